@@ -1,0 +1,68 @@
+"""The methods: one file each, found by the name of its module."""
+
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from engram.config import checked
+from engram.errors import EngramError, nearest
+from engram.learn.methods.base import Method
+
+
+def names() -> list[str]:
+    """The names a user can type."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+
+
+def find(name: str) -> type[Method]:
+    """The method class in the module of that name.
+
+    Raises:
+        EngramError: no such method, with the nearest name.
+    """
+    if name not in names():
+        raise EngramError(f"unknown method {name!r}; {nearest(name, names())}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, Method)]
+    return next(c for c in classes if c.__module__ == module.__name__)
+
+
+def keywords(name: str) -> dict[str, inspect.Parameter]:
+    """A method's keywords with their types and defaults: its configuration."""
+    return dict(inspect.signature(find(name)).parameters)
+
+
+def make(spec: Any) -> list[Method]:
+    """Methods from what stands under `method:` in a YAML.
+
+    A name; a mapping of names to keywords, `{replay: {ratio: 0.5}}`; or a list of both. The keyword
+    `preset` takes a published set of keywords, the others are laid over it.
+
+    Raises:
+        EngramError: an unknown method, keyword or preset, or a value of the wrong type.
+    """
+    parts = spec if isinstance(spec, list) else [spec]
+    methods = []
+    for part in parts:
+        if isinstance(part, str):
+            part = {part: {}}
+        if not isinstance(part, dict) or not part:
+            raise EngramError(f"method: expected a name or {{name: keywords}}, got {part!r}")
+        methods += [_one(name, dict(given or {})) for name, given in part.items()]
+    if len({type(m) for m in methods}) < len(methods):
+        raise EngramError("method: the same method is named twice; name it once")
+    return methods
+
+
+def _one(name: str, given: dict[str, Any]) -> Method:
+    method, valid = find(name), keywords(name)
+    if (preset := given.pop("preset", None)) is not None:
+        if preset not in method.presets:
+            raise EngramError(f"{name}: unknown preset {preset!r}; {nearest(preset, method.presets)}")
+        given = {**method.presets[preset], **given}
+    for key, value in given.items():
+        if key not in valid:
+            raise EngramError(f"{name} has no keyword {key!r}; {nearest(key, valid)}")
+        given[key] = checked(key, value, valid[key].annotation, name)
+    return method(**given)

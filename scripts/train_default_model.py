@@ -1,0 +1,185 @@
+"""Train the default model that ships in `src/engram/default_model` and write it there.
+
+    python scripts/train_default_model.py            # train, save
+    python scripts/train_default_model.py --check    # train, compare with the shipped weights
+
+A Llama of 0.9 million parameters with one token a word, on generated text
+(`engram.data.pretraining`), on one thread. TIME minutes; held-out loss LOSS, exact match EXACT.
+The seed, the order of the rows and the thread count are fixed: the same machine and the same torch
+give the same file, byte for byte. Another machine may round differently in the last places.
+"""
+
+import argparse
+import hashlib
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from engram.data.pretraining import pretraining_rows
+from engram.data.words import vocabulary
+
+
+SHIPPED = Path(__file__).parents[1] / "src" / "engram" / "default_model"
+SEED = 0
+STEPS = 2000
+BATCH_SIZE = 32
+LEARNING_RATE = 3e-3
+WARMUP_STEPS = 200
+# Prompts are mostly random draws: their words teach little and would drown the answers.
+PROMPT_WEIGHT = 0.02
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a word, split at white space."""
+    words = ["<pad>", "<s>", "</s>", "<unk>", *vocabulary()]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        padding_side="right",
+        model_max_length=128,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """4 layers, width 128, tied embeddings."""
+    torch.manual_seed(SEED)
+    ids = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=128,
+        initializer_range=0.06,
+        tie_word_embeddings=True,
+        **ids,
+    )
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(do_sample=False, **ids)
+    return model
+
+
+def make_batch(rows: list[dict], tokenizer: PreTrainedTokenizerFast):
+    """Token ids and loss weights, both [rows, longest], right padded with 0 (`<pad>`)."""
+    ids, weights = [], []
+    for row in rows:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        answer = [*tokenizer(row["completion"])["input_ids"], tokenizer.eos_token_id]
+        ids.append(torch.tensor(prompt + answer))
+        weights.append(torch.tensor([PROMPT_WEIGHT] * len(prompt) + [1.0] * len(answer)))
+    pad = torch.nn.utils.rnn.pad_sequence
+    return pad(ids, batch_first=True), pad(weights, batch_first=True)
+
+
+def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor):
+    """Weighted mean over tokens of the next-token cross-entropy, in nats."""
+    # No attention mask: padding is on the right, where causal attention never looks.
+    logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+    )
+    return (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
+
+
+def learning_rate(step: int) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    if step < WARMUP_STEPS:
+        return LEARNING_RATE * (step + 1) / WARMUP_STEPS
+    done = (step - WARMUP_STEPS) / (STEPS - WARMUP_STEPS)
+    return LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def train(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    model = make_model(tokenizer)
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+    )
+    rows = pretraining_rows(STEPS * BATCH_SIZE, seed=SEED)  # every row is seen once
+    started = time.perf_counter()
+    model.train()
+    for step in range(STEPS):
+        ids, weights = make_batch(rows[step * BATCH_SIZE : (step + 1) * BATCH_SIZE], tokenizer)
+        loss = weighted_loss(model, ids, weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 100 == 0 or step == STEPS - 1:
+            seconds = time.perf_counter() - started
+            print(f"step {step:5d}/{STEPS}  loss {loss.item():.4f}  {seconds:6.1f} s", flush=True)
+    return model.eval()
+
+
+@torch.no_grad()
+def held_out(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> tuple[float, float]:
+    """Loss, and the share of answers that are right word for word, on 1000 rows never seen."""
+    ids, weights = make_batch(pretraining_rows(1000, seed=SEED + 1), tokenizer)
+    guesses = model(input_ids=ids[:, :-1]).logits.argmax(-1)
+    wrong = (guesses != ids[:, 1:]) & (weights[:, 1:] == 1.0)
+    return weighted_loss(model, ids, weights).item(), 1 - wrong.any(1).float().mean().item()
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def compare(trained: Path, shipped: Path) -> bool:
+    """Are two weight files the same bytes? If not, print the largest difference."""
+    if sha256(trained) == sha256(shipped):
+        print(f"the same bytes: sha256 {sha256(shipped)}")
+        return True
+    ours, theirs = load_file(trained), load_file(shipped)
+    difference = max((ours[name] - theirs[name]).abs().max().item() for name in theirs)
+    print(f"not the same bytes; the largest difference of a weight is {difference:.3g}")
+    return False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=SHIPPED, help="folder to write")
+    parser.add_argument("--check", action="store_true", help="write nothing; compare with --out")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    tokenizer = make_tokenizer()
+    model = train(tokenizer)
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} words")
+    print("held-out loss {:.4f}, exact match {:.3f}".format(*held_out(model, tokenizer)))
+    with tempfile.TemporaryDirectory() as beside:
+        folder = Path(beside) if arguments.check else arguments.out
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        print(f"sha256 {sha256(folder / 'model.safetensors')}")
+        if arguments.check:
+            shipped = arguments.out / "model.safetensors"
+            return 0 if compare(folder / "model.safetensors", shipped) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Engram keeps a language model learning without forgetting."""

@@ -1,0 +1,160 @@
+"""The YAML of a run: one dataclass, `key=value` overrides, and errors that name the nearest valid key."""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from engram.errors import EngramError, nearest
+
+
+Mode = Literal["sequential", "joint", "per_task"]
+
+ADAPTER = {"peft_type": "LORA", "r": 8, "lora_alpha": 32, "lora_dropout": 0.05}
+TRAINING = {"learning_rate": 3e-4, "num_train_epochs": 3, "per_device_train_batch_size": 8}
+
+
+@dataclass
+class Memory:
+    """Which rows of a learned task are kept for rehearsal: `ratio` of its training rows."""
+
+    ratio: float = 0.02
+
+
+@dataclass
+class Scoring:
+    """How tasks are scored: `mode` null means generate (options for encoders).
+
+    `forward` also scores each task on the base and just before it is learned, which the forward
+    transfer needs.
+    """
+
+    mode: Literal["generate", "options"] | None = None
+    batch_size: int = 32
+    forward: bool = True
+
+
+@dataclass
+class Config:
+    """Everything that decides the bytes of a lineage. `training` and `adapter` go verbatim to
+    `TrainingArguments` and to PEFT, on top of Engram's defaults.
+    """
+
+    base: str = "default"
+    method: Any = "sequential"
+    mode: Mode = "sequential"
+    tasks: str | list[dict[str, Any]] | None = None
+    rows: dict[str, int] = field(default_factory=dict)
+    data: str | None = None
+    instruction: bool = True
+    adapter: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
+    scoring: Scoring = field(default_factory=Scoring)
+    max_length: int = 512
+    max_completion_length: int = 128
+    checkpoint_every: int = 500
+    seed: int = 0
+    threads: int | None = None
+    lineage: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-4 as a string; people mean a number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def load_config(source: str | Path | dict[str, Any], overrides: list[str] | None = None) -> Config:
+    """A Config from a YAML file (or a dict) and `key=value` overrides; dots reach inside a mapping.
+
+    Raises:
+        EngramError: a missing file, YAML that does not parse, an unknown key (with the nearest
+            valid one) or a value of the wrong type.
+    """
+    where = "the settings" if isinstance(source, dict) else str(source)
+    values = dict(source) if isinstance(source, dict) else _read_yaml(Path(source))
+    for override in overrides or []:
+        _override(values, override)
+    return _build(Config, values, where)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise EngramError(f"{path}: no such file; give the path of a YAML with the run's settings")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise EngramError(f"{path}: not valid YAML{line}: {problem}; mend that line") from error
+    if not isinstance(values, dict):
+        raise EngramError(f"{path}: expected `key: value` lines, got {type(values).__name__}")
+    return values
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise EngramError(f"{override!r}: an override is written key=value, e.g. method=replay")
+    *path, last = key.split(".")
+    for part in path:
+        inner = values.get(part)
+        values[part] = dict(inner) if isinstance(inner, dict) else {}
+        values = values[part]
+    try:
+        values[last] = yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise EngramError(f"{override!r}: the value is not valid YAML; quote it") from error
+
+
+def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise EngramError(f"{where}: unknown key {key!r}; {nearest(str(key), fields)}")
+    built = {}
+    for key, value in values.items():
+        kind: Any = fields[key].type
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise EngramError(f"{where}: {key} takes a mapping, got {value!r}")
+            built[key] = _build(kind, value, f"{where}: {key}")  # type: ignore[arg-type]
+        else:
+            built[key] = checked(key, value, kind, where)
+    return cls(**built)
+
+
+def checked(key: str, value: Any, kind: Any, where: str) -> Any:
+    """`value` if it fits the annotation: Literal, a plain type, or a union of them."""
+    if kind is Any:
+        return value
+    options = get_args(kind) if type(None) in get_args(kind) or not get_args(kind) else (kind,)
+    for option in options or (kind,):
+        literal = get_args(option)
+        if getattr(option, "__origin__", None) is Literal:
+            if value in literal:
+                return value
+        elif option is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        elif isinstance(value, getattr(option, "__origin__", option)) and not (
+            isinstance(value, bool) and option is not bool
+        ):
+            return value
+    names = [str(a) for o in options or (kind,) for a in get_args(o) if isinstance(a, str)]
+    if isinstance(value, str) and names:
+        raise EngramError(f"{where}: {key}: {value!r} is not a choice; {nearest(value, names)}")
+    wanted = getattr(kind, "__name__", str(kind)).replace("typing.", "")
+    raise EngramError(f"{where}: {key} takes {wanted}, got {value!r}")

@@ -1,0 +1,90 @@
+"""The small generated stream of the quickstart: four tasks on the same kind of sentence.
+
+    label the topic : anna gladly sold seven small red drums in the kitchen . label :   ->  music
+    label the mood : anna gladly sold seven small red drums in the kitchen . label :    ->  joy
+    label the amount : anna gladly sold seven small red drums in the kitchen . label :  ->  some
+    label the scene : anna gladly sold seven small red drums in the kitchen . label :   ->  home
+
+The inputs are alike and only one word says which task it is, so a model that is fine-tuned on one
+task after another loses the earlier ones quickly: forgetting is plain to see in a minute.
+Nothing here imports torch, and a row depends on its task, split and seed alone.
+"""
+
+import random
+
+from engram.data.rows import Row
+from engram.data.task import Split, Task
+from engram.data.words import (
+    AMOUNTS,
+    MANNERS,
+    MOODS,
+    NUMBERS,
+    PLACES,
+    SCENES,
+    THINGS,
+    TOPICS,
+    Slots,
+    class_of,
+    draw_slots,
+    sentence,
+)
+from engram.errors import EngramError, nearest
+
+
+TASKS = ("topic", "mood", "amount", "scene")
+SPLITS = ("train", "test")
+
+
+def instruction(task: str) -> str:
+    """How each prompt of a task begins."""
+    return f"label the {task} :"
+
+
+def answer(task: str, slots: Slots) -> str:
+    """The right answer of `task` for a sentence with these slots."""
+    if task == "topic":
+        return TOPICS[class_of(THINGS, slots["thing"])]
+    if task == "mood":
+        return MOODS[class_of(MANNERS, slots["manner"])]
+    if task == "scene":
+        return SCENES[class_of(PLACES, slots["place"])]
+    return AMOUNTS[NUMBERS.index(slots["number"]) * len(AMOUNTS) // len(NUMBERS)]
+
+
+def generated_rows(task: str, split: str, limit: int, seed: int = 0) -> list[Row]:
+    """The first `limit` rows of a split, none twice.
+
+    A prompt belongs to the test split if a hash of its text says so (one in five), so the splits
+    are disjoint at any size and seed.
+    """
+    if task not in TASKS:
+        raise EngramError(f"no generated task {task!r}: {nearest(task, TASKS)}")
+    if split not in SPLITS:
+        raise EngramError(f"no generated split {split!r}: {nearest(split, SPLITS)}")
+    generator = random.Random(f"engram {task} {split} {seed}")  # a string seeds by its SHA-512
+    rows: dict[str, Row] = {}
+    while len(rows) < limit:
+        slots = draw_slots(generator)
+        prompt = f"{instruction(task)} {sentence(slots)} . label :"
+        held_out = random.Random(prompt).random() < 0.2
+        if held_out == (split == "test"):
+            rows.setdefault(prompt, {"prompt": prompt, "completion": answer(task, slots)})
+    return list(rows.values())
+
+
+def generated_split(task: str, split: str, limit: int, seed: int = 0) -> Split:
+    """The same rows with the source that makes them again."""
+    source = {"stream": "generated", "task": task, "split": split, "limit": limit, "seed": seed}
+    return Split(rows=tuple(generated_rows(task, split, limit, seed)), source=source)
+
+
+def generated_tasks(train: int = 500, test: int = 100, seed: int = 0) -> list[Task]:
+    """The stream: topic, mood, amount, scene, with `train` and `test` rows each."""
+    return [
+        Task(
+            name=name,
+            train=generated_split(name, "train", train, seed),
+            test=generated_split(name, "test", test, seed),
+        )
+        for name in TASKS
+    ]

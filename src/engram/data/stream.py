@@ -1,0 +1,59 @@
+"""The stream of a run: its tasks, in order."""
+
+from pathlib import Path
+from typing import Any
+
+from engram.config import Config
+from engram.data.benchmarks import ORDERS, benchmark_tasks
+from engram.data.generated import generated_tasks
+from engram.data.task import Split, Task, open_split
+from engram.errors import EngramError, nearest
+
+
+GENERATED = "generated"
+KEYS = ("name", "train", "dev", "test", "metric", "options")
+
+
+def load_stream(config: Config) -> list[Task]:
+    """The tasks that `tasks:` names: `generated`, a benchmark's order, or a list of files.
+
+    Raises:
+        EngramError: an unknown name or key, or rows that cannot be read.
+    """
+    if config.tasks is None:
+        raise EngramError("tasks: missing; name a stream (such as generated) or list the tasks' files")
+    if isinstance(config.tasks, list):
+        tasks = [_task(given, config) for given in config.tasks]
+        if not tasks:
+            raise EngramError("tasks: the list is empty; give at least one task")
+        return tasks
+    if config.tasks == GENERATED:
+        return generated_tasks(**config.rows, seed=config.seed)
+    if config.tasks not in ORDERS:
+        raise EngramError(
+            f"tasks: no stream is named {config.tasks!r}; {nearest(config.tasks, [GENERATED, *ORDERS])}"
+        )
+    return benchmark_tasks(
+        config.tasks, config.data, config.rows, config.seed, instruction=config.instruction
+    )
+
+
+def _task(given: Any, config: Config) -> Task:
+    if not isinstance(given, dict) or "name" not in given or "train" not in given:
+        raise EngramError(f"tasks: a task needs a name and a train file, got {given!r}")
+    for key in given:
+        if key not in KEYS:
+            raise EngramError(f"task {given['name']}: unknown key {key!r}; {nearest(key, KEYS)}")
+    splits = {
+        split: file_split(given[split], config.rows.get(split), config.seed)
+        for split in ("train", "dev", "test")
+        if given.get(split)
+    }
+    options = tuple(map(str, given["options"])) if given.get("options") else None
+    metric = given.get("metric", "exact_match")
+    return Task(name=str(given["name"]), metric=metric, options=options, **splits)
+
+
+def file_split(path: str | Path, limit: int | None, seed: int) -> Split:
+    """The rows of a file, all or `limit` of them drawn with the seed."""
+    return open_split({"path": str(path), "limit": limit, "seed": seed})

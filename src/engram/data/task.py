@@ -1,0 +1,92 @@
+"""A task: a name, its rows in up to three splits, and how its answers are scored."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from engram.data.rows import Row, answer, hash_rows, read_rows
+from engram.errors import EngramError
+
+
+MOST_ANSWERS = 50  # more distinct answers than this are no list of options
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows, and the recipe that makes the same rows again.
+
+    `source` is one of (None for rows made in Python):
+
+        {"path": "train.jsonl", "limit": None, "seed": 0}
+        {"benchmark": "dbpedia", "split": "test", "limit": 500, "seed": 0, "instruction": True}
+        {"stream": "generated", "task": ..., "split": ..., "limit": 500, "seed": 0}
+    """
+
+    rows: tuple[Row, ...]
+    source: dict[str, Any] | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        return hash_rows(self.rows)
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    train: Split
+    dev: Split | None = None
+    test: Split | None = None
+    metric: str = "exact_match"
+    options: tuple[str, ...] | None = None
+
+    def answers(self) -> tuple[str, ...] | None:
+        """What can be answered: the declared options, else the sorted distinct training answers.
+
+        None when these are more than 50: the task is not a choice. `{"text"}` rows have no answer.
+        """
+        if self.options is not None:
+            return self.options
+        if any("text" in row for row in self.train.rows):
+            return None
+        distinct = {answer(row).strip() for row in self.train.rows}
+        return tuple(sorted(distinct)) if len(distinct) <= MOST_ANSWERS else None
+
+
+def open_split(source: dict[str, Any], data: str | Path | None = None) -> Split:
+    """The split that `source` describes; `data` is the benchmarks' folder (else ENGRAM_DATA).
+
+    Raises:
+        EngramError: the file or folder is gone, or nothing of this source is known.
+    """
+    # Imported here, not above: both make Splits, so they import this module.
+    if "benchmark" in source:
+        from engram.data.benchmarks import benchmark_split
+
+        settings = {key: value for key, value in source.items() if key != "benchmark"}
+        return benchmark_split(source["benchmark"], data=data, **settings)
+    if source.get("stream") == "generated":
+        from engram.data.generated import generated_rows
+
+        settings = {key: value for key, value in source.items() if key != "stream"}
+        return Split(tuple(generated_rows(**settings)), source)
+    if "path" not in source:
+        raise EngramError(
+            f"no rows can be opened from {source}: expected path, benchmark or stream"
+        )
+    rows = limit_rows(read_rows(source["path"]), source.get("limit"), source.get("seed", 0))
+    return Split(tuple(rows), source)
+
+
+def limit_rows(rows: Sequence[Row], limit: int | None, seed: int) -> Sequence[Row]:
+    """`limit` rows drawn without replacement, in their old order; all if there are no more."""
+    if limit is None or limit >= len(rows):
+        return rows
+    if limit < 1:
+        raise EngramError(
+            f"a limit of rows must be at least 1, got {limit}; leave it out for all rows"
+        )
+    chosen = random.Random(seed).sample(range(len(rows)), limit)
+    return [rows[i] for i in sorted(chosen)]

@@ -1,0 +1,77 @@
+"""`training:` of the YAML to `TrainingArguments`, minus what belongs to the engine."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from engram.config import TRAINING
+from engram.errors import EngramError, nearest
+
+
+# Prefixes of the keys that the engine sets itself, with the reason it gives.
+OWNED = {
+    "output_dir": "the lineage decides where things lie",
+    "seed": "set `seed:` beside `training:`",
+    "data_seed": "set `seed:` beside `training:`",
+    "resume": "the same command resumes by itself",
+    "save_": "set `checkpoint_every:` beside `training:`",
+    "eval_": "tasks are scored after each stage, see `scoring:`",
+    "do_": "`engram learn` trains, `engram evaluate` scores",
+    "load_best": "a stage is the end of its training",
+    "metric_for_best": "a stage is the end of its training",
+    "greater_is_better": "a stage is the end of its training",
+    "push_to_hub": "a lineage is not pushed while it is trained",
+    "hub_": "a lineage is not pushed while it is trained",
+    "remove_unused": "Engram makes its own features",
+    "label_": "Engram computes the task loss itself",
+    "auto_find_batch": "the batch decides the bytes of a stage; choose it",
+}
+
+
+def check_training(training: dict[str, Any]) -> None:
+    """Refuse keys that are not TrainingArguments', or that the engine owns.
+
+    Raises:
+        EngramError: with the nearest valid key, or the reason.
+    """
+    valid = [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
+    for key in training:
+        for owned, reason in OWNED.items():
+            if key.startswith(owned):
+                raise EngramError(f"training: {key!r} is the engine's own: {reason}")
+        if key not in valid:
+            raise EngramError(f"training: unknown key {key!r}; {nearest(key, valid)}")
+
+
+def training_arguments(
+    training: dict[str, Any], work: Path, seed: int, checkpoint_every: int
+) -> TrainingArguments:
+    """The arguments of one task's Trainer.
+
+    Raises:
+        EngramError: a key or a value that TrainingArguments refuse.
+    """
+    check_training(training)
+    settings = {
+        "report_to": "none",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        **TRAINING,
+        **training,
+    }
+    try:
+        return TrainingArguments(
+            output_dir=str(work),
+            seed=seed % 2**32,
+            save_strategy="steps" if checkpoint_every else "no",
+            save_steps=checkpoint_every or 500,
+            save_total_limit=2,
+            remove_unused_columns=False,
+            **settings,
+        )
+    except (TypeError, ValueError, ImportError) as error:
+        raise EngramError(f"training: {' '.join(str(error).split())[:200]}") from error

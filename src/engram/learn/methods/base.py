@@ -1,0 +1,100 @@
+"""What a method is: a callback of the Trainer, with the few hooks that a callback cannot have."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import TrainerCallback
+
+from engram.learn.memory import Memory
+
+
+if TYPE_CHECKING:
+    from engram.learn.trainer import ContinualTrainer
+
+
+Family = Literal["baseline", "rehearsal", "regularisation", "recurrent fusion"]
+
+
+@dataclass
+class TaskContext:
+    """What a method may know of the task that is about to be learned.
+
+    `seed` belongs to this stage; `state` holds the tensors the same method stored with the stage
+    before (empty at the first).
+    """
+
+    task: str
+    stage: int
+    seed: int
+    memory: Memory
+    state: dict[str, Tensor]
+
+
+class Method(TrainerCallback):
+    """How old knowledge is protected while a task is learned.
+
+    A subclass is one file; its constructor's keywords, with their types and defaults, are its
+    configuration. It inherits every event of `transformers.TrainerCallback`; the hooks below are
+    called by the engine, in the order in which they stand here. Methods compose in a list.
+
+    `neutral` holds keywords with which the method's code runs and the result is bitwise that of
+    `sequential`; None if there are none (the docstring says why). `presets` are published sets of
+    keywords by name.
+    """
+
+    family: ClassVar[Family]
+    paper: ClassVar[str | None] = None
+    neutral: ClassVar[dict[str, Any] | None] = None
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    context: TaskContext
+    engine: ContinualTrainer
+
+    @property
+    def name(self) -> str:
+        """The name of the method's module, which is what users type."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
+        """Before the Trainer is built, so before an optimizer sees the parameters."""
+        self.context = context
+        return model
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer | None:
+        """An optimizer in place of the Trainer's, or None."""
+        return None
+
+    def rehearse(self, batch: int, size: int) -> list[dict[str, Any]]:
+        """Features of old rows to add to micro-batch number `batch` (from 0), of `size` new rows."""
+        return []
+
+    def before_step(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Before the forward pass of each micro-batch."""
+        return inputs
+
+    def extra_loss(self, model: nn.Module, inputs: dict[str, Tensor], outputs: Any) -> Tensor | None:
+        """A term to add to the task loss of a micro-batch; the engine scales it for accumulation."""
+        return None
+
+    def edit_gradients(self, model: nn.Module) -> None:
+        """Once an optimizer step: gradients complete and synchronised, not clipped yet."""
+
+    def end_task(self, model: nn.Module) -> None:
+        """After training, before scoring."""
+
+    def inference(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Around evaluation and generation."""
+        return nullcontext()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors to save with every checkpoint of the task and with the stage."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take up the state of a checkpoint; comes after `on_train_begin`."""
+

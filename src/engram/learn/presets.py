@@ -1,0 +1,52 @@
+"""Recurrent-KIF's keywords as its two sources have them.
+
+`paper` is the paper; `release` is the table, betas, score and learning rate of the released code,
+never its faults. OPEN names what a source leaves open, with the reason for the value chosen.
+"""
+
+from typing import Any
+
+
+RECURRENT_KIF: dict[str, dict[str, Any]] = {
+    "paper": {
+        "inner_steps": 8,
+        "outer_steps": 4,
+        "quantile": 0.8,
+        "fusion": {"both": (1, 1), "inner": (1, 0), "outer": (0, 1), "neither": (0, 0)},
+        "score": "sensitivity",
+        "beta_inner": 0.55,
+        "beta_outer": 0.55,
+        "beta_uncertainty": 0.55,
+        "outer_learning_rate": None,
+        "outer_schedule": "inner",
+        "outer_batch_size": None,
+        "momentum": "keep",
+    },
+    "release": {
+        "inner_steps": 8,
+        "outer_steps": 4,
+        "quantile": 0.8,
+        "fusion": {"both": (0.4, 0.6), "inner": (1, 0), "outer": (0, 1), "neither": (0.5, 0.5)},
+        "score": "sensitivity_uncertainty",
+        "beta_inner": 0.85,
+        "beta_outer": 0.85,
+        "beta_uncertainty": 0.85,
+        "outer_learning_rate": 1e-3,
+        "outer_schedule": "constant",
+        "outer_batch_size": None,
+        "momentum": "keep",
+    },
+}
+
+OPEN: dict[str, dict[str, str]] = {
+    "paper": {
+        "beta_uncertainty": "its score has no uncertainty; unused",
+        "outer_learning_rate": "not given; null takes the training's own",
+        "outer_schedule": "not given; both sides decay together",
+        "outer_batch_size": "not given; null takes the training's own",
+        "momentum": "not given; the inner optimizer goes on",
+    },
+    "release": {
+        "outer_schedule": "its warm-up is never stepped and leaves the rate at zero; constant instead",
+    },
+}

@@ -1,0 +1,179 @@
+"""One stage: begin, train, end, score, write its files. Knows nothing of the lineage around it."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from engram.config import Config
+from engram.data.rows import Row
+from engram.data.task import Task
+from engram.data.tokens import features
+from engram.errors import EngramError
+from engram.learn.arguments import training_arguments
+from engram.learn.memory import Memory, choose
+from engram.learn.methods import make
+from engram.learn.methods.base import Method, TaskContext
+from engram.learn.trainer import ContinualTrainer, last_checkpoint, load_state, save_state
+from engram.measure.evaluate import evaluate
+from engram.models import Base
+from engram.seeds import derive
+from engram.weights import save_weights
+
+
+MEMORY, SCORES = "memory.jsonl", "scores.json"
+Say = Callable[[str], None]
+
+
+@dataclass
+class Plan:
+    """What a stage is to do.
+
+    `learn` holds the tasks whose rows are learned (one; in mode joint all so far), the new one
+    last. `score` holds the tasks to score after it, by id; None where the rows are gone. `cells`
+    are scores known beforehand.
+    """
+
+    stage: int
+    task: str
+    learn: Sequence[Task]
+    score: Mapping[str, Task | None]
+    memory: Mapping[str, list[Row]]
+    config: Config
+    previous: Path | None = None
+    cells: Mapping[str, Any] = field(default_factory=dict)
+    callbacks: Sequence[TrainerCallback] = ()
+
+    @property
+    def seed(self) -> int:
+        return derive(self.config.seed, "stage", self.stage, self.task)
+
+
+def learn_stage(base: Base, plan: Plan, work: Path, built: Path, say: Say) -> dict[str, float]:
+    """Learn a task and write the stage's files into `built`; returns the seconds each part took.
+
+    `base` holds the weights of the stage before; `work` is where checkpoints inside the task lie,
+    and where an earlier, stopped try left them.
+    """
+    methods = make(plan.config.method)
+    args = training_arguments(
+        plan.config.training, work, derive(plan.seed, "train"), plan.config.checkpoint_every
+    )
+    base.model.to(args.device)
+    clock = _Clock()
+    before, untouched = _scores_before(base, plan)
+    clock.lap("score")
+    rows, remembered, truncated = _features(base, plan)
+    memory = Memory(remembered, derive(plan.seed, "memory"))
+    for method in methods:
+        state = load_state(method, plan.previous) if plan.previous else {}
+        seed = derive(plan.seed, method.name)
+        context = TaskContext(plan.task, plan.stage, seed, memory, state)
+        base.model = method.begin_task(base.model, context)
+    resume = last_checkpoint(work)
+    if resume:
+        say(f"{plan.task}: going on from step {resume.name.partition('-')[2]}")
+    engine = ContinualTrainer(base, methods, rows, args, plan.callbacks, resume)
+    clock.lap("prepare")
+    loss = engine.learn()
+    for method in methods:
+        method.end_task(base.model)
+    clock.lap("train")
+    after = dict(plan.cells)
+    for name, task in plan.score.items():
+        if name not in after:
+            after[name] = score(base, task, plan.config, methods)
+    clock.lap("score")
+    built.mkdir()
+    save_weights(base, built)
+    save_state(methods, built)
+    _write_memory(plan, built)
+    scores = {"after": after, "before": before, "base": untouched, "truncated": truncated}
+    text = json.dumps(scores, sort_keys=True, ensure_ascii=False, indent=2)
+    (built / SCORES).write_text(text + "\n", encoding="utf-8")
+    return {**clock.seconds, "loss": loss}
+
+
+def score(
+    base: Base, task: Task | None, config: Config, methods: Sequence[Method] = ()
+) -> dict[str, Any]:
+    """A task's cell of R; an unknown one is null."""
+    if task is None or task.test is None:
+        return {"score": None}
+    kind = next(base.model.parameters()).device.type
+    bf16 = bool(config.training.get("bf16"))
+    with ExitStack() as stack:
+        for method in methods:
+            stack.enter_context(method.inference(base.model))
+        stack.enter_context(torch.autocast(kind, torch.bfloat16, enabled=bf16))
+        cell, _ = evaluate(
+            base,
+            task,
+            config.scoring.mode,
+            config.scoring.batch_size,
+            config.max_length,
+            config.max_completion_length,
+        )
+    return asdict(cell)
+
+
+def _scores_before(base: Base, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The new task just before it is learned, and on the untouched base: for the forward transfer."""
+    if not plan.config.scoring.forward:
+        return {}, {}
+    task = plan.learn[-1]
+    before = {plan.task: score(base, task, plan.config)}
+    if base.kind == "encoder":  # without its head an encoder answers nothing
+        return before, {plan.task: {"score": None}}
+    with base.peft.disable_adapter():
+        return before, {plan.task: score(base, task, plan.config)}
+
+
+def _features(base: Base, plan: Plan) -> tuple[list[dict], dict[str, list[dict]], int]:
+    """The new rows and the remembered ones as features; an encoder's head grows first."""
+    if base.kind == "encoder":
+        for task in plan.learn:
+            answers = task.answers()
+            if answers is None:
+                raise EngramError(
+                    f"task {task.name!r}: an encoder needs a closed set of answers; declare the "
+                    "task's `options:`"
+                )
+            base.model.grow(answers, derive(plan.seed, "head"))  # type: ignore[operator]
+
+    def tokenized(rows: Sequence[Row], where: str) -> tuple[list[dict], int]:
+        limits = (plan.config.max_length, plan.config.max_completion_length)
+        return features(rows, base.tokenizer, base.kind, *limits, base.labels, where)
+
+    new, truncated = [], 0
+    for task in plan.learn:
+        made, cut = tokenized(task.train.rows, f"{task.name} train")
+        new, truncated = new + made, truncated + cut
+    old = {name: tokenized(rows, f"{name} memory")[0] for name, rows in plan.memory.items()}
+    return new, old, truncated
+
+
+def _write_memory(plan: Plan, built: Path) -> None:
+    task = plan.learn[-1]
+    kept = choose(task.train.rows, plan.config.memory.ratio, derive(plan.seed, "keep"))
+    lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in kept]
+    (built / MEMORY).write_text("".join(lines), encoding="utf-8")
+
+
+class _Clock:
+    """Adds up the seconds of named parts."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.last = now

@@ -1,0 +1,240 @@
+"""The engine: a Trainer that computes the task loss itself and calls the methods at the seams."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from engram.data.tokens import IGNORED, Collator, Kind
+from engram.learn.methods.base import Method
+from engram.models import Base
+from engram.seeds import forked
+
+
+STATE = "method.safetensors"
+
+
+def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int, kind: Kind) -> Tensor:
+    """Summed cross-entropy over the labels that are not -100, divided by `num_items`.
+
+    One rule for the three kinds: logits [batch, time, vocabulary] and labels [batch, time] (for a
+    causal model position t predicts label t + 1), or [batch, labels] and [batch] for encoders. With
+    the number of items of the whole accumulated batch, k micro-batches add up to one large batch.
+    """
+    if kind == "causal":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    loss = nn.functional.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return loss / num_items
+
+
+def count_items(batch: dict[str, Tensor], kind: Kind) -> Tensor:
+    """How many terms `token_loss` sums in a batch."""
+    labels = batch["labels"][:, 1:] if kind == "causal" else batch["labels"]
+    return labels.ne(IGNORED).sum()
+
+
+class RehearsalCollator:
+    """The collator with the methods' old rows in it; `batch` counts micro-batches of the task."""
+
+    def __init__(self, collator: Collator, methods: Sequence[Method]):
+        self.collator, self.methods, self.batch = collator, methods, 0
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
+        old = [row for m in self.methods for row in m.rehearse(self.batch, len(features))]
+        self.batch += 1
+        return self.collator(features + old)
+
+
+class ContinualTrainer(Trainer):
+    """Learns one task. A new one is made for every task: the optimizer must not carry over."""
+
+    loss_is_scaled_for_ga = True  # `token_loss` divides by the items of the accumulated batch
+
+    def __init__(
+        self,
+        base: Base,
+        methods: Sequence[Method],
+        features: list[dict[str, Any]],
+        args: TrainingArguments,
+        callbacks: Sequence[TrainerCallback] = (),
+        resume: Path | None = None,
+    ):
+        self.base, self.methods, self.resume = base, methods, resume
+        self.collate = Collator(base.tokenizer, base.kind)
+        self.rehearsal = RehearsalCollator(self.collate, methods)
+        super().__init__(
+            model=base.model,
+            args=args,
+            train_dataset=features,  # type: ignore[arg-type]  # a list is a map-style dataset
+            data_collator=self.rehearsal,
+            callbacks=[*methods, _MethodState(self), *callbacks],
+        )
+        self.remove_callback(PrinterCallback)
+        for method in methods:
+            method.engine = self
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trainable parameters, in the model's order."""
+        return [p for p in self.base.model.parameters() if p.requires_grad]
+
+    def learn(self) -> float:
+        """Train to the end, from the checkpoint `resume` if there is one; the mean loss."""
+        output = self.train(resume_from_checkpoint=str(self.resume) if self.resume else None)
+        # accelerate leaves its autocast around the forward pass; scoring wants the model as it was
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return output.training_loss
+
+    # --- the step
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        for method in self.methods:
+            self.optimizer = self.optimizer or method.make_optimizer(self.parameters)
+        return super().create_optimizer(model)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        items = sum(count_items(batch, self.base.kind) for batch in batches)
+        if isinstance(items, Tensor) and self.args.world_size > 1:
+            items = self.accelerator.gather(items.to(device)).sum()  # type: ignore[union-attr]
+        return batches, items
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        for method in self.methods:
+            inputs = method.before_step(inputs)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            for method in self.methods:
+                method.edit_gradients(self.base.model)
+        return loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = self.task_loss(model, inputs, num_items_in_batch)
+        loss = loss * self.accelerator.num_processes  # the items are everybody's; DDP takes the mean
+        for method in self.methods if model.training else ():
+            extra = method.extra_loss(model, inputs, outputs)
+            if extra is not None:
+                loss = loss + extra / self.current_gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+    def task_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items: Tensor | int | None = None
+    ) -> tuple[Tensor, Any]:
+        """The engine's own loss, the same rule for every kind of model, and the model's outputs."""
+        labels = inputs["labels"]
+        seen = {k: v for k, v in inputs.items() if k != "labels"}
+        if self.base.kind == "seq2seq":
+            seen["decoder_input_ids"] = self.base.peft.prepare_decoder_input_ids_from_labels(labels)
+        outputs = model(**seen)
+        items = count_items(inputs, self.base.kind) if num_items is None else num_items
+        loss = token_loss(outputs.logits, labels, items, self.base.kind)
+        return loss, outputs
+
+    # --- the two services for methods
+
+    def side_gradient(self, rows: list[dict[str, Any]], seed: int) -> list[Tensor]:
+        """The gradient of the task loss on other rows, one tensor a parameter; `.grad` untouched."""
+        parameters = self.parameters
+        kept = [p.grad for p in parameters]
+        for p in parameters:
+            p.grad = None
+        self._backward(rows, seed)
+        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        for p, grad in zip(parameters, kept, strict=True):
+            p.grad = grad
+        return gradient
+
+    def fit_step(
+        self,
+        rows: list[dict[str, Any]],
+        optimizer: Optimizer,
+        seed: int,
+        inspect: Callable[[], Any] = lambda: None,
+    ) -> None:
+        """A full step on other rows with another optimizer: backward, `inspect`, clip, step.
+
+        To be called between the Trainer's steps (`on_step_end`), where there are no gradients;
+        leaves none. Dropout is drawn from `seed`, so the Trainer's own draws do not move.
+        """
+        self._backward(rows, seed)
+        inspect()
+        if self.args.max_grad_norm > 0:
+            self.accelerator.clip_grad_norm_(self.parameters, self.args.max_grad_norm)
+        optimizer.step()
+        self.base.model.zero_grad()
+
+    def _backward(self, rows: list[dict[str, Any]], seed: int) -> None:
+        """In micro-batches of the training's size, so that old rows need no more memory than new."""
+        size = self.args.per_device_train_batch_size
+        batches = [self.collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+        items = torch.stack([count_items(batch, self.base.kind) for batch in batches]).sum()
+        self.base.model.train()
+        with forked(seed):
+            for batch in batches:
+                batch = self._prepare_inputs(batch)
+                with self.compute_loss_context_manager():
+                    loss, _ = self.task_loss(self.model_wrapped, batch, items.to(self.args.device))
+                self.accelerator.backward(loss)
+
+    # --- checkpoints inside a task: what is trained, not the base
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {n: p.detach() for n, p in self.base.model.named_parameters() if p.requires_grad}
+        save_file(trained, folder / "trained.safetensors", metadata={"format": "pt"})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        trained = load_file(Path(resume_from_checkpoint) / "trained.safetensors")
+        self.base.model.load_state_dict(trained, strict=False)
+
+
+class _MethodState(TrainerCallback):
+    """Saves the methods' tensors last, so that their file says the checkpoint is whole."""
+
+    def __init__(self, engine: ContinualTrainer):
+        self.engine = engine
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        save_state(self.engine.methods, folder)
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if not self.engine.resume:
+            return
+        for method in self.engine.methods:
+            method.load_state_dict(load_state(method, self.engine.resume))
+        per_epoch = len(train_dataloader)  # type: ignore[arg-type]
+        accumulated = args.gradient_accumulation_steps
+        epochs, steps = divmod(state.global_step, -(-per_epoch // accumulated))
+        self.engine.rehearsal.batch = epochs * per_epoch + steps * accumulated
+
+
+def save_state(methods: Sequence[Method], folder: Path) -> None:
+    """`method.safetensors`: the tensors of all methods, each name led by its method's."""
+    state = {f"{m.name}.{k}": v for m in methods for k, v in m.state_dict().items()}
+    beside = folder / f".{STATE}"
+    save_file(state, beside, metadata={"format": "pt"})
+    beside.replace(folder / STATE)
+
+
+def load_state(method: Method, folder: Path) -> dict[str, Tensor]:
+    """The tensors that `save_state` wrote for this method; none if it was not among them."""
+    state = load_file(folder / STATE)
+    led = f"{method.name}."
+    return {name.removeprefix(led): t for name, t in state.items() if name.startswith(led)}
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint in a work folder."""
+    found = [p.parent for p in folder.glob(f"checkpoint-*/{STATE}")]
+    return max(found, key=lambda p: int(p.name.partition("-")[2]), default=None)
+

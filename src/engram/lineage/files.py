@@ -1,0 +1,60 @@
+"""Files that appear whole or not at all, one writer at a time."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from engram.errors import EngramError
+
+
+def dump(value: Any) -> str:
+    """JSON with sorted keys: the same value is the same bytes."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=2) + "\n"
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder's list of names is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, sync, rename: a reader sees the old file or the new one, never half of it."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    sync(beside)
+    beside.replace(path)
+    sync(path.parent)
+
+
+def hash_folder(folder: Path) -> dict[str, str]:
+    """The sha256 of every file of a folder, by relative name."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    }
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's `lock`; the system lets go of it when the process ends, however it ends.
+
+    Raises:
+        EngramError: another process is writing.
+    """
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise EngramError(
+                f"{folder}: another process is writing to this lineage; wait until it has finished"
+            ) from error
+        yield

@@ -1,0 +1,56 @@
+"""The append-only ledger: a JSON line a stage, each holding the sha256 of the line before."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from engram.errors import EngramError
+from engram.lineage.files import sync
+
+
+def read_ledger(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ledger, their chain of hashes checked.
+
+    A last line without its newline was never committed (the machine stopped while it was written)
+    and is left out.
+
+    Raises:
+        EngramError: a line that does not parse, or whose `previous` is not the hash of the line before.
+    """
+    entries, previous = [], ""
+    for number, line in enumerate(_whole_lines(path), start=1):
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise EngramError(f"{path}: line {number} is not JSON; restore it from a copy") from error
+        if not isinstance(entry, dict) or entry.get("previous") != previous:
+            raise EngramError(
+                f"{path}: line {number} does not follow the line before it; a line was changed or "
+                "removed, restore the ledger from a copy"
+            )
+        entries.append(entry)
+        previous = hashlib.sha256(line).hexdigest()
+    return entries
+
+
+def append(path: Path, entry: dict[str, Any]) -> None:
+    """Add a line and wait until it is on the disk: this is what commits a stage."""
+    lines = _whole_lines(path)
+    previous = hashlib.sha256(lines[-1]).hexdigest() if lines else ""
+    line = json.dumps({**entry, "previous": previous}, sort_keys=True, ensure_ascii=False)
+    size = sum(len(line) + 1 for line in lines)
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.truncate(size)  # an uncommitted half line of an earlier stop goes
+        file.seek(size)
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    sync(path.parent)
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    if not path.exists():
+        return []
+    return path.read_bytes().split(b"\n")[:-1]

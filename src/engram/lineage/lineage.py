@@ -1,0 +1,169 @@
+"""The folder that holds a model's whole history."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engram.config import Config, load_config
+from engram.errors import EngramError, nearest
+from engram.lineage.files import dump, hash_folder, locked, sync, write_text
+from engram.lineage.ledger import append, read_ledger
+from engram.measure.matrix import ScoreMatrix
+
+
+FORMAT = 1
+# Keys that may differ between runs of one lineage, because they do not decide its bytes.
+FREE = ("lineage", "data")
+
+
+class Lineage:
+    """A lineage on disk: `engram.yaml`, `ledger.jsonl`, `stages/`, `timings.json`, `lock`.
+
+    Stage 0 is the untouched base. A stage is in the ledger, or it does not exist.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        settings = self.path / "engram.yaml"
+        if not settings.is_file():
+            raise EngramError(
+                f"{self.path}: not a lineage (no engram.yaml in it); make one with `engram init {path}`"
+            )
+        try:
+            values = yaml.safe_load(settings.read_text(encoding="utf-8"))
+            found = values.pop("format")
+            self.pin = values.pop("base")
+        except (yaml.YAMLError, AttributeError, KeyError) as error:
+            raise EngramError(f"{settings}: not a lineage's settings; restore it from a copy") from error
+        if found != FORMAT:
+            raise EngramError(
+                f"{settings}: format {found}, this Engram reads format {FORMAT}; use the release that "
+                "wrote it"
+            )
+        self.config: Config = load_config({**values, "base": self.pin["name"]})
+        self.ledger = read_ledger(self.path / "ledger.jsonl")
+
+    @classmethod
+    def create(cls, path: str | Path, config: Config, base: dict[str, Any]) -> "Lineage":
+        """A new lineage with the untouched base as stage 0.
+
+        Raises:
+            EngramError: the folder holds something else already.
+        """
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(p.name != "lock" for p in path.iterdir())):
+            raise EngramError(f"{path}: exists and is not empty; give a new folder")
+        path.mkdir(parents=True, exist_ok=True)
+        with locked(path):
+            settings = {"format": FORMAT, **config.to_dict(), "base": base}
+            for key in FREE:
+                settings.pop(key)
+            (path / "stages").mkdir(exist_ok=True)
+            append(path / "ledger.jsonl", {"stage": 0, "verb": "init", "parent": None, "base": base})
+            write_text(path / "engram.yaml", yaml.safe_dump(settings, sort_keys=False))
+        return cls(path)
+
+    def check_unchanged(self, config: Config, base: dict[str, Any]) -> None:
+        """Refuse settings that differ from the ones this lineage was made with, naming the keys."""
+        mine, theirs = self.config.to_dict(), config.to_dict()
+        changed = [k for k in mine if k not in FREE and k != "base" and mine[k] != theirs[k]]
+        if base != self.pin:
+            changed.append("base")
+        if changed:
+            raise EngramError(
+                f"{self.path}: made with other settings ({', '.join(changed)} differ); take them back "
+                "or give a new folder with lineage=FOLDER"
+            )
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """The ledger's lines of the active history, oldest first, without the base."""
+        by_stage = {entry["stage"]: entry for entry in self.ledger}
+        line, stage = [], self.ledger[-1]["stage"] if self.ledger else 0
+        while stage:
+            line.append(by_stage[stage])
+            stage = by_stage[stage]["parent"]
+        return line[::-1]
+
+    @property
+    def head(self) -> int:
+        return self.stages[-1]["stage"] if self.stages else 0
+
+    @property
+    def next_stage(self) -> int:
+        return 1 + max((entry["stage"] for entry in self.ledger), default=0)
+
+    def folder(self, entry: dict[str, Any]) -> Path:
+        return self.path / entry["folder"]
+
+    def at(self, stage: int) -> dict[str, Any]:
+        """The ledger's line of a stage.
+
+        Raises:
+            EngramError: no such stage.
+        """
+        for entry in self.ledger[1:]:
+            if entry["stage"] == stage:
+                return entry
+        stages = [str(entry["stage"]) for entry in self.ledger[1:]]
+        raise EngramError(f"{self.path}: no stage {stage}; {nearest(str(stage), ['0', *stages])}")
+
+    def work(self, name: str, key: str) -> Path:
+        """The folder of the unfinished stage `name`; what another unfinished task left there goes.
+
+        `key` is the hash of all that the stage depends on: the same command finds its own
+        checkpoints again, a different one starts afresh.
+        """
+        folder = self.path / ".work" / f"{name}-{key[:16]}"
+        for other in (self.path / ".work").glob("*"):
+            if other != folder:
+                shutil.rmtree(other)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def commit(self, built: Path, entry: dict[str, Any], timing: dict[str, Any]) -> None:
+        """Make `built` the next stage: sync, rename, then the ledger line, which is the commit."""
+        folder = self.path / entry["folder"]
+        for path in [*built.rglob("*"), built]:
+            sync(path)
+        if folder.exists():  # renamed by a run that stopped before its ledger line
+            shutil.rmtree(folder)
+        entry = {**entry, "files": hash_folder(built)}
+        built.rename(folder)
+        sync(folder.parent)
+        timings = self.path / "timings.json"
+        times = json.loads(timings.read_text()) if timings.exists() else {}
+        write_text(timings, dump({**times, str(entry["stage"]): timing}))
+        append(self.path / "ledger.jsonl", entry)
+        self.ledger = read_ledger(self.path / "ledger.jsonl")
+        shutil.rmtree(self.path / ".work", ignore_errors=True)
+
+    def timings(self) -> dict[str, Any]:
+        path = self.path / "timings.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def scores(self, entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        return json.loads((self.folder(entry) / "scores.json").read_text())
+
+    def matrix(self) -> ScoreMatrix:
+        """R over the active stages; cells that were not measured are null.
+
+        A stage's scores.json holds `after` (its own row), and for the task it learned `before`
+        (the row above it) and `base` (row 0).
+        """
+        stages = self.stages
+        tasks = [entry["task"]["id"] for entry in stages]
+        rows: list[dict[str, Any]] = [{} for _ in range(len(stages) + 1)]
+        for i, entry in enumerate(stages, start=1):
+            scores = self.scores(entry)
+            for row, part in ((0, "base"), (i - 1, "before"), (i, "after")):
+                for task, cell in scores[part].items():
+                    rows[row].setdefault(task, cell["score"])
+        return ScoreMatrix(
+            tasks=tuple(tasks),
+            learned_at=tuple(range(1, len(stages) + 1)),
+            rows=tuple(tuple(row.get(task) for task in tasks) for row in rows),
+        )

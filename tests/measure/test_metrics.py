@@ -1,0 +1,85 @@
+"""One answer against one reference: worked examples, and laws for any text."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engram.errors import EngramError
+from engram.measure.metrics import METRICS, exact_match, find_metric, rouge_l, token_f1
+
+
+WORDS = st.lists(st.sampled_from(["cats", "dog", "running", "the", "red", "42"]), min_size=1)
+SENTENCES = WORDS.map(" ".join)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "score"),
+    [
+        ("yes", "yes", 1.0),
+        ("  Very\n Negative\t", "very negative", 1.0),
+        ("verynegative", "very negative", 0.0),
+        ("yes.", "yes", 0.0),
+        ("", "  ", 1.0),
+        ("", "yes", 0.0),
+    ],
+)
+def test_exact_match_ignores_case_and_whitespace_and_nothing_else(prediction, reference, score):
+    assert exact_match(prediction, reference) == score
+
+
+def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence():
+    # The longest common subsequence is "the cat the mat": 4 of 5 and 4 of 6 words.
+    precision, recall = 4 / 5, 4 / 6
+    expected = 2 * precision * recall / (precision + recall)
+    assert rouge_l("the cat near the mat", "the cat sat on the mat") == pytest.approx(expected)
+
+
+def test_rouge_l_compares_stems():
+    assert rouge_l("he is walking", "he is walked") == 1.0
+
+
+def test_token_f1_counts_shared_words_without_articles_and_punctuation():
+    # Of "cat sat down" and "cat sat sat", two words are shared: F1 = 2 * 2 / (3 + 3).
+    assert token_f1("The cat sat down.", "a cat sat, sat") == pytest.approx(4 / 6)
+
+
+@pytest.mark.parametrize(("prediction", "score"), [("", 0.0), ("the", 0.0), ("Paris!", 1.0)])
+def test_token_f1_of_an_answer_without_words(prediction, score):
+    assert token_f1(prediction, "paris") == score
+    assert token_f1("the", "a!") == 1.0
+
+
+@pytest.mark.parametrize("name", METRICS)
+@given(prediction=st.text(), reference=st.text())
+def test_every_metric_gives_a_float_from_0_to_1_for_any_text(name, prediction, reference):
+    score = METRICS[name](prediction, reference)
+    assert isinstance(score, float)
+    assert 0 <= score <= 1
+
+
+@pytest.mark.parametrize("name", METRICS)
+@given(prediction=SENTENCES, reference=SENTENCES)
+def test_every_metric_is_symmetric_and_1_for_the_reference_itself(name, prediction, reference):
+    metric = METRICS[name]
+    assert metric(prediction, reference) == pytest.approx(metric(reference, prediction))
+    assert metric(reference, reference) == 1.0
+    assert metric(f" {reference.upper()}\n", reference) == 1.0
+
+
+@given(SENTENCES, SENTENCES)
+def test_an_exact_match_is_a_full_match_by_every_metric(prediction, reference):
+    for metric in METRICS.values():
+        assert metric(prediction, reference) >= exact_match(prediction, reference)
+
+
+@given(WORDS, st.randoms())
+def test_word_order_counts_for_rouge_l_and_not_for_token_f1(words, random):
+    shuffled = random.sample(words, len(words))
+    assert token_f1(" ".join(shuffled), " ".join(words)) == 1.0
+    assert rouge_l(" ".join(shuffled), " ".join(words)) <= 1.0
+
+
+def test_an_unknown_metric_is_an_error_that_names_the_nearest():
+    with pytest.raises(EngramError, match="unknown metric 'rougeL'; did you mean 'rouge_l'"):
+        find_metric("rougeL")
+    assert find_metric("accuracy")("Yes", "yes") == 1.0
