@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from engram.data.pretraining import pretraining_rows
 from engram.data.words import vocabulary
@@ -166,6 +167,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    logging.disable_progress_bar()
     tokenizer = make_tokenizer()
     model = train(tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} words")

@@ -14,6 +14,8 @@ from engram.errors import EngramError
 
 
 REAL = Path(os.environ.get("ENGRAM_DATA") or Path(__file__).parents[3] / "shared" / "data")
+INSTRUCTION = "What is it? Option: Tea or Milk, Bread."
+DEV_ROWS = {"mnli": 494, "cb": 56, "copa": 100, "rte": 277, "yahoo": 100}  # else 500
 needs_rows = pytest.mark.skipif(
     not (REAL / "long_sequence").is_dir(),
     reason="the benchmarks' rows are not here: set ENGRAM_DATA to their folder",
@@ -29,7 +31,7 @@ def made_up(tmp_path):
         for split, n in (("train", 20), ("dev", 6), ("test", 12)):
             rows = [
                 {
-                    "prompt": f"What is it? Option: Tea or Milk, Bread.\nText: {split} {i}\n\nAnswer:",
+                    "prompt": f"{INSTRUCTION}\nText: {split} {i}\n\nAnswer:",
                     "completion": ("Bread", "Tea or Milk", "-")[i % 3],
                 }
                 for i in range(n)
@@ -40,9 +42,8 @@ def made_up(tmp_path):
 
 
 def test_every_order_is_a_permutation_of_its_benchmark():
-    assert sorted(ORDERS) == [
-        f"{b}_{i}" for b in ("long_sequence", "standard_cl") for i in (1, 2, 3)
-    ]
+    names = [f"{kind}_{i}" for kind in ("long_sequence", "standard_cl") for i in (1, 2, 3)]
+    assert sorted(ORDERS) == names
     for name, order in ORDERS.items():
         assert len(set(order)) == len(order) == (15 if name.startswith("long") else 4)
         assert set(order) == set(ORDERS[name[:-1] + "1"])
@@ -106,13 +107,7 @@ def test_the_real_rows_have_every_declared_answer_in_train():
         assert len(task.train.rows) == {"cb": 250, "copa": 400}.get(task.name, 1000)
         for split in (task.dev, task.test):
             assert {row["completion"] for row in split.rows} <= distinct
-        assert len(task.dev.rows) == {
-            "mnli": 494,
-            "cb": 56,
-            "copa": 100,
-            "rte": 277,
-            "yahoo": 100,
-        }.get(task.name, 500)
+        assert len(task.dev.rows) == DEV_ROWS.get(task.name, 500)
 
 
 @needs_rows
@@ -129,7 +124,7 @@ def test_the_real_rows_fit_64_tokens_of_a_real_tokenizer(instruction):
         assert 0 < truncated <= 200
         for row, feature in zip(task.train.rows, made, strict=True):
             assert len(feature["input_ids"]) <= 64
-            first = tokenizer(row["prompt"].split("\n")[0], add_special_tokens=False)["input_ids"]
-            if instruction and len(first) < 58:  # dbpedia's options alone are 50 tokens
-                assert feature["input_ids"][1 : len(first) + 1] == first
+            if instruction:
+                first = tokenizer(row["prompt"].split("\n")[0])["input_ids"][:-1]
+                assert feature["input_ids"][: len(first)] == first
                 assert tokenizer.decode(feature["input_ids"]).endswith("answer : [SEP]")

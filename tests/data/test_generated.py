@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import engram.data
-from engram.data.generated import SPLITS, TASKS, generated_rows, generated_tasks, instruction
+from engram.data.generated import SPLITS, TASKS, generated_rows, generated_tasks, question
 from engram.data.pretraining import pretraining_rows
 from engram.data.task import open_split
 from engram.data.words import vocabulary
@@ -84,7 +84,7 @@ def test_the_default_model_was_not_trained_on_the_stream():
     assert prompts.isdisjoint(row["prompt"] for row in all_rows())
     text = "\n".join(prompts)
     for task in TASKS:
-        assert instruction(task) not in text
+        assert question(task) not in text
     # Its answer words were seen, but only to be copied: never as the answer to a question.
     answers = {row["completion"] for row in all_rows()}
     asked = {row["completion"] for row in trained_on if row["prompt"].startswith("read :")}

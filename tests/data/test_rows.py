@@ -89,7 +89,7 @@ def test_the_answer_is_what_is_said_last():
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ([1], "not a row|expected an object"),
+        ([1], "expected an object"),
         ({}, "its keys: none"),
         ({"question": "a"}, "its keys: question"),
         ({"completion": "a"}, "prompt is missing"),
@@ -164,7 +164,7 @@ def test_a_split_is_opened_again_from_its_source(tmp_path):
     assert len(split.rows) == 7
     assert split.sha256 == open_split(split.source).sha256
     assert open_split({"path": source["path"]}).rows == tuple(rows)
-    with pytest.raises(EngramError, match="needs a path|cannot open|no rows can be opened"):
+    with pytest.raises(EngramError, match="no rows can be opened from"):
         open_split({"file": "x"})
 
 

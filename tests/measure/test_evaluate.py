@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+import engram.measure.predict as predict_module
 from engram.data.task import Split, Task
 from engram.errors import EngramError
 from engram.measure.evaluate import evaluate, predict, scoring_mode
@@ -151,7 +152,10 @@ def test_scoring_leaves_the_model_and_the_global_generator_as_they_were(kind):
     base = Base(kind, kind, base, tiny_tokenizer(kind))
     modes = [module.training for module in base.model.modules()]
     state = torch.get_rng_state()
+    seen = set()
+    base.model.register_forward_pre_hook(lambda model, _: seen.add(model.training))
     evaluate(base, colour_task(), max_completion_length=8)
+    assert seen == {False}
     assert [module.training for module in base.model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in base.model.parameters())
@@ -174,11 +178,12 @@ def test_an_adapter_answers_as_the_same_weights_merged(kind):
     assert predict(merged, rows, "options", OPTIONS, 64, 8) == chosen
 
 
-def test_a_base_that_comes_with_sampling_settings_is_still_greedy_and_silent(caplog):
+def test_a_base_that_comes_with_sampling_settings_is_still_greedy_and_silent(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     base, rows = base_of("causal"), rows_of_many_lengths(12)
     greedy = predict(base, rows, "generate", None, 64, 8)
     base.model.generation_config.update(
-        do_sample=True, temperature=1.7, top_p=0.8, top_k=20, repetition_penalty=5.0
+        do_sample=True, temperature=1.7, top_p=0.8, top_k=20, repetition_penalty=5.0, max_length=20
     )
     with caplog.at_level(logging.WARNING):
         assert predict(base, rows, "generate", None, 64, 8) == greedy
@@ -213,16 +218,32 @@ def test_rows_whose_prompt_is_cut_are_counted(kind, mode):
     assert len(predictions) == 3
 
 
-def test_an_option_stands_between_the_white_space_of_the_answer_it_replaces():
-    base = base_of("causal")
-    rows = [{"prompt": "the answer is :", "completion": "\nred\n"}]
-    seen = []
-    base.model.register_forward_pre_hook(
-        lambda model, args, inputs: seen.append(inputs["input_ids"]), with_kwargs=True
+def test_an_option_stands_between_the_white_space_of_the_answer_it_replaces(monkeypatch):
+    seen, real = [], predict_module.features
+    monkeypatch.setattr(
+        predict_module, "features", lambda rows, *rest: seen.extend(rows) or real(rows, *rest)
     )
-    predict(base, rows, "options", ("red",))
-    trained = base.tokenizer("the answer is :\nred\n</s>")["input_ids"]
-    assert seen[0].tolist() == [trained]
+    rows = [{"prompt": "the answer is :", "completion": "\nred\n"}]
+    predict(base_of("causal"), rows, "options", ("green", " blue "))
+    assert [row["completion"] for row in seen] == ["\nblue\n", "\ngreen\n"]
+
+
+def test_messages_are_answered_as_the_prompt_that_their_template_makes():
+    base = base_of("causal")
+    base.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }} : {{ m.content }} {% if m.role == 'assistant' %}</s>"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}assistant : {% endif %}"
+    )
+    words, ask = "question the cat", {"role": "user", "content": "question the cat"}
+    reply = [{"role": "assistant", "content": "red"}]
+    forms = [
+        {"messages": [ask, *reply]},
+        {"prompt": [ask], "completion": reply},
+        {"prompt": f"user : {words} assistant : ", "completion": "red"},
+    ]
+    for mode in ("generate", "options"):
+        answers, _ = predict(base, forms, mode, COLOURS, 64, 8)
+        assert answers == [answers[0]] * 3
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """The small generated stream of the quickstart: four tasks on the same kind of sentence.
 
-    label the topic : anna gladly sold seven small red drums in the kitchen . label :   ->  music
-    label the mood : anna gladly sold seven small red drums in the kitchen . label :    ->  joy
-    label the amount : anna gladly sold seven small red drums in the kitchen . label :  ->  some
-    label the scene : anna gladly sold seven small red drums in the kitchen . label :   ->  home
+    read : anna gladly sold seven small red drums in the kitchen . question : which topic ? answer :
 
-The inputs are alike and only one word says which task it is, so a model that is fine-tuned on one
+and so on for the others; for this sentence the answers are
+
+    which topic ?   music       (things: instruments, foods, plants, animals, tools, clothes)
+    which mood ?    joy         (manners: smiling, crying, shouting, resting)
+    which amount ?  some        (numbers: in four ranges)
+    which scene ?   home        (places: rooms, streets, lands, shores)
+
+The inputs are alike and one word says which task it is, so a model that is fine-tuned on one
 task after another loses the earlier ones quickly: forgetting is plain to see in a minute.
 Nothing here imports torch, and a row depends on its task, split and seed alone.
 """
@@ -35,9 +39,9 @@ TASKS = ("topic", "mood", "amount", "scene")
 SPLITS = ("train", "test")
 
 
-def instruction(task: str) -> str:
-    """How each prompt of a task begins."""
-    return f"label the {task} :"
+def question(task: str) -> str:
+    """What every prompt of a task asks."""
+    return f"which {task} ?"
 
 
 def answer(task: str, slots: Slots) -> str:
@@ -65,7 +69,7 @@ def generated_rows(task: str, split: str, limit: int, seed: int = 0) -> list[Row
     rows: dict[str, Row] = {}
     while len(rows) < limit:
         slots = draw_slots(generator)
-        prompt = f"{instruction(task)} {sentence(slots)} . label :"
+        prompt = f"read : {sentence(slots)} . question : {question(task)} answer :"
         held_out = random.Random(prompt).random() < 0.2
         if held_out == (split == "test"):
             rows.setdefault(prompt, {"prompt": prompt, "completion": answer(task, slots)})

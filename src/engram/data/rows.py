@@ -201,6 +201,5 @@ def _missing(path: Path) -> str:
     if not path.parent.is_dir():
         return f"no file {path}: there is no folder {path.parent} either; check the path"
     names = [entry.name for entry in path.parent.iterdir() if entry.name.endswith(SUFFIXES)]
-    return f"no file {path}: " + (
-        nearest(path.name, names) if names else "its folder holds no rows"
-    )
+    hint = nearest(path.name, names) if names else "its folder has no file of rows"
+    return f"no file {path}: {hint}"

@@ -60,6 +60,7 @@ def training_arguments(
         "logging_strategy": "no",
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused on a CPU
         **TRAINING,
         **training,
     }

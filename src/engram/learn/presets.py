@@ -20,6 +20,7 @@ RECURRENT_KIF: dict[str, dict[str, Any]] = {
         "outer_learning_rate": None,
         "outer_schedule": "inner",
         "outer_batch_size": None,
+        "outer_optimizer": "own",
         "momentum": "keep",
     },
     "release": {
@@ -34,6 +35,7 @@ RECURRENT_KIF: dict[str, dict[str, Any]] = {
         "outer_learning_rate": 1e-3,
         "outer_schedule": "constant",
         "outer_batch_size": None,
+        "outer_optimizer": "own",
         "momentum": "keep",
     },
 }

@@ -79,6 +79,7 @@ def _generate(
     # Said in full, so that nothing is left to the sampling settings that a base may come with.
     settings = {
         "max_new_tokens": max_completion_length,
+        "max_length": None,  # a base may bring one, and would warn of both at every batch
         "do_sample": False,
         "num_beams": 1,
         "repetition_penalty": 1.0,

@@ -46,6 +46,8 @@ class RecurrentKIF(Method):
         outer_learning_rate: of the memory steps; null is the training's own.
         outer_schedule: `inner` (in proportion to the training's schedule) or `constant`.
         outer_batch_size: remembered rows a memory step; null is the training's batch.
+        outer_optimizer: `own`, or `shared`: the memory steps by the training's optimizer and at its
+            rate, with its moments mixed up. A control, this is a fault of the released code.
         momentum: of the inner optimizer at a fusion: `keep`, `reset`, or `scale` (the first moment
             by the share of tQ - t0 that was kept).
     """
@@ -66,6 +68,7 @@ class RecurrentKIF(Method):
     outer_learning_rate: float | None = None
     outer_schedule: Literal["inner", "constant"] = "inner"
     outer_batch_size: int | None = None
+    outer_optimizer: Literal["own", "shared"] = "own"
     momentum: Momentum = "keep"
 
     def __post_init__(self):
@@ -85,7 +88,7 @@ class RecurrentKIF(Method):
         self.running = False
         return super().begin_task(model, context)
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
         self.running = bool(self.context.memory)
         self.parameters = self.engine.parameters
         self.rate = self.outer_learning_rate or args.learning_rate
@@ -93,9 +96,8 @@ class RecurrentKIF(Method):
             args.per_device_train_batch_size * args.gradient_accumulation_steps
         )
         betas = (args.adam_beta1, args.adam_beta2)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, self.rate, betas, args.adam_epsilon, weight_decay=0.0
-        )
+        own = torch.optim.AdamW(self.parameters, self.rate, betas, args.adam_epsilon, weight_decay=0)
+        self.optimizer = own if self.outer_optimizer == "own" else optimizer
         self.start = flatten(self.parameters)
         self.inner = Importance.zeros(self.start, self.score)
         self.outer = Importance.zeros(self.start, self.score)
@@ -121,7 +123,7 @@ class RecurrentKIF(Method):
 
     def _remember(self, schedule: float) -> None:
         """The outer steps: from tQ to tS on memory, whose gradients feed the outer map."""
-        for group in self.optimizer.param_groups:
+        for group in self.optimizer.param_groups if self.outer_optimizer == "own" else ():
             group["lr"] = self.rate * schedule
         first = len(self.shares) * self.outer_steps
         for i in range(first, first + self.outer_steps):
@@ -149,7 +151,9 @@ class RecurrentKIF(Method):
     def state_dict(self) -> dict[str, Tensor]:
         state = {"shares": torch.stack(self.shares)} if self.shares else {}
         if self.running:
-            state |= self._buffers() | adam_tensors(self.optimizer, self.parameters)
+            state |= self._buffers()
+            if self.outer_optimizer == "own":
+                state |= adam_tensors(self.optimizer, self.parameters)
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -1,0 +1,115 @@
+"""A task learned by the engine on a tiny model, without a lineage around it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback
+
+from tiny import tiny_model, tiny_rows, tiny_tokenizer
+
+from engram.data.tokens import features
+from engram.learn.arguments import training_arguments
+from engram.learn.memory import Memory
+from engram.learn.methods import make
+from engram.learn.methods.base import TaskContext
+from engram.learn.trainer import ContinualTrainer, last_checkpoint
+from engram.models import TASK_TYPE, Base, Classifier
+from engram.seeds import forked
+
+
+STRICT = {"weight_decay": 0.1, "max_grad_norm": 0.5, "learning_rate": 1e-2}
+TARGETS = {"causal": ["q_proj", "v_proj"], "seq2seq": ["q", "v"], "encoder": ["query", "value"]}
+
+
+def tiny_base(kind: str, dropout: float = 0.0) -> Base:
+    """LoRA with B drawn at random as well, as after a first task, so that no gradient is zero."""
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        lora_dropout=dropout,
+        target_modules=TARGETS[kind],
+        task_type=TASK_TYPE[kind],
+    )
+    with forked(0):
+        model = get_peft_model(tiny_model(kind), config)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+    if kind == "encoder":
+        model = Classifier(model, 32)
+        model.grow(("bird", "blue", "cat", "dog", "green", "red"), seed=0)
+    return Base("tiny", kind, model, tiny_tokenizer(kind))  # type: ignore[arg-type]
+
+
+def tokenized(base: Base, mapping: str, n: int = 40) -> list[dict]:
+    limits = (64, 8)
+    rows = tiny_rows(mapping, n)
+    return features(rows, base.tokenizer, base.kind, *limits, base.labels, mapping)[0]
+
+
+class Stopped(Exception):
+    """What `Stop` raises."""
+
+
+class Stop(TrainerCallback):
+    """The power goes before optimizer step number `step` + 1."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise Stopped
+
+
+def engine(
+    base: Base,
+    method,
+    work: Path,
+    memory: int = 6,
+    rows: int = 40,
+    resume=None,
+    callbacks=(),
+    **training,
+) -> ContinualTrainer:
+    """An engine that will learn `rows` rows of the task colour with `memory` rows of animal kept."""
+    methods = make(method)
+    every = training.pop("checkpoint_every", 0)
+    arguments = {"per_device_train_batch_size": 4, "num_train_epochs": 1, **STRICT, **training}
+    args = training_arguments(arguments, work, 7, every)
+    kept = {"animal": tokenized(base, "animal", memory)} if memory else {}
+    for m in methods:
+        context = TaskContext("colour", 2, 3, Memory(kept, 5), {})
+        base.model = m.begin_task(base.model, context)
+    return ContinualTrainer(base, methods, tokenized(base, "colour", rows), args, callbacks, resume)
+
+
+def weights(base: Base) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in base.model.named_parameters() if p.requires_grad}
+
+
+def learned(kind: str, method, work: Path, dropout: float = 0.1, **settings):
+    """The trained weights after one task, and the engine."""
+    base = tiny_base(kind, dropout)
+    made = engine(base, method, work, **settings)
+    made.learn()
+    return weights(base), made
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def stopped_and_resumed(kind: str, method, work: Path, at: int, every: int, dropout: float = 0.1):
+    """As `learned`, but the run dies before step `at` + 1 and another one goes on."""
+    dead = engine(
+        tiny_base(kind, dropout), method, work, callbacks=[Stop(at)], checkpoint_every=every
+    )
+    with pytest.raises(Stopped):
+        dead.learn()
+    checkpoint = last_checkpoint(work)
+    assert checkpoint is not None
+    assert checkpoint.name == f"checkpoint-{at // every * every}"
+    return learned(kind, method, work, dropout, resume=checkpoint, checkpoint_every=every)

@@ -1,0 +1,136 @@
+"""What every method must hold, on a Llama-, a T5- and a BERT-shaped model."""
+
+import pytest
+import torch
+from learn.engine import engine, learned, same, stopped_and_resumed, tiny_base
+from safetensors.torch import load_file
+from tiny import KINDS
+
+from engram.errors import EngramError
+from engram.learn import methods
+
+
+EVERY = methods.names()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", EVERY)
+def test_neutral_keywords_give_the_sequential_run_bitwise(name, kind, tmp_path):
+    neutral = methods.find(name).neutral
+    assert neutral is not None
+    plain, _ = learned(kind, "sequential", tmp_path / "a")
+    ours, made = learned(kind, {name: neutral}, tmp_path / "b")
+    assert made.methods[0].name == name
+    assert same(plain, ours)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "sequential"])
+def test_with_its_defaults_a_method_does_something(name, kind, tmp_path):
+    plain, _ = learned(kind, "sequential", tmp_path / "a")
+    ours, _ = learned(kind, name, tmp_path / "b")
+    assert not same(plain, ours)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", EVERY)
+def test_the_first_task_without_memory_is_plain_fine_tuning_bitwise(name, kind, tmp_path):
+    plain, _ = learned(kind, "sequential", tmp_path / "a", memory=0)
+    ours, _ = learned(kind, name, tmp_path / "b", memory=0)
+    assert same(plain, ours)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("at", "every"), [(4, 3), (6, 6), (9, 4)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *({name: {}} for name in EVERY),
+        {"recurrent_kif": {"preset": "release", "inner_steps": 4}},
+        {"recurrent_kif": {"outer_optimizer": "shared", "inner_steps": 2}},
+        {"replay": {"ratio": 0.3}},
+    ],
+    ids=str,
+)
+def test_a_run_stopped_inside_a_task_ends_in_the_same_weights(method, at, every, kind, tmp_path):
+    if kind != "causal" and at != 4:
+        pytest.skip("one place is enough on the other kinds")
+    whole, one = learned(kind, method, tmp_path / "whole", checkpoint_every=every)
+    again, two = stopped_and_resumed(kind, method, tmp_path / "again", at, every)
+    assert same(whole, again)
+    for a, b in zip(one.methods, two.methods, strict=True):
+        a.end_task(one.model)
+        b.end_task(two.model)
+        assert same(a.state_dict(), b.state_dict())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_state_survives_safetensors(name, tmp_path):
+    _, made = learned("causal", name, tmp_path, checkpoint_every=9)
+    stored = load_file(tmp_path / "checkpoint-9" / "method.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in stored.values())
+    method = made.methods[0]
+    state = {k: v.clone() for k, v in method.state_dict().items()}
+    for tensor in method.state_dict().values():
+        tensor.zero_()
+    method.load_state_dict(state)
+    assert same(method.state_dict(), state)
+
+
+def test_replay_adds_the_rows_of_its_ratio_and_keeps_the_number_of_steps(tmp_path):
+    base = tiny_base("causal")
+    made = engine(base, {"replay": {"ratio": 0.75}}, tmp_path, rows=40)
+    sizes, original = [], made.rehearsal.collator.__class__.__call__
+
+    class Counting:
+        def __call__(self, features):
+            sizes.append(len(features))
+            return original(made.collate, features)
+
+    made.rehearsal.collator = Counting()
+    made.learn()
+    assert made.state.global_step == 10
+    assert sizes == [7] * 10  # 4 new and 3 remembered
+
+
+def test_replay_passes_as_many_memory_rows_as_recurrent_kif(tmp_path):
+    drawn = {}
+    for name in ("replay", "recurrent_kif"):
+        base = tiny_base("causal")
+        made = engine(base, name, tmp_path / name, rows=64)  # 16 steps: two whole rounds
+        memory, count = made.methods[0].context.memory, []
+        original = memory.draw
+        memory.draw = lambda start, n, original=original, count=count: (
+            count.append(n),
+            original(start, n),
+        )[1]
+        made.learn()
+        drawn[name] = sum(count)
+    assert drawn["replay"] == drawn["recurrent_kif"] == 32
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("recurent_kif", "did you mean 'recurrent_kif'"),
+        ({"replay": {"ration": 1}}, "did you mean 'ratio'"),
+        ({"replay": {"ratio": "much"}}, "takes float"),
+        ({"recurrent_kif": {"preset": "papper"}}, "did you mean 'paper'"),
+        ({"recurrent_kif": {"score": "sensitivty"}}, "did you mean 'sensitivity'"),
+        ({"recurrent_kif": {"fusion": {"both": [1, 1]}}}, "takes the cases"),
+        ({"recurrent_kif": {"quantile": 2}}, "quantile"),
+        (["replay", "replay"], "named twice"),
+        (3, "expected a name"),
+    ],
+)
+def test_a_wrong_method_is_told_in_one_line(spec, said):
+    with pytest.raises(EngramError, match=said) as caught:
+        methods.make(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_methods_compose_in_a_list(tmp_path):
+    both, made = learned("causal", ["replay", "recurrent_kif"], tmp_path / "a")
+    one, _ = learned("causal", "recurrent_kif", tmp_path / "b")
+    assert [m.name for m in made.methods] == ["replay", "recurrent_kif"]
+    assert not same(both, one)
