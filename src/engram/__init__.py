@@ -1,1 +1,57 @@
 """Engram keeps a language model learning without forgetting."""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import engram.learn  # noqa: F401  # before its class is set below; an empty package
+from engram.errors import EngramError
+
+
+if TYPE_CHECKING:
+    from engram.api import evaluate, init, run
+    from engram.config import Config, load_config
+    from engram.data.task import Split, Task
+    from engram.lineage.lineage import Lineage
+
+__all__ = [
+    "Config",
+    "EngramError",
+    "Lineage",
+    "Split",
+    "Task",
+    "evaluate",
+    "init",
+    "learn",
+    "load_config",
+    "run",
+]
+
+HOMES = {
+    "Config": "config",
+    "Lineage": "lineage.lineage",
+    "Split": "data.task",
+    "Task": "data.task",
+    "evaluate": "api",
+    "init": "api",
+    "load_config": "config",
+    "run": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, loaded when they are first used."""
+    if name not in HOMES:
+        raise AttributeError(f"module 'engram' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"engram.{HOMES[name]}"), name)
+
+
+class _Verb(ModuleType):
+    """`engram.learn` is a package and a verb: called, it is `engram.api.learn`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return importlib.import_module("engram.api").learn(*args, **kwargs)
+
+
+sys.modules["engram.learn"].__class__ = _Verb

@@ -76,8 +76,12 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load_config(source: str | Path | dict[str, Any], overrides: list[str] | None = None) -> Config:
-    """A Config from a YAML file (or a dict) and `key=value` overrides; dots reach inside a mapping.
+def load_config(
+    source: str | Path | dict[str, Any], overrides: list[str] | dict[str, Any] | None = None
+) -> Config:
+    """A Config from a YAML file (or a dict) and overrides, `key=value` texts or a dict.
+
+    Dots in an override's key reach inside a mapping: `training.learning_rate=1e-4`.
 
     Raises:
         EngramError: a missing file, YAML that does not parse, an unknown key (with the nearest
@@ -85,8 +89,10 @@ def load_config(source: str | Path | dict[str, Any], overrides: list[str] | None
     """
     where = "the settings" if isinstance(source, dict) else str(source)
     values = dict(source) if isinstance(source, dict) else _read_yaml(Path(source))
-    for override in overrides or []:
-        _override(values, override)
+    if not isinstance(overrides, dict):
+        overrides = dict(_parse(override) for override in overrides or [])
+    for key, value in overrides.items():
+        _set(values, key, value)
     return _build(Config, values, where)
 
 
@@ -105,19 +111,23 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _parse(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise EngramError(f"{override!r}: an override is written key=value, e.g. method=replay")
+    try:
+        return key, yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise EngramError(f"{override!r}: the value is not valid YAML; quote it") from error
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     for part in path:
         inner = values.get(part)
         values[part] = dict(inner) if isinstance(inner, dict) else {}
         values = values[part]
-    try:
-        values[last] = yaml.load(text, _Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise EngramError(f"{override!r}: the value is not valid YAML; quote it") from error
+    values[last] = value
 
 
 def _build(cls: type, values: dict[str, Any], where: str) -> Any:

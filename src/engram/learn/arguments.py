@@ -44,6 +44,9 @@ def check_training(training: dict[str, Any]) -> None:
                 raise EngramError(f"training: {key!r} is the engine's own: {reason}")
         if key not in valid:
             raise EngramError(f"training: unknown key {key!r}; {nearest(key, valid)}")
+    rate = training.get("learning_rate", 1)
+    if not isinstance(rate, int | float) or rate <= 0:
+        raise EngramError(f"training: learning_rate must be a number above 0, got {rate!r}")
 
 
 def training_arguments(

@@ -1,5 +1,6 @@
 """Recurrent-KIF: recurrent knowledge identification and fusion."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -91,7 +92,8 @@ class RecurrentKIF(Method):
     def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
         self.running = bool(self.context.memory)
         self.parameters = self.engine.parameters
-        self.rate = self.outer_learning_rate or args.learning_rate
+        rate = self.outer_learning_rate
+        self.rate = args.learning_rate if rate is None else rate
         self.rows = self.outer_batch_size or (
             args.per_device_train_batch_size * args.gradient_accumulation_steps
         )
@@ -119,7 +121,8 @@ class RecurrentKIF(Method):
     def _observe(self, maps: Importance, beta: float) -> None:
         weights = flatten(self.parameters)
         gradients = importance.flatten_gradients(self.parameters)
-        importance.update(maps, weights, gradients, beta, self.beta_uncertainty)
+        if not importance.update(maps, weights, gradients, beta, self.beta_uncertainty):
+            warnings.warn("recurrent_kif: a gradient is not finite, left out", stacklevel=2)
 
     def _remember(self, schedule: float) -> None:
         """The outer steps: from tQ to tS on memory, whose gradients feed the outer map."""

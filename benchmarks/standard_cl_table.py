@@ -1,0 +1,99 @@
+"""The records of Standard CL as one line a method: means, spread, paired differences, time."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from engram.measure.statistics import deviation, mean, paired
+
+
+REFERENCES = ("replay", "mask_free")
+COLUMNS = (
+    "method",
+    "rate",
+    "n",
+    "OP",
+    "BWT",
+    "learned",
+    "OP - replay [95 %]",
+    "OP - mask-free [95 %]",
+    "CPU s",
+    "x sequential",
+)
+
+
+def summarize(
+    records: list[dict[str, Any]], methods: list[str], rates: dict[str, float]
+) -> list[dict[str, Any]]:
+    """One entry a method with a record. Differences are over the (order, seed) pairs both have."""
+    by_method: dict[str, dict[tuple, dict[str, Any]]] = {method: {} for method in methods}
+    for record in records:
+        by_method[record["method"]][record["order"], record["seed"]] = record
+
+    def overall(method: str) -> dict[Any, float]:
+        return {pair: record["overall"] for pair, record in by_method[method].items()}
+
+    summary = []
+    for method in (m for m in methods if by_method[m]):
+        cells = by_method[method]
+        entry: dict[str, Any] = {"method": method, "learning_rate": rates[method], "n": len(cells)}
+        for name in ("overall", "backward_transfer", "learning_accuracy", "seconds"):
+            known = [r[name] for r in cells.values() if r.get(name) is not None]
+            entry[name] = {"mean": mean(known), "deviation": deviation(known)}
+        plain = by_method["sequential"]
+        ratios = [
+            r["seconds"] / plain[pair]["seconds"] for pair, r in cells.items() if pair in plain
+        ]
+        entry["relative_seconds"] = mean(ratios)
+        for other in (o for o in REFERENCES if o != method):
+            difference = paired(overall(method), overall(other))
+            entry[f"to_{other}"] = asdict(difference) | {"within_noise": difference.within_noise}
+        summary.append(entry)
+    return summary
+
+
+def table(summary: list[dict[str, Any]]) -> Table:
+    shown = Table(title="Standard CL, all-MiniLM-L6-v2, LoRA r 8, 1 epoch")
+    for i, column in enumerate(COLUMNS):
+        shown.add_column(column, justify="right" if i else "left", no_wrap=i == 0)
+    for entry in summary:
+        shown.add_row(*_line(entry))
+    return shown
+
+
+def markdown(summary: list[dict[str, Any]]) -> str:
+    lines = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1)), *map(_line, summary)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _line(entry: dict[str, Any]) -> tuple[str, ...]:
+    relative = entry["relative_seconds"]
+    seconds = entry["seconds"]["mean"]
+    return (
+        entry["method"],
+        f"{entry['learning_rate']:g}",
+        str(entry["n"]),
+        _spread(entry["overall"], ".3f"),
+        _spread(entry["backward_transfer"], "+.3f"),
+        _spread(entry["learning_accuracy"], ".3f"),
+        *(_difference(entry.get(f"to_{other}")) for other in REFERENCES),
+        "-" if seconds is None else f"{seconds:.0f}",
+        "-" if relative is None else f"{relative:.2f}",
+    )
+
+
+def _spread(value: dict[str, float | None], form: str) -> str:
+    if value["mean"] is None:
+        return "-"
+    spread = value["deviation"]
+    return f"{value['mean']:{form}}" + ("" if spread is None else f" ± {spread:.3f}")
+
+
+def _difference(value: dict[str, Any] | None) -> str:
+    if value is None or value["mean"] is None:
+        return "-"
+    if value["within_noise"] is None:
+        return f"{value['mean']:+.3f}"
+    said = " (noise)" if value["within_noise"] else ""
+    return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]{said}"

@@ -1,0 +1,51 @@
+"""The command line. Nothing here imports torch: a verb does, once it has something to do."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from engram.cli import evaluate, init, learn, log, methods, run
+from engram.cli.output import complain
+from engram.errors import EngramError
+
+
+RESUMED = ("learn", "run")
+
+
+class _Verbs(TyperGroup):
+    """Tells a mistake in one line with status 2, a stop at the keyboard with status 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (EngramError, PermissionError) as error:
+            complain(f"error: {error}")
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            resumed = ctx.invoked_subcommand in RESUMED
+            goes_on = "; the same command goes on from here" if resumed else ""
+            complain(f"stopped{goes_on}")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    cls=_Verbs,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Keep a language model learning without forgetting.",
+)
+app.command("init")(init.init)
+app.command("learn")(learn.learn)
+app.command("run")(run.run)
+app.command("evaluate")(evaluate.evaluate)
+app.command("log")(log.log)
+app.command("methods")(methods.methods)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The `engram` command; ends in SystemExit."""
+    app(arguments, prog_name="engram")

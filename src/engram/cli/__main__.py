@@ -1,0 +1,6 @@
+"""`python -m engram.cli` is `engram`."""
+
+from engram.cli import main
+
+
+main()

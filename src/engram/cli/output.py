@@ -1,0 +1,53 @@
+"""What the verbs print, and where: results on stdout, everything else on stderr."""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+
+WIDE = 160  # columns of a table that does not go to a terminal
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The lineage.")]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Folder of the benchmarks' rows; else ENGRAM_DATA says it."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, laid over the YAML's."),
+]
+
+
+def stdout() -> Console:
+    """For results. Task names are the user's, so nothing in a text is read as markup."""
+    width = None if sys.stdout.isatty() else WIDE
+    return Console(markup=False, highlight=False, width=width)
+
+
+def stderr() -> Console:
+    """For progress and errors."""
+    return Console(stderr=True, markup=False, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
+
+
+def complain(line: str) -> None:
+    """One line on stderr, whatever line breaks a file's name or a library's message brings."""
+    typer.echo(f"engram: {' '.join(line.split())}", err=True)
+
+
+def quiet() -> None:
+    """Hush what transformers and PEFT say that is of no use to someone who typed a verb."""
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,293 @@
+"""Recurrent-KIF against a slow reference, its invariants, and the faults it must not have."""
+
+import inspect
+
+import pytest
+import torch
+from learn.engine import STRICT, engine, learned, same, tiny_base, tokenized, weights
+from torch import nn
+
+from engram.learn import importance, presets
+from engram.learn.importance import flatten
+from engram.learn.memory import Memory
+from engram.learn.methods.recurrent_kif import RecurrentKIF
+from engram.learn.trainer import token_loss
+
+
+SEQUENTIAL = {"train_sampling_strategy": "sequential", "adam_epsilon": 1e-8}
+
+
+def reference(kind, rows, steps, settings):
+    """The algorithm as section 2.5 of its specification has it: dictionaries, loops, torch.quantile."""
+    base = tiny_base(kind)
+    parameters = {n: p for n, p in base.model.named_parameters() if p.requires_grad}
+    made = engine(base, "sequential", "unused")
+    memory = Memory({"animal": tokenized(base, "animal", 6)}, 5)
+
+    def backward(features):
+        batch = made.collate(features)
+        labels = batch.pop("labels")
+        if kind == "seq2seq":
+            batch["decoder_input_ids"] = base.peft.prepare_decoder_input_ids_from_labels(labels)
+        items = (labels[:, 1:] if kind == "causal" else labels).ne(-100).sum()
+        token_loss(base.model(**batch).logits, labels, items, kind).backward()
+
+    def observe(maps, beta, beta_uncertainty):
+        for n, p in parameters.items():
+            sensitivity = (p.detach() * p.grad).abs()
+            smooth, deviation = maps.get(n, (torch.zeros_like(p), torch.zeros_like(p)))
+            smooth = beta * smooth + (1 - beta) * sensitivity
+            deviation = beta_uncertainty * deviation + (1 - beta_uncertainty) * (
+                sensitivity - smooth
+            ).abs()
+            maps[n] = (smooth.detach(), deviation.detach())
+
+    def masks(maps):
+        scores = {
+            n: s if settings["score"] == "sensitivity" else s * u for n, (s, u) in maps.items()
+        }
+        every = torch.cat([s.flatten() for s in scores.values()]).double()
+        threshold = torch.quantile(every, settings["quantile"])
+        return {n: s.double() > threshold for n, s in scores.items()}
+
+    def snapshot():
+        return {n: p.detach().clone() for n, p in parameters.items()}
+
+    lr = STRICT["learning_rate"]
+    inner = torch.optim.AdamW(parameters.values(), lr, weight_decay=STRICT["weight_decay"])
+    outer = torch.optim.AdamW(parameters.values(), lr, weight_decay=0)
+    start, inner_maps, outer_maps, drawn = snapshot(), {}, {}, 0
+    for step in range(steps):
+        backward(rows[4 * step : 4 * step + 4])
+        observe(inner_maps, settings["beta_inner"], settings["beta_uncertainty"])
+        nn.utils.clip_grad_norm_(parameters.values(), STRICT["max_grad_norm"])
+        inner.param_groups[0]["lr"] = lr * (1 - step / steps)
+        inner.step()
+        base.model.zero_grad()
+        if (step + 1) % settings["inner_steps"] and step + 1 < steps:
+            continue
+        reached = snapshot()
+        rate = settings["outer_learning_rate"] or lr
+        constant = settings["outer_schedule"] == "constant"
+        outer.param_groups[0]["lr"] = rate if constant else rate * (1 - (step + 1) / steps)
+        for _ in range(settings["outer_steps"]):
+            backward(memory.draw(drawn, 4))
+            drawn += 4
+            observe(outer_maps, settings["beta_outer"], settings["beta_uncertainty"])
+            nn.utils.clip_grad_norm_(parameters.values(), STRICT["max_grad_norm"])
+            outer.step()
+            base.model.zero_grad()
+        ours, theirs = masks(inner_maps), masks(outer_maps)
+        table = settings["fusion"]
+        with torch.no_grad():
+            for n, p in parameters.items():
+                fused = torch.empty_like(p)
+                for m_in, m_out, case in (
+                    (True, True, "both"),
+                    (True, False, "inner"),
+                    (False, True, "outer"),
+                    (False, False, "neither"),
+                ):
+                    w_in, w_out = table[case]
+                    where = (ours[n] == m_in) & (theirs[n] == m_out)
+                    moved = (
+                        start[n] + w_in * (reached[n] - start[n]) + w_out * (p - reached[n])
+                    )
+                    fused[where] = moved[where]
+                p.copy_(fused)
+        start, inner_maps = snapshot(), {}
+    return snapshot()
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq", "encoder"])
+@pytest.mark.parametrize("preset", ["paper", "release"])
+def test_the_method_follows_the_slow_reference(kind, preset, tmp_path):
+    settings = presets.RECURRENT_KIF[preset] | {"inner_steps": 4, "outer_steps": 2}
+    base = tiny_base(kind)
+    made = engine(base, {"recurrent_kif": settings}, tmp_path, rows=40, **SEQUENTIAL)
+    made.learn()  # 10 steps: rounds of 4, 4 and the last of 2
+    assert len(made.methods[0].shares) == 3
+    expected = reference(kind, tokenized(tiny_base(kind), "colour", 40), 10, settings)
+    far = sum(
+        int((~torch.isclose(p, expected[n], rtol=1e-3, atol=1e-4)).sum())
+        for n, p in weights(base).items()
+    )
+    # a score that is equal to the threshold but for rounding may change its side
+    assert far <= 3
+
+
+def test_the_constructor_defaults_are_the_papers_keywords():
+    given = {k: p.default for k, p in inspect.signature(RecurrentKIF).parameters.items()}
+    assert RecurrentKIF(**presets.RECURRENT_KIF["paper"]).table == RecurrentKIF().table
+    del given["fusion"]
+    paper = {k: v for k, v in presets.RECURRENT_KIF["paper"].items() if k != "fusion"}
+    assert given == paper
+
+
+@pytest.mark.parametrize("preset", ["paper", "release"])
+def test_a_preset_names_every_keyword_and_what_is_open_is_among_them(preset):
+    assert set(presets.RECURRENT_KIF[preset]) == set(inspect.signature(RecurrentKIF).parameters)
+    assert set(presets.OPEN[preset]) <= set(presets.RECURRENT_KIF[preset])
+
+
+class Recorder(RecurrentKIF):
+    """Writes down what it saw."""
+
+    def begin_task(self, model, context):
+        self.log = {"seen": [], "rounds": [], "rates": [], "inner_moments": []}
+        return super().begin_task(model, context)
+
+    def _observe(self, maps, beta):
+        gradients = importance.flatten_gradients(self.parameters)
+        self.log["seen"].append((maps is self.inner, flatten(self.parameters), gradients))
+        super()._observe(maps, beta)
+
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        self.moments = lambda: torch.cat(
+            [
+                state[k].flatten().clone()
+                for state in optimizer.state.values()
+                for k in ("exp_avg", "exp_avg_sq")
+            ]
+        )
+        super().on_step_end(args, state, control, optimizer=optimizer, **kwargs)
+
+    def _remember(self, schedule):
+        before, reached = self.moments(), flatten(self.parameters)
+        super()._remember(schedule)
+        self.log["inner_moments"].append((before, self.moments()))
+        self.log["rates"].append(self.optimizer.param_groups[0]["lr"])
+        self.log["rounds"].append((reached, flatten(self.parameters)))
+
+
+def recorded(work, kind="causal", rows=40, recorder=None, **training):
+    """An engine run with a Recorder in place."""
+    base = tiny_base(kind)
+    made = engine(base, "sequential", work, rows=rows, **training)
+    method = recorder or Recorder(inner_steps=4, outer_steps=2)
+    method.begin_task(base.model, made.methods[0].context)
+    method.engine = made
+    made.callback_handler.callbacks[-2:-2] = [method]
+    made.methods = [method]
+    made.learn()
+    return base, method
+
+
+def test_memory_gradients_never_touch_the_inner_moments(tmp_path):
+    _, method = recorded(tmp_path)
+    for before, after in method.log["inner_moments"]:
+        assert torch.equal(before, after)
+
+
+def test_the_shared_optimizer_of_the_control_does_touch_them(tmp_path):
+    shared = Recorder(inner_steps=4, outer_steps=2, outer_optimizer="shared")
+    _, method = recorded(tmp_path, recorder=shared)
+    assert not torch.equal(*method.log["inner_moments"][0])
+
+
+def test_the_outer_steps_move_the_weights_from_the_first_round_on(tmp_path):
+    # in the release a warm-up that is never stepped keeps the outer rate at exactly zero
+    _, method = recorded(tmp_path, warmup_steps=50)
+    release = Recorder(inner_steps=4, outer_steps=2, outer_schedule="constant")
+    _, constant = recorded(tmp_path, recorder=release, warmup_steps=50)
+    for log in (method.log, constant.log):
+        assert all(rate > 0 for rate in log["rates"][:-1])
+        assert all(not torch.equal(*pair) for pair in log["rounds"][:-1])
+
+
+def test_an_outer_rate_of_zero_leaves_the_weights_where_the_inner_steps_left_them(tmp_path):
+    still = Recorder(inner_steps=4, outer_steps=2, outer_learning_rate=0.0)
+    _, method = recorded(tmp_path, recorder=still)
+    assert len(method.log["rounds"]) == 3
+    assert all(torch.equal(*pair) for pair in method.log["rounds"])
+
+
+def test_importance_is_taken_before_clipping_at_the_weights_of_the_gradient(tmp_path):
+    base, method = recorded(tmp_path, max_grad_norm=1e-3, gradient_accumulation_steps=2, rows=80)
+    inner, weights, gradients = method.log["seen"][0]
+    fresh = tiny_base("causal")
+    assert inner
+    assert torch.equal(weights, flatten([p for p in fresh.model.parameters() if p.requires_grad]))
+    assert gradients.norm() > 0.01  # far above the clip
+    assert all(g.norm() > 1e-2 for side, _, g in method.log["seen"] if not side)
+
+
+def test_the_memory_gradient_is_not_divided_by_the_accumulation(tmp_path):
+    def first_outer(accumulation):
+        recorder = Recorder(inner_steps=1, outer_steps=1, outer_batch_size=4)
+        # at this rate the weights stay where they were
+        training = {"gradient_accumulation_steps": accumulation, "learning_rate": 1e-12}
+        _, method = recorded(tmp_path, recorder=recorder, rows=40, **training)
+        return next(g for inner, _, g in method.log["seen"] if not inner)
+
+    torch.testing.assert_close(first_outer(1), first_outer(4))
+
+
+def test_the_last_partial_round_is_fused_so_that_no_step_is_left_over(tmp_path):
+    # pruning everything brings the weights back to where the task started, also after 4 + 4 + 2
+    prune = {"fusion": dict.fromkeys(("both", "inner", "outer", "neither"), (0, 0))}
+    base = tiny_base("causal")
+    start = weights(base)
+    engine(base, {"recurrent_kif": {"inner_steps": 4, **prune}}, tmp_path).learn()
+    assert same(weights(base), start)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_as_a_whole(tmp_path):
+    class Poisoned(Recorder):
+        def edit_gradients(self, model):
+            if len(self.log["seen"]) == 1:
+                kept = self.parameters[0].grad
+                self.parameters[0].grad = torch.full_like(kept, float("nan"))
+                before = self.inner.sensitivity.clone()
+                with pytest.warns(UserWarning, match="not finite"):
+                    super().edit_gradients(model)
+                assert torch.equal(self.inner.sensitivity, before)
+                self.parameters[0].grad = kept
+            else:
+                super().edit_gradients(model)
+
+    base, _ = recorded(tmp_path, recorder=Poisoned(inner_steps=4, outer_steps=2))
+    assert all(torch.isfinite(p).all() for p in weights(base).values())
+
+
+def test_a_parameter_that_gets_no_gradient_is_unimportant_and_no_trouble(tmp_path):
+    base = tiny_base("causal")
+    base.model.register_parameter("idle", nn.Parameter(torch.ones(5)))
+    made = engine(base, "recurrent_kif", tmp_path, weight_decay=0.0)
+    made.learn()
+    assert torch.equal(base.model.idle, torch.ones(5))
+    assert made.methods[0].state_dict()
+
+
+def test_nothing_of_the_state_carries_a_graph_and_it_is_four_buffers_and_adam(tmp_path):
+    _, made = learned("causal", "recurrent_kif", tmp_path)
+    method = made.methods[0]
+    n = sum(p.numel() for p in made.parameters)
+    buffers = method._buffers()
+    assert set(buffers) == {"start", "inner", "outer"}
+    assert all(b.numel() == n and not b.requires_grad for b in buffers.values())
+    method.end_task(made.model)
+    assert set(method.state_dict()) == {"shares"}
+
+
+@pytest.mark.parametrize("policy", ["keep", "reset", "scale"])
+def test_the_momentum_policy_is_applied_at_a_fusion(policy, tmp_path):
+    prune = dict.fromkeys(("both", "inner", "outer", "neither"), (0.25, 0))
+    base = tiny_base("causal")
+    keywords = {"inner_steps": 10, "fusion": prune, "momentum": policy}
+    made = engine(base, {"recurrent_kif": keywords}, tmp_path)
+    plain = engine(tiny_base("causal"), "sequential", tmp_path)
+    made.learn()
+    plain.learn()
+    ours = torch.cat([s["exp_avg"].flatten() for s in made.optimizer.state.values()])
+    theirs = torch.cat([s["exp_avg"].flatten() for s in plain.optimizer.state.values()])
+    share = {"keep": 1.0, "reset": 0.0, "scale": 0.25}[policy]
+    torch.testing.assert_close(ours, share * theirs, rtol=1e-4, atol=1e-9)
+
+
+def test_the_shares_of_the_four_cases_are_kept_for_every_round(tmp_path):
+    _, made = learned("causal", {"recurrent_kif": {"inner_steps": 4}}, tmp_path)
+    shares = made.methods[0].state_dict()["shares"]
+    assert shares.shape == (3, 4)
+    torch.testing.assert_close(shares.sum(1), torch.ones(3))
+    assert (shares[:, 0] + shares[:, 1] <= 0.2 + 1e-6).all()
