@@ -55,7 +55,7 @@ def learn(
 ) -> dict[str, Any]:
     """Learn one more task from a file of rows or from rows; returns the new stage's ledger line.
 
-        engram.learn("my-model", "reviews", train="reviews.jsonl", test="reviews-test.jsonl")
+    engram.learn("my-model", "reviews", train="reviews.jsonl", test="reviews-test.jsonl")
     """
     seed = Lineage(folder).config.seed
     splits = {
@@ -108,7 +108,7 @@ def evaluate(
 ) -> dict[str, dict[str, Any]]:
     """The scores of a stage (the newest; 0 is the base) on the tasks learned so far, by task.
 
-        engram.evaluate("my-model", stage=1)["reviews"]["score"]
+    engram.evaluate("my-model", stage=1)["reviews"]["score"]
     """
     from engram.lineage import verbs
 

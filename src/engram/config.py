@@ -1,4 +1,4 @@
-"""The YAML of a run: one dataclass, `key=value` overrides, and errors that name the nearest valid key."""
+"""The YAML of a run: one dataclass, `key=value` overrides, errors that name the nearest key."""
 
 import dataclasses
 import re

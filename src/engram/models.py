@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel, get_peft_config, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -121,13 +122,20 @@ def load_base(name: str, adapter: dict[str, Any], seed: int) -> Base:
     """
     config, tokenizer = load_config_and_tokenizer(name)
     kind = kind_of(config, name)
-    model = AUTO[kind].from_pretrained(locate(name), dtype="auto")
+    try:
+        model = AUTO[kind].from_pretrained(locate(name), dtype="auto")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise EngramError(
+            f"base {name!r}: its weights do not load ({_one_line(error)}); give a whole base"
+        ) from error
     settings = {"peft_type": "LORA", "task_type": TASK_TYPE[kind], **ADAPTER, **adapter}
     with forked(derive(seed, "adapter")):
         try:
             wrapped = get_peft_model(model, get_peft_config(check_adapter(settings)))
         except (TypeError, ValueError) as error:
-            raise EngramError(f"adapter: PEFT refuses these settings: {_one_line(error)}") from error
+            raise EngramError(
+                f"adapter: PEFT refuses these settings: {_one_line(error)}"
+            ) from error
     if kind == "encoder":
         wrapped = Classifier(wrapped, config.hidden_size)
     return Base(name, kind, wrapped, tokenizer)

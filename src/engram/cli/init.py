@@ -21,13 +21,12 @@ def init(
 ) -> None:
     """Make a lineage: a folder whose stage 0 is the untouched base.
 
-    \b
-        engram init my-model --base Qwen/Qwen3-0.6B method=recurrent_kif
+    Example: engram init my-model --base Qwen/Qwen3-0.6B method=recurrent_kif
     """
     from engram.config import load_config
 
-    given = [*(settings or []), *([f"base={base}"] if base else [])]
-    made = load_config(config or {}, given)
+    made = load_config(config or {}, settings)
+    made.base = base or made.base
     quiet()
     from engram.lineage import verbs
 

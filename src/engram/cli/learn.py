@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from engram.cli.output import Data, Folder, Json, print_json, quiet, stdout
+from engram.cli.output import Data, Folder, Json, print_json, quiet, scores_table, stdout
 
 
 def learn(
@@ -26,11 +26,18 @@ def learn(
 ) -> None:
     """Learn one more task as a new stage. The same command again goes on where it was stopped.
 
-    \b
-        engram learn my-model reviews reviews.jsonl --test reviews-test.jsonl
+    Example: engram learn my-model reviews reviews.jsonl --test held-out.jsonl
     """
     from engram import api
 
-    api.check_task(folder, name, train, test, dev)
     quiet()
     from engram.cli.progress import Shown
+
+    with Shown() as shown:
+        entry = api.learn(folder, name, train, test, dev, metric, option, data, [shown], shown.say)
+    if as_json:
+        print_json(entry)
+        return
+    stdout().print(f"{folder}: stage {entry['stage']} learned {name}; after it")
+    stdout().print(scores_table(entry["scores"]))
+    stdout().print(f"the history:  engram log {folder}")

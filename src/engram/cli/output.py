@@ -3,11 +3,15 @@
 import json
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 
 WIDE = 160  # columns of a table that does not go to a terminal
@@ -37,6 +41,27 @@ def stderr() -> Console:
 
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
+
+
+def score(value: float | None, sign: bool = False) -> str:
+    """Three decimals, `-` when it is unknown."""
+    return "-" if value is None else f"{value:{'+' if sign else ''}.3f}"
+
+
+def grid(*columns: str, right: Sequence[str] = ()) -> Table:
+    """A table with these columns, those in `right` aligned to the right."""
+    table = Table(box=SIMPLE, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    return table
+
+
+def scores_table(scores: dict[str, float | None]) -> Table:
+    """Task and score, a line each."""
+    table = grid("task", "score", right=["score"])
+    for task, value in scores.items():
+        table.add_row(Text(task), score(value))
+    return table
 
 
 def complain(line: str) -> None:

@@ -11,7 +11,7 @@ LOAD = {
     "seq2seq": "AutoModelForSeq2SeqLM",
     "encoder": "AutoModel",
 }
-HEAD = '''
+HEAD = """
 head = load_file("STAGE/head.safetensors")
 with safe_open("STAGE/head.safetensors", "pt") as file:
     labels = list(json.loads(file.metadata()["id2label"]).values())
@@ -19,7 +19,7 @@ batch = tokenizer("some text", return_tensors="pt")
 hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
 mean = (hidden * mask).sum(1) / mask.sum(1)
 label = labels[(mean @ head["weight"].T + head["bias"]).argmax(-1).item()]
-'''
+"""
 
 
 def write_card(folder: Path, base: Base, entry: dict[str, Any]) -> None:

@@ -24,7 +24,9 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
-            raise EngramError(f"{path}: line {number} is not JSON; restore it from a copy") from error
+            raise EngramError(
+                f"{path}: line {number} is not JSON; restore it from a copy"
+            ) from error
         if not isinstance(entry, dict) or entry.get("previous") != previous:
             raise EngramError(
                 f"{path}: line {number} does not follow the line before it; a line was changed or "

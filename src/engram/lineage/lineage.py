@@ -1,5 +1,6 @@
 """The folder that holds a model's whole history."""
 
+import difflib
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,8 @@ from engram.measure.matrix import ScoreMatrix
 FORMAT = 1
 # Keys that may differ between runs of one lineage, because they do not decide its bytes.
 FREE = ("lineage", "data")
+# What lies in a new lineage before its engram.yaml, which is written last.
+REMAINS = ("lock", "stages", "ledger.jsonl", ".engram.yaml.new")
 
 
 class Lineage:
@@ -29,15 +32,15 @@ class Lineage:
         self.path = Path(path)
         settings = self.path / "engram.yaml"
         if not settings.is_file():
-            raise EngramError(
-                f"{self.path}: not a lineage (no engram.yaml in it); make one with `engram init {path}`"
-            )
+            raise EngramError(f"{self.path}: not a lineage (no engram.yaml in it); {self._hint()}")
         try:
             values = yaml.safe_load(settings.read_text(encoding="utf-8"))
             found = values.pop("format")
             self.pin = values.pop("base")
         except (yaml.YAMLError, AttributeError, KeyError) as error:
-            raise EngramError(f"{settings}: not a lineage's settings; restore it from a copy") from error
+            raise EngramError(
+                f"{settings}: not a lineage's settings; restore it from a copy"
+            ) from error
         if found != FORMAT:
             raise EngramError(
                 f"{settings}: format {found}, this Engram reads format {FORMAT}; use the release that "
@@ -54,17 +57,40 @@ class Lineage:
             EngramError: the folder holds something else already.
         """
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(p.name != "lock" for p in path.iterdir())):
-            raise EngramError(f"{path}: exists and is not empty; give a new folder")
+        cls.check_vacant(path)
         path.mkdir(parents=True, exist_ok=True)
         with locked(path):
+            (path / "ledger.jsonl").unlink(missing_ok=True)
             settings = {"format": FORMAT, **config.to_dict(), "base": base}
             for key in FREE:
                 settings.pop(key)
             (path / "stages").mkdir(exist_ok=True)
-            append(path / "ledger.jsonl", {"stage": 0, "verb": "init", "parent": None, "base": base})
+            append(
+                path / "ledger.jsonl", {"stage": 0, "verb": "init", "parent": None, "base": base}
+            )
             write_text(path / "engram.yaml", yaml.safe_dump(settings, sort_keys=False))
         return cls(path)
+
+    @staticmethod
+    def check_vacant(path: str | Path) -> None:
+        """Refuse a folder that holds anything but the remains of a `create` that was stopped.
+
+        Raises:
+            EngramError: the folder holds something else already.
+        """
+        path = Path(path)
+        if not path.exists():
+            return
+        remains = path.is_dir() and {p.name for p in path.iterdir()} <= set(REMAINS)
+        if not remains or any(path.glob("stages/*")):
+            raise EngramError(f"{path}: exists and is not empty; give a new folder")
+
+    def _hint(self) -> str:
+        beside = self.path.parent.glob("*/engram.yaml")
+        found = difflib.get_close_matches(self.path.name, [p.parent.name for p in beside], n=1)
+        if found:
+            return f"did you mean {self.path.with_name(found[0])}?"
+        return f"make one with `engram init {self.path}`"
 
     def check_unchanged(self, config: Config, base: dict[str, Any]) -> None:
         """Refuse settings that differ from the ones this lineage was made with, naming the keys."""

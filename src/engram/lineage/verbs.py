@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import os
 import platform
 import re
 import resource
@@ -17,18 +16,17 @@ import torch
 from transformers import TrainerCallback
 
 from engram.config import Config
-from engram.data.rows import read_rows
 from engram.data.stream import load_stream
-from engram.data.task import Split, Task, open_split
+from engram.data.task import Task
 from engram.errors import EngramError, nearest
-from engram.learn.arguments import check_training
 from engram.learn.methods import make
-from engram.learn.stage import MEMORY, Plan, Say, learn_stage, score
+from engram.learn.stage import Plan, Say, learn_stage, score
 from engram.lineage.card import write_card
+from engram.lineage.checks import check_settings, check_tasks
 from engram.lineage.files import locked
 from engram.lineage.lineage import Lineage
-from engram.measure.metrics import find_metric
-from engram.models import Base, check_adapter, load_base, pin
+from engram.lineage.sources import describe, remembered, reopen
+from engram.models import Base, load_base, pin
 from engram.seeds import digest
 from engram.weights import load_weights
 
@@ -42,18 +40,11 @@ def init(path: str | Path, config: Config) -> Lineage:
     Raises:
         EngramError: the folder is not empty, the base is not there, or a setting is wrong.
     """
-    check(config)
+    check_settings(config)
+    Lineage.check_vacant(path)
+    load_base(config.base, config.adapter, config.seed)  # weights or an adapter that do not fit
     config.threads = config.threads or torch.get_num_threads()
     return Lineage.create(path, config, pin(config.base))
-
-
-def check(config: Config) -> None:
-    """Everything about the settings that can be known before work starts."""
-    make(config.method)
-    check_training(config.training)
-    check_adapter({"peft_type": "LORA", **config.adapter})
-    if config.mode != "sequential" and config.method != "sequential":
-        raise EngramError(f"mode {config.mode} takes no method; set method=sequential")
 
 
 def learn(
@@ -72,6 +63,11 @@ def learn(
         EngramError: not a lineage, a second writer, or rows the model cannot take.
     """
     lineage = Lineage(path)
+    if lineage.config.mode == "joint":
+        raise EngramError(
+            f"{path}: mode joint learns a whole stream; list its tasks in a YAML for `engram run`"
+        )
+    check_tasks(lineage.config, [task])
     with locked(lineage.path):
         lineage = Lineage(path)
         last = lineage.stages[-1] if lineage.stages else None
@@ -94,17 +90,18 @@ def run(
     """
     if not config.lineage:
         raise EngramError("lineage: missing; say where the run goes, such as lineage=runs/first")
-    check(config)
+    check_settings(config)
     tasks = load_stream(config)
-    for task in tasks:
-        find_metric(task.metric)
     path = Path(config.lineage)
     if (path / "engram.yaml").exists():
         lineage = Lineage(path)
         config.threads = config.threads or lineage.config.threads
         lineage.check_unchanged(config, pin(config.base))
+        check_tasks(config, tasks[len(lineage.stages) :])
     else:
-        lineage = init(path, config)
+        Lineage.check_vacant(path)
+        check_tasks(config, tasks)
+        init(path, config)
     with locked(path):
         lineage = Lineage(path)
         done = lineage.stages
@@ -136,6 +133,11 @@ def evaluate(
         EngramError: no such stage or task, or a mode the tasks do not allow.
     """
     lineage = Lineage(path)
+    if not lineage.stages:
+        raise EngramError(
+            f"{path}: nothing was learned yet, so there is nothing to score; "
+            f"teach it a task with `engram learn {path} NAME train.jsonl`"
+        )
     entry = None if stage == 0 else lineage.at(lineage.head if stage is None else stage)
     ids = [e["task"]["id"] for e in lineage.stages]
     for name in tasks:
@@ -146,11 +148,13 @@ def evaluate(
         config = replace(config, scoring=replace(config.scoring, mode=mode))
     torch.set_num_threads(config.threads or torch.get_num_threads())
     base = _base_at(lineage, entry)
+    if torch.accelerator.is_available():
+        base.model.to(torch.accelerator.current_accelerator())
     cells = {}
     for e in lineage.stages:
         name = e["task"]["id"]
         if not tasks or name in tasks:
-            cells[name] = score(base, _reopen(lineage, e, data, say), config, make(config.method))
+            cells[name] = score(base, reopen(lineage, e, data, say), config, make(config.method))
     return cells
 
 
@@ -170,8 +174,7 @@ def _learn(
     folder = f"stages/{number:04d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', task.name)}"
     follows = stages[-1] if stages and config.mode == "sequential" else None
     scored = {
-        e["task"]["id"]: known.get(e["task"]["id"]) or _reopen(lineage, e, data, say)
-        for e in stages
+        e["task"]["id"]: known.get(e["task"]["id"]) or reopen(lineage, e, data, say) for e in stages
     }
     cells = {}
     if config.mode == "per_task":  # old tasks keep their adapters, so they keep their scores
@@ -181,13 +184,13 @@ def _learn(
         task=name,
         learn=learned,
         score={**scored, name: task},
-        memory={e["task"]["id"]: _memory(lineage, e) for e in stages},
+        memory={e["task"]["id"]: remembered(lineage, e) for e in stages},
         config=config,
         previous=lineage.folder(follows) if follows else None,
         cells=cells,
         callbacks=callbacks,
     )
-    described = _describe(lineage, task, name)
+    described = describe(lineage, task, name)
     entry = {
         "stage": number,
         "verb": "learn",
@@ -200,10 +203,10 @@ def _learn(
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
     }
     head = lineage.ledger[-1].get("previous", "")
+    base = _base_at(lineage, follows)
     work = lineage.work(folder.rpartition("/")[2], digest(entry, config.to_dict(), head))
     built = work / "stage"
     shutil.rmtree(built, ignore_errors=True)
-    base = _base_at(lineage, follows)
     seconds = learn_stage(base, plan, work, built, say)
     entry["scores"] = {k: c["score"] for k, c in _read(built / "scores.json")["after"].items()}
     write_card(built, base, entry)
@@ -218,52 +221,6 @@ def _base_at(lineage: Lineage, entry: dict[str, Any] | None) -> Base:
     if entry:
         load_weights(base, lineage.folder(entry))
     return base
-
-
-def _describe(lineage: Lineage, task: Task, name: str) -> dict[str, Any]:
-    """A task in the ledger: where its rows come from, their number and their sha256."""
-    described: dict[str, Any] = {
-        "id": name,
-        "name": task.name,
-        "metric": task.metric,
-        "options": list(task.answers() or ()) or None,
-    }
-    for split in ("train", "test"):
-        rows: Split | None = getattr(task, split)
-        if rows is not None:
-            source = dict(rows.source) if rows.source else None
-            if source and "path" in source:  # so that a lineage and its data can move together
-                source["path"] = os.path.relpath(source["path"], lineage.path)
-            described[split] = {"source": source, "rows": len(rows.rows), "sha256": rows.sha256}
-    return described
-
-
-def _reopen(
-    lineage: Lineage, entry: dict[str, Any], data: str | Path | None, say: Say
-) -> Task | None:
-    """An old task with the test rows it was scored on; None, and a warning, when they are not there."""
-    described = entry["task"]
-    test = described.get("test")
-    if test is None:
-        return None
-    source = dict(test["source"] or {})
-    if "path" in source:
-        source["path"] = str(lineage.path / source["path"])
-    try:
-        split = open_split(source, data)
-    except EngramError as error:
-        say(f"warning: {described['id']} is not scored: {error}")
-        return None
-    if split.sha256 != test["sha256"]:
-        say(f"warning: {described['id']} is not scored: its test rows have changed")
-        return None
-    options = tuple(described["options"]) if described["options"] else None
-    return Task(described["name"], Split(()), None, split, described["metric"], options)
-
-
-def _memory(lineage: Lineage, entry: dict[str, Any]) -> list[dict[str, Any]]:
-    path = lineage.folder(entry) / MEMORY
-    return read_rows(path) if path.exists() and path.stat().st_size else []
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The one form of every result file, read, merged and written; nothing here imports torch.
 
-    {"benchmark", "command", "versions", "device", "date", "records": [{"method", "order", "seed",
-     "overall", "backward_transfer", "forward_transfer", "seconds", "seconds_scoring", ...}]}
+{"benchmark", "command", "versions", "device", "date", "records": [{"method", "order", "seed",
+"overall", "backward_transfer", "forward_transfer", "seconds", "seconds_scoring", ...}]}
 """
 
 import json
@@ -23,7 +23,7 @@ PACKAGES = ("engram", "torch", "transformers", "peft")
 
 
 def method_name(method: Any, mode: str = "sequential") -> str:
-    """What a record calls a method: its name with its preset, joined by `+`; other modes their own."""
+    """A record's name of a method: with its preset, several joined by `+`; a mode's own name."""
     if mode != "sequential":
         return mode
     named = []
@@ -34,8 +34,8 @@ def method_name(method: Any, mode: str = "sequential") -> str:
     return "+".join(named)
 
 
-def record(lineage: Lineage) -> dict[str, Any]:
-    """A run's record: its numbers, and the seconds of training and of scoring over all stages."""
+def record(lineage: Lineage, command: str) -> dict[str, Any]:
+    """The record of the run that `command` made: its numbers, and the seconds of training and of scoring over all stages."""
     config, matrix = lineage.config, lineage.matrix()
     seconds = stage_seconds(lineage)
     return {
@@ -48,6 +48,7 @@ def record(lineage: Lineage) -> dict[str, Any]:
         "seconds": round(sum(s["learning"] for s in seconds.values()), 2),
         "seconds_scoring": round(sum(s["scoring"] for s in seconds.values()), 2),
         "lineage": str(lineage.path),
+        "command": command,
     }
 
 
@@ -79,19 +80,20 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 
 def merge(records: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records with `new` in the place of the one of the same method, order and seed, or last."""
+    """The records with `new`: in the place of its like (method, order, seed), else last."""
     key = [new[k] for k in KEY]
     kept = [found if [found[k] for k in KEY] != key else new for found in records]
     return kept if new in kept else [*kept, new]
 
 
-def write(
-    path: Path, benchmark: str, command: str, device: str, records: list[dict[str, Any]]
-) -> None:
-    """Write the file whole or not at all. `device` names the kind of machine only."""
+def write(path: Path, benchmark: str, device: str, records: list[dict[str, Any]]) -> None:
+    """Write the file whole or not at all; its command is all records' commands, one after another.
+
+    `device` names the kind of machine only.
+    """
     results = {
         "benchmark": benchmark,
-        "command": command,
+        "command": " && ".join(dict.fromkeys(r["command"] for r in records if "command" in r)),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "device": device,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -12,7 +12,6 @@ from engram.learn import importance
 from engram.learn.adam import Momentum, adam_tensors, after_fusion, load_adam_tensors
 from engram.learn.importance import FusionTable, Importance, flatten, important
 from engram.learn.methods.base import Family, Method, TaskContext
-
 from engram.learn.presets import RECURRENT_KIF
 from engram.seeds import derive
 

@@ -1,0 +1,41 @@
+"""`engram evaluate`: a stage's scores, taken again."""
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from engram.cli.output import Data, Folder, Json, grid, print_json, quiet, score, stderr, stdout
+
+
+def evaluate(
+    folder: Folder,
+    stage: Annotated[
+        int | None, typer.Option(help="Which stage; 0 is the base, the newest if left out.")
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Only this task; may be given more than once.")
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(help="`generate` or `options`; the lineage's own if left out."),
+    ] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Score a stage on the tasks learned so far. Changes nothing.
+
+    Example: engram evaluate my-model --stage 1 --task reviews
+    """
+    from engram import api
+
+    quiet()
+    cells = api.evaluate(folder, stage, task or (), mode, data, lambda line: stderr().print(line))
+    if as_json:
+        print_json(cells)
+        return
+    table = grid("task", "score", "metric", "mode", "rows", "truncated", right=["score", "rows"])
+    for name, cell in cells.items():
+        about = (str(cell.get(key, "-")) for key in ("metric", "mode", "rows", "truncated"))
+        table.add_row(Text(name), score(cell["score"]), *about)
+    stdout().print(table)

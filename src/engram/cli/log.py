@@ -1,0 +1,46 @@
+"""`engram log`: the history of a lineage."""
+
+from typing import Any
+
+from rich.text import Text
+
+from engram.cli.output import Folder, Json, grid, print_json, score, stdout
+
+
+def log(folder: Folder, as_json: Json = False) -> None:
+    """List the stages of a lineage, the newest last.
+
+    Example: engram log my-model
+    """
+    from engram.lineage.lineage import Lineage
+
+    lineage = Lineage(folder)
+    lines = [_line(lineage, entry) for entry in lineage.ledger]
+    if as_json:
+        print_json(lines)
+        return
+    stdout().print(f"{folder}: base {lineage.pin['name']}")
+    table = grid("stage", "verb", "task", "method", "scores", "seconds", "date", right=["seconds"])
+    for line in lines[1:]:
+        scores = ", ".join(f"{name} {score(value)}" for name, value in line["scores"].items())
+        cells = (line["task"], line["method"], scores, f"{line['seconds'] or 0:.1f}", line["date"])
+        table.add_row(str(line["stage"]), line["verb"], *(Text(str(cell or "-")) for cell in cells))
+    stdout().print(table if lines[1:] else f"no stage yet: engram learn {folder} NAME train.jsonl")
+
+
+def _line(lineage: Any, entry: dict[str, Any]) -> dict[str, Any]:
+    from engram.report.results import method_name
+
+    timing = lineage.timings().get(str(entry["stage"]), {})
+    seconds = {k: v for k, v in timing.get("seconds", {}).items() if k != "loss"}
+    named = method_name(entry["method"], entry["mode"]) if "method" in entry else None
+    return {
+        "stage": entry["stage"],
+        "parent": entry["parent"],
+        "verb": entry["verb"],
+        "task": entry.get("task", {}).get("id"),
+        "method": named,
+        "scores": entry.get("scores", {}),
+        "seconds": round(sum(seconds.values()), 2) if seconds else None,
+        "date": timing.get("date"),
+    }

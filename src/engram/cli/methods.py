@@ -1,0 +1,125 @@
+"""`engram methods`: what can stand under `method:`."""
+
+import inspect
+import textwrap
+import types
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from rich.console import RenderableType
+from rich.text import Text
+
+from engram.cli.output import Json, grid, print_json, stdout
+
+
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="One method, with all there is to it.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the methods, or tell all about one: what it does, its keywords, its presets.
+
+    Example: engram methods recurrent_kif
+    """
+    from engram.learn.methods import names
+
+    described = [describe(found) for found in ([name] if name else names())]
+    if as_json:
+        print_json(described)
+    elif name:
+        _show(_one(described[0]))
+    else:
+        _show(_all(described))
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A method as `--json` prints it; raises EngramError when there is none of that name."""
+    from engram.learn.methods import find, keywords
+
+    method = find(name)
+    return {
+        "name": name,
+        "family": method.family,
+        "summary": (inspect.getdoc(method) or "").partition("\n\n")[0].replace("\n", " "),
+        "paper": method.paper,
+        "keywords": [
+            {"name": key, "type": spell(found.annotation), "default": found.default}
+            for key, found in keywords(name).items()
+        ],
+    }
+
+
+def spell(kind: Any) -> str:
+    """A keyword's type as people write it: `float | null`, or the words to choose from."""
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
+    if isinstance(kind, types.UnionType):
+        return " | ".join(map(spell, get_args(kind)))
+    return "null" if kind is type(None) else getattr(kind, "__name__", str(kind))
+
+
+def _show(parts: list[RenderableType]) -> None:
+    for part in parts:
+        stdout().print(part)
+
+
+def _all(described: list[dict[str, Any]]) -> list[RenderableType]:
+    parts: list[RenderableType] = []
+    for family in sorted({method["family"] for method in described}):
+        table = grid(family, "", "")
+        for method in described:
+            if method["family"] == family:
+                table.add_row(method["name"], Text(method["summary"]), method["paper"])
+        parts.append(table)
+    return [*parts, Text("more of one of them:  engram methods NAME")]
+
+
+def _one(described: dict[str, Any]) -> list[RenderableType]:
+    from engram.learn.methods import find
+
+    method = find(described["name"])
+    table = grid("keyword", "type", "default")
+    for keyword in described["keywords"]:
+        table.add_row(keyword["name"], Text(keyword["type"]), Text(_value(keyword["default"])))
+    head = f"{described['name']} ({described['family']})  {described['paper'] or ''}".rstrip()
+    about = textwrap.indent(inspect.getdoc(method) or "", "  ")
+    return [
+        Text(head, style="bold"),
+        Text(f"\n{about}"),
+        table,
+        *_presets(described["name"], method.presets),
+    ]
+
+
+def _presets(name: str, presets: dict[str, dict[str, Any]]) -> list[RenderableType]:
+    from engram.learn.presets import OPEN, RECURRENT_KIF
+
+    if not presets:
+        return []
+    opened = OPEN if presets is RECURRENT_KIF else {}
+    table = grid("keyword", *presets)
+    for key in next(iter(presets.values())):
+        marks = (" *" if key in opened.get(preset, {}) else "" for preset in presets)
+        cells = zip(presets.values(), marks, strict=True)
+        table.add_row(key, *(Text(_value(keywords[key]) + mark) for keywords, mark in cells))
+    notes = [
+        f"* {preset}, {key}: {why}" for preset, left in opened.items() for key, why in left.items()
+    ]
+    first = next(iter(presets))
+    use = f"in a YAML: method: {{{name}: {{preset: {first}}}}}"
+    return [
+        Text("Presets; * marks what the source leaves open"),
+        table,
+        Text("\n".join(notes)),
+        Text(""),
+        Text(use),
+    ]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_value(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_value, value))})"
+    return "null" if value is None else str(value)

@@ -1,0 +1,104 @@
+"""`engram run`: a stream of tasks, from a YAML."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.text import Text
+
+from engram.cli.output import Data, Json, Settings, grid, print_json, quiet, score, stdout
+from engram.lineage.lineage import Lineage
+
+
+def run(
+    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The settings of the run.")],
+    settings: Settings = None,
+    data: Data = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Put the run's record into this result file."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Learn a stream of tasks one after another. The same command again goes on where it stopped.
+
+    Example: engram run examples/quickstart.yaml method=recurrent_kif
+    """
+    from engram import api
+    from engram.report import results as report
+
+    config = api.run_config(file, settings)
+    config.data = str(data) if data else config.data
+    records = report.load(results) if results else []
+    quiet()
+    from engram.cli.progress import Shown
+
+    with Shown() as shown:
+        lineage = api.run(config, [shown], shown.say)
+    new = report.record(lineage, shlex.join(["engram", "run", str(file), *(settings or [])]))
+    if results:
+        records = report.merge(records, new)
+        report.write(results, file.stem, _device(lineage.config.threads), records)
+    if as_json:
+        print_json(_answer(lineage, new))
+        return
+    for part in _report(lineage, new, records or [new], results):
+        stdout().print(part)
+
+
+def _answer(lineage: Lineage, new: dict[str, Any]) -> dict[str, Any]:
+    from engram.measure.matrix import to_dict
+
+    keys = ("method", "overall", "backward_transfer", "forward_transfer", "lineage")
+    return {key: new[key] for key in keys} | {"matrix": to_dict(lineage.matrix())}
+
+
+def _report(
+    lineage: Lineage, new: dict[str, Any], records: list[dict[str, Any]], results: Path | None
+) -> list[RenderableType]:
+    from engram.measure.show import table
+
+    cells = lineage.scores(lineage.stages[-1])["after"].values()
+    mode, metric = (
+        ", ".join(sorted({cell[key] for cell in cells if key in cell}))
+        for key in ("mode", "metric")
+    )
+    parts = [table(lineage.matrix(), modes, metrics, title=new["method"]), summary(records)]
+    lines = [
+        "OP is the mean score after the last stage, BWT what earlier tasks have gained since they",
+        "were learned (below 0: forgotten), FWT what they gave to tasks before these were learned.",
+        "",
+        *([f"results:      {results}"] if results else []),
+        f"lineage:      {lineage.path}",
+        f"its history:  engram log {lineage.path}",
+        "your own:     engram init my-model --base FOLDER_OR_NAME method=recurrent_kif",
+        "              engram learn my-model my-task train.jsonl --test test.jsonl",
+    ]
+    return [*parts, Text("\n".join(lines))]
+
+
+def summary(records: list[dict[str, Any]]) -> RenderableType:
+    """All records in one table; order and seed only where there are several."""
+    varied = [key for key in ("order", "seed") if len({str(r[key]) for r in records}) > 1]
+    right = ["OP", "BWT", "FWT", "seconds"]
+    table = grid("method", *varied, *right, right=right)
+    for found in records:
+        table.add_row(
+            found["method"],
+            *(str(found[key]) for key in varied),
+            score(found["overall"]),
+            score(found["backward_transfer"], sign=True),
+            score(found.get("forward_transfer"), sign=True),
+            f"{found['seconds']:.1f}",
+        )
+    return table
+
+
+def _device(threads: int | None) -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu, {threads} threads" if threads != 1 else "cpu, 1 thread"

@@ -1,0 +1,58 @@
+"""A task in the ledger, and its rows when they are wanted again."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engram.data.rows import Row, read_rows
+from engram.data.task import Split, Task, open_split
+from engram.errors import EngramError
+from engram.learn.stage import MEMORY
+from engram.lineage.lineage import Lineage
+
+
+def describe(lineage: Lineage, task: Task, name: str) -> dict[str, Any]:
+    """A task in the ledger: where its rows come from, their number and their sha256."""
+    described: dict[str, Any] = {
+        "id": name,
+        "name": task.name,
+        "metric": task.metric,
+        "options": list(task.answers() or ()) or None,
+    }
+    for split in ("train", "test"):
+        rows: Split | None = getattr(task, split)
+        if rows is not None:
+            source = dict(rows.source) if rows.source else None
+            if source and "path" in source:  # so that a lineage and its data can move together
+                source["path"] = os.path.relpath(source["path"], lineage.path)
+            described[split] = {"source": source, "rows": len(rows.rows), "sha256": rows.sha256}
+    return described
+
+
+def reopen(
+    lineage: Lineage, entry: dict[str, Any], data: str | Path | None, say: Callable[[str], None]
+) -> Task | None:
+    """An old task with the test rows it was scored on; None, and a warning, when they are not there."""
+    described = entry["task"]
+    test = described.get("test")
+    if test is None:
+        return None
+    source = dict(test["source"] or {})
+    if "path" in source:
+        source["path"] = str(lineage.path / source["path"])
+    try:
+        split = open_split(source, data)
+    except EngramError as error:
+        say(f"warning: {described['id']} is not scored: {error}")
+        return None
+    if split.sha256 != test["sha256"]:
+        say(f"warning: {described['id']} is not scored: its test rows have changed")
+        return None
+    options = tuple(described["options"]) if described["options"] else None
+    return Task(described["name"], Split(()), None, split, described["metric"], options)
+
+
+def remembered(lineage: Lineage, entry: dict[str, Any]) -> list[Row]:
+    path = lineage.folder(entry) / MEMORY
+    return read_rows(path) if path.exists() and path.stat().st_size else []

@@ -1,0 +1,156 @@
+"""A stage is written whole or not at all, and a stopped run ends in the bytes of one that was not."""
+
+import json
+
+import pytest
+from learn.engine import Stop, Stopped
+from tiny import KINDS, save_tiny, tiny_rows
+
+from engram.config import load_config
+from engram.learn import stage
+from engram.lineage import lineage as lineage_module
+from engram.lineage import verbs
+from engram.lineage.files import hash_folder
+from engram.lineage.lineage import Lineage
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def setting(request, tmp_path_factory):
+    """A base and three tasks on disk; the settings of a run in `lineage`."""
+    folder = tmp_path_factory.mktemp(request.param)
+    save_tiny(request.param, folder / "base")
+    tasks = []
+    for name in ("colour", "animal", "count"):
+        for split, n, seed in (("train", 48, 0), ("test", 12, 1)):
+            lines = [json.dumps(row) + "\n" for row in tiny_rows(name, n, seed)]
+            (folder / f"{name}-{split}.jsonl").write_text("".join(lines))
+        files = {split: str(folder / f"{name}-{split}.jsonl") for split in ("train", "test")}
+        tasks.append({"name": name, **files})
+    return {
+        "base": str(folder / "base"),
+        "tasks": tasks,
+        "method": ["replay", {"recurrent_kif": {"inner_steps": 4}}],
+        "memory": {"ratio": 0.1},
+        "training": {"learning_rate": 1e-2, "num_train_epochs": 1},
+        "max_length": 32,
+        "max_completion_length": 4,
+        "checkpoint_every": 2,
+        "threads": 1,
+    }
+
+
+def run(setting, path, callbacks=()):
+    return verbs.run(load_config({**setting, "lineage": str(path)}), callbacks)
+
+
+def contents(path):
+    """Everything that is in a hash: all but the timings and the lock."""
+    free = ("timings.json", "lock")
+    return {name: h for name, h in hash_folder(path).items() if name not in free}
+
+
+@pytest.fixture(scope="module")
+def whole(setting, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "lineage"
+    run(setting, path)
+    return path
+
+
+class StopInTask(Stop):
+    """Dies inside the second task only."""
+
+    tasks = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.tasks += 1
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.tasks == 2:
+            super().on_step_begin(args, state, control, **kwargs)
+
+
+def die_at(call, original):
+    """`original`, but its call number `call` (from 1) is the end."""
+    calls = []
+
+    def dying(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == call:
+            raise Stopped
+        return original(*args, **kwargs)
+
+    return dying
+
+
+def dies_inside_a_stage(monkeypatch, setting, path):
+    run(setting, path, [StopInTask(5)])
+
+
+def dies_before_the_first_checkpoint(monkeypatch, setting, path):
+    run(setting, path, [StopInTask(1)])
+
+
+def dies_while_scoring(monkeypatch, setting, path):
+    monkeypatch.setattr(stage, "save_weights", die_at(2, stage.save_weights))
+    run(setting, path)
+
+
+def dies_before_the_rename(monkeypatch, setting, path):
+    monkeypatch.setattr(lineage_module, "hash_folder", die_at(2, hash_folder))
+    run(setting, path)
+
+
+def dies_before_the_ledger_line(monkeypatch, setting, path):
+    # the first two calls are those of stage 0 and of stage 1
+    monkeypatch.setattr(lineage_module, "append", die_at(3, lineage_module.append))
+    run(setting, path)
+
+
+def dies_after_a_stage(monkeypatch, setting, path):
+    monkeypatch.setattr(verbs, "_learn", die_at(2, verbs._learn))
+    run(setting, path)
+
+
+PLACES = [
+    dies_inside_a_stage,
+    dies_before_the_first_checkpoint,
+    dies_while_scoring,
+    dies_before_the_rename,
+    dies_before_the_ledger_line,
+    dies_after_a_stage,
+]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_a_run_killed_once_ends_in_the_same_bytes(place, setting, whole, tmp_path, monkeypatch):
+    # the same depth below the data: the ledger holds paths relative to the lineage
+    path = whole.parent.with_name(f"{tmp_path.name}-{whole.parent.name}") / "lineage"
+    path.parent.mkdir()
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        place(patch, setting, path)
+    assert [entry["stage"] for entry in Lineage(path).stages] == [1]
+    lineage = run(setting, path)
+    assert [entry["stage"] for entry in lineage.stages] == [1, 2, 3]
+    assert contents(path) == contents(whole)
+    assert not (path / ".work").exists()
+
+
+def test_two_runs_of_the_same_settings_are_the_same_bytes(setting, whole):
+    path = whole.parent.with_name(f"again-{whole.parent.name}") / "lineage"
+    path.parent.mkdir()
+    run(setting, path)
+    assert contents(path) == contents(whole)
+
+
+def test_a_finished_run_has_nothing_to_do(setting, whole):
+    before = hash_folder(whole)
+    run(setting, whole)
+    assert hash_folder(whole) == before
+
+
+def test_the_kill_inside_a_stage_really_resumes_inside_it(setting, tmp_path):
+    path, said = tmp_path / "lineage", []
+    with pytest.raises(Stopped):
+        run(setting, path, [StopInTask(5)])
+    verbs.run(load_config({**setting, "lineage": str(path)}), (), said.append)
+    assert "animal: going on from step 4" in said
