@@ -4,7 +4,8 @@
     python scripts/train_default_model.py --check    # train, compare with the shipped weights
 
 A Llama of 0.9 million parameters with one token a word, on generated text
-(`engram.data.pretraining`), on one thread. TIME minutes; held-out loss LOSS, exact match EXACT.
+(`engram.data.pretraining`), on one thread: 3 minutes. Final: held-out loss 0.2096 (0.02 of each
+prompt word counts; the rest of it is the prompts' own entropy), exact match 0.992.
 The seed, the order of the rows and the thread count are fixed: the same machine and the same torch
 give the same file, byte for byte. Another machine may round differently in the last places.
 """

@@ -1,16 +1,14 @@
 """Engram keeps a language model learning without forgetting."""
 
 import importlib
-import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import engram.learn  # noqa: F401  # before its class is set below; an empty package
 from engram.errors import EngramError
 
 
 if TYPE_CHECKING:
-    from engram.api import evaluate, init, run
+    from engram.api import evaluate, init, learn, run
     from engram.config import Config, load_config
     from engram.data.task import Split, Task
     from engram.lineage.lineage import Lineage
@@ -54,4 +52,4 @@ class _Verb(ModuleType):
         return importlib.import_module("engram.api").learn(*args, **kwargs)
 
 
-sys.modules["engram.learn"].__class__ = _Verb
+importlib.import_module("engram.learn").__class__ = _Verb

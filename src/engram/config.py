@@ -29,12 +29,14 @@ class Scoring:
     """How tasks are scored: `mode` null means generate (options for encoders).
 
     `forward` also scores each task on the base and just before it is learned, which the forward
-    transfer needs.
+    transfer needs. `old` says when a run scores the tasks before the new one: after `each` stage,
+    or after the `last` only, for a long stream (OP and BWT are the same, forgetting is unknown).
     """
 
     mode: Literal["generate", "options"] | None = None
     batch_size: int = 32
     forward: bool = True
+    old: Literal["each", "last"] = "each"
 
 
 @dataclass

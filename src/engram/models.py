@@ -109,8 +109,8 @@ def kind_of(config: Any, name: str) -> Kind:
     if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "causal"
     raise EngramError(
-        f"base {name!r}: model type {config.model_type!r} is neither a causal, an encoder-decoder nor "
-        "an encoder language model; choose a text model"
+        f"base {name!r}: model type {config.model_type!r} is neither a causal, an "
+        "encoder-decoder nor an encoder language model; choose a text model"
     )
 
 

@@ -18,11 +18,11 @@ from engram.errors import EngramError
 
 
 DEFAULT_MODEL = Path(engram.data.__file__).parents[1] / "default_model"
-NUM_PRETRAINING_ROWS = 76_800  # as many as scripts/train_default_model.py draws
+NUM_PRETRAINING_ROWS = 64_000  # as many as scripts/train_default_model.py draws
 
 
 def all_rows():
-    return [row for task in TASKS for split in SPLITS for row in generated_rows(task, split, 300)]
+    return [row for task in TASKS for split in SPLITS for row in generated_rows(task, split, 100)]
 
 
 def test_rows_depend_on_task_split_and_seed_alone():
@@ -33,9 +33,10 @@ def test_rows_depend_on_task_split_and_seed_alone():
 
 
 def test_the_first_row_is_the_same_on_every_machine():
-    assert generated_rows("mood", "train", 1, seed=0) == [
-        {"prompt": "FIRST_PROMPT", "completion": "FIRST_COMPLETION"}
-    ]
+    text = "carla mournfully dropped ten huge green rabbits in the cellar"
+    prompt = f"read : {text} . question : which mood of manner ? answer :"
+    expected = [{"prompt": prompt, "completion": "sorrow"}]
+    assert generated_rows("mood", "train", 1, seed=0) == expected
 
 
 def test_no_prompt_is_in_both_splits_or_twice():
@@ -74,7 +75,8 @@ def test_unknown_names_are_told_in_one_line():
 
 
 def test_generating_rows_does_not_import_torch():
-    code = "import sys, engram.data.generated, engram.data.pretraining; assert 'torch' not in sys.modules"
+    modules = "engram.data.generated, engram.data.pretraining"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -93,7 +95,7 @@ def test_the_default_model_was_not_trained_on_the_stream():
 
 def test_every_word_is_in_the_vocabulary_of_the_default_model():
     tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
-    for row in all_rows() + pretraining_rows(2000, seed=1):
+    for row in all_rows() + pretraining_rows(500, seed=1):
         text = f"{row['prompt']} {row['completion']}"
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids
@@ -109,7 +111,7 @@ def test_the_default_model_weighs_at_most_4_megabytes():
 def test_the_default_model_answers_pretraining_questions_it_never_saw():
     tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
     model = AutoModelForCausalLM.from_pretrained(DEFAULT_MODEL)
-    rows = pretraining_rows(100, seed=1)
+    rows = pretraining_rows(50, seed=1)
     right = 0
     for row in rows:
         prompt = tokenizer(row["prompt"], return_tensors="pt")

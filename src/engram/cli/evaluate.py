@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from engram import api
 from engram.cli.output import Data, Folder, Json, grid, print_json, quiet, score, stderr, stdout
 
 
@@ -27,8 +28,6 @@ def evaluate(
 
     Example: engram evaluate my-model --stage 1 --task reviews
     """
-    from engram import api
-
     quiet()
     cells = api.evaluate(folder, stage, task or (), mode, data, lambda line: stderr().print(line))
     if as_json:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from engram.cli.output import Folder, Json, Settings, print_json, quiet, stdout
+from engram.config import load_config
 
 
 def init(
@@ -23,8 +24,6 @@ def init(
 
     Example: engram init my-model --base Qwen/Qwen3-0.6B method=recurrent_kif
     """
-    from engram.config import load_config
-
     made = load_config(config or {}, settings)
     made.base = base or made.base
     quiet()

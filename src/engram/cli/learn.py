@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from engram import api
 from engram.cli.output import Data, Folder, Json, print_json, quiet, scores_table, stdout
 
 
@@ -28,8 +29,6 @@ def learn(
 
     Example: engram learn my-model reviews reviews.jsonl --test held-out.jsonl
     """
-    from engram import api
-
     quiet()
     from engram.cli.progress import Shown
 

@@ -5,6 +5,8 @@ from typing import Any
 from rich.text import Text
 
 from engram.cli.output import Folder, Json, grid, print_json, score, stdout
+from engram.lineage.lineage import Lineage
+from engram.report.results import method_name
 
 
 def log(folder: Folder, as_json: Json = False) -> None:
@@ -12,8 +14,6 @@ def log(folder: Folder, as_json: Json = False) -> None:
 
     Example: engram log my-model
     """
-    from engram.lineage.lineage import Lineage
-
     lineage = Lineage(folder)
     lines = [_line(lineage, entry) for entry in lineage.ledger]
     if as_json:
@@ -28,11 +28,11 @@ def log(folder: Folder, as_json: Json = False) -> None:
     stdout().print(table if lines[1:] else f"no stage yet: engram learn {folder} NAME train.jsonl")
 
 
-def _line(lineage: Any, entry: dict[str, Any]) -> dict[str, Any]:
-    from engram.report.results import method_name
-
+def _line(lineage: Lineage, entry: dict[str, Any]) -> dict[str, Any]:
     timing = lineage.timings().get(str(entry["stage"]), {})
     seconds = {k: v for k, v in timing.get("seconds", {}).items() if k != "loss"}
+    scores = entry.get("scores", {})
+    learned = (e["task"]["id"] for e in lineage.ledger if "task" in e)
     named = method_name(entry["method"], entry["mode"]) if "method" in entry else None
     return {
         "stage": entry["stage"],
@@ -40,7 +40,7 @@ def _line(lineage: Any, entry: dict[str, Any]) -> dict[str, Any]:
         "verb": entry["verb"],
         "task": entry.get("task", {}).get("id"),
         "method": named,
-        "scores": entry.get("scores", {}),
+        "scores": {task: scores[task] for task in learned if task in scores},
         "seconds": round(sum(seconds.values()), 2) if seconds else None,
         "date": timing.get("date"),
     }

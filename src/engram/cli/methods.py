@@ -65,14 +65,11 @@ def _show(parts: list[RenderableType]) -> None:
 
 
 def _all(described: list[dict[str, Any]]) -> list[RenderableType]:
-    parts: list[RenderableType] = []
-    for family in sorted({method["family"] for method in described}):
-        table = grid(family, "", "")
-        for method in described:
-            if method["family"] == family:
-                table.add_row(method["name"], Text(method["summary"]), method["paper"])
-        parts.append(table)
-    return [*parts, Text("more of one of them:  engram methods NAME")]
+    table = grid("family", "method", "what it does", "paper")
+    for method in sorted(described, key=lambda method: method["family"]):
+        cells = (method["family"], method["name"], method["summary"], method["paper"] or "-")
+        table.add_row(*map(Text, cells))
+    return [table, Text("more of one of them:  engram methods NAME")]
 
 
 def _one(described: dict[str, Any]) -> list[RenderableType]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 
-WIDE = 160  # columns of a table that does not go to a terminal
+WIDE = 200  # columns of a table that does not go to a terminal
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The lineage.")]

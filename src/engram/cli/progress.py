@@ -39,7 +39,7 @@ class Shown(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         # The work folder is named after the stage, with the hash of what the stage depends on.
-        self.stage = Path(args.output_dir).name.rpartition("-")[0]
+        self.stage = Path(str(args.output_dir)).name.rpartition("-")[0]
         self.began, self.first = time.perf_counter(), state.global_step
         self.bar.reset(
             self.row, description=self.stage, total=state.max_steps, completed=self.first

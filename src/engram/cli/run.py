@@ -8,8 +8,12 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
+from engram import api
 from engram.cli.output import Data, Json, Settings, grid, print_json, quiet, score, stdout
 from engram.lineage.lineage import Lineage
+from engram.measure.matrix import to_dict
+from engram.measure.show import table
+from engram.report import results as report
 
 
 def run(
@@ -26,9 +30,6 @@ def run(
 
     Example: engram run examples/quickstart.yaml method=recurrent_kif
     """
-    from engram import api
-    from engram.report import results as report
-
     config = api.run_config(file, settings)
     config.data = str(data) if data else config.data
     records = report.load(results) if results else []
@@ -49,8 +50,6 @@ def run(
 
 
 def _answer(lineage: Lineage, new: dict[str, Any]) -> dict[str, Any]:
-    from engram.measure.matrix import to_dict
-
     keys = ("method", "overall", "backward_transfer", "forward_transfer", "lineage")
     return {key: new[key] for key in keys} | {"matrix": to_dict(lineage.matrix())}
 
@@ -58,17 +57,15 @@ def _answer(lineage: Lineage, new: dict[str, Any]) -> dict[str, Any]:
 def _report(
     lineage: Lineage, new: dict[str, Any], records: list[dict[str, Any]], results: Path | None
 ) -> list[RenderableType]:
-    from engram.measure.show import table
-
     cells = lineage.scores(lineage.stages[-1])["after"].values()
     mode, metric = (
         ", ".join(sorted({cell[key] for cell in cells if key in cell}))
         for key in ("mode", "metric")
     )
-    parts = [table(lineage.matrix(), modes, metrics, title=new["method"]), summary(records)]
+    parts = [table(lineage.matrix(), mode, metric, title=new["method"]), summary(records)]
     lines = [
-        "OP is the mean score after the last stage, BWT what earlier tasks have gained since they",
-        "were learned (below 0: forgotten), FWT what they gave to tasks before these were learned.",
+        "OP: the mean score after the last stage. BWT: what tasks have gained since they",
+        "were learned (below 0: forgotten). FWT: what a task gains before it is learned.",
         "",
         *([f"results:      {results}"] if results else []),
         f"lineage:      {lineage.path}",
@@ -83,9 +80,9 @@ def summary(records: list[dict[str, Any]]) -> RenderableType:
     """All records in one table; order and seed only where there are several."""
     varied = [key for key in ("order", "seed") if len({str(r[key]) for r in records}) > 1]
     right = ["OP", "BWT", "FWT", "seconds"]
-    table = grid("method", *varied, *right, right=right)
+    shown = grid("method", *varied, *right, right=right)
     for found in records:
-        table.add_row(
+        shown.add_row(
             found["method"],
             *(str(found[key]) for key in varied),
             score(found["overall"]),
@@ -93,7 +90,7 @@ def summary(records: list[dict[str, Any]]) -> RenderableType:
             score(found.get("forward_transfer"), sign=True),
             f"{found['seconds']:.1f}",
         )
-    return table
+    return shown
 
 
 def _device(threads: int | None) -> str:

@@ -1,15 +1,15 @@
 """The small generated stream of the quickstart: four tasks on the same kind of sentence.
 
-    read : anna gladly sold seven small red drums in the kitchen . question : which topic ? answer :
+    read : anna gladly sold seven small red drums in the kitchen . question : QUESTION answer :
 
-and so on for the others; for this sentence the answers are
+For this sentence the questions and their answers are
 
-    which topic ?   music       (things: instruments, foods, plants, animals, tools, clothes)
-    which mood ?    joy         (manners: smiling, crying, shouting, resting)
-    which amount ?  some        (numbers: in four ranges)
-    which scene ?   home        (places: rooms, streets, lands, shores)
+    which topic of thing ?      music    (of instruments, foods, plants, animals, tools, clothes)
+    which mood of manner ?      joy      (of smiling, crying, shouting, resting)
+    which amount of number ?    some     (of four ranges)
+    which scene of place ?      home     (of rooms, streets, lands, shores)
 
-The inputs are alike and one word says which task it is, so a model that is fine-tuned on one
+The inputs are alike and only the question says which task it is, so a model fine-tuned on one
 task after another loses the earlier ones quickly: forgetting is plain to see in a minute.
 Nothing here imports torch, and a row depends on its task, split and seed alone.
 """
@@ -36,12 +36,13 @@ from engram.errors import EngramError, nearest
 
 
 TASKS = ("topic", "mood", "amount", "scene")
+SLOT = {"topic": "thing", "mood": "manner", "amount": "number", "scene": "place"}
 SPLITS = ("train", "test")
 
 
 def question(task: str) -> str:
     """What every prompt of a task asks."""
-    return f"which {task} ?"
+    return f"which {task} of {SLOT[task]} ?"
 
 
 def answer(task: str, slots: Slots) -> str:

@@ -17,7 +17,7 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
     and is left out.
 
     Raises:
-        EngramError: a line that does not parse, or whose `previous` is not the hash of the line before.
+        EngramError: a line does not parse, or its `previous` is not the hash of the line before.
     """
     entries, previous = [], ""
     for number, line in enumerate(_whole_lines(path), start=1):

@@ -43,8 +43,8 @@ class Lineage:
             ) from error
         if found != FORMAT:
             raise EngramError(
-                f"{settings}: format {found}, this Engram reads format {FORMAT}; use the release that "
-                "wrote it"
+                f"{settings}: format {found}, this Engram reads format {FORMAT}; "
+                "use the release that wrote it"
             )
         self.config: Config = load_config({**values, "base": self.pin["name"]})
         self.ledger = read_ledger(self.path / "ledger.jsonl")
@@ -100,8 +100,8 @@ class Lineage:
             changed.append("base")
         if changed:
             raise EngramError(
-                f"{self.path}: made with other settings ({', '.join(changed)} differ); take them back "
-                "or give a new folder with lineage=FOLDER"
+                f"{self.path}: made with other settings ({', '.join(changed)} differ); "
+                "take them back or give a new folder with lineage=FOLDER"
             )
 
     @property

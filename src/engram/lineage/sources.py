@@ -33,7 +33,7 @@ def describe(lineage: Lineage, task: Task, name: str) -> dict[str, Any]:
 def reopen(
     lineage: Lineage, entry: dict[str, Any], data: str | Path | None, say: Callable[[str], None]
 ) -> Task | None:
-    """An old task with the test rows it was scored on; None, and a warning, when they are not there."""
+    """An old task with the test rows it was scored on; None, and a warning, if they are gone."""
     described = entry["task"]
     test = described.get("test")
     if test is None:

@@ -71,10 +71,10 @@ def learn(
     with locked(lineage.path):
         lineage = Lineage(path)
         last = lineage.stages[-1] if lineage.stages else None
-        if last and last["task"]["name"] == task.name:
-            if last["task"]["train"]["sha256"] == task.train.sha256:
-                say(f"{task.name}: learned already, as stage {last['stage']}")
-                return last
+        learned = last and (last["task"]["name"], last["task"]["train"]["sha256"])
+        if last and learned == (task.name, task.train.sha256):
+            say(f"{task.name}: learned already, as stage {last['stage']}")
+            return last
         return _learn(lineage, [task], {}, data, callbacks, say)
 
 
@@ -108,13 +108,14 @@ def run(
         for entry, task in zip(done, tasks, strict=False):
             if entry["task"]["train"]["sha256"] != task.train.sha256:
                 raise EngramError(
-                    f"{path}: stage {entry['stage']} learned other rows of {task.name!r} than these; "
-                    "take the rows back or give a new folder with lineage=FOLDER"
+                    f"{path}: stage {entry['stage']} learned other rows of {task.name!r} than "
+                    "these; take the rows back or give a new folder with lineage=FOLDER"
                 )
         known = {entry["task"]["id"]: task for entry, task in zip(done, tasks, strict=False)}
         for i in range(len(done), len(tasks)):
             learned = tasks[: i + 1] if config.mode == "joint" else [tasks[i]]
-            entry = _learn(lineage, learned, known, config.data, callbacks, say)
+            old = config.scoring.old == "each" or i + 1 == len(tasks)
+            entry = _learn(lineage, learned, known, config.data, callbacks, say, old)
             known[entry["task"]["id"]] = tasks[i]
     return lineage
 
@@ -165,7 +166,9 @@ def _learn(
     data: str | Path | None,
     callbacks: Sequence[TrainerCallback],
     say: Say,
+    old: bool = True,
 ) -> dict[str, Any]:
+    """The next stage, from its plan to its commit; `old` tasks are scored again, or not."""
     config, task = lineage.config, learned[-1]
     torch.set_num_threads(config.threads or torch.get_num_threads())
     stages, number = lineage.stages, lineage.next_stage
@@ -174,7 +177,8 @@ def _learn(
     folder = f"stages/{number:04d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', task.name)}"
     follows = stages[-1] if stages and config.mode == "sequential" else None
     scored = {
-        e["task"]["id"]: known.get(e["task"]["id"]) or reopen(lineage, e, data, say) for e in stages
+        e["task"]["id"]: known.get(e["task"]["id"]) or reopen(lineage, e, data, say)
+        for e in (stages if old else ())
     }
     cells = {}
     if config.mode == "per_task":  # old tasks keep their adapters, so they keep their scores

@@ -35,7 +35,7 @@ def method_name(method: Any, mode: str = "sequential") -> str:
 
 
 def record(lineage: Lineage, command: str) -> dict[str, Any]:
-    """The record of the run that `command` made: its numbers, and the seconds of training and of scoring over all stages."""
+    """The record of the run that `command` made; seconds are summed over its stages."""
     config, matrix = lineage.config, lineage.matrix()
     seconds = stage_seconds(lineage)
     return {

@@ -1,0 +1,33 @@
+# Needs Python 3.11, make and a package index; everything else goes into .venv folders here.
+PYTHON ?= python3.11
+METHODS = sequential replay recurrent_kif
+PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: quickstart test clean
+
+quickstart: .venv/ready
+	rm -rf quickstart && mkdir quickstart
+	for method in $(METHODS); do \
+	  HF_HUB_OFFLINE=1 .venv/bin/engram run examples/quickstart.yaml method=$$method \
+	    lineage=quickstart/$$method --results quickstart/results.json || exit 1; \
+	done
+	.venv/bin/python examples/plot_forgetting.py quickstart quickstart/forgetting.svg
+
+test: .venv-test/ready
+	.venv-test/bin/ruff check .
+	.venv-test/bin/ruff format --check .
+	.venv-test/bin/pyright
+	HF_HUB_OFFLINE=1 .venv-test/bin/python -m pytest --numprocesses 2
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP) --editable '.[plot]'
+	touch $@
+
+.venv-test/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-test
+	.venv-test/bin/python $(PIP) --editable '.[test,benchmarks]'
+	touch $@
+
+clean:
+	rm -rf .venv .venv-test quickstart

@@ -1,0 +1,53 @@
+"""The picture of forgetting: each task's score after every stage, one panel a lineage.
+
+    python examples/plot_forgetting.py quickstart quickstart/forgetting.svg
+
+Draws the lineages that lie in a folder, side by side on the same axes.
+"""
+
+import sys
+from pathlib import Path
+
+import matplotlib
+
+
+matplotlib.use("svg")
+matplotlib.rcParams["svg.hashsalt"] = "engram"  # the same scores are the same file
+
+import matplotlib.pyplot as plt
+
+from engram import Lineage
+from engram.measure.matrix import overall
+
+
+NAMES = {"recurrent_kif": "Recurrent-KIF", "replay": "replay", "sequential": "plain fine-tuning"}
+MARKERS = "os^Dv*PX"
+
+
+def main(folder: Path, output: Path) -> None:
+    lineages = {p.parent.name: Lineage(p.parent) for p in folder.glob("*/engram.yaml")}
+    order = sorted(lineages, key=lambda name: overall(lineages[name].matrix()) or 0)
+    figure, axes = plt.subplots(
+        1, len(order), figsize=(3.4 * len(order), 3.1), sharey=True, squeeze=False
+    )
+    for axis, name in zip(axes[0], order, strict=True):
+        matrix = lineages[name].matrix()
+        for j, task in enumerate(matrix.tasks):
+            stages = range(matrix.learned_at[j], matrix.last + 1)
+            scores = [matrix.rows[i][j] for i in stages]
+            axis.plot(stages, scores, marker=MARKERS[j % len(MARKERS)], label=task, clip_on=False)
+        axis.set_title(f"{NAMES.get(name, name)}  (OP {overall(matrix):.2f})", fontsize=11)
+        axis.set_xticks(range(1, matrix.last + 1), matrix.tasks, rotation=20, fontsize=8)
+        axis.set_xlabel("after learning ...")
+        axis.set_ylim(0, 1)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", alpha=0.3)
+    axes[0][0].set_ylabel("score on its test rows")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.set_layout_engine("constrained")
+    figure.savefig(output, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,200 @@
+"""Every verb, as it is typed: what it prints, and that the same command goes on."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import engram, tree, workplace
+
+import engram as package
+from engram.learn.stage import learn_stage
+from engram.lineage import verbs
+
+
+VERBS = ("init", "learn", "run", "evaluate", "log", "methods")
+HEAVY = ("torch", "transformers", "peft", "datasets")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A workplace whose lineage has learned both tasks, with the run's result file."""
+    folder = workplace(tmp_path_factory.mktemp("place"))
+    ran = engram("run", folder / "run.yaml", "--results", folder / "results" / "all.json")
+    assert ran.status == 0, ran.err
+    (folder / "said.txt").write_text(ran.out)
+    (folder / "progress.txt").write_text(ran.err)
+    return folder
+
+
+def loaded_by(code: str) -> list[str]:
+    """The heavy packages that are loaded after `code`, in a process of its own."""
+    code = f"import sys\n{code}\nprint([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(done.stderr.replace("'", '"'))
+
+
+def test_import_engram_loads_nothing_heavy():
+    assert loaded_by("import engram") == []
+    assert loaded_by("import engram; engram.Config, engram.Lineage, engram.Task, engram.run") == []
+
+
+def test_help_loads_nothing_heavy():
+    lines = "from engram.cli import main\n"
+    for arguments in (["--help"], *([verb, "--help"] for verb in VERBS)):
+        lines += f"try: main({arguments})\nexcept SystemExit as e: assert not e.code\n"
+    assert loaded_by(lines) == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_an_example_in_its_help_and_prints_json(verb):
+    help = engram(verb, "--help")
+    assert help.status == 0
+    assert f"Example: engram {verb}" in help.out
+    assert "--json" in help.out
+
+
+def test_run_prints_the_matrix_the_summary_and_what_to_type_next(place):
+    said = (place / "said.txt").read_text()
+    for words in ("base", "1 colour", "2 animal", "OP", "BWT", "mode: generate"):
+        assert words in said
+    assert f"lineage:      {place}/lineage" in said
+    assert "engram init my-model" in said
+
+
+def test_run_tells_each_task_it_has_learned_on_stderr(place):
+    lines = (place / "progress.txt").read_text().splitlines()
+    assert len(lines) == 2
+    assert re.fullmatch(r"0001-colour: 2 steps in \d+\.\d s", lines[0])
+
+
+def test_run_again_changes_nothing_and_prints_the_same_numbers(place):
+    before = tree(place)
+    found = engram("run", place / "run.yaml", "--json")
+    assert tree(place) == before
+    keys = ["method", "overall", "backward_transfer", "forward_transfer", "lineage", "matrix"]
+    assert list(found.json) == keys
+    assert found.json["method"] == "sequential"
+    assert found.json["matrix"]["tasks"] == ["colour", "animal"]
+    assert len(found.json["matrix"]["rows"]) == 3
+    assert found.err == ""
+
+
+def test_run_writes_results_that_a_second_method_joins(place):
+    file = place / "results" / "all.json"
+    engram("run", place / "run.yaml", "--results", file)  # the same run: the same record
+    other = ("method={recurrent_kif: {preset: paper}}", f"lineage={place}/other")
+    ran = engram("run", place / "run.yaml", *other, "--results", file)
+    assert ran.status == 0, ran.err
+    results = json.loads(file.read_text())
+    assert list(results) == ["benchmark", "command", "versions", "device", "date", "records"]
+    assert results["benchmark"] == "run"
+    assert results["device"] == "cpu, 1 thread"
+    assert [r["method"] for r in results["records"]] == ["sequential", "recurrent_kif_paper"]
+    record = results["records"][0]
+    assert (record["order"], record["seed"]) == ("colour+animal", 0)
+    assert record["seconds"] > 0
+    assert record["seconds_scoring"] > 0
+    for name in ("sequential", "recurrent_kif_paper"):
+        assert len(re.findall(rf"^ *{name} .*\d", ran.out, re.MULTILINE)) == 1
+
+
+def test_a_yaml_without_a_lineage_puts_it_under_its_own_name(place, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    text = (place / "run.yaml").read_text()
+    (tmp_path / "short.yaml").write_text(re.sub("lineage: .*\n", "", text))
+    ran = engram("run", "short.yaml", "method=replay", "rows.train=8", "--json")
+    assert ran.json["lineage"] == "short/replay"
+    assert (tmp_path / "short" / "replay" / "engram.yaml").exists()
+
+
+def test_init_learn_log_and_evaluate(place):
+    folder = place / "mine"
+    settings = ("adapter.r=2", "training.num_train_epochs=1", "threads=1", "scoring.forward=false")
+    made = engram("init", folder, "--base", place / "base", *settings)
+    assert made.status == 0, made.err
+    assert f"engram learn {folder}" in made.out
+    rows = (place / "colour.jsonl", "--test", place / "colour-test.jsonl")
+    learned = engram("learn", folder, "colour", *rows, "--json")
+    assert learned.json["stage"] == 1
+    assert learned.json["task"]["id"] == "colour"
+    again = engram("learn", folder, "colour", *rows)
+    assert "learned already, as stage 1" in again.err
+    log = engram("log", folder, "--json").json
+    assert [line["verb"] for line in log] == ["init", "learn"]
+    assert log[1]["scores"] == learned.json["scores"]
+    assert "colour" in engram("log", folder).out
+    cells = engram("evaluate", folder, "--json").json
+    assert cells["colour"]["score"] == learned.json["scores"]["colour"]
+    assert cells["colour"]["rows"] == 8
+
+
+def test_init_takes_the_yaml_of_a_run(place):
+    folder = place / "from-yaml"
+    made = engram("init", folder, "--config", place / "run.yaml", "--json", "seed=5")
+    assert made.json["lineage"] == str(folder)
+    assert package.Lineage(folder).config.seed == 5
+    assert engram("log", folder).out.count("no stage yet") == 1
+
+
+def test_evaluate_changes_nothing_and_takes_stage_task_and_mode(place):
+    before = tree(place)
+    found = engram("evaluate", place / "lineage", "--stage", 1, "--task", "animal", "--json").json
+    assert list(found) == ["animal"]
+    assert found["animal"]["mode"] == "generate"
+    shown = engram("evaluate", place / "lineage", "--stage", 0, "--mode", "options")
+    assert "options" in shown.out
+    assert tree(place) == before
+
+
+def test_methods_lists_every_method_with_its_family():
+    listed = engram("methods", "--json").json
+    assert {"sequential", "replay", "recurrent_kif"} <= {method["name"] for method in listed}
+    for method in listed:
+        assert list(method) == ["name", "family", "summary", "paper", "keywords"]
+        assert "\n" not in method["summary"]
+        assert method["summary"] in engram("methods").out
+    replay = next(method for method in listed if method["name"] == "replay")
+    assert replay["keywords"] == [{"name": "ratio", "type": "float", "default": 0.5}]
+
+
+def test_methods_name_prints_keywords_and_the_presets_with_what_is_open():
+    told = engram("methods", "recurrent_kif").out
+    for words in ("inner_steps", "float | null", "inner | constant", "preset: paper", "release"):
+        assert words in told
+    assert re.search(r"outer_learning_rate +null \* +0.001", told)
+    assert "* paper, outer_learning_rate: not given" in told
+    found = engram("methods", "recurrent_kif", "--json").json
+    assert [method["name"] for method in found] == ["recurrent_kif"]
+
+
+def test_the_keyboard_stops_a_run_which_then_goes_on(tmp_path, monkeypatch):
+    place = workplace(tmp_path)
+
+    def stopped(base, plan, *rest):
+        if plan.task == "animal":
+            raise KeyboardInterrupt
+        return learn_stage(base, plan, *rest)
+
+    monkeypatch.setattr(verbs, "learn_stage", stopped)
+    status, out, err = engram("run", place / "run.yaml")
+    assert (status, out) == (130, "")
+    assert err.splitlines()[-1] == "engram: stopped; the same command goes on from here"
+    monkeypatch.undo()
+    assert engram("run", place / "run.yaml", "--json").json["matrix"]["learned_at"] == [1, 2]
+
+
+def test_in_python_the_verbs_are_as_short(place, tmp_path):
+    folder = tmp_path / "my-model"
+    small = {"adapter.r": 2, "training.num_train_epochs": 1, "threads": 1}
+    package.init(folder, base=str(place / "base"), **small)
+    rows = [{"prompt": "the cat is", "completion": "red"}] * 8
+    entry = package.learn(folder, "cats", train=rows, test=str(place / "colour-test.jsonl"))
+    assert entry["stage"] == 1
+    assert package.evaluate(folder)["cats"]["score"] == entry["scores"]["cats"]
+    again = package.run(package.load_config(place / "run.yaml"))
+    assert again.matrix() == package.run(place / "run.yaml").matrix()
+    with pytest.raises(package.EngramError, match="training differ"):
+        package.run(place / "run.yaml", **{"training.num_train_epochs": 2})
