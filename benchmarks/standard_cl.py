@@ -241,7 +241,7 @@ def finished(runs: Path, chosen: dict[str, Any]) -> dict[Cell, dict[str, Any]]:
 
 
 def best_rates(done: dict[Cell, dict[str, Any]]) -> dict[str, float]:
-    """For each method with all its trials: the rate with the best held-out OP, the lower if tied."""
+    """For each method with all its trials: the rate of the best held-out OP, the lower if tied."""
     best = {}
     for method in METHODS:
         trials = [Cell(method, TRIAL_ORDER, TRIAL_SEED, rate, True) for rate in LEARNING_RATES]

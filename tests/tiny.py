@@ -1,4 +1,4 @@
-"""Tiny models of three families with a word-level tokenizer, made from configs: no network, no files needed."""
+"""Tiny models of three families with a word-level tokenizer, made from configs: no network."""
 
 import functools
 from pathlib import Path
@@ -17,8 +17,39 @@ from transformers import (
 )
 
 
-WORDS = "alpha beta gamma delta red green blue cat dog bird one two three four five six".split()
-WORDS += "good bad up down left right question answer is the of to : . =".split()
+WORDS = [
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "red",
+    "green",
+    "blue",
+    "cat",
+    "dog",
+    "bird",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "good",
+    "bad",
+    "up",
+    "down",
+    "left",
+    "right",
+    "question",
+    "answer",
+    "is",
+    "the",
+    "of",
+    "to",
+    ":",
+    ".",
+    "=",
+]
 KINDS = ("causal", "seq2seq", "encoder")
 
 
@@ -111,7 +142,10 @@ def save_tiny(kind: str, folder: Path, seed: int = 0) -> Path:
 def tiny_rows(mapping: str, n: int = 40, seed: int = 0) -> tuple[dict, ...]:
     """Rows of a toy task: the answer is a fixed function (given by `mapping`) of the third word."""
     generator = torch.Generator().manual_seed(seed)
-    subjects, answers = WORDS[:4], {"colour": WORDS[4:7], "animal": WORDS[7:10], "count": WORDS[10:14]}[mapping]
+    subjects, answers = (
+        WORDS[:4],
+        {"colour": WORDS[4:7], "animal": WORDS[7:10], "count": WORDS[10:14]}[mapping],
+    )
     rows = []
     for _ in range(n):
         a, b = torch.randint(0, 4, (2,), generator=generator).tolist()

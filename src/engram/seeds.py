@@ -8,7 +8,7 @@ from typing import Any
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed from (seed, purpose...): the same on every machine, independent between purposes."""
+    """A 63-bit seed from (seed, purpose...): the same everywhere, unrelated between purposes."""
     text = "\x1f".join(str(part) for part in (seed, *purpose))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 

@@ -7,8 +7,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
-from tiny import tiny_model, tiny_rows, tiny_tokenizer
-
 from engram.data.tokens import features
 from engram.learn.arguments import training_arguments
 from engram.learn.memory import Memory
@@ -17,6 +15,7 @@ from engram.learn.methods.base import TaskContext
 from engram.learn.trainer import ContinualTrainer, last_checkpoint
 from engram.models import TASK_TYPE, Base, Classifier
 from engram.seeds import forked
+from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 
 STRICT = {"weight_decay": 0.1, "max_grad_norm": 0.5, "learning_rate": 1e-2}
@@ -49,7 +48,7 @@ def tokenized(base: Base, mapping: str, n: int = 40) -> list[dict]:
     return features(rows, base.tokenizer, base.kind, *limits, base.labels, mapping)[0]
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818
     """What `Stop` raises."""
 
 
@@ -74,7 +73,7 @@ def engine(
     callbacks=(),
     **training,
 ) -> ContinualTrainer:
-    """An engine that will learn `rows` rows of the task colour with `memory` rows of animal kept."""
+    """An engine that will learn `rows` rows of colour, with `memory` rows of animal kept."""
     methods = make(method)
     every = training.pop("checkpoint_every", 0)
     arguments = {"per_device_train_batch_size": 4, "num_train_epochs": 1, **STRICT, **training}

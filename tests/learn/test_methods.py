@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from learn.engine import engine, learned, same, stopped_and_resumed, tiny_base
 from safetensors.torch import load_file
-from tiny import KINDS
 
 from engram.errors import EngramError
 from engram.learn import methods
+from learn.engine import engine, learned, same, stopped_and_resumed, tiny_base
+from tiny import KINDS
 
 
 EVERY = methods.names()

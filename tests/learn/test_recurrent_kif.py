@@ -4,7 +4,6 @@ import inspect
 
 import pytest
 import torch
-from learn.engine import STRICT, engine, learned, same, tiny_base, tokenized, weights
 from torch import nn
 
 from engram.learn import importance, presets
@@ -12,16 +11,17 @@ from engram.learn.importance import flatten
 from engram.learn.memory import Memory
 from engram.learn.methods.recurrent_kif import RecurrentKIF
 from engram.learn.trainer import token_loss
+from learn.engine import STRICT, engine, learned, same, tiny_base, tokenized, weights
 
 
 SEQUENTIAL = {"train_sampling_strategy": "sequential", "adam_epsilon": 1e-8}
 
 
-def reference(kind, rows, steps, settings):
-    """The algorithm as section 2.5 of its specification has it: dictionaries, loops, torch.quantile."""
+def reference(kind, rows, steps, settings, work):
+    """The algorithm as one writes it down first: dictionaries, loops, torch.quantile."""
     base = tiny_base(kind)
     parameters = {n: p for n, p in base.model.named_parameters() if p.requires_grad}
-    made = engine(base, "sequential", "unused")
+    made = engine(base, "sequential", work)
     memory = Memory({"animal": tokenized(base, "animal", 6)}, 5)
 
     def backward(features):
@@ -37,9 +37,9 @@ def reference(kind, rows, steps, settings):
             sensitivity = (p.detach() * p.grad).abs()
             smooth, deviation = maps.get(n, (torch.zeros_like(p), torch.zeros_like(p)))
             smooth = beta * smooth + (1 - beta) * sensitivity
-            deviation = beta_uncertainty * deviation + (1 - beta_uncertainty) * (
-                sensitivity - smooth
-            ).abs()
+            deviation = (
+                beta_uncertainty * deviation + (1 - beta_uncertainty) * (sensitivity - smooth).abs()
+            )
             maps[n] = (smooth.detach(), deviation.detach())
 
     def masks(maps):
@@ -90,9 +90,7 @@ def reference(kind, rows, steps, settings):
                 ):
                     w_in, w_out = table[case]
                     where = (ours[n] == m_in) & (theirs[n] == m_out)
-                    moved = (
-                        start[n] + w_in * (reached[n] - start[n]) + w_out * (p - reached[n])
-                    )
+                    moved = start[n] + w_in * (reached[n] - start[n]) + w_out * (p - reached[n])
                     fused[where] = moved[where]
                 p.copy_(fused)
         start, inner_maps = snapshot(), {}
@@ -107,7 +105,7 @@ def test_the_method_follows_the_slow_reference(kind, preset, tmp_path):
     made = engine(base, {"recurrent_kif": settings}, tmp_path, rows=40, **SEQUENTIAL)
     made.learn()  # 10 steps: rounds of 4, 4 and the last of 2
     assert len(made.methods[0].shares) == 3
-    expected = reference(kind, tokenized(tiny_base(kind), "colour", 40), 10, settings)
+    expected = reference(kind, tokenized(tiny_base(kind), "colour", 40), 10, settings, tmp_path)
     far = sum(
         int((~torch.isclose(p, expected[n], rtol=1e-3, atol=1e-4)).sum())
         for n, p in weights(base).items()
@@ -203,7 +201,7 @@ def test_an_outer_rate_of_zero_leaves_the_weights_where_the_inner_steps_left_the
 
 
 def test_importance_is_taken_before_clipping_at_the_weights_of_the_gradient(tmp_path):
-    base, method = recorded(tmp_path, max_grad_norm=1e-3, gradient_accumulation_steps=2, rows=80)
+    _, method = recorded(tmp_path, max_grad_norm=1e-3, gradient_accumulation_steps=2, rows=80)
     inner, weights, gradients = method.log["seen"][0]
     fresh = tiny_base("causal")
     assert inner

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from learn.engine import engine, tiny_base, tokenized
-from tiny import KINDS
 
 from engram.learn.methods.base import Method
 from engram.learn.trainer import count_items, token_loss
+from learn.engine import engine, tiny_base, tokenized
+from tiny import KINDS
 
 
 class Spy(Method):

@@ -1,10 +1,8 @@
-"""A stage is written whole or not at all, and a stopped run ends in the bytes of one that was not."""
+"""A stage is written whole or not at all; a stopped run ends in the bytes of an unstopped one."""
 
 import json
 
 import pytest
-from learn.engine import Stop, Stopped
-from tiny import KINDS, save_tiny, tiny_rows
 
 from engram.config import load_config
 from engram.learn import stage
@@ -12,6 +10,8 @@ from engram.lineage import lineage as lineage_module
 from engram.lineage import verbs
 from engram.lineage.files import hash_folder
 from engram.lineage.lineage import Lineage
+from learn.engine import Stop, Stopped
+from tiny import KINDS, save_tiny, tiny_rows
 
 
 @pytest.fixture(scope="module", params=KINDS)

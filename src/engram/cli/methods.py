@@ -85,16 +85,15 @@ def _one(described: dict[str, Any]) -> list[RenderableType]:
         Text(head, style="bold"),
         Text(f"\n{about}"),
         table,
-        *_presets(described["name"], method.presets),
+        *_presets(described["name"], method.presets, method.left_open),
     ]
 
 
-def _presets(name: str, presets: dict[str, dict[str, Any]]) -> list[RenderableType]:
-    from engram.learn.presets import OPEN, RECURRENT_KIF
-
+def _presets(
+    name: str, presets: dict[str, dict[str, Any]], opened: dict[str, dict[str, str]]
+) -> list[RenderableType]:
     if not presets:
         return []
-    opened = OPEN if presets is RECURRENT_KIF else {}
     table = grid("keyword", *presets)
     for key in next(iter(presets.values())):
         marks = (" *" if key in opened.get(preset, {}) else "" for preset in presets)

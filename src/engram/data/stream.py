@@ -21,7 +21,9 @@ def load_stream(config: Config) -> list[Task]:
         EngramError: an unknown name or key, or rows that cannot be read.
     """
     if config.tasks is None:
-        raise EngramError("tasks: missing; name a stream (such as generated) or list the tasks' files")
+        raise EngramError(
+            "tasks: missing; name a stream (such as generated) or list the tasks' files"
+        )
     if isinstance(config.tasks, list):
         tasks = [_task(given, config) for given in config.tasks]
         if not tasks:
@@ -30,9 +32,8 @@ def load_stream(config: Config) -> list[Task]:
     if config.tasks == GENERATED:
         return generated_tasks(**config.rows, seed=config.seed)
     if config.tasks not in ORDERS:
-        raise EngramError(
-            f"tasks: no stream is named {config.tasks!r}; {nearest(config.tasks, [GENERATED, *ORDERS])}"
-        )
+        known = nearest(config.tasks, [GENERATED, *ORDERS])
+        raise EngramError(f"tasks: no stream is named {config.tasks!r}; {known}")
     return benchmark_tasks(
         config.tasks, config.data, config.rows, config.seed, instruction=config.instruction
     )

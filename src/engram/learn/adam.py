@@ -30,7 +30,7 @@ def after_fusion(
     if policy == "scale":
         inner = reached - start
         share = torch.dot(fused - start, inner) / torch.dot(inner, inner).clamp(min=1e-30)
-    torch._foreach_mul_(moments, share.clamp(0, 1))
+    torch._foreach_mul_(moments, share.clamp(0, 1))  # pyright: ignore[reportPrivateImportUsage]
 
 
 def adam_tensors(optimizer: Optimizer, parameters: Sequence[Tensor]) -> dict[str, Tensor]:

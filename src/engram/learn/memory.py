@@ -24,7 +24,9 @@ def choose(rows: Sequence[Row], ratio: float, seed: int) -> list[Row]:
     for i in order:
         by_answer.setdefault("" if "text" in rows[i] else answer(rows[i]).strip(), []).append(i)
     if len(by_answer) <= count:  # take turns: the k-th row of every answer before any k+1-th
-        turns = sorted((turn, n, i) for n, g in enumerate(by_answer.values()) for turn, i in enumerate(g))
+        turns = sorted(
+            (turn, n, i) for n, g in enumerate(by_answer.values()) for turn, i in enumerate(g)
+        )
         order = [i for _, _, i in turns]
     return [rows[i] for i in sorted(order[:count])]
 

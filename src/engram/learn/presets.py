@@ -49,6 +49,6 @@ OPEN: dict[str, dict[str, str]] = {
         "momentum": "not given; the inner optimizer goes on",
     },
     "release": {
-        "outer_schedule": "its warm-up is never stepped and leaves the rate at zero; constant instead",
+        "outer_schedule": "its warm-up is never stepped, which leaves the rate at zero",
     },
 }

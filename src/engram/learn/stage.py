@@ -124,7 +124,7 @@ def score(
 
 
 def _scores_before(base: Base, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The new task just before it is learned, and on the untouched base: for the forward transfer."""
+    """The new task just before it is learned, and on the base: what forward transfer needs."""
     if not plan.config.scoring.forward:
         return {}, {}
     task = plan.learn[-1]

@@ -118,7 +118,9 @@ class ContinualTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = self.task_loss(model, inputs, num_items_in_batch)
-        loss = loss * self.accelerator.num_processes  # the items are everybody's; DDP takes the mean
+        loss = (
+            loss * self.accelerator.num_processes
+        )  # the items are everybody's; DDP takes the mean
         for method in self.methods if model.training else ():
             extra = method.extra_loss(model, inputs, outputs)
             if extra is not None:
@@ -141,7 +143,7 @@ class ContinualTrainer(Trainer):
     # --- the two services for methods
 
     def side_gradient(self, rows: list[dict[str, Any]], seed: int) -> list[Tensor]:
-        """The gradient of the task loss on other rows, one tensor a parameter; `.grad` untouched."""
+        """The gradient of the task loss on other rows, a tensor a parameter; `.grad` untouched."""
         parameters = self.parameters
         kept = [p.grad for p in parameters]
         for p in parameters:
@@ -172,7 +174,7 @@ class ContinualTrainer(Trainer):
         self.base.model.zero_grad()
 
     def _backward(self, rows: list[dict[str, Any]], seed: int) -> None:
-        """In micro-batches of the training's size, so that old rows need no more memory than new."""
+        """In micro-batches of the training's size: old rows need no more memory than new."""
         size = self.args.per_device_train_batch_size
         batches = [self.collate(rows[i : i + size]) for i in range(0, len(rows), size)]
         items = torch.stack([count_items(batch, self.base.kind) for batch in batches]).sum()
@@ -181,7 +183,8 @@ class ContinualTrainer(Trainer):
             for batch in batches:
                 batch = self._prepare_inputs(batch)
                 with self.compute_loss_context_manager():
-                    loss, _ = self.task_loss(self.model_wrapped, batch, items.to(self.args.device))
+                    wrapped: Any = self.model_wrapped
+                    loss, _ = self.task_loss(wrapped, batch, items.to(self.args.device))
                 self.accelerator.backward(loss)
 
     # --- checkpoints inside a task: what is trained, not the base
@@ -204,7 +207,7 @@ class _MethodState(TrainerCallback):
         self.engine = engine
 
     def on_save(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         save_state(self.engine.methods, folder)
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
@@ -237,4 +240,3 @@ def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in a work folder."""
     found = [p.parent for p in folder.glob(f"checkpoint-*/{STATE}")]
     return max(found, key=lambda p: int(p.name.partition("-")[2]), default=None)
-

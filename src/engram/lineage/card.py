@@ -58,7 +58,8 @@ def _lines(base: Base) -> str:
     lines += "from safetensors.torch import load_file\n" if encoder else ""
     lines += f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer\n\n"
     if base.name == "default":
-        lines = f'from importlib.resources import files\n\n{lines}base = str(files("engram") / "default_model")\n'
+        lines = "from importlib.resources import files\n\n" + lines
+        lines += 'base = str(files("engram") / "default_model")\n'
     else:
         lines += f'base = "{base.name}"\n'
     lines += "tokenizer = AutoTokenizer.from_pretrained(base)\n"

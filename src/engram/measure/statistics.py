@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 
 @dataclass(frozen=True)
 class Paired:
-    """A mean difference over `pairs` pairs, and its interval; None where there are too few pairs."""
+    """A mean difference over `pairs` pairs, and its interval; None where pairs are too few."""
 
     pairs: int
     mean: float | None

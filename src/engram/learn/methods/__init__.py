@@ -59,7 +59,9 @@ def _one(name: str, given: dict[str, Any]) -> Method:
     method, valid = find(name), keywords(name)
     if (preset := given.pop("preset", None)) is not None:
         if preset not in method.presets:
-            raise EngramError(f"{name}: unknown preset {preset!r}; {nearest(preset, method.presets)}")
+            raise EngramError(
+                f"{name}: unknown preset {preset!r}; {nearest(preset, method.presets)}"
+            )
         given = {**method.presets[preset], **given}
     for key, value in given.items():
         if key not in valid:

@@ -44,13 +44,14 @@ class Method(TrainerCallback):
 
     `neutral` holds keywords with which the method's code runs and the result is bitwise that of
     `sequential`; None if there are none (the docstring says why). `presets` are published sets of
-    keywords by name.
+    keywords by name, `left_open` says why a keyword of theirs is our choice.
     """
 
     family: ClassVar[Family]
     paper: ClassVar[str | None] = None
     neutral: ClassVar[dict[str, Any] | None] = None
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    left_open: ClassVar[dict[str, dict[str, str]]] = {}
 
     context: TaskContext
     engine: ContinualTrainer
@@ -70,15 +71,17 @@ class Method(TrainerCallback):
         return None
 
     def rehearse(self, batch: int, size: int) -> list[dict[str, Any]]:
-        """Features of old rows to add to micro-batch number `batch` (from 0), of `size` new rows."""
+        """Features of old rows to add to micro-batch number `batch`, from 0, of `size` new rows."""
         return []
 
     def before_step(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Before the forward pass of each micro-batch."""
         return inputs
 
-    def extra_loss(self, model: nn.Module, inputs: dict[str, Tensor], outputs: Any) -> Tensor | None:
-        """A term to add to the task loss of a micro-batch; the engine scales it for accumulation."""
+    def extra_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], outputs: Any
+    ) -> Tensor | None:
+        """A term beside the task loss of a micro-batch; the engine scales it for accumulation."""
         return None
 
     def edit_gradients(self, model: nn.Module) -> None:
@@ -97,4 +100,3 @@ class Method(TrainerCallback):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take up the state of a checkpoint; comes after `on_train_begin`."""
-

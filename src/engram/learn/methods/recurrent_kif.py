@@ -12,7 +12,7 @@ from engram.learn import importance
 from engram.learn.adam import Momentum, adam_tensors, after_fusion, load_adam_tensors
 from engram.learn.importance import FusionTable, Importance, flatten, important
 from engram.learn.methods.base import Family, Method, TaskContext
-from engram.learn.presets import RECURRENT_KIF
+from engram.learn.presets import OPEN, RECURRENT_KIF
 from engram.seeds import derive
 
 
@@ -25,7 +25,7 @@ class RecurrentKIF(Method):
     the sensitivity |w g| of its gradients (before clipping, at the weights they were taken at) over
     its steps; the weights above the global `quantile` are important to that side. Then
 
-        t0' = t0 + w_in (tQ - t0) + w_out (tS - tQ),   (w_in, w_out) = fusion[who holds it important]
+        t0' = t0 + w_in (tQ - t0) + w_out (tS - tQ),   (w_in, w_out) = fusion[important to whom]
 
     and the next round starts from t0'. The inner map starts afresh each round, the outer one lasts
     for the task. The last, shorter round is fused too. The first task is plain fine-tuning.
@@ -55,6 +55,7 @@ class RecurrentKIF(Method):
     family: ClassVar[Family] = "recurrent fusion"
     paper: ClassVar[str] = "https://huggingface.co/papers/2502.17510"
     presets: ClassVar[dict[str, dict[str, Any]]] = RECURRENT_KIF
+    left_open: ClassVar[dict[str, dict[str, str]]] = OPEN
     neutral: ClassVar[dict[str, Any]] = {"fusion": dict.fromkeys(FusionTable._fields, (1, 0))}
 
     inner_steps: int = 8
@@ -76,11 +77,11 @@ class RecurrentKIF(Method):
         if set(table) != set(FusionTable._fields):
             cases = ", ".join(FusionTable._fields)
             raise EngramError(f"recurrent_kif: fusion takes the cases {cases}, got {sorted(table)}")
-        self.table = FusionTable(**{case: tuple(map(float, w)) for case, w in table.items()})
+        self.table = FusionTable(**{case: (float(w[0]), float(w[1])) for case, w in table.items()})
         if self.inner_steps < 1 or self.outer_steps < 0 or not 0 <= self.quantile <= 1:
             raise EngramError(
-                "recurrent_kif: needs inner_steps >= 1, outer_steps >= 0 and 0 <= quantile <= 1, got "
-                f"{self.inner_steps}, {self.outer_steps} and {self.quantile}"
+                "recurrent_kif: needs inner_steps >= 1, outer_steps >= 0 and 0 <= quantile <= 1, "
+                f"got {self.inner_steps}, {self.outer_steps} and {self.quantile}"
             )
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
@@ -97,8 +98,11 @@ class RecurrentKIF(Method):
             args.per_device_train_batch_size * args.gradient_accumulation_steps
         )
         betas = (args.adam_beta1, args.adam_beta2)
-        own = torch.optim.AdamW(self.parameters, self.rate, betas, args.adam_epsilon, weight_decay=0)
-        self.optimizer = own if self.outer_optimizer == "own" else optimizer
+        self.optimizer: Any = optimizer
+        if self.outer_optimizer == "own":
+            self.optimizer = torch.optim.AdamW(
+                self.parameters, self.rate, betas, args.adam_epsilon, weight_decay=0
+            )
         self.start = flatten(self.parameters)
         self.inner = Importance.zeros(self.start, self.score)
         self.outer = Importance.zeros(self.start, self.score)
@@ -107,14 +111,14 @@ class RecurrentKIF(Method):
         if self.running:
             self._observe(self.inner, self.beta_inner)
 
-    def on_step_end(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
+    def on_step_end(self, args, state, control, **kwargs):
         whole = state.global_step % self.inner_steps == 0
         if self.running and (whole or state.global_step == state.max_steps):
-            schedule = lr_scheduler.get_last_lr()[0] / args.learning_rate
+            schedule = kwargs["lr_scheduler"].get_last_lr()[0] / args.learning_rate
             reached = flatten(self.parameters)
             self._remember(schedule if self.outer_schedule == "inner" else 1.0)
             fused = self._fuse(reached)
-            after_fusion(self.momentum, optimizer, self.start, reached, fused)
+            after_fusion(self.momentum, kwargs["optimizer"], self.start, reached, fused)
             self.start, self.inner = fused, Importance.zeros(fused, self.score)
 
     def _observe(self, maps: Importance, beta: float) -> None:
@@ -141,9 +145,7 @@ class RecurrentKIF(Method):
         outer_mask = important(importance.score(self.outer), self.quantile)
         self.shares.append(importance.case_shares(inner_mask, outer_mask))
         remembered = flatten(self.parameters)
-        fused = importance.fuse(
-            self.start, reached, remembered, inner_mask, outer_mask, self.table
-        )
+        fused = importance.fuse(self.start, reached, remembered, inner_mask, outer_mask, self.table)
         importance.write_back(fused, self.parameters)
         return fused
 

@@ -28,7 +28,9 @@ class Replay(Method):
 
     def __init__(self, ratio: float = 0.5):
         if ratio < 0:
-            raise EngramError(f"replay: ratio must be >= 0, got {ratio}; 0.5 is one row for two new ones")
+            raise EngramError(
+                f"replay: ratio must be >= 0, got {ratio}; 0.5 is one row for two new ones"
+            )
         self.ratio = ratio
 
     def rehearse(self, batch: int, size: int) -> list[dict[str, Any]]:
