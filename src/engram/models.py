@@ -24,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
+from transformers.pytorch_utils import Conv1D
 
 from engram.config import ADAPTER
 from engram.errors import EngramError, nearest
@@ -123,12 +124,16 @@ def load_base(name: str, adapter: dict[str, Any], seed: int) -> Base:
     config, tokenizer = load_config_and_tokenizer(name)
     kind = kind_of(config, name)
     try:
-        model = AUTO[kind].from_pretrained(locate(name), dtype="auto")
+        with forked(derive(seed, "base")):  # weights that the base lacks, such as a pooler's
+            model = AUTO[kind].from_pretrained(locate(name), dtype="auto")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise EngramError(
             f"base {name!r}: its weights do not load ({_one_line(error)}); give a whole base"
         ) from error
-    settings = {"peft_type": "LORA", "task_type": TASK_TYPE[kind], **ADAPTER, **adapter}
+    settings = {"task_type": TASK_TYPE[kind], **adapter}
+    if settings.get("peft_type", "LORA") == "LORA":  # GPT-2's Conv1D holds its weights transposed
+        transposed = any(isinstance(module, Conv1D) for module in model.modules())
+        settings = {**ADAPTER, "fan_in_fan_out": transposed, **settings}
     with forked(derive(seed, "adapter")):
         try:
             wrapped = get_peft_model(model, get_peft_config(check_adapter(settings)))

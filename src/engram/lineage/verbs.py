@@ -149,11 +149,11 @@ def evaluate(
         config = replace(config, scoring=replace(config.scoring, mode=mode))
     torch.set_num_threads(config.threads or torch.get_num_threads())
     base = _base_at(lineage, entry)
-    if torch.accelerator.is_available():
-        base.model.to(torch.accelerator.current_accelerator())
     cells = {}
     for e in lineage.stages:
         name = e["task"]["id"]
+        if config.mode == "per_task" and stage is None:  # each task has its own adapter
+            base = _base_at(lineage, e)
         if not tasks or name in tasks:
             cells[name] = score(base, reopen(lineage, e, data, say), config, make(config.method))
     return cells
@@ -188,7 +188,7 @@ def _learn(
         task=name,
         learn=learned,
         score={**scored, name: task},
-        memory={e["task"]["id"]: remembered(lineage, e) for e in stages},
+        memory={e["task"]["id"]: remembered(lineage, e) for e in stages if follows},
         config=config,
         previous=lineage.folder(follows) if follows else None,
         cells=cells,
@@ -224,6 +224,8 @@ def _base_at(lineage: Lineage, entry: dict[str, Any] | None) -> Base:
     base = load_base(config.base, config.adapter, config.seed)
     if entry:
         load_weights(base, lineage.folder(entry))
+    if torch.accelerator.is_available():
+        base.model.to(torch.accelerator.current_accelerator())
     return base
 
 

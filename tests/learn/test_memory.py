@@ -1,0 +1,83 @@
+"""What is kept of a task and how it is drawn."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engram.learn.memory import Memory, choose
+
+
+def rows(n, answers=4):
+    return [{"prompt": f"p{i}", "completion": f"a{i % answers}"} for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("n", "ratio", "kept"),
+    [(1000, 0.02, 20), (250, 0.02, 5), (400, 0.02, 8), (10, 0.02, 1), (3, 1.0, 3), (50, 0, 0)],
+)
+def test_the_number_of_rows_kept_is_the_ratio_and_at_least_one(n, ratio, kept):
+    assert len(choose(rows(n), ratio, seed=0)) == kept
+
+
+def test_no_more_answers_than_rows_to_keep_are_kept_in_balance():
+    kept = choose(rows(1000, answers=7), 0.02, seed=0)
+    counts = Counter(row["completion"] for row in kept)
+    assert len(counts) == 7
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_a_rare_answer_is_kept_too():
+    many = [*rows(990, answers=1), *({"prompt": f"r{i}", "completion": "rare"} for i in range(10))]
+    assert Counter(r["completion"] for r in choose(many, 0.02, seed=0)) == {"a0": 10, "rare": 10}
+
+
+def test_more_answers_than_rows_to_keep_are_drawn_uniformly():
+    kept = choose(rows(500, answers=500), 0.02, seed=0)
+    assert len({row["completion"] for row in kept}) == 10
+
+
+@given(st.integers(1, 60), st.floats(0.01, 1), st.integers(0, 5))
+def test_what_is_kept_is_deterministic_distinct_and_of_the_task(n, ratio, seed):
+    task = rows(n)
+    kept = choose(task, ratio, seed)
+    assert kept == choose(task, ratio, seed)
+    assert len({row["prompt"] for row in kept}) == len(kept)
+    assert all(row in task for row in kept)
+
+
+def memory(sizes, seed=0):
+    return Memory({t: [{"id": f"{t}{i}"} for i in range(n)] for t, n in sizes.items()}, seed)
+
+
+@given(st.dictionaries(st.sampled_from("abcde"), st.integers(1, 7), min_size=1), st.integers(1, 9))
+def test_draws_are_balanced_over_tasks_at_any_time(sizes, cycles):
+    drawn = memory(sizes).draw(0, cycles * len(sizes))
+    assert set(Counter(row["id"][0] for row in drawn).values()) == {cycles}
+
+
+@given(st.integers(1, 9), st.integers(1, 4))
+def test_a_task_is_exhausted_before_a_row_comes_again(n, times):
+    drawn = Counter(row["id"] for row in memory({"a": n, "b": 3}).draw(0, 2 * n * times))
+    assert {drawn[f"a{i}"] for i in range(n)} == {times}
+
+
+@given(st.integers(0, 200), st.integers(1, 50), st.integers(0, 3))
+def test_a_draw_depends_on_its_number_only(start, count, seed):
+    sizes = {"a": 5, "b": 7, "c": 2}
+    whole = memory(sizes, seed).draw(0, start + count)
+    assert memory(sizes, seed).draw(start, count) == whole[start:]
+
+
+def test_another_seed_draws_in_another_order_and_every_cycle_is_shuffled_anew():
+    sizes = {"a": 20}
+    first = memory(sizes).draw(0, 40)
+    assert first != memory(sizes, seed=1).draw(0, 40)
+    assert first[:20] != first[20:]
+
+
+def test_a_memory_without_rows_is_false():
+    assert not Memory({}, 0)
+    assert not Memory({"a": []}, 0)
+    assert len(memory({"a": 3, "b": 2})) == 5

@@ -1,0 +1,151 @@
+"""The modes, the model card, and what a lineage says of itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from engram import EngramError, load_config
+from engram.data.rows import read_rows
+from engram.lineage import verbs
+from engram.lineage.lineage import Lineage
+from engram.measure.matrix import backward_transfer, overall
+from tiny import KINDS, save_tiny, tiny_rows
+
+
+NAMES = ("colour", "animal")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def setting(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    save_tiny(request.param, folder / "base")
+    tasks = []
+    for name in NAMES:
+        for split, n, seed in (("train", 40, 0), ("test", 10, 1)):
+            lines = [json.dumps(row) + "\n" for row in tiny_rows(name, n, seed)]
+            (folder / f"{name}-{split}.jsonl").write_text("".join(lines))
+        tasks.append({"name": name, "train": str(folder / f"{name}-train.jsonl")})
+        tasks[-1]["test"] = str(folder / f"{name}-test.jsonl")
+    return {
+        "base": str(folder / "base"),
+        "tasks": tasks,
+        "memory": {"ratio": 0.1},
+        "training": {"learning_rate": 1e-2, "num_train_epochs": 1},
+        "max_completion_length": 4,
+        "threads": 1,
+    }
+
+
+class Starts(TrainerCallback):
+    """Of every task: how many steps it has, and whether its adapter starts from nothing."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        second = [p for n, p in model.named_parameters() if "lora_B" in n]
+        self.seen.append((state.max_steps, all(not p.any() for p in second)))
+
+
+def run(setting, path, **more):
+    starts = Starts()
+    lineage = verbs.run(load_config({**setting, **more, "lineage": str(path)}), [starts])
+    return lineage, starts.seen
+
+
+def test_sequential_goes_on_from_the_stage_before(setting, tmp_path):
+    _, seen = run(setting, tmp_path / "run")
+    assert seen == [(5, True), (5, False)]
+
+
+def test_joint_learns_the_union_of_the_tasks_so_far_from_the_base(setting, tmp_path):
+    lineage, seen = run(setting, tmp_path / "run", mode="joint")
+    assert seen == [(5, True), (10, True)]
+    assert all(cell is not None for cell in lineage.matrix().rows[-1])
+
+
+def test_per_task_learns_a_fresh_adapter_each_and_forgets_nothing(setting, tmp_path):
+    lineage, seen = run(setting, tmp_path / "run", mode="per_task")
+    assert seen == [(5, True), (5, True)]
+    assert backward_transfer(lineage.matrix()) == 0
+
+
+def test_scoring_old_tasks_only_at_the_end_gives_the_same_op_and_bwt(setting, tmp_path):
+    each, _ = run(setting, tmp_path / "each")
+    last, _ = run({**setting, "scoring": {"old": "last"}}, tmp_path / "last")
+    for metric in (overall, backward_transfer):
+        assert metric(each.matrix()) == metric(last.matrix())
+
+
+def test_memory_holds_rows_of_train_only_and_the_ratio_of_them(setting, tmp_path):
+    lineage, _ = run(setting, tmp_path / "run")
+    for entry, task in zip(lineage.stages, setting["tasks"], strict=True):
+        kept = read_rows(lineage.folder(entry) / "memory.jsonl")
+        train = read_rows(task["train"])
+        assert len(kept) == 4
+        assert all(row in train for row in kept)
+
+
+def test_the_same_task_learned_again_is_told_apart_by_its_stage(setting, tmp_path):
+    first = setting["tasks"][0]
+    again = {**first, "train": setting["tasks"][1]["train"]}
+    if "encoder" in setting["base"]:
+        again["options"] = ["bird", "cat", "dog"]
+    lineage, _ = run({**setting, "tasks": [first, again]}, tmp_path / "run")
+    assert lineage.matrix().tasks == ("colour", "colour@2")
+
+
+def test_a_missing_or_changed_test_file_gives_null_and_a_warning(setting, tmp_path):
+    files = {}
+    for split in ("train", "test"):
+        files[split] = tmp_path / f"{split}.jsonl"
+        files[split].write_text(Path(setting["tasks"][0][split]).read_text())
+    task = {"name": "colour", **{split: str(path) for split, path in files.items()}}
+    run({**setting, "tasks": [task]}, tmp_path / "run")
+    said = []
+    files["test"].write_text(files["test"].read_text().replace("alpha", "beta"))
+    assert verbs.evaluate(tmp_path / "run", say=said.append) == {"colour": {"score": None}}
+    assert "have changed" in said[0]
+    files["test"].unlink()
+    assert verbs.evaluate(tmp_path / "run", say=said.append) == {"colour": {"score": None}}
+    assert "no such file" in said[1] or "not" in said[1]
+
+
+def test_evaluate_gives_the_scores_of_the_stage(setting, tmp_path):
+    lineage, _ = run(setting, tmp_path / "run")
+    for entry in lineage.stages:
+        stored = lineage.scores(entry)["after"]
+        found = verbs.evaluate(tmp_path / "run", entry["stage"], tasks=list(stored))
+        assert found == stored
+
+
+def test_the_lines_of_the_model_card_load_the_stage(setting, tmp_path):
+    """They run as they stand, without Engram, and give what the stage gives."""
+    lineage, _ = run(setting, tmp_path / "run")
+    folder = lineage.folder(lineage.stages[-1])
+    card = (folder / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    assert "engram" not in code
+    prompt = read_rows(setting["tasks"][1]["test"])[0]["prompt"]
+    names: dict = {}
+    exec(code.replace("STAGE", str(folder)).replace("some text", prompt), names)
+    base = verbs._base_at(Lineage(tmp_path / "run"), lineage.stages[-1])
+    base.model.eval()
+    batch = dict(names["tokenizer"](prompt, return_tensors="pt"))
+    batch = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        if base.kind == "encoder":
+            best = base.model(**batch).logits.argmax(-1).item()
+            assert names["label"] == base.labels[best]
+            return
+        if base.kind == "seq2seq":
+            batch["decoder_input_ids"] = batch["input_ids"]
+        assert torch.equal(names["model"](**batch).logits, base.model(**batch).logits)
+
+
+def test_a_folder_that_is_no_lineage_is_told_with_the_way_to_make_one(tmp_path):
+    with pytest.raises(EngramError, match="engram init"):
+        Lineage(tmp_path)
