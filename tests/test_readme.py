@@ -1,0 +1,58 @@
+"""What the README says is what the files say."""
+
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from engram.config import load_config
+from engram.learn.methods import make
+
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_tables_are_made_from_the_result_files(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import readme
+
+    assert readme.with_tables(README) == README
+    sys.modules.pop("readme")
+
+
+def test_the_result_files_have_the_common_form():
+    files = list((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert files
+    for path in files:
+        results = json.loads(path.read_text())
+        wanted = {"benchmark", "command", "versions", "device", "date", "records"}
+        assert wanted <= set(results), path.name
+        assert results["records"], path.name
+
+
+def test_the_yaml_is_one_that_a_run_takes():
+    text = README.split("```yaml\n")[1].split("```")[0]
+    config = load_config(yaml.safe_load(text))
+    assert [method.name for method in make(config.method)] == ["recurrent_kif"]
+
+
+def test_every_verb_of_the_command_line_stands_in_the_readme():
+    from engram.cli import app
+
+    for command in app.registered_commands:
+        assert f"`engram {command.name}" in README
+
+
+def test_every_method_stands_in_the_readme():
+    from engram.learn.methods import names
+
+    for name in names():
+        assert f"| `{name}` |" in README
+
+
+def test_the_quickstarts_settings_are_the_ones_of_the_makefile():
+    config = load_config(ROOT / "examples" / "quickstart.yaml")
+    assert config.tasks == "generated"
+    assert "examples/quickstart.yaml" in (ROOT / "Makefile").read_text()
