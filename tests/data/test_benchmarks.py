@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from engram.data.benchmarks import ORDERS, benchmark_tasks
-from engram.data.task import open_split
+from engram.data.stream import open_split
 from engram.data.tokens import features
 from engram.errors import EngramError
 

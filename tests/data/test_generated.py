@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import engram.data
 from engram.data.generated import SPLITS, TASKS, generated_rows, generated_tasks, question
 from engram.data.pretraining import pretraining_rows
-from engram.data.task import open_split
+from engram.data.stream import open_split
 from engram.data.words import vocabulary
 from engram.errors import EngramError
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engram.data.rows import answer, as_row, hash_rows, read_rows
-from engram.data.task import Split, Task, limit_rows, open_split
+from engram.data.stream import open_split
+from engram.data.task import Split, Task, limit_rows
 from engram.errors import EngramError
 
 

@@ -85,13 +85,12 @@ def _one(described: dict[str, Any]) -> list[RenderableType]:
         Text(head, style="bold"),
         Text(f"\n{about}"),
         table,
-        *_presets(described["name"], method.presets, method.left_open),
+        *_presets(described["name"], method),
     ]
 
 
-def _presets(
-    name: str, presets: dict[str, dict[str, Any]], opened: dict[str, dict[str, str]]
-) -> list[RenderableType]:
+def _presets(name: str, method: Any) -> list[RenderableType]:
+    presets, opened = method.presets, method.left_open
     if not presets:
         return []
     table = grid("keyword", *presets)
@@ -99,13 +98,19 @@ def _presets(
         marks = (" *" if key in opened.get(preset, {}) else "" for preset in presets)
         cells = zip(presets.values(), marks, strict=True)
         table.add_row(key, *(Text(_value(keywords[key]) + mark) for keywords, mark in cells))
+    trained = [method.trained_with.get(preset, {}) for preset in presets]
+    for key in dict.fromkeys(key for settings in trained for key in settings):
+        cells = (_value(settings[key]) if key in settings else "not given" for settings in trained)
+        table.add_row(Text(f"[training.{key}]"), *map(Text, cells))
     notes = [
         f"* {preset}, {key}: {why}" for preset, left in opened.items() for key, why in left.items()
     ]
     first = next(iter(presets))
     use = f"in a YAML: method: {{{name}: {{preset: {first}}}}}"
     return [
-        Text("Presets; * marks what the source leaves open"),
+        Text(
+            "Presets; * marks what the source leaves open; in [], what it trains with, not set here"
+        ),
         table,
         Text("\n".join(notes)),
         Text(""),

@@ -1,12 +1,13 @@
-"""The stream of a run: its tasks, in order."""
+"""The stream of a run: its tasks in order, and a split made again from where its rows came from."""
 
 from pathlib import Path
 from typing import Any
 
 from engram.config import Config
-from engram.data.benchmarks import ORDERS, benchmark_tasks
-from engram.data.generated import generated_tasks
-from engram.data.task import Split, Task, open_split
+from engram.data.benchmarks import ORDERS, benchmark_split, benchmark_tasks
+from engram.data.generated import generated_rows, generated_tasks
+from engram.data.rows import read_rows
+from engram.data.task import Split, Task, limit_rows
 from engram.errors import EngramError, nearest
 
 
@@ -58,3 +59,23 @@ def _task(given: Any, config: Config) -> Task:
 def file_split(path: str | Path, limit: int | None, seed: int) -> Split:
     """The rows of a file, all or `limit` of them drawn with the seed."""
     return open_split({"path": str(path), "limit": limit, "seed": seed})
+
+
+def open_split(source: dict[str, Any], data: str | Path | None = None) -> Split:
+    """The split that `source` describes; `data` is the benchmarks' folder (else ENGRAM_DATA).
+
+    Raises:
+        EngramError: the file or folder is gone, or nothing of this source is known.
+    """
+    if "benchmark" in source:
+        settings = {key: value for key, value in source.items() if key != "benchmark"}
+        return benchmark_split(source["benchmark"], data=data, **settings)
+    if source.get("stream") == GENERATED:
+        settings = {key: value for key, value in source.items() if key != "stream"}
+        return Split(tuple(generated_rows(**settings)), source)
+    if "path" not in source:
+        raise EngramError(
+            f"no rows can be opened from {source}: expected path, benchmark or stream"
+        )
+    rows = limit_rows(read_rows(source["path"]), source.get("limit"), source.get("seed", 0))
+    return Split(tuple(rows), source)

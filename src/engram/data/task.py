@@ -4,10 +4,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from engram.data.rows import Row, answer, hash_rows, read_rows
+from engram.data.rows import Row, answer, hash_rows
 from engram.errors import EngramError
 
 
@@ -53,31 +52,6 @@ class Task:
             return None
         distinct = {answer(row).strip() for row in self.train.rows}
         return tuple(sorted(distinct)) if len(distinct) <= MOST_ANSWERS else None
-
-
-def open_split(source: dict[str, Any], data: str | Path | None = None) -> Split:
-    """The split that `source` describes; `data` is the benchmarks' folder (else ENGRAM_DATA).
-
-    Raises:
-        EngramError: the file or folder is gone, or nothing of this source is known.
-    """
-    # Imported here, not above: both make Splits, so they import this module.
-    if "benchmark" in source:
-        from engram.data.benchmarks import benchmark_split
-
-        settings = {key: value for key, value in source.items() if key != "benchmark"}
-        return benchmark_split(source["benchmark"], data=data, **settings)
-    if source.get("stream") == "generated":
-        from engram.data.generated import generated_rows
-
-        settings = {key: value for key, value in source.items() if key != "stream"}
-        return Split(tuple(generated_rows(**settings)), source)
-    if "path" not in source:
-        raise EngramError(
-            f"no rows can be opened from {source}: expected path, benchmark or stream"
-        )
-    rows = limit_rows(read_rows(source["path"]), source.get("limit"), source.get("seed", 0))
-    return Split(tuple(rows), source)
 
 
 def limit_rows(rows: Sequence[Row], limit: int | None, seed: int) -> Sequence[Row]:

@@ -40,6 +40,21 @@ RECURRENT_KIF: dict[str, dict[str, Any]] = {
     },
 }
 
+# What the sources train with, for your `training:`; a preset does not set it. The paper's own is
+# not given, the release's is that of its T5-large script.
+TRAINING: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "release": {
+        "learning_rate": 3e-4,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 50,
+        "num_train_epochs": 10,
+        "per_device_train_batch_size": 8,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+    },
+}
+
 OPEN: dict[str, dict[str, str]] = {
     "paper": {
         "beta_uncertainty": "its score has no uncertainty; unused",

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from engram.data.rows import Row, read_rows
-from engram.data.task import Split, Task, open_split
+from engram.data.stream import open_split
+from engram.data.task import Split, Task
 from engram.errors import EngramError
 from engram.learn.stage import MEMORY
 from engram.lineage.lineage import Lineage

@@ -1,23 +1,37 @@
 """What a method is: a callback of the Trainer, with the few hooks that a callback cannot have."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from engram.learn.memory import Memory
 
 
-if TYPE_CHECKING:
-    from engram.learn.trainer import ContinualTrainer
-
-
 Family = Literal["baseline", "rehearsal", "regularisation", "recurrent fusion"]
+
+
+class Engine(Protocol):
+    """What a method may ask of the engine (`learn/trainer.py`)."""
+
+    args: TrainingArguments
+
+    @property
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def side_gradient(self, rows: list[dict[str, Any]], seed: int) -> list[Tensor]: ...
+
+    def fit_step(
+        self,
+        rows: list[dict[str, Any]],
+        optimizer: Optimizer,
+        seed: int,
+        inspect: Callable[[], Any] = ...,
+    ) -> None: ...
 
 
 @dataclass
@@ -44,7 +58,8 @@ class Method(TrainerCallback):
 
     `neutral` holds keywords with which the method's code runs and the result is bitwise that of
     `sequential`; None if there are none (the docstring says why). `presets` are published sets of
-    keywords by name, `left_open` says why a keyword of theirs is our choice.
+    keywords by name, `left_open` says why a keyword of theirs is our choice,
+    `trained_with` the `training:` of their source.
     """
 
     family: ClassVar[Family]
@@ -52,9 +67,10 @@ class Method(TrainerCallback):
     neutral: ClassVar[dict[str, Any] | None] = None
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     left_open: ClassVar[dict[str, dict[str, str]]] = {}
+    trained_with: ClassVar[dict[str, dict[str, Any]]] = {}
 
     context: TaskContext
-    engine: ContinualTrainer
+    engine: Engine
 
     @property
     def name(self) -> str:

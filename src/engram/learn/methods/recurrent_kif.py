@@ -12,7 +12,7 @@ from engram.learn import importance
 from engram.learn.adam import Momentum, adam_tensors, after_fusion, load_adam_tensors
 from engram.learn.importance import FusionTable, Importance, flatten, important
 from engram.learn.methods.base import Family, Method, TaskContext
-from engram.learn.presets import OPEN, RECURRENT_KIF
+from engram.learn.presets import OPEN, RECURRENT_KIF, TRAINING
 from engram.seeds import derive
 
 
@@ -38,7 +38,8 @@ class RecurrentKIF(Method):
         inner_steps: Q, steps on the new task in a round.
         outer_steps: S, steps on memory in a round.
         quantile: share of the weights that are not important, 0 to 1.
-        fusion: (w_in, w_out) for weights important to `both`, `inner`, `outer` or `neither`.
+        fusion: (w_in, w_out) for weights important to `both`, `inner`, `outer` or `neither`;
+            null is the paper's.
         score: `sensitivity`, or `sensitivity_uncertainty` (times the smoothed deviation).
         beta_inner: smoothing of the inner map, 0 (none) to 1.
         beta_outer: smoothing of the outer map.
@@ -56,6 +57,7 @@ class RecurrentKIF(Method):
     paper: ClassVar[str] = "https://huggingface.co/papers/2502.17510"
     presets: ClassVar[dict[str, dict[str, Any]]] = RECURRENT_KIF
     left_open: ClassVar[dict[str, dict[str, str]]] = OPEN
+    trained_with: ClassVar[dict[str, dict[str, Any]]] = TRAINING
     neutral: ClassVar[dict[str, Any]] = {"fusion": dict.fromkeys(FusionTable._fields, (1, 0))}
 
     inner_steps: int = 8
