@@ -193,4 +193,5 @@ def file_hash(path: Path) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    """The first sentence of a library's message."""
+    return " ".join(str(error).split()).split(". ")[0][:200]

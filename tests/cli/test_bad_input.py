@@ -286,3 +286,12 @@ def test_an_unknown_option_is_status_2(place):
     before = tree(place)
     assert engram("run", place / "run.yaml", "--resluts", "x").status == 2
     assert tree(place) == before
+
+
+@pytest.mark.parametrize("key", ["fp16", "deepspeed"])
+def test_a_training_key_under_which_methods_could_not_see_gradients(place, key):
+    refused(
+        place,
+        *("run", place / "run.yaml", f"training.{key}=true"),
+        names=(f"training: '{key}' is not supported", "use "),
+    )

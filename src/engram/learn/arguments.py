@@ -29,6 +29,12 @@ OWNED = {
     "label_": "Engram computes the task loss itself",
     "auto_find_batch": "the batch decides the bytes of a stage; choose it",
 }
+# Keys under which a method could not see true gradients, with the way out.
+REFUSED = {
+    "fp16": "its gradients are scaled when methods read them; use bf16",
+    "deepspeed": "it steps inside backward, where no method can act; use FSDP2",
+    "optim_target_modules": "its optimizers step inside backward, where no method can act",
+}
 
 
 def check_training(training: dict[str, Any]) -> None:
@@ -42,6 +48,8 @@ def check_training(training: dict[str, Any]) -> None:
         for owned, reason in OWNED.items():
             if key.startswith(owned):
                 raise EngramError(f"training: {key!r} is the engine's own: {reason}")
+        if key in REFUSED and training[key]:
+            raise EngramError(f"training: {key!r} is not supported: {REFUSED[key]}")
         if key not in valid:
             raise EngramError(f"training: unknown key {key!r}; {nearest(key, valid)}")
     rate = training.get("learning_rate", 1)
