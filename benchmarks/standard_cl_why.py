@@ -5,7 +5,8 @@
 Every probe learns order 1 with seed 100 on 800 of each task's training rows and is scored on the
 200 held out, as the learning-rate trials of `standard_cl.py`; test rows are never opened. A
 difference of one run has a standard error of about 0.016 from the held-out rows alone: read for
-size, not for rank. Finished probes are kept.
+size, not for rank. Finished probes are kept. The methods as they are stand beside them, from the
+trials of `standard_cl.py`, so run that one first.
 """
 
 import argparse
@@ -35,9 +36,6 @@ def kif(preset: str, **keywords: Any) -> dict[str, Any]:
 REPLAY, TWICE, MORE = {"replay": {"ratio": 0.5}}, {"num_train_epochs": 2}, {"memory_rows": 60}
 # name: (method, learning rate, what differs in the setting); the rates are the chosen ones
 PROBES: dict[str, tuple[Any, float, dict[str, Any]]] = {
-    "replay": (REPLAY, 2e-3, {}),
-    "release": (kif("release"), 3e-3, {}),
-    "paper": (kif("paper"), 3e-3, {}),
     "release_own_rate_tied": (
         kif("release", outer_learning_rate=3e-3, outer_schedule="inner"),
         3e-3,
@@ -75,7 +73,10 @@ def run_probe(name: str, data: str) -> None:
 
 
 def report() -> list[dict[str, Any]]:
-    records = []
+    """Writes the result file: the methods at their chosen rates, then the finished probes."""
+    measured = json.loads((HERE / "results" / "standard_cl.json").read_text())
+    chosen = measured["chosen"]
+    records = [t for t in measured["trials"] if chosen.get(t["method"]) == t["learning_rate"]]
     for name, (method, _, changed) in PROBES.items():
         path = RUNS / name / "record.json"
         if path.exists():
@@ -115,8 +116,8 @@ def main() -> None:
         list(pool.map(start, args.only))
     table = Table("probe", "OP", "BWT", "learned", title="Standard CL, order 1, held-out rows")
     for record in report():
-        numbers = (record[k] for k in ("overall", "backward_transfer", "learning_accuracy"))
-        table.add_row(record["method"], *(f"{number:.3f}" for number in numbers))
+        numbers = (record.get(k) for k in ("overall", "backward_transfer", "learning_accuracy"))
+        table.add_row(record["method"], *("-" if n is None else f"{n:.3f}" for n in numbers))
     Console().print(table)
 
 
