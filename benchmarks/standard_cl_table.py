@@ -3,9 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
+from paired import deviation, mean, paired
 from rich.table import Table
-
-from engram.measure.statistics import deviation, mean, paired
 
 
 REFERENCES = ("replay", "mask_free")

@@ -1,8 +1,16 @@
+"""The statistics of the benchmarks' tables."""
+
 import random
+import sys
+from pathlib import Path
 
 import pytest
 
-from engram.measure.statistics import bootstrap_interval, deviation, mean, paired
+
+pytest.importorskip("scipy", reason="comes with the extra engram[benchmarks]")
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from paired import deviation, mean, paired
 
 
 def test_mean_and_deviation_of_too_few_values_are_unknown():
@@ -12,23 +20,20 @@ def test_mean_and_deviation_of_too_few_values_are_unknown():
     assert deviation([1.0, 3.0]) == pytest.approx(2**0.5)
 
 
-def test_the_interval_is_the_same_each_time_and_leaves_the_global_generator_alone():
-    state = random.getstate()
-    values = [0.1, 0.3, -0.2, 0.4, 0.0, 0.2]
-    assert bootstrap_interval(values) == bootstrap_interval(values)
-    assert random.getstate() == state
+def test_the_interval_is_students():
+    # t_{0.975} with 2 degrees of freedom is 4.3027; the values have deviation 1 and mean 2
+    result = paired({0: 1.0, 1: 2.0, 2: 3.0}, dict.fromkeys(range(3), 0.0))
+    assert result.mean == 2.0
+    assert result.high - result.mean == pytest.approx(4.3027 / 3**0.5, abs=1e-3)
 
 
-def test_the_interval_of_equal_values_is_a_point():
-    assert bootstrap_interval([0.25] * 6) == (0.25, 0.25)
-
-
-def test_the_interval_has_the_width_of_the_bootstrap_distribution():
-    draw = random.Random(1)
-    values = [draw.gauss(0, 1) for _ in range(400)]
-    low, high = bootstrap_interval(values, resamples=2000)
-    assert low < mean(values) < high
-    assert high - low == pytest.approx(2 * 1.96 * deviation(values) / 20, rel=0.1)
+def test_the_interval_covers_what_it_says():
+    draw, hits = random.Random(0), 0
+    for _ in range(2000):
+        ours = {i: draw.gauss(0.3, 1) for i in range(6)}
+        result = paired(ours, dict.fromkeys(ours, 0.0))
+        hits += result.low <= 0.3 <= result.high
+    assert hits / 2000 == pytest.approx(0.95, abs=0.015)
 
 
 def test_only_common_pairs_are_compared():
