@@ -288,10 +288,10 @@ def test_an_unknown_option_is_status_2(place):
     assert tree(place) == before
 
 
-@pytest.mark.parametrize("key", ["fp16", "deepspeed"])
-def test_a_training_key_under_which_methods_could_not_see_gradients(place, key):
+@pytest.mark.parametrize("key", ["fp16", "deepspeed", "dataloader_num_workers"])
+def test_a_training_key_under_which_methods_could_not_work(place, key):
     refused(
         place,
         *("run", place / "run.yaml", f"training.{key}=true"),
-        names=(f"training: '{key}' is not supported", "use "),
+        names=(f"training: '{key}' is not supported",),
     )

@@ -29,10 +29,11 @@ OWNED = {
     "label_": "Engram computes the task loss itself",
     "auto_find_batch": "the batch decides the bytes of a stage; choose it",
 }
-# Keys under which a method could not see true gradients, with the way out.
+# Keys under which a method could not do its work, with the way out.
 REFUSED = {
     "fp16": "its gradients are scaled when methods read them; use bf16",
     "deepspeed": "it steps inside backward, where no method can act; use FSDP2",
+    "dataloader_num_workers": "remembered rows are drawn in the main process; leave it out",
     "optim_target_modules": "its optimizers step inside backward, where no method can act",
 }
 
