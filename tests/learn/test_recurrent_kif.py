@@ -183,6 +183,14 @@ def test_the_shared_optimizer_of_the_control_does_touch_them(tmp_path):
     assert not torch.equal(*method.log["inner_moments"][0])
 
 
+def test_the_outer_optimizer_has_the_trained_weights_only_and_does_not_decay_them(tmp_path):
+    base, method = recorded(tmp_path)
+    groups = method.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0]
+    held = {id(p) for group in groups for p in group["params"]}
+    assert held == {id(p) for p in base.model.parameters() if p.requires_grad}
+
+
 def test_the_outer_steps_move_the_weights_from_the_first_round_on(tmp_path):
     # in the release a warm-up that is never stepped keeps the outer rate at exactly zero
     _, method = recorded(tmp_path, warmup_steps=50)
