@@ -16,7 +16,7 @@ quickstart: .venv/ready
 test: .venv-test/ready
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
-	.venv-test/bin/pyright
+	.venv-test/bin/pyright --pythonpath .venv-test/bin/python
 	HF_HUB_OFFLINE=1 .venv-test/bin/python -m pytest --numprocesses 2
 
 .venv/ready: pyproject.toml constraints.txt
