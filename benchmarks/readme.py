@@ -1,25 +1,46 @@
-"""Puts the result files' tables into the README.
+"""Puts the result files' tables into the README and into this folder's.
 
-python benchmarks/readme.py           # write
+python benchmarks/readme.py
 """
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from standard_cl_table import markdown
 
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+READMES = (HERE.parent / "README.md", HERE / "README.md")
+
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def probes(records: list[dict[str, Any]]) -> str:
+    """The probes as Markdown: a line each."""
+    lines = ["| probe | rate | OP | BWT | learned |", "| --- | ---: | ---: | ---: | ---: |"]
+    for r in records:
+        numbers = (r.get(k) for k in ("overall", "backward_transfer", "learning_accuracy"))
+        cells = " | ".join("-" if n is None else f"{n:.3f}" for n in numbers)
+        lines.append(f"| {r['method']} | {r['learning_rate']:g} | {cells} |")
+    return "\n".join(lines)
 
 
 def with_tables(text: str) -> str:
     """`text` with what stands between the markers made anew from the result files."""
-    summary = json.loads((HERE / "results" / "standard_cl.json").read_text())["summary"]
-    pattern = r"(<!-- standard_cl:[^>]*-->\n).*?(<!-- /standard_cl -->)"
-    return re.sub(pattern, lambda m: m[1] + markdown(summary) + "\n" + m[2], text, flags=re.S)
+    tables = {
+        "standard_cl": markdown(results("standard_cl")["summary"]),
+        "standard_cl_why": probes(results("standard_cl_why")["records"]),
+    }
+    for name, table in tables.items():
+        pattern = rf"(<!-- {name}:[^>]*-->\n).*?(<!-- /{name} -->)"
+        text = re.sub(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
+    return text
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in READMES:
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -18,7 +18,10 @@ def test_the_tables_are_made_from_the_result_files(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import readme
 
-    assert readme.with_tables(README) == README
+    for path in readme.READMES:
+        text = path.read_text(encoding="utf-8")
+        assert "-->\n| " in text
+        assert readme.with_tables(text) == text
     sys.modules.pop("readme")
 
 
