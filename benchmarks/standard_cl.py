@@ -138,8 +138,6 @@ def main() -> None:
         blocks = [(order, seed) for seed in args.seeds for order in args.orders]
         ready = [m for m in args.only if m in best]
         cells = [Cell(m, o, s, best[m]) for o, s in blocks for m in ready]
-        first = args.orders[0]  # the union of the tasks is the same in every order
-        cells = [c for c in cells if c.method != "joint" or c.order == first]
         run_cells(cells, args, runs, results)
     Console(width=WIDTH).print(table(report(runs, results, chosen)))
 
