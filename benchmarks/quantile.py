@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import write_results
 from torch import Tensor
 
 from engram.learn.importance import (
@@ -29,6 +28,7 @@ from engram.learn.importance import (
     update,
     write_back,
 )
+from engram.report.results import write
 
 
 RESULTS = Path(__file__).parent / "results" / "quantile.json"
@@ -162,7 +162,7 @@ def main() -> None:
     round_records = rounds()
     print(f"\n{'round':32}{'n':>10}{'/ loop':>16}")
     print(*map(show, round_records), sep="\n")
-    write_results(
+    write(
         RESULTS,
         "quantile",
         "python benchmarks/quantile.py",

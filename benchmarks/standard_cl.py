@@ -17,10 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import write_results
 from rich.console import Console
 from standard_cl_cell import METHODS, Cell, key, run_cell, setting
 from standard_cl_table import markdown, summarize, table
+
+from engram.report.results import write
 
 
 HERE = Path(__file__).parent
@@ -63,7 +64,7 @@ def report(runs: Path, results: Path, chosen: dict[str, Any]) -> list[dict[str, 
     summary = summarize(records, list(METHODS), best)
     more = {"setting": {**chosen, "methods": METHODS, "learning_rates": LEARNING_RATES}}
     more |= {"trials": trials, "chosen": best, "summary": summary}
-    write_results(results, "standard_cl", COMMAND, "cpu, 1 thread a process", records, **more)
+    write(results, "standard_cl", COMMAND, "cpu, 1 thread a process", records, **more)
     return summary
 
 

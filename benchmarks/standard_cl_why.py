@@ -18,10 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common import write_results
 from rich.console import Console
 from rich.table import Table
 from standard_cl_cell import HALF, METHODS, SETTING, Cell, run_cell
+
+from engram.report.results import write
 
 
 HERE = Path(__file__).parent
@@ -82,7 +83,7 @@ def report() -> list[dict[str, Any]]:
         if path.exists():
             record = json.loads(path.read_text())["record"]
             records.append({**record, "keywords": method, "changed": changed})
-    write_results(
+    write(
         HERE / "results" / "standard_cl_why.json",
         "standard_cl_why",
         COMMAND,

@@ -41,7 +41,8 @@ def run(
     new = report.record(lineage, shlex.join(["engram", "run", str(file), *(settings or [])]))
     if results:
         records = report.merge(records, new)
-        report.write(results, file.stem, _device(lineage.config.threads), records)
+        command = " && ".join(dict.fromkeys(r["command"] for r in records if "command" in r))
+        report.write(results, file.stem, command, _device(lineage.config.threads), records)
     if as_json:
         print_json(_answer(lineage, new))
         return

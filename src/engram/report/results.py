@@ -86,18 +86,26 @@ def merge(records: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, 
     return kept if new in kept else [*kept, new]
 
 
-def write(path: Path, benchmark: str, device: str, records: list[dict[str, Any]]) -> None:
-    """Write the file whole or not at all; its command is all records' commands, one after another.
+def write(
+    path: Path,
+    benchmark: str,
+    command: str,
+    device: str,
+    records: list[dict[str, Any]],
+    **more: Any,
+) -> None:
+    """Write the file whole or not at all; what only one benchmark has to say comes as `more`.
 
-    `device` names the kind of machine only.
+    `device` names the kind of machine only, such as "cpu, 1 thread". Unknown cells are None.
     """
     results = {
         "benchmark": benchmark,
-        "command": " && ".join(dict.fromkeys(r["command"] for r in records if "command" in r)),
+        "command": command,
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "device": device,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "records": records,
+        **more,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
