@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from transformers import TrainingArguments
 
 from engram.config import TRAINING
@@ -56,6 +57,7 @@ def check_training(training: dict[str, Any]) -> None:
     rate = training.get("learning_rate", 1)
     if not isinstance(rate, int | float) or rate <= 0:
         raise EngramError(f"training: learning_rate must be a number above 0, got {rate!r}")
+    tracker_names(training.get("report_to"))
 
 
 def training_arguments(
@@ -68,13 +70,14 @@ def training_arguments(
     """
     check_training(training)
     settings = {
-        "report_to": "none",
-        "logging_strategy": "no",
+        "logging_strategy": "steps" if tracker_names(training.get("report_to")) else "no",
+        "logging_steps": 10,
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused on a CPU
         **TRAINING,
         **training,
+        "report_to": "none",  # the trackers it names are opened by `tracking.Tracked`
     }
     try:
         return TrainingArguments(
@@ -88,3 +91,24 @@ def training_arguments(
         )
     except (TypeError, ValueError, ImportError) as error:
         raise EngramError(f"training: {' '.join(str(error).split())[:200]}") from error
+
+
+def tracker_names(report_to: Any) -> list[str]:
+    """The trackers that a `report_to` names, as `TrainingArguments` take it.
+
+    Raises:
+        EngramError: a tracker that accelerate does not know, or that is not installed.
+    """
+    given = report_to if isinstance(report_to, list | tuple) else [report_to or "none"]
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    names: list[str] = []
+    for name in given:
+        if name not in (*LOGGER_TYPE_TO_CLASS, "all", "none"):
+            close = nearest(str(name), [*LOGGER_TYPE_TO_CLASS, "all", "none"])
+            raise EngramError(f"training: report_to: unknown tracker {name!r}; {close}")
+        if name in LOGGER_TYPE_TO_CLASS and name not in installed:
+            raise EngramError(
+                f"training: report_to: {name} is not installed; pip install {name}, or leave it out"
+            )
+        names += installed if name == "all" else [name] if name != "none" else []
+    return list(dict.fromkeys(names))
