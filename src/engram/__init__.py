@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     from engram.api import evaluate, init, learn, run
     from engram.config import Config, load_config
     from engram.data.task import Split, Task
+    from engram.learn.methods.recurrent_kif import RecurrentKIF
     from engram.lineage.lineage import Lineage
 
 __all__ = [
     "Config",
     "EngramError",
     "Lineage",
+    "RecurrentKIF",
     "Split",
     "Task",
     "evaluate",
@@ -29,6 +31,7 @@ __all__ = [
 HOMES = {
     "Config": "config",
     "Lineage": "lineage.lineage",
+    "RecurrentKIF": "learn.methods.recurrent_kif",
     "Split": "data.task",
     "Task": "data.task",
     "evaluate": "api",

@@ -7,13 +7,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
+from engram.classifier import Classifier
 from engram.data.tokens import features
 from engram.learn.arguments import training_arguments
 from engram.learn.memory import Memory
 from engram.learn.methods import make
 from engram.learn.methods.base import TaskContext
 from engram.learn.trainer import ContinualTrainer, last_checkpoint
-from engram.models import TASK_TYPE, Base, Classifier
+from engram.models import TASK_TYPE, Base
 from engram.seeds import forked
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 

@@ -1,7 +1,5 @@
 """Recurrent-KIF against a slow reference, its invariants, and the faults it must not have."""
 
-import inspect
-
 import pytest
 import torch
 from torch import nn
@@ -9,8 +7,9 @@ from torch import nn
 from engram.learn import importance, presets
 from engram.learn.importance import flatten
 from engram.learn.memory import Memory
+from engram.learn.methods import keywords
 from engram.learn.methods.recurrent_kif import RecurrentKIF
-from engram.learn.trainer import token_loss
+from engram.learn.step import token_loss
 from learn.engine import STRICT, engine, learned, same, tiny_base, tokenized, weights
 
 
@@ -115,7 +114,7 @@ def test_the_method_follows_the_slow_reference(kind, preset, tmp_path):
 
 
 def test_the_constructor_defaults_are_the_papers_keywords():
-    given = {k: p.default for k, p in inspect.signature(RecurrentKIF).parameters.items()}
+    given = {k: p.default for k, p in keywords("recurrent_kif").items()}
     assert RecurrentKIF(**presets.RECURRENT_KIF["paper"]).table == RecurrentKIF().table
     del given["fusion"]
     paper = {k: v for k, v in presets.RECURRENT_KIF["paper"].items() if k != "fusion"}
@@ -124,7 +123,7 @@ def test_the_constructor_defaults_are_the_papers_keywords():
 
 @pytest.mark.parametrize("preset", ["paper", "release"])
 def test_a_preset_names_every_keyword_and_what_is_open_is_among_them(preset):
-    assert set(presets.RECURRENT_KIF[preset]) == set(inspect.signature(RecurrentKIF).parameters)
+    assert set(presets.RECURRENT_KIF[preset]) == set(keywords("recurrent_kif"))
     assert set(presets.OPEN[preset]) <= set(presets.RECURRENT_KIF[preset])
 
 
@@ -137,7 +136,7 @@ class Recorder(RecurrentKIF):
 
     def _observe(self, maps, beta):
         gradients = importance.flatten_gradients(self.parameters)
-        self.log["seen"].append((maps is self.inner, flatten(self.parameters), gradients))
+        self.log["seen"].append((maps is self.rounds.inner, flatten(self.parameters), gradients))
         super()._observe(maps, beta)
 
     def on_step_end(self, args, state, control, optimizer=None, **kwargs):
@@ -154,7 +153,7 @@ class Recorder(RecurrentKIF):
         before, reached = self.moments(), flatten(self.parameters)
         super()._remember(schedule)
         self.log["inner_moments"].append((before, self.moments()))
-        self.log["rates"].append(self.optimizer.param_groups[0]["lr"])
+        self.log["rates"].append(self.learner.optimizer.param_groups[0]["lr"])
         self.log["rounds"].append((reached, flatten(self.parameters)))
 
 
@@ -185,7 +184,7 @@ def test_the_shared_optimizer_of_the_control_does_touch_them(tmp_path):
 
 def test_the_outer_optimizer_has_the_trained_weights_only_and_does_not_decay_them(tmp_path):
     base, method = recorded(tmp_path)
-    groups = method.optimizer.param_groups
+    groups = method.learner.optimizer.param_groups
     assert [group["weight_decay"] for group in groups] == [0]
     held = {id(p) for group in groups for p in group["params"]}
     assert held == {id(p) for p in base.model.parameters() if p.requires_grad}
@@ -244,10 +243,10 @@ def test_a_gradient_that_is_not_finite_is_skipped_as_a_whole(tmp_path):
             if len(self.log["seen"]) == 1:
                 kept = self.parameters[0].grad
                 self.parameters[0].grad = torch.full_like(kept, float("nan"))
-                before = self.inner.sensitivity.clone()
+                before = self.rounds.inner.sensitivity.clone()
                 with pytest.warns(UserWarning, match="not finite"):
                     super().edit_gradients(model)
-                assert torch.equal(self.inner.sensitivity, before)
+                assert torch.equal(self.rounds.inner.sensitivity, before)
                 self.parameters[0].grad = kept
             else:
                 super().edit_gradients(model)
@@ -269,7 +268,7 @@ def test_nothing_of_the_state_carries_a_graph_and_it_is_four_buffers_and_adam(tm
     _, made = learned("causal", "recurrent_kif", tmp_path)
     method = made.methods[0]
     n = sum(p.numel() for p in made.parameters)
-    buffers = method._buffers()
+    buffers = method.rounds.tensors()
     assert set(buffers) == {"start", "inner", "outer"}
     assert all(b.numel() == n and not b.requires_grad for b in buffers.values())
     method.end_task(made.model)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engram.learn.methods.base import Method
-from engram.learn.trainer import count_items, token_loss
+from engram.learn.step import count_items, token_loss
 from learn.engine import engine, tiny_base, tokenized
 from tiny import KINDS
 

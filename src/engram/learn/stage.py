@@ -16,6 +16,7 @@ from engram.data.rows import Row
 from engram.data.task import Task
 from engram.data.tokens import features
 from engram.errors import EngramError
+from engram.layout import MEMORY, SCORES
 from engram.learn.arguments import training_arguments
 from engram.learn.memory import Memory, choose
 from engram.learn.methods import make
@@ -27,7 +28,6 @@ from engram.seeds import derive
 from engram.weights import save_weights
 
 
-MEMORY, SCORES = "memory.jsonl", "scores.json"
 Say = Callable[[str], None]
 
 
@@ -37,7 +37,8 @@ class Plan:
 
     `learn` holds the tasks whose rows are learned (one; in mode joint all so far), the new one
     last. `score` holds the tasks to score after it, by id; None where the rows are gone. `cells`
-    are scores known beforehand.
+    are scores known beforehand. `beginning` makes the model once more as it was before any task,
+    where that is not the model with its adapter switched off.
     """
 
     stage: int
@@ -49,23 +50,31 @@ class Plan:
     previous: Path | None = None
     cells: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Sequence[TrainerCallback] = ()
+    beginning: Callable[[], Base] | None = None
 
     @property
     def seed(self) -> int:
         return derive(self.config.seed, "stage", self.stage, self.task)
 
+    @property
+    def training(self) -> dict[str, Any]:
+        """The run's `training:` with the task's own laid over it."""
+        return {**self.config.training, **self.learn[-1].training}
 
-def learn_stage(base: Base, plan: Plan, work: Path, built: Path, say: Say) -> dict[str, float]:
-    """Learn a task and write the stage's files into `built`; returns the seconds each part took.
+
+def learn_stage(
+    base: Base, plan: Plan, work: Path, built: Path | None, say: Say
+) -> tuple[dict[str, float], int]:
+    """Learn a task and write the stage's files into `built`; the seconds of each part, the steps.
 
     `base` holds the weights of the stage before; `work` is where checkpoints inside the task lie,
-    and where an earlier, stopped try left them.
+    and where an earlier, stopped try left them. Without `built` nothing is kept (a dry run).
     """
     methods = make(plan.config.method)
     args = training_arguments(
-        plan.config.training, work, derive(plan.seed, "train"), plan.config.checkpoint_every
+        plan.training, work, derive(plan.seed, "train"), plan.config.checkpoint_every
     )
-    base.model.to(args.device)
+    base.to(args.device)
     clock = _Clock()
     before, untouched = _scores_before(base, plan)
     clock.lap("score")
@@ -88,31 +97,27 @@ def learn_stage(base: Base, plan: Plan, work: Path, built: Path, say: Say) -> di
     after = dict(plan.cells)
     for name, task in plan.score.items():
         if name not in after:
-            after[name] = score(base, task, plan.config, methods)
+            after[name], _ = score(base, task, plan.config, methods)
     clock.lap("score")
-    built.mkdir()
-    save_weights(base, built)
-    save_state(methods, built)
-    _write_memory(plan, built)
-    scores = {"after": after, "before": before, "base": untouched, "truncated": truncated}
-    text = json.dumps(scores, sort_keys=True, ensure_ascii=False, indent=2)
-    (built / SCORES).write_text(text + "\n", encoding="utf-8")
-    return {**clock.seconds, "loss": loss}
+    if built:
+        scores = {"after": after, "before": before, "base": untouched, "truncated": truncated}
+        _write(base, methods, plan, scores, built)
+    return {**clock.seconds, "loss": loss}, engine.state.global_step
 
 
 def score(
     base: Base, task: Task | None, config: Config, methods: Sequence[Method] = ()
-) -> dict[str, Any]:
-    """A task's cell of R; an unknown one is null."""
+) -> tuple[dict[str, Any], list[str]]:
+    """A task's cell of R and the model's answers; an unknown cell is null, without answers."""
     if task is None or task.test is None:
-        return {"score": None}
+        return {"score": None}, []
     kind = next(base.model.parameters()).device.type
     bf16 = bool(config.training.get("bf16"))
     with ExitStack() as stack:
         for method in methods:
             stack.enter_context(method.inference(base.model))
         stack.enter_context(torch.autocast(kind, torch.bfloat16, enabled=bf16))
-        cell, _ = evaluate(
+        cell, answers = evaluate(
             base,
             task,
             config.scoring.mode,
@@ -120,19 +125,24 @@ def score(
             config.max_length,
             config.max_completion_length,
         )
-    return asdict(cell)
+    return asdict(cell), answers
 
 
 def _scores_before(base: Base, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
     """The new task just before it is learned, and on the base: what forward transfer needs."""
     if not plan.config.scoring.forward:
         return {}, {}
-    task = plan.learn[-1]
-    before = {plan.task: score(base, task, plan.config)}
+
+    def cell(of: Base) -> dict[str, Any]:
+        return {plan.task: score(of, plan.learn[-1], plan.config)[0]}
+
+    before = cell(base)
     if base.kind == "encoder":  # without its head an encoder answers nothing
         return before, {plan.task: {"score": None}}
-    with base.peft.disable_adapter():
-        return before, {plan.task: score(base, task, plan.config)}
+    if plan.beginning is None:
+        with base.peft.disable_adapter():
+            return before, cell(base)
+    return before, before if plan.previous is None else cell(plan.beginning())
 
 
 def _features(base: Base, plan: Plan) -> tuple[list[dict], dict[str, list[dict]], int]:
@@ -159,11 +169,17 @@ def _features(base: Base, plan: Plan) -> tuple[list[dict], dict[str, list[dict]]
     return new, old, truncated
 
 
-def _write_memory(plan: Plan, built: Path) -> None:
-    task = plan.learn[-1]
-    kept = choose(task.train.rows, plan.config.memory.ratio, derive(plan.seed, "keep"))
+def _write(
+    base: Base, methods: Sequence[Method], plan: Plan, scores: dict[str, Any], built: Path
+) -> None:
+    built.mkdir()
+    save_weights(base, built)
+    save_state(methods, built)
+    kept = choose(plan.learn[-1].train.rows, plan.config.memory.ratio, derive(plan.seed, "keep"))
     lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in kept]
     (built / MEMORY).write_text("".join(lines), encoding="utf-8")
+    text = json.dumps(scores, sort_keys=True, ensure_ascii=False, indent=2)
+    (built / SCORES).write_text(text + "\n", encoding="utf-8")
 
 
 class _Clock:

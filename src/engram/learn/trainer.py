@@ -2,43 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from engram.data.tokens import IGNORED, Collator, Kind
+from engram.data.tokens import Collator
 from engram.learn.methods.base import Method
+from engram.learn.step import accumulate, aside, clip_and_step, count_items, task_loss
 from engram.models import Base
-from engram.seeds import forked
 
 
 STATE = "method.safetensors"
-
-
-def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int, kind: Kind) -> Tensor:
-    """Summed cross-entropy over the labels that are not -100, divided by `num_items`.
-
-    One rule for the three kinds: logits [batch, time, vocabulary] and labels [batch, time] (for a
-    causal model position t predicts label t + 1), or [batch, labels] and [batch] for encoders. With
-    the number of items of the whole accumulated batch, k micro-batches add up to one large batch.
-    """
-    if kind == "causal":
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    loss = nn.functional.cross_entropy(
-        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-    return loss / num_items
-
-
-def count_items(batch: dict[str, Tensor], kind: Kind) -> Tensor:
-    """How many terms `token_loss` sums in a batch."""
-    labels = batch["labels"][:, 1:] if kind == "causal" else batch["labels"]
-    return labels.ne(IGNORED).sum()
 
 
 class RehearsalCollator:
@@ -131,28 +109,13 @@ class ContinualTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Tensor], num_items: Tensor | int | None = None
     ) -> tuple[Tensor, Any]:
         """The engine's own loss, the same rule for every kind of model, and the model's outputs."""
-        labels = inputs["labels"]
-        seen = {k: v for k, v in inputs.items() if k != "labels"}
-        if self.base.kind == "seq2seq":
-            seen["decoder_input_ids"] = self.base.peft.prepare_decoder_input_ids_from_labels(labels)
-        outputs = model(**seen)
-        items = count_items(inputs, self.base.kind) if num_items is None else num_items
-        loss = token_loss(outputs.logits, labels, items, self.base.kind)
-        return loss, outputs
+        return task_loss(model, self.base.model, inputs, self.base.kind, num_items)
 
     # --- the two services for methods
 
     def side_gradient(self, rows: list[dict[str, Any]], seed: int) -> list[Tensor]:
         """The gradient of the task loss on other rows, a tensor a parameter; `.grad` untouched."""
-        parameters = self.parameters
-        kept = [p.grad for p in parameters]
-        for p in parameters:
-            p.grad = None
-        self._backward(rows, seed)
-        gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        for p, grad in zip(parameters, kept, strict=True):
-            p.grad = grad
-        return gradient
+        return aside(self.parameters, lambda: self._backward(rows, seed))
 
     def fit_step(
         self,
@@ -168,24 +131,20 @@ class ContinualTrainer(Trainer):
         """
         self._backward(rows, seed)
         inspect()
-        if self.args.max_grad_norm > 0:
-            self.accelerator.clip_grad_norm_(self.parameters, self.args.max_grad_norm)
-        optimizer.step()
-        self.base.model.zero_grad()
+        norm, clip = self.args.max_grad_norm, self.accelerator.clip_grad_norm_
+        clip_and_step(self.parameters, optimizer, norm, clip)
 
     def _backward(self, rows: list[dict[str, Any]], seed: int) -> None:
-        """In micro-batches of the training's size: old rows need no more memory than new."""
         size = self.args.per_device_train_batch_size
-        batches = [self.collate(rows[i : i + size]) for i in range(0, len(rows), size)]
-        items = torch.stack([count_items(batch, self.base.kind) for batch in batches]).sum()
         self.base.model.train()
-        with forked(seed):
-            for batch in batches:
-                batch = self._prepare_inputs(batch)
-                with self.compute_loss_context_manager():
-                    wrapped: Any = self.model_wrapped
-                    loss, _ = self.task_loss(wrapped, batch, items.to(self.args.device))
-                self.accelerator.backward(loss)
+        accumulate(rows, seed, size, self.collate, self.base.kind, self._backward_one)
+
+    def _backward_one(self, batch: dict[str, Tensor], items: Tensor) -> None:
+        batch = self._prepare_inputs(batch)  # type: ignore[assignment]
+        with self.compute_loss_context_manager():
+            wrapped: Any = self.model_wrapped
+            loss, _ = self.task_loss(wrapped, batch, items.to(self.args.device))
+        self.accelerator.backward(loss)
 
     # --- checkpoints inside a task: what is trained, not the base
 
@@ -221,7 +180,16 @@ class _MethodState(TrainerCallback):
         self.engine.rehearsal.batch = epochs * per_epoch + steps * accumulated
 
 
-def save_state(methods: Sequence[Method], folder: Path) -> None:
+class Stateful(Protocol):
+    """A method, or what else has tensors in a checkpoint."""
+
+    @property
+    def name(self) -> str: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+
+def save_state(methods: Sequence[Stateful], folder: Path) -> None:
     """`method.safetensors`: the tensors of all methods, each name led by its method's."""
     state = {f"{m.name}.{k}": v for m in methods for k, v in m.state_dict().items()}
     beside = folder / f".{STATE}"
@@ -229,7 +197,7 @@ def save_state(methods: Sequence[Method], folder: Path) -> None:
     beside.replace(folder / STATE)
 
 
-def load_state(method: Method, folder: Path) -> dict[str, Tensor]:
+def load_state(method: Stateful, folder: Path) -> dict[str, Tensor]:
     """The tensors that `save_state` wrote for this method; none if it was not among them."""
     state = load_file(folder / STATE)
     led = f"{method.name}."

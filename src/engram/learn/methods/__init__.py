@@ -29,8 +29,12 @@ def find(name: str) -> type[Method]:
 
 
 def keywords(name: str) -> dict[str, inspect.Parameter]:
-    """A method's keywords with their types and defaults: its configuration."""
-    return dict(inspect.signature(find(name)).parameters)
+    """A method's keywords with their types and defaults: its configuration.
+
+    What is keyword-only is no setting but an object that only Python can give.
+    """
+    found = inspect.signature(find(name)).parameters.items()
+    return {key: parameter for key, parameter in found if parameter.kind != parameter.KEYWORD_ONLY}
 
 
 def make(spec: Any) -> list[Method]:

@@ -56,14 +56,16 @@ class Method(TrainerCallback):
     configuration. It inherits every event of `transformers.TrainerCallback`; the hooks below are
     called by the engine, in the order in which they stand here. Methods compose in a list.
 
-    `neutral` holds keywords with which the method's code runs and the result is bitwise that of
-    `sequential`; None if there are none (the docstring says why). `presets` are published sets of
+    `rehearses` says whether it looks at old rows. `neutral` holds keywords with which the method's
+    code runs and the result is bitwise that of `sequential`; None if there are none (the docstring
+    says why). `presets` are published sets of
     keywords by name, `left_open` says why a keyword of theirs is our choice,
     `trained_with` the `training:` of their source.
     """
 
     family: ClassVar[Family]
     paper: ClassVar[str | None] = None
+    rehearses: ClassVar[bool] = False
     neutral: ClassVar[dict[str, Any] | None] = None
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     left_open: ClassVar[dict[str, dict[str, str]]] = {}
@@ -76,6 +78,11 @@ class Method(TrainerCallback):
     def name(self) -> str:
         """The name of the method's module, which is what users type."""
         return type(self).__module__.rpartition(".")[2]
+
+    @property
+    def period(self) -> int:
+        """After how many optimizer steps `on_step_end` has more to do; 1 if each is alike."""
+        return 1
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         """Before the Trainer is built, so before an optimizer sees the parameters."""

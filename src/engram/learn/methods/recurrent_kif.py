@@ -1,23 +1,23 @@
 """Recurrent-KIF: recurrent knowledge identification and fusion."""
 
-import warnings
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from engram.errors import EngramError
-from engram.learn import importance
-from engram.learn.adam import Momentum, adam_tensors, after_fusion, load_adam_tensors
-from engram.learn.importance import FusionTable, Importance, flatten, important
-from engram.learn.methods.base import Family, Method, TaskContext
+from engram.learn.adam import Momentum, after_fusion
+from engram.learn.guest import Guest
+from engram.learn.importance import FusionTable, Importance, flatten
+from engram.learn.methods.base import Family, TaskContext
+from engram.learn.outer import OuterLearner
 from engram.learn.presets import OPEN, RECURRENT_KIF, TRAINING
-from engram.seeds import derive
+from engram.learn.rounds import Rounds, table_of
 
 
 @dataclass(eq=False)
-class RecurrentKIF(Method):
+class RecurrentKIF(Guest):
     """Finds what the new and the old tasks need, again and again, and fuses both updates by it.
 
     A round: Q = `inner_steps` optimizer steps on the new task take the weights from t0 to tQ, then
@@ -33,6 +33,9 @@ class RecurrentKIF(Method):
     State: t0, two maps (four with the uncertainty) and the outer optimizer's two moments, each of
     the trainable weights' size, O(1) in tasks; after the task only the shares of the four cases
     are kept. Old rows: needed. Cost: S/Q more steps, 1.5 times the passes of `sequential`.
+
+    It is also a callback of any `transformers.Trainer`, SFTTrainer too: `RecurrentKIF(memory=...)`,
+    with a dataset of features or raw rows, or one for each task by its name (docs/pages/trl.md).
 
     Args:
         inner_steps: Q, steps on the new task in a round.
@@ -55,6 +58,7 @@ class RecurrentKIF(Method):
 
     family: ClassVar[Family] = "recurrent fusion"
     paper: ClassVar[str] = "https://huggingface.co/papers/2502.17510"
+    rehearses: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = RECURRENT_KIF
     left_open: ClassVar[dict[str, dict[str, str]]] = OPEN
     trained_with: ClassVar[dict[str, dict[str, Any]]] = TRAINING
@@ -73,18 +77,21 @@ class RecurrentKIF(Method):
     outer_batch_size: int | None = None
     outer_optimizer: Literal["own", "shared"] = "own"
     momentum: Momentum = "keep"
+    _: KW_ONLY
+    memory: InitVar[Any] = None
 
-    def __post_init__(self):
-        table = self.fusion or RECURRENT_KIF["paper"]["fusion"]
-        if set(table) != set(FusionTable._fields):
-            cases = ", ".join(FusionTable._fields)
-            raise EngramError(f"recurrent_kif: fusion takes the cases {cases}, got {sorted(table)}")
-        self.table = FusionTable(**{case: (float(w[0]), float(w[1])) for case, w in table.items()})
+    def __post_init__(self, memory: Any):
+        self.given = memory
+        self.table = table_of(self.fusion or RECURRENT_KIF["paper"]["fusion"])
         if self.inner_steps < 1 or self.outer_steps < 0 or not 0 <= self.quantile <= 1:
             raise EngramError(
                 "recurrent_kif: needs inner_steps >= 1, outer_steps >= 0 and 0 <= quantile <= 1, "
                 f"got {self.inner_steps}, {self.outer_steps} and {self.quantile}"
             )
+
+    @property
+    def period(self) -> int:
+        return self.inner_steps
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.shares: list[Tensor] = []  # of the four cases, an entry a round
@@ -92,26 +99,20 @@ class RecurrentKIF(Method):
         return super().begin_task(model, context)
 
     def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+        self.arrive(args, state, **kwargs)
         self.running = bool(self.context.memory)
-        self.parameters = self.engine.parameters
-        rate = self.outer_learning_rate
-        self.rate = args.learning_rate if rate is None else rate
-        self.rows = self.outer_batch_size or (
-            args.per_device_train_batch_size * args.gradient_accumulation_steps
-        )
-        betas = (args.adam_beta1, args.adam_beta2)
-        self.optimizer: Any = optimizer
-        if self.outer_optimizer == "own":
-            self.optimizer = torch.optim.AdamW(
-                self.parameters, self.rate, betas, args.adam_epsilon, weight_decay=0
-            )
-        self.start = flatten(self.parameters)
-        self.inner = Importance.zeros(self.start, self.score)
-        self.outer = Importance.zeros(self.start, self.score)
+        if self.running:
+            self.parameters = self.engine.parameters
+            score = (self.score, self.quantile, self.beta_uncertainty)
+            self.rounds = Rounds(self.parameters, self.table, *score)
+            shared = optimizer if self.outer_optimizer == "shared" else None
+            outer = (self.outer_steps, self.outer_learning_rate, self.outer_batch_size, shared)
+            self.learner = OuterLearner(self.engine, self.context, args, *outer)
+            self.go_on(args, state)
 
     def edit_gradients(self, model: nn.Module) -> None:
         if self.running:
-            self._observe(self.inner, self.beta_inner)
+            self._observe(self.rounds.inner, self.beta_inner)
 
     def on_step_end(self, args, state, control, **kwargs):
         whole = state.global_step % self.inner_steps == 0
@@ -119,57 +120,31 @@ class RecurrentKIF(Method):
             schedule = kwargs["lr_scheduler"].get_last_lr()[0] / args.learning_rate
             reached = flatten(self.parameters)
             self._remember(schedule if self.outer_schedule == "inner" else 1.0)
-            fused = self._fuse(reached)
-            after_fusion(self.momentum, kwargs["optimizer"], self.start, reached, fused)
-            self.start, self.inner = fused, Importance.zeros(fused, self.score)
+            fused, shares = self.rounds.fuse(reached)
+            after_fusion(self.momentum, kwargs["optimizer"], self.rounds.start, reached, fused)
+            self.rounds.begin(fused)
+            self.shares.append(shares)
 
     def _observe(self, maps: Importance, beta: float) -> None:
-        weights = flatten(self.parameters)
-        gradients = importance.flatten_gradients(self.parameters)
-        if not importance.update(maps, weights, gradients, beta, self.beta_uncertainty):
-            warnings.warn("recurrent_kif: a gradient is not finite, left out", stacklevel=2)
+        self.rounds.observe(maps, beta)
 
     def _remember(self, schedule: float) -> None:
         """The outer steps: from tQ to tS on memory, whose gradients feed the outer map."""
-        for group in self.optimizer.param_groups if self.outer_optimizer == "own" else ():
-            group["lr"] = self.rate * schedule
-        first = len(self.shares) * self.outer_steps
-        for i in range(first, first + self.outer_steps):
-            self.engine.fit_step(
-                self.context.memory.draw(i * self.rows, self.rows),
-                self.optimizer,
-                seed=derive(self.context.seed, "recurrent_kif", i),
-                inspect=lambda: self._observe(self.outer, self.beta_outer),
-            )
-
-    def _fuse(self, reached: Tensor) -> Tensor:
-        inner_mask = important(importance.score(self.inner), self.quantile)
-        outer_mask = important(importance.score(self.outer), self.quantile)
-        self.shares.append(importance.case_shares(inner_mask, outer_mask))
-        remembered = flatten(self.parameters)
-        fused = importance.fuse(self.start, reached, remembered, inner_mask, outer_mask, self.table)
-        importance.write_back(fused, self.parameters)
-        return fused
+        self.learner.learn(
+            len(self.shares), schedule, lambda: self._observe(self.rounds.outer, self.beta_outer)
+        )
 
     def end_task(self, model: nn.Module) -> None:
-        self.running = False
+        if self.running:
+            self.running = False
+            del self.rounds, self.learner
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"shares": torch.stack(self.shares)} if self.shares else {}
-        if self.running:
-            state |= self._buffers()
-            if self.outer_optimizer == "own":
-                state |= adam_tensors(self.optimizer, self.parameters)
-        return state
+        return state | self.rounds.tensors() | self.learner.tensors() if self.running else state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.shares = list(state["shares"]) if "shares" in state else []
         if self.running:
-            for name, buffer in self._buffers().items():
-                buffer.copy_(state[name])
-            load_adam_tensors(self.optimizer, self.parameters, state)
-
-    def _buffers(self) -> dict[str, Tensor]:
-        maps = {"inner": self.inner.sensitivity, "inner_uncertainty": self.inner.uncertainty}
-        maps |= {"outer": self.outer.sensitivity, "outer_uncertainty": self.outer.uncertainty}
-        return {"start": self.start, **{k: v for k, v in maps.items() if v is not None}}
+            self.rounds.load(state)
+            self.learner.load(state)

@@ -24,6 +24,7 @@ class Replay(Method):
 
     family: ClassVar[Family] = "rehearsal"
     paper: ClassVar[str] = "https://huggingface.co/papers/1902.10486"
+    rehearses: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"ratio": 0.0}
 
     def __init__(self, ratio: float = 0.5):

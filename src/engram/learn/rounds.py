@@ -1,0 +1,77 @@
+"""What Recurrent-KIF keeps of a task: where the round started, and what both sides need."""
+
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+
+from engram.errors import EngramError
+from engram.learn import importance
+from engram.learn.importance import FusionTable, Importance, ScoreKind, flatten, important
+
+
+def table_of(given: dict[str, Any]) -> FusionTable:
+    """The table that the keyword `fusion` writes.
+
+    Raises:
+        EngramError: not exactly the four cases.
+    """
+    if set(given) != set(FusionTable._fields):
+        cases = ", ".join(FusionTable._fields)
+        raise EngramError(f"recurrent_kif: fusion takes the cases {cases}, got {sorted(given)}")
+    return FusionTable(**{case: (float(w[0]), float(w[1])) for case, w in given.items()})
+
+
+class Rounds:
+    """The weights at the start of the round, the importance maps of both sides, and the fusion.
+
+    The inner map starts afresh with each round, the outer one lasts for the task.
+    """
+
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        table: FusionTable,
+        score: ScoreKind,
+        quantile: float,
+        beta_uncertainty: float,
+    ):
+        self.parameters, self.quantile, self.table = parameters, quantile, table
+        self.score: ScoreKind = score
+        self.beta_uncertainty = beta_uncertainty
+        self.start = flatten(parameters)
+        self.inner = Importance.zeros(self.start, score)
+        self.outer = Importance.zeros(self.start, score)
+
+    def observe(self, maps: Importance, beta: float) -> None:
+        """The gradients and the weights, as they are now, into the inner or the outer map."""
+        weights = flatten(self.parameters)
+        gradients = importance.flatten_gradients(self.parameters)
+        if not importance.update(maps, weights, gradients, beta, self.beta_uncertainty):
+            warnings.warn("recurrent_kif: a gradient is not finite, left out", stacklevel=2)
+
+    def fuse(self, reached: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse the inner step, which `reached` these weights, with the outer one, up to now.
+
+        Returns the fused weights, which are written to the parameters, and the shares of the four
+        cases.
+        """
+        inner_mask = important(importance.score(self.inner), self.quantile)
+        outer_mask = important(importance.score(self.outer), self.quantile)
+        remembered = flatten(self.parameters)
+        fused = importance.fuse(self.start, reached, remembered, inner_mask, outer_mask, self.table)
+        importance.write_back(fused, self.parameters)
+        return fused, importance.case_shares(inner_mask, outer_mask).cpu()
+
+    def begin(self, start: Tensor) -> None:
+        """The next round, from the weights `start`."""
+        self.start, self.inner = start, Importance.zeros(start, self.score)
+
+    def tensors(self) -> dict[str, Tensor]:
+        maps = {"inner": self.inner.sensitivity, "inner_uncertainty": self.inner.uncertainty}
+        maps |= {"outer": self.outer.sensitivity, "outer_uncertainty": self.outer.uncertainty}
+        return {"start": self.start, **{k: v for k, v in maps.items() if v is not None}}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        for name, buffer in self.tensors().items():
+            buffer.copy_(state[name])

@@ -1,0 +1,103 @@
+"""A step on given rows, whoever owns the model: its loss, its gradient in micro-batches, the step.
+
+Engram's own engine (`trainer.py`) and the one over another Trainer (`host.py`) both take these.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from engram.data.tokens import IGNORED, Kind
+from engram.seeds import forked
+
+
+def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int, kind: Kind) -> Tensor:
+    """Summed cross-entropy over the labels that are not -100, divided by `num_items`.
+
+    One rule for the three kinds: logits [batch, time, vocabulary] and labels [batch, time] (for a
+    causal model position t predicts label t + 1), or [batch, labels] and [batch] for encoders. With
+    the number of items of the whole accumulated batch, k micro-batches add up to one large batch.
+    """
+    if kind == "causal":
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    loss = nn.functional.cross_entropy(
+        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return loss / num_items
+
+
+def count_items(batch: dict[str, Tensor], kind: Kind) -> Tensor:
+    """How many terms `token_loss` sums in a batch."""
+    labels = batch["labels"][:, 1:] if kind == "causal" else batch["labels"]
+    return labels.ne(IGNORED).sum()
+
+
+def task_loss(
+    model: nn.Module,
+    bare: Any,
+    inputs: dict[str, Tensor],
+    kind: Kind,
+    num_items: Tensor | int | None = None,
+) -> tuple[Tensor, Any]:
+    """The task loss, the same rule for every kind of model, and the model's outputs.
+
+    `model` is called, wrapped or not; `bare` is the same one without wrappers, which knows how its
+    decoder is shown the target.
+    """
+    labels = inputs["labels"]
+    seen = {k: v for k, v in inputs.items() if k != "labels"}
+    if kind == "seq2seq":
+        seen["decoder_input_ids"] = bare.prepare_decoder_input_ids_from_labels(labels)
+    outputs = model(**seen)
+    items = count_items(inputs, kind) if num_items is None else num_items
+    return token_loss(outputs.logits, labels, items, kind), outputs
+
+
+def accumulate(
+    rows: Sequence[dict[str, Any]],
+    seed: int,
+    size: int,
+    collate: Callable[[Any], dict[str, Tensor]],
+    kind: Kind,
+    backward: Callable[[dict[str, Tensor], Tensor], None],
+) -> None:
+    """Add the gradient of the task loss on `rows` to `.grad`.
+
+    In micro-batches of the training's `size`: old rows need no more memory than new. `backward`
+    takes a batch and the items of all of them. Whatever is drawn, in the collator or as dropout,
+    comes from `seed`, so that the Trainer's own draws do not move.
+    """
+    with forked(seed):
+        batches = [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
+        items = torch.stack([count_items(batch, kind) for batch in batches]).sum()
+        for batch in batches:
+            backward(batch, items)
+
+
+def aside(parameters: Sequence[nn.Parameter], backward: Callable[[], None]) -> list[Tensor]:
+    """The gradient that `backward` leaves, a tensor a parameter; `.grad` is as it was before."""
+    kept = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    backward()
+    gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    for p, grad in zip(parameters, kept, strict=True):
+        p.grad = grad
+    return gradient
+
+
+def clip_and_step(
+    parameters: Sequence[nn.Parameter],
+    optimizer: Optimizer,
+    max_norm: float | None,
+    clip: Callable[..., Any] = nn.utils.clip_grad_norm_,
+) -> None:
+    """The end of a step: clip, step, and leave no gradients."""
+    if max_norm and max_norm > 0:
+        clip(parameters, max_norm)
+    optimizer.step()
+    for p in parameters:
+        p.grad = None
