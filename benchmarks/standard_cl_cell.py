@@ -87,7 +87,7 @@ def run_cell(cell: Cell, folder: Path, chosen: dict[str, Any], data: str) -> Non
     from transformers import TrainerCallback
 
     from engram.config import load_config
-    from engram.lineage.verbs import run
+    from engram.verbs.run import run
     from engram.measure.matrix import summary, to_dict
 
     class ProcessTime(TrainerCallback):

@@ -4,8 +4,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from engram.classifier import Classifier
 from engram.errors import EngramError
-from engram.models import Classifier, kind_of, load_base, pin
+from engram.models import kind_of, load_base
+from engram.pins import pin
 from engram.weights import load_weights, save_weights
 from tiny import tiny_model, tiny_tokenizer
 

@@ -26,19 +26,25 @@ def silent(line: str) -> None:
 
 
 def init(
-    folder: str | Path, base: str | None = None, config: str | Path | None = None, **settings: Any
+    folder: str | Path,
+    base: str | None = None,
+    config: str | Path | None = None,
+    from_adapter: str | Path | None = None,
+    **settings: Any,
 ) -> Lineage:
-    """A new lineage on an untouched base.
+    """A new lineage on an untouched base, or on a PEFT adapter that is there already.
 
         engram.init("my-model", base="Qwen/Qwen3-0.6B", method="replay")
+        engram.init("my-model", from_adapter="outputs/checkpoint-500")
+        engram.init("my-model", base="Qwen/Qwen3-0.6B", adapter=None)  # all weights
 
-    `config` is a YAML, `settings` are laid over it; a key with dots is written
-    `**{"training.learning_rate": 1e-4}`.
+    An adapter brings its settings, and its base unless one is given. `config` is a YAML, `settings`
+    are laid over it; a key with dots is written `**{"training.learning_rate": 1e-4}`.
     """
-    from engram.lineage import verbs
+    from engram.verbs import init as verb
 
     given = settings | ({"base": base} if base else {})
-    return verbs.init(folder, load_config(config or {}, given))
+    return verb.init(folder, load_config(config or {}, given), from_adapter)
 
 
 def learn(
@@ -52,22 +58,39 @@ def learn(
     data: str | Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     say: Say = silent,
+    training: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Learn one more task from a file of rows or from rows; returns the new stage's ledger line.
 
-    engram.learn("my-model", "reviews", train="reviews.jsonl", test="reviews-test.jsonl")
+        engram.learn("my-model", "reviews", train="reviews.jsonl", test="reviews-test.jsonl")
+
+    `training` is laid over the lineage's own for this task alone.
     """
+    from engram.verbs import learn as verb
+
+    task = task_of(folder, name, train, test, dev, metric, options, training)
+    return verb.learn(folder, task, data, callbacks, say)
+
+
+def task_of(
+    folder: str | Path,
+    name: str,
+    train: Rows,
+    test: Rows | None = None,
+    dev: Rows | None = None,
+    metric: str = "exact_match",
+    options: Sequence[str] | None = None,
+    training: dict[str, Any] | None = None,
+) -> Task:
+    """A task from files of rows or from rows, to be learned by the lineage in `folder`."""
     seed = Lineage(folder).config.seed
     splits = {
-        split: _split(rows, seed, f"{name} {split}")
+        split: _split(rows, split, seed, f"{name} {split}")
         for split, rows in (("train", train), ("dev", dev), ("test", test))
         if rows is not None
     }
-    task = Task(name, metric=metric, options=tuple(options) if options else None, **splits)
-
-    from engram.lineage import verbs
-
-    return verbs.learn(folder, task, data, callbacks, say)
+    chosen = tuple(options) if options else None
+    return Task(name, metric=metric, options=chosen, training=training or {}, **splits)
 
 
 def run(
@@ -82,12 +105,11 @@ def run(
 
     A YAML that names no lineage gets `<its name>/<the method's name>`.
     """
+    from engram.verbs import run as verb
+
     if not isinstance(config, Config):
         config = run_config(config, settings)
-
-    from engram.lineage import verbs
-
-    return verbs.run(config, callbacks, say)
+    return verb.run(config, callbacks, say)
 
 
 def run_config(path: str | Path, settings: list[str] | dict[str, Any] | None = None) -> Config:
@@ -98,6 +120,22 @@ def run_config(path: str | Path, settings: list[str] | dict[str, Any] | None = N
     return config
 
 
+def dry_run(config: Config | str | Path, **settings: Any) -> dict[str, Any]:
+    """What `run` would do and cost: rows, tokens, steps, seconds, memory, disk. Writes nothing."""
+    from engram.verbs import dry_run as verb
+
+    if not isinstance(config, Config):
+        config = run_config(config, settings)
+    return verb.dry_run(config)
+
+
+def dry_run_of_learn(folder: str | Path, task: Task) -> dict[str, Any]:
+    """What `learn` would do and cost, for a task of `task_of`. Writes nothing."""
+    from engram.verbs import dry_run as verb
+
+    return verb.dry_run_of_learn(folder, task)
+
+
 def evaluate(
     folder: str | Path,
     stage: int | None = None,
@@ -105,17 +143,88 @@ def evaluate(
     mode: str | None = None,
     data: str | Path | None = None,
     say: Say = silent,
+    predictions: str | Path | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The scores of a stage (the newest; 0 is the base) on the tasks learned so far, by task.
 
-    engram.evaluate("my-model", stage=1)["reviews"]["score"]
+        engram.evaluate("my-model", stage=1)["reviews"]["score"]
+
+    `predictions` is a JSON lines file to write what was answered to every row.
     """
-    from engram.lineage import verbs
+    from engram.verbs import evaluate as verb
 
-    return verbs.evaluate(folder, stage, tasks, mode, data, say)
+    return verb.evaluate(folder, stage, tasks, mode, data, say, predictions)
 
 
-def _split(rows: Rows, seed: int, where: str) -> Split:
+def answer(
+    folder: str | Path,
+    prompts: str | Sequence[str],
+    stage: int | None = None,
+    options: Sequence[str] = (),
+    max_new_tokens: int | None = None,
+    chat: bool = False,
+) -> list[str]:
+    """What a stage (the newest; 0 is the base) answers: `engram try` for one prompt or many.
+
+    engram.answer("my-model", "Great pasta, slow service. Sentiment:", stage=1)
+    """
+    from engram.verbs import answer as verb
+
+    asked = [prompts] if isinstance(prompts, str) else prompts
+    return verb.answer(folder, asked, stage, options, max_new_tokens, chat)
+
+
+def show(folder: str | Path, stage: int | None = None) -> dict[str, Any]:
+    """All that is known of a stage (the newest; 0 is the base)."""
+    from engram.verbs import show as verb
+
+    return verb.show(folder, stage)
+
+
+def revert(folder: str | Path, to: int | None = None) -> dict[str, Any]:
+    """Go back to stage `to`, one stage by default; returns the ledger's new line."""
+    from engram.verbs import revert as verb
+
+    return verb.revert(folder, to)
+
+
+def verify(folder: str | Path) -> list[str]:
+    """What is not as the ledger says, a line each; empty if all is well."""
+    from engram.verbs import verify as verb
+
+    return verb.verify(folder)
+
+
+def export(
+    folder: str | Path, out: str | Path, stage: int | None = None, dtype: str | None = None
+) -> Path:
+    """Write a stage as one plain model with everything merged in, for `AutoModel...`."""
+    from engram.verbs import export as verb
+
+    return verb.export(folder, out, stage, dtype)
+
+
+def rebase(folder: str | Path, base: str, revision: str | None = None) -> dict[str, Any]:
+    """Point a lineage at its base's new place; the files must be the same."""
+    from engram.verbs import rebase as verb
+
+    return verb.rebase(folder, base, revision)
+
+
+def push(
+    folder: str | Path,
+    repository: str,
+    stage: int | None = None,
+    merged: bool = False,
+    private: bool = False,
+) -> str:
+    """Upload a stage to the hub, without the remembered rows; returns its address."""
+    from engram.verbs import push as verb
+
+    return verb.push(folder, repository, stage, merged, private)
+
+
+def _split(rows: Rows, split: str, seed: int, where: str) -> Split:
     if isinstance(rows, str | Path):
-        return file_split(rows, None, seed)
+        return file_split(rows, None, seed, split)
     return Split(tuple(as_row(row, f"{where}, row {n}") for n, row in enumerate(rows, 1)))

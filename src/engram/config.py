@@ -17,11 +17,35 @@ ADAPTER = {"peft_type": "LORA", "r": 8, "lora_alpha": 32, "lora_dropout": 0.05}
 TRAINING = {"learning_rate": 3e-4, "num_train_epochs": 3, "per_device_train_batch_size": 8}
 
 
+# Keys of `training:` that say what is told of a run and where, and decide no byte of it.
+TELLING = ("report_to", "run_name", "project", "logging_")
+
+
+def telling(training: dict[str, Any]) -> dict[str, Any]:
+    """The keys of `training:` that may differ between runs of one lineage."""
+    return {k: v for k, v in training.items() if k.startswith(TELLING)}
+
+
+def deciding(training: dict[str, Any]) -> dict[str, Any]:
+    """The keys of `training:` that decide the bytes of a lineage."""
+    return {k: v for k, v in training.items() if not k.startswith(TELLING)}
+
+
 @dataclass
 class Memory:
     """Which rows of a learned task are kept for rehearsal: `ratio` of its training rows."""
 
     ratio: float = 0.02
+
+
+@dataclass
+class General:
+    """Rows of general use as a second memory, for old data that is gone: `file` (as a task's), of
+    which a stage draws `ratio` rows for each row it learns.
+    """
+
+    file: Any = None
+    ratio: float = 0.1
 
 
 @dataclass
@@ -41,20 +65,24 @@ class Scoring:
 
 @dataclass
 class Config:
-    """Everything that decides the bytes of a lineage. `training` and `adapter` go verbatim to
-    `TrainingArguments` and to PEFT, on top of Engram's defaults.
+    """Everything that decides the bytes of a lineage. `training`, `adapter` and `quantization` go
+    verbatim to `TrainingArguments`, PEFT and `BitsAndBytesConfig`, on top of Engram's defaults;
+    `adapter` null trains all weights. `revision` is the base's, on the hub.
     """
 
     base: str = "default"
+    revision: str | None = None
     method: Any = "sequential"
     mode: Mode = "sequential"
     tasks: str | list[dict[str, Any]] | None = None
     rows: dict[str, int] = field(default_factory=dict)
     data: str | None = None
     instruction: bool = True
-    adapter: dict[str, Any] = field(default_factory=dict)
+    adapter: dict[str, Any] | None = field(default_factory=dict)
+    quantization: dict[str, Any] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     memory: Memory = field(default_factory=Memory)
+    general: General = field(default_factory=General)
     scoring: Scoring = field(default_factory=Scoring)
     max_length: int = 512
     max_completion_length: int = 128
@@ -79,11 +107,11 @@ _Loader.add_implicit_resolver(
 
 
 def load_config(
-    source: str | Path | dict[str, Any], overrides: list[str] | dict[str, Any] | None = None
+    source: str | Path | dict[str, Any], over: list[str] | dict[str, Any] | None = None
 ) -> Config:
-    """A Config from a YAML file (or a dict) and overrides, `key=value` texts or a dict.
+    """A Config from a YAML file (or a dict) and what is laid over it, `key=value` texts or a dict.
 
-    Dots in an override's key reach inside a mapping: `training.learning_rate=1e-4`.
+    Dots in such a key reach inside a mapping: `training.learning_rate=1e-4`.
 
     Raises:
         EngramError: a missing file, YAML that does not parse, an unknown key (with the nearest
@@ -91,11 +119,14 @@ def load_config(
     """
     where = "the settings" if isinstance(source, dict) else str(source)
     values = dict(source) if isinstance(source, dict) else _read_yaml(Path(source))
-    if not isinstance(overrides, dict):
-        overrides = dict(_parse(override) for override in overrides or [])
-    for key, value in overrides.items():
+    for key, value in (over if isinstance(over, dict) else overrides(over)).items():
         _set(values, key, value)
     return _build(Config, values, where)
+
+
+def overrides(texts: list[str] | None) -> dict[str, Any]:
+    """`key=value` texts as a dict, the values read as YAML."""
+    return dict(_parse(text) for text in texts or [])
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -1,38 +1,39 @@
 """A base by name or folder: causal LM, encoder-decoder, or encoder with a growing head."""
 
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel, get_peft_config, get_peft_model
+from peft import PeftModel, get_peft_config, get_peft_model, prepare_model_for_kbit_training
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 from transformers.pytorch_utils import Conv1D
 
+from engram.classifier import Classifier
 from engram.config import ADAPTER
 from engram.errors import EngramError, nearest
+from engram.pins import locate
 from engram.seeds import derive, forked
 
 
 Kind = Literal["causal", "seq2seq", "encoder"]
-DEFAULT = Path(__file__).parent / "default_model"
 AUTO = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM, "encoder": AutoModel}
 TASK_TYPE = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
 
@@ -47,58 +48,29 @@ class Base:
     tokenizer: PreTrainedTokenizerBase
 
     @property
+    def network(self) -> Any:
+        """The model without an encoder's head: a `PeftModel`, or the whole `PreTrainedModel`."""
+        return self.model.backbone if isinstance(self.model, Classifier) else self.model
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights are trained, without an adapter."""
+        return not isinstance(self.network, PeftModel)
+
+    @property
     def peft(self) -> PeftModel:
         """The part of the model that carries the adapter."""
-        part = self.model.backbone if isinstance(self.model, Classifier) else self.model
-        assert isinstance(part, PeftModel)
-        return part
+        assert isinstance(self.network, PeftModel)
+        return self.network
 
     @property
     def labels(self) -> list[str] | None:
         return self.model.labels if isinstance(self.model, Classifier) else None
 
-
-class Classifier(nn.Module):
-    """An encoder with a linear head, one row a label, on the masked mean of the last hidden states.
-
-    logits = mean_t(h_t) W^T + b over the positions t of the attention mask; h [batch, time, width],
-    W [labels, width]. `grow` appends rows for new labels and keeps the old ones bitwise.
-    """
-
-    def __init__(self, backbone: nn.Module, width: int):
-        super().__init__()
-        self.backbone = backbone
-        self.labels: list[str] = []
-        self.weight = nn.Parameter(torch.zeros(0, width))
-        self.bias = nn.Parameter(torch.zeros(0))
-
-    def grow(self, labels: tuple[str, ...], seed: int) -> None:
-        """Append a row for each label that is not known: weights N(0, 0.02^2), biases zero."""
-        new = [label for label in labels if label not in self.labels]
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.randn(len(new), self.weight.shape[1], generator=generator) * 0.02
-        self.set_head(
-            torch.cat([self.weight.detach(), rows.to(self.weight.device)]),
-            torch.cat([self.bias.detach(), self.bias.new_zeros(len(new))]),
-            self.labels + new,
-        )
-
-    def set_head(self, weight: Tensor, bias: Tensor, labels: list[str]) -> None:
-        self.weight, self.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
-        self.labels = list(labels)
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SequenceClassifierOutput:
-        outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
-        hidden, mask = outputs.last_hidden_state.float(), attention_mask.unsqueeze(-1).float()
-        mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-        with torch.autocast(mean.device.type, enabled=False):
-            logits = nn.functional.linear(mean, self.weight, self.bias)
-        return SequenceClassifierOutput(logits=logits)  # type: ignore[arg-type]
-
-
-def locate(name: str) -> str:
-    """Where transformers finds the base: the embedded model for "default", else the name itself."""
-    return str(DEFAULT) if name == "default" else name
+    def to(self, device: torch.device) -> None:
+        """Move the model; a quantised one lies where it was loaded."""
+        if not getattr(self.network, "is_quantized", False):
+            self.model.to(device)
 
 
 def kind_of(config: Any, name: str) -> Kind:
@@ -115,49 +87,79 @@ def kind_of(config: Any, name: str) -> Kind:
     )
 
 
-def load_base(name: str, adapter: dict[str, Any], seed: int) -> Base:
+def load_base(
+    name: str,
+    adapter: dict[str, Any] | None,
+    seed: int,
+    quantization: dict[str, Any] | None = None,
+    revision: str | None = None,
+    weights: Path | None = None,
+) -> Base:
     """The base with a fresh adapter on it (an encoder also gets an empty head).
 
+    Without an adapter all weights are trained, and are loaded in fp32: small updates of a bf16
+    weight round to nothing. `quantization` goes to `BitsAndBytesConfig`; `revision` is a commit of
+    the hub; `weights` is a folder to take a whole model's weights from in place of the base's.
+
     Raises:
-        EngramError: no such base, or an adapter setting that PEFT does not take.
+        EngramError: no such base, or settings that PEFT or bitsandbytes do not take.
     """
-    config, tokenizer = load_config_and_tokenizer(name)
+    config, tokenizer = load_config_and_tokenizer(name, revision)
     kind = kind_of(config, name)
+    check_quantization(quantization, adapter, kind)
+    where = {"pretrained_model_name_or_path": str(weights or locate(name))}
+    if quantization:
+        where["quantization_config"] = BitsAndBytesConfig(**quantization)  # type: ignore
     try:
         with forked(derive(seed, "base")):  # weights that the base lacks, such as a pooler's
-            model = AUTO[kind].from_pretrained(locate(name), dtype="auto")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            model: PreTrainedModel = AUTO[kind].from_pretrained(
+                **where,
+                dtype=torch.float32 if adapter is None else "auto",
+                revision=None if weights else revision,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise EngramError(
-            f"base {name!r}: its weights do not load ({_one_line(error)}); give a whole base"
+            f"base {name!r}: its weights do not load ({one_line(error)}); give a whole base"
         ) from error
+    if quantization:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        for module in model.modules():
+            # On some CPUs bitsandbytes 0.50 repacks 4-bit weights at the first forward pass that is
+            # not training, for a kernel without a gradient: learning after scoring would be none.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    network: Any = model if adapter is None else _with_adapter(model, kind, adapter, seed)
+    if kind == "encoder":
+        network = Classifier(network, config.hidden_size)
+    return Base(name, kind, network, tokenizer)
+
+
+def _with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], seed: int) -> Any:
     settings = {"task_type": TASK_TYPE[kind], **adapter}
     if settings.get("peft_type", "LORA") == "LORA":  # GPT-2's Conv1D holds its weights transposed
         transposed = any(isinstance(module, Conv1D) for module in model.modules())
         settings = {**ADAPTER, "fan_in_fan_out": transposed, **settings}
     with forked(derive(seed, "adapter")):
         try:
-            wrapped = get_peft_model(model, get_peft_config(check_adapter(settings)))
+            return get_peft_model(model, get_peft_config(check_adapter(settings)))
         except (TypeError, ValueError) as error:
-            raise EngramError(
-                f"adapter: PEFT refuses these settings: {_one_line(error)}"
-            ) from error
-    if kind == "encoder":
-        wrapped = Classifier(wrapped, config.hidden_size)
-    return Base(name, kind, wrapped, tokenizer)
+            raise EngramError(f"adapter: PEFT refuses these settings: {one_line(error)}") from error
 
 
-def load_config_and_tokenizer(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_config_and_tokenizer(
+    name: str, revision: str | None = None
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """What can be read of a base without its weights.
 
     Raises:
         EngramError: there is no such base.
     """
     try:
-        config = AutoConfig.from_pretrained(locate(name))
-        return config, AutoTokenizer.from_pretrained(locate(name))
+        config = AutoConfig.from_pretrained(locate(name), revision=revision)
+        return config, AutoTokenizer.from_pretrained(locate(name), revision=revision)
     except (OSError, ValueError) as error:
         raise EngramError(
-            f"base {name!r}: no model could be loaded ({_one_line(error)}); give a folder with "
+            f"base {name!r}: no model could be loaded ({one_line(error)}); give a folder with "
             "config.json, weights and tokenizer, a model name of the hub, or default"
         ) from error
 
@@ -175,23 +177,33 @@ def check_adapter(settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, "peft_type": kind}
 
 
-def pin(name: str) -> dict[str, Any]:
-    """What makes the base this base: its commit on the hub, or the sha256 of each of its files."""
-    folder = Path(locate(name))
-    if not folder.is_dir():
-        config, _ = load_config_and_tokenizer(name)
-        return {"name": name, "revision": getattr(config, "_commit_hash", None)}
-    kept = (".safetensors", ".json", ".txt", ".model", ".jinja")
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in kept)
-    return {"name": name, "files": {p.name: file_hash(p) for p in files}}
+def check_quantization(
+    quantization: dict[str, Any] | None, adapter: dict[str, Any] | None, kind: Kind | None = None
+) -> None:
+    """Refuse a quantised base that could not be learned on, and keys bitsandbytes does not have.
+
+    Raises:
+        EngramError: with the nearest valid key, or the reason.
+    """
+    if not quantization:
+        return
+    if adapter is None:
+        raise EngramError("quantization: a quantised base takes an adapter; set adapter={}")
+    if kind == "encoder":
+        raise EngramError("quantization: an encoder is small enough without; leave it out")
+    valid = vars(BitsAndBytesConfig())
+    valid = [k for k in valid if not k.startswith("_")] + ["load_in_4bit", "load_in_8bit"]
+    for key in quantization:
+        if key not in valid:
+            raise EngramError(f"quantization: unknown key {key!r}; {nearest(key, valid)}")
+    try:
+        chosen = BitsAndBytesConfig(**quantization)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise EngramError(f"quantization: {one_line(error)}") from error
+    if not chosen.load_in_4bit and not chosen.load_in_8bit:
+        raise EngramError("quantization: says neither load_in_4bit nor load_in_8bit; set one")
 
 
-def file_hash(path: Path) -> str:
-    """The sha256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """The first sentence of a library's message."""
     return " ".join(str(error).split()).split(". ")[0][:200]

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import engram, tree, workplace, write_rows
+from command import engram, refused, tree, workplace, write_rows
 
 from engram.lineage.files import locked
 
@@ -30,18 +30,6 @@ def in_an_empty_folder(tmp_path_factory, monkeypatch):
     monkeypatch.chdir(here)
     yield
     assert tree(here) == {}
-
-
-def refused(folder: Path, *arguments: object, names: tuple[str, ...]) -> None:
-    """The command fails as every bad input does, and its line holds these words."""
-    before = tree(folder)
-    status, out, err = engram(*arguments)
-    assert (status, out) == (2, ""), err
-    assert err.startswith("engram: error: ")
-    assert err.count("\n") == 1, err
-    for name in names:
-        assert name in err
-    assert tree(folder) == before
 
 
 def test_a_missing_yaml(place):

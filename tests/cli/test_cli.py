@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import engram, tree, workplace
 
 import engram as package
+from command import engram, tree, workplace
 from engram.learn.stage import learn_stage
-from engram.lineage import verbs
+from engram.verbs import advance
 
 
 VERBS = ("init", "learn", "run", "evaluate", "log", "methods")
+VERBS += ("try", "show", "revert", "verify", "export", "push", "rebase")
 HEAVY = ("torch", "transformers", "peft", "datasets")
 
 
@@ -66,8 +67,9 @@ def test_run_prints_the_matrix_the_summary_and_what_to_type_next(place):
 
 def test_run_tells_each_task_it_has_learned_on_stderr(place):
     lines = (place / "progress.txt").read_text().splitlines()
-    assert len(lines) == 2
-    assert re.fullmatch(r"0001-colour: 2 steps in \d+\.\d s", lines[0])
+    assert len(lines) == 4
+    assert lines[0] == "1/2 colour: 2 steps"
+    assert re.fullmatch(r"1/2 colour: 2 steps in \d+\.\d s, score \d\.\d{3}", lines[1])
 
 
 def test_run_again_changes_nothing_and_prints_the_same_numbers(place):
@@ -178,7 +180,7 @@ def test_the_keyboard_stops_a_run_which_then_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return learn_stage(base, plan, *rest)
 
-    monkeypatch.setattr(verbs, "learn_stage", stopped)
+    monkeypatch.setattr(advance, "learn_stage", stopped)
     status, out, err = engram("run", place / "run.yaml")
     assert (status, out) == (130, "")
     assert err.splitlines()[-1] == "engram: stopped; the same command goes on from here"

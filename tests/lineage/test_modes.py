@@ -1,6 +1,5 @@
 """The modes, the model card, and what a lineage says of itself."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,34 +8,18 @@ from transformers import TrainerCallback
 
 from engram import EngramError, load_config
 from engram.data.rows import read_rows
-from engram.lineage import verbs
 from engram.lineage.lineage import Lineage
 from engram.measure.matrix import backward_transfer, overall
-from tiny import KINDS, save_tiny, tiny_rows
-
-
-NAMES = ("colour", "animal")
+from engram.verbs import run as verb
+from engram.verbs.evaluate import evaluate
+from engram.verbs.loading import base_at
+from place import setting_for
+from tiny import KINDS
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def setting(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp(request.param)
-    save_tiny(request.param, folder / "base")
-    tasks = []
-    for name in NAMES:
-        for split, n, seed in (("train", 40, 0), ("test", 10, 1)):
-            lines = [json.dumps(row) + "\n" for row in tiny_rows(name, n, seed)]
-            (folder / f"{name}-{split}.jsonl").write_text("".join(lines))
-        tasks.append({"name": name, "train": str(folder / f"{name}-train.jsonl")})
-        tasks[-1]["test"] = str(folder / f"{name}-test.jsonl")
-    return {
-        "base": str(folder / "base"),
-        "tasks": tasks,
-        "memory": {"ratio": 0.1},
-        "training": {"learning_rate": 1e-2, "num_train_epochs": 1},
-        "max_completion_length": 4,
-        "threads": 1,
-    }
+    return setting_for(request.param, tmp_path_factory.mktemp(request.param))
 
 
 class Starts(TrainerCallback):
@@ -52,7 +35,7 @@ class Starts(TrainerCallback):
 
 def run(setting, path, **more):
     starts = Starts()
-    lineage = verbs.run(load_config({**setting, **more, "lineage": str(path)}), [starts])
+    lineage = verb.run(load_config({**setting, **more, "lineage": str(path)}), [starts])
     return lineage, starts.seen
 
 
@@ -107,10 +90,10 @@ def test_a_missing_or_changed_test_file_gives_null_and_a_warning(setting, tmp_pa
     run({**setting, "tasks": [task]}, tmp_path / "run")
     said = []
     files["test"].write_text(files["test"].read_text().replace("alpha", "beta"))
-    assert verbs.evaluate(tmp_path / "run", say=said.append) == {"colour": {"score": None}}
+    assert evaluate(tmp_path / "run", say=said.append) == {"colour": {"score": None}}
     assert "have changed" in said[0]
     files["test"].unlink()
-    assert verbs.evaluate(tmp_path / "run", say=said.append) == {"colour": {"score": None}}
+    assert evaluate(tmp_path / "run", say=said.append) == {"colour": {"score": None}}
     assert "no such file" in said[1] or "not" in said[1]
 
 
@@ -118,7 +101,7 @@ def test_evaluate_gives_the_scores_of_the_stage(setting, tmp_path):
     lineage, _ = run(setting, tmp_path / "run")
     for entry in lineage.stages:
         stored = lineage.scores(entry)["after"]
-        found = verbs.evaluate(tmp_path / "run", entry["stage"], tasks=list(stored))
+        found = evaluate(tmp_path / "run", entry["stage"], tasks=list(stored))
         assert found == stored
 
 
@@ -132,7 +115,7 @@ def test_the_lines_of_the_model_card_load_the_stage(setting, tmp_path):
     prompt = read_rows(setting["tasks"][1]["test"])[0]["prompt"]
     names: dict = {}
     exec(code.replace("STAGE", str(folder)).replace("some text", prompt), names)
-    base = verbs._base_at(Lineage(tmp_path / "run"), lineage.stages[-1])
+    base = base_at(Lineage(tmp_path / "run"), lineage.stages[-1])
     base.model.eval()
     batch = dict(names["tokenizer"](prompt, return_tensors="pt"))
     batch = {k: v for k, v in batch.items() if k in ("input_ids", "attention_mask")}

@@ -7,18 +7,22 @@ import pytest
 from engram.config import load_config
 from engram.learn import stage
 from engram.lineage import lineage as lineage_module
-from engram.lineage import verbs
 from engram.lineage.files import hash_folder
 from engram.lineage.lineage import Lineage
+from engram.verbs import run as verb
 from learn.engine import Stop, Stopped
 from tiny import KINDS, save_tiny, tiny_rows
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=[*KINDS, "whole"])
 def setting(request, tmp_path_factory):
-    """A base and three tasks on disk; the settings of a run in `lineage`."""
+    """A base and three tasks on disk; the settings of a run in `lineage`.
+
+    `whole` is a causal base whose weights are all trained.
+    """
+    whole = request.param == "whole"
     folder = tmp_path_factory.mktemp(request.param)
-    save_tiny(request.param, folder / "base")
+    save_tiny("causal" if whole else request.param, folder / "base")
     tasks = []
     for name in ("colour", "animal", "count"):
         for split, n, seed in (("train", 48, 0), ("test", 12, 1)):
@@ -32,6 +36,7 @@ def setting(request, tmp_path_factory):
         "method": ["replay", {"recurrent_kif": {"inner_steps": 4}}],
         "memory": {"ratio": 0.1},
         "training": {"learning_rate": 1e-2, "num_train_epochs": 1},
+        "adapter": None if whole else {},
         "max_length": 32,
         "max_completion_length": 4,
         "checkpoint_every": 2,
@@ -40,7 +45,7 @@ def setting(request, tmp_path_factory):
 
 
 def run(setting, path, callbacks=()):
-    return verbs.run(load_config({**setting, "lineage": str(path)}), callbacks)
+    return verb.run(load_config({**setting, "lineage": str(path)}), callbacks)
 
 
 def contents(path):
@@ -107,7 +112,7 @@ def dies_before_the_ledger_line(monkeypatch, setting, path):
 
 
 def dies_after_a_stage(monkeypatch, setting, path):
-    monkeypatch.setattr(verbs, "_learn", die_at(2, verbs._learn))
+    monkeypatch.setattr(verb, "advance", die_at(2, verb.advance))
     run(setting, path)
 
 
@@ -152,5 +157,5 @@ def test_the_kill_inside_a_stage_really_resumes_inside_it(setting, tmp_path):
     path, said = tmp_path / "lineage", []
     with pytest.raises(Stopped):
         run(setting, path, [StopInTask(5)])
-    verbs.run(load_config({**setting, "lineage": str(path)}), (), said.append)
+    verb.run(load_config({**setting, "lineage": str(path)}), (), said.append)
     assert "animal: going on from step 4" in said

@@ -7,10 +7,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import engram.measure.predict as predict_module
+from engram.classifier import Classifier
 from engram.data.task import Split, Task
 from engram.errors import EngramError
 from engram.measure.evaluate import evaluate, predict, scoring_mode
-from engram.models import Base, Classifier
+from engram.models import Base
 from tiny import WORDS, tiny_model, tiny_rows, tiny_tokenizer
 
 

@@ -6,7 +6,21 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from engram.cli import evaluate, init, learn, log, methods, run
+from engram.cli import (
+    evaluate,
+    export,
+    init,
+    learn,
+    log,
+    methods,
+    push,
+    rebase,
+    revert,
+    run,
+    show,
+    try_,
+    verify,
+)
 from engram.cli.output import complain
 from engram.errors import EngramError
 
@@ -42,7 +56,14 @@ app.command("init")(init.init)
 app.command("learn")(learn.learn)
 app.command("run")(run.run)
 app.command("evaluate")(evaluate.evaluate)
+app.command("try")(try_.try_)
 app.command("log")(log.log)
+app.command("show")(show.show)
+app.command("revert")(revert.revert)
+app.command("verify")(verify.verify)
+app.command("export")(export.export)
+app.command("push")(push.push)
+app.command("rebase")(rebase.rebase)
 app.command("methods")(methods.methods)
 
 

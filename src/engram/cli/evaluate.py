@@ -1,25 +1,39 @@
 """`engram evaluate`: a stage's scores, taken again."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from engram import api
-from engram.cli.output import Data, Folder, Json, grid, print_json, quiet, score, stderr, stdout
+from engram.cli.output import (
+    Data,
+    Folder,
+    Json,
+    Stage,
+    grid,
+    print_json,
+    quiet,
+    score,
+    stderr,
+    stdout,
+)
 
 
 def evaluate(
     folder: Folder,
-    stage: Annotated[
-        int | None, typer.Option(help="Which stage; 0 is the base, the newest if left out.")
-    ] = None,
+    stage: Stage = None,
     task: Annotated[
         list[str] | None, typer.Option(help="Only this task; may be given more than once.")
     ] = None,
     mode: Annotated[
         str | None,
         typer.Option(help="`generate` or `options`; the lineage's own if left out."),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Write the answer to every test row there."),
     ] = None,
     data: Data = None,
     as_json: Json = False,
@@ -29,7 +43,7 @@ def evaluate(
     Example: engram evaluate my-model --stage 1 --task reviews
     """
     quiet()
-    cells = api.evaluate(folder, stage, task or (), mode, data, lambda line: stderr().print(line))
+    cells = api.evaluate(folder, stage, task or (), mode, data, stderr().print, predictions)
     if as_json:
         print_json(cells)
         return

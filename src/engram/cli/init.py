@@ -15,6 +15,10 @@ def init(
     base: Annotated[
         str | None, typer.Option(help="A model's folder or its name on the hub, or `default`.")
     ] = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="A PEFT adapter to go on from; it names its base."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE.yaml", help="The settings, as for `engram run`.")
     ] = None,
@@ -27,9 +31,9 @@ def init(
     made = load_config(config or {}, settings)
     made.base = base or made.base
     quiet()
-    from engram.lineage import verbs
+    from engram.verbs import init as verb
 
-    lineage = verbs.init(folder, made)
+    lineage = verb.init(folder, made, adapter)
     if as_json:
         print_json({"lineage": str(folder), "base": lineage.pin})
         return

@@ -10,7 +10,7 @@ from engram.report.results import method_name
 
 
 def log(folder: Folder, as_json: Json = False) -> None:
-    """List the stages of a lineage, the newest last.
+    """List the history of a lineage, the newest last; what was reverted is in brackets.
 
     Example: engram log my-model
     """
@@ -23,13 +23,16 @@ def log(folder: Folder, as_json: Json = False) -> None:
     table = grid("stage", "verb", "task", "method", "scores", "seconds", "date", right=["seconds"])
     for line in lines[1:]:
         scores = ", ".join(f"{name} {score(value)}" for name, value in line["scores"].items())
-        cells = (line["task"], line["method"], scores, f"{line['seconds'] or 0:.1f}", line["date"])
-        table.add_row(str(line["stage"]), line["verb"], *(Text(str(cell or "-")) for cell in cells))
+        took = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
+        cells = (line["task"], line["method"], scores, took, line["date"])
+        stage = f"{line['stage']}" if line["active"] else f"({line['stage']})"
+        table.add_row(stage, line["verb"], *(Text(str(cell or "-")) for cell in cells))
     stdout().print(table if lines[1:] else f"no stage yet: engram learn {folder} NAME train.jsonl")
 
 
 def _line(lineage: Lineage, entry: dict[str, Any]) -> dict[str, Any]:
-    timing = lineage.timings().get(str(entry["stage"]), {})
+    made = "task" in entry
+    timing = lineage.timings().get(str(entry["stage"]), {}) if made else {}
     seconds = {k: v for k, v in timing.get("seconds", {}).items() if k != "loss"}
     scores = entry.get("scores", {})
     learned = (e["task"]["id"] for e in lineage.ledger if "task" in e)
@@ -38,6 +41,7 @@ def _line(lineage: Lineage, entry: dict[str, Any]) -> dict[str, Any]:
         "stage": entry["stage"],
         "parent": entry["parent"],
         "verb": entry["verb"],
+        "active": entry["stage"] in {0, *(e["stage"] for e in lineage.stages)},
         "task": entry.get("task", {}).get("id"),
         "method": named,
         "scores": {task: scores[task] for task in learned if task in scores},

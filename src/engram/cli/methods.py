@@ -9,7 +9,7 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from engram.cli.output import Json, grid, print_json, stdout
+from engram.cli.output import Json, grid, print_json, quiet, stdout
 
 
 def methods(
@@ -22,6 +22,7 @@ def methods(
 
     Example: engram methods recurrent_kif
     """
+    quiet()
     from engram.learn.methods import names
 
     described = [describe(found) for found in ([name] if name else names())]
@@ -78,7 +79,7 @@ def _one(described: dict[str, Any]) -> list[RenderableType]:
     method = find(described["name"])
     table = grid("keyword", "type", "default")
     for keyword in described["keywords"]:
-        table.add_row(keyword["name"], Text(keyword["type"]), Text(_value(keyword["default"])))
+        table.add_row(keyword["name"], Text(keyword["type"]), Text(value(keyword["default"])))
     head = f"{described['name']} ({described['family']})  {described['paper'] or ''}".rstrip()
     about = textwrap.indent(inspect.getdoc(method) or "", "  ")
     return [
@@ -90,37 +91,48 @@ def _one(described: dict[str, Any]) -> list[RenderableType]:
 
 
 def _presets(name: str, method: Any) -> list[RenderableType]:
-    presets, opened = method.presets, method.left_open
+    presets = method.presets
     if not presets:
         return []
     table = grid("keyword", *presets)
-    for key in next(iter(presets.values())):
-        marks = (" *" if key in opened.get(preset, {}) else "" for preset in presets)
-        cells = zip(presets.values(), marks, strict=True)
-        table.add_row(key, *(Text(_value(keywords[key]) + mark) for keywords, mark in cells))
-    trained = [method.trained_with.get(preset, {}) for preset in presets]
-    for key in dict.fromkeys(key for settings in trained for key in settings):
-        cells = (_value(settings[key]) if key in settings else "not given" for settings in trained)
-        table.add_row(Text(f"[training.{key}]"), *map(Text, cells))
-    notes = [
-        f"* {preset}, {key}: {why}" for preset, left in opened.items() for key, why in left.items()
-    ]
-    first = next(iter(presets))
-    use = f"in a YAML: method: {{{name}: {{preset: {first}}}}}"
+    for row in preset_rows(method):
+        table.add_row(*map(Text, row))
+    use = f"in a YAML: method: {{{name}: {{preset: {next(iter(presets))}}}}}"
     return [
         Text(
             "Presets; * marks what the source leaves open; in [], what it trains with, not set here"
         ),
         table,
-        Text("\n".join(notes)),
+        Text("\n".join(f"* {note}" for note in preset_notes(method))),
         Text(""),
         Text(use),
     ]
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_value(inner)}" for key, inner in value.items())
-    if isinstance(value, list | tuple):
-        return f"({', '.join(map(_value, value))})"
-    return "null" if value is None else str(value)
+def preset_rows(method: Any) -> list[list[str]]:
+    """A keyword and its value in each preset, a row each, then `[training.KEY]` of the sources."""
+    presets, opened, rows = method.presets, method.left_open, []
+    for key in next(iter(presets.values())):
+        marks = (" *" if key in opened.get(preset, {}) else "" for preset in presets)
+        cells = zip(presets.values(), marks, strict=True)
+        rows.append([key, *(value(keywords[key]) + mark for keywords, mark in cells)])
+    trained = [method.trained_with.get(preset, {}) for preset in presets]
+    for key in dict.fromkeys(key for settings in trained for key in settings):
+        cells = (value(settings[key]) if key in settings else "not given" for settings in trained)
+        rows.append([f"[training.{key}]", *cells])
+    return rows
+
+
+def preset_notes(method: Any) -> list[str]:
+    """Why a preset's value that its source leaves open was chosen."""
+    opened = method.left_open.items()
+    return [f"{preset}, {key}: {why}" for preset, left in opened for key, why in left.items()]
+
+
+def value(given: Any) -> str:
+    """A keyword's value as people write it."""
+    if isinstance(given, dict):
+        return ", ".join(f"{key} {value(inner)}" for key, inner in given.items())
+    if isinstance(given, list | tuple):
+        return f"({', '.join(map(value, given))})"
+    return "null" if given is None else str(given)

@@ -4,6 +4,7 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,12 @@ WIDE = 200  # columns of a table that does not go to a terminal
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The lineage.")]
+Stage = Annotated[
+    int | None, typer.Option(help="Which stage; 0 is the base, the newest if left out.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what it would do and cost; write nothing.")
+]
 Data = Annotated[
     Path | None,
     typer.Option("--data", help="Folder of the benchmarks' rows; else ENGRAM_DATA says it."),
@@ -71,8 +78,11 @@ def complain(line: str) -> None:
 
 def quiet() -> None:
     """Hush what transformers and PEFT say that is of no use to someone who typed a verb."""
+    getLogger("bitsandbytes").setLevel(ERROR)  # where it is installed, it misses optional kernels
+    from datasets import disable_progress_bars
     from transformers.utils import logging
 
+    disable_progress_bars()
     warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -9,7 +9,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from engram import api
-from engram.cli.output import Data, Json, Settings, grid, print_json, quiet, score, stdout
+from engram.cli.dry_run import planned
+from engram.cli.output import Data, DryRun, Json, Settings, grid, print_json, quiet, score, stdout
 from engram.lineage.lineage import Lineage
 from engram.measure.matrix import to_dict
 from engram.measure.show import table
@@ -24,6 +25,7 @@ def run(
         Path | None,
         typer.Option(metavar="FILE.json", help="Put the run's record into this result file."),
     ] = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Learn a stream of tasks one after another. The same command again goes on where it stopped.
@@ -34,6 +36,10 @@ def run(
     config.data = str(data) if data else config.data
     records = report.load(results) if results else []
     quiet()
+    if dry_run:
+        found = api.dry_run(config)
+        print_json(found) if as_json else [stdout().print(part) for part in planned(found)]
+        return
     from engram.cli.progress import Shown
 
     with Shown() as shown:

@@ -15,7 +15,7 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,16 @@ from engram.errors import EngramError, nearest
 
 Row = dict[str, Any]
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet", ".csv")
+COLUMNS = (  # of which a row is made; all others are left behind
+    *("prompt", "completion", "messages", "text"),
+    *("instruction", "input", "output", "conversations"),
+)
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "system": "system"}
 LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit, 2**17, is less than some texts
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """All rows of a file, in order.
+def read_rows(path: str | Path, to_row: Callable[[Any, str], Row] | None = None) -> list[Row]:
+    """All rows of a file, in order; `to_row` makes a record a row, by default `as_row`.
 
     Raises:
         EngramError: the file is missing, empty, of another format, or one of its rows is not a row;
@@ -45,7 +49,7 @@ def read_rows(path: str | Path) -> list[Row]:
         )
     read = {".parquet": _read_parquet, ".csv": _read_csv}.get(suffix, _read_jsonl)
     try:
-        rows = [as_row(raw, f"{path}, row {number}") for number, raw in read(path)]
+        rows = [(to_row or as_row)(raw, f"{path}, row {number}") for number, raw in read(path)]
     except UnicodeDecodeError as error:
         raise EngramError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
     if not rows:

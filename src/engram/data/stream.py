@@ -1,22 +1,29 @@
-"""The stream of a run: its tasks in order, and a split made again from where its rows came from."""
+"""The stream of a run: its tasks in order."""
 
 from pathlib import Path
 from typing import Any
 
 from engram.config import Config
-from engram.data.benchmarks import ORDERS, benchmark_split, benchmark_tasks
-from engram.data.generated import generated_rows, generated_tasks
-from engram.data.rows import read_rows
-from engram.data.task import Split, Task, limit_rows
+from engram.data.benchmarks import ORDERS, benchmark_task, benchmark_tasks
+from engram.data.generated import generated_tasks
+from engram.data.hub import HUB, SPLITS
+from engram.data.opening import GENERATED, file_split, open_split
+from engram.data.rows import SUFFIXES
+from engram.data.task import Task
 from engram.errors import EngramError, nearest
 
 
-GENERATED = "generated"
-KEYS = ("name", "train", "dev", "test", "metric", "options")
+__all__ = ["GENERATED", "file_split", "load_stream", "open_split"]
+
+KEYS = ("name", *SPLITS, "benchmark", "metric", "options", "training")
 
 
 def load_stream(config: Config) -> list[Task]:
-    """The tasks that `tasks:` names: `generated`, a benchmark's order, or a list of files.
+    """The tasks that `tasks:` names: `generated`, a benchmark's order, or a list of tasks.
+
+    A task of the list has `train` (and `dev`, `test`) with what `file_split` takes, or `benchmark`
+    with the name of one benchmark task; and `name`, `metric`, `options` and `training`, which
+    overrides the run's own `training` for this task.
 
     Raises:
         EngramError: an unknown name or key, or rows that cannot be read.
@@ -41,41 +48,45 @@ def load_stream(config: Config) -> list[Task]:
 
 
 def _task(given: Any, config: Config) -> Task:
-    if not isinstance(given, dict) or "name" not in given or "train" not in given:
-        raise EngramError(f"tasks: a task needs a name and a train file, got {given!r}")
+    if not isinstance(given, dict) or not (given.get("train") or given.get("benchmark")):
+        raise EngramError(
+            f"tasks: a task needs its train rows or the name of a benchmark, got {given!r}"
+        )
+    name = str(given.get("name") or given.get("benchmark") or _default_name(given["train"]))
     for key in given:
         if key not in KEYS:
-            raise EngramError(f"task {given['name']}: unknown key {key!r}; {nearest(key, KEYS)}")
-    splits = {
-        split: file_split(given[split], config.rows.get(split), config.seed)
-        for split in ("train", "dev", "test")
-        if given.get(split)
-    }
-    options = tuple(map(str, given["options"])) if given.get("options") else None
-    metric = given.get("metric", "exact_match")
-    return Task(name=str(given["name"]), metric=metric, options=options, **splits)
+            raise EngramError(f"task {name}: unknown key {key!r}; {nearest(str(key), KEYS)}")
+    training = given.get("training") or {}
+    if not isinstance(training, dict):
+        raise EngramError(f"task {name}: training takes a mapping, got {training!r}")
+    made: dict[str, Any] = {"metric": "exact_match"}
+    if given.get("benchmark"):
+        made = _benchmark(given, config, name)
+    for split in SPLITS:
+        if given.get(split):
+            made[split] = file_split(given[split], config.rows.get(split), config.seed, split)
+    if given.get("metric"):
+        made["metric"] = given["metric"]
+    if given.get("options"):
+        made["options"] = tuple(map(str, given["options"]))
+    return Task(name=name, training=training, **made)
 
 
-def file_split(path: str | Path, limit: int | None, seed: int) -> Split:
-    """The rows of a file, all or `limit` of them drawn with the seed."""
-    return open_split({"path": str(path), "limit": limit, "seed": seed})
+def _benchmark(given: dict[str, Any], config: Config, name: str) -> dict[str, Any]:
+    """Splits, metric and options of one benchmark task."""
+    for split in SPLITS:
+        if given.get(split):
+            raise EngramError(f"task {name}: benchmark brings its own rows; leave out {split}")
+    settings = (config.data, config.rows, config.seed, config.instruction)
+    task = benchmark_task(str(given["benchmark"]), *settings)
+    return {key: getattr(task, key) for key in (*SPLITS, "metric", "options")}
 
 
-def open_split(source: dict[str, Any], data: str | Path | None = None) -> Split:
-    """The split that `source` describes; `data` is the benchmarks' folder (else ENGRAM_DATA).
-
-    Raises:
-        EngramError: the file or folder is gone, or nothing of this source is known.
-    """
-    if "benchmark" in source:
-        settings = {key: value for key, value in source.items() if key != "benchmark"}
-        return benchmark_split(source["benchmark"], data=data, **settings)
-    if source.get("stream") == GENERATED:
-        settings = {key: value for key, value in source.items() if key != "stream"}
-        return Split(tuple(generated_rows(**settings)), source)
-    if "path" not in source:
-        raise EngramError(
-            f"no rows can be opened from {source}: expected path, benchmark or stream"
-        )
-    rows = limit_rows(read_rows(source["path"]), source.get("limit"), source.get("seed", 0))
-    return Split(tuple(rows), source)
+def _default_name(train: Any) -> str:
+    """What the rows are called: the dataset, the file, or for `train.jsonl` its folder."""
+    place = train.get("hub") or train.get("path") if isinstance(train, dict) else train
+    if str(place).startswith(HUB) or (isinstance(train, dict) and train.get("hub")):
+        return Path(str(place).removeprefix(HUB).partition(":")[0].partition("@")[0]).name
+    path = Path(str(place))
+    stem = next((path.name.removesuffix(s) for s in SUFFIXES if path.name.endswith(s)), path.name)
+    return path.resolve().parent.name if stem == "train" else stem

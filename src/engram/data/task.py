@@ -2,14 +2,15 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from engram.data.rows import Row, answer, hash_rows
 from engram.errors import EngramError
 
 
+T = TypeVar("T")
 MOST_ANSWERS = 50  # more distinct answers than this are no list of options
 
 
@@ -20,8 +21,13 @@ class Split:
     `source` is one of (None for rows made in Python):
 
         {"path": "train.jsonl", "limit": None, "seed": 0}
+        {"hub": "nyu-mll/glue", "config": "sst2", "split": "train", "revision": ..., ...}
         {"benchmark": "dbpedia", "split": "test", "limit": 500, "seed": 0, "instruction": True}
         {"stream": "generated", "task": ..., "split": ..., "limit": 500, "seed": 0}
+
+    `limit` and `seed` are in each. The first two have `prompt`, `completion` and `labels` too if
+    templates make the rows. A benchmark's has `"from": "hub"` and the `revision` if its rows came
+    from there, and neither if they came from a folder.
     """
 
     rows: tuple[Row, ...]
@@ -34,12 +40,15 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
+    """`training` is laid over the run's own for this task."""
+
     name: str
     train: Split
     dev: Split | None = None
     test: Split | None = None
     metric: str = "exact_match"
     options: tuple[str, ...] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
 
     def answers(self) -> tuple[str, ...] | None:
         """What can be answered: the declared options, else the sorted distinct training answers.
@@ -54,8 +63,11 @@ class Task:
         return tuple(sorted(distinct)) if len(distinct) <= MOST_ANSWERS else None
 
 
-def limit_rows(rows: Sequence[Row], limit: int | None, seed: int) -> Sequence[Row]:
-    """`limit` rows drawn without replacement, in their old order; all if there are no more."""
+def limit_rows(rows: Sequence[T], limit: int | None, seed: int) -> Sequence[T]:
+    """`limit` rows (or numbers of rows) drawn without replacement, in their old order.
+
+    All if there are no more.
+    """
     if limit is None or limit >= len(rows):
         return rows
     if limit < 1:

@@ -2,15 +2,18 @@
 
 import difflib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from engram.config import Config, load_config
+from engram.config import Config, deciding, load_config
 from engram.errors import EngramError, nearest
+from engram.layout import SCORES, WHOLE
 from engram.lineage.files import dump, hash_folder, locked, sync, write_text
+from engram.lineage.history import History
 from engram.lineage.ledger import append, read_ledger
 from engram.measure.matrix import ScoreMatrix
 
@@ -20,9 +23,10 @@ FORMAT = 1
 FREE = ("lineage", "data")
 # What lies in a new lineage before its engram.yaml, which is written last.
 REMAINS = ("lock", "stages", "ledger.jsonl", ".engram.yaml.new")
+ADAPTER = "stages/0000-adapter"  # where a lineage began, if it was on an adapter
 
 
-class Lineage:
+class Lineage(History):
     """A lineage on disk: `engram.yaml`, `ledger.jsonl`, `stages/`, `timings.json`, `lock`.
 
     Stage 0 is the untouched base. A stage is in the ledger, or it does not exist.
@@ -36,7 +40,7 @@ class Lineage:
         try:
             values = yaml.safe_load(settings.read_text(encoding="utf-8"))
             found = values.pop("format")
-            self.pin = values.pop("base")
+            self.written_pin = values.pop("base")
         except (yaml.YAMLError, AttributeError, KeyError) as error:
             raise EngramError(
                 f"{settings}: not a lineage's settings; restore it from a copy"
@@ -46,12 +50,24 @@ class Lineage:
                 f"{settings}: format {found}, this Engram reads format {FORMAT}; "
                 "use the release that wrote it"
             )
-        self.config: Config = load_config({**values, "base": self.pin["name"]})
         self.ledger = read_ledger(self.path / "ledger.jsonl")
+        if not self.ledger:
+            raise EngramError(
+                f"{self.path / 'ledger.jsonl'}: gone or empty; restore it from a copy"
+            )
+        where = {"base": self.pin["name"], "revision": self.pin.get("revision")}
+        self.config: Config = load_config({**values, **where})
+        self.config.general.file = moved(self.config.general.file, self.path, Path.cwd())
 
     @classmethod
-    def create(cls, path: str | Path, config: Config, base: dict[str, Any]) -> "Lineage":
-        """A new lineage with the untouched base as stage 0.
+    def create(
+        cls,
+        path: str | Path,
+        config: Config,
+        base: dict[str, Any],
+        adapter: dict[str, bytes] | None = None,
+    ) -> "Lineage":
+        """A new lineage with the untouched base as stage 0, or with an `adapter`'s files on it.
 
         Raises:
             EngramError: the folder holds something else already.
@@ -61,14 +77,20 @@ class Lineage:
         path.mkdir(parents=True, exist_ok=True)
         with locked(path):
             (path / "ledger.jsonl").unlink(missing_ok=True)
-            settings = {"format": FORMAT, **config.to_dict(), "base": base}
-            for key in FREE:
-                settings.pop(key)
-            (path / "stages").mkdir(exist_ok=True)
-            append(
-                path / "ledger.jsonl", {"stage": 0, "verb": "init", "parent": None, "base": base}
-            )
-            write_text(path / "engram.yaml", yaml.safe_dump(settings, sort_keys=False))
+            shutil.rmtree(path / "stages", ignore_errors=True)
+            (path / "stages").mkdir()
+            entry = {"stage": 0, "verb": "init", "parent": None, "base": base}
+            if adapter:
+                (path / ADAPTER).mkdir()
+                for name, content in adapter.items():
+                    (path / ADAPTER / name).write_bytes(content)
+                    sync(path / ADAPTER / name)
+                sync(path / ADAPTER)
+                sync(path / "stages")
+                files = hash_folder(path / ADAPTER)
+                entry |= {"kind": "adapter", "folder": ADAPTER, "files": files}
+            append(path / "ledger.jsonl", entry)
+            _write_settings(path, config, base)
         return cls(path)
 
     @staticmethod
@@ -82,7 +104,7 @@ class Lineage:
         if not path.exists():
             return
         remains = path.is_dir() and {p.name for p in path.iterdir()} <= set(REMAINS)
-        if not remains or any(path.glob("stages/*")):
+        if not remains or any(p != path / ADAPTER for p in path.glob("stages/*")):
             raise EngramError(f"{path}: exists and is not empty; give a new folder")
 
     def _hint(self) -> str:
@@ -95,8 +117,13 @@ class Lineage:
     def check_unchanged(self, config: Config, base: dict[str, Any]) -> None:
         """Refuse settings that differ from the ones this lineage was made with, naming the keys."""
         mine, theirs = self.config.to_dict(), config.to_dict()
+        for settings in (mine, theirs):
+            settings["training"] = deciding(settings["training"])
+        mine["general"]["file"], theirs["general"]["file"] = (
+            moved(c.general.file, Path.cwd(), self.path) for c in (self.config, config)
+        )
         changed = [k for k in mine if k not in FREE and k != "base" and mine[k] != theirs[k]]
-        if base != self.pin:
+        if self._moved(base):
             changed.append("base")
         if changed:
             raise EngramError(
@@ -104,38 +131,25 @@ class Lineage:
                 "take them back or give a new folder with lineage=FOLDER"
             )
 
-    @property
-    def stages(self) -> list[dict[str, Any]]:
-        """The ledger's lines of the active history, oldest first, without the base."""
-        by_stage = {entry["stage"]: entry for entry in self.ledger}
-        line, stage = [], self.ledger[-1]["stage"] if self.ledger else 0
-        while stage:
-            line.append(by_stage[stage])
-            stage = by_stage[stage]["parent"]
-        return line[::-1]
-
-    @property
-    def head(self) -> int:
-        return self.stages[-1]["stage"] if self.stages else 0
-
-    @property
-    def next_stage(self) -> int:
-        return 1 + max((entry["stage"] for entry in self.ledger), default=0)
+    def _moved(self, base: dict[str, Any]) -> bool:
+        """Whether a pinned base is not this one; files beside those of the base are nothing new."""
+        place = any(base.get(key) != self.pin.get(key) for key in ("name", "revision"))
+        pinned = self.pin.get("files", {}).items()
+        return place or any(base["files"].get(name) != sha for name, sha in pinned)
 
     def folder(self, entry: dict[str, Any]) -> Path:
         return self.path / entry["folder"]
 
     def at(self, stage: int) -> dict[str, Any]:
-        """The ledger's line of a stage.
+        """The ledger's line that made a stage.
 
         Raises:
             EngramError: no such stage.
         """
-        for entry in self.ledger[1:]:
-            if entry["stage"] == stage:
-                return entry
-        stages = [str(entry["stage"]) for entry in self.ledger[1:]]
-        raise EngramError(f"{self.path}: no stage {stage}; {nearest(str(stage), ['0', *stages])}")
+        if stage and stage in self.made:
+            return self.made[stage]
+        stages = [str(number) for number in self.made]
+        raise EngramError(f"{self.path}: no stage {stage}; {nearest(str(stage), stages)}")
 
     def work(self, name: str, key: str) -> Path:
         """The folder of the unfinished stage `name`; what another unfinished task left there goes.
@@ -158,21 +172,36 @@ class Lineage:
         if folder.exists():  # renamed by a run that stopped before its ledger line
             shutil.rmtree(folder)
         entry = {**entry, "files": hash_folder(built)}
+        if dropped := self.to_drop(entry):
+            entry["dropped"] = dropped
         built.rename(folder)
         sync(folder.parent)
-        timings = self.path / "timings.json"
-        times = json.loads(timings.read_text()) if timings.exists() else {}
-        write_text(timings, dump({**times, str(entry["stage"]): timing}))
+        times = self.timings()
+        write_text(self.path / "timings.json", dump({**times, str(entry["stage"]): timing}))
+        self.append(entry)
+        shutil.rmtree(self.path / ".work", ignore_errors=True)
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Add a line to the ledger, and do what it says of files."""
         append(self.path / "ledger.jsonl", entry)
         self.ledger = read_ledger(self.path / "ledger.jsonl")
-        shutil.rmtree(self.path / ".work", ignore_errors=True)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """What follows from the ledger and may have been cut off by a stop after its last line."""
+        for folder in self.dropped:
+            for file in (self.path / folder).glob(WHOLE):
+                file.unlink()
+        if self.written_pin != self.pin:
+            _write_settings(self.path, self.config, self.pin)
+            self.written_pin = self.pin
 
     def timings(self) -> dict[str, Any]:
         path = self.path / "timings.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
     def scores(self, entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        return json.loads((self.folder(entry) / "scores.json").read_text())
+        return json.loads((self.folder(entry) / SCORES).read_text())
 
     def matrix(self) -> ScoreMatrix:
         """R over the active stages; cells that were not measured are null.
@@ -193,3 +222,20 @@ class Lineage:
             learned_at=tuple(range(1, len(stages) + 1)),
             rows=tuple(tuple(row.get(task) for task in tasks) for row in rows),
         )
+
+
+def moved(file: Any, start: Path, end: Path) -> Any:
+    """A file's path, relative to `start`, as it is written relative to `end`; else unchanged."""
+    if isinstance(file, dict) and "path" in file:
+        return {**file, "path": moved(file["path"], start, end)}
+    if not isinstance(file, str) or file.startswith("hub:") or Path(file).is_absolute():
+        return file
+    return os.path.relpath(start / file, end)
+
+
+def _write_settings(path: Path, config: Config, base: dict[str, Any]) -> None:
+    settings = {"format": FORMAT, **config.to_dict(), "base": base}
+    for key in FREE:
+        settings.pop(key)
+    settings["general"]["file"] = moved(config.general.file, Path.cwd(), path)
+    write_text(path / "engram.yaml", yaml.safe_dump(settings, sort_keys=False))

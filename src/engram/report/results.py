@@ -113,5 +113,5 @@ def write(
 
 def _order(config: Config) -> str:
     if isinstance(config.tasks, list):
-        return "+".join(str(task["name"]) for task in config.tasks)
+        return "+".join(str(task.get("name") or task.get("benchmark")) for task in config.tasks)
     return str(config.tasks)

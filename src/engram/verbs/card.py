@@ -1,19 +1,25 @@
 """The model card of a stage: what it is, and the exact lines that load it."""
 
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from engram.models import Base
+from engram.models import Kind as Family
 
 
+Kind = Literal["adapter", "weights", "merged"]
 LOAD = {
     "causal": "AutoModelForCausalLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
     "encoder": "AutoModel",
 }
+WHAT = {
+    "adapter": "A PEFT adapter on `{base}`",
+    "weights": "All weights of `{base}`, trained",
+    "merged": "`{base}` with what was learned merged into its weights",
+}
 HEAD = """
-head = load_file("STAGE/head.safetensors")
-with safe_open("STAGE/head.safetensors", "pt") as file:
+path = cached_file("PLACE", "head.safetensors")
+head = load_file(path)
+with safe_open(path, "pt") as file:
     labels = list(json.loads(file.metadata()["id2label"]).values())
 batch = tokenizer("some text", return_tensors="pt")
 hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
@@ -22,47 +28,64 @@ label = labels[(mean @ head["weight"].T + head["bias"]).argmax(-1).item()]
 """
 
 
-def write_card(folder: Path, base: Base, entry: dict[str, Any]) -> None:
-    """`README.md` of a stage, with the YAML header of the hub."""
-    rows = "\n".join(
+def model_card(
+    family: Family, pinned: dict[str, Any], entry: dict[str, Any] | None, kind: Kind, place: str
+) -> str:
+    """`README.md` of a stage (None: the base), with the YAML header of the hub.
+
+    `family` and `pinned` are of the base; `place` is what its lines load: a folder, or the name of
+    a repository.
+    """
+    name = pinned["name"]
+    library = "peft" if kind == "adapter" else "transformers"
+    about = [f"library_name: {library}", "tags: [continual-learning, engram]"]
+    if "revision" in pinned:  # a folder's name says nothing on the hub
+        about.insert(0, f"base_model: {name}")
+    what = WHAT[kind].format(base=name)
+    head = HEAD if family == "encoder" and entry is not None and "task" in entry else ""
+    code = _code(family, name, kind, place, head)
+    return "\n".join(["---", *about, "---", "", *_about(entry, what), *code])
+
+
+def _about(entry: dict[str, Any] | None, what: str) -> list[str]:
+    if entry is None or "task" not in entry:
+        return ["# The base", "", f"{what}; no task was learned yet.", ""]
+    scores = [
         f"| {task} | {'-' if score is None else f'{score:.3f}'} |"
         for task, score in entry["scores"].items()
-    )
-    folder.joinpath("README.md").write_text(
-        f"""---
-base_model: {base.name}
-library_name: peft
-tags: [continual-learning, engram, lora]
----
-
-# Stage {entry["stage"]}: {entry["task"]["name"]}
-
-A PEFT adapter on `{base.name}`, learned with Engram (mode `{entry["mode"]}`, method
-`{entry["method"]}`). It holds all tasks of the stages before it as well.
-
-| task | score after this stage |
-|---|---|
-{rows}
-
-```python
-{_lines(base)}```
-""",
-        encoding="utf-8",
-    )
+    ]
+    return [
+        f"# Stage {entry['stage']}: {entry['task']['name']}",
+        "",
+        f"{what}, learned with Engram (mode `{entry['mode']}`, method `{entry['method']}`).",
+        *["It holds all tasks of the stages before it as well."] * (entry["mode"] != "per_task"),
+        "",
+        "| task | score after this stage |",
+        "|---|---|",
+        *scores,
+        "",
+    ]
 
 
-def _lines(base: Base) -> str:
-    auto = LOAD[base.kind]
-    encoder = base.kind == "encoder"
-    lines = "import json\n\nfrom safetensors import safe_open\n" if encoder else ""
-    lines += "from safetensors.torch import load_file\n" if encoder else ""
-    lines += f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer\n\n"
-    if base.name == "default":
-        lines = "from importlib.resources import files\n\n" + lines
-        lines += 'base = str(files("engram") / "default_model")\n'
-    else:
-        lines += f'base = "{base.name}"\n'
-    lines += "tokenizer = AutoTokenizer.from_pretrained(base)\n"
-    lines += f"model = {auto}.from_pretrained(base)\n"
-    lines += 'model = PeftModel.from_pretrained(model, "STAGE").eval()\n'
-    return lines + (HEAD if encoder else "")
+def _code(family: Family, name: str, kind: Kind, place: str, head: str) -> list[str]:
+    auto, adapter = LOAD[family], kind == "adapter"
+    lines = []
+    if head:
+        lines += ["import json", "", "from safetensors import safe_open"]
+        lines += ["from safetensors.torch import load_file"]
+    lines += ["from peft import PeftModel"] * adapter
+    lines += [f"from transformers import {auto}, AutoTokenizer"]
+    lines += [*["from transformers.utils import cached_file"] * bool(head), ""]
+    source = f'"{place}"'
+    if adapter:
+        source = "base"
+        if name == "default":
+            lines = ["from importlib.resources import files", "", *lines]
+            lines += ['base = str(files("engram") / "default_model")']
+        else:
+            lines += [f'base = "{name}"']
+    lines += [f"tokenizer = AutoTokenizer.from_pretrained({source})"]
+    lines += [f"model = {auto}.from_pretrained({source})" + ("" if adapter else ".eval()")]
+    lines += [f'model = PeftModel.from_pretrained(model, "{place}").eval()'] * adapter
+    lines += head.replace("PLACE", place).rstrip().split("\n") if head else []
+    return ["```python", *lines, "```", ""]

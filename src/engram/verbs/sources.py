@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from engram.config import Config
 from engram.data.rows import Row, read_rows
-from engram.data.stream import open_split
+from engram.data.stream import file_split, open_split
 from engram.data.task import Split, Task
 from engram.errors import EngramError
-from engram.learn.stage import MEMORY
+from engram.layout import MEMORY
 from engram.lineage.lineage import Lineage
+from engram.seeds import derive
 
 
 def describe(lineage: Lineage, task: Task, name: str) -> dict[str, Any]:
@@ -21,14 +23,27 @@ def describe(lineage: Lineage, task: Task, name: str) -> dict[str, Any]:
         "metric": task.metric,
         "options": list(task.answers() or ()) or None,
     }
+    if task.training:
+        described["training"] = task.training
     for split in ("train", "test"):
         rows: Split | None = getattr(task, split)
         if rows is not None:
-            source = dict(rows.source) if rows.source else None
-            if source and "path" in source:  # so that a lineage and its data can move together
-                source["path"] = os.path.relpath(source["path"], lineage.path)
-            described[split] = {"source": source, "rows": len(rows.rows), "sha256": rows.sha256}
+            described[split] = describe_split(lineage, rows)
     return described
+
+
+def describe_split(lineage: Lineage, rows: Split) -> dict[str, Any]:
+    """A split in the ledger."""
+    source = dict(rows.source) if rows.source else None
+    if source and "path" in source:  # so that a lineage and its data can move together
+        source["path"] = os.path.relpath(source["path"], lineage.path)
+    return {"source": source, "rows": len(rows.rows), "sha256": rows.sha256}
+
+
+def general_rows(config: Config, task: Task, stage: int) -> Split:
+    """The rows of general use that a stage takes into its memory."""
+    count = max(1, round(config.general.ratio * len(task.train.rows)))
+    return file_split(config.general.file, count, derive(config.seed, "general", stage))
 
 
 def reopen(

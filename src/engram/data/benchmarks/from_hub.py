@@ -1,0 +1,131 @@
+"""The rows of a benchmark task from the hub, in the sizes of the published form.
+
+Long Sequence: train is 1,000 rows of the dataset's train split, dev 500 others of it, test at most
+500 of each class of its test split (or validation, where the test's labels are not published). Of
+cb and copa all rows are train, so they have no dev. SuperNI: of each task's rows, a tenth or 100
+are test and as many are dev, of the rest at most 1,000 are train. The draws do not depend on a
+run's seed, and train, dev and test never share a row.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from engram.data.benchmarks import superni
+from engram.data.benchmarks.recipes import RECIPES, Recipe
+from engram.data.hub import HUB, address, describe, label_names, load
+from engram.data.rows import Row
+from engram.data.templates import check_columns, make_templates
+from engram.errors import EngramError
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TRAIN, DEV, OF_A_CLASS = 1000, 500, 500
+SUPERNI_TEST = 100
+
+
+def hub_rows(task: str, split: str, revision: str | None) -> tuple[list[Row], str | None]:
+    """The rows of a split, none if the task has no such split, and the commit they are of.
+
+    Raises:
+        EngramError: the dataset cannot be had, or is not as the recipe knows it.
+    """
+    if task in superni.TASKS:
+        return _superni(task, split, revision)
+    return _long_sequence(task, split, revision)
+
+
+def _long_sequence(task: str, split: str, revision: str | None) -> tuple[list[Row], str | None]:
+    recipe = RECIPES[task]
+    place = address(HUB + recipe.test, split)
+    source = place["split"] if split == "test" else "train"
+    dataset, revision = load(place["hub"], place["config"], source, revision)
+    where = describe(place["hub"], place["config"], source)
+    check_columns([recipe.label], dataset.column_names, where)
+    answers = _answers(dataset, recipe, where)
+    completion = f"{{{recipe.label}}}"
+    given = {"prompt": recipe.prompt(), "completion": completion, "labels": answers}
+    templates = make_templates(given, where)
+    assert templates is not None
+    check_columns(templates.columns(), dataset.column_names, where)
+    values: list[Any] = dataset[recipe.label][:]
+    labelled = [i for i, value in enumerate(values) if value in answers]
+    order = random.Random(f"engram {task} {source}").sample(labelled, len(labelled))
+    if split == "test":
+        chosen = _of_each_class(order, values)
+    else:
+        chosen = order[:TRAIN] if split == "train" else order[TRAIN : TRAIN + DEV]
+    drawn = dataset.select_columns(templates.columns()).select(chosen)
+    rows = [
+        templates.row(raw, f"{where}, row {i + 1}") for i, raw in zip(chosen, drawn, strict=True)
+    ]
+    return rows, revision
+
+
+def _answers(dataset: "Dataset", recipe: Recipe, where: str) -> dict[Any, str]:
+    """The answer for each value of the label's column, by the labels' names where it has them."""
+    names = label_names(dataset).get(recipe.label)
+    if names is None:  # plain integers: as numbered in the recipe, else from 0 on in its order
+        numbered = all(isinstance(label, int) for label in recipe.answers)
+        return dict(recipe.answers if numbered else enumerate(recipe.answers.values()))
+    if set(names) != set(recipe.answers):
+        raise EngramError(
+            f"{where}: its labels are {', '.join(names)}, not {', '.join(map(str, recipe.answers))}"
+            " as this version of Engram knows them"
+        )
+    return {i: recipe.answers[name] for i, name in enumerate(names)}
+
+
+def _of_each_class(order: Sequence[int], values: Sequence[Any]) -> list[int]:
+    chosen, seen = [], Counter()
+    for i in order:
+        seen[values[i]] += 1
+        if seen[values[i]] <= OF_A_CLASS:
+            chosen.append(i)
+    return chosen
+
+
+def _superni(task: str, split: str, revision: str | None) -> tuple[list[Row], str | None]:
+    read = _apart if task in superni.APART else _together
+    found, revision, where = read(task, revision)
+    first: dict[str, Row] = {}  # an input with several right answers stands there once for each
+    for definition, text, target in found:
+        if target.strip():
+            row = superni.row(task, definition, text, target)
+            first.setdefault(row["prompt"], row)
+    if not first:
+        raise EngramError(f"{where}: no row is of {task}")
+    rows = random.Random(f"engram {task}").sample(list(first.values()), len(first))
+    held = min(SUPERNI_TEST, math.ceil(len(rows) / 10))
+    parts = {"test": (0, held), "dev": (held, 2 * held), "train": (2 * held, 2 * held + TRAIN)}
+    start, stop = parts[split]
+    return rows[start:stop], revision
+
+
+Texts = list[tuple[str, str, str]]  # definition, input, answer
+
+
+def _together(task: str, revision: str | None) -> tuple[Texts, str | None, str]:
+    """From the dataset of many tasks, a file each."""
+    name = superni.NAMES[task]
+    dataset, revision = load(superni.HUB, None, "train", revision, f"train/{name}_train.jsonl")
+    where = describe(superni.HUB, None, "train")
+    columns = ["task_name", "definition", "inputs", "targets"]
+    check_columns(columns, dataset.column_names, where)
+    rows: Any = dataset.select_columns(columns)
+    found = [(r["definition"], r["inputs"], r["targets"]) for r in rows if r["task_name"] == name]
+    return found, revision, where
+
+
+def _apart(task: str, revision: str | None) -> tuple[Texts, str | None, str]:
+    """From a dataset of its own."""
+    place = f"{superni.OWNER}/{superni.APART[task]}"
+    dataset, revision = load(place, None, "train", revision)
+    where = describe(place, None, "train")
+    check_columns(["input", "output"], dataset.column_names, where)
+    rows: Any = dataset.select_columns(["input", "output"])
+    return [(*superni.unpacked(r["input"]), r["output"][0]) for r in rows], revision, where

@@ -1,0 +1,133 @@
+"""The next stage of a lineage, from its plan to its commit."""
+
+import datetime
+import json
+import platform
+import re
+import resource
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+from engram.config import deciding
+from engram.data.rows import Row
+from engram.data.task import Task
+from engram.layout import CARD, SCORES
+from engram.learn.stage import Plan, Say, learn_stage
+from engram.learn.tracking import StageCallback, steps_before
+from engram.lineage.lineage import Lineage
+from engram.models import Base
+from engram.seeds import digest
+from engram.verbs.card import model_card
+from engram.verbs.loading import base_at
+from engram.verbs.sources import describe, describe_split, general_rows, remembered, reopen
+
+
+PACKAGES = ("engram", "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers")
+GENERAL = "(general)"  # the general rows among the old tasks; no task's name, but for the brackets
+
+
+def advance(
+    lineage: Lineage,
+    learned: Sequence[Task],
+    known: dict[str, Task],
+    data: str | Path | None,
+    callbacks: Sequence[TrainerCallback],
+    say: Say,
+    old: bool = True,
+    total: int | None = None,
+) -> dict[str, Any]:
+    """Learn the last of `learned` (in mode joint all of them) as the next stage; its ledger line.
+
+    `known` holds old tasks whose rows are at hand, by id; the others are read again. `old` tasks
+    are scored after it, or not. `total` is the number of tasks of the whole stream.
+    """
+    config, task = lineage.config, learned[-1]
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    stages, number = lineage.stages, lineage.next_stage
+    follows = stages[-1] if stages and config.mode == "sequential" else None
+    entry, general = _entry(lineage, task, number)
+    name = entry["task"]["id"]
+    scored = {
+        e["task"]["id"]: known.get(e["task"]["id"]) or reopen(lineage, e, data, say)
+        for e in (stages if old else ())
+    }
+    memory = {e["task"]["id"]: remembered(lineage, e) for e in stages if follows}
+    cells = {}
+    if config.mode == "per_task":  # old tasks keep their adapters, so they keep their scores
+        cells = {e["task"]["id"]: lineage.scores(e)["after"][e["task"]["id"]] for e in stages}
+    base = base_at(lineage, follows)
+    plan = Plan(
+        stage=number,
+        task=name,
+        learn=learned,
+        score={**scored, name: task},
+        memory={GENERAL: general, **memory} if general else memory,
+        config=config,
+        previous=lineage.folder(follows) if follows else None,
+        cells=cells,
+        callbacks=callbacks,
+        beginning=_beginning(lineage, base),
+    )
+    head = lineage.ledger[-1].get("previous", "")
+    decides = {**config.to_dict(), "training": deciding(config.training)}
+    key = digest(entry, decides, head)
+    work = lineage.work(entry["folder"].rpartition("/")[2], key)
+    built = work / "stage"
+    shutil.rmtree(built, ignore_errors=True)
+    told = [callback for callback in callbacks if isinstance(callback, StageCallback)]
+    for callback in told:
+        callback.begin(name, len(stages) + 1, total, steps_before(lineage.timings(), number))
+    seconds, steps = learn_stage(base, plan, work, built, say)
+    after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
+    entry["scores"] = {scored: cell["score"] for scored, cell in after.items()}
+    card = model_card(base.kind, lineage.pin, entry, entry["kind"], "STAGE")
+    (built / CARD).write_text(card, encoding="utf-8")
+    lineage.commit(built, entry, {**_timing(seconds), "steps": steps})
+    for callback in told:
+        callback.stage_done(name, entry["scores"], lineage.matrix())
+    return lineage.ledger[-1]
+
+
+def _entry(lineage: Lineage, task: Task, number: int) -> tuple[dict[str, Any], list[Row]]:
+    """The new stage's line as far as it is known beforehand, and the general rows it names."""
+    config = lineage.config
+    ids = [e["task"]["id"] for e in lineage.stages]
+    name = task.name if task.name not in ids else f"{task.name}@{number}"
+    entry = {
+        "stage": number,
+        "verb": "learn",
+        "parent": lineage.head,
+        "kind": "weights" if config.adapter is None else "adapter",
+        "folder": f"stages/{number:04d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', task.name)}",
+        "mode": config.mode,
+        "method": config.method,
+        "task": describe(lineage, task, name),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+    }
+    if config.general.file is None:
+        return entry, []
+    rows = general_rows(config, task, number)
+    entry["general"] = describe_split(lineage, rows)
+    return entry, list(rows.rows)
+
+
+def _beginning(lineage: Lineage, base: Base) -> Callable[[], Base] | None:
+    """How to have the model as the lineage began once more, where switching the adapter off won't
+    do.
+    """
+    if base.whole or lineage.origin:
+        return lambda: base_at(lineage, None)
+    return None
+
+
+def _timing(seconds: dict[str, float]) -> dict[str, Any]:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    rounded = {name: round(value, 4) for name, value in seconds.items()}
+    return {"date": now, "host": platform.node(), "peak_memory_kib": peak, "seconds": rounded}

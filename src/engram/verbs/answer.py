@@ -1,0 +1,72 @@
+"""`try`: what a stage answers to a prompt."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from engram.data.rows import Row
+from engram.errors import EngramError
+from engram.learn.methods import make
+from engram.lineage.lineage import Lineage
+from engram.measure.predict import predict
+from engram.pins import check_pin
+from engram.verbs.loading import base_at, stage_entry
+
+
+def answer(
+    path: str | Path,
+    prompts: Sequence[str],
+    stage: int | None = None,
+    options: Sequence[str] = (),
+    max_new_tokens: int | None = None,
+    chat: bool = False,
+) -> list[str]:
+    """What a stage (the newest; 0 is the base) answers to each prompt. Reads only.
+
+    A generative model writes greedily, up to `max_new_tokens` (the lineage's
+    `max_completion_length` if None), or chooses among `options`; an encoder chooses among `options`
+    or all labels it has learned. With `chat` a prompt is a user's message in the tokenizer's
+    template.
+
+    Raises:
+        EngramError: no such stage, an empty prompt, or an encoder that has not learned a label yet.
+    """
+    for prompt in prompts:
+        if not prompt.strip():
+            raise EngramError("the prompt is empty; write what the model should answer")
+    lineage = Lineage(path)
+    entry, config = stage_entry(lineage, stage), lineage.config
+    check_pin(lineage.pin)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    base = base_at(lineage, entry)
+    choices = list(options) or list(base.labels or ())
+    if base.kind == "encoder" and not set(choices) & set(base.labels or ()):
+        learned = ", ".join(base.labels or ()) or "none yet"
+        raise EngramError(
+            f"{path}: an encoder answers with a label it has learned; there are: {learned}"
+        )
+    with ExitStack() as stack:
+        for method in make(config.method):
+            stack.enter_context(method.inference(base.model))
+        device, bf16 = next(base.model.parameters()).device.type, bool(config.training.get("bf16"))
+        stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16))  # as in `score`
+        answers, _ = predict(
+            base,
+            [_row(prompt, chat) for prompt in prompts],
+            "options" if choices else "generate",
+            choices or None,
+            config.max_length,
+            max_new_tokens or config.max_completion_length,
+            config.scoring.batch_size,
+            where="the prompts",
+        )
+    return answers
+
+
+def _row(prompt: str, chat: bool) -> Row:
+    if not chat:
+        return {"prompt": prompt, "completion": "?"}
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": "?"}]
+    return {"messages": messages}

@@ -1,0 +1,191 @@
+"""`--dry-run`: what `learn` or `run` would do and cost, found by doing three steps of every task.
+
+Everything is resolved as the verb resolves it; then each task is learned for three optimizer steps
+on a throw-away model (the first on its longest rows, with the memory that the tasks before it would
+leave), and scored on one batch. Nothing is written to the lineage, nothing is downloaded.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets.config
+import huggingface_hub.constants
+import torch
+
+from engram.config import Config
+from engram.data.rows import Row
+from engram.data.stream import load_stream
+from engram.data.task import Split, Task
+from engram.data.tokens import features
+from engram.errors import EngramError
+from engram.learn.arguments import training_arguments
+from engram.learn.memory import choose
+from engram.learn.stage import Plan, learn_stage
+from engram.lineage.lineage import Lineage
+from engram.models import Base, load_base
+from engram.pins import check_pin, pin
+from engram.verbs.advance import GENERAL
+from engram.verbs.checks import check_settings, check_tasks
+from engram.verbs.costs import STEPS, Trial, check_disk, costs
+from engram.verbs.counting import count, length, sample, steps_of
+from engram.verbs.loading import base_at
+from engram.verbs.sources import general_rows, remembered
+
+
+@dataclass
+class Start:
+    """Where the dry run begins: a model, the rows it remembers, test rows that it was scored on."""
+
+    config: Config
+    path: Path
+    base: Base
+    stage: int = 0
+    memory: dict[str, list[Row]] = field(default_factory=dict)
+    scored: int = 0
+
+
+def dry_run(config: Config) -> dict[str, Any]:
+    """What `run` would do: of the tasks that are not learned yet, if the lineage is there already.
+
+    Raises:
+        EngramError: whatever would stop the run, now or in its last hour.
+    """
+    with _offline():
+        check_settings(config)
+        tasks = load_stream(config)
+        path = Path(config.lineage or "new-lineage")
+        if (path / "engram.yaml").exists():
+            start = _at_the_head(Lineage(path))
+            config.threads = config.threads or start.config.threads
+            config.revision = config.revision or start.config.revision
+            Lineage(path).check_unchanged(config, pin(config.base, config.revision))
+            check_tasks(config, tasks[start.stage :])
+            return _report(start, tasks, len(Lineage(path).stages))
+        Lineage.check_vacant(path)
+        check_tasks(config, tasks)
+        loaded = (config.base, config.adapter, config.seed, config.quantization, config.revision)
+        return _report(Start(config, path, load_base(*loaded)), tasks, 0)
+
+
+def dry_run_of_learn(path: str | Path, task: Task) -> dict[str, Any]:
+    """What `learn` would do.
+
+    Raises:
+        EngramError: whatever would stop it, now or in its last hour.
+    """
+    with _offline():
+        lineage = Lineage(path)
+        check_pin(lineage.pin)
+        check_tasks(lineage.config, [task])
+        return _report(_at_the_head(lineage), [task], 0)
+
+
+def _at_the_head(lineage: Lineage) -> Start:
+    stages, sequential = lineage.stages, lineage.config.mode == "sequential"
+    follows = stages[-1] if stages and sequential else None
+    return Start(
+        lineage.config,
+        lineage.path,
+        base_at(lineage, follows),
+        lineage.head,
+        {e["task"]["id"]: remembered(lineage, e) for e in stages if follows},
+        sum(e["task"]["test"]["rows"] for e in stages if "test" in e["task"]),
+    )
+
+
+def _report(start: Start, tasks: Sequence[Task], done: int) -> dict[str, Any]:
+    """Try every task from number `done` on, and add up what they would cost."""
+    config, base = start.config, start.base
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    memory, found = dict(start.memory), []
+    for i in range(done, len(tasks)):
+        task = tasks[i]
+        learned = tasks[: i + 1] if config.mode == "joint" else [task]
+        general = general_rows(config, task, i + 1).rows if config.general.file else ()
+        known = {GENERAL: list(general), **memory} if general else memory
+        trial = _three_steps(start, learned, known, i + 1)
+        found.append(trial)
+        if config.mode == "sequential":
+            memory[task.name] = choose(task.train.rows, config.memory.ratio, 0)
+    total = costs(config, base, found, start.scored)
+    check_disk(start.path, total)
+    return {
+        "lineage": str(start.path),
+        "base": base.name,
+        "kind": base.kind,
+        "method": config.method,
+        "mode": config.mode,
+        "device": str(next(base.model.parameters()).device),
+        "threads": torch.get_num_threads(),
+        "tasks": [asdict(trial) for trial in found],
+        **total,
+    }
+
+
+def _three_steps(
+    start: Start, learned: Sequence[Task], memory: dict[str, list[Row]], number: int
+) -> Trial:
+    """Learn the longest and some other rows of a task, and score a batch of it."""
+    config, base, task = start.config, start.base, learned[-1]
+    rows = [row for one in learned for row in one.train.rows]
+    made, truncated = _features(config, base, learned)
+    args = training_arguments({**config.training, **task.training}, Path("unused"), 0, 0)
+    each = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    chosen = sample(rows, [length(feature, base.kind) for feature in made], each, STEPS)
+    few = {"max_steps": STEPS, "train_sampling_strategy": "sequential", "report_to": "none"}
+    tests = task.test and replace(task.test, rows=task.test.rows[: config.scoring.batch_size])
+    short = replace(
+        task,
+        train=Split(tuple(chosen)),
+        test=tests,
+        options=task.answers(),
+        training={**task.training, **few},
+    )
+    if config.mode == "joint" and base.kind == "encoder":  # the head knows the labels of them all
+        short = replace(short, options=_answers(learned))
+    quick = replace(config, scoring=replace(config.scoring, forward=False), checkpoint_every=0)
+    trial = Trial(task.name, count(made, truncated, base.kind), steps_of(args, len(rows)), len(memory))
+    plan = Plan(number, task.name, [short], {task.name: short}, memory, quick, None, {}, [trial])
+    with tempfile.TemporaryDirectory() as work:
+        try:
+            seconds, _ = learn_stage(base, plan, Path(work), None, lambda line: None)
+        except torch.OutOfMemoryError as error:
+            raise EngramError(
+                f"task {task.name!r}: a batch of its longest rows ({trial.count.longest} tokens) "
+                "does not fit into memory; lower per_device_train_batch_size or max_length"
+            ) from error
+    trial.tested(task.test, tests, seconds["score"])
+    return trial
+
+
+def _features(config: Config, base: Base, learned: Sequence[Task]) -> tuple[list, int]:
+    made, truncated = [], 0
+    limits = (config.max_length, config.max_completion_length)
+    for task in learned:
+        labels = list(task.answers() or ()) if base.kind == "encoder" else None
+        some, cut = features(
+            task.train.rows, base.tokenizer, base.kind, *limits, labels, f"{task.name} train"
+        )
+        made, truncated = made + some, truncated + cut
+    return made, truncated
+
+
+def _answers(tasks: Sequence[Task]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(label for task in tasks for label in task.answers() or ()))
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """The hub's libraries as with HF_HUB_OFFLINE=1: what is not here already is an error."""
+    hub: Any = huggingface_hub.constants
+    rows: Any = datasets.config
+    before = hub.HF_HUB_OFFLINE, rows.HF_HUB_OFFLINE
+    hub.HF_HUB_OFFLINE = rows.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE, rows.HF_HUB_OFFLINE = before

@@ -1,0 +1,94 @@
+"""`evaluate`: a stage's scores, taken again."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engram.data.rows import answer
+from engram.data.task import Task
+from engram.errors import EngramError, nearest
+from engram.learn.methods import make
+from engram.learn.stage import Say, score
+from engram.lineage.files import write_text
+from engram.lineage.lineage import Lineage
+from engram.measure.metrics import find_metric
+from engram.pins import check_pin
+from engram.verbs.loading import base_at, stage_entry
+from engram.verbs.sources import reopen
+
+
+def evaluate(
+    path: str | Path,
+    stage: int | None = None,
+    tasks: Sequence[str] = (),
+    mode: str | None = None,
+    data: str | Path | None = None,
+    say: Say = lambda line: None,
+    predictions: str | Path | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Score a stage (the newest by default; 0 is the base) on the tasks learned so far. Reads only.
+
+    `predictions` is a file to write what was answered, a JSON line a test row: `task`, `row` (from
+    1), the row itself, `prediction` and `score`.
+
+    Raises:
+        EngramError: no such stage or task, a mode the tasks do not allow, or no place for
+            `predictions`.
+    """
+    lineage = Lineage(path)
+    if not lineage.stages:
+        raise EngramError(
+            f"{path}: nothing was learned yet, so there is nothing to score; "
+            f"teach it a task with `engram learn {path} NAME train.jsonl`"
+        )
+    entry = stage_entry(lineage, stage)
+    ids = [e["task"]["id"] for e in lineage.stages]
+    for name in tasks:
+        if name not in ids:
+            raise EngramError(f"{path}: no task {name!r} was learned; {nearest(name, ids)}")
+    if predictions:
+        _check_place(Path(predictions))
+    config = lineage.config
+    if mode:
+        config = replace(config, scoring=replace(config.scoring, mode=mode))
+    check_pin(lineage.pin)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    base = base_at(lineage, entry)
+    cells, lines = {}, []
+    for e in lineage.stages:
+        name = e["task"]["id"]
+        if config.mode == "per_task" and stage is None:  # each task has its own adapter
+            base = base_at(lineage, e)
+        if not tasks or name in tasks:
+            task = reopen(lineage, e, data, say)
+            cells[name], answers = score(base, task, config, make(config.method))
+            lines += _lines(name, task, answers)
+    if predictions:
+        write_text(Path(predictions), "".join(lines))
+    return cells
+
+
+def _check_place(file: Path) -> None:
+    """Before anything is scored: the answers are written last."""
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise EngramError(f"{file}: there is no folder {folder}; make it, or give another file")
+    if file.is_dir() or not os.access(folder, os.W_OK):
+        raise EngramError(f"{file}: cannot be written; give another file")
+
+
+def _lines(name: str, task: Task | None, answers: list[str]) -> list[str]:
+    if task is None or task.test is None:
+        return []
+    metric = find_metric(task.metric)
+    lines = []
+    for number, (row, said) in enumerate(zip(task.test.rows, answers, strict=False), 1):
+        about = {"task": name, "row": number, **row}
+        about |= {"prediction": said, "score": metric(said, answer(row))}
+        lines.append(json.dumps(about, ensure_ascii=False) + "\n")
+    return lines

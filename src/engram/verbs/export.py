@@ -1,0 +1,85 @@
+"""`export`: one plain model with everything merged in, which needs neither Engram nor PEFT."""
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from peft import PeftModel, PeftType
+
+from engram.classifier import Classifier
+from engram.errors import EngramError, nearest
+from engram.layout import CARD
+from engram.lineage.lineage import Lineage
+from engram.models import Base, one_line
+from engram.pins import check_pin
+from engram.verbs.card import model_card
+from engram.verbs.loading import base_at, stage_entry
+from engram.weights import save_head
+
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def export(
+    path: str | Path, out: str | Path, stage: int | None = None, dtype: str | None = None
+) -> Path:
+    """Write a stage (the newest by default) as one model that loads with plain `AutoModel...`.
+
+    W' = W + (what the adapter adds), summed in fp32 and rounded once, to `dtype` or the base's own.
+    Tokenizer and card lie beside the weights, and for encoders `head.safetensors`; the remembered
+    rows do not. A base that was quantised for learning is taken unquantised.
+
+    Raises:
+        EngramError: no such stage, `out` is not empty, or an adapter that cannot be merged.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise EngramError(f"{out}: exists and is not empty; give a new folder")
+    if dtype is not None and dtype not in get_args(Dtype):
+        raise EngramError(f"dtype {dtype!r} is not a choice; {nearest(dtype, get_args(Dtype))}")
+    lineage = Lineage(path)
+    entry = stage_entry(lineage, stage)
+    if lineage.config.mode == "per_task" and stage is None and len(lineage.stages) > 1:
+        raise EngramError(
+            f"{path}: mode per_task has an adapter for each task, which do not merge into one; "
+            "say which with --stage"
+        )
+    check_pin(lineage.pin)
+    lineage.config.quantization = None
+    base = base_at(lineage, entry)
+    own = (base.network if base.whole else base.peft.get_base_model()).dtype
+    merged = _merged(base, str(path)).to(getattr(torch, dtype) if dtype else own)
+    beside = out.parent / f".{out.name}.new"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    merged.save_pretrained(beside)
+    base.tokenizer.save_pretrained(beside)
+    if isinstance(base.model, Classifier) and base.model.labels:
+        save_head(base.model, beside)
+    card = model_card(base.kind, lineage.pin, entry, "merged", str(out))
+    (beside / CARD).write_text(card, encoding="utf-8")
+    if out.exists():
+        out.rmdir()
+    beside.rename(out)
+    return out
+
+
+def _merged(base: Base, where: str) -> Any:
+    """The network without its adapter, what it added now in the weights, which are fp32."""
+    network = base.network
+    if not isinstance(network, PeftModel):
+        return network
+    network.float()
+    try:
+        merged: Any = network.merge_and_unload(safe_merge=True)
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        kind = PeftType(network.peft_config["default"].peft_type).value
+        raise EngramError(
+            f"{where}: a {kind} adapter does not merge into weights ({one_line(error)}); serve the "
+            "stage's folder with PEFT"
+        ) from error
+    # PEFT's mark that an adapter is on it would make transformers save or load one
+    for mark in ("_hf_peft_config_loaded", "peft_config"):
+        vars(merged).pop(mark, None)
+    return merged

@@ -1,0 +1,101 @@
+"""`init`: a lineage whose stage 0 is the untouched base, or a base with an adapter on it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+from engram.config import ADAPTER, Config
+from engram.errors import EngramError
+from engram.layout import ADAPTER as WEIGHTS
+from engram.layout import ADAPTER_SETTINGS as SETTINGS
+from engram.lineage.lineage import Lineage
+from engram.models import load_base
+from engram.pins import pin
+from engram.verbs.checks import check_settings
+from engram.weights import load_weights
+
+
+# What PEFT writes of how an adapter was made, which is not a setting of the adapter.
+HISTORY = (
+    *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "task_type"),
+    "peft_version",
+)
+
+
+def init(path: str | Path, config: Config, adapter: str | Path | None = None) -> Lineage:
+    """Make a lineage on an untouched base, or on a base that carries the PEFT adapter `adapter`.
+
+    Raises:
+        EngramError: the folder is not empty, the base or the adapter is not there or not of that
+            base, or a setting is wrong.
+    """
+    if adapter:
+        config.adapter = adapter_settings(Path(adapter), config)
+        if config.base == Config.base:
+            written = _read(Path(adapter))
+            config.base = written.get("base_model_name_or_path") or config.base
+            config.revision = config.revision or written.get("revision")
+    check_settings(config)
+    Lineage.check_vacant(path)
+    base = load_base(  # weights or an adapter that do not fit
+        config.base, config.adapter, config.seed, config.quantization, config.revision
+    )
+    files = None
+    if adapter:
+        load_weights(base, Path(adapter), head=False)
+        files = {name: (Path(adapter) / name).read_bytes() for name in (WEIGHTS, SETTINGS)}
+    config.threads = config.threads or torch.get_num_threads()
+    pinned = pin(config.base, config.revision)
+    config.revision = pinned.get("revision")
+    return Lineage.create(path, config, pinned, files)
+
+
+def adapter_settings(folder: Path, config: Config) -> dict[str, Any]:
+    """An adapter's own settings as `adapter:` of a lineage, PEFT's defaults left out.
+
+    Raises:
+        EngramError: no adapter there, one in a pickle, or `adapter:` is set besides.
+    """
+    if config.adapter != {}:
+        given = "null" if config.adapter is None else ", ".join(config.adapter)
+        raise EngramError(f"adapter: {folder} brings its own settings; leave out {given}")
+    written = _read(folder)
+    if not (folder / WEIGHTS).is_file():
+        pickled = (folder / "adapter_model.bin").exists()
+        raise EngramError(
+            f"{folder}: no {WEIGHTS} in it"
+            + ("; a pickle is not loaded, save the adapter again with safetensors" * pickled)
+            + ("; give the folder that PEFT's save_pretrained wrote" * (not pickled))
+        )
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[written["peft_type"]]
+    defaults = {
+        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        for f in dataclasses.fields(kind)
+    }
+    return {
+        key: value
+        for key, value in written.items()
+        if key in defaults
+        and key not in HISTORY
+        and (key in ADAPTER or value not in (defaults[key], None))
+    }
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    file = folder / SETTINGS
+    if not file.is_file():
+        raise EngramError(
+            f"{folder}: no {SETTINGS} in it; give the folder that PEFT's save_pretrained wrote"
+        )
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+        PeftConfig.from_pretrained(str(folder))
+        PEFT_TYPE_TO_CONFIG_MAPPING[written["peft_type"]]
+        return written
+    except (ValueError, TypeError, KeyError) as error:
+        raise EngramError(f"{file}: not an adapter's settings ({error}); save it again") from error

@@ -1,0 +1,60 @@
+"""The model of a stage, ready to learn or to answer."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engram.errors import EngramError
+from engram.layout import WHOLE
+from engram.lineage.lineage import Lineage
+from engram.models import Base, load_base
+from engram.weights import load_weights
+
+
+def base_at(lineage: Lineage, entry: dict[str, Any] | None) -> Base:
+    """The base with a stage's weights; as the lineage began before the first stage (None).
+
+    Raises:
+        EngramError: the stage's whole weights are no longer kept, or files do not load.
+    """
+    config, entry = lineage.config, entry or lineage.origin
+    whole: Path | None = None
+    if entry and entry["kind"] == "weights":
+        if is_gone(lineage, entry):
+            raise EngramError(gone(lineage, entry))
+        whole = lineage.folder(entry)
+    base = load_base(
+        config.base,
+        config.adapter,
+        config.seed,
+        config.quantization,
+        lineage.pin.get("revision"),
+        whole,
+    )
+    if entry:
+        load_weights(base, lineage.folder(entry), head=entry["verb"] != "init")
+    if torch.accelerator.is_available():
+        base.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
+    return base
+
+
+def stage_entry(lineage: Lineage, stage: int | None) -> dict[str, Any] | None:
+    """The line of a stage, the newest for None; None for the base."""
+    number = lineage.head if stage is None else stage
+    return lineage.at(number) if number else None
+
+
+def is_gone(lineage: Lineage, entry: dict[str, Any]) -> bool:
+    """Whether a stage had whole weights that are not kept any more."""
+    return entry.get("kind") == "weights" and not any(lineage.folder(entry).glob(WHOLE))
+
+
+def gone(lineage: Lineage, entry: dict[str, Any]) -> str:
+    """What to say of it: which stages still have theirs."""
+    made = [e for e in lineage.made.values() if e["stage"] and not is_gone(lineage, e)]
+    kept = ", ".join(str(e["stage"]) for e in reversed(made))
+    return (
+        f"{lineage.path}: the weights of stage {entry['stage']} are gone, only its scores remain; "
+        f"there are those of stage {kept}, and the base (0)"
+    )

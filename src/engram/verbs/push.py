@@ -1,0 +1,96 @@
+"""`push`: a stage to the hub."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from engram.errors import EngramError
+from engram.layout import ADAPTER_SETTINGS, CARD, MEMORY, STATE
+from engram.lineage.lineage import Lineage
+from engram.models import kind_of, load_config_and_tokenizer, one_line
+from engram.verbs.card import model_card
+from engram.verbs.export import export
+from engram.verbs.loading import gone, is_gone, stage_entry
+
+
+LEFT_BEHIND = (MEMORY, STATE)  # rows of the tasks, and what only learning needs
+# Those of the HTTP library that the client stands on, of the system and of its upload of blocks.
+FAILURES: tuple[type[Exception], ...] = (
+    *HfHubHTTPError.__bases__,  # type: ignore[assignment]
+    RuntimeError,
+    ValueError,
+)
+
+
+def push(
+    path: str | Path,
+    repository: str,
+    stage: int | None = None,
+    merged: bool = False,
+    private: bool = False,
+) -> str:
+    """Upload a stage (the newest by default) to a repository of the hub; returns its address.
+
+    The repository is made if it is not there. A stage goes as it is, an adapter or whole weights,
+    or `merged` into one plain model (`export`). The card names the repository; the remembered rows
+    stay here.
+
+    Raises:
+        EngramError: no such stage, its weights are gone, a name the hub does not take, or whatever
+            the hub answers (no token, no right to write, no connection).
+    """
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise EngramError(f"{repository!r}: not a repository's name ({one_line(error)})") from error
+    if "/" not in repository:
+        raise EngramError(f"{repository!r}: say whose repository it is, as OWNER/NAME")
+    lineage = Lineage(path)
+    entry = stage_entry(lineage, stage)
+    if entry is None:
+        raise EngramError(f"{path}: stage 0 is the base, there is nothing of yours to push yet")
+    if is_gone(lineage, entry):
+        raise EngramError(gone(lineage, entry))
+    with tempfile.TemporaryDirectory() as folder:
+        ready = Path(folder) / "stage"
+        if merged:
+            export(path, ready, entry["stage"])
+        else:
+            ignored = shutil.ignore_patterns(*LEFT_BEHIND)
+            shutil.copytree(lineage.folder(entry), ready, ignore=ignored)
+            _name_base(ready / ADAPTER_SETTINGS, lineage.pin["name"])
+        kind = "merged" if merged else entry["kind"]
+        settings, _ = load_config_and_tokenizer(lineage.config.base, lineage.pin.get("revision"))
+        family = kind_of(settings, lineage.config.base)
+        card = model_card(family, lineage.pin, entry, kind, repository)
+        (ready / CARD).write_text(card, encoding="utf-8")
+        try:
+            hub = HfApi()
+            # None leaves it to the owner's default, which may be private
+            hub.create_repo(repository, private=private or None, exist_ok=True)
+            hub.upload_folder(
+                repo_id=repository,
+                folder_path=ready,
+                commit_message=f"Stage {entry['stage']}: {entry['task']['name']}",
+            )
+        except FAILURES as error:
+            raise EngramError(
+                f"{repository}: the hub did not take it ({one_line(error)}); "
+                "log in with `hf auth login`, and check the name and the connection"
+            ) from error
+    return f"{hub.endpoint}/{repository}"
+
+
+def _name_base(settings: Path, name: str) -> None:
+    """An adapter's base, where it lies now: it may have been elsewhere when this was written."""
+    if not settings.exists():
+        return
+    written = json.loads(settings.read_text(encoding="utf-8"))
+    if written["base_model_name_or_path"] != name:
+        text = json.dumps(written | {"base_model_name_or_path": name}, sort_keys=True, indent=2)
+        settings.write_text(text + "\n", encoding="utf-8")

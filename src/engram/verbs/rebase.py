@@ -1,0 +1,43 @@
+"""`rebase`: say where the base lies now. The lineage stays on the same weights."""
+
+from pathlib import Path
+from typing import Any
+
+from engram.errors import EngramError
+from engram.lineage.files import locked
+from engram.lineage.lineage import Lineage
+from engram.pins import differing, pin
+
+
+def rebase(path: str | Path, base: str, revision: str | None = None) -> dict[str, Any]:
+    """Point a lineage at its base's new place: a folder, a name of the hub or another commit.
+
+    The files must be the ones the lineage was made on, by their sha256; stages learned on other
+    weights would be wrong without a word. Adds a line to the ledger, and returns it.
+
+    Raises:
+        EngramError: no base there, or its files differ.
+    """
+    with locked(Lineage(path).path):
+        lineage = Lineage(path)
+        lineage.tidy()
+        if not lineage.pin.get("files"):
+            raise EngramError(
+                f"{path}: the base's files were not pinned when it was made, so another place "
+                "cannot be checked; make a new lineage with `engram init --adapter STAGE`"
+            )
+        found = pin(base, revision)
+        if changed := differing(lineage.pin, found):
+            raise EngramError(
+                f"{base}: not the base of {path}: {', '.join(changed)} "
+                f"{'differs' if len(changed) == 1 else 'differ'}; for another model, make a new "
+                "lineage with `engram init --adapter STAGE`"
+            )
+        if all(found.get(key) == lineage.pin.get(key) for key in ("name", "revision")):
+            raise EngramError(f"{path}: the base lies there already; nothing to rebase")
+        files = {name: found["files"][name] for name in lineage.pin["files"]}
+        moved = {**found, "files": files}
+        lineage.append(
+            {"stage": lineage.head, "verb": "rebase", "parent": lineage.head, "base": moved}
+        )
+        return lineage.ledger[-1]

@@ -1,0 +1,42 @@
+"""`revert`: go back to an earlier stage; the next task is learned from there."""
+
+from pathlib import Path
+from typing import Any
+
+from engram.errors import EngramError, nearest
+from engram.lineage.files import locked
+from engram.lineage.lineage import Lineage
+from engram.verbs.loading import gone, is_gone
+
+
+def revert(path: str | Path, to: int | None = None) -> dict[str, Any]:
+    """Make stage `to` (the one before the newest, by default; 0 is the base) the newest again.
+
+    Adds a line to the ledger and deletes nothing: the stages after it stay on disk, inactive, and
+    `revert` goes forward to them as well. Their tasks are no longer scored and their remembered
+    rows no longer rehearsed. Returns the new line.
+
+    Raises:
+        EngramError: there is no such stage, it is the newest already, or its weights are gone.
+    """
+    with locked(Lineage(path).path):
+        lineage = Lineage(path)
+        if to is None and not lineage.head:
+            made = max(lineage.made)
+            raise EngramError(
+                f"{path}: stage 0 is the newest, so there is nothing to revert; go forward again "
+                f"with --to {made}"
+                if made
+                else f"{path}: nothing was learned yet, so there is nothing to revert"
+            )
+        target = lineage.made[lineage.head]["parent"] if to is None else to
+        if target not in lineage.made:
+            stages = map(str, lineage.made)
+            raise EngramError(f"{path}: no stage {target}; {nearest(str(target), stages)}")
+        if target == lineage.head:
+            raise EngramError(f"{path}: stage {target} is the newest already; nothing to revert")
+        made = lineage.made[target]
+        if is_gone(lineage, made):
+            raise EngramError(gone(lineage, made))
+        lineage.append({"stage": target, "verb": "revert", "parent": lineage.head})
+        return lineage.ledger[-1]

@@ -1,0 +1,57 @@
+"""`verify`: walk the hashes of a lineage."""
+
+from pathlib import Path
+from typing import Any
+
+from engram.errors import EngramError
+from engram.layout import WHOLE
+from engram.lineage.files import hash_folder
+from engram.lineage.lineage import Lineage
+from engram.pins import differing, pin
+
+
+def verify(path: str | Path) -> list[str]:
+    """What is not as the ledger says, a line each; none if all is well. Reads only.
+
+    The chain of the ledger's lines, every file of every stage (those of older whole weights may be
+    gone, if a later line says so), the base, and what lies in the folder and is of no stage.
+
+    Raises:
+        EngramError: not a lineage, or a broken chain: past that, no line can be believed.
+    """
+    lineage = Lineage(path)
+    problems = []
+    for entry in lineage.ledger:
+        if "folder" in entry:
+            problems += _stage(lineage, entry)
+    known = {entry["folder"] for entry in lineage.ledger if "folder" in entry}
+    for folder in sorted((lineage.path / "stages").glob("*")):
+        if folder.relative_to(lineage.path).as_posix() not in known:
+            problems.append(f"{folder}: of no stage in the ledger; a run was stopped, or delete it")
+    if lineage.written_pin != lineage.pin:
+        problems.append(f"{lineage.path / 'engram.yaml'}: names another base than the ledger")
+    return problems + _base(lineage.pin)
+
+
+def _stage(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
+    folder, pinned = lineage.folder(entry), entry["files"]
+    found = hash_folder(folder) if folder.is_dir() else {}
+    gone = entry["folder"] in lineage.dropped
+    missing = [
+        name for name in pinned if name not in found and not (gone and Path(name).match(WHOLE))
+    ]
+    changed = [name for name in pinned if found.get(name, pinned[name]) != pinned[name]]
+    added = [name for name in found if name not in pinned]
+    return [
+        f"{folder / name}: {what}"
+        for names, what in ((missing, "missing"), (changed, "changed"), (added, "added"))
+        for name in names
+    ]
+
+
+def _base(pinned: dict[str, Any]) -> list[str]:
+    try:
+        changed = differing(pinned, pin(pinned["name"], pinned.get("revision")))
+    except EngramError as error:
+        return [str(error)]
+    return [f"base {pinned['name']}: {name} missing or changed" for name in changed]

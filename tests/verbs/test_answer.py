@@ -1,0 +1,130 @@
+"""`try`: a stage answers prompts as it answers test rows."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from command import engram, tree
+from engram import EngramError
+from engram.config import load_config
+from engram.data.rows import read_rows
+from engram.measure import predict
+from engram.verbs.answer import answer
+from engram.verbs.evaluate import evaluate
+from engram.verbs.init import init
+from place import learned, setting_for
+from tiny import KINDS
+
+
+def prompts() -> list[str]:
+    return [row["prompt"] for row in read_rows(Path("animal-test.jsonl"))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage"),
+    [(kind, stage) for kind in KINDS for stage in (None, 1, 0) if (kind, stage) != ("encoder", 0)],
+)
+def test_a_prompt_is_answered_as_the_test_row_is(place, kind, stage):
+    options = ["bird", "cat", "dog"] if kind == "encoder" else []
+    if stage == 1 and kind == "encoder":
+        options = ["blue", "green", "red"]
+    name = "colour" if stage == 1 else "animal"
+    evaluate("lineage", stage, tasks=[name], predictions="said.jsonl")
+    rows = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
+    said = answer("lineage", [row["prompt"] for row in rows], stage, options)
+    assert said == [row["prediction"] for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_options_are_chosen_as_evaluate_chooses_them(place):
+    evaluate("lineage", tasks=["animal"], mode="options", predictions="said.jsonl")
+    rows = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
+    said = answer("lineage", prompts(), options=["bird", "cat", "dog"])
+    assert said == [row["prediction"] for row in rows]
+
+
+def test_in_bf16_as_well(tmp_path, monkeypatch):
+    """The test rows are scored under autocast then."""
+    monkeypatch.chdir(tmp_path)
+    setting = setting_for("causal", tmp_path, n=24)
+    setting["training"]["bf16"] = True
+    learned(setting, "lineage")
+    seen, original = [], predict._generate
+
+    def generate(*arguments):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return original(*arguments)
+
+    monkeypatch.setattr(predict, "_generate", generate)
+    evaluate("lineage")
+    answer("lineage", prompts())
+    assert seen == [True, True, True]
+
+
+@pytest.mark.parametrize("kind", ["encoder"])
+def test_an_encoder_chooses_among_all_it_has_learned(place):
+    labels = {"bird", "blue", "cat", "dog", "green", "red"}
+    assert set(answer("lineage", prompts())) <= labels
+    assert set(answer("lineage", prompts(), options=["cat"])) == {"cat"}
+    assert set(answer("lineage", prompts(), 1)) <= {"blue", "green", "red"}
+    with pytest.raises(EngramError, match="a label it has learned; there are: blue, green, red"):
+        answer("lineage", prompts(), 1, ["cat"])
+    with pytest.raises(EngramError, match="there are: none yet"):
+        answer("lineage", prompts(), 0)
+
+
+def test_on_the_command_line_an_answer_is_a_line(place):
+    before = tree(place)
+    asked = prompts()[:2]
+    told = engram("try", "lineage", *asked)
+    assert (told.status, told.err) == (0, "")
+    assert told.out.splitlines() == answer("lineage", asked)
+    found = engram("try", "lineage", *asked, "--stage", 1, "--json").json
+    assert [pair["prompt"] for pair in found] == asked
+    assert [pair["answer"] for pair in found] == answer("lineage", asked, 1)
+    option = engram("try", "lineage", asked[0], "--option", "cat", "--option", "dog")
+    assert option.out.strip() in ("cat", "dog")
+    assert tree(place) == before
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_tokens_limit_what_is_written(place):
+    one, four = (answer("lineage", ["red red"], 0, max_new_tokens=n)[0] for n in (1, 4))
+    assert len(one.split()) <= 1
+    assert four.startswith(one)
+
+
+def test_a_prompt_too_long_loses_its_middle(place):
+    long = "question " + "the " * 2000 + "answer"
+    assert len(answer("lineage", [long])) == 1
+
+
+def test_chat_goes_through_the_template(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    setting = setting_for("causal", tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained("base")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}question {{ m['content'] }} answer "
+        "{% else %}{{ m['content'] }} </s>{% endif %}{% endfor %}"
+    )
+    tokenizer.save_pretrained("base")
+    init("lineage", load_config({k: v for k, v in setting.items() if k != "tasks"}))
+    # a template writes its special tokens itself, so this one gives a prompt without <s>
+    said = answer("lineage", ["red"], chat=True)
+    assert said != answer("lineage", ["red"])
+    assert engram("try", "lineage", "red", "--chat").out == said[0] + "\n"
+
+
+@pytest.mark.parametrize("kind", ["causal"])
+def test_chat_without_a_template(place):
+    with pytest.raises(EngramError, match="no chat template"):
+        answer("lineage", ["red"], chat=True)
+
+
+@pytest.mark.parametrize("kind", ["causal"])
+def test_an_empty_prompt(place):
+    with pytest.raises(EngramError, match="the prompt is empty"):
+        answer("lineage", ["red", " "])

@@ -1,0 +1,151 @@
+"""A dry run counts what a run then does, writes nothing, and finds what would stop it."""
+
+from collections import namedtuple
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from command import engram, tree
+from engram import EngramError, load_config
+from engram.data.rows import read_rows
+from engram.data.tokens import features
+from engram.models import load_base
+from engram.verbs import costs
+from engram.verbs.costs import Trial
+from engram.verbs.counting import Count, sample
+from engram.verbs.dry_run import dry_run
+from engram.verbs.run import run
+from place import setting_for
+from tiny import KINDS
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def setting(request, tmp_path_factory):
+    return setting_for(request.param, tmp_path_factory.mktemp(request.param))
+
+
+class StopsAt(TrainerCallback):
+    """Someone stops the run when this task begins."""
+
+    def __init__(self, task: str):
+        self.task = task
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.task in args.output_dir:
+            raise KeyboardInterrupt
+
+
+def test_it_counts_what_the_run_then_does_and_writes_nothing(setting, tmp_path):
+    method = {"recurrent_kif": {"inner_steps": 4, "outer_steps": 2}}
+    config = load_config({**setting, "method": method, "lineage": str(tmp_path / "run")})
+    found = dry_run(config)
+    assert tree(tmp_path) == {}
+    assert [task["task"] for task in found["tasks"]] == ["colour", "animal"]
+    base = load_base(config.base, config.adapter, 0)
+    assert found["trainable"] == sum(
+        p.numel() for p in base.model.parameters() if p.requires_grad
+    ) + (6 * 32 + 6 if base.kind == "encoder" else 0)
+    lineage = run(config)
+    steps = [lineage.timings()[str(entry["stage"])]["steps"] for entry in lineage.stages]
+    assert [task["steps"] for task in found["tasks"]] == steps
+    weights = lineage.folder(lineage.stages[0]) / "adapter_model.safetensors"
+    assert 0 < found["stage_bytes"] <= 1.5 * weights.stat().st_size
+    for split in ("count", "test_rows"):
+        assert split in found["tasks"][0]
+    assert found["tasks"][0]["test_rows"] == 10
+
+
+def test_the_tokens_are_those_of_the_features(setting, tmp_path):
+    config = load_config({**setting, "lineage": str(tmp_path / "run")})
+    base = load_base(config.base, config.adapter, 0)
+    rows = read_rows(setting["tasks"][0]["train"])
+    labels = ["blue", "green", "red"] if base.kind == "encoder" else None
+    made, _ = features(rows, base.tokenizer, base.kind, 512, 4, labels, "colour")
+    target = 0 if base.kind != "seq2seq" else sum(len(row["labels"]) for row in made)
+    count = dry_run(config)["tasks"][0]["count"]
+    assert count["rows"] == 40
+    assert count["tokens"] == sum(len(row["input_ids"]) for row in made) + target
+    assert count["learned"] == {"encoder": 40}.get(base.kind, 80)  # an answer is a word and an end
+
+
+def test_a_lineage_goes_on_from_its_newest_stage(setting, tmp_path):
+    config = load_config({**setting, "lineage": str(tmp_path / "run")})
+    with pytest.raises(KeyboardInterrupt):
+        run(config, [StopsAt("animal")])
+    before = tree(tmp_path)
+    found = dry_run(config)
+    assert [task["task"] for task in found["tasks"]] == ["animal"]
+    assert found["tasks"][0]["old_tasks"] == 1
+    assert tree(tmp_path) == before
+
+
+def test_joint_and_whole_weights_are_tried_as_well(setting, tmp_path):
+    joint = dry_run(load_config({**setting, "mode": "joint"}))
+    assert [task["count"]["rows"] for task in joint["tasks"]] == [40, 80]
+    whole = dry_run(load_config({**setting, "adapter": None}))
+    assert whole["trainable"] == whole["parameters"]
+    assert whole["stage_bytes"] == 4 * whole["parameters"]
+
+
+def test_the_first_step_has_the_longest_rows_and_the_others_all_lengths():
+    rows = [{"prompt": str(i)} for i in range(100)]
+    lengths = [(7 * i) % 100 for i in range(100)]
+    chosen = sample(rows, lengths, 4, 3)
+    sizes = [lengths[int(row["prompt"])] for row in chosen]
+    assert sizes[:4] == [99, 98, 97, 96]
+    assert len(sizes) == 12
+    assert max(sizes[4:]) == 99
+    assert min(sizes[4:]) < 20
+
+
+def test_the_seconds_of_a_round_are_counted_once_a_round():
+    trial = Trial("t", Count(1, 1, 1, 1, 0), steps=20, old_tasks=1, step_seconds=[9.0, 1.0, 3.0])
+    assert trial.learning(period=8) == 20 * 1.0 + 3 * 2.0
+    assert trial.learning(period=1) == 20 * 2.0
+
+
+def test_a_full_disk_is_told(setting, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(costs.shutil, "disk_usage", lambda place: usage(10, 9, 1))
+    with pytest.raises(EngramError, match=r"need .* GiB .* free; make room"):
+        dry_run(load_config({**setting, "lineage": str(tmp_path / "run")}))
+
+
+def test_rows_that_do_not_fit_into_memory_are_told(setting, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("engram.verbs.dry_run.learn_stage", full)
+    with pytest.raises(EngramError, match=r"'colour'.*lower per_device_train_batch_size"):
+        dry_run(load_config(setting))
+
+
+def test_what_would_fail_at_the_last_task_is_found_at_once(setting, tmp_path):
+    tasks = [dict(task) for task in setting["tasks"]]
+    tasks[1]["metric"] = "rouge"
+    with pytest.raises(EngramError, match="unknown metric 'rouge'"):
+        dry_run(load_config({**setting, "tasks": tasks}))
+    tasks[1] |= {"metric": "exact_match", "training": {"learning_rat": 1}}
+    with pytest.raises(EngramError, match="task 'animal': training: unknown key"):
+        dry_run(load_config({**setting, "tasks": tasks}))
+
+
+def test_a_base_that_is_not_here_is_not_downloaded(setting):
+    with pytest.raises(EngramError, match="no model could be loaded"):
+        dry_run(load_config({**setting, "base": "nobody/nothing"}))
+
+
+def test_the_command_line_prints_a_table_or_json(setting, tmp_path):
+    task = setting["tasks"][0]
+    made = engram("init", tmp_path / "m", "--base", setting["base"], "max_completion_length=4")
+    assert made.status == 0
+    before = tree(tmp_path)
+    arguments = ("learn", tmp_path / "m", "colour", task["train"], "--test", task["test"])
+    found = engram(*arguments, "training.num_train_epochs=2", "--dry-run", "--json")
+    assert found.status == 0, found.err
+    assert found.json["tasks"][0]["steps"] == 10
+    text = engram(*arguments, "--dry-run").out
+    for word in ("colour", "parameters:", "memory:", "disk:", "time:", "nothing was written"):
+        assert word in text
+    assert tree(tmp_path) == before

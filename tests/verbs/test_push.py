@@ -1,0 +1,191 @@
+"""`push`: a stage on the hub, without a row of its tasks."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from command import engram, tree
+from engram.api import push
+from engram.data.rows import read_rows
+from engram.lineage.lineage import Lineage
+from engram.verbs.learn import learn
+from engram.verbs.rebase import rebase
+from hub import Hub, serving
+from place import task
+
+
+causal = pytest.mark.parametrize("kind", ["causal"])
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub that the client of this process talks to."""
+    with serving(Hub()) as made:
+        talk_to(made.url, monkeypatch)
+        yield made
+
+
+def talk_to(url: str, monkeypatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
+
+
+def holds_no_row(files: dict[str, bytes]) -> bool:
+    """Whether no file holds a prompt of any task, in any form."""
+    rows = [row for file in Path().glob("*.jsonl") for row in read_rows(file)]
+    return bool(rows) and not any(
+        row["prompt"].encode() in content for row in rows for content in files.values()
+    )
+
+
+def test_an_adapter_with_its_card(place, kind, hub):
+    before = tree(place)
+    assert push("lineage", "me/mine", 1, private=True) == f"{hub.url}/me/mine"
+    assert hub.repositories["me/mine"]["visibility"] == "private"
+    assert hub.messages == ["Stage 1: colour"]
+    learned = {"adapter_config.json", "adapter_model.safetensors"}
+    learned |= {"head.safetensors"} if kind == "encoder" else set()
+    assert set(hub.files) == learned | {"README.md", "scores.json"}
+    for name in learned:
+        assert hub.files[name] == Path("lineage/stages/0001-colour", name).read_bytes()
+    assert holds_no_row(hub.files)
+    card = hub.files["README.md"].decode()
+    assert 'PeftModel.from_pretrained(model, "me/mine")' in card
+    assert "STAGE" not in card
+    assert "lineage" not in card
+    if kind == "encoder":
+        assert 'cached_file("me/mine", "head.safetensors")' in card
+    assert tree(place) == before
+
+
+def test_merged_into_one_plain_model(place, kind, hub):
+    before = tree(place)
+    push("lineage", "me/mine", merged=True)
+    assert hub.repositories["me/mine"].get("visibility") != "private"
+    expected = {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
+    assert expected <= set(hub.files)
+    assert ("head.safetensors" in hub.files) == (kind == "encoder")
+    assert not [name for name in hub.files if "adapter" in name]
+    assert holds_no_row(hub.files)
+    card = hub.files["README.md"].decode()
+    assert 'from_pretrained("me/mine")' in card
+    assert "peft" not in card.lower()
+    assert "/tmp" not in card
+    assert tree(place) == before
+
+
+@causal
+def test_whole_weights(whole_place, hub):
+    learn("lineage", task("colour"))
+    push("lineage", "me/mine")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(hub.files)
+    assert not {"memory.jsonl", "method.safetensors"} & set(hub.files)
+    assert holds_no_row(hub.files)
+    assert 'from_pretrained("me/mine")' in hub.files["README.md"].decode()
+    told = engram("push", "lineage", "me/mine", "--stage", 1)
+    assert (told.status, told.err.count("\n")) == (2, 1)
+    assert "stage 1 are gone" in told.err
+
+
+@causal
+def test_after_a_rebase_the_adapter_names_the_new_place(place, hub):
+    Path("base").rename("moved")
+    rebase("lineage", "moved")
+    push("lineage", "me/mine")
+    named = json.loads(hub.files["adapter_config.json"])["base_model_name_or_path"]
+    assert named == "moved"
+    assert 'base = "moved"' in hub.files["README.md"].decode()
+
+
+@causal
+def test_from_the_command_line_with_the_client_of_its_own_process(place):
+    """The reference: nothing is patched; the address of the hub comes from the environment."""
+    with serving(Hub()) as hub:
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_TOKEN": "hf_of_the_test",
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "engram.cli", "push", "lineage", "me/mine", "--json"],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+    assert done.returncode == 0, done.stderr
+    address = f"{hub.url}/me/mine"
+    assert json.loads(done.stdout) == {"lineage": "lineage", "address": address}
+    assert "adapter_model.safetensors" in hub.files
+    assert holds_no_row(hub.files)
+    assert "Traceback" not in done.stderr
+
+
+def refused(*words: str) -> None:
+    before = tree(Path())
+    told = engram("push", "lineage", "me/mine")
+    assert (told.status, told.out) == (2, "")
+    assert told.err.startswith("engram: error: me/mine: the hub did not take it (")
+    assert told.err.count("\n") == 1, told.err
+    assert "hf_of_the_test" not in told.err
+    for word in (*words, "hf auth login"):
+        assert word in told.err, told.err
+    assert tree(Path()) == before
+
+
+@causal
+@pytest.mark.parametrize("status", [401, 403, 500])
+def test_a_hub_that_refuses(place, hub, status):
+    hub.status = status
+    refused(str(status))
+    assert hub.files == {}
+
+
+@causal
+def test_a_hub_that_cannot_be_reached(place, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    talk_to(f"http://127.0.0.1:{port}", monkeypatch)
+    refused("refused")
+
+
+@causal
+def test_without_a_token(place, hub, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "tokens"))
+    hub.status = 401
+    refused("401")
+
+
+@causal
+def test_offline(place, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
+    refused("offline")
+
+
+@causal
+def test_what_needs_no_connection_to_be_refused(place, hub):
+    for arguments, words in (
+        (("me/mine", "--stage", 0), "stage 0 is the base, there is nothing of yours"),
+        (("me/mine", "--stage", 9), "no stage 9"),
+        (("mine",), "OWNER/NAME"),
+        (("me/mi ne",), "not a repository's name"),
+        (("me/mine/more",), "not a repository's name"),
+        (("",), "not a repository's name"),
+    ):
+        told = engram("push", "lineage", *arguments)
+        assert told.status == 2
+        assert told.err.count("\n") == 1
+        assert words in told.err
+    assert hub.asked == []
+    assert len(Lineage("lineage").ledger) == 3

@@ -1,0 +1,147 @@
+"""`rebase`: the base lies elsewhere, and is the same one."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from command import engram, tree
+from engram import EngramError
+from engram.config import load_config
+from engram.lineage import lineage as module
+from engram.lineage.lineage import Lineage
+from engram.verbs.answer import answer
+from engram.verbs.evaluate import evaluate
+from engram.verbs.export import export
+from engram.verbs.learn import learn
+from engram.verbs.rebase import rebase
+from engram.verbs.revert import revert
+from engram.verbs.run import run
+from engram.verbs.verify import verify
+from learn.engine import Stopped
+from place import task
+
+
+causal = pytest.mark.parametrize("kind", ["causal"])
+
+
+def named(path: str = "lineage") -> str:
+    return yaml.safe_load(Path(path, "engram.yaml").read_text())["base"]["name"]
+
+
+def test_a_base_that_moved_is_found_again(place):
+    before = evaluate("lineage")
+    Path("base").rename("moved")
+    untouched = tree(place)
+    for verb in (
+        lambda: learn("lineage", task("colour")),
+        lambda: evaluate("lineage"),
+        lambda: answer("lineage", ["red"]),
+        lambda: export("lineage", "out"),
+    ):
+        with pytest.raises(EngramError, match=r"'base': no such folder.* `engram rebase`") as told:
+            verb()
+        assert "\n" not in str(told.value)
+    assert tree(place) == untouched
+    entry = rebase("lineage", "moved")
+    assert (entry["verb"], entry["stage"], entry["parent"]) == ("rebase", 2, 2)
+    assert named() == "moved"
+    assert verify("lineage") == []
+    assert evaluate("lineage") == before
+    assert learn("lineage", task("colour"))["stage"] == 3
+    assert verify("lineage") == []
+    assert [e["stage"] for e in Lineage("lineage").stages] == [1, 2, 3]
+
+
+@causal
+def test_other_weights_are_refused_by_the_name_of_their_files(place):
+    shutil.copytree("base", "other")
+    weights = Path("other/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    before = tree(place)
+    with pytest.raises(EngramError, match=r"other: not the base of lineage: model.safetensors dif"):
+        rebase("lineage", "other")
+    Path("other/config.json").unlink()
+    with pytest.raises(EngramError, match=r"config.json, model.safetensors differ;"):
+        rebase("lineage", "other")
+    with pytest.raises(EngramError, match="'nowhere/at/all': no such folder"):
+        rebase("lineage", "nowhere/at/all")
+    with pytest.raises(EngramError, match="lies there already"):
+        rebase("lineage", "base")
+    Path("other").joinpath("config.json").write_text("{}")
+    shutil.rmtree("other")
+    del before["other"], before["other/model.safetensors"]
+    assert {k: v for k, v in before.items() if not k.startswith("other/")} == tree(place)
+
+
+@causal
+def test_files_beside_those_of_the_base_are_nothing_new(place):
+    Path("base").rename("moved")
+    Path("moved/notes.txt").write_text("of mine")
+    rebase("lineage", "moved")
+    assert "notes.txt" not in Lineage("lineage").pin["files"]
+    with pytest.raises(EngramError, match="lies there already"):
+        rebase("lineage", "moved")
+
+
+@causal
+def test_a_reverted_lineage_stays_reverted(place):
+    revert("lineage", 1)
+    shutil.copytree("base", "moved")
+    rebase("lineage", "moved")
+    assert [e["stage"] for e in Lineage("lineage").stages] == [1]
+    revert("lineage", 2)
+    assert [e["stage"] for e in Lineage("lineage").stages] == [1, 2]
+    assert Lineage("lineage").pin["name"] == "moved"
+
+
+@causal
+@pytest.mark.parametrize("verb", ["rebase", "learn"])
+def test_a_stop_before_engram_yaml_is_mended_by_the_next_verb(place, verb, monkeypatch):
+    shutil.copytree("base", "moved")
+
+    def stopped(*arguments):
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_write_settings", stopped)
+        with pytest.raises(Stopped):
+            rebase("lineage", "moved")
+    assert named() == "base"
+    assert Lineage("lineage").pin["name"] == Lineage("lineage").config.base == "moved"
+    assert verify("lineage") == ["lineage/engram.yaml: names another base than the ledger"]
+    if verb == "learn":
+        learn("lineage", task("animal"))  # which the newest stage has learned already
+    else:
+        rebase("lineage", "base")
+    assert named() == ("moved" if verb == "learn" else "base")
+    assert verify("lineage") == []
+
+
+@causal
+def test_a_run_goes_on_once_its_settings_name_the_new_place(place):
+    Path("base").rename("moved")
+    Path("moved/notes.txt").write_text("of mine")
+    rebase("lineage", "moved")
+    settings = Lineage("lineage").config.to_dict() | {"lineage": "lineage"}
+    assert len(run(load_config(settings)).ledger) == 4
+    shutil.copytree("moved", "again")
+    with pytest.raises(EngramError, match=r"other settings \(base differ\)"):
+        run(load_config({**settings, "base": "again"}))
+
+
+@causal
+def test_on_the_command_line(place):
+    shutil.copytree("base", "moved")
+    told = engram("rebase", "lineage", "moved")
+    assert told.out == "lineage: on base moved now, the same files by their sha256\n"
+    shutil.copytree("base", "again")
+    found = engram("rebase", "lineage", "again", "--json").json
+    assert found["base"]["name"] == "again"
+    assert (
+        found["base"]["files"]
+        == json.loads(Path("lineage/ledger.jsonl").read_text().splitlines()[0])["base"]["files"]
+    )
+    assert [line["verb"] for line in engram("log", "lineage", "--json").json][-2:] == ["rebase"] * 2

@@ -1,0 +1,153 @@
+"""`revert`: back to an earlier stage, and on from there as if the later ones had never been."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from command import engram, tree
+from engram import EngramError
+from engram.config import load_config
+from engram.data.rows import read_rows
+from engram.lineage.lineage import Lineage
+from engram.verbs import advance
+from engram.verbs.evaluate import evaluate
+from engram.verbs.init import init
+from engram.verbs.learn import learn
+from engram.verbs.revert import revert
+from engram.verbs.verify import verify
+from place import task
+
+
+def test_back_by_one_to_any_and_forward_again(place):
+    files = tree(Path("lineage/stages"))
+    assert revert("lineage")["stage"] == 1
+    assert [e["stage"] for e in Lineage("lineage").stages] == [1]
+    assert revert("lineage", 0)["parent"] == 1
+    assert Lineage("lineage").stages == []
+    entry = revert("lineage", 2)
+    assert (entry["verb"], entry["stage"], entry["parent"]) == ("revert", 2, 0)
+    lineage = Lineage("lineage")
+    assert [e["stage"] for e in lineage.stages] == [1, 2]
+    assert len(lineage.ledger) == 6
+    assert tree(Path("lineage/stages")) == files
+    assert verify("lineage") == []
+
+
+def test_scores_and_matrix_are_of_the_active_stages_only(place):
+    before = Lineage("lineage").matrix()
+    revert("lineage", 1)
+    lineage = Lineage("lineage")
+    assert lineage.matrix().tasks == ("colour",)
+    assert lineage.matrix().rows == tuple((row[0],) for row in before.rows[:2])
+    assert list(evaluate("lineage")) == ["colour"]
+    assert evaluate("lineage", 2)["colour"]["score"] == before.rows[2][0]
+
+
+def test_reverted_rows_are_no_longer_rehearsed(place, monkeypatch):
+    plans, original = [], advance.learn_stage
+
+    def learn_stage(base, plan, *rest):
+        plans.append(plan)
+        return original(base, plan, *rest)
+
+    monkeypatch.setattr(advance, "learn_stage", learn_stage)
+    learn("lineage", task("animal", {"learning_rate": 1e-3}))
+    revert("lineage", 1)
+    learn("lineage", task("animal", {"learning_rate": 1e-3}))
+    assert [set(plan.memory) for plan in plans] == [{"colour", "animal"}, {"colour"}]
+    kept = read_rows(Path("lineage/stages/0001-colour/memory.jsonl"))
+    assert plans[1].memory["colour"] == kept
+    assert [plan.previous.name for plan in plans] == ["0002-animal", "0001-colour"]
+    assert [plan.task for plan in plans] == ["animal@3", "animal"]
+    assert [plan.stage for plan in plans] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("kind", "to"), [("causal", 1), ("causal", 0), ("seq2seq", 1), ("encoder", 0)]
+)
+def test_the_next_task_goes_on_as_if_the_reverted_stage_had_never_been(place, to, monkeypatch):
+    """The same weights bitwise as where it never was, given the same number, and so seed."""
+    shutil.copytree("lineage", "never")
+    ledger = Path("never/ledger.jsonl")
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[: to + 1]))
+    revert("lineage", to)
+    again = learn("lineage", task("animal"))
+    assert (again["stage"], again["parent"], again["task"]["id"]) == (3, to, "animal")
+    with monkeypatch.context() as patch:
+        patch.setattr(Lineage, "next_stage", 3)
+        never = learn("never", task("animal"))
+    files, expected = again["files"], never["files"]
+    assert {n: h for n, h in files.items() if n != "README.md"} == {
+        n: h for n, h in expected.items() if n != "README.md"
+    }
+    lineage = Lineage("lineage")
+    assert [e["stage"] for e in lineage.stages] == [*range(1, to + 1), 3]
+    assert lineage.matrix() == Lineage("never").matrix()
+    assert set(again["scores"]) == set(["colour", "animal"] if to else ["animal"])
+
+
+@pytest.mark.parametrize("kind", ["seq2seq", "encoder"])
+def test_whole_weights_go_on_from_the_stage_they_were_reverted_to(whole_place, monkeypatch):
+    shutil.copytree("lineage", "never")
+    ledger = Path("never/ledger.jsonl")
+    ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:2]))
+    revert("lineage", 1)
+    again = learn("lineage", task("animal"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Lineage, "next_stage", 3)
+        never = learn("never", task("animal"))
+    assert again["files"]["model.safetensors"] == never["files"]["model.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["causal"])
+def test_whole_weights_that_are_gone_cannot_be_reverted_to(whole_place):
+    for name in ("colour", "animal"):
+        learn("lineage", task(name))
+    before = tree(whole_place)
+    with pytest.raises(EngramError, match=r"stage 1 are gone.*those of stage 3, 4, and the base"):
+        revert("lineage", 1)
+    assert tree(whole_place) == before
+    revert("lineage", 3)
+    assert verify("lineage") == []
+    revert("lineage", 0)
+    assert learn("lineage", task("colour"))["stage"] == 5
+    assert Lineage("lineage").stages[-1]["dropped"] == [
+        "stages/0003-colour",
+        "stages/0004-animal",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["causal"])
+def test_what_is_refused(place):
+    with pytest.raises(EngramError, match="no stage 5; valid: 0, 1, 2"):
+        revert("lineage", 5)
+    with pytest.raises(EngramError, match="no stage -1"):
+        revert("lineage", -1)
+    with pytest.raises(EngramError, match="stage 2 is the newest already"):
+        revert("lineage", 2)
+    revert("lineage", 0)
+    with pytest.raises(EngramError, match=r"stage 0 is the newest.*--to 2"):
+        revert("lineage")
+    init("new", load_config({"base": "base"}))
+    with pytest.raises(EngramError, match="nothing was learned yet"):
+        revert("new")
+    with pytest.raises(EngramError, match="stage 0 is the newest already"):
+        revert("new", 0)
+
+
+@pytest.mark.parametrize("kind", ["causal"])
+def test_on_the_command_line(place):
+    told = engram("revert", "lineage", "--to", 1)
+    assert told.status == 0, told.err
+    assert "the newest stage is 1 now, it was 2" in told.out
+    assert "engram revert lineage --to 2" in told.out
+    log = engram("log", "lineage", "--json").json
+    assert [line["verb"] for line in log] == ["init", "learn", "learn", "revert"]
+    assert [line["active"] for line in log] == [True, True, False, True]
+    shown = engram("log", "lineage").out
+    assert "(2)" in shown
+    found = engram("revert", "lineage", "--to", 2, "--json").json
+    assert (found["stage"], found["parent"]) == (2, 1)
+    found = engram("evaluate", "lineage", "--json").json
+    assert list(found) == ["colour", "animal"]

@@ -1,0 +1,58 @@
+"""`learn ... training.KEY=VALUE`: a task's own training."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from command import engram
+from engram.lineage.lineage import Lineage
+from engram.verbs.learn import learn
+from engram.verbs.revert import revert
+from engram.verbs.show import show
+from place import task
+
+
+causal = pytest.mark.parametrize("kind", ["causal"])
+
+
+def weights(entry: dict) -> dict[str, torch.Tensor]:
+    return load_file(Path("lineage", entry["folder"], "adapter_model.safetensors"))
+
+
+@causal
+def test_it_is_recorded_and_of_this_stage_alone(place):
+    rows = ("animal-train.jsonl", "--test", "animal-test.jsonl")
+    told = engram("learn", "lineage", "animal", *rows, "training.learning_rate=1e-7", "--json")
+    own = told.json
+    assert own["task"]["training"] == {"learning_rate": 1e-7}
+    assert own["stage"] == 3  # the same rows as stage 2 learned, trained otherwise
+    assert own["task"]["id"] == "animal@3"
+    line = json.loads(Path("lineage/ledger.jsonl").read_text().splitlines()[-1])
+    assert line["task"]["training"] == {"learning_rate": 1e-7}
+    assert "learning_rate 1e-07" in engram("show", "lineage").out
+    again = engram("learn", "lineage", "animal", *rows, "training.learning_rate=1e-7")
+    assert "learned already, as stage 3" in again.err
+    before, after = weights(show("lineage", 2)), weights(own)
+    assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
+    plain = learn("lineage", task("colour"))
+    assert plain["stage"] == 4
+    assert "training" not in plain["task"]
+    assert not all(torch.allclose(weights(plain)[n], after[n], atol=1e-3) for n in after)
+    assert Lineage("lineage").config.training == {"learning_rate": 1e-2, "num_train_epochs": 1}
+
+
+@causal
+def test_the_lineages_own_said_again_changes_nothing(place, monkeypatch):
+    """A task's training is laid over the run's: the same values give the same bytes."""
+    revert("lineage", 1)
+    first = learn("lineage", task("animal", {"learning_rate": 1e-2}))
+    revert("lineage", 1)
+    monkeypatch.setattr(Lineage, "next_stage", 3)
+    Path("lineage/stages/0003-animal").rename("kept")
+    second = learn("lineage", task("animal"))
+    assert (
+        first["files"]["adapter_model.safetensors"] == second["files"]["adapter_model.safetensors"]
+    )

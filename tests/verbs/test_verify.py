@@ -1,0 +1,111 @@
+"""`verify`: nothing is said of a lineage as it was written, and every change is found."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command import engram, tree
+from engram import EngramError
+from engram.verbs.learn import learn
+from engram.verbs.revert import revert
+from engram.verbs.verify import verify
+from place import task
+
+
+STAGE = Path("lineage/stages/0001-colour")
+causal = pytest.mark.parametrize("kind", ["causal"])
+
+
+def test_a_lineage_as_it_was_written(place):
+    before = tree(place)
+    assert verify("lineage") == []
+    assert tree(place) == before
+    told = engram("verify", "lineage")
+    assert (told.status, told.err) == (0, "")
+    assert "ledger, base and 2 stages are as they were written" in told.out
+    revert("lineage", 1)
+    assert verify("lineage") == []
+
+
+def test_whole_weights_of_which_the_older_are_gone(whole_place):
+    assert verify("lineage") == []
+    learn("lineage", task("colour"))
+    assert not list(STAGE.glob("model*"))
+    assert (STAGE / "scores.json").exists()
+    assert verify("lineage") == []
+    (STAGE / "scores.json").unlink()
+    assert verify("lineage") == [f"{STAGE}/scores.json: missing"]
+
+
+def change(path: Path, at: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@causal
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "memory.jsonl", "README.md"])
+def test_a_changed_byte_of_a_stage(place, name):
+    change(STAGE / name)
+    assert verify("lineage") == [f"{STAGE / name}: changed"]
+
+
+@causal
+def test_a_missing_and_an_added_file_of_a_reverted_stage(place):
+    revert("lineage", 0)
+    (STAGE / "scores.json").unlink()
+    (STAGE / "more.bin").write_text("x")
+    assert verify("lineage") == [f"{STAGE}/scores.json: missing", f"{STAGE}/more.bin: added"]
+
+
+@causal
+def test_a_stage_that_is_gone_and_one_of_nowhere(place):
+    STAGE.rename("lineage/stages/0007-other")
+    said = verify("lineage")
+    assert len(said) == 7
+    assert all(line.startswith(f"{STAGE}/") and "missing" in line for line in said[:-1])
+    assert said[-1].startswith("lineage/stages/0007-other: of no stage in the ledger")
+
+
+@causal
+def test_a_changed_base(place):
+    change(Path("base/model.safetensors"))
+    Path("base/more.json").write_text("{}")
+    assert verify("lineage") == ["base base: model.safetensors missing or changed"]
+    Path("base").rename("away")
+    assert verify("lineage")[0].startswith("base 'base': no such folder")
+
+
+@causal
+def test_engram_yaml_that_names_another_base(place):
+    file = Path("lineage/engram.yaml")
+    file.write_text(file.read_text().replace("name: base", "name: other"))
+    assert verify("lineage") == ["lineage/engram.yaml: names another base than the ledger"]
+
+
+@causal
+def test_the_command_line_ends_with_status_1(place):
+    change(STAGE / "memory.jsonl")
+    told = engram("verify", "lineage")
+    assert (told.status, told.out) == (1, "")
+    assert told.err == f"engram: {STAGE}/memory.jsonl: changed\n"
+    told = engram("verify", "lineage", "--json")
+    assert told.status == 1
+    problems = [f"{STAGE}/memory.jsonl: changed"]
+    assert told.json == {"lineage": "lineage", "ok": False, "problems": problems}
+
+
+@causal
+def test_a_changed_or_missing_ledger(place):
+    file = Path("lineage/ledger.jsonl")
+    lines = file.read_text().splitlines(keepends=True)
+    entry = json.loads(lines[1]) | {"method": "replay"}
+    file.write_text("".join([lines[0], json.dumps(entry) + "\n", *lines[2:]]))
+    with pytest.raises(EngramError, match="line 3 does not follow the line before it"):
+        verify("lineage")
+    told = engram("verify", "lineage")
+    assert (told.status, told.err.count("\n")) == (2, 1)
+    file.write_text("")
+    with pytest.raises(EngramError, match="gone or empty; restore it"):
+        verify("lineage")

@@ -1,0 +1,143 @@
+"""Whole weights in place of an adapter (`adapter: null`)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from engram import EngramError
+from engram.config import load_config
+from engram.learn import stage
+from engram.lineage.lineage import Lineage
+from engram.verbs.evaluate import evaluate
+from engram.verbs.init import init
+from engram.verbs.learn import learn
+from engram.verbs.run import run
+from engram.verbs.verify import verify
+from learn.engine import Stopped
+from place import output, stage_output, task
+
+
+AUTO = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM, "encoder": AutoModel}
+FEW = {
+    "base": "base",
+    "adapter": None,
+    "training": {"learning_rate": 1e-3, "num_train_epochs": 1},
+    "max_length": 64,
+    "max_completion_length": 4,
+    "threads": 1,
+}
+WEIGHTS = "stages/0001-colour/model.safetensors"
+
+
+def plain_output(kind: str, folder: str) -> torch.Tensor:
+    model = AUTO[kind].from_pretrained(folder)
+    return output(model, AutoTokenizer.from_pretrained(folder))
+
+
+def test_a_stage_is_a_plain_model_bitwise_the_live_one(whole_place, kind, monkeypatch):
+    for entry in Lineage("lineage").stages:
+        folder = f"lineage/{entry['folder']}"
+        assert entry["kind"] == "weights"
+        assert torch.equal(plain_output(kind, folder), stage_output("lineage", entry["stage"]))
+    outputs = [stage_output("lineage", number) for number in (0, 1, 2)]
+    assert torch.equal(outputs[0], plain_output(kind, "base"))
+    assert not torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[1], outputs[2])
+    assert not list(Path("lineage").rglob("adapter*"))
+    live, original = [], stage.save_weights
+
+    def save_weights(base, folder):
+        live.append(output(base.network, base.tokenizer))
+        original(base, folder)
+
+    monkeypatch.setattr(stage, "save_weights", save_weights)
+    learn("lineage", task("colour"))
+    assert torch.equal(live[0], plain_output(kind, "lineage/stages/0003-colour"))
+
+
+def test_the_card_loads_it(whole_place, kind):
+    card = Path("lineage/stages/0002-animal/README.md").read_text()
+    code = (
+        card.split("```python\n")[1].split("```")[0].replace("STAGE", "lineage/stages/0002-animal")
+    )
+    names: dict = {}
+    exec(code, names)
+    assert torch.equal(output(names["model"], names["tokenizer"]), stage_output("lineage", 2))
+    assert "peft" not in card.lower()
+
+
+def test_row_0_is_the_untouched_base(whole_place, kind, monkeypatch):
+    seen, original = [], stage.score
+
+    def score(base, task, *rest):
+        seen.append((task.name, output(base.network, base.tokenizer)))
+        return original(base, task, *rest)
+
+    monkeypatch.setattr(stage, "score", score)
+    learn("lineage", task("colour"))
+    if kind == "encoder":  # has no head on the base, so no score
+        assert Lineage("lineage").matrix().rows[0] == (None, None, None)
+        return
+    began = [made for name, made in seen if torch.equal(made, plain_output(kind, "base"))]
+    assert len(began) == 1
+    assert torch.equal(seen[0][1], stage_output("lineage", 2))
+    lineage = Lineage("lineage")
+    scored = evaluate("lineage", 0)
+    assert lineage.matrix().rows[0] == tuple(
+        scored[e["task"]["id"]]["score"] for e in lineage.stages
+    )
+
+
+@pytest.mark.parametrize("kind", ["causal"])
+def test_a_bf16_base_is_trained_in_fp32(whole_place, kind):
+    AutoModelForCausalLM.from_pretrained("base").bfloat16().save_pretrained("half")
+    AutoTokenizer.from_pretrained("base").save_pretrained("half")
+    init("small", load_config({**FEW, "base": "half"}))
+    few = {"learning_rate": 1e-6}  # such steps are lost in bf16
+    learn("small", task("colour", few))
+    before, after = load_file("half/model.safetensors"), load_file(f"small/{WEIGHTS}")
+    assert {t.dtype for t in before.values()} == {torch.bfloat16}
+    assert {t.dtype for t in after.values()} == {torch.float32}
+    moved = [name for name, t in after.items() if not torch.equal(t, before[name].float())]
+    assert len(moved) == len(after)
+    learn("small", task("animal", few))
+    assert torch.equal(plain_output(kind, "small/stages/0002-animal"), stage_output("small", 2))
+
+
+def test_rehearsal_and_fusion_work_on_it(whole_place, kind):
+    settings = Lineage("lineage").config.to_dict()
+    method = ["replay", {"recurrent_kif": {"inner_steps": 2, "outer_steps": 1}}]
+    lineage = run(load_config({**settings, "method": method, "lineage": "both"}))
+    found = lineage.folder(lineage.stages[-1])
+    plain = load_file("lineage/stages/0002-animal/model.safetensors")
+    fused = load_file(found / "model.safetensors")
+    assert any(not torch.equal(plain[name], fused[name]) for name in plain)
+    assert load_file(found / "method.safetensors")["recurrent_kif.shares"].shape == (2, 4)
+    assert all(t.isfinite().all() for t in fused.values())
+
+
+def test_only_the_last_two_keep_their_weights(whole_place, kind, monkeypatch):
+    entry = learn("lineage", task("colour"))
+    assert entry["dropped"] == ["stages/0001-colour"]
+    kept = {path.name for path in Path("lineage/stages/0001-colour").iterdir()}
+    assert {"scores.json", "memory.jsonl", "README.md", "config.json"} <= kept
+    assert not [name for name in kept if name.startswith("model")]
+    assert ("head.safetensors" in kept) == (kind == "encoder")
+    with pytest.raises(EngramError, match=r"stage 1 are gone, only its scores remain.*2, 3, and"):
+        evaluate("lineage", 1)
+    assert list(evaluate("lineage", 2)) == ["colour", "animal", "colour@3"]
+
+    def stopped(file):
+        raise Stopped
+
+    with monkeypatch.context() as patch:  # after the ledger line, before the weights are gone
+        patch.setattr(Path, "unlink", stopped)
+        with pytest.raises(Stopped):
+            learn("lineage", task("animal"))
+    assert Path("lineage/stages/0002-animal/model.safetensors").exists()
+    assert learn("lineage", task("animal"))["stage"] == 4
+    assert not Path("lineage/stages/0002-animal/model.safetensors").exists()
+    assert verify("lineage") == []
