@@ -43,6 +43,18 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
+def refused(folder: Path, *arguments: object, names: tuple[str, ...]) -> None:
+    """The command fails as every bad input does, and its line holds these words."""
+    before = tree(folder)
+    status, out, err = engram(*arguments)
+    assert (status, out) == (2, ""), err
+    assert err.startswith("engram: error: ")
+    assert err.count("\n") == 1, err
+    for name in names:
+        assert name in err
+    assert tree(folder) == before
+
+
 def write_rows(path: Path, rows: Any) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

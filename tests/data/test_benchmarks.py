@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from engram.data.benchmarks import ORDERS, benchmark_tasks
-from engram.data.stream import open_split
+from engram.config import load_config
+from engram.data.benchmarks import ORDERS, benchmark_split, benchmark_tasks
+from engram.data.stream import load_stream, open_split
 from engram.data.tokens import features
 from engram.errors import EngramError
 
@@ -43,9 +44,9 @@ def made_up(tmp_path):
 
 def test_every_order_is_a_permutation_of_its_benchmark():
     names = [f"{kind}_{i}" for kind in ("long_sequence", "standard_cl") for i in (1, 2, 3)]
-    assert sorted(ORDERS) == names
+    assert sorted(ORDERS) == [*names, "superni_1", "superni_2"]
     for name, order in ORDERS.items():
-        assert len(set(order)) == len(order) == (15 if name.startswith("long") else 4)
+        assert len(set(order)) == len(order) == (4 if name.startswith("standard") else 15)
         assert set(order) == set(ORDERS[name[:-1] + "1"])
 
 
@@ -79,7 +80,7 @@ def test_the_folder_may_come_from_the_environment(made_up, monkeypatch):
     monkeypatch.setenv("ENGRAM_DATA", str(made_up))
     assert benchmark_tasks("standard_cl_1")[0].name == "dbpedia"
     monkeypatch.delenv("ENGRAM_DATA")
-    with pytest.raises(EngramError, match="--data FOLDER or the environment's ENGRAM_DATA"):
+    with pytest.raises(EngramError, match=r"the hub cannot be reached.*--data FOLDER or the env"):
         benchmark_tasks("standard_cl_1")
 
 
@@ -97,6 +98,57 @@ def test_a_prompt_without_options_is_an_error(made_up):
     path.write_bytes(gzip.compress(b'{"prompt": "What?", "completion": "Tea"}\n'))
     with pytest.raises(EngramError, match="the first line of a prompt must end in"):
         benchmark_tasks("standard_cl_1", made_up)
+
+
+def test_a_folders_source_is_what_lineages_have_kept(made_up):
+    source = {"benchmark": "dbpedia", "split": "test", "limit": 3, "seed": 1, "instruction": True}
+    split = benchmark_split("dbpedia", "test", 3, 1, data=made_up)
+    assert split.source == source
+    assert list(split.source) == list(source)
+
+
+def test_superni_is_generated_and_rows_without_an_answer_are_left_out(tmp_path):
+    for task in ORDERS["superni_1"]:
+        folder = tmp_path / "superni" / task
+        folder.mkdir(parents=True)
+        for split in ("train", "dev", "test"):
+            prompt = f"[INS] Do {task}.\n [IN] it\n [OUT] "
+            rows = [{"prompt": prompt, "completion": said} for said in ("", " a b. ", "c")]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{split}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    tasks = load_stream(load_config({"tasks": "superni_2", "data": str(tmp_path)}))
+    assert [task.name for task in tasks] == list(ORDERS["superni_2"])
+    for task in tasks:
+        assert task.options is None
+        assert task.metric == ("exact_match" if task.name in ("task363", "task875") else "rouge_l")
+        assert [row["completion"] for row in task.test.rows] == [" a b. ", "c"]
+        assert open_split(task.test.source, tmp_path) == task.test
+    with pytest.raises(EngramError, match="leave out instruction: false"):
+        benchmark_tasks("superni_1", tmp_path, instruction=False)
+
+
+def test_a_benchmark_task_may_stand_in_a_list_with_settings_of_its_own(made_up):
+    own = {"num_train_epochs": 2}
+    listed = [
+        {"benchmark": "dbpedia", "training": own},
+        {"benchmark": "yahoo", "name": "topics", "metric": "token_f1"},
+    ]
+    settings = {"tasks": listed, "data": str(made_up), "rows": {"train": 5}, "seed": 2}
+    tasks = load_stream(load_config(settings))
+    whole = benchmark_tasks("standard_cl_1", made_up, {"train": 5}, 2)
+    assert (tasks[0].name, tasks[0].training) == ("dbpedia", own)
+    assert tasks[0].train == whole[0].train
+    assert tasks[0].options == whole[0].options
+    assert (tasks[1].name, tasks[1].metric, tasks[1].test) == ("topics", "token_f1", whole[2].test)
+
+
+@needs_rows
+def test_the_real_superni_rows_are_as_its_docstring_says():
+    for task in benchmark_tasks("superni_1", REAL):
+        assert task.dev.rows == task.test.rows
+        train = {row["prompt"] for row in task.train.rows}
+        assert not any(row["prompt"] in train for row in task.test.rows)
+        assert all(row["prompt"].startswith("[INS] ") for row in task.test.rows)
 
 
 @needs_rows

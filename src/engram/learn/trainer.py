@@ -20,13 +20,18 @@ STATE = "method.safetensors"
 
 
 class RehearsalCollator:
-    """The collator with the methods' old rows in it; `batch` counts micro-batches of the task."""
+    """The collator with the methods' old rows in it; `batch` counts micro-batches of the task.
 
-    def __init__(self, collator: Collator, methods: Sequence[Method]):
+    Of several processes each draws for its own part of a step, and together as one process would.
+    """
+
+    def __init__(self, collator: Collator, methods: Sequence[Method], args: TrainingArguments):
         self.collator, self.methods, self.batch = collator, methods, 0
+        self.processes, self.process = args.world_size, args.process_index
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        old = [row for m in self.methods for row in m.rehearse(self.batch, len(features))]
+        batch = self.batch * self.processes + self.process
+        old = [row for m in self.methods for row in m.rehearse(batch, len(features))]
         self.batch += 1
         return self.collator(features + old)
 
@@ -47,7 +52,7 @@ class ContinualTrainer(Trainer):
     ):
         self.base, self.methods, self.resume = base, methods, resume
         self.collate = Collator(base.tokenizer, base.kind)
-        self.rehearsal = RehearsalCollator(self.collate, methods)
+        self.rehearsal = RehearsalCollator(self.collate, methods, args)
         super().__init__(
             model=base.model,
             args=args,

@@ -148,7 +148,8 @@ def _three_steps(
     if config.mode == "joint" and base.kind == "encoder":  # the head knows the labels of them all
         short = replace(short, options=_answers(learned))
     quick = replace(config, scoring=replace(config.scoring, forward=False), checkpoint_every=0)
-    trial = Trial(task.name, count(made, truncated, base.kind), steps_of(args, len(rows)), len(memory))
+    counted = count(made, truncated, base.kind)
+    trial = Trial(task.name, counted, steps_of(args, len(rows)), len(memory))
     plan = Plan(number, task.name, [short], {task.name: short}, memory, quick, None, {}, [trial])
     with tempfile.TemporaryDirectory() as work:
         try:

@@ -1,0 +1,67 @@
+import json
+
+import pytest
+from hub_folder import write_dataset
+
+from engram.config import load_config
+from engram.data.stream import load_stream
+from engram.errors import EngramError
+
+
+ROWS = [{"prompt": f"p{i}", "completion": "ab"[i % 2]} for i in range(6)]
+
+
+@pytest.fixture
+def place(hub):
+    for name in ("reviews.jsonl", "other.test.jsonl", "cats/train.jsonl"):
+        path = hub / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_dataset(hub / "acme" / "dogs", {"train": ROWS, "validation": ROWS[:2], "test": ROWS[:3]})
+    return hub
+
+
+def stream(*tasks, **settings):
+    return load_stream(load_config({"tasks": list(tasks), **settings}))
+
+
+def test_a_task_is_called_after_its_rows_unless_it_has_a_name(place):
+    trains = ["reviews.jsonl", "cats/train.jsonl", "hub:acme/dogs@main:test", {"hub": "acme/dogs"}]
+    tasks = stream(*({"train": train} for train in trains), {"name": "x", "train": trains[0]})
+    assert [task.name for task in tasks] == ["reviews", "cats", "dogs", "dogs", "x"]
+
+
+def test_each_split_of_a_dataset_is_the_one_of_its_role(place):
+    (task,) = stream({"train": "hub:acme/dogs", "dev": "hub:acme/dogs", "test": "hub:acme/dogs"})
+    assert [len(split.rows) for split in (task.train, task.dev, task.test)] == [6, 2, 3]
+    assert task.dev.source["split"] == "validation"
+
+
+def test_limits_and_the_runs_seed_hold_for_datasets(place):
+    (task,) = stream({"train": "hub:acme/dogs"}, rows={"train": 4}, seed=5)
+    assert len(task.train.rows) == 4
+    assert (task.train.source["limit"], task.train.source["seed"]) == (4, 5)
+
+
+def test_a_task_may_have_training_settings_of_its_own(place):
+    own = {"learning_rate": 1e-3, "max_steps": 2}
+    tasks = stream({"train": "reviews.jsonl", "training": own}, {"train": "reviews.jsonl"})
+    assert [task.training for task in tasks] == [own, {}]
+    with pytest.raises(EngramError, match="task reviews: training takes a mapping, got 3"):
+        stream({"train": "reviews.jsonl", "training": 3})
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ({"name": "x"}, "needs its train rows or the name of a benchmark"),
+        ("reviews.jsonl", "needs its train rows"),
+        ({"train": "reviews.jsonl", "trian": 1}, "task reviews: unknown key 'trian'; did you"),
+        ({"benchmark": "dbpeda"}, "no benchmark has 'dbpeda'; did you mean 'dbpedia'"),
+        ({"benchmark": "superni_1"}, "is an order of benchmark tasks; write tasks: superni_1"),
+        ({"benchmark": "cb", "test": "reviews.jsonl"}, "benchmark brings its own rows"),
+    ],
+)
+def test_a_task_that_is_none_is_an_error(place, task, said):
+    with pytest.raises(EngramError, match=said):
+        stream(task)
