@@ -163,6 +163,7 @@ def answer(
     options: Sequence[str] = (),
     max_new_tokens: int | None = None,
     chat: bool = False,
+    say: Say = silent,
 ) -> list[str]:
     """What a stage (the newest; 0 is the base) answers: `engram try` for one prompt or many.
 
@@ -171,7 +172,7 @@ def answer(
     from engram.verbs import answer as verb
 
     asked = [prompts] if isinstance(prompts, str) else prompts
-    return verb.answer(folder, asked, stage, options, max_new_tokens, chat)
+    return verb.answer(folder, asked, stage, options, max_new_tokens, chat, say)
 
 
 def show(folder: str | Path, stage: int | None = None) -> dict[str, Any]:

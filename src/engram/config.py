@@ -67,7 +67,8 @@ class Scoring:
 class Config:
     """Everything that decides the bytes of a lineage. `training`, `adapter` and `quantization` go
     verbatim to `TrainingArguments`, PEFT and `BitsAndBytesConfig`, on top of Engram's defaults;
-    `adapter` null trains all weights. `revision` is the base's, on the hub.
+    `adapter` null trains all weights. `revision` is the base's, on the hub. `max_length` 0 is
+    512, or the positions of the base if these are fewer.
     """
 
     base: str = "default"
@@ -84,7 +85,7 @@ class Config:
     memory: Memory = field(default_factory=Memory)
     general: General = field(default_factory=General)
     scoring: Scoring = field(default_factory=Scoring)
-    max_length: int = 512
+    max_length: int = 0
     max_completion_length: int = 128
     checkpoint_every: int = 500
     seed: int = 0

@@ -35,6 +35,10 @@ from engram.seeds import derive, forked
 
 Kind = Literal["causal", "seq2seq", "encoder"]
 AUTO = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM, "encoder": AutoModel}
+# Families whose positions begin after the padding's, the second one.
+COUNT_FROM_TWO = ("roberta", "xlm-roberta", "camembert", "mpnet")
+# Adapters that put tokens of their own before the text, which then has more than the labels know.
+PROMPTS = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
 TASK_TYPE = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
 
 
@@ -136,7 +140,13 @@ def load_base(
 
 def _with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], seed: int) -> Any:
     settings = {"task_type": TASK_TYPE[kind], **adapter}
-    if settings.get("peft_type", "LORA") == "LORA":  # GPT-2's Conv1D holds its weights transposed
+    settings["peft_type"] = str(settings.get("peft_type", "LORA")).upper()
+    if settings["peft_type"] in PROMPTS and kind != "seq2seq":
+        raise EngramError(
+            f"adapter: {settings['peft_type']} lengthens the text by tokens of its own, and the "
+            "labels would not fit it; take LORA"
+        )
+    if settings["peft_type"] == "LORA":  # GPT-2's Conv1D holds its weights transposed
         transposed = any(isinstance(module, Conv1D) for module in model.modules())
         settings = {**ADAPTER, "fan_in_fan_out": transposed, **settings}
     with forked(derive(seed, "adapter")):
@@ -162,6 +172,14 @@ def load_config_and_tokenizer(
             f"base {name!r}: no model could be loaded ({one_line(error)}); give a folder with "
             "config.json, weights and tokenizer, a model name of the hub, or default"
         ) from error
+
+
+def positions(config: Any) -> int | None:
+    """How many tokens a base can take at once, None if it does not count them."""
+    counted = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if counted and config.model_type in COUNT_FROM_TWO:
+        return counted - 2
+    return counted
 
 
 def check_adapter(settings: dict[str, Any]) -> dict[str, Any]:

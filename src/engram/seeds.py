@@ -15,10 +15,10 @@ def derive(seed: int, *purpose: str | int) -> int:
 
 @contextmanager
 def forked(seed: int) -> Iterator[None]:
-    """Run a block with torch's global generator at `seed`, and put the generator back after it."""
+    """Run a block with torch's global generators at `seed`, and put them back after it."""
     import torch
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
 

@@ -113,7 +113,7 @@ def test_the_warning_is_true_and_its_remedy_works(divided, tmp_path):
         settings = {"gradient_accumulation_steps": accumulation, "max_steps": 1}
         settings |= {"per_device_train_batch_size": size, "max_grad_norm": 0.0}
         made = foreign(base_of("encoder", 0.0), tmp_path, callbacks=[Norm()], **settings)
-        made.loss_is_scaled_for_ga = False if divided else None
+        made.model_accepts_loss_kwargs = not divided
         made.train()
     assert norms[1] / norms[0] == pytest.approx(1 if divided else 2, rel=1e-3)
 

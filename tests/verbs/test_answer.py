@@ -70,7 +70,7 @@ def test_an_encoder_chooses_among_all_it_has_learned(place):
     assert set(answer("lineage", prompts())) <= labels
     assert set(answer("lineage", prompts(), options=["cat"])) == {"cat"}
     assert set(answer("lineage", prompts(), 1)) <= {"blue", "green", "red"}
-    with pytest.raises(EngramError, match="a label it has learned; there are: blue, green, red"):
+    with pytest.raises(EngramError, match="it has learned, not 'cat'; there are: blue, green, red"):
         answer("lineage", prompts(), 1, ["cat"])
     with pytest.raises(EngramError, match="there are: none yet"):
         answer("lineage", prompts(), 0)

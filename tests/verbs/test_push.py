@@ -69,7 +69,7 @@ def test_an_adapter_with_its_card(place, kind, hub):
 def test_merged_into_one_plain_model(place, kind, hub):
     before = tree(place)
     push("lineage", "me/mine", merged=True)
-    assert hub.repositories["me/mine"].get("visibility") != "private"
+    assert "visibility" not in hub.repositories["me/mine"]  # the owner's default
     expected = {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
     assert expected <= set(hub.files)
     assert ("head.safetensors" in hub.files) == (kind == "encoder")

@@ -51,7 +51,7 @@ def test_only_the_adapter_is_trained_and_the_base_stays_quantised(setting, tmp_p
 
 
 def test_the_gradient_after_scoring_is_that_of_the_weights_unpacked():
-    """With bitsandbytes 0.50, some CPUs give none on some CPUs once the model has answered anything."""
+    """With bitsandbytes 0.50 some CPUs have none once the model has answered anything."""
     quantised, plain = (load_base("default", {"lora_dropout": 0.0}, 0, q) for q in (FOUR, None))
     modules = dict(quantised.model.named_modules())
     for name, module in plain.model.named_modules():

@@ -74,7 +74,8 @@ class Shown(StageCallback):
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.bar.stop()
+        if self.live:  # before rich 14.3 a disabled bar, too, ends in an empty line
+            self.bar.stop()
 
     def say(self, line: str) -> None:
         """A note that stays."""

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from engram import api
-from engram.cli.output import Folder, Json, Stage, print_json, quiet, stdout
+from engram.cli.output import Folder, Json, Stage, print_json, quiet, stderr, stdout
 
 
 def try_(
@@ -26,7 +26,7 @@ def try_(
     Example: engram try my-model "Great pasta, slow service. Sentiment:" --stage 1
     """
     quiet()
-    answers = api.answer(folder, prompt, stage, option or (), tokens, chat)
+    answers = api.answer(folder, prompt, stage, option or (), tokens, chat, stderr().print)
     if as_json:
         pairs = zip(prompt, answers, strict=True)
         print_json([{"prompt": asked, "answer": said} for asked, said in pairs])

@@ -46,8 +46,12 @@ def adam_tensors(optimizer: Optimizer, parameters: Sequence[Tensor]) -> dict[str
 def load_adam_tensors(
     optimizer: Optimizer, parameters: Sequence[Tensor], tensors: dict[str, Tensor]
 ) -> None:
-    """The inverse of `adam_tensors`; other names are passed over."""
+    """The inverse of `adam_tensors`; other names are passed over.
+
+    The moments go to where their parameters lie; the step stays where torch keeps it, on the CPU.
+    """
     for i, p in enumerate(parameters):
         for key in STATE:
             if f"adam.{key}.{i}" in tensors:
-                optimizer.state[p][key] = tensors[f"adam.{key}.{i}"].clone()
+                device = "cpu" if key == "step" else p.device
+                optimizer.state[p][key] = tensors[f"adam.{key}.{i}"].to(device, copy=True)

@@ -103,7 +103,7 @@ def warn_if_mis_scaled(
         warnings.warn(
             f"{where}: {type(bare).__name__} ignores num_items_in_batch, so the gradients of this "
             f"Trainer are {excess(args)} times too large; train without gradient accumulation, or "
-            "set trainer.loss_is_scaled_for_ga = False and average_tokens_across_devices=False",
+            "set trainer.model_accepts_loss_kwargs = False",
             stacklevel=2,
         )
 

@@ -39,8 +39,6 @@ class RehearsalCollator:
 class ContinualTrainer(Trainer):
     """Learns one task. A new one is made for every task: the optimizer must not carry over."""
 
-    loss_is_scaled_for_ga = True  # `token_loss` divides by the items of the accumulated batch
-
     def __init__(
         self,
         base: Base,
@@ -60,6 +58,7 @@ class ContinualTrainer(Trainer):
             data_collator=self.rehearsal,
             callbacks=[*methods, _MethodState(self), *callbacks],
         )
+        self.model_accepts_loss_kwargs = True  # `token_loss` divides by the accumulated items
         self.remove_callback(PrinterCallback)
         for method in methods:
             method.engine = self

@@ -16,6 +16,7 @@ from engram.lineage.files import dump, hash_folder, locked, sync, write_text
 from engram.lineage.history import History
 from engram.lineage.ledger import append, read_ledger
 from engram.measure.matrix import ScoreMatrix
+from engram.seeds import digest
 
 
 FORMAT = 1
@@ -79,7 +80,8 @@ class Lineage(History):
             (path / "ledger.jsonl").unlink(missing_ok=True)
             shutil.rmtree(path / "stages", ignore_errors=True)
             (path / "stages").mkdir()
-            entry = {"stage": 0, "verb": "init", "parent": None, "base": base}
+            settings = settings_digest(config)
+            entry = {"stage": 0, "verb": "init", "parent": None, "base": base, "settings": settings}
             if adapter:
                 (path / ADAPTER).mkdir()
                 for name, content in adapter.items():
@@ -222,6 +224,14 @@ class Lineage(History):
             learned_at=tuple(range(1, len(stages) + 1)),
             rows=tuple(tuple(row.get(task) for task in tasks) for row in rows),
         )
+
+
+def settings_digest(config: Config) -> str:
+    """The sha256 of the settings that a lineage is made with, wherever it and its base lie."""
+    settings = config.to_dict()
+    for key in (*FREE, "base", "revision", "general"):
+        settings.pop(key)
+    return digest(settings, config.general.ratio)
 
 
 def moved(file: Any, start: Path, end: Path) -> Any:

@@ -81,6 +81,7 @@ def _generate(
         "max_new_tokens": max_completion_length,
         "max_length": None,  # a base may bring one, and would warn of both at every batch
         "do_sample": False,
+        **dict.fromkeys(("temperature", "top_p", "top_k")),  # else transformers 5.5 warns of them
         "num_beams": 1,
         "repetition_penalty": 1.0,
         "no_repeat_ngram_size": 0,

@@ -9,6 +9,7 @@ import torch
 from engram.data.rows import Row
 from engram.errors import EngramError
 from engram.learn.methods import make
+from engram.learn.stage import Say
 from engram.lineage.lineage import Lineage
 from engram.measure.predict import predict
 from engram.pins import check_pin
@@ -22,6 +23,7 @@ def answer(
     options: Sequence[str] = (),
     max_new_tokens: int | None = None,
     chat: bool = False,
+    say: Say = lambda line: None,
 ) -> list[str]:
     """What a stage (the newest; 0 is the base) answers to each prompt. Reads only.
 
@@ -42,17 +44,19 @@ def answer(
     torch.set_num_threads(config.threads or torch.get_num_threads())
     base = base_at(lineage, entry)
     choices = list(options) or list(base.labels or ())
-    if base.kind == "encoder" and not set(choices) & set(base.labels or ()):
+    strange = [option for option in options if option not in (base.labels or ())]
+    if base.kind == "encoder" and (strange or not choices):
         learned = ", ".join(base.labels or ()) or "none yet"
         raise EngramError(
-            f"{path}: an encoder answers with a label it has learned; there are: {learned}"
+            f"{path}: an encoder answers with a label it has learned"
+            f"{f', not {strange[0]!r}' if strange else ''}; there are: {learned}"
         )
     with ExitStack() as stack:
         for method in make(config.method):
             stack.enter_context(method.inference(base.model))
         device, bf16 = next(base.model.parameters()).device.type, bool(config.training.get("bf16"))
         stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16))  # as in `score`
-        answers, _ = predict(
+        answers, truncated = predict(
             base,
             [_row(prompt, chat) for prompt in prompts],
             "options" if choices else "generate",
@@ -62,6 +66,8 @@ def answer(
             config.scoring.batch_size,
             where="the prompts",
         )
+    if truncated:
+        say(f"warning: {truncated} too long for max_length: {config.max_length}; cut in the middle")
     return answers
 
 

@@ -15,12 +15,14 @@ from engram.learn.arguments import training_arguments
 from engram.learn.methods import make
 from engram.measure.evaluate import scoring_mode
 from engram.measure.metrics import find_metric
+from engram.measure.predict import MAX_LENGTH
 from engram.models import (
     Kind,
     check_adapter,
     check_quantization,
     kind_of,
     load_config_and_tokenizer,
+    positions,
 )
 
 
@@ -34,6 +36,23 @@ def check_settings(config: Config) -> None:
     check_quantization(config.quantization, config.adapter)
     if config.mode != "sequential" and config.method != "sequential":
         raise EngramError(f"mode {config.mode} takes no method; set method=sequential")
+
+
+def settle(config: Config) -> None:
+    """Put a number in `max_length` when it is left to the base.
+
+    Raises:
+        EngramError: no such base, or it has fewer positions than `max_length` says.
+    """
+    settings, _ = load_config_and_tokenizer(config.base, config.revision)
+    most = positions(settings)
+    if not config.max_length:
+        config.max_length = min(MAX_LENGTH, most or MAX_LENGTH)
+    elif most and config.max_length > most:
+        raise EngramError(
+            f"max_length: {config.max_length} is more than the {most} positions of base "
+            f"{config.base!r}; set max_length={most} or fewer"
+        )
 
 
 def check_tasks(config: Config, tasks: Sequence[Task]) -> None:

@@ -29,7 +29,7 @@ from engram.lineage.lineage import Lineage
 from engram.models import Base, load_base
 from engram.pins import check_pin, pin
 from engram.verbs.advance import GENERAL
-from engram.verbs.checks import check_settings, check_tasks
+from engram.verbs.checks import check_settings, check_tasks, settle
 from engram.verbs.costs import STEPS, Trial, check_disk, costs
 from engram.verbs.counting import count, length, sample, steps_of
 from engram.verbs.loading import base_at
@@ -56,6 +56,7 @@ def dry_run(config: Config) -> dict[str, Any]:
     """
     with _offline():
         check_settings(config)
+        settle(config)
         tasks = load_stream(config)
         path = Path(config.lineage or "new-lineage")
         if (path / "engram.yaml").exists():

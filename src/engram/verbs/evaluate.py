@@ -42,10 +42,10 @@ def evaluate(
     """
     lineage = Lineage(path)
     if not lineage.stages:
-        raise EngramError(
-            f"{path}: nothing was learned yet, so there is nothing to score; "
-            f"teach it a task with `engram learn {path} NAME train.jsonl`"
-        )
+        reverted = lineage.next_stage > 1
+        state = "every stage is reverted" if reverted else "nothing was learned yet"
+        mend = f"revert {path} --to STAGE" if reverted else f"learn {path} NAME train.jsonl"
+        raise EngramError(f"{path}: {state}, so there is nothing to score; `engram {mend}`")
     entry = stage_entry(lineage, stage)
     ids = [e["task"]["id"] for e in lineage.stages]
     for name in tasks:

@@ -16,7 +16,7 @@ from engram.layout import ADAPTER_SETTINGS as SETTINGS
 from engram.lineage.lineage import Lineage
 from engram.models import load_base
 from engram.pins import pin
-from engram.verbs.checks import check_settings
+from engram.verbs.checks import check_settings, settle
 from engram.weights import load_weights
 
 
@@ -42,6 +42,7 @@ def init(path: str | Path, config: Config, adapter: str | Path | None = None) ->
             config.revision = config.revision or written.get("revision")
     check_settings(config)
     Lineage.check_vacant(path)
+    settle(config)
     base = load_base(  # weights or an adapter that do not fit
         config.base, config.adapter, config.seed, config.quantization, config.revision
     )

@@ -14,7 +14,7 @@ from engram.lineage.files import locked
 from engram.lineage.lineage import Lineage
 from engram.pins import pin
 from engram.verbs.advance import advance
-from engram.verbs.checks import check_settings, check_tasks
+from engram.verbs.checks import check_settings, check_tasks, settle
 from engram.verbs.init import init
 
 
@@ -31,6 +31,7 @@ def run(
     if not config.lineage:
         raise EngramError("lineage: missing; say where the run goes, such as lineage=runs/first")
     check_settings(config)
+    settle(config)
     tasks = load_stream(config)
     path = Path(config.lineage)
     if (path / "engram.yaml").exists():

@@ -6,7 +6,7 @@ from typing import Any
 from engram.errors import EngramError
 from engram.layout import WHOLE
 from engram.lineage.files import hash_folder
-from engram.lineage.lineage import Lineage
+from engram.lineage.lineage import Lineage, settings_digest
 from engram.pins import differing, pin
 
 
@@ -14,7 +14,8 @@ def verify(path: str | Path) -> list[str]:
     """What is not as the ledger says, a line each; none if all is well. Reads only.
 
     The chain of the ledger's lines, every file of every stage (those of older whole weights may be
-    gone, if a later line says so), the base, and what lies in the folder and is of no stage.
+    gone, if a later line says so), the settings, the base, and what lies in the folder and is of no
+    stage.
 
     Raises:
         EngramError: not a lineage, or a broken chain: past that, no line can be believed.
@@ -28,6 +29,9 @@ def verify(path: str | Path) -> list[str]:
     for folder in sorted((lineage.path / "stages").glob("*")):
         if folder.relative_to(lineage.path).as_posix() not in known:
             problems.append(f"{folder}: of no stage in the ledger; a run was stopped, or delete it")
+    written = lineage.ledger[0].get("settings")
+    if written not in (None, settings_digest(lineage.config)):
+        problems.append(f"{lineage.path / 'engram.yaml'}: has other settings than it was made with")
     if lineage.written_pin != lineage.pin:
         problems.append(f"{lineage.path / 'engram.yaml'}: names another base than the ledger")
     return problems + _base(lineage.pin)

@@ -35,7 +35,7 @@ class RecurrentKIF(Guest):
     are kept. Old rows: needed. Cost: S/Q more steps, 1.5 times the passes of `sequential`.
 
     It is also a callback of any `transformers.Trainer`, SFTTrainer too: `RecurrentKIF(memory=...)`,
-    with a dataset of features or raw rows, or one for each task by its name (docs/pages/trl.md).
+    with a dataset of features or raw rows, or one for each task by its name (docs/trl.md).
 
     Args:
         inner_steps: Q, steps on the new task in a round.
