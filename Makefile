@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 METHODS = sequential replay recurrent_kif
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test clean
+.PHONY: quickstart test docs clean
 
 quickstart: .venv/ready
 	rm -rf quickstart && mkdir quickstart
@@ -19,6 +19,9 @@ test: .venv-test/ready
 	.venv-test/bin/pyright --pythonpath .venv-test/bin/python
 	HF_HUB_OFFLINE=1 .venv-test/bin/python -m pytest --numprocesses 2
 
+docs: .venv-test/ready
+	NO_MKDOCS_2_WARNING=1 .venv-test/bin/mkdocs build --strict
+
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/python $(PIP) --editable '.[plot]'
@@ -30,4 +33,4 @@ test: .venv-test/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-test quickstart
+	rm -rf .venv .venv-test quickstart site

@@ -87,8 +87,8 @@ def run_cell(cell: Cell, folder: Path, chosen: dict[str, Any], data: str) -> Non
     from transformers import TrainerCallback
 
     from engram.config import load_config
-    from engram.verbs.run import run
     from engram.measure.matrix import summary, to_dict
+    from engram.verbs.run import run
 
     class ProcessTime(TrainerCallback):
         """Adds up CPU seconds: with one thread, wall time without the neighbours' load."""

@@ -8,7 +8,20 @@ from engram.errors import EngramError
 
 
 if TYPE_CHECKING:
-    from engram.api import evaluate, init, learn, run
+    from engram.api import (
+        answer,
+        dry_run,
+        evaluate,
+        export,
+        init,
+        learn,
+        push,
+        rebase,
+        revert,
+        run,
+        show,
+        verify,
+    )
     from engram.config import Config, load_config
     from engram.data.task import Split, Task
     from engram.learn.methods.recurrent_kif import RecurrentKIF
@@ -21,24 +34,30 @@ __all__ = [
     "RecurrentKIF",
     "Split",
     "Task",
+    "answer",
+    "dry_run",
     "evaluate",
+    "export",
     "init",
     "learn",
     "load_config",
+    "push",
+    "rebase",
+    "revert",
     "run",
+    "show",
+    "verify",
 ]
 
+VERBS = [name for name in __all__ if name.islower() and name not in ("learn", "load_config")]
 HOMES = {
     "Config": "config",
     "Lineage": "lineage.lineage",
     "RecurrentKIF": "learn.methods.recurrent_kif",
     "Split": "data.task",
     "Task": "data.task",
-    "evaluate": "api",
-    "init": "api",
     "load_config": "config",
-    "run": "api",
-}
+} | dict.fromkeys(VERBS, "api")
 
 
 def __getattr__(name: str) -> Any:

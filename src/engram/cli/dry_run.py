@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
-from engram.cli.output import grid
+from engram.cli.output import counted, grid
 from engram.report.results import method_name
 
 
@@ -26,7 +26,7 @@ def planned(found: dict[str, Any]) -> Iterator[RenderableType]:
     trained = found["trainable"] / found["parameters"]
     lines = [
         f"base:        {found['base']} ({found['kind']}), on {found['device']}, "
-        f"{found['threads']} threads",
+        f"{counted(found['threads'], 'thread')}",
         f"method:      {method_name(found['method'], found['mode'])}",
         f"parameters:  {found['trainable']:,} of {found['parameters']:,} are trained "
         f"({100 * trained:.2g} %)",

@@ -55,6 +55,11 @@ def score(value: float | None, sign: bool = False) -> str:
     return "-" if value is None else f"{value:{'+' if sign else ''}.3f}"
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number:,} {thing}{'s' * (number != 1)}"
+
+
 def grid(*columns: str, right: Sequence[str] = ()) -> Table:
     """A table with these columns, those in `right` aligned to the right."""
     table = Table(box=SIMPLE, pad_edge=False)
@@ -83,6 +88,6 @@ def quiet() -> None:
     from transformers.utils import logging
 
     disable_progress_bars()
-    warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+    warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

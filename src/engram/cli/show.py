@@ -5,7 +5,7 @@ from typing import Any
 from rich.text import Text
 
 from engram import api
-from engram.cli.output import Folder, Json, Stage, grid, print_json, scores_table, stdout
+from engram.cli.output import Folder, Json, Stage, counted, grid, print_json, scores_table, stdout
 from engram.report.results import method_name
 
 
@@ -42,13 +42,13 @@ def _lines(known: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [(split, _rows(task[split])) for split in ("train", "test") if split in task]
     if "general" in known:
         lines += [("general", _rows(known["general"]))]
-    lines += [("remembers", f"{known['remembered_rows']} rows")]
+    lines += [("remembers", counted(known["remembered_rows"], "row"))]
     lines += [("training", _pairs(settings["training"]))]
     if settings["adapter"] is not None:
         lines += [("adapter", _pairs(settings["adapter"]))]
     if settings["quantization"]:
         lines += [("quantised", _pairs(settings["quantization"]))]
-    lines += [("seed", f"{settings['seed']}, {settings['threads']} threads")]
+    lines += [("seed", f"{settings['seed']}, {counted(settings['threads'], 'thread')}")]
     lines += [("made with", _pairs(known["versions"]))]
     return [*lines, *_loads(known)]
 
@@ -75,7 +75,7 @@ def _base(base: dict[str, Any]) -> str:
 
 def _rows(split: dict[str, Any]) -> str:
     source = split["source"] or {"made": "in Python"}
-    return f"{split['rows']} rows, {_pairs(source)}, sha256 {split['sha256'][:12]}"
+    return f"{counted(split['rows'], 'row')}, {_pairs(source)}, sha256 {split['sha256'][:12]}"
 
 
 def _pairs(values: dict[str, Any]) -> str:

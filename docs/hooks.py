@@ -1,0 +1,180 @@
+"""What the pages say of verbs, settings and methods, made from the source when the site is built.
+
+`<!-- made: NAME ARGUMENT -->` in a page calls the function NAME below with this argument, and what
+it returns stands there. `<!-- keys: CLASS -->` gives the table after it two more columns.
+"""
+
+import dataclasses
+import inspect
+import json
+import re
+import types
+from collections.abc import Callable
+from itertools import groupby
+from textwrap import dedent
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from typer.models import OptionInfo
+
+from engram import config
+from engram.cli import app
+from engram.cli.methods import describe, preset_notes, preset_rows, spell, value
+from engram.cli.output import quiet
+from engram.errors import EngramError
+
+
+quiet()  # before the libraries below are imported
+from transformers import TrainingArguments  # noqa: E402
+
+from engram.learn import arguments  # noqa: E402
+from engram.learn.methods import find, keywords, names  # noqa: E402
+
+
+MARK = re.compile(r"<!-- made: (\w+)(?: (\w+))? -->")
+KEYS = re.compile(r"<!-- keys: (\w+) -->\n+((?:\|.*\n)+)")
+EMPTY = (None, False, inspect.Parameter.empty)
+VERBS = {command.name: command.callback for command in app.registered_commands}
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """Called by mkdocs with the text of every page."""
+    shown = {argument for name, argument in MARK.findall(markdown) if name == "verb"}
+    if shown and shown != set(VERBS):
+        raise EngramError(f"verbs.md: shows other verbs than there are: {shown ^ set(VERBS)}")
+    markdown = KEYS.sub(lambda found: keys(*found.groups()), markdown)
+    return MARK.sub(lambda found: MAKERS[found[1]](*filter(None, [found[2]])), markdown)
+
+
+def table(*rows: list[str]) -> str:
+    """Rows of cells as a Markdown table, the first one its head."""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def verb(name: str) -> str:
+    """What `engram NAME --help` says."""
+    usage, rows = f"engram {name}", [["argument", "meaning"]]
+    for param in inspect.signature(VERBS[name]).parameters.values():
+        kind, told = get_args(param.annotation)
+        named = told.metavar or param.name.upper()
+        if isinstance(told, OptionInfo):
+            given = [word for word in (told.default, *(told.param_decls or ())) if word]
+            option = next((w for w in given if str(w).startswith("--")), f"--{param.name}")
+            named = f"{option} {told.metavar or _sort(kind)}".rstrip()
+        else:
+            usage += f" {named}"
+        default = "" if param.default in EMPTY else f" Default: `{param.default}`."
+        rows.append([f"`{named}`", (told.help or "") + default])
+    about = (inspect.getdoc(VERBS[name]) or "").partition("Example:")[0].strip()
+    return f"{about}\n\n```text\n{usage} [OPTIONS]\n```\n\n{table(*rows)}"
+
+
+def _sort(kind: Any) -> str:
+    """What an option takes: TEXT, INT, PATH, or nothing."""
+    sorts = {"str": "TEXT", "int": "INT", "Path": "PATH", "bool": ""}
+    found = re.findall(r"\w+", f"{kind} {spell(kind)}")
+    return next(sorts[word] for word in found if word in sorts)
+
+
+def keys(cls: str, written: str) -> str:
+    """A table of keys and their meanings, with the types and defaults of a dataclass."""
+    found = {field.name: field for field in dataclasses.fields(getattr(config, cls))}
+    cells = (line.strip("|\n").split("|") for line in written.splitlines())
+    told = {key.strip(" `"): meaning.strip() for key, meaning in list(cells)[2:]}
+    if list(told) != list(found):
+        raise EngramError(f"settings.md: {cls} has {list(found)}, the page {list(told)}")
+    rows = [[f"`{key}`", told[key] + _small(*_of_field(found[key]))] for key in told]
+    return table(["key", "meaning"], *rows)
+
+
+def _small(kind: str, default: str) -> str:
+    """Below a meaning, so that the table is narrow enough for a phone."""
+    return f"<br><small>{kind}" + (f"; default `{default}`" if default else "") + "</small>"
+
+
+def _of_field(field: dataclasses.Field) -> tuple[str, str]:
+    if dataclasses.is_dataclass(field.type):
+        return "mapping, see below", ""
+    plain: Any = field.default
+    if field.default_factory is not dataclasses.MISSING:
+        plain = field.default_factory()
+    return _kind(field.type), json.dumps(plain) if plain in (True, False, {}) else value(plain)
+
+
+def _kind(kind: Any) -> str:
+    """A type as people say it."""
+    if isinstance(kind, types.UnionType):
+        return " or ".join(map(_kind, get_args(kind)))
+    if get_origin(kind) is Literal:
+        return " or ".join(f"`{word}`" for word in get_args(kind))
+    said = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "mapping"}
+    return said.get(get_origin(kind) or kind) or {"Any": "anything"}.get(spell(kind), spell(kind))
+
+
+def defaults() -> str:
+    """Engram's own defaults of what goes verbatim to a library."""
+    own = {"training": config.TRAINING, "adapter": config.ADAPTER}
+    return f"```yaml\n{yaml.safe_dump(own, sort_keys=False)}```\n"
+
+
+def owned() -> str:
+    """The keys of `training:` that the engine sets itself, by their reason."""
+    valid = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    rows = [["keys", "instead"]]
+    for reason, prefixes in groupby(arguments.OWNED, arguments.OWNED.__getitem__):
+        found = dict.fromkeys(k for prefix in prefixes for k in valid if k.startswith(prefix))
+        if found:
+            rows.append([", ".join(f"`{key}`" for key in found), reason])
+    return table(*rows)
+
+
+def refused() -> str:
+    """The keys of `training:` with which no method could do its work."""
+    rows = [[f"`{key}`", reason] for key, reason in arguments.REFUSED.items()]
+    return table(["key", "why not, and what instead"], *rows)
+
+
+def methods() -> str:
+    """All that `engram methods` and `engram methods NAME` say."""
+    found = [describe(name) for name in names()]
+    rows = [["method", "what it does"]]
+    for one in found:
+        old = "old rows needed" if find(one["name"]).rehearses else "no old rows"
+        about = f"{one['summary']}<br><small>{one['family']}; {old}</small>"
+        rows.append([f"[`{one['name']}`](#{one['name']})", about])
+    return table(*rows) + "".join(f"\n## {one['name']}\n\n{_method(one)}" for one in found)
+
+
+def _method(one: dict[str, Any]) -> str:
+    method = find(one["name"])
+    about, _, told = (inspect.getdoc(method) or "").partition("Args:\n")
+    paper = f"; [its paper]({one['paper']})" if one["paper"] else ""
+    parts = [f"Family: {one['family']}{paper}.\n\n{about.strip()}\n"]
+    meanings = {
+        found[1]: " ".join(found[2].split())
+        for found in re.finditer(r"^(\w+): (.*(?:\n +.*)*)", dedent(told), re.MULTILINE)
+    }
+    rows, kinds = [], keywords(one["name"])
+    for key in one["keywords"]:
+        about = _small(_kind(kinds[key["name"]].annotation), value(key["default"]))
+        rows.append([f"`{key['name']}`", meanings[key["name"]] + about])
+    if rows:
+        parts.append(table(["keyword", "meaning"], *rows))
+    if method.neutral:
+        given = ", ".join(f"`{key}: {value(word)}`" for key, word in method.neutral.items())
+        parts.append(f"With {given} it is bitwise `sequential`.\n")
+    if method.presets:
+        rows = [[f"`{key}`", *cells] for key, *cells in preset_rows(method)]
+        parts.append(
+            "Presets; \\* marks what the source leaves open, and in [] stands what it trains with, "
+            "which a preset does not set:\n"
+        )
+        parts.append(table(["keyword", *method.presets], *rows))
+        parts.append("".join(f"- {note}\n" for note in preset_notes(method)))
+    return "\n".join(parts)
+
+
+MAKERS: dict[str, Callable[..., str]] = {
+    made.__name__: made for made in (verb, defaults, owned, refused, methods)
+}

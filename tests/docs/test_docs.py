@@ -1,0 +1,148 @@
+"""The pages: the site builds and needs no network, and every command and script in them runs.
+
+Each page has an empty folder of its own. There its ```bash and ```python blocks are run in their
+order, the latter as one script; its ```yaml blocks are settings that a run takes. A base such as
+Qwen/Qwen3-0.6B is a folder with the embedded model. `<!-- exits 2 -->` before a block says how its
+last command ends. What is not run here: ```text (output), ```console (`pip install`, and `make`,
+which continuous integration runs itself), and the scripts of trl.md, which
+tests/learn/test_trl.py runs.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import constants
+
+from docs.blocks import blocks, blocks_of, put_base, run_block
+from engram.config import load_config
+from engram.learn.methods import make
+from engram.measure.matrix import ScoreMatrix, summary
+from engram.measure.metrics import METRICS
+from engram.models import check_quantization
+from hub import Hub, serving
+
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+README = ROOT / "README.md"
+LANGUAGES = {"bash", "console", "json", "python", "text", "yaml"}
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The folder of a page, and a hub that takes what is pushed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ENGRAM_DATA", raising=False)
+    put_base(tmp_path)
+    with serving(Hub()) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_of_the_test")
+        yield hub
+
+
+@every_page
+def test_the_commands_of_a_page_run(page, place, monkeypatch):
+    names = {"__name__": "__main__"}
+    for status, language, text in blocks(page):
+        if language == "bash":
+            # Only a push may talk to the hub; everything else is offline.
+            with monkeypatch.context() as patch:
+                patch.setattr(constants, "HF_HUB_OFFLINE", not text.startswith("engram push"))
+                run_block(text, status)
+        elif language == "python" and page.stem != "trl":
+            exec(compile(text, str(page), "exec"), names)
+    assert bool(place.files) == (page.stem == "verbs")
+
+
+@every_page
+def test_the_yaml_of_a_page_is_one_that_a_run_takes(page):
+    for text in blocks_of(page, "yaml"):
+        config = load_config(yaml.safe_load(text))
+        make(config.method)
+        check_quantization(config.quantization, config.adapter)
+
+
+@every_page
+def test_a_page_is_narrow_and_its_blocks_say_what_they_are(page):
+    text = page.read_text(encoding="utf-8")
+    assert len(re.findall(r"^```", text, re.MULTILINE)) % 2 == 0
+    assert set(re.findall(r"^```(\w*)\n.*?^```$", text, re.MULTILINE | re.DOTALL)) <= LANGUAGES
+    wide = [line for line in text.splitlines() if len(line) > 110 and not line.startswith("|")]
+    assert not wide
+
+
+def test_the_commands_of_the_readme_run(place):
+    rows = {
+        "reviews": [("the soup was warm . review :", "good"), ("we waited . review :", "bad")],
+        "tickets": [("where is my parcel ? team :", "shipping"), ("it broke . team :", "repair")],
+    }
+    for name, pairs in rows.items():
+        lines = [json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in pairs]
+        for suffix in ("", "-test"):
+            Path(f"{name}{suffix}.jsonl").write_text("".join(lines))
+            Path(f"{name}{suffix}.csv").write_text(
+                "prompt,completion\n" + "".join(f"{p},{c}\n" for p, c in pairs)
+            )
+    (settings,) = blocks_of(README, "yaml")
+    Path("stream.yaml").write_text(f"{settings}max_completion_length: 8\n")  # so that it is quick
+    lines = [line for text in blocks_of(README, "") for line in text.splitlines()]
+    verbs = [line for line in lines if line.startswith("engram ")]
+    inline = re.findall(r"`(engram run stream\.yaml[^`]*)`", README.read_text(encoding="utf-8"))
+    assert len(verbs) >= 4
+    assert len(inline) >= 2
+    run_block("\n".join([*verbs, *inline]))
+    Path("my-model").rename("first")  # the script makes it again
+    (script,) = blocks_of(README, "python")
+    exec(compile(script, "README.md", "exec"), {"__name__": "__main__"})
+
+
+def test_the_page_of_metrics_has_them_all():
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    for name in (*METRICS, *summary(ScoreMatrix((), (), ((),)))):
+        assert f"`{name}`" in page
+
+
+class Loaded(HTMLParser):
+    """What a page makes a browser load by itself."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.addresses: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        source = given.get("href") if tag == "link" else given.get("src")
+        if source and given.get("rel") not in ("canonical", "next", "prev"):
+            self.addresses.append(source)
+
+
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert built.returncode == 0, built.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > len(PAGES)  # and the page for a wrong address
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert "<!-- made:" not in text
+        assert "<!-- keys:" not in text
+        assert not [a for a in Loaded(text).addresses if re.match(r"(\w+:)?//", a)], page.name
+    for sheet in tmp_path.rglob("*.css"):
+        text = sheet.read_text(encoding="utf-8")
+        assert not re.search(r"url\(['\"]?(https?:)?//|@import", text), sheet.name
+    assert not list((tmp_path / "site").glob("*.py"))
