@@ -1,5 +1,8 @@
 """A task learned by the engine on a tiny model, without a lineage around it."""
 
+import functools
+import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -74,16 +77,34 @@ def engine(
     callbacks=(),
     **training,
 ) -> ContinualTrainer:
-    """An engine that will learn `rows` rows of colour, with `memory` rows of animal kept."""
+    """An engine that will learn `rows` rows of colour, with `memory` rows of animal kept.
+
+    With memory it is the second task, and methods have the state that a first one left.
+    """
     methods = make(method)
     every = training.pop("checkpoint_every", 0)
     arguments = {"per_device_train_batch_size": 4, "num_train_epochs": 1, **STRICT, **training}
     args = training_arguments(arguments, work, 7, every)
     kept = {"animal": tokenized(base, "animal", memory)} if memory else {}
+    states = first_stage(base.kind, json.dumps(method)) if memory else {}
     for m in methods:
-        context = TaskContext("colour", 2, 3, Memory(kept, 5), {})
+        state = states.get(m.name, {})
+        context = TaskContext("colour", 1 + bool(memory), 3, Memory(kept, 5), dict(state))
         base.model = m.begin_task(base.model, context)
     return ContinualTrainer(base, methods, tokenized(base, "colour", rows), args, callbacks, resume)
+
+
+@functools.cache
+def first_stage(kind: str, method: str) -> dict[str, dict[str, torch.Tensor]]:
+    """What the methods store after a first task, animal, by their names."""
+    base = tiny_base(kind)
+    with tempfile.TemporaryDirectory() as work:
+        made = engine(base, json.loads(method), Path(work), memory=0, rows=12)
+        made.train_dataset = tokenized(base, "animal", 12)  # type: ignore[assignment]
+        made.learn()
+    for m in made.methods:
+        m.end_task(base.model)
+    return {m.name: m.state_dict() for m in made.methods}
 
 
 def weights(base: Base) -> dict[str, torch.Tensor]:

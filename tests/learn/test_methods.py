@@ -64,6 +64,17 @@ def test_a_run_stopped_inside_a_task_ends_in_the_same_weights(method, kind, at, 
         assert same(a.state_dict(), b.state_dict())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", EVERY)
+def test_two_micro_batches_of_4_are_one_batch_of_8(name, kind, tmp_path):
+    sizes = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    halves = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    one, _ = learned(kind, name, tmp_path / "a", dropout=0.0, **sizes)
+    two, _ = learned(kind, name, tmp_path / "b", dropout=0.0, **halves)
+    for parameter, tensor in one.items():
+        torch.testing.assert_close(two[parameter], tensor, atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_state_survives_safetensors(name, tmp_path):
     _, made = learned("causal", name, tmp_path, checkpoint_every=9)

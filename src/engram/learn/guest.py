@@ -61,7 +61,8 @@ class Guest(Method):
         warn_if_mis_scaled(args, model, batch, self.name)
         if memory:
             check_host(args, state, model, self.name)
-            self.engine = Host(args, model, collate, kind_of_batch(model, batch, self.name))
+            kind = kind_of_batch(model, batch, self.name)
+            self.engine = Host(args, model, collate, kind)  # type: ignore[assignment]  # its Steps
 
     def go_on(self, args: TrainingArguments, state: Any) -> None:
         """Take up the state of the checkpoint that the Trainer resumes from.

@@ -18,14 +18,14 @@ from transformers import TrainingArguments
 
 from engram.data.tokens import Kind
 from engram.learn.importance import flatten, write_back
-from engram.learn.step import accumulate, aside, clip_and_step, task_loss
+from engram.learn.step import accumulate, clip_and_step, task_loss
 
 
 Batch = dict[str, Any]
 
 
 class Host:
-    """The `Engine` protocol over the arguments of a callback's events.
+    """The `Steps` protocol over the arguments of a callback's events.
 
     Under several processes every one of them takes the same steps on the same rows, so that the
     weights stay equal without a word between them.
@@ -87,9 +87,6 @@ class Host:
             parameter.grad = gradient
 
     # --- steps on other rows
-
-    def side_gradient(self, rows: list[dict[str, Any]], seed: int) -> list[Tensor]:
-        return aside(self.parameters, lambda: self._backward(rows, seed))
 
     def fit_step(
         self,

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments
 
 from engram.learn.adam import adam_tensors, load_adam_tensors
-from engram.learn.methods.base import Engine, TaskContext
+from engram.learn.methods.base import Steps, TaskContext
 from engram.seeds import derive
 
 
@@ -30,7 +30,7 @@ class OuterLearner:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Steps,
         context: TaskContext,
         args: TrainingArguments,
         steps: int,

@@ -1,17 +1,19 @@
 """The engine: a Trainer that computes the task loss itself and calls the methods at the seams."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from engram.data.tokens import Collator
-from engram.learn.methods.base import Method
+from engram.data.tokens import Collator, Kind
+from engram.learn.methods.base import Loss, Method
 from engram.learn.step import accumulate, aside, clip_and_step, count_items, task_loss
 from engram.models import Base
 
@@ -64,6 +66,10 @@ class ContinualTrainer(Trainer):
             method.engine = self
 
     @property
+    def kind(self) -> Kind:
+        return self.base.kind
+
+    @property
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters, in the model's order."""
         return [p for p in self.base.model.parameters() if p.requires_grad]
@@ -100,13 +106,14 @@ class ContinualTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = self.task_loss(model, inputs, num_items_in_batch)
-        loss = (
-            loss * self.accelerator.num_processes
-        )  # the items are everybody's; DDP takes the mean
         for method in self.methods if model.training else ():
             extra = method.extra_loss(model, inputs, outputs)
-            if extra is not None:
-                loss = loss + extra / self.current_gradient_accumulation_steps
+            if extra is not None:  # the shares of the micro-batches of a step add up to one
+                items = count_items(inputs, self.base.kind)
+                loss = loss + extra * items / (
+                    items if num_items_in_batch is None else num_items_in_batch
+                )
+        loss = loss * self.accelerator.num_processes  # items are everybody's; DDP takes the mean
         return (loss, outputs) if return_outputs else loss
 
     def task_loss(
@@ -115,11 +122,27 @@ class ContinualTrainer(Trainer):
         """The engine's own loss, the same rule for every kind of model, and the model's outputs."""
         return task_loss(model, self.base.model, inputs, self.base.kind, num_items)
 
-    # --- the two services for methods
+    # --- the services for methods
 
-    def side_gradient(self, rows: list[dict[str, Any]], seed: int) -> list[Tensor]:
-        """The gradient of the task loss on other rows, a tensor a parameter; `.grad` untouched."""
-        return aside(self.parameters, lambda: self._backward(rows, seed))
+    def side_gradient(
+        self, rows: list[dict[str, Any]], seed: int, loss: Loss | None = None
+    ) -> list[Tensor]:
+        """The gradient of the task loss on other rows, a tensor a parameter; `.grad` untouched.
+
+        With another `loss` (of a batch and the model's outputs) it is that one's, of the model in
+        evaluation mode, without dropout; summed over micro-batches.
+        """
+        return aside(self.parameters, lambda: self._backward(rows, seed, loss))
+
+    @torch.no_grad()
+    def look(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Tensor], Any]:
+        """Rows as a batch, and the outputs of the model on it, in evaluation mode."""
+        batch: Any = self._prepare_inputs(self.collate(rows))
+        self.base.model.eval()
+        with self.compute_loss_context_manager():
+            _, outputs = self.task_loss(self.base.model, batch)
+        self.base.model.train()
+        return batch, outputs
 
     def fit_step(
         self,
@@ -138,16 +161,19 @@ class ContinualTrainer(Trainer):
         norm, clip = self.args.max_grad_norm, self.accelerator.clip_grad_norm_
         clip_and_step(self.parameters, optimizer, norm, clip)
 
-    def _backward(self, rows: list[dict[str, Any]], seed: int) -> None:
+    def _backward(self, rows: list[dict[str, Any]], seed: int, other: Loss | None = None) -> None:
         size = self.args.per_device_train_batch_size
+        self.base.model.train(other is None)
+        one = partial(self._backward_one, other=other)
+        accumulate(rows, seed, size, self.collate, self.base.kind, one)
         self.base.model.train()
-        accumulate(rows, seed, size, self.collate, self.base.kind, self._backward_one)
 
-    def _backward_one(self, batch: dict[str, Tensor], items: Tensor) -> None:
-        batch = self._prepare_inputs(batch)  # type: ignore[assignment]
+    def _backward_one(self, batch: Any, items: Tensor, other: Loss | None) -> None:
+        batch = self._prepare_inputs(batch)
         with self.compute_loss_context_manager():
             wrapped: Any = self.model_wrapped
-            loss, _ = self.task_loss(wrapped, batch, items.to(self.args.device))
+            loss, outputs = self.task_loss(wrapped, batch, items.to(self.args.device))
+            loss = other(batch, outputs) if other else loss
         self.accelerator.backward(loss)
 
     # --- checkpoints inside a task: what is trained, not the base

@@ -9,21 +9,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
+from engram.data.tokens import Kind
 from engram.learn.memory import Memory
 
 
 Family = Literal["baseline", "rehearsal", "regularisation", "recurrent fusion"]
 
 
-class Engine(Protocol):
-    """What a method may ask of the engine (`learn/trainer.py`)."""
+# Of a batch and the model's outputs on it.
+Loss = Callable[[dict[str, Tensor], Any], Tensor]
+
+
+class Steps(Protocol):
+    """What a method may ask of whoever owns the step, Engram's engine or another Trainer."""
 
     args: TrainingArguments
 
     @property
     def parameters(self) -> list[nn.Parameter]: ...
-
-    def side_gradient(self, rows: list[dict[str, Any]], seed: int) -> list[Tensor]: ...
 
     def fit_step(
         self,
@@ -32,6 +35,21 @@ class Engine(Protocol):
         seed: int,
         inspect: Callable[[], Any] = ...,
     ) -> None: ...
+
+
+class Engine(Steps, Protocol):
+    """What a method may ask of Engram's engine (`learn/trainer.py`)."""
+
+    train_dataset: Any  # the features of the task, a list
+
+    @property
+    def kind(self) -> Kind: ...
+
+    def side_gradient(
+        self, rows: list[dict[str, Any]], seed: int, loss: Loss | None = None
+    ) -> list[Tensor]: ...
+
+    def look(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Tensor], Any]: ...
 
 
 @dataclass
@@ -104,7 +122,10 @@ class Method(TrainerCallback):
     def extra_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], outputs: Any
     ) -> Tensor | None:
-        """A term beside the task loss of a micro-batch; the engine scales it for accumulation."""
+        """A term beside the task loss: a mean over the micro-batch, or a constant of the weights.
+
+        The engine weighs it by the micro-batch's share of the learned tokens of the whole step.
+        """
         return None
 
     def edit_gradients(self, model: nn.Module) -> None:
