@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 METHODS = sequential replay recurrent_kif
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test docs clean
+.PHONY: quickstart test test-lowest docs clean
 
 quickstart: .venv/ready
 	rm -rf quickstart && mkdir quickstart
@@ -19,6 +19,10 @@ test: .venv-test/ready
 	.venv-test/bin/pyright --pythonpath .venv-test/bin/python
 	HF_HUB_OFFLINE=1 .venv-test/bin/python -m pytest --numprocesses 2
 
+# On the lowest versions of pyproject.toml; what old releases warn of is not ours.
+test-lowest: .venv-lowest/ready
+	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest --numprocesses 2 -W default --ignore tests/docs
+
 docs: .venv-test/ready
 	NO_MKDOCS_2_WARNING=1 .venv-test/bin/mkdocs build --strict
 
@@ -32,5 +36,11 @@ docs: .venv-test/ready
 	.venv-test/bin/python $(PIP) --editable '.[test,benchmarks]'
 	touch $@
 
+.venv-lowest/ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python $(PIP:constraints.txt=constraints-lowest.txt) \
+	  --editable '.[test,benchmarks]'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-test quickstart site
+	rm -rf .venv .venv-test .venv-lowest quickstart site

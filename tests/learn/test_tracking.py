@@ -44,7 +44,8 @@ def task(name: str) -> Task:
 
 def learn_both(folder: Path, training: dict, callbacks=()) -> ScoreMatrix:
     """Two stages one after another and R, with what the verbs tell the trackers."""
-    config = Config(training=training, scoring=Scoring(forward=False), max_completion_length=4)
+    lengths = {"max_length": 64, "max_completion_length": 4}
+    config = Config(training=training, scoring=Scoring(forward=False), **lengths)
     base, rows, steps = tiny_base("causal"), [(None, None)], 0
     with Tracked(training, folder) as tracked:
         for i, name in enumerate(TASKS, start=1):
