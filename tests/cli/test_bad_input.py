@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import engram, refused, tree, workplace, write_rows
 
+from command import engram, refused, tree, workplace, write_rows
 from engram.lineage.files import locked
 
 
