@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 torch.set_num_threads(1)
 ROUNDS = {"inner_steps": 4, "outer_steps": 2, "outer_batch_size": 4}
-METHODS = ("sequential", {"replay": {"ratio": 0.5}}, {"recurrent_kif": ROUNDS})
+METHODS = ("sequential", "agem", {"replay": {"ratio": 0.5}}, {"recurrent_kif": ROUNDS})
 
 if __name__ == "__main__":
     out, processes = Path(sys.argv[1]), int(os.environ.get("WORLD_SIZE", 1))
@@ -31,3 +31,6 @@ if __name__ == "__main__":
             if os.environ.get("RANK", "0") == "0":
                 name = method if isinstance(method, str) else next(iter(method))
                 save_file(weights(base), out / f"{kind}-{name}.safetensors")
+    if processes > 1:  # together, or the one that ends first takes the other's connection away
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

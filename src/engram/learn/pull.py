@@ -10,8 +10,11 @@ name; where a parameter has grown since (an encoder's head), its new rows are fr
 import torch
 from torch import Tensor, nn
 
+from engram.classifier import Classifier
+
 
 Named = dict[str, Tensor]
+HEAD = ("weight", "bias")  # the names of an encoder's head, which grows with new labels
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -22,6 +25,11 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def snapshot(model: nn.Module) -> Named:
     """Copies of the trained weights."""
     return {name: p.detach().clone() for name, p in trained(model).items()}
+
+
+def known_labels(model: nn.Module) -> Named:
+    """`labels`: how many an encoder's head knows; nothing for other models."""
+    return {"labels": torch.tensor(len(model.labels))} if isinstance(model, Classifier) else {}
 
 
 class Sums:

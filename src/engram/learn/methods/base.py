@@ -13,7 +13,15 @@ from engram.data.tokens import Kind
 from engram.learn.memory import Memory
 
 
-Family = Literal["baseline", "rehearsal", "regularisation", "recurrent fusion"]
+Family = Literal[
+    "baseline",
+    "rehearsal",
+    "recurrent fusion",
+    "regularisation",
+    "distillation",
+    "gradient and weights",
+    "data and schedule",
+]
 
 
 # Of a batch and the model's outputs on it.
