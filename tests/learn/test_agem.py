@@ -1,8 +1,12 @@
 """A-GEM: what the gradient holds after its projection."""
 
+import pytest
 import torch
 
 from learn.engine import STRICT, engine, learned, tiny_base
+
+
+pytestmark = pytest.mark.own
 
 
 def projected(tmp_path, monkeypatch, **keywords):

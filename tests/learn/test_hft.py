@@ -9,6 +9,9 @@ from learn.engine import engine, tiny_base
 from tiny import KINDS, tiny_model
 
 
+pytestmark = pytest.mark.own
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_frozen_matrices_keep_their_bits_under_adamw_with_weight_decay(kind, tmp_path):
     base = tiny_base(kind)

@@ -1,5 +1,9 @@
 """What every method must hold, on a Llama-, a T5- and a BERT-shaped model."""
 
+import functools
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,7 +14,15 @@ from learn.engine import engine, learned, same, stopped_and_resumed, tiny_base, 
 from tiny import KINDS
 
 
+pytestmark = pytest.mark.own
 EVERY = methods.names()
+
+
+@functools.cache
+def sequential(kind: str, memory: int = 6) -> dict[str, torch.Tensor]:
+    """The weights of the sequential run."""
+    with tempfile.TemporaryDirectory() as work:
+        return learned(kind, "sequential", Path(work), memory=memory)[0]
 
 
 def ended(kind: str, method, work, **settings):
@@ -26,8 +38,8 @@ def ended(kind: str, method, work, **settings):
 def test_neutral_keywords_give_the_sequential_run_bitwise(name, kind, tmp_path):
     neutral = methods.find(name).neutral
     assert neutral is not None
-    plain, _ = learned(kind, "sequential", tmp_path / "a")
-    ours, made = ended(kind, {name: neutral}, tmp_path / "b")
+    plain = sequential(kind)
+    ours, made = ended(kind, {name: neutral}, tmp_path)
     assert made.methods[0].name == name
     assert same(plain, ours)
 
@@ -35,16 +47,16 @@ def test_neutral_keywords_give_the_sequential_run_bitwise(name, kind, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [name for name in EVERY if name != "sequential"])
 def test_with_its_defaults_a_method_does_something(name, kind, tmp_path):
-    plain, _ = learned(kind, "sequential", tmp_path / "a")
-    ours, _ = ended(kind, name, tmp_path / "b")
+    plain = sequential(kind)
+    ours, _ = ended(kind, name, tmp_path)
     assert not same(plain, ours)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", EVERY)
 def test_the_first_task_without_memory_is_plain_fine_tuning_bitwise(name, kind, tmp_path):
-    plain, _ = learned(kind, "sequential", tmp_path / "a", memory=0)
-    ours, _ = ended(kind, name, tmp_path / "b", memory=0)
+    plain = sequential(kind, memory=0)
+    ours, _ = ended(kind, name, tmp_path, memory=0)
     assert same(plain, ours)
 
 

@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
+
+
+pytestmark = pytest.mark.own
 
 
 SCRIPT = Path(__file__).with_name("two_processes.py")

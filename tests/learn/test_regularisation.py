@@ -13,6 +13,9 @@ from learn.engine import engine, learned, same, tiny_base, tokenized
 from tiny import KINDS
 
 
+pytestmark = pytest.mark.own
+
+
 def linear(*weights: float) -> torch.nn.Linear:
     model = torch.nn.Linear(len(weights), 1, bias=False)
     model.weight.data = torch.tensor([weights])

@@ -8,6 +8,9 @@ from learn.engine import engine, tiny_base
 from tiny import KINDS
 
 
+pytestmark = pytest.mark.own
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("share", "new"), [(0.25, 0.25), (None, 0.5), (0.0, 0.0)])
 def test_the_weights_are_the_average_with_the_stage_before(kind, share, new, tmp_path):
