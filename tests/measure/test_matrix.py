@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -108,6 +108,7 @@ def test_nothing_is_gained_or_lost_in_a_constant_matrix(matrix, score):
 
 
 @given(matrices(st.floats(0, 1)))
+@example(ScoreMatrix(("a", "b", "c"), (1, 1, 1), ((0.0,) * 3, (0.8126493835627888,) * 3)))
 def test_means_of_scores_stay_within_the_scores(matrix):
     score = overall(matrix)
     assert score is not None

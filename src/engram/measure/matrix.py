@@ -2,12 +2,12 @@
 
 R[i, j] is the score of task j after stage i; row 0 is the untouched base. An unknown cell is None,
 and a number that needs an unknown cell, or that is a mean over nothing, is None as well: never a
-guess. Means are `fmean`, correctly rounded, so the order of the tasks cannot change them.
+guess. Means are exact and rounded once, so the order of the tasks cannot change them.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import mean
 from typing import Any
 
 from engram.errors import EngramError
@@ -145,4 +145,4 @@ def _mean(cells: Iterable[float | None]) -> float | None:
     known = list(cells)
     if not known or None in known:
         return None
-    return fmean(cell for cell in known if cell is not None)
+    return float(mean(cell for cell in known if cell is not None))
