@@ -1,0 +1,60 @@
+"""What may change between two calls on one lineage, and what may not."""
+
+import pytest
+import yaml
+
+from command import engram
+from engram import EngramError
+from engram.verbs.answer import answer
+from engram.verbs.evaluate import evaluate
+from engram.verbs.revert import revert
+from engram.verbs.verify import verify
+from place import learned, setting_for
+
+
+causal = pytest.mark.parametrize("kind", ["causal"], indirect=True)
+
+
+def test_a_tracker_can_be_switched_on_later_and_a_learning_rate_cannot_be_changed(tmp_path):
+    setting = setting_for("causal", tmp_path, n=16)
+    learned(setting, tmp_path / "run")
+    told = {**setting["training"], "report_to": "tensorboard", "logging_steps": 1}
+    assert learned({**setting, "training": told}, tmp_path / "run").head == 2
+    with pytest.raises(EngramError, match="training differ"):
+        learned({**setting, "training": {**told, "learning_rate": 1e-3}}, tmp_path / "run")
+
+
+@pytest.mark.parametrize("verb", ["init", "learn"])
+def test_several_processes_are_refused(verb, tmp_path, monkeypatch):
+    rows = setting_for("causal", tmp_path, n=16)["tasks"][0]["train"]
+    base = tmp_path / "base"
+    assert engram("init", tmp_path / "m", "--base", base).status == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    given = (tmp_path / "other", "--base", base) if verb == "init" else (tmp_path / "m", "c", rows)
+    status, _, said = engram(verb, *given)
+    assert status == 2
+    assert said.startswith("engram: error: several processes: a lineage has one writer")
+    assert said.count("\n") == 1
+
+
+@causal
+def test_changed_settings_are_found(place):
+    file = place / "lineage" / "engram.yaml"
+    settings = yaml.safe_load(file.read_text())
+    assert verify("lineage") == []
+    file.write_text(yaml.safe_dump({**settings, "max_completion_length": 5}))
+    assert verify("lineage") == ["lineage/engram.yaml: has other settings than it was made with"]
+
+
+@causal
+def test_after_going_back_to_the_base_there_is_nothing_to_score(place):
+    revert("lineage", 0)
+    with pytest.raises(EngramError, match=r"every stage is reverted.*engram revert lineage --to"):
+        evaluate("lineage")
+
+
+@causal
+def test_a_prompt_that_is_cut_is_told(place):
+    said: list[str] = []
+    answer("lineage", ["the cat " * 80], say=said.append)
+    assert said == ["warning: 1 too long for max_length: 64; cut in the middle"]
