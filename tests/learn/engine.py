@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from engram.classifier import Classifier
+from engram.config import Config
 from engram.data.tokens import features
 from engram.learn.arguments import training_arguments
 from engram.learn.memory import Memory
@@ -26,8 +27,16 @@ STRICT = {"weight_decay": 0.1, "max_grad_norm": 0.5, "learning_rate": 1e-2}
 TARGETS = {"causal": ["q_proj", "v_proj"], "seq2seq": ["q", "v"], "encoder": ["query", "value"]}
 
 
-def tiny_base(kind: str, dropout: float = 0.0) -> Base:
-    """LoRA with B drawn at random as well, as after a first task, so that no gradient is zero."""
+def whole(method) -> bool:
+    """Whether a method of the list works on whole weights alone."""
+    return any(m.needs == "whole" for m in make(method))
+
+
+def tiny_base(kind: str, dropout: float = 0.0, whole: bool = False) -> Base:
+    """LoRA with B drawn at random as well, as after a first task, so that no gradient is zero.
+
+    Or the `whole` weights, without an adapter.
+    """
     config = LoraConfig(
         r=4,
         lora_alpha=8,
@@ -36,7 +45,8 @@ def tiny_base(kind: str, dropout: float = 0.0) -> Base:
         task_type=TASK_TYPE[kind],
     )
     with forked(0):
-        model = get_peft_model(tiny_model(kind), config)
+        model = tiny_model(kind)
+        model = model if whole else get_peft_model(model, config)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.05)
@@ -88,6 +98,7 @@ def engine(
     kept = {"animal": tokenized(base, "animal", memory)} if memory else {}
     states = first_stage(base.kind, json.dumps(method)) if memory else {}
     for m in methods:
+        m.check(Config(adapter=None if base.whole else {}), base.kind)
         state = states.get(m.name, {})
         context = TaskContext("colour", 1 + bool(memory), 3, Memory(kept, 5), dict(state))
         base.model = m.begin_task(base.model, context)
@@ -97,7 +108,7 @@ def engine(
 @functools.cache
 def first_stage(kind: str, method: str) -> dict[str, dict[str, torch.Tensor]]:
     """What the methods store after a first task, animal, by their names."""
-    base = tiny_base(kind)
+    base = tiny_base(kind, whole=whole(json.loads(method)))
     with tempfile.TemporaryDirectory() as work:
         made = engine(base, json.loads(method), Path(work), memory=0, rows=12)
         made.train_dataset = tokenized(base, "animal", 12)  # type: ignore[assignment]
@@ -113,7 +124,7 @@ def weights(base: Base) -> dict[str, torch.Tensor]:
 
 def learned(kind: str, method, work: Path, dropout: float = 0.1, **settings):
     """The trained weights after one task, and the engine."""
-    base = tiny_base(kind, dropout)
+    base = tiny_base(kind, dropout, whole(method))
     made = engine(base, method, work, **settings)
     made.learn()
     return weights(base), made
@@ -125,9 +136,8 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def stopped_and_resumed(kind: str, method, work: Path, at: int, every: int, dropout: float = 0.1):
     """As `learned`, but the run dies before step `at` + 1 and another one goes on."""
-    dead = engine(
-        tiny_base(kind, dropout), method, work, callbacks=[Stop(at)], checkpoint_every=every
-    )
+    base = tiny_base(kind, dropout, whole(method))
+    dead = engine(base, method, work, callbacks=[Stop(at)], checkpoint_every=every)
     with pytest.raises(Stopped):
         dead.learn()
     checkpoint = last_checkpoint(work)

@@ -12,6 +12,18 @@ from tiny import KINDS, tiny_model
 pytestmark = pytest.mark.own
 
 
+def invariant(made):
+    """Frozen matrices keep their bits."""
+    moving = set(trained(made.base.model))
+    held = {n: p for n, p in made.base.model.named_parameters() if n not in moving}
+    before = {name: p.detach().clone() for name, p in held.items()}
+
+    def check():
+        assert all(torch.equal(p, before[name]) for name, p in held.items())
+
+    return check
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_frozen_matrices_keep_their_bits_under_adamw_with_weight_decay(kind, tmp_path):
     base = tiny_base(kind)

@@ -39,10 +39,11 @@ def check_settings(config: Config) -> None:
 
 
 def settle(config: Config) -> None:
-    """Put a number in `max_length` when it is left to the base.
+    """What the base decides: a number for a `max_length` left to it, and whether methods fit it.
 
     Raises:
-        EngramError: no such base, or it has fewer positions than `max_length` says.
+        EngramError: no such base, it has fewer positions than `max_length` says, or a method
+            cannot work under these settings.
     """
     settings, _ = load_config_and_tokenizer(config.base, config.revision)
     most = positions(settings)
@@ -53,6 +54,8 @@ def settle(config: Config) -> None:
             f"max_length: {config.max_length} is more than the {most} positions of base "
             f"{config.base!r}; set max_length={most} or fewer"
         )
+    for method in make(config.method):
+        method.check(config, kind_of(settings, config.base))
 
 
 def check_tasks(config: Config, tasks: Sequence[Task]) -> None:

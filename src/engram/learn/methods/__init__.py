@@ -56,6 +56,10 @@ def make(spec: Any) -> list[Method]:
         methods += [_one(name, dict(given or {})) for name, given in part.items()]
     if len({type(m) for m in methods}) < len(methods):
         raise EngramError("method: the same method is named twice; name it once")
+    if len(shapers := [m.name for m in methods if m.reshapes]) > 1:
+        raise EngramError(
+            f"method: {' and '.join(shapers)} each change which weights there are; take one of them"
+        )
     return methods
 
 

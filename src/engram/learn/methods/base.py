@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
+from engram.config import Config
 from engram.data.tokens import Kind
+from engram.errors import EngramError
 from engram.learn.memory import Memory
 
 
@@ -20,6 +22,7 @@ Family = Literal[
     "regularisation",
     "distillation",
     "gradient and weights",
+    "adapters",
     "data and schedule",
 ]
 
@@ -82,16 +85,19 @@ class Method(TrainerCallback):
     configuration. It inherits every event of `transformers.TrainerCallback`; the hooks below are
     called by the engine, in the order in which they stand here. Methods compose in a list.
 
-    `rehearses` says whether it looks at old rows. `neutral` holds keywords with which the method's
-    code runs and the result is bitwise that of `sequential`; None if there are none (the docstring
-    says why). `presets` are published sets of
-    keywords by name, `left_open` says why a keyword of theirs is our choice,
-    `trained_with` the `training:` of their source.
+    `rehearses` says whether it looks at old rows; `needs` whether it works on LoRA or on whole
+    weights alone, and `reshapes` whether it changes which weights there are (of a list one at most
+    may). `neutral` holds keywords with which the method's code runs and the result is bitwise that
+    of `sequential`; None if there are none (the docstring says why). `presets` are published sets
+    of keywords by name, `left_open` says why a keyword of theirs is our choice, `trained_with` the
+    `training:` of their source.
     """
 
     family: ClassVar[Family]
     paper: ClassVar[str | None] = None
     rehearses: ClassVar[bool] = False
+    needs: ClassVar[Literal["lora", "whole"] | None] = None
+    reshapes: ClassVar[bool] = False
     neutral: ClassVar[dict[str, Any] | None] = None
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     left_open: ClassVar[dict[str, dict[str, str]]] = {}
@@ -109,6 +115,22 @@ class Method(TrainerCallback):
     def period(self) -> int:
         """After how many optimizer steps `on_step_end` has more to do; 1 if each is alike."""
         return 1
+
+    def check(self, config: Config, kind: Kind) -> None:
+        """Refuse settings under which it cannot work, before anything is trained or written.
+
+        Raises:
+            EngramError: with the setting to change.
+        """
+        lora = config.adapter is not None and config.adapter.get("peft_type", "LORA") == "LORA"
+        if self.needs == "whole" and config.adapter is not None:
+            raise EngramError(f"{self.name}: works on whole weights; set adapter=null")
+        if self.needs == "lora" and not lora:
+            raise EngramError(f"{self.name}: works on LoRA's factors; set adapter={{}}")
+        if self.rehearses and not config.memory.ratio and config.general.file is None:
+            raise EngramError(
+                f"{self.name}: remembers rows, and memory.ratio is 0; set memory.ratio=0.02"
+            )
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         """Before the Trainer is built, so before an optimizer sees the parameters."""

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from engram.config import Config
+from engram.data.tokens import Kind
 from engram.errors import EngramError
 from engram.learn.methods.base import Family, Method, TaskContext
 from engram.learn.precision import learned_places
@@ -49,15 +51,18 @@ class LwF(Method):
             )
         self.strength, self.temperature, self.teacher = strength, temperature, teacher
 
+    def check(self, config: Config, kind: Kind) -> None:
+        super().check(config, kind)
+        if self.teacher == "base" and (config.adapter is None or kind == "encoder"):
+            raise EngramError(
+                "lwf: teacher base switches an adapter off, and here is none or an encoder's head "
+                "that the base has not; take teacher previous"
+            )
+
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.labels = context.state.get("labels")
         self.old: Named | None = snapshot(model) if context.stage > 1 else None
         if self.teacher == "base":
-            if not hasattr(model, "disable_adapter"):
-                raise EngramError(
-                    "lwf: teacher base switches an adapter off, and here is none or an encoder's "
-                    "head that the base has not; take teacher previous"
-                )
             self.old = {}
         return super().begin_task(model, context)
 
