@@ -106,7 +106,7 @@ def run_cell(cell: Cell, folder: Path, chosen: dict[str, Any], data: str) -> Non
         shutil.rmtree(folder / part, ignore_errors=True)
     clock = ProcessTime()
     config = load_config(settings(cell, folder, chosen, data))
-    if cell.method == "joint":
+    if cell.method.partition(".")[0] == "joint":
         scores, seconds = learn_union(config, folder / "lineage", clock)
         overall = sum(scores.values()) / len(scores)
         found = {"overall": overall, "backward_transfer": None, "scores": scores}
@@ -180,7 +180,8 @@ def held_out_tasks(
 def learn_union(config: Any, folder: Path, clock: Any) -> tuple[dict[str, float], dict[str, float]]:
     """The last stage of `mode: joint`, alone: all tasks' rows at once, scored task by task."""
     from engram.data.stream import load_stream
-    from engram.learn.stage import SCORES, Plan, learn_stage
+    from engram.layout import SCORES
+    from engram.learn.stage import Plan, learn_stage
     from engram.models import load_base
 
     tasks = load_stream(config)
@@ -188,7 +189,7 @@ def learn_union(config: Any, folder: Path, clock: Any) -> tuple[dict[str, float]
     plan = Plan(1, "joint", tasks, by_name, memory={}, config=config, callbacks=[clock])
     folder.mkdir(parents=True)
     base = load_base(config.base, config.adapter, config.seed)
-    seconds = learn_stage(base, plan, folder / "work", folder / "stage", print)
+    seconds, _ = learn_stage(base, plan, folder / "work", folder / "stage", print)
     cells = json.loads((folder / "stage" / SCORES).read_text())["after"]
     return {name: cell["score"] for name, cell in cells.items()}, seconds
 

@@ -1,0 +1,93 @@
+"""The records of `methods.py` as one line a method, everything relative to `sequential`."""
+
+from typing import Any
+
+from paired import deviation, mean, paired
+
+
+COLUMNS = ("method", "keywords", "rate", "OP", "OP - sequential [95 %]", "BWT", "learned")
+COSTS = ("time x", "peak MB +", "state MB", "rows kept")
+
+
+def summarize(records: list[dict[str, Any]], methods: list[str]) -> list[dict[str, Any]]:
+    """One entry a method with a record; differences within the (order, seed) pairs both have.
+
+    What trains whole weights is measured against `sequential_whole`.
+    """
+    by_method: dict[str, dict[Any, dict[str, Any]]] = {method: {} for method in methods}
+    for record in records:
+        by_method[record["method"]][record["order"], record["seed"]] = record
+    summary = []
+    for method in (m for m in methods if by_method[m]):
+        cells = by_method[method]
+        one = next(iter(cells.values()))
+        plain = by_method["sequential_whole" if one["whole"] else "sequential"]
+        both = [(r, plain[pair]) for pair, r in cells.items() if pair in plain]
+        entry = {"method": method, "n": len(cells), "whole": one["whole"]}
+        entry |= {"keywords": one["keywords"], "learning_rate": one["learning_rate"]}
+        for name in ("overall", "backward_transfer", "learning_accuracy"):
+            known = [r[name] for r in cells.values() if r.get(name) is not None]
+            entry[name] = {"mean": mean(known), "deviation": deviation(known)}
+        difference = paired(
+            {pair: r["overall"] for pair, r in cells.items()},
+            {pair: r["overall"] for pair, r in plain.items()},
+        )
+        entry["to_sequential"] = {
+            "mean": difference.mean,
+            "low": difference.low,
+            "high": difference.high,
+            "within_noise": difference.within_noise,
+        }
+        entry["relative_seconds"] = mean([r["seconds"] / p["seconds"] for r, p in both])
+        peaks = [(r["peak_memory_kib"] - p["peak_memory_kib"]) / 1024 for r, p in both]
+        entry["extra_peak_mb"] = mean(peaks)
+        entry["state_mb"] = mean([r["state_bytes"] / 1e6 for r in cells.values()])
+        entry["remembered_rows"] = one["remembered_rows"] if one["rehearses"] else 0
+        summary.append(entry)
+    return summary
+
+
+def markdown(summary: list[dict[str, Any]]) -> str:
+    heads = (*COLUMNS, *COSTS)
+    lines = [heads, ("---", "---", *["---:"] * (len(heads) - 2)), *map(_line, summary)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _line(entry: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        entry["method"],
+        _keywords(entry["keywords"]),
+        f"{entry['learning_rate']:g}",
+        _spread(entry["overall"], ".3f"),
+        _difference(entry["to_sequential"]) if "sequential" not in entry["method"] else "-",
+        _spread(entry["backward_transfer"], "+.3f"),
+        _spread(entry["learning_accuracy"], ".3f"),
+        f"{entry['relative_seconds']:.2f}",
+        f"{entry['extra_peak_mb']:+.0f}",
+        f"{entry['state_mb']:.1f}",
+        str(entry["remembered_rows"]),
+    )
+
+
+def _keywords(method: Any) -> str:
+    parts = method if isinstance(method, list) else [method]
+    said = [
+        f"{k}={v}" for p in parts if isinstance(p, dict) for kw in p.values() for k, v in kw.items()
+    ]
+    return ", ".join(said) or "-"
+
+
+def _spread(value: dict[str, float | None], form: str) -> str:
+    if value["mean"] is None:
+        return "-"
+    spread = value["deviation"]
+    return f"{value['mean']:{form}}" + ("" if spread is None else f" ± {spread:.3f}")
+
+
+def _difference(value: dict[str, Any]) -> str:
+    if value["mean"] is None:
+        return "-"
+    if value["within_noise"] is None:
+        return f"{value['mean']:+.3f}"
+    said = " (noise)" if value["within_noise"] else ""
+    return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]{said}"
