@@ -3,7 +3,7 @@
     python benchmarks/methods.py --data FOLDER --jobs 2
 
 Standard CL on all-MiniLM-L6-v2 with LoRA, smaller than in `standard_cl.py`: two orders, two seeds,
-500 rows a task. Each method has three trials (`methods_list.py`) on rows held out of train, and the
+400 rows a task. Each method has two trials (`methods_list.py`) on rows held out of train, and the
 best is taken; test rows are read only after that. Finished cells are kept.
 """
 
@@ -30,8 +30,8 @@ from engram.report.results import write
 HERE = Path(__file__).parent
 RUNS, RESULTS = HERE / "runs" / "methods", HERE / "results" / "methods.json"
 COMMAND = "python benchmarks/methods.py --data FOLDER --jobs 2"
-SMALLER = {"train_rows": 500, "held_out_rows": 100, "test_rows": 250, "memory_rows": 10}
-BATCH = 4  # so that 500 rows are 125 steps
+SMALLER = {"train_rows": 400, "held_out_rows": 100, "test_rows": 200, "memory_rows": 10}
+BATCH = 4  # so that 400 rows are 100 steps
 TRIAL_ORDER, TRIAL_SEED = 1, 100
 ORDERS, SEEDS = (1, 2), (0, 1)
 

@@ -1,12 +1,12 @@
-"""What `methods.py` compares: for each method its three trials, one keyword or the rate apart."""
+"""What `methods.py` compares: for each method its two trials, one keyword or the rate apart."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 
-RATE = 1e-3  # the best of the trials of `sequential`, and everyone's where another keyword is tried
-RATES = (5e-4, 1e-3, 2e-3)
-WHOLE_RATES = (2e-5, 5e-5, 1e-4)
+RATE = 2e-3  # the best of the trials of `sequential`; where another keyword is tried, everyone's
+RATES = (1e-3, 2e-3)
+WHOLE_RATES = (5e-5, 2e-4)
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,33 @@ def keyword(name: str, key: str, *values: Any, **more: Any) -> list[Trial]:
     return [Trial({name: {key: value, **more}}) for value in values]
 
 
+SEQUENTIAL, WHOLE = "sequential", {"adapter": None}
 TRIALS: dict[str, list[Trial]] = {
-    "sequential": rates("sequential"),
-    "joint": rates("sequential"),  # on the union of the tasks, from the base: the upper bound
+    "sequential": rates(SEQUENTIAL),
+    "joint": rates(SEQUENTIAL),  # on the union of the tasks, from the base: the upper bound
     "replay": rates({"replay": {"ratio": 0.5}}),
+    "replay_power_law": keyword("replay", "decay", 0.5, 1.0, ratio=0.5),
+    "replay_surprise": rates({"replay": {"ratio": 0.5}}, memory={"choose": "surprise"}),
     "recurrent_kif_paper": rates({"recurrent_kif": {"preset": "paper"}}),
     "recurrent_kif_release": rates({"recurrent_kif": {"preset": "release"}}),
-    "l2": keyword("l2", "strength", 0.1, 1.0, 10.0),
-    "ewc": keyword("ewc", "strength", 1e2, 1e3, 1e4),
-    "mas": keyword("mas", "strength", 0.1, 1.0, 10.0),
-    "lwf": keyword("lwf", "strength", 0.3, 1.0, 3.0),
+    "l2": keyword("l2", "strength", 0.1, 1.0),
+    "ewc": keyword("ewc", "strength", 1e2, 1e4),
+    "mas": keyword("mas", "strength", 0.1, 1.0),
+    "lwf": keyword("lwf", "strength", 0.5, 2.0),
+    "feature_distillation": keyword("feature_distillation", "strength", 10.0, 1000.0),
+    "der": keyword("der", "alpha", 0.2, 1.0),
     "agem": rates("agem"),
+    "migu": rates("migu"),
     "hft": rates("hft"),
-    "wise_ft": keyword("wise_ft", "share", 0.3, 0.5, 0.7),
+    "slao": rates("slao"),
+    "tasl": rates("tasl"),
+    "olora": keyword("olora", "strength", 0.05, 0.5),
+    "inflora": rates("inflora"),
+    "dmt": rates("dmt"),
+    "mix_review": rates({"mix_review": {"mix": 1.0}}),
+    "fpf": keyword("fpf", "steps", 8, 32),
+    "k_fpf": keyword("k_fpf", "k", 4, 12),
+    "wise_ft": keyword("wise_ft", "share", 0.5, None),
+    "sequential_whole": rates(SEQUENTIAL, WHOLE_RATES, **WHOLE),
+    "osf": [Trial({"osf": {"share": share}}, WHOLE_RATES[-1], WHOLE) for share in (0.25, 0.75)],
 }

@@ -49,17 +49,20 @@ def summarize(records: list[dict[str, Any]], methods: list[str]) -> list[dict[st
 
 def markdown(summary: list[dict[str, Any]]) -> str:
     heads = (*COLUMNS, *COSTS)
-    lines = [heads, ("---", "---", *["---:"] * (len(heads) - 2)), *map(_line, summary)]
+    lines = [heads, ("---", "---", *["---:"] * (len(heads) - 2))]
+    lines += [tuple(cells(entry).values()) for entry in summary]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _line(entry: dict[str, Any]) -> tuple[str, ...]:
-    return (
+def cells(entry: dict[str, Any]) -> dict[str, str]:
+    """A line of the table, by its columns."""
+    plain = "sequential" in entry["method"]
+    shown = (
         entry["method"],
         _keywords(entry["keywords"]),
         f"{entry['learning_rate']:g}",
         _spread(entry["overall"], ".3f"),
-        _difference(entry["to_sequential"]) if "sequential" not in entry["method"] else "-",
+        "-" if plain else _difference(entry["to_sequential"]),
         _spread(entry["backward_transfer"], "+.3f"),
         _spread(entry["learning_accuracy"], ".3f"),
         f"{entry['relative_seconds']:.2f}",
@@ -67,6 +70,7 @@ def _line(entry: dict[str, Any]) -> tuple[str, ...]:
         f"{entry['state_mb']:.1f}",
         str(entry["remembered_rows"]),
     )
+    return dict(zip((*COLUMNS, *COSTS), shown, strict=True))
 
 
 def _keywords(method: Any) -> str:

@@ -1,4 +1,4 @@
-"""Puts the result files' tables into the README and into this folder's.
+"""Puts the result files' tables into the READMEs, and the costs that `engram methods` shows.
 
 python benchmarks/readme.py
 """
@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import measured
+import methods_table
 from standard_cl_table import markdown
 
 
@@ -33,6 +35,7 @@ def with_tables(text: str) -> str:
     """`text` with what stands between the markers made anew from the result files."""
     tables = {
         "standard_cl": markdown(results("standard_cl")["summary"]),
+        "methods": methods_table.markdown(results("methods")["summary"]),
         "standard_cl_why": probes(results("standard_cl_why")["records"]),
     }
     for name, table in tables.items():
@@ -42,5 +45,6 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
+    measured.FILE.write_text(measured.measured(results("methods")["summary"]), encoding="utf-8")
     for path in READMES:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -22,6 +22,7 @@ from engram.cli import app
 from engram.cli.methods import describe, preset_notes, preset_rows, spell, value
 from engram.cli.output import quiet
 from engram.errors import EngramError
+from engram.report.measured import measured_rows, setting
 
 
 quiet()  # before the libraries below are imported
@@ -172,6 +173,9 @@ def _method(one: dict[str, Any]) -> str:
         )
         parts.append(table(["keyword", *method.presets], *rows))
         parts.append("".join(f"- {note}\n" for note in preset_notes(method)))
+    if one["measured"]:
+        parts.append(f"Measured beside `sequential`: {setting()}.\n")
+        parts.append(table(*measured_rows(one["measured"])))
     return "\n".join(parts)
 
 

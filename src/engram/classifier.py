@@ -18,6 +18,7 @@ class Classifier(nn.Module):
         self.labels: list[str] = []
         self.weight = nn.Parameter(torch.zeros(0, width))
         self.bias = nn.Parameter(torch.zeros(0))
+        self.pooled = nn.Identity()  # what the head sees, for who listens to its input
 
     def grow(self, labels: tuple[str, ...], seed: int) -> None:
         """Append a row for each label that is not known: weights N(0, 0.02^2), biases zero."""
@@ -37,7 +38,7 @@ class Classifier(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SequenceClassifierOutput:
         outputs = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
         hidden, mask = outputs.last_hidden_state.float(), attention_mask.unsqueeze(-1).float()
-        mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        mean = self.pooled((hidden * mask).sum(1) / mask.sum(1).clamp(min=1))
         with torch.autocast(mean.device.type, enabled=False):
             logits = nn.functional.linear(mean, self.weight, self.bias)
         return SequenceClassifierOutput(logits=logits)  # type: ignore[arg-type]

@@ -33,9 +33,13 @@ def deciding(training: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Memory:
-    """Which rows of a learned task are kept for rehearsal: `ratio` of its training rows."""
+    """Which rows of a learned task are kept for rehearsal: `ratio` of its training rows. `choose`
+    is `balanced` over the answers, or `surprise`: those with the highest mean negative
+    log-likelihood of their answer's tokens before the task is learned (SuRe, 2511.22367).
+    """
 
     ratio: float = 0.02
+    choose: Literal["balanced", "surprise"] = "balanced"
 
 
 @dataclass

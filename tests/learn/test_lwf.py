@@ -5,7 +5,7 @@ import torch
 
 from engram.classifier import Classifier
 from engram.errors import EngramError
-from engram.learn.pull import known_labels
+from engram.learn.pull import known_labels, trained
 from learn.engine import engine, tiny_base, tokenized
 from tiny import KINDS
 
@@ -73,3 +73,17 @@ def test_the_base_teaches_from_the_first_task_on(kind, tmp_path):
 def test_an_encoder_has_no_base_that_answers(tmp_path):
     with pytest.raises(EngramError, match="take teacher previous"):
         engine(tiny_base("encoder"), {"lwf": {"teacher": "base"}}, tmp_path)
+
+
+@pytest.mark.parametrize("teacher", ["previous", "base"])
+def test_the_teacher_has_no_dropout_and_the_student_is_left_as_it_was(teacher, tmp_path):
+    base, answers = tiny_base("causal", dropout=0.5), []
+    made = engine(base, ["hft", {"lwf": {"teacher": teacher}}], tmp_path)
+    moving, lwf = list(trained(base.model)), made.methods[1]
+    batch = made._prepare_inputs(made.collate(tokenized(base, "colour", 4)))
+    for training in (True, False):
+        base.model.train(training)
+        answers.append(lwf.teacher(base.model, batch, base.kind).logits)
+        assert all(module.training == training for module in base.model.modules())
+    assert torch.equal(*answers)
+    assert list(trained(base.model)) == moving  # what another method froze stays frozen

@@ -70,6 +70,26 @@ def test_a_draw_depends_on_its_number_only(start, count, seed):
     assert memory(sizes, seed).draw(start, count) == whole[start:]
 
 
+def test_the_draws_of_older_lineages_stay_what_they_were():
+    drawn = " ".join(row["id"] for row in memory({"a": 3, "b": 2}).draw(0, 14))
+    assert drawn == "b1 a2 b0 a0 b0 a1 b1 a1 a0 b1 b0 a2 a2 b0"
+
+
+@given(st.dictionaries(st.sampled_from("abcde"), st.integers(1, 9), min_size=1), st.data())
+def test_a_sample_is_of_distinct_rows_and_of_each_task_its_share(sizes, data):
+    rows = sum(sizes.values())
+    count = data.draw(st.integers(0, rows))
+    drawn = [row["id"] for row in memory(sizes).sample(count, 1)]
+    assert len(set(drawn)) == len(drawn) == count
+    for task, size in sizes.items():
+        assert abs(sum(i[0] == task for i in drawn) - count * size / rows) < 1
+
+
+def test_a_sample_depends_on_its_seed_only():
+    first, again, other = (memory({"a": 50, "b": 50}).sample(20, seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
 def test_another_seed_draws_in_another_order_and_every_cycle_is_shuffled_anew():
     sizes = {"a": 20}
     first = memory(sizes).draw(0, 40)

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from engram.cli.output import Json, grid, print_json, quiet, stdout
+from engram.report.measured import measured, measured_rows, setting
 
 
 def methods(
@@ -48,6 +49,7 @@ def describe(name: str) -> dict[str, Any]:
             {"name": key, "type": spell(found.annotation), "default": found.default}
             for key, found in keywords(name).items()
         ],
+        "measured": measured(name),
     }
 
 
@@ -87,7 +89,18 @@ def _one(described: dict[str, Any]) -> list[RenderableType]:
         Text(f"\n{about}"),
         table,
         *_presets(described["name"], method),
+        *_measured(described["measured"]),
     ]
+
+
+def _measured(found: list[dict[str, Any]]) -> list[RenderableType]:
+    if not found:
+        return []
+    head, *rows = measured_rows(found)
+    table = grid(*head)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return [Text(f"\nMeasured beside sequential: {setting()}"), table]
 
 
 def _presets(name: str, method: Any) -> list[RenderableType]:

@@ -1,24 +1,32 @@
 """What is kept of a learned task, how it is chosen, and how it is drawn."""
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import count, islice
 from typing import Any
 
 from engram.data.rows import Row, answer
 from engram.seeds import derive
 
 
-def choose(rows: Sequence[Row], ratio: float, seed: int) -> list[Row]:
+def choose(
+    rows: Sequence[Row], ratio: float, seed: int, surprise: Sequence[float] | None = None
+) -> list[Row]:
     """The rows to keep of a task of N rows: max(1, round(ratio N)), none when the ratio is 0.
 
     Balanced over the distinct answers when there are no more answers than rows to keep, else
-    uniform; without replacement, in the order of the task.
+    uniform; or those of the largest `surprise`, of equal ones the first. Without replacement, in
+    the order of the task.
     """
     if not ratio:
         return []
     count = min(len(rows), max(1, round(ratio * len(rows))))
     order = list(range(len(rows)))
+    if surprise is not None:
+        order.sort(key=lambda i: -surprise[i])
+        return [rows[i] for i in sorted(order[:count])]
     random.Random(seed).shuffle(order)
     by_answer: dict[str, list[int]] = {}
     for i in order:
@@ -43,6 +51,7 @@ class Memory:
         self.tasks = {name: features for name, features in tasks.items() if features}
         self.seed = seed
         self._order = lru_cache(maxsize=4 * len(self.tasks) + 1)(self._shuffled)
+        self._aged = lru_cache(self._turns)
 
     def __bool__(self) -> bool:
         return bool(self.tasks)
@@ -50,19 +59,70 @@ class Memory:
     def __len__(self) -> int:
         return sum(len(features) for features in self.tasks.values())
 
-    def draw(self, start: int, count: int) -> list[dict[str, Any]]:
-        """The features with draw numbers start .. start + count - 1."""
-        names = list(self.tasks)
+    def draw(self, start: int, count: int, decay: float = 0.0) -> list[dict[str, Any]]:
+        """The features with draw numbers start .. start + count - 1.
+
+        With a `decay` the task of age a has a share of the draws in proportion to a^-decay, rounded
+        down or up at any draw. The newest task's age is 1, and the oldest are the general rows.
+        """
         drawn = []
         for i in range(start, start + count):
-            cycle, place = divmod(i, len(names))
-            name = names[self._order("tasks", cycle, len(names))[place]]
+            name, own = self._aged(decay)[i] if decay else self._turn(i)
             features = self.tasks[name]
-            again, row = divmod(cycle, len(features))
+            again, row = divmod(own, len(features))
             drawn.append(features[self._order(name, again, len(features))[row]])
         return drawn
+
+    def sample(self, count: int, seed: int) -> list[dict[str, Any]]:
+        """Distinct features, `count` in all, of each task in proportion to its rows."""
+        names = list(self.tasks)
+        sizes = [len(features) for features in self.tasks.values()]
+        shares = Counter(names[who] for who, _ in islice(turns(sizes), count))
+        return [
+            row
+            for name, share in shares.items()
+            for row in random.Random(derive(seed, name)).sample(self.tasks[name], share)
+        ]
+
+    def _turn(self, i: int) -> tuple[str, int]:
+        """The task of draw number i, in a new order each time all have had theirs, and its own."""
+        names = list(self.tasks)
+        cycle, place = divmod(i, len(names))
+        return names[self._order("tasks", cycle, len(names))[place]], cycle
+
+    def _turns(self, decay: float) -> "_Made":
+        newest_first = list(reversed(self.tasks))
+        # whole numbers: shares that are exact, and the same on every machine
+        weights = [round(2**32 * age**-decay) for age in range(1, len(newest_first) + 1)]
+        return _Made((newest_first[who], own) for who, own in turns(weights))
 
     def _shuffled(self, purpose: str, cycle: int, count: int) -> list[int]:
         order = list(range(count))
         random.Random(derive(self.seed, "draw", purpose, cycle)).shuffle(order)
         return order
+
+
+def turns(weights: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Who has turn 0, 1, 2, ..., and the number of that turn among its own.
+
+    After n turns each has had n w / sum(w) of them, rounded down or up. Of those who have had less
+    than their share, it is the one whose next turn is due first.
+    """
+    had, total = [0] * len(weights), sum(weights)
+    for n in count(1):
+        behind = [i for i, w in enumerate(weights) if had[i] * total < n * w]
+        who = min(behind, key=lambda i: -(-(had[i] + 1) * total // weights[i]))
+        yield who, had[who]
+        had[who] += 1
+
+
+class _Made:
+    """What an endless iterator yields, by number."""
+
+    def __init__(self, more: Iterator[tuple[str, int]]):
+        self.made: list[tuple[str, int]] = []
+        self.more = more
+
+    def __getitem__(self, i: int) -> tuple[str, int]:
+        self.made.extend(islice(self.more, max(0, i + 1 - len(self.made))))
+        return self.made[i]

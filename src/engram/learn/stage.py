@@ -21,6 +21,7 @@ from engram.learn.arguments import training_arguments
 from engram.learn.memory import Memory, choose
 from engram.learn.methods import make
 from engram.learn.methods.base import Method, TaskContext
+from engram.learn.surprise import surprise
 from engram.learn.trainer import ContinualTrainer, last_checkpoint, load_state, save_state
 from engram.measure.evaluate import evaluate
 from engram.models import Base
@@ -35,10 +36,11 @@ Say = Callable[[str], None]
 class Plan:
     """What a stage is to do.
 
-    `learn` holds the tasks whose rows are learned (one; in mode joint all so far), the new one
-    last. `score` holds the tasks to score after it, by id; None where the rows are gone. `cells`
-    are scores known beforehand. `beginning` makes the model once more as it was before any task,
-    where that is not the model with its adapter switched off.
+    `stage` is its number, `learned` how many tasks the model has learned before. `learn` holds the
+    tasks whose rows are learned (one; in mode joint all so far), the new one last. `score` holds
+    the tasks to score after it, by id; None where the rows are gone. `cells` are scores known
+    beforehand. `beginning` makes the model once more as it was before any task, where that is not
+    the model with its adapter switched off.
     """
 
     stage: int
@@ -48,6 +50,7 @@ class Plan:
     memory: Mapping[str, list[Row]]
     config: Config
     previous: Path | None = None
+    learned: int = 0
     cells: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Sequence[TrainerCallback] = ()
     beginning: Callable[[], Base] | None = None
@@ -79,11 +82,12 @@ def learn_stage(
     before, untouched = _scores_before(base, plan)
     clock.lap("score")
     rows, remembered, truncated = _features(base, plan)
+    kept = _kept(base, plan, rows, args.per_device_train_batch_size)
     memory = Memory(remembered, derive(plan.seed, "memory"))
     for method in methods:
         state = load_state(method, plan.previous) if plan.previous else {}
         seed = derive(plan.seed, method.name)
-        context = TaskContext(plan.task, plan.stage, seed, memory, state)
+        context = TaskContext(plan.task, plan.learned + 1, seed, memory, state)
         base.model = method.begin_task(base.model, context)
     resume = last_checkpoint(work)
     if resume:
@@ -101,7 +105,7 @@ def learn_stage(
     clock.lap("score")
     if built:
         scores = {"after": after, "before": before, "base": untouched, "truncated": truncated}
-        _write(base, methods, plan, scores, built)
+        _write(base, methods, plan, kept, scores, built)
     return {**clock.seconds, "loss": loss}, engine.state.global_step
 
 
@@ -111,12 +115,10 @@ def score(
     """A task's cell of R and the model's answers; an unknown cell is null, without answers."""
     if task is None or task.test is None:
         return {"score": None}, []
-    kind = next(base.model.parameters()).device.type
-    bf16 = bool(config.training.get("bf16"))
     with ExitStack() as stack:
         for method in methods:
             stack.enter_context(method.inference(base.model))
-        stack.enter_context(torch.autocast(kind, torch.bfloat16, enabled=bf16))
+        stack.enter_context(_autocast(base, config))
         cell, answers = evaluate(
             base,
             task,
@@ -126,6 +128,12 @@ def score(
             config.max_completion_length,
         )
     return asdict(cell), answers
+
+
+def _autocast(base: Base, config: Config) -> torch.autocast:
+    """Of the training, for a model that answers."""
+    device = next(base.model.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=bool(config.training.get("bf16")))
 
 
 def _scores_before(base: Base, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -169,13 +177,26 @@ def _features(base: Base, plan: Plan) -> tuple[list[dict], dict[str, list[dict]]
     return new, old, truncated
 
 
+def _kept(base: Base, plan: Plan, features: list[dict], size: int) -> list[Row]:
+    """The rows of the new task to remember; what surprises is found before anything is learned."""
+    memory, new, surprises = plan.config.memory, plan.learn[-1].train.rows, None
+    if memory.choose == "surprise" and memory.ratio:
+        with _autocast(base, plan.config):
+            surprises = surprise(base, features[len(features) - len(new) :], size)
+    return choose(new, memory.ratio, derive(plan.seed, "keep"), surprises)
+
+
 def _write(
-    base: Base, methods: Sequence[Method], plan: Plan, scores: dict[str, Any], built: Path
+    base: Base,
+    methods: Sequence[Method],
+    plan: Plan,
+    kept: list[Row],
+    scores: dict[str, Any],
+    built: Path,
 ) -> None:
     built.mkdir()
     save_weights(base, built)
     save_state(methods, built)
-    kept = choose(plan.learn[-1].train.rows, plan.config.memory.ratio, derive(plan.seed, "keep"))
     lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in kept]
     (built / MEMORY).write_text("".join(lines), encoding="utf-8")
     text = json.dumps(scores, sort_keys=True, ensure_ascii=False, indent=2)

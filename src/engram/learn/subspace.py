@@ -1,5 +1,8 @@
 """Subspaces of a matrix's input or output, as orthonormal columns [dimensions, directions]."""
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
 
@@ -11,3 +14,49 @@ def within(vectors: Tensor, basis: Tensor) -> Tensor:
 def without(vectors: Tensor, basis: Tensor) -> Tensor:
     """The part of each column of `vectors` that is orthogonal to `basis`: v - Q Q^T v."""
     return vectors - within(vectors, basis)
+
+
+def complement(basis: Tensor) -> Tensor:
+    """Orthonormal columns of all that is orthogonal to `basis` [d, k]: [d, d - k]."""
+    return torch.linalg.qr(basis, mode="complete").Q[:, basis.shape[1] :]
+
+
+def leading(moment: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of `space` turned so that the first hold most of `moment` [d, d], and how much.
+
+    They are the left singular vectors of Q Q^T C, C the moment; how much, the squares of its
+    singular values in fp64, adds up to ||Q^T C||^2.
+    """
+    part = _wide(space).mT @ _wide(moment)
+    energies, turn = torch.linalg.eigh(part @ part.mT)
+    return (_wide(space) @ turn.flip(1)).to(space), energies.flip(0).clamp(min=0)
+
+
+class Span(NamedTuple):
+    """A subspace, as a basis of it or, if `outside`, of all that is orthogonal to it."""
+
+    basis: Tensor
+    outside: bool = False
+
+    def free(self) -> Tensor:
+        """Orthonormal columns of all that is orthogonal to it."""
+        return self.basis if self.outside else complement(self.basis)
+
+
+def grown(span: Span, moment: Tensor, threshold: float) -> Span:
+    """The span with the fewest directions more that make it hold `threshold` of ||moment||^2.
+
+    DualGPM's update: once the span has more than half of the dimensions, what is outside is kept.
+    """
+    directions, energies = leading(moment, span.free())
+    total = _wide(moment).square().sum()
+    held = total - energies.sum() + torch.cat([energies.new_zeros(1), energies.cumsum(0)])
+    new = min(int((held < threshold * total).sum()), len(energies))
+    if 2 * (len(moment) - len(energies) + new) > len(moment):
+        return Span(directions[:, new:].contiguous(), outside=True)
+    return Span(torch.cat([span.basis, directions[:, :new]], 1))
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In fp64, for which not every accelerator is made: few large inputs are most of the energy."""
+    return (tensor if tensor.is_cuda else tensor.cpu()).double()

@@ -231,6 +231,8 @@ def settings_digest(config: Config) -> str:
     settings = config.to_dict()
     for key in (*FREE, "base", "revision", "general"):
         settings.pop(key)
+    if settings["memory"]["choose"] == "balanced":  # what lineages older than this key do
+        del settings["memory"]["choose"]
     return digest(settings, config.general.ratio)
 
 

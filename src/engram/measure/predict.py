@@ -43,7 +43,7 @@ def predict(
     """
     check_mode(base.kind, rows, mode, options, where)
     choices, lengths = sorted(set(options or ())), (max_length, max_completion_length)
-    with _evaluating(base.model):
+    with evaluating(base.model):
         if mode == "options" and base.kind != "encoder":
             pairs, truncated = _pairs(base, rows, choices, lengths, where)
             return _choose(base, pairs, choices, batch_size), truncated
@@ -92,7 +92,7 @@ def _generate(
     # A causal model writes on from the last position, so its prompts must end there.
     side = "left" if base.kind == "causal" else "right"
     predictions = [""] * len(prompts)
-    for batch in _batches(prompts, batch_size):
+    for batch in batches(prompts, batch_size):
         ids, mask = _pad(base, [prompts[i] for i in batch], side)
         written = base.model.generate(input_ids=ids, attention_mask=mask, **settings)  # type: ignore
         if base.kind == "causal":
@@ -108,7 +108,7 @@ def _choose(
 ) -> list[str]:
     """The option o with the largest sum_t log p(o_t | prompt, o_<t), end token included."""
     scores = [0.0] * len(pairs)
-    for batch in _batches([pair["input_ids"] for pair in pairs], batch_size):
+    for batch in batches([pair["input_ids"] for pair in pairs], batch_size):
         for i, score in zip(batch, _log_likelihoods(base, [pairs[i] for i in batch]), strict=True):
             scores[i] = score
     num_options = len(options)
@@ -142,7 +142,7 @@ def _classify(
         return []
     columns = [labels.index(option) for option in known]
     predictions = [""] * len(prompts)
-    for batch in _batches(prompts, batch_size):
+    for batch in batches(prompts, batch_size):
         ids, mask = _pad(base, [prompts[i] for i in batch], "right")
         logits = base.model(input_ids=ids, attention_mask=mask).logits[:, columns]
         for i, scores in zip(batch, logits.tolist(), strict=True):
@@ -193,7 +193,7 @@ def _in_place_of(reference: str, option: str) -> str:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """No dropout and no gradients; after it every module trains, or not, as it did before."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -206,7 +206,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _batches(sequences: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
+def batches(sequences: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
     """Indices in batches of like lengths, the longest first: if memory runs out, then at once."""
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     for start in range(0, len(order), batch_size):

@@ -70,6 +70,7 @@ def advance(
         memory={GENERAL: general, **memory} if general else memory,
         config=config,
         previous=lineage.folder(follows) if follows else None,
+        learned=len(stages) if follows else 0,
         cells=cells,
         callbacks=callbacks,
         beginning=_beginning(lineage, base),

@@ -151,7 +151,10 @@ def _three_steps(
     quick = replace(config, scoring=replace(config.scoring, forward=False), checkpoint_every=0)
     counted = count(made, truncated, base.kind)
     trial = Trial(task.name, counted, steps_of(args, len(rows)), len(memory))
-    plan = Plan(number, task.name, [short], {task.name: short}, memory, quick, None, {}, [trial])
+    named = {task.name: short}
+    plan = Plan(
+        number, task.name, [short], named, memory, quick, learned=number - 1, callbacks=[trial]
+    )
     with tempfile.TemporaryDirectory() as work:
         try:
             seconds, _ = learn_stage(base, plan, Path(work), None, lambda line: None)

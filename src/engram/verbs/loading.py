@@ -1,12 +1,13 @@
 """The model of a stage, ready to learn or to answer."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from engram.errors import EngramError
-from engram.layout import WHOLE
+from engram.layout import ADAPTER_SETTINGS, WHOLE
 from engram.lineage.lineage import Lineage
 from engram.models import Base, load_base
 from engram.weights import load_weights
@@ -26,7 +27,7 @@ def base_at(lineage: Lineage, entry: dict[str, Any] | None) -> Base:
         whole = lineage.folder(entry)
     base = load_base(
         config.base,
-        config.adapter,
+        _adapter(lineage, entry),
         config.seed,
         config.quantization,
         lineage.pin.get("revision"),
@@ -37,6 +38,19 @@ def base_at(lineage: Lineage, entry: dict[str, Any] | None) -> Base:
     if torch.accelerator.is_available():
         base.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
     return base
+
+
+def _adapter(lineage: Lineage, entry: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The settings of a stage's adapter; a LoRA that holds several tasks has a higher rank."""
+    adapter = lineage.config.adapter
+    if entry is None or adapter is None or adapter.get("peft_type", "LORA").upper() != "LORA":
+        return adapter
+    file = lineage.folder(entry) / ADAPTER_SETTINGS
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+        return {**adapter, "r": written["r"], "lora_alpha": written["lora_alpha"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise EngramError(f"{file}: not the settings of a LoRA adapter ({error})") from error
 
 
 def stage_entry(lineage: Lineage, stage: int | None) -> dict[str, Any] | None:

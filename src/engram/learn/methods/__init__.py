@@ -56,11 +56,27 @@ def make(spec: Any) -> list[Method]:
         methods += [_one(name, dict(given or {})) for name, given in part.items()]
     if len({type(m) for m in methods}) < len(methods):
         raise EngramError("method: the same method is named twice; name it once")
-    if len(shapers := [m.name for m in methods if m.reshapes]) > 1:
+    _check_shapes(methods)
+    return methods
+
+
+def _check_shapes(methods: list[Method]) -> None:
+    """Where a method makes new weights for a task, the others must not look for the old ones."""
+    shapers = [m.name for m in methods if m.reshapes]
+    if len(shapers) > 1:
         raise EngramError(
             f"method: {' and '.join(shapers)} each change which weights there are; take one of them"
         )
-    return methods
+    for method in methods if shapers else ():
+        if method.follows:
+            raise EngramError(
+                f"method: {shapers[0]} makes new weights for each task, and {method.name} follows "
+                f"the same ones from task to task; leave {method.name} out"
+            )
+    if shapers and not methods[0].reshapes:
+        raise EngramError(
+            f"method: {shapers[0]} makes the weights that the others see; name it first"
+        )
 
 
 def _one(name: str, given: dict[str, Any]) -> Method:

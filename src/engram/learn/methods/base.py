@@ -67,8 +67,9 @@ class Engine(Steps, Protocol):
 class TaskContext:
     """What a method may know of the task that is about to be learned.
 
-    `seed` belongs to this stage; `state` holds the tensors the same method stored with the stage
-    before (empty at the first).
+    `stage` counts the tasks that the model has learned, with this one: 1 is the first, also where
+    stages were reverted. `seed` belongs to this stage; `state` holds the tensors the same method
+    stored with the stage before (empty at the first).
     """
 
     task: str
@@ -86,11 +87,12 @@ class Method(TrainerCallback):
     called by the engine, in the order in which they stand here. Methods compose in a list.
 
     `rehearses` says whether it looks at old rows; `needs` whether it works on LoRA or on whole
-    weights alone, and `reshapes` whether it changes which weights there are (of a list one at most
-    may). `neutral` holds keywords with which the method's code runs and the result is bitwise that
-    of `sequential`; None if there are none (the docstring says why). `presets` are published sets
-    of keywords by name, `left_open` says why a keyword of theirs is our choice, `trained_with` the
-    `training:` of their source.
+    weights alone. `reshapes` says whether it changes which weights there are, `follows` whether it
+    compares weights, by their names, with those of an earlier task: of a list one method at most
+    reshapes, stands first and goes with none that follows. `neutral` holds keywords with which the
+    method's code runs and the result is bitwise that of `sequential`; None if there are none (the
+    docstring says why). `presets` are published sets of keywords by name, `left_open` says why a
+    keyword of theirs is our choice, `trained_with` the `training:` of their source.
     """
 
     family: ClassVar[Family]
@@ -98,6 +100,7 @@ class Method(TrainerCallback):
     rehearses: ClassVar[bool] = False
     needs: ClassVar[Literal["lora", "whole"] | None] = None
     reshapes: ClassVar[bool] = False
+    follows: ClassVar[bool] = False
     neutral: ClassVar[dict[str, Any] | None] = None
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     left_open: ClassVar[dict[str, dict[str, str]]] = {}

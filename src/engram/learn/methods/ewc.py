@@ -34,6 +34,7 @@ class EWC(Method):
 
     family: ClassVar[Family] = "regularisation"
     paper: ClassVar[str] = "https://huggingface.co/papers/1612.00796"
+    follows: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
 
     def __init__(

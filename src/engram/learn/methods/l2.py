@@ -30,6 +30,7 @@ class L2(Method):
 
     family: ClassVar[Family] = "regularisation"
     paper: ClassVar[str] = "https://huggingface.co/papers/2203.17269"
+    follows: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
 
     def __init__(self, strength: float = 0.1, towards: Literal["previous", "base"] = "previous"):

@@ -1,18 +1,16 @@
 """Learning without forgetting."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from engram.config import Config
 from engram.data.tokens import Kind
 from engram.errors import EngramError
 from engram.learn.methods.base import Family, Method, TaskContext
 from engram.learn.precision import learned_places
-from engram.learn.pull import Named, known_labels, snapshot
-from engram.learn.step import task_loss
+from engram.learn.pull import known_labels
+from engram.learn.teacher import Source, Teacher, check_base
 
 
 class LwF(Method):
@@ -43,55 +41,36 @@ class LwF(Method):
         self,
         strength: float = 1.0,
         temperature: float = 2.0,
-        teacher: Literal["previous", "base"] = "previous",
+        teacher: Source = "previous",
     ):
         if strength < 0 or temperature <= 0:
             raise EngramError(
                 f"lwf: needs strength >= 0 and temperature > 0, got {strength} and {temperature}"
             )
-        self.strength, self.temperature, self.teacher = strength, temperature, teacher
+        self.strength, self.temperature = strength, temperature
+        self.source: Source = teacher
 
     def check(self, config: Config, kind: Kind) -> None:
         super().check(config, kind)
-        if self.teacher == "base" and (config.adapter is None or kind == "encoder"):
-            raise EngramError(
-                "lwf: teacher base switches an adapter off, and here is none or an encoder's head "
-                "that the base has not; take teacher previous"
-            )
+        if self.source == "base":
+            check_base(self.name, config, logits_of=kind)
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.labels = context.state.get("labels")
-        self.old: Named | None = snapshot(model) if context.stage > 1 else None
-        if self.teacher == "base":
-            self.old = {}
+        taught = context.stage > 1 or self.source == "base"
+        self.teacher = Teacher(model, self.source) if taught else None
         return super().begin_task(model, context)
 
     def extra_loss(self, model: nn.Module, inputs: dict[str, Tensor], outputs: Any) -> Any:
-        if self.old is None:
+        if self.teacher is None:
             return None
-        old = self._places(self._taught(inputs), inputs) / self.temperature
+        taught = self.teacher(self.model, inputs, self.engine.kind)
+        old = self._places(taught.logits, inputs) / self.temperature
         new = self._places(outputs.logits, inputs) / self.temperature
         distance = nn.functional.kl_div(
             new.log_softmax(-1), old.log_softmax(-1), reduction="batchmean", log_target=True
         )
         return self.strength * self.temperature**2 * distance
-
-    @torch.no_grad()
-    def _taught(self, inputs: dict[str, Tensor]) -> Tensor:
-        model: Any = self.model
-        model.eval()
-        if self.teacher == "base":
-            with model.disable_adapter():
-                _, outputs = task_loss(model, model, inputs, self.engine.kind)
-        else:
-            _, outputs = task_loss(
-                lambda **seen: functional_call(model, self.old, (), seen),  # type: ignore[arg-type]
-                model,
-                inputs,
-                self.engine.kind,
-            )
-        model.train()
-        return outputs.logits
 
     def _places(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         known = logits if self.labels is None else logits[:, : int(self.labels)]
@@ -101,7 +80,7 @@ class LwF(Method):
         self.model = model
 
     def end_task(self, model: nn.Module) -> None:
-        self.old, self.labels = None, known_labels(model).get("labels")
+        self.teacher, self.labels = None, known_labels(model).get("labels")
 
     def state_dict(self) -> dict[str, Tensor]:
         return {} if self.labels is None else {"labels": self.labels}

@@ -30,6 +30,7 @@ class MAS(Method):
 
     family: ClassVar[Family] = "regularisation"
     paper: ClassVar[str] = "https://huggingface.co/papers/1711.09601"
+    follows: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
 
     def __init__(self, strength: float = 0.1, rows: int = 128):

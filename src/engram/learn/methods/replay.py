@@ -16,10 +16,16 @@ class Replay(Method):
     `sequential`. The default, one remembered row for two new ones, passes as many memory rows as
     Recurrent-KIF's outer steps do with their defaults (4 steps after every 8): matched compute.
 
+    With a `decay` an old task of age a is drawn in proportion to a^-decay, as people meet things
+    again (Gandhi et al. 2024, 2401.10393), age 1 for the newest old task and one more for each
+    before it; `general:` rows count as the oldest. In the paper, as recalled, age 1 is that of the
+    new task itself.
+
     State: none beyond the memory. Old rows: needed.
 
     Args:
         ratio: remembered rows per new row, >= 0; fractions are carried over from batch to batch.
+        decay: exponent of the power law, >= 0; 0 draws from all old tasks alike.
     """
 
     family: ClassVar[Family] = "rehearsal"
@@ -27,16 +33,18 @@ class Replay(Method):
     rehearses: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"ratio": 0.0}
 
-    def __init__(self, ratio: float = 0.5):
+    def __init__(self, ratio: float = 0.5, decay: float = 0.0):
         if ratio < 0:
             raise EngramError(
                 f"replay: ratio must be >= 0, got {ratio}; 0.5 is one row for two new ones"
             )
-        self.ratio = ratio
+        if decay < 0:
+            raise EngramError(f"replay: decay must be >= 0, got {decay}; 0 treats all tasks alike")
+        self.ratio, self.decay = ratio, decay
 
     def rehearse(self, batch: int, size: int) -> list[dict[str, Any]]:
         if not self.context.memory:
             return []
         full = self.engine.args.per_device_train_batch_size
         start, end = (int(self.ratio * full * n) for n in (batch, batch + 1))
-        return self.context.memory.draw(start, round((end - start) * size / full))
+        return self.context.memory.draw(start, round((end - start) * size / full), self.decay)

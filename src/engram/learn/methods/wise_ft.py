@@ -29,6 +29,7 @@ class WiSEFT(Method):
 
     family: ClassVar[Family] = "data and schedule"
     paper: ClassVar[str] = "https://huggingface.co/papers/2109.01903"
+    follows: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"share": 1.0}
 
     def __init__(self, share: float | None = 0.5):

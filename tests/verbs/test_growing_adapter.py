@@ -1,0 +1,187 @@
+"""A lineage whose adapter grows with every task: each verb takes its stages as any others."""
+
+import contextlib
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from command import tree
+from engram.config import load_config
+from engram.learn import stage
+from engram.learn.stage import score
+from engram.lineage.lineage import Lineage
+from engram.verbs.answer import answer
+from engram.verbs.dry_run import dry_run_of_learn
+from engram.verbs.evaluate import evaluate
+from engram.verbs.export import export
+from engram.verbs.init import init
+from engram.verbs.learn import learn
+from engram.verbs.loading import base_at
+from engram.verbs.revert import revert
+from engram.verbs.run import run
+from engram.verbs.verify import verify
+from learn.engine import Stop, Stopped
+from place import output, setting_for, stage_output, task
+from tiny import tiny_rows
+
+
+AUTO = {"causal": AutoModelForCausalLM, "encoder": AutoModel}
+TASKS = ("colour", "animal", "count")
+PLACES = [("causal", "olora"), ("encoder", "olora"), ("causal", "inflora")]
+pytestmark = pytest.mark.parametrize(("kind", "method"), PLACES)
+
+
+@pytest.fixture(scope="module")
+def run_of_three(tmp_path_factory):
+    """A folder with a base, rows of three tasks, and the lineage `lineage` of a run over them."""
+
+    @functools.cache
+    def made(kind: str, method: str) -> tuple[Path, dict, list[torch.Tensor]]:
+        folder = tmp_path_factory.mktemp(f"{kind}-{method}")
+        setting = setting_for(kind, folder, n=24)
+        for split, n in (("train", 24), ("test", 10)):
+            lines = [json.dumps(row) + "\n" for row in tiny_rows("count", n, seed=n)]
+            (folder / f"count-{split}.jsonl").write_text("".join(lines))
+        files = {name: [f"{name}-{split}.jsonl" for split in ("train", "test")] for name in TASKS}
+        setting |= {
+            "base": "base",
+            "method": method,
+            "adapter": {"r": 2, "lora_alpha": 4},
+            "tasks": [{"name": n, "train": a, "test": b} for n, (a, b) in files.items()],
+            "max_length": 64,
+            "checkpoint_every": 1,
+        }
+        live, original = [], stage.save_weights
+
+        def save_weights(base, folder):
+            live.append(output(base.network, base.tokenizer))
+            original(base, folder)
+
+        with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stage, "save_weights", save_weights)
+            run(load_config({**setting, "lineage": "lineage"}))
+        return folder, setting, live
+
+    return made
+
+
+@pytest.fixture
+def here(run_of_three, kind, method, tmp_path, monkeypatch):
+    """The settings of a run and the live outputs of its stages; the test stands in a copy of it."""
+    folder, setting, live = run_of_three(kind, method)
+    shutil.copytree(folder, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return setting, live
+
+
+def adapter(stage: int, lineage: str = "lineage") -> Path:
+    return Lineage(lineage).folder(Lineage(lineage).at(stage))
+
+
+def test_each_stage_is_one_plain_adapter_that_gives_what_the_live_model_gave(here, kind):
+    for number in (1, 2, 3):
+        settings = json.loads((adapter(number) / "adapter_config.json").read_text())
+        assert (settings["r"], settings["lora_alpha"]) == (2 * number, 4 * number)
+        tensors = load_file(adapter(number) / "adapter_model.safetensors")
+        ranks = {t.shape["lora_B" in name] for name, t in tensors.items()}
+        assert ranks == {2 * number}
+        plain = PeftModel.from_pretrained(AUTO[kind].from_pretrained("base"), adapter(number))
+        found = output(plain, AutoTokenizer.from_pretrained("base"))
+        assert torch.equal(found, here[1][number - 1])
+        assert torch.equal(found, stage_output("lineage", number))
+    assert not torch.allclose(here[1][1], here[1][2])
+
+
+def test_what_old_tasks_learned_stands_in_every_later_stage_bitwise(here):
+    one, two, three = (load_file(adapter(n) / "adapter_model.safetensors") for n in (1, 2, 3))
+    for earlier, later in ((one, two), (two, three)):
+        for name, tensor in earlier.items():
+            old = tensor.shape
+            assert torch.equal(later[name][: old[0], : old[1]], tensor)
+
+
+def test_scored_shown_exported_and_verified(here, kind):
+    lineage = Lineage("lineage")
+    for number in (2, 3):
+        cells = {name: cell["score"] for name, cell in evaluate("lineage", number).items()}
+        kept = lineage.scores(lineage.at(number))["after"]
+        assert {name: cells[name] for name in kept} == {n: c["score"] for n, c in kept.items()}
+    prompt = tiny_rows("count")[0]["prompt"]
+    base = base_at(lineage, lineage.at(3))
+    counted = score(base, task("count"), lineage.config)[0]["score"]
+    assert counted == lineage.at(3)["scores"]["count"]
+    assert isinstance(answer("lineage", [prompt])[0], str)
+    export("lineage", "out")
+    plain = AUTO[kind].from_pretrained("out")
+    found = output(plain, AutoTokenizer.from_pretrained("out"))
+    torch.testing.assert_close(found, stage_output("lineage"), rtol=1e-5, atol=1e-5)
+    assert verify("lineage") == []
+
+
+def test_task_by_task_it_is_the_same_bytes(here):
+    setting = {k: v for k, v in here[0].items() if k != "tasks"}
+    init("again", load_config(setting))
+    for name in TASKS:
+        learn("again", task(name))
+    for number in (1, 2, 3):
+        one, two = tree(adapter(number)), tree(adapter(number, "again"))
+        assert one.keys() == two.keys()
+        differ = [name for name in one if one[name] != two[name]]
+        assert differ == []
+
+
+class StopInThird(Stop):
+    """Dies inside the third task."""
+
+    tasks = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.tasks += 1
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.tasks == 3:
+            super().on_step_begin(args, state, control, **kwargs)
+
+
+def test_killed_inside_a_task_it_ends_in_the_same_bytes(here):
+    said: list[str] = []
+    settings = {**here[0], "lineage": "killed"}
+    with pytest.raises(Stopped):
+        run(load_config(settings), [StopInThird(2)])
+    assert len(Lineage("killed").stages) == 2
+    run(load_config(settings), (), said.append)
+    assert "count: going on from step 2" in said
+    assert tree(adapter(3)) == tree(adapter(3, "killed"))
+    assert verify("killed") == []
+
+
+def test_reverted_and_tried_and_learned_again(here):
+    before = tree(adapter(2))
+    revert("lineage", 1)
+    assert dry_run_of_learn("lineage", task("animal"))["steps"] == 3
+    learn("lineage", task("animal"))
+    after = tree(adapter(4))
+    same = [name for name in before if name.endswith("adapter_config.json")]
+    assert same
+    assert all(after[name] == before[name] for name in same)
+    revert("lineage", 0)
+    learn("lineage", task("colour"))
+    assert json.loads((adapter(5) / "adapter_config.json").read_text())["r"] == 2
+    learn("lineage", task("animal"))
+    assert json.loads((adapter(6) / "adapter_config.json").read_text())["r"] == 4
+    assert verify("lineage") == []
+
+
+def test_another_lineage_goes_on_from_such_a_stage(here):
+    few = {"training": here[0]["training"], "max_completion_length": 4, "max_length": 64}
+    init("next", load_config({**few, "method": here[0]["method"], "threads": 1}), adapter(3))
+    assert torch.equal(stage_output("next", 0), stage_output("lineage", 3))
+    learn("next", task("colour"))
+    assert verify("next") == []
