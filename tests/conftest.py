@@ -1,5 +1,6 @@
 """What every test stands on: `from tiny import ...`, no network, one thread."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -16,3 +18,13 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("engram", deadline=None)  # no test asserts a time
 settings.load_profile("engram")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def libraries_are_no_garbage():
+    """The Trainer collects garbage after each training, 0.3 s over all that was ever imported.
+
+    What a module begins with is left out of it, which makes the tests of tiny models twice as fast.
+    """
+    gc.collect()
+    gc.freeze()

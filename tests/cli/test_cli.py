@@ -152,14 +152,17 @@ def test_evaluate_changes_nothing_and_takes_stage_task_and_mode(place):
 
 
 def test_methods_lists_every_method_with_its_family():
-    listed = engram("methods", "--json").json
+    listed, told = engram("methods", "--json").json, engram("methods").out
     assert {"sequential", "replay", "recurrent_kif"} <= {method["name"] for method in listed}
     for method in listed:
-        assert list(method) == ["name", "family", "summary", "paper", "keywords"]
+        assert list(method) == ["name", "family", "summary", "paper", "keywords", "measured"]
         assert "\n" not in method["summary"]
-        assert method["summary"] in engram("methods").out
+        assert method["summary"] in told
     replay = next(method for method in listed if method["name"] == "replay")
-    assert replay["keywords"] == [{"name": "ratio", "type": "float", "default": 0.5}]
+    assert replay["keywords"] == [
+        {"name": "ratio", "type": "float", "default": 0.5},
+        {"name": "decay", "type": "float", "default": 0.0},
+    ]
 
 
 def test_methods_name_prints_keywords_and_the_presets_with_what_is_open():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import TrainerCallback
+from transformers import LlamaForCausalLM, TrainerCallback
 
 from engram.classifier import Classifier
 from engram.config import Config
@@ -56,6 +56,18 @@ def tiny_base(kind: str, dropout: float = 0.0, whole: bool = False) -> Base:
     return Base("tiny", kind, model, tiny_tokenizer(kind))  # type: ignore[arg-type]
 
 
+def odd_base(whole: bool) -> Base:
+    """A Llama with tied embeddings and biases, in bf16 below its LoRA; `whole` weights are fp32."""
+    config = tiny_model("causal").config
+    config.update({"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True})
+    with forked(0):
+        model = LlamaForCausalLM(config)
+        if not whole:
+            settings = LoraConfig(r=4, target_modules=TARGETS["causal"], task_type="CAUSAL_LM")
+            model = get_peft_model(model.to(torch.bfloat16), settings)
+    return Base("odd", "causal", model, tiny_tokenizer("causal"))
+
+
 def tokenized(base: Base, mapping: str, n: int = 40) -> list[dict]:
     limits = (64, 8)
     rows = tiny_rows(mapping, n)
@@ -93,10 +105,10 @@ def engine(
     """
     methods = make(method)
     every = training.pop("checkpoint_every", 0)
-    arguments = {"per_device_train_batch_size": 4, "num_train_epochs": 1, **STRICT, **training}
-    args = training_arguments(arguments, work, 7, every)
     kept = {"animal": tokenized(base, "animal", memory)} if memory else {}
     states = first_stage(base.kind, json.dumps(method)) if memory else {}
+    arguments = {"per_device_train_batch_size": 4, "num_train_epochs": 1, **STRICT, **training}
+    args = training_arguments(arguments, work, 7, every)
     for m in methods:
         m.check(Config(adapter=None if base.whole else {}), base.kind)
         state = states.get(m.name, {})

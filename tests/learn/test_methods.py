@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import inspect
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,16 @@ from transformers import TrainerCallback
 
 from engram.errors import EngramError
 from engram.learn import methods
-from learn.engine import engine, learned, same, stopped_and_resumed, tiny_base, weights, whole
+from learn.engine import (
+    engine,
+    learned,
+    odd_base,
+    same,
+    stopped_and_resumed,
+    tiny_base,
+    weights,
+    whole,
+)
 from tiny import KINDS
 
 
@@ -145,6 +155,27 @@ def test_a_method_composes_with_replay_and_l2(pair, tmp_path):
     first, _ = ended("causal", pair[0], tmp_path / "first")
     assert not same(both, first)
     assert all(torch.isfinite(tensor).all() for tensor in both.values())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_tied_embeddings_biases_and_a_base_in_bf16(name, tmp_path):
+    base = odd_base(whole(name))
+    before = weights(base)
+    made = engine(base, name, tmp_path, rows=12, bf16=True)
+    made.learn()
+    made.methods[0].end_task(base.model)
+    after = weights(base)
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+    assert all(tensor.dtype == torch.float32 for tensor in after.values())
+    assert not same(before, after)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_it_keeps_and_needs_stands_in_its_description(name):
+    told = inspect.getdoc(methods.find(name)) or ""
+    assert "State: " in told or name == "sequential"
+    assert ("Old rows: needed" in told) == methods.find(name).rehearses
+    assert methods.find(name).neutral is not None or "no neutral keywords" in told
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -272,7 +272,20 @@ def test_nothing_of_the_state_carries_a_graph_and_it_is_four_buffers_and_adam(tm
     assert set(buffers) == {"start", "inner", "outer"}
     assert all(b.numel() == n and not b.requires_grad for b in buffers.values())
     method.end_task(made.model)
-    assert set(method.state_dict()) == {"shares"}
+    state = method.state_dict()
+    trained = {f"important.{n}": p for n, p in made.model.named_parameters() if p.requires_grad}
+    assert set(state) == {"shares", *trained}
+    assert all(state[n].tolist()[0] == len(state["shares"]) * p.numel() for n, p in trained.items())
+
+
+def test_what_is_important_is_counted_a_parameter_and_adds_up_to_the_shares(tmp_path):
+    _, made = learned("causal", {"recurrent_kif": {"inner_steps": 4}}, tmp_path)
+    state = made.methods[0].state_dict()
+    counted = [count for name, count in state.items() if name.startswith("important.")]
+    weights, inner, outer = torch.stack(counted).sum(0).tolist()
+    both, new, old, _ = state["shares"].mean(0).tolist()
+    assert inner / weights == pytest.approx(both + new)
+    assert outer / weights == pytest.approx(both + old)
 
 
 @pytest.mark.parametrize("policy", ["keep", "reset", "scale"])

@@ -4,11 +4,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from command import engram, tree
 from engram import EngramError
 from engram.config import load_config
 from engram.data.rows import read_rows
+from engram.layout import ADAPTER
 from engram.lineage.lineage import Lineage
 from engram.verbs import advance
 from engram.verbs.evaluate import evaluate
@@ -151,3 +154,19 @@ def test_on_the_command_line(place):
     assert (found["stage"], found["parent"]) == (2, 1)
     found = engram("evaluate", "lineage", "--json").json
     assert list(found) == ["colour", "animal"]
+
+
+@pytest.mark.parametrize("kind", ["causal"])
+def test_the_first_task_after_a_revert_to_the_base_is_a_first_task(place):
+    """HFT freezes from the second task on: of a frozen pair of LoRA B stays zero, as it begins."""
+    init("halves", load_config({"base": "base", "method": "hft", "threads": 1}))
+    learn("halves", task("colour"))
+    revert("halves", 0)
+    learn("halves", task("animal"))
+    lineage = Lineage("halves")
+    stage = load_file(lineage.folder(lineage.stages[-1]) / ADAPTER)
+    assert all(tensor.any() for name, tensor in stage.items() if "lora_B" in name)
+    learn("halves", task("colour"))
+    lineage = Lineage("halves")
+    second = load_file(lineage.folder(lineage.stages[-1]) / ADAPTER)
+    assert sum(torch.equal(second[name], stage[name]) for name in stage) == len(stage) // 2

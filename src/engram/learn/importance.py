@@ -220,3 +220,10 @@ def case_shares(inner_mask: Tensor, outer_mask: Tensor) -> Tensor:
     inner, outer = inner_mask.count_nonzero(), outer_mask.count_nonzero()
     neither = inner_mask.numel() - inner - outer + both
     return torch.stack([both, inner - both, outer - both, neither]) / inner_mask.numel()
+
+
+def counts(masks: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """A row a parameter of these sizes: its weights, and how many of them are in each mask."""
+    columns = [[piece.count_nonzero() for piece in mask.split(list(sizes))] for mask in masks]
+    weights = torch.tensor(sizes, device=masks[0].device)
+    return torch.stack([weights, *map(torch.stack, columns)], dim=1)

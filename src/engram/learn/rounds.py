@@ -50,18 +50,20 @@ class Rounds:
         if not importance.update(maps, weights, gradients, beta, self.beta_uncertainty):
             warnings.warn("recurrent_kif: a gradient is not finite, left out", stacklevel=2)
 
-    def fuse(self, reached: Tensor) -> tuple[Tensor, Tensor]:
+    def fuse(self, reached: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Fuse the inner step, which `reached` these weights, with the outer one, up to now.
 
-        Returns the fused weights, which are written to the parameters, and the shares of the four
-        cases.
+        Returns the fused weights, which are written to the parameters, the shares of the four
+        cases, and a row a parameter: its weights, and how many of them are important to the inner
+        and to the outer step.
         """
         inner_mask = important(importance.score(self.inner), self.quantile)
         outer_mask = important(importance.score(self.outer), self.quantile)
         remembered = flatten(self.parameters)
         fused = importance.fuse(self.start, reached, remembered, inner_mask, outer_mask, self.table)
         importance.write_back(fused, self.parameters)
-        return fused, importance.case_shares(inner_mask, outer_mask).cpu()
+        counts = importance.counts([inner_mask, outer_mask], [p.numel() for p in self.parameters])
+        return fused, importance.case_shares(inner_mask, outer_mask).cpu(), counts.cpu()
 
     def begin(self, start: Tensor) -> None:
         """The next round, from the weights `start`."""

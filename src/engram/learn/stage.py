@@ -21,6 +21,7 @@ from engram.learn.arguments import training_arguments
 from engram.learn.memory import Memory, choose
 from engram.learn.methods import make
 from engram.learn.methods.base import Method, TaskContext
+from engram.learn.passes import Passes
 from engram.learn.surprise import surprise
 from engram.learn.trainer import ContinualTrainer, last_checkpoint, load_state, save_state
 from engram.measure.evaluate import evaluate
@@ -67,8 +68,8 @@ class Plan:
 
 def learn_stage(
     base: Base, plan: Plan, work: Path, built: Path | None, say: Say
-) -> tuple[dict[str, float], int]:
-    """Learn a task and write the stage's files into `built`; the seconds of each part, the steps.
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Learn a task and write the stage's files into `built`; the seconds of each part, the counts.
 
     `base` holds the weights of the stage before; `work` is where checkpoints inside the task lie,
     and where an earlier, stopped try left them. Without `built` nothing is kept (a dry run).
@@ -82,7 +83,9 @@ def learn_stage(
     before, untouched = _scores_before(base, plan)
     clock.lap("score")
     rows, remembered, truncated = _features(base, plan)
-    kept = _kept(base, plan, rows, args.per_device_train_batch_size)
+    passes = Passes()
+    with passes.through(base.model):
+        kept = _kept(base, plan, rows, args.per_device_train_batch_size)
     memory = Memory(remembered, derive(plan.seed, "memory"))
     for method in methods:
         state = load_state(method, plan.previous) if plan.previous else {}
@@ -92,11 +95,13 @@ def learn_stage(
     resume = last_checkpoint(work)
     if resume:
         say(f"{plan.task}: going on from step {resume.name.partition('-')[2]}")
-    engine = ContinualTrainer(base, methods, rows, args, plan.callbacks, resume)
+    engine = ContinualTrainer(base, methods, rows, args, plan.callbacks, resume, passes)
+    trainable = sum(p.numel() for p in engine.parameters)
     clock.lap("prepare")
-    loss = engine.learn()
-    for method in methods:
-        method.end_task(base.model)
+    with passes.through(base.model, args.torch_compile):
+        loss = engine.learn()
+        for method in methods:
+            method.end_task(base.model)
     clock.lap("train")
     after = dict(plan.cells)
     for name, task in plan.score.items():
@@ -106,7 +111,9 @@ def learn_stage(
     if built:
         scores = {"after": after, "before": before, "base": untouched, "truncated": truncated}
         _write(base, methods, plan, kept, scores, built)
-    return {**clock.seconds, "loss": loss}, engine.state.global_step
+    counts = {"steps": engine.state.global_step, "trainable": trainable}
+    counts["rows"] = {"forward": passes.forward, "backward": passes.backward}
+    return {**clock.seconds, "loss": loss}, counts
 
 
 def score(

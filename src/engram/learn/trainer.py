@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from engram.data.tokens import Collator, Kind
 from engram.learn.methods.base import Loss, Method
+from engram.learn.passes import Passes
 from engram.learn.step import accumulate, aside, clip_and_step, count_items, task_loss
 from engram.models import Base
 
@@ -49,8 +50,10 @@ class ContinualTrainer(Trainer):
         args: TrainingArguments,
         callbacks: Sequence[TrainerCallback] = (),
         resume: Path | None = None,
+        passes: Passes | None = None,
     ):
         self.base, self.methods, self.resume = base, methods, resume
+        self.passes = passes or Passes()
         self.collate = Collator(base.tokenizer, base.kind)
         self.rehearsal = RehearsalCollator(self.collate, methods, args)
         super().__init__(
@@ -197,13 +200,13 @@ class _MethodState(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        save_state(self.engine.methods, folder)
+        save_state([*self.engine.methods, self.engine.passes], folder)
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         if not self.engine.resume:
             return
-        for method in self.engine.methods:
-            method.load_state_dict(load_state(method, self.engine.resume))
+        for stateful in (*self.engine.methods, self.engine.passes):
+            stateful.load_state_dict(load_state(stateful, self.engine.resume))
         per_epoch = len(train_dataloader)  # type: ignore[arg-type]
         accumulated = args.gradient_accumulation_steps
         epochs, steps = divmod(state.global_step, -(-per_epoch // accumulated))

@@ -16,6 +16,9 @@ from engram.learn.presets import OPEN, RECURRENT_KIF, TRAINING
 from engram.learn.rounds import Rounds, table_of
 
 
+IMPORTANT = "important."  # leads a parameter's name in the state
+
+
 @dataclass(eq=False)
 class RecurrentKIF(Guest):
     """Finds what the new and the old tasks need, again and again, and fuses both updates by it.
@@ -31,8 +34,9 @@ class RecurrentKIF(Guest):
     for the task. The last, shorter round is fused too. The first task is plain fine-tuning.
 
     State: t0, two maps (four with the uncertainty) and the outer optimizer's two moments, each of
-    the trainable weights' size, O(1) in tasks; after the task only the shares of the four cases
-    are kept. Old rows: needed. Cost: S/Q more steps, 1.5 times the passes of `sequential`.
+    the trainable weights' size, O(1) in tasks; after the task only counts
+    are kept: the shares of the four cases by round, and how many weights of each parameter were
+    important to either side. Old rows: needed. Cost: S/Q more steps, 1.5 times the passes of `sequential`.
 
     It is also a callback of any `transformers.Trainer`, SFTTrainer too: `RecurrentKIF(memory=...)`,
     with a dataset of features or raw rows, or one for each task by its name (docs/trl.md).
@@ -95,6 +99,7 @@ class RecurrentKIF(Guest):
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.shares: list[Tensor] = []  # of the four cases, an entry a round
+        self.important: dict[str, Tensor] = {}  # (weights, inner, outer) of a parameter, summed
         self.running = False
         return super().begin_task(model, context)
 
@@ -103,6 +108,8 @@ class RecurrentKIF(Guest):
         self.running = bool(self.context.memory)
         if self.running:
             self.parameters = self.engine.parameters
+            trained = kwargs["model"].named_parameters()
+            self.names = [name for name, parameter in trained if parameter.requires_grad]
             score = (self.score, self.quantile, self.beta_uncertainty)
             self.rounds = Rounds(self.parameters, self.table, *score)
             shared = optimizer if self.outer_optimizer == "shared" else None
@@ -120,10 +127,12 @@ class RecurrentKIF(Guest):
             schedule = kwargs["lr_scheduler"].get_last_lr()[0] / args.learning_rate
             reached = flatten(self.parameters)
             self._remember(schedule if self.outer_schedule == "inner" else 1.0)
-            fused, shares = self.rounds.fuse(reached)
+            fused, shares, counts = self.rounds.fuse(reached)
             after_fusion(self.momentum, kwargs["optimizer"], self.rounds.start, reached, fused)
             self.rounds.begin(fused)
             self.shares.append(shares)
+            for name, count in zip(self.names, counts, strict=True):
+                self.important[name] = self.important.get(name, 0) + count
 
     def _observe(self, maps: Importance, beta: float) -> None:
         self.rounds.observe(maps, beta)
@@ -141,10 +150,13 @@ class RecurrentKIF(Guest):
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"shares": torch.stack(self.shares)} if self.shares else {}
+        state |= {f"{IMPORTANT}{name}": count for name, count in self.important.items()}
         return state | self.rounds.tensors() | self.learner.tensors() if self.running else state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.shares = list(state["shares"]) if "shares" in state else []
+        found = (name for name in state if name.startswith(IMPORTANT))
+        self.important = {name.removeprefix(IMPORTANT): state[name] for name in found}
         if self.running:
             self.rounds.load(state)
             self.learner.load(state)
