@@ -4,10 +4,11 @@
 
 Standard CL on all-MiniLM-L6-v2 with LoRA, smaller than in `standard_cl.py`: two orders, two seeds,
 400 rows a task. Each method has two trials (`methods_list.py`) on rows held out of train, and the
-best is taken; test rows are read only after that. Finished cells are kept.
+best is taken; test rows are read only after that. Finished cells are kept, also by the result file.
 """
 
 import argparse
+import functools
 import json
 import os
 import resource
@@ -51,12 +52,23 @@ def setting(cell: Cell) -> dict[str, Any]:
 
 
 def record_of(cell: Cell) -> dict[str, Any] | None:
-    """The record of a finished cell of this setting."""
-    path = RUNS / cell.name / "record.json"
-    if not path.exists():
-        return None
-    kept = json.loads(path.read_text())
-    return kept["record"] if kept["key"] == key(cell, setting(cell)) else None
+    """The record of a finished cell of this setting, from its folder or from the result file."""
+    path, wanted = RUNS / cell.name / "record.json", key(cell, setting(cell))
+    if path.exists():
+        kept = json.loads(path.read_text())
+        return (
+            kept["record"] | {"cell": cell.name, "key": wanted} if kept["key"] == wanted else None
+        )
+    return published().get((cell.name, wanted))
+
+
+@functools.cache
+def published() -> dict[tuple[str, str], dict[str, Any]]:
+    """The records that the result file had when this began, by cell and key."""
+    if not RESULTS.exists():
+        return {}
+    found = json.loads(RESULTS.read_text())
+    return {(r["cell"], r["key"]): r for r in [*found["trials"], *found["records"]]}
 
 
 def run_one(cell: Cell, data: str) -> None:

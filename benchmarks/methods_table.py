@@ -38,13 +38,25 @@ def summarize(records: list[dict[str, Any]], methods: list[str]) -> list[dict[st
             "high": difference.high,
             "within_noise": difference.within_noise,
         }
-        entry["relative_seconds"] = mean([r["seconds"] / p["seconds"] for r, p in both])
+        entry["relative_seconds"] = _times(both)
         peaks = [(r["peak_memory_kib"] - p["peak_memory_kib"]) / 1024 for r, p in both]
         entry["extra_peak_mb"] = mean(peaks)
         entry["state_mb"] = mean([r["state_bytes"] / 1e6 for r in cells.values()])
         entry["remembered_rows"] = one["remembered_rows"] if one["rehearses"] else 0
         summary.append(entry)
     return summary
+
+
+def _times(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> float | None:
+    """CPU seconds relative to the plain run, with what is done before and after training if known.
+
+    Where no pair knows that, those of training alone.
+    """
+    for key in ("cpu_seconds", "seconds"):
+        known = [r[key] / plain[key] for r, plain in pairs if key in r and key in plain]
+        if known:
+            return mean(known)
+    return None
 
 
 def markdown(summary: list[dict[str, Any]]) -> str:

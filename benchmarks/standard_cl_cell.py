@@ -113,7 +113,7 @@ def run_cell(cell: Cell, folder: Path, chosen: dict[str, Any], data: str) -> Non
     else:
         lineage = run(config, [clock], print)
         times = [timing["seconds"] for timing in lineage.timings().values()]
-        seconds = {part: sum(t[part] for t in times) for part in ("train", "score")}
+        seconds = {part: sum(t[part] for t in times) for part in ("train", "score", "cpu")}
         found = {**summary(lineage.matrix()), "matrix": to_dict(lineage.matrix())}
     record = {
         "method": cell.method,
@@ -122,6 +122,7 @@ def run_cell(cell: Cell, folder: Path, chosen: dict[str, Any], data: str) -> Non
         **found,
         "seconds": round(clock.seconds, 2),
         "wall_seconds": {part: round(seconds[part], 2) for part in ("train", "score")},
+        "cpu_seconds": round(seconds["cpu"], 2),  # with what is done before and after training
         "learning_rate": cell.learning_rate,
     }
     kept = {"record": record, "trial": cell.trial, "key": key(cell, chosen)}

@@ -33,7 +33,7 @@ def log(folder: Folder, as_json: Json = False) -> None:
 def _line(lineage: Lineage, entry: dict[str, Any]) -> dict[str, Any]:
     made = "task" in entry
     timing = lineage.timings().get(str(entry["stage"]), {}) if made else {}
-    seconds = {k: v for k, v in timing.get("seconds", {}).items() if k != "loss"}
+    seconds = {k: v for k, v in timing.get("seconds", {}).items() if k not in ("loss", "cpu")}
     scores = entry.get("scores", {})
     learned = (e["task"]["id"] for e in lineage.ledger if "task" in e)
     named = method_name(entry["method"], entry["mode"]) if "method" in entry else None

@@ -24,7 +24,7 @@ class Passes:
     @contextmanager
     def through(self, model: nn.Module, compiled: bool = False) -> Iterator[None]:
         """Count what passes through a model that puts out logits [rows, ...]."""
-        count = torch.compiler.disable(self._count) if compiled else self._count
+        count: Any = torch.compiler.disable(self._count) if compiled else self._count
         handle = model.register_forward_hook(count)
         try:
             yield

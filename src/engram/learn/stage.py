@@ -111,8 +111,8 @@ def learn_stage(
     if built:
         scores = {"after": after, "before": before, "base": untouched, "truncated": truncated}
         _write(base, methods, plan, kept, scores, built)
-    counts = {"steps": engine.state.global_step, "trainable": trainable}
-    counts["rows"] = {"forward": passes.forward, "backward": passes.backward}
+    rows_passed = {"forward": passes.forward, "backward": passes.backward}
+    counts = {"steps": engine.state.global_step, "rows": rows_passed, "trainable": trainable}
     return {**clock.seconds, "loss": loss}, counts
 
 
@@ -211,13 +211,15 @@ def _write(
 
 
 class _Clock:
-    """Adds up the seconds of named parts."""
+    """Adds up the seconds of named parts, and the processor's of all but scoring."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
-        self.last = time.perf_counter()
+        self.last, self.cpu = time.perf_counter(), time.process_time()
 
     def lap(self, name: str) -> None:
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
-        self.last = now
+        if name != "score":
+            self.seconds["cpu"] = self.seconds.get("cpu", 0.0) + cpu - self.cpu
+        self.last, self.cpu = now, cpu

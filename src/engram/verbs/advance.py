@@ -84,12 +84,12 @@ def advance(
     told = [callback for callback in callbacks if isinstance(callback, StageCallback)]
     for callback in told:
         callback.begin(name, len(stages) + 1, total, steps_before(lineage.timings(), number))
-    seconds, steps = learn_stage(base, plan, work, built, say)
+    seconds, counts = learn_stage(base, plan, work, built, say)
     after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
     entry["scores"] = {scored: cell["score"] for scored, cell in after.items()}
     card = model_card(base.kind, lineage.pin, entry, entry["kind"], "STAGE")
     (built / CARD).write_text(card, encoding="utf-8")
-    lineage.commit(built, entry, {**_timing(seconds), "steps": steps})
+    lineage.commit(built, entry, {**_timing(seconds), **counts})
     for callback in told:
         callback.stage_done(name, entry["scores"], lineage.matrix())
     return lineage.ledger[-1]

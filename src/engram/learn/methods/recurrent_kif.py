@@ -34,9 +34,9 @@ class RecurrentKIF(Guest):
     for the task. The last, shorter round is fused too. The first task is plain fine-tuning.
 
     State: t0, two maps (four with the uncertainty) and the outer optimizer's two moments, each of
-    the trainable weights' size, O(1) in tasks; after the task only counts
-    are kept: the shares of the four cases by round, and how many weights of each parameter were
-    important to either side. Old rows: needed. Cost: S/Q more steps, 1.5 times the passes of `sequential`.
+    the trainable weights' size, O(1) in tasks; after the task only counts are kept: the shares of
+    the four cases by round, and how many weights of each parameter were important to either side.
+    Old rows: needed. Cost: S/Q more steps, 1.5 times the passes of `sequential`.
 
     It is also a callback of any `transformers.Trainer`, SFTTrainer too: `RecurrentKIF(memory=...)`,
     with a dataset of features or raw rows, or one for each task by its name (docs/trl.md).
