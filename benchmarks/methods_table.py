@@ -5,7 +5,7 @@ from typing import Any
 from paired import deviation, mean, paired
 
 
-COLUMNS = ("method", "keywords", "rate", "OP", "OP - sequential [95 %]", "BWT", "learned")
+COLUMNS = ("method", "keywords", "rate", "n", "OP", "OP - sequential [95 %]", "BWT", "learned")
 COSTS = ("time x", "peak MB +", "state MB", "rows kept")
 
 
@@ -73,6 +73,7 @@ def cells(entry: dict[str, Any]) -> dict[str, str]:
         entry["method"],
         _keywords(entry["keywords"]),
         f"{entry['learning_rate']:g}",
+        str(entry["n"]),
         _spread(entry["overall"], ".3f"),
         "-" if plain else _difference(entry["to_sequential"]),
         _spread(entry["backward_transfer"], "+.3f"),

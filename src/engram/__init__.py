@@ -10,6 +10,7 @@ from engram.errors import EngramError
 if TYPE_CHECKING:
     from engram.api import (
         answer,
+        compare,
         dry_run,
         evaluate,
         export,
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         learn,
         push,
         rebase,
+        report,
         revert,
         run,
         show,
@@ -35,6 +37,7 @@ __all__ = [
     "Split",
     "Task",
     "answer",
+    "compare",
     "dry_run",
     "evaluate",
     "export",
@@ -43,13 +46,15 @@ __all__ = [
     "load_config",
     "push",
     "rebase",
+    "report",
     "revert",
     "run",
     "show",
     "verify",
 ]
 
-VERBS = [name for name in __all__ if name.islower() and name not in ("learn", "load_config")]
+PACKAGES = ("learn", "report")  # that are verbs, too
+VERBS = [n for n in __all__ if n.islower() and n not in (*PACKAGES, "load_config")]
 HOMES = {
     "Config": "config",
     "Lineage": "lineage.lineage",
@@ -71,7 +76,9 @@ class _Verb(ModuleType):
     """`engram.learn` is a package and a verb: called, it is `engram.api.learn`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return importlib.import_module("engram.api").learn(*args, **kwargs)
+        verb = self.__name__.rpartition(".")[2]
+        return getattr(importlib.import_module("engram.api"), verb)(*args, **kwargs)
 
 
-importlib.import_module("engram.learn").__class__ = _Verb
+for package in PACKAGES:
+    importlib.import_module(f"engram.{package}").__class__ = _Verb

@@ -17,6 +17,8 @@ from engram.report.results import method_name
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
+    from engram.report.read import Run
+
 Rows = str | Path | Sequence[Row]
 Say = Callable[[str], None]
 
@@ -120,6 +122,30 @@ def run_config(path: str | Path, settings: list[str] | dict[str, Any] | None = N
     return config
 
 
+def compare(
+    grid: str | Path | dict[str, Any],
+    jobs: int = 1,
+    say: Say = silent,
+    ray: str | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Methods on the same task orders and seeds, a lineage each: their scores, side by side.
+
+        found = engram.compare("grid.yaml", jobs=2)
+        found["lines"][1]["to_baseline"]["overall"]["within_noise"]
+
+    The same call again goes on where it was stopped. A YAML that names no lineage gets its own
+    name. A cell that breaks stops no other; its `error` says why. `ray` is the address of a cluster
+    to run them on.
+    """
+    from engram.comparison.cluster import starter
+    from engram.comparison.grid import read_grid
+    from engram.verbs import compare as verb
+
+    begin = starter(ray) if ray else None
+    return verb.compare(read_grid(grid, settings), jobs, say, begin)
+
+
 def dry_run(config: Config | str | Path, **settings: Any) -> dict[str, Any]:
     """What `run` would do and cost: rows, tokens, steps, seconds, memory, disk. Writes nothing."""
     from engram.verbs import dry_run as verb
@@ -180,6 +206,21 @@ def show(folder: str | Path, stage: int | None = None) -> dict[str, Any]:
     from engram.verbs import show as verb
 
     return verb.show(folder, stage)
+
+
+def report(
+    folders: str | Path | Sequence[str | Path], out: str | Path = "report.html"
+) -> tuple[list[Run], list[Path]]:
+    """Make a page of lineages, or of folders that hold some; what was read, and the files.
+
+        engram.report("quickstart")
+        engram.report(["runs/replay", "runs/recurrent_kif"], out="both.html")
+
+    Beside the page the same numbers are put as Markdown and as CSV.
+    """
+    from engram.report.making import report as make
+
+    return make([folders] if isinstance(folders, str | Path) else folders, out)
 
 
 def revert(folder: str | Path, to: int | None = None) -> dict[str, Any]:

@@ -123,10 +123,17 @@ def load_config(
             valid one) or a value of the wrong type.
     """
     where = "the settings" if isinstance(source, dict) else str(source)
+    return _build(Config, read_settings(source, over), where)
+
+
+def read_settings(
+    source: str | Path | dict[str, Any], over: list[str] | dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The keys and values of `load_config`, as they are written."""
     values = dict(source) if isinstance(source, dict) else _read_yaml(Path(source))
     for key, value in (over if isinstance(over, dict) else overrides(over)).items():
         _set(values, key, value)
-    return _build(Config, values, where)
+    return values
 
 
 def overrides(texts: list[str] | None) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from engram.learn.stage import learn_stage
 from engram.verbs import advance
 
 
-VERBS = ("init", "learn", "run", "evaluate", "log", "methods")
-VERBS += ("try", "show", "revert", "verify", "export", "push", "rebase")
+VERBS = ("init", "learn", "run", "compare", "evaluate", "log", "methods")
+VERBS += ("try", "show", "report", "revert", "verify", "export", "push", "rebase")
 HEAVY = ("torch", "transformers", "peft", "datasets")
 
 

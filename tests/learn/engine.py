@@ -111,8 +111,8 @@ def engine(
     args = training_arguments(arguments, work, 7, every)
     for m in methods:
         m.check(Config(adapter=None if base.whole else {}), base.kind)
-        state = states.get(m.name, {})
-        context = TaskContext("colour", 1 + bool(memory), 3, Memory(kept, 5), dict(state))
+        state = {name: t.clone() for name, t in states.get(m.name, {}).items()}  # it is cached
+        context = TaskContext("colour", 1 + bool(memory), 3, Memory(kept, 5), state)
         base.model = m.begin_task(base.model, context)
     return ContinualTrainer(base, methods, tokenized(base, "colour", rows), args, callbacks, resume)
 

@@ -148,19 +148,19 @@ def test_settings_whose_rank_cannot_grow_are_refused_in_one_line(name, settings)
 
 @pytest.mark.parametrize("name", BANKS)
 def test_what_follows_weights_over_tasks_is_refused_beside_it(name):
-    (method,) = methods.make(name)
-    method.check(load_config({"method": [name, "replay", "lwf"]}), "causal")
-    for other in ("ewc", "recurrent_kif"):
+    methods.make([name, "replay", "lwf", "recurrent_kif", "hft", "dmt"])
+    for other in ("l2", "ewc", "mas", "wise_ft", "slao", "tasl", "fpf"):
         with pytest.raises(EngramError, match=f"leave {other} out"):
-            method.check(load_config({"method": [name, other]}), "causal")
-    with pytest.raises(EngramError, match=f"{name}: .* name it first"):
-        method.check(load_config({"method": ["replay", name]}), "causal")
+            methods.make([name, other])
+    with pytest.raises(EngramError, match=f"{name} makes .* name it first"):
+        methods.make(["replay", name])
+    (method,) = methods.make(name)
     with pytest.raises(EngramError, match="set adapter="):
         method.check(load_config({"method": name, "adapter": None}), "causal")
 
 
 @pytest.mark.parametrize("name", BANKS)
-@pytest.mark.parametrize("more", ["replay", "lwf"])
+@pytest.mark.parametrize("more", ["replay", "lwf", "recurrent_kif", "hft", "migu"])
 def test_it_composes_with_rehearsal_and_distillation(name, more, tmp_path):
     found = []
     for spec in ([name], [name, more]):

@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from engram.cli import (
+    compare,
     evaluate,
     export,
     init,
@@ -15,6 +16,7 @@ from engram.cli import (
     methods,
     push,
     rebase,
+    report,
     revert,
     run,
     show,
@@ -25,7 +27,7 @@ from engram.cli.output import complain
 from engram.errors import EngramError
 
 
-RESUMED = ("learn", "run")
+RESUMED = ("learn", "run", "compare")
 
 
 class _Verbs(TyperGroup):
@@ -55,10 +57,12 @@ app = typer.Typer(
 app.command("init")(init.init)
 app.command("learn")(learn.learn)
 app.command("run")(run.run)
+app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("try")(try_.try_)
 app.command("log")(log.log)
 app.command("show")(show.show)
+app.command("report")(report.report)
 app.command("revert")(revert.revert)
 app.command("verify")(verify.verify)
 app.command("export")(export.export)

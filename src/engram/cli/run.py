@@ -48,7 +48,7 @@ def run(
     if results:
         records = report.merge(records, new)
         command = " && ".join(dict.fromkeys(r["command"] for r in records if "command" in r))
-        report.write(results, file.stem, command, _device(lineage.config.threads), records)
+        report.write(results, file.stem, command, report.device(lineage.config.threads), records)
     if as_json:
         print_json(_answer(lineage, new))
         return
@@ -98,11 +98,3 @@ def summary(records: list[dict[str, Any]]) -> RenderableType:
             f"{found['seconds']:.1f}",
         )
     return shown
-
-
-def _device(threads: int | None) -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"cpu, {threads} threads" if threads != 1 else "cpu, 1 thread"

@@ -1,5 +1,6 @@
 """The stream of a run: its tasks in order."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ __all__ = ["GENERATED", "file_split", "load_stream", "open_split"]
 KEYS = ("name", *SPLITS, "benchmark", "metric", "options", "training")
 
 
-def load_stream(config: Config) -> list[Task]:
+def load_stream(config: Config, splits: Collection[str] = SPLITS) -> list[Task]:
     """The tasks that `tasks:` names: `generated`, a benchmark's order, or a list of tasks.
 
     A task of the list has `train` (and `dev`, `test`) with what `file_split` takes, or `benchmark`
     with the name of one benchmark task; and `name`, `metric`, `options` and `training`, which
-    overrides the run's own `training` for this task.
+    overrides the run's own `training` for this task. Of other splits than `splits` no file is
+    opened.
 
     Raises:
         EngramError: an unknown name or key, or rows that cannot be read.
@@ -33,21 +35,20 @@ def load_stream(config: Config) -> list[Task]:
             "tasks: missing; name a stream (such as generated) or list the tasks' files"
         )
     if isinstance(config.tasks, list):
-        tasks = [_task(given, config) for given in config.tasks]
+        tasks = [_task(given, config, splits) for given in config.tasks]
         if not tasks:
             raise EngramError("tasks: the list is empty; give at least one task")
         return tasks
     if config.tasks == GENERATED:
-        return generated_tasks(**config.rows, seed=config.seed)
+        return generated_tasks(**config.rows, seed=config.seed)  # which has no files
     if config.tasks not in ORDERS:
         known = nearest(config.tasks, [GENERATED, *ORDERS])
         raise EngramError(f"tasks: no stream is named {config.tasks!r}; {known}")
-    return benchmark_tasks(
-        config.tasks, config.data, config.rows, config.seed, instruction=config.instruction
-    )
+    settings = (config.data, config.rows, config.seed, config.instruction, splits)
+    return benchmark_tasks(config.tasks, *settings)
 
 
-def _task(given: Any, config: Config) -> Task:
+def _task(given: Any, config: Config, splits: Collection[str]) -> Task:
     if not isinstance(given, dict) or not (given.get("train") or given.get("benchmark")):
         raise EngramError(
             f"tasks: a task needs its train rows or the name of a benchmark, got {given!r}"
@@ -61,8 +62,8 @@ def _task(given: Any, config: Config) -> Task:
         raise EngramError(f"task {name}: training takes a mapping, got {training!r}")
     made: dict[str, Any] = {"metric": "exact_match"}
     if given.get("benchmark"):
-        made = _benchmark(given, config, name)
-    for split in SPLITS:
+        made = _benchmark(given, config, name, splits)
+    for split in splits:
         if given.get(split):
             made[split] = file_split(given[split], config.rows.get(split), config.seed, split)
     if given.get("metric"):
@@ -72,12 +73,14 @@ def _task(given: Any, config: Config) -> Task:
     return Task(name=name, training=training, **made)
 
 
-def _benchmark(given: dict[str, Any], config: Config, name: str) -> dict[str, Any]:
+def _benchmark(
+    given: dict[str, Any], config: Config, name: str, splits: Collection[str]
+) -> dict[str, Any]:
     """Splits, metric and options of one benchmark task."""
     for split in SPLITS:
         if given.get(split):
             raise EngramError(f"task {name}: benchmark brings its own rows; leave out {split}")
-    settings = (config.data, config.rows, config.seed, config.instruction)
+    settings = (config.data, config.rows, config.seed, config.instruction, splits)
     task = benchmark_task(str(given["benchmark"]), *settings)
     return {key: getattr(task, key) for key in (*SPLITS, "metric", "options")}
 

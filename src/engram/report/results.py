@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from engram.config import Config
 from engram.errors import EngramError
 from engram.lineage.files import write_text
 from engram.lineage.lineage import Lineage
@@ -34,13 +33,20 @@ def method_name(method: Any, mode: str = "sequential") -> str:
     return "+".join(named)
 
 
+def order_name(tasks: Any) -> str:
+    """A record's name of what stands under `tasks:`."""
+    if isinstance(tasks, list):
+        return "+".join(str(task.get("name") or task.get("benchmark")) for task in tasks)
+    return str(tasks)
+
+
 def record(lineage: Lineage, command: str) -> dict[str, Any]:
     """The record of the run that `command` made; seconds are summed over its stages."""
     config, matrix = lineage.config, lineage.matrix()
     seconds = stage_seconds(lineage)
     return {
         "method": method_name(config.method, config.mode),
-        "order": _order(config),
+        "order": order_name(config.tasks),
         "seed": config.seed,
         "overall": overall(matrix),
         "backward_transfer": backward_transfer(matrix),
@@ -60,6 +66,15 @@ def stage_seconds(lineage: Lineage) -> dict[int, dict[str, float]]:
         learning = took.get("prepare", 0.0) + took.get("train", 0.0)
         found[entry["stage"]] = {"learning": learning, "scoring": took.get("score", 0.0)}
     return found
+
+
+def device(threads: int | None) -> str:
+    """The kind of machine, as result files name it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu, {threads} threads" if threads != 1 else "cpu, 1 thread"
 
 
 def load(path: Path) -> list[dict[str, Any]]:
@@ -109,9 +124,3 @@ def write(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _order(config: Config) -> str:
-    if isinstance(config.tasks, list):
-        return "+".join(str(task.get("name") or task.get("benchmark")) for task in config.tasks)
-    return str(config.tasks)

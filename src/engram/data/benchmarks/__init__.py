@@ -6,7 +6,7 @@ two forms have the same answers and sizes, but not the same rows: compare scores
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ def benchmark_tasks(
     rows: dict[str, int] | None = None,
     seed: int = 0,
     instruction: bool = True,
+    splits: Collection[str] = SPLITS,
 ) -> list[Task]:
     """The tasks of a benchmark in the order that `name` stands for, such as "standard_cl_1".
 
@@ -42,6 +43,7 @@ def benchmark_tasks(
         seed: of that draw.
         instruction: without it, a prompt is its text alone, which is what an encoder needs: the
             first line (instruction and options) and the last ("Answer:") are left out.
+        splits: which files to open, "train" among them.
 
     Raises:
         EngramError: the name, a split or the folder is unknown, the rows cannot be had, or are not
@@ -49,7 +51,8 @@ def benchmark_tasks(
     """
     if name not in ORDERS:
         raise EngramError(f"no benchmark is named {name!r}; {nearest(name, ORDERS)}")
-    return [benchmark_task(task, data, rows, seed, instruction) for task in ORDERS[name]]
+    settings = (data, rows, seed, instruction, splits)
+    return [benchmark_task(task, *settings) for task in ORDERS[name]]
 
 
 def benchmark_task(
@@ -58,6 +61,7 @@ def benchmark_task(
     rows: dict[str, int] | None = None,
     seed: int = 0,
     instruction: bool = True,
+    splits: Collection[str] = SPLITS,
 ) -> Task:
     """One task of a benchmark, such as "dbpedia"; the arguments are those of `benchmark_tasks`.
 
@@ -73,13 +77,13 @@ def benchmark_task(
     try:
         opened = {
             split: _open(task, split, limits.get(split), seed, instruction, data, form)
-            for split in SPLITS
+            for split in splits
         }
     except EngramError as error:
         if form == "folder":
             raise
         raise EngramError(f"{task}: {error}; or, for the benchmark's own rows, {FOLDER}") from error
-    train, dev, test = (opened[split][0] for split in SPLITS)
+    train, dev, test = (opened.get(split, (None, None))[0] for split in SPLITS)
     assert train is not None
     metric = superni.metric(task) if task in superni.TASKS else "exact_match"
     return Task(task, train, dev, test, metric, opened["train"][1])

@@ -1,0 +1,263 @@
+"""The YAML of a comparison: the keys of a run, a grid laid over them, and what is compared how."""
+
+import dataclasses
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+from engram.comparison.cell import Cell
+from engram.config import Config, Mode, checked, load_config, read_settings
+from engram.errors import EngramError, nearest
+from engram.report.results import method_name, order_name
+
+
+PAIRED = ("tasks", "seed")  # what the cells of a line differ in
+PLACES = ("lineage", "data")
+KEYS = tuple(f.name for f in dataclasses.fields(Config))
+
+
+@dataclass(frozen=True)
+class Choose:
+    """How a hyper-parameter is chosen: `values` of `key` are tried on rows held out of train.
+
+    `held_out` is their share, `seed` that of the trials. `methods` gives methods a key and values
+    of their own, as many as the others have.
+    """
+
+    key: str
+    values: list
+    held_out: float = 0.2
+    seed: int = 100
+    methods: dict = field(default_factory=dict)
+
+    def trials(self, method: str) -> tuple[str, list[Any]]:
+        """The key that is chosen for a method, and the values that are tried."""
+        own = self.methods.get(method)
+        return (own["key"], own["values"]) if own else (self.key, self.values)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: a method and the values of other keys, on all orders and seeds."""
+
+    name: str
+    method: str
+    varied: dict[str, Any]
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """`written` is the YAML as it was read; `orders` are the streams by their names."""
+
+    folder: Path
+    written: dict[str, Any]
+    lines: list[Line]
+    orders: dict[str, Any]
+    seeds: list[int]
+    baseline: str | None = None
+    compute_matched: bool = False
+    choose: Choose | None = None
+
+    def cells(self, line: Line, chosen: dict[str, Any]) -> list[Cell]:
+        """A line's cells; `chosen` is laid over its settings."""
+        return [
+            Cell(line.name, order, seed, {**settings, "tasks": tasks, "seed": seed})
+            for settings in [laid_over(line.settings, chosen)]
+            for order, tasks in self.orders.items()
+            for seed in self.seeds
+        ]
+
+    def baseline_of(self, line: Line) -> Line | None:
+        """What a line is measured against: the baseline's line with the same other values."""
+        for other in self.lines:
+            same = other.method == self.baseline and other.varied == line.varied
+            if other.name == self.baseline or same:
+                return other
+        return None
+
+
+def read_grid(
+    source: str | Path | dict[str, Any], over: list[str] | dict[str, Any] | None = None
+) -> Grid:
+    """The comparison that a YAML describes.
+
+    Raises:
+        EngramError: an unknown key, an empty list, two cells alike, or no such baseline.
+    """
+    where = "the settings" if isinstance(source, dict) else str(source)
+    values = read_settings(source, over)
+    own = {key: values.pop(key) for key in (*OWN,) if key in values}
+    for key in values:
+        if key not in KEYS:
+            raise EngramError(f"{where}: unknown key {key!r}; {nearest(str(key), (*KEYS, *OWN))}")
+    given = {key: checked(key, own[key], kind, where) for key, kind in OWN.items() if key in own}
+    axes = _axes(given.get("grid"), where)
+    values = {**values, "threads": values.get("threads") or 1}
+    folder = values.pop("lineage", None) or ("" if isinstance(source, dict) else Path(where).stem)
+    if not folder:
+        raise EngramError("lineage: missing; say where the comparison goes")
+    orders = _orders(axes.pop("tasks", None) or [values.get("tasks")], where)
+    seeds = axes.pop("seed", None) or [values.get("seed", 0)]
+    choose = _choose(given["choose"], axes, where) if given.get("choose") else None
+    lines = _lines(values, axes)
+    written = {key: value for key, value in {**values, **own}.items() if key not in PLACES}
+    matched = given.get("compute_matched", False)
+    grid = Grid(Path(folder), written, lines, orders, seeds, given.get("baseline"), matched, choose)
+    _check(grid, where)
+    return grid
+
+
+OWN: dict[str, Any] = {
+    "grid": dict,
+    "baseline": str | None,
+    "compute_matched": bool,
+    "choose": dict | None,
+}
+
+
+def _axes(grid: Any, where: str) -> dict[str, list[Any]]:
+    if not grid:
+        raise EngramError(
+            f"{where}: grid: missing; list values of keys of a run, such as method: [sequential, "
+            "replay]"
+        )
+    for key, listed in grid.items():
+        if str(key).partition(".")[0] not in KEYS:
+            hint = nearest(str(key).partition(".")[0], KEYS)
+            raise EngramError(f"{where}: grid: {key!r} is not a key of a run; {hint}")
+        if key in PLACES:
+            raise EngramError(f"{where}: grid: {key} is the comparison's own; set it beside grid")
+        if not isinstance(listed, list) or not listed:
+            raise EngramError(f"{where}: grid: {key} takes a list of values, got {listed!r}")
+    return dict(grid)
+
+
+def _orders(streams: list[Any], where: str) -> dict[str, Any]:
+    """The streams by their names; those of one name are numbered."""
+    for stream in streams:
+        if not isinstance(stream, str | list):
+            raise EngramError(
+                f"{where}: tasks: a comparison needs streams, each a name or a list of tasks, "
+                f"got {stream!r}"
+            )
+    names = [order_name(stream) for stream in streams]
+    several = [name for name, count in Counter(names).items() if count > 1]
+    numbered = [f"{n}.{i}" if n in several else n for i, n in enumerate(names, 1)]
+    return dict(zip(numbered, streams, strict=True))
+
+
+def _lines(values: dict[str, Any], axes: dict[str, list[Any]]) -> list[Line]:
+    """Every combination of the grid's keys but orders and seeds, methods first."""
+    methods = axes.pop("method", [values.get("method", "sequential")])
+    named = [_label(method, methods) for method in methods]
+    several = [key for key, listed in axes.items() if len(listed) > 1]
+    lines = []
+    for (name, method), *others in product(zip(named, methods, strict=True), *axes.values()):
+        settings = {**values, "method": method}
+        if method in get_args(Mode)[1:]:  # `joint` in the place of a method
+            settings |= {"method": "sequential", "mode": method}
+        laid = dict(zip(axes, others, strict=True))
+        varied = {key: laid[key] for key in several}
+        full = ", ".join([name, *(f"{key}={_short(value)}" for key, value in varied.items())])
+        lines.append(Line(full, name, varied, laid_over(settings, laid)))
+    return lines
+
+
+def laid_over(settings: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others laid over them; `method.NAME.KEYWORD` reaches into a method.
+
+    Raises:
+        EngramError: the method is another, or one of several.
+    """
+    for key in values:
+        name = key.split(".")[1] if key.startswith("method.") else None
+        method = settings.get("method")
+        if name and method != name and not (isinstance(method, dict) and name in method):
+            raise EngramError(
+                f"{key}: the method is {method_name(method)}, not {name}; a keyword of one method "
+                "goes into method: {NAME: {KEYWORD: ...}}"
+            )
+    return read_settings(settings, values)
+
+
+def _label(method: Any, methods: list[Any]) -> str:
+    """A method's name, with its keywords where another has the same."""
+    name = method_name(method)
+    if [method_name(other) for other in methods].count(name) == 1:
+        return name
+    parts = method if isinstance(method, list) else [method]
+    given = [keywords for part in parts if isinstance(part, dict) for keywords in part.values()]
+    said = [f"{k}={_short(v)}" for found in given for k, v in (found or {}).items()]
+    return f"{name}({', '.join(said)})" if said else name
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _choose(given: dict[str, Any], axes: dict[str, list[Any]], where: str) -> Choose:
+    kinds = {f.name: f.type for f in dataclasses.fields(Choose)}
+    for key in given:
+        if key not in kinds:
+            raise EngramError(f"{where}: choose: unknown key {key!r}; {nearest(str(key), kinds)}")
+    for key in ("key", "values"):
+        if key not in given:
+            raise EngramError(
+                f"{where}: choose: {key} is missing, as in choose: {{key: training.learning_rate, "
+                "values: [1e-4, 1e-3]}"
+            )
+    built = {k: checked(k, v, kinds[k], f"{where}: choose") for k, v in given.items()}
+    choose = Choose(**built)
+    if not 0 < choose.held_out < 1:
+        raise EngramError(
+            f"{where}: choose: held_out is a share of train, above 0 and below 1, got "
+            f"{choose.held_out}"
+        )
+    count = len(choose.values)
+    for name, own in {"": {"key": choose.key, "values": choose.values}, **choose.methods}.items():
+        at = f"{where}: choose" + (f": methods: {name}" if name else "")
+        listed = own.get("values") if isinstance(own, dict) else None
+        if not isinstance(own, dict) or set(own) != {"key", "values"}:
+            raise EngramError(f"{at}: takes key and values, got {own!r}")
+        if not isinstance(listed, list) or not listed:
+            raise EngramError(f"{at}: values takes a list of values, got {listed!r}")
+        if len(listed) != count:
+            raise EngramError(
+                f"{at}: {len(listed)} values for {count} of the others; every method gets the same "
+                "number of trials"
+            )
+        if str(own["key"]).partition(".")[0] not in KEYS or own["key"] in (*PLACES, *PAIRED):
+            hint = nearest(str(own["key"]).partition(".")[0], KEYS)
+            raise EngramError(f"{at}: {own['key']!r} is not a key to choose; {hint}")
+        if own["key"] in axes:
+            raise EngramError(f"{at}: {own['key']} is in the grid as well; take one of the two")
+    return choose
+
+
+def _check(grid: Grid, where: str) -> None:
+    """That no two cells are alike, and that the names are names of the grid."""
+    methods = list(dict.fromkeys(line.method for line in grid.lines))
+    for name in (grid.baseline, *(grid.choose.methods if grid.choose else ())):
+        known = (
+            {*methods, *(line.name for line in grid.lines)} if name == grid.baseline else methods
+        )
+        if name is not None and name not in known:
+            raise EngramError(
+                f"{where}: {name!r} is not a method of the grid; {nearest(name, known)}"
+            )
+    seen: dict[str, Cell] = {}
+    for cell in (cell for line in grid.lines for cell in grid.cells(line, {})):
+        try:
+            load_config(cell.settings)
+        except EngramError as error:
+            raise EngramError(f"{where}: {str(error).removeprefix('the settings: ')}") from error
+        for same in (cell.digest, cell.title):
+            if same in seen:
+                raise EngramError(
+                    f"{where}: grid: {seen[same].title} stands there twice; take one out"
+                )
+            seen[same] = cell

@@ -1,0 +1,78 @@
+"""Replay on the compute of Recurrent-KIF: as many remembered rows as its outer steps pass."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engram.comparison.grid import Grid, Line
+from engram.config import load_config
+from engram.errors import EngramError
+from engram.learn.arguments import training_arguments
+from engram.learn.methods import make
+from engram.learn.methods.recurrent_kif import RecurrentKIF
+
+
+def matched(grid: Grid) -> Grid:
+    """The grid with replay's `ratio` set in every line that replays; unchanged if not asked for.
+
+    Each such line is matched with Recurrent-KIF under the same values of the grid's other keys.
+
+    Raises:
+        EngramError: nothing to match, nothing to match it with, or two different things.
+    """
+    if not grid.compute_matched:
+        return grid
+    lines = [_matched(line, grid) for line in grid.lines]
+    if lines == grid.lines:
+        raise EngramError(
+            "compute_matched: no method of the grid is replay, whose ratio it would set; add "
+            "replay, or leave compute_matched out"
+        )
+    return replace(grid, lines=lines)
+
+
+def ratio(line: Line) -> float | None:
+    """Remembered rows that Recurrent-KIF's outer steps pass for each new row; None without it.
+
+    S outer steps of b rows after every Q steps on batches of B rows: S b / (Q B). The last, shorter
+    round of a task has all S steps as well, so it passes a little more than this.
+    """
+    config = load_config(line.settings)
+    args = training_arguments(config.training, Path("unused"), 0, 0)
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    for method in make(config.method):
+        if isinstance(method, RecurrentKIF):
+            rows = method.outer_steps * (method.outer_batch_size or batch)
+            return rows / (method.inner_steps * batch)
+    return None
+
+
+def _matched(line: Line, grid: Grid) -> Line:
+    method, given = line.settings["method"], {}
+    parts = method if isinstance(method, list) else [method]
+    for part in parts:
+        given |= part if isinstance(part, dict) else {part: {}}
+    if "replay" not in given:
+        return line
+    others = [other for other in grid.lines if other.varied == line.varied]
+    ratios = {other.name: found for other in others if (found := ratio(other)) is not None}
+    if not ratios:
+        raise EngramError(
+            f"compute_matched: there is no recurrent_kif to match {line.name} with; add it to the "
+            "grid, or leave compute_matched out"
+        )
+    if len(set(ratios.values())) > 1:
+        told = ", ".join(f"{name}: {value:g}" for name, value in ratios.items())
+        raise EngramError(
+            f"compute_matched: {line.name} cannot match rows per new row that differ ({told}); "
+            "compare them in grids of their own"
+        )
+    keywords: dict[str, Any] = dict(given["replay"] or {})
+    if "ratio" in keywords:
+        raise EngramError(
+            f"compute_matched: sets the ratio of {line.name}; leave its ratio out, or "
+            "compute_matched"
+        )
+    given["replay"] = {**keywords, "ratio": next(iter(ratios.values()))}
+    made = [{name: found} for name, found in given.items()]
+    return replace(line, settings={**line.settings, "method": made if len(made) > 1 else made[0]})

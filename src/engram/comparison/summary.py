@@ -1,0 +1,84 @@
+"""What the records of a comparison say, a line of the table each. Nothing here knows of files."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engram.comparison.grid import Grid, Line
+from engram.measure.statistics import Interval, bootstrap, deviation, mean, paired
+
+
+SCORES = (
+    "overall",
+    "backward_transfer",
+    "forward_transfer",
+    "forgetting",
+    "learning_accuracy",
+)
+Pair = tuple[str, int]  # order and seed
+Records = Mapping[str, Mapping[Pair, Mapping[str, Any]]]  # by line, then by pair
+
+
+def lines(grid: Grid, records: Records) -> list[dict[str, Any]]:
+    """For each line its scores and differences to the baseline, and what it cost in counts.
+
+    A score that is unknown for a pair, or whose cell broke, is left out; `cells` says how many
+    there are of `of`.
+    """
+    return [_line(grid, line, records) for line in grid.lines]
+
+
+def costs_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of a line's records what differs between identical runs: mean seconds, the largest peak."""
+    varying = [record["varying"] for record in records]
+    return {
+        "seconds": mean([v["seconds"] for v in varying]),
+        "seconds_scoring": mean([v["seconds_scoring"] for v in varying]),
+        "peak_memory_bytes": max((v["peak_memory_bytes"] for v in varying), default=None),
+    }
+
+
+def _line(grid: Grid, line: Line, records: Records) -> dict[str, Any]:
+    own, of = records[line.name], len(grid.orders) * len(grid.seeds)
+    against = grid.baseline_of(line)
+    theirs = {} if against is None or against == line else records[against.name]
+    return {
+        "name": line.name,
+        "method": line.method,
+        "settings": line.settings["method"],
+        "varied": line.varied,
+        "cells": len(own),
+        "of": of,
+        **{key: _score(_known(own, key)) for key in SCORES},
+        "baseline": None if against is None else against.name,
+        "to_baseline": {key: _difference(own, theirs, key) for key in SCORES} if theirs else None,
+        "rows": {way: _mean(own, lambda r, w=way: r["rows"][w]) for way in ("forward", "backward")},
+        **{k: _mean(own, lambda r, k=k: r[k]) for k in ("stored_rows", "stored_bytes")},
+        "trainable": max((record["trainable"] for record in own.values()), default=None),
+    }
+
+
+def _known(records: Mapping[Pair, Mapping[str, Any]], key: str) -> dict[Any, float]:
+    return {pair: found[key] for pair, found in records.items() if found[key] is not None}
+
+
+def _score(known: dict[Any, float]) -> dict[str, Any]:
+    values = list(known.values())
+    found = {"mean": mean(values), "deviation": deviation(values), "cells": len(values)}
+    return found | _ends(bootstrap(values))
+
+
+def _difference(own: Any, theirs: Any, key: str) -> dict[str, Any]:
+    found = paired(_known(own, key), _known(theirs, key))
+    about = {"mean": found.mean, "pairs": found.pairs, "within_noise": found.within_noise}
+    return about | _ends(found.interval)
+
+
+def _ends(interval: Interval | None) -> dict[str, float | None]:
+    if interval is None:
+        return {"low": None, "high": None}
+    return {"low": interval.low, "high": interval.high}
+
+
+def _mean(records: Mapping[Pair, Mapping[str, Any]], count: Any) -> float | None:
+    values: Sequence[Any] = [count(record) for record in records.values()]
+    return None if None in values else mean(values)

@@ -1,0 +1,121 @@
+"""`compare`: methods on the same streams and seeds, a lineage each."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from engram.comparison import processes
+from engram.comparison.cell import Cell
+from engram.comparison.grid import Grid
+from engram.comparison.matched import matched
+from engram.comparison.results import COSTS, RESULTS, choices, costs, results
+from engram.comparison.trials import Trials
+from engram.data.stream import load_stream
+from engram.errors import EngramError
+from engram.lineage.files import dump, locked, write_text
+from engram.verbs.checks import check_settings, check_tasks, settle
+
+
+OURS = {"cells", "trials", "lock", *(n for f in (RESULTS, COSTS) for n in (f, f".{f}.new"))}
+
+Say = Callable[[str], None]
+Begin = Callable[[Cell, Path], processes.Running]
+
+
+def compare(
+    grid: Grid, jobs: int = 1, say: Say = lambda line: None, begin: Begin | None = None
+) -> dict[str, Any]:
+    """Run every cell of a grid that is not finished; what all of them say together.
+
+    A cell that breaks stops no other; its error stands in its place. `begin` starts one, by
+    default as a process here.
+
+    Raises:
+        EngramError: settings, rows or a base that no cell could run with, or another comparison is
+            writing to the folder.
+    """
+    if jobs < 1:
+        raise EngramError(f"jobs: must be at least 1, got {jobs}")
+    _check_folder(grid.folder)
+    grid = matched(grid)
+    trials = Trials(grid, grid.choose) if grid.choose else None
+    _check(grid, trials)
+    begin = begin or processes.start
+    run = partial(_run, folder=grid.folder, jobs=jobs, say=say, begin=begin)
+    grid.folder.mkdir(parents=True, exist_ok=True)
+    with locked(grid.folder):
+        chosen: dict[str, Any] = {}
+        if trials:
+            trials.write()
+            chosen = choices(grid, trials.cells, run(_all(trials.cells)))
+            _check_rows(grid)  # not before: trials open no test rows
+        cells = {line.name: grid.cells(line, _laid(chosen, line.name)) for line in grid.lines}
+        broken = {n: choice["error"] for n, choice in chosen.items() if choice["error"]}
+        found = run([cell for cell in _all(cells) if cell.line not in broken])
+        found |= {c: broken[c.line] for c in _all(cells) if c.line in broken}
+        compared, spent = results(grid, cells, chosen, found), costs(cells, found)
+        write_text(grid.folder / RESULTS, dump(compared))
+        write_text(grid.folder / COSTS, dump(spent))
+    return {"folder": str(grid.folder), **compared, "costs": spent}
+
+
+def _run(cells: Sequence[Cell], folder: Path, jobs: int, say: Say, begin: Begin) -> dict[Cell, Any]:
+    """Run those that are not finished; each with its record, or the line that tells its error."""
+    found: dict[Cell, Any] = {cell: cell.record(folder) for cell in cells}
+    waiting = [cell for cell in cells if found[cell] is None]
+    if len(waiting) < len(cells):
+        say(f"{len(cells) - len(waiting)} of {len(cells)} are finished already")
+    for cell in waiting:
+        cell.write_settings(folder)
+    ended = processes.run_all(waiting, jobs, lambda cell: begin(cell, folder))
+    for number, (cell, status) in enumerate(ended, 1):
+        if status:
+            found[cell] = processes.what_broke(cell, folder, status)
+            told = f"broke: {found[cell]}"
+        else:
+            found[cell] = cell.write_record(folder)
+            op = found[cell]["overall"]
+            told = "no OP" if op is None else f"OP {op:.3f}"
+        say(f"{number}/{len(waiting)} {cell.title}: {told}")
+    return found
+
+
+def _all(cells: dict[str, list[Cell]]) -> list[Cell]:
+    return [cell for own in cells.values() for cell in own]
+
+
+def _laid(chosen: dict[str, Any], line: str) -> dict[str, Any]:
+    """What is chosen for a line, as it is laid over its settings."""
+    choice = chosen.get(line)
+    return {choice["key"]: choice["chosen"]} if choice and not choice["error"] else {}
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= OURS):
+        raise EngramError(
+            f"{folder}: exists and is not a comparison; give a new folder with lineage=FOLDER"
+        )
+
+
+def _check(grid: Grid, trials: Trials | None) -> None:
+    """What can be known to be wrong with any cell, before the first one runs."""
+    cells = [grid.cells(line, {})[0] for line in grid.lines]
+    for cell in [*cells, *(_all(trials.cells) if trials else ())]:
+        config = cell.config
+        check_settings(config)
+        settle(config)
+    if trials is None:
+        return _check_rows(grid)
+    config = cells[0].config
+    settle(config)
+    for tasks in trials.tasks.values():
+        check_tasks(config, tasks)
+
+
+def _check_rows(grid: Grid) -> None:
+    """That the rows of every order are there and fit the base."""
+    for cell in grid.cells(grid.lines[0], {})[:: len(grid.seeds)]:
+        config = cell.config
+        settle(config)
+        check_tasks(config, load_stream(config))

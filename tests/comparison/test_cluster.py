@@ -1,0 +1,28 @@
+"""Cells on a Ray cluster of this machine."""
+
+import sys
+
+import pytest
+
+from command import engram, refused
+from comparison.grids import grid_yaml
+
+
+def test_without_ray_the_option_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    path = grid_yaml(tmp_path)
+    refused(tmp_path, "compare", path, "--ray", "local", names=("pip install 'engram[ray]'",))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_cells_run_on_a_cluster(tmp_path):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'engram[ray]'")
+    path = grid_yaml(tmp_path, grid={"method": ["agem"]})
+    ran = engram("compare", path, "--ray", "local", "--json")
+    try:
+        assert ran.status == 0, ran.err
+        assert [cell["error"] for cell in ran.json["cells"]] == [None]
+        (log,) = tmp_path.glob("out/cells/*.log")
+        assert "colour" in log.read_text()
+    finally:
+        ray.shutdown()

@@ -1,0 +1,295 @@
+"""Cells are run, kept and compared; what breaks or stops one stops no other."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import engram as package
+from command import engram, tree
+from comparison.grids import Ended, grid_yaml, run_here
+from engram.comparison import processes
+from engram.comparison.grid import read_grid
+from engram.measure.statistics import bootstrap, deviation, mean, paired
+from engram.verbs import compare as verb
+from engram.verbs import verify
+
+
+FREE = (".json", ".log", "lock")
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Cells run in this process; the list of those that did."""
+    begun = []
+
+    def begin(cell, folder):
+        begun.append(cell)
+        return run_here(cell, folder)
+
+    monkeypatch.setattr(processes, "start", begin)
+    return begun
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A comparison in processes, two at a time, and its place."""
+    place = tmp_path_factory.mktemp("compared")
+    path = grid_yaml(
+        place, grid={"method": ["sequential", "replay"], "seed": [3]}, baseline="replay"
+    )
+    ran = engram("compare", path, "--jobs", 2)
+    assert ran.status == 0, ran.err
+    return place, ran
+
+
+def kept_of(folder: Path) -> dict[str, str]:
+    """All but what may differ: seconds, memory, and the YAMLs, which name the folder."""
+    own = [f"cells/{path.name}" for path in (folder / "cells").glob("*.yaml")]
+    found = {n: h for n, h in tree(folder).items() if not n.endswith(FREE) or "/stages/" in n}
+    found = {name: sha for name, sha in found.items() if name not in own}
+    assert any(name.endswith("engram.yaml") for name in found)
+    return found | {"compare.json": (folder / "compare.json").read_text()}
+
+
+def test_neither_jobs_nor_where_cells_run_changes_a_byte(compared, here):
+    place, _ = compared
+    again = engram("compare", place / "grid.yaml", f"lineage={place}/new")
+    assert again.status == 0, again.err
+    assert len(here) == 2
+    kept = kept_of(place / "new")
+    assert kept == kept_of(place / "out")
+    assert sum(name.endswith("adapter_model.safetensors") for name in kept) == 4
+
+
+def test_a_cell_is_a_lineage_with_the_settings_that_make_it_beside_it(compared):
+    place, _ = compared
+    (folder,) = place.glob("out/cells/replay-*-3-*/")
+    assert verify.verify(folder) == []
+    settings = folder.with_name(f"{folder.name}.yaml")
+    assert (
+        engram("run", settings, "--json").json["overall"]
+        == (json.loads((place / "out" / "compare.json").read_text())["cells"][1]["overall"])
+    )
+
+
+def test_what_is_finished_is_not_run_again(compared, here):
+    place, _ = compared
+    before = tree(place)
+    again = engram("compare", place / "grid.yaml", "--json")
+    assert here == []
+    assert "2 of 2 are finished already" in again.err
+    assert tree(place) == before
+    found = again.json
+    assert found["folder"] == str(place / "out")
+    assert package.compare(place / "grid.yaml") == found
+    assert {**found["costs"]} == json.loads((place / "out" / "costs.json").read_text())
+
+
+def test_what_is_printed(compared):
+    _, ran = compared
+    for words in ("sequential", "replay", "1 of 1", "OP - replay", "rows forward", "compare.json"):
+        assert words in ran.out
+    assert "2/2" in ran.err
+
+
+def test_the_numbers_are_those_of_the_cells(here, tmp_path):
+    axes = {"method": ["sequential", "replay"], "seed": [0, 1, 2]}
+    training = {"learning_rate": 1e-2, "num_train_epochs": 4}
+    path = grid_yaml(tmp_path, grid=axes, baseline="sequential", training=training, adapter=None)
+    found = package.compare(path)
+    assert len(here) == 6
+    plain, replay = ([c for c in found["cells"] if c["line"] == n] for n in axes["method"])
+    first, second = found["lines"]
+    ops = [cell["overall"] for cell in replay]
+    low_high = bootstrap(ops)
+    assert low_high is not None
+    assert second["overall"] == {
+        "mean": mean(ops),
+        "deviation": deviation(ops),
+        "cells": 3,
+        "low": low_high.low,
+        "high": low_high.high,
+    }
+    assert len({*ops, *(cell["overall"] for cell in plain)}) > 2  # else the numbers prove nothing
+    pairs = [{c["seed"]: c["overall"] for c in cells} for cells in (replay, plain)]
+    expected = paired(*pairs)
+    difference = second["to_baseline"]["overall"]
+    assert (difference["mean"], difference["pairs"]) == (expected.mean, 3)
+    assert difference["within_noise"] == expected.within_noise
+    assert expected.interval is not None
+    assert difference["low"] == expected.interval.low
+    assert first["to_baseline"] is None
+    assert first["baseline"] == second["baseline"] == "sequential"
+    assert [line["rows"] for line in found["lines"]] == [
+        {"forward": 128, "backward": 128},
+        {"forward": 160, "backward": 160},
+    ]
+    assert [line["stored_rows"] for line in found["lines"]] == [0, 4]
+    files = (tmp_path / "out" / "cells").glob("replay-*-0-*/stages/*/memory.jsonl")
+    assert replay[0]["stored_bytes"] == sum(file.stat().st_size for file in files) > 0
+    assert first["trainable"] == second["trainable"] > 0
+    spent = found["costs"]["lines"]["replay"]
+    assert spent["seconds"] > 0
+    assert spent["peak_memory_bytes"] > 2**20
+    assert "seconds" not in json.dumps({k: v for k, v in found.items() if k != "costs"})
+
+
+def test_a_cell_that_breaks_stops_no_other_and_is_told(here, tmp_path):
+    path = grid_yaml(tmp_path, baseline="sequential")
+    grid = read_grid(path)
+    bad = grid.cells(grid.lines[0], {})[1].lineage(tmp_path / "out")
+    bad.mkdir(parents=True)
+    (bad / "something").write_text("else")
+    ran = engram("compare", path, "--json")
+    assert ran.status == 1
+    assert len(here) == 4
+    told = "1 of 4 cells broke: sequential, colour+animal, seed 1: "
+    assert f"engram: {told}{bad}: exists and is not empty" in ran.err.splitlines()[-1]
+    cells = {(c["line"], c["seed"]): c["error"] for c in ran.json["cells"]}
+    assert [key for key, error in cells.items() if error] == [("sequential", 1)]
+    first, second = ran.json["lines"]
+    assert (first["cells"], first["of"], second["cells"]) == (1, 2, 2)
+    assert second["to_baseline"]["overall"]["pairs"] == 1
+    assert second["to_baseline"]["overall"]["within_noise"] is None
+    shown = engram("compare", path)
+    assert len(here) == 5  # it alone is tried again
+    assert "1 of 2" in shown.out
+    (bad / "something").unlink()
+    assert engram("compare", path).status == 0
+
+
+def choosing(**more):
+    return {"key": "training.learning_rate", "values": [1e-5, 1e-2], "held_out": 0.25, **more}
+
+
+def test_trials_open_no_test_rows_and_the_best_is_taken(here, tmp_path, monkeypatch):
+    path = grid_yaml(tmp_path, choose=choosing(seed=7))
+    tests = {file: file.read_text() for file in tmp_path.glob("*-test.jsonl")}
+    for file in tests:
+        file.unlink()
+    begin, ops = processes.start, iter([0.25, 0.5, 0.75, 0.75])
+
+    def trial(cell, folder):
+        ended = begin(cell, folder)
+        if len(here) == 4:
+            for file, text in tests.items():
+                file.write_text(text)
+        return ended
+
+    write = verb.Cell.write_record
+
+    def scored(cell, folder):
+        record = write(cell, folder)
+        return {**record, "overall": next(ops)} if cell.kind == "trials" else record
+
+    monkeypatch.setattr(processes, "start", trial)
+    monkeypatch.setattr(verb.Cell, "write_record", scored)
+    found = package.compare(path)
+    assert [cell.kind for cell in here] == ["trials"] * 4 + ["cells"] * 4
+    chosen = found["choose"]
+    assert [c["overall"] for c in chosen.values()] == [[0.25, 0.5], [0.75, 0.75]]
+    assert [c["chosen"] for c in chosen.values()] == [1e-2, 1e-5]  # of equal ones the first
+    rates = [cell.config.training["learning_rate"] for cell in here]
+    assert rates == [1e-5, 1e-2, 1e-5, 1e-2, 1e-2, 1e-2, 1e-5, 1e-5]
+    assert {cell.seed for cell in here[:4]} == {7}
+    for task in ("colour", "animal"):
+        rows = (tmp_path / f"{task}-train.jsonl").read_text().splitlines()
+        (train,) = tmp_path.glob(f"out/trials/rows-*/{task}-train.jsonl")
+        (out,) = tmp_path.glob(f"out/trials/rows-*/{task}-test.jsonl")
+        split = [file.read_text().splitlines() for file in (train, out)]
+        assert [len(part) for part in split] == [12, 4]
+        assert sorted(map(json.loads, [*split[0], *split[1]]), key=str) == sorted(
+            map(json.loads, rows), key=str
+        )
+    assert all(cell.config.scoring.old == "last" for cell in here[:4])
+    again = package.compare(path)  # with the real scores of the trials, which are all equal
+    assert len({c["chosen"] for c in again["choose"].values()}) == 1
+
+
+def test_a_line_whose_trial_breaks_is_not_compared(here, tmp_path):
+    own = {"replay": {"key": "memory.ratio", "values": [0.5, 0.25]}}
+    path = grid_yaml(tmp_path, choose=choosing(methods=own))
+    grid = read_grid(path)
+    trial = verb.Trials(grid, grid.choose).cells["replay"][1].lineage(tmp_path / "out")
+    trial.mkdir(parents=True)
+    (trial / "something").write_text("else")
+    found = package.compare(path)
+    assert [c["error"] is None for c in found["cells"]] == [True, True, False, False]
+    assert found["cells"][2]["error"].startswith(f"its trial 2: {trial}: exists and is not empty")
+    assert found["choose"]["replay"]["key"] == "memory.ratio"
+    assert found["choose"]["replay"]["chosen"] is None
+    assert found["lines"][1]["overall"]["mean"] is None
+
+
+class Endless(Ended):
+    def __init__(self):
+        self.told = []
+
+    def poll(self):
+        return None
+
+    def terminate(self):
+        self.told.append("terminate")
+
+    def wait(self):
+        self.told.append("wait")
+        return -15
+
+
+def test_the_keyboard_stops_every_cell_and_the_same_command_goes_on(tmp_path, monkeypatch, here):
+    path, endless = grid_yaml(tmp_path), Endless()
+    begin = processes.start
+
+    def start(cell, folder):
+        return endless if len(here) else begin(cell, folder)
+
+    def stopped(cell, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes, "start", start)
+    monkeypatch.setattr(verb.Cell, "write_record", stopped)
+    ran = engram("compare", path, "--jobs", 2)
+    assert (ran.status, ran.out) == (130, "")
+    assert ran.err.splitlines()[-1] == "engram: stopped; the same command goes on from here"
+    assert endless.told == ["terminate", "wait"]
+    monkeypatch.undo()
+    monkeypatch.setattr(processes, "start", begin)
+    assert engram("compare", path).status == 0
+
+
+def test_no_more_cells_run_at_a_time_than_jobs():
+    most, ended, waiting = [], [], {}
+
+    class Slow(Ended):
+        def poll(self):
+            self.status += 1
+            return self.status if self.status >= 3 else None
+
+    def begin(cell):
+        waiting[cell] = Slow(0)
+        most.append(len(waiting) - len(ended))
+        return waiting[cell]
+
+    processes.POLL, before = 0.0, processes.POLL
+    try:
+        for cell, status in processes.run_all(list("abcde"), 2, begin):  # type: ignore[arg-type]
+            ended.append(cell)
+            assert status == 3
+    finally:
+        processes.POLL = before
+    assert ended == list("abcde")
+    assert max(most) == 2
+
+
+def test_what_broke_is_told_in_a_line(tmp_path):
+    grid = read_grid(grid_yaml(tmp_path))
+    cell = grid.cells(grid.lines[0], {})[0]
+    log = cell.file(tmp_path, ".log")
+    log.parent.mkdir()
+    assert processes.what_broke(cell, tmp_path, -9) == "ended by signal 9"
+    assert processes.what_broke(cell, tmp_path, 1) == "ended with status 1"
+    log.write_text("1/2 a: 3 steps\n\nTraceback:\n  x\nRuntimeError: no\n")
+    assert processes.what_broke(cell, tmp_path, 1) == "RuntimeError: no"
+    log.write_text("engram: error: a: b\nend\n")
+    assert processes.what_broke(cell, tmp_path, 2) == "a: b"

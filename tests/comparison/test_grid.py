@@ -1,0 +1,177 @@
+"""What a grid's YAML describes, and the line that each mistake in it gets."""
+
+import re
+
+import pytest
+
+from comparison.grids import grid_yaml, read, simple
+from engram.comparison.grid import read_grid
+from engram.comparison.matched import matched
+from engram.errors import EngramError
+from engram.learn.methods import make
+
+
+TASKS = [{"name": "a", "train": "a.jsonl"}, {"name": "b", "train": "b.jsonl"}]
+
+
+def test_every_method_runs_on_every_order_and_seed():
+    streams = ["standard_cl_1", "standard_cl_2"]
+    grid = read(grid={"method": ["sequential", {"replay": {"ratio": 1}}], "tasks": streams})
+    assert [line.name for line in grid.lines] == ["sequential", "replay"]
+    cells = [cell for line in grid.lines for cell in grid.cells(line, {})]
+    assert [(c.line, c.order, c.seed) for c in cells] == [
+        (name, order, 0) for name in ("sequential", "replay") for order in streams
+    ]
+    assert cells[-1].config.method == {"replay": {"ratio": 1}}
+    assert cells[-1].config.tasks == "standard_cl_2"
+    assert cells[-1].config.threads == 1
+
+
+def test_other_keys_make_lines_of_their_own_and_a_single_value_does_not_name_them():
+    axes = {"method": ["sequential", "replay"], "training.learning_rate": [0.1, 0.2], "base": ["x"]}
+    grid = read(grid=axes, baseline="sequential")
+    rates = [line.settings["training"]["learning_rate"] for line in grid.lines]
+    assert rates == [0.1, 0.2, 0.1, 0.2]
+    assert [line.name for line in grid.lines][2:] == [
+        "replay, training.learning_rate=0.1",
+        "replay, training.learning_rate=0.2",
+    ]
+    assert {line.settings["base"] for line in grid.lines} == {"x"}
+    against = [grid.baseline_of(line) for line in grid.lines]
+    assert against == [*grid.lines[:2], *grid.lines[:2]]  # of the same rate
+    one = read(grid=axes, baseline="sequential, training.learning_rate=0.2")
+    assert [one.baseline_of(line) for line in one.lines] == [one.lines[1]] * 4
+    assert read().baseline_of(read().lines[0]) is None
+
+
+def test_methods_of_one_name_are_told_apart_by_their_keywords():
+    methods = ["replay", {"replay": {"ratio": 1.0, "decay": 0.5}}, {"replay": {"ratio": 2.0}}, "l2"]
+    names = [line.name for line in read(grid={"method": methods}).lines]
+    assert names == ["replay", "replay(ratio=1.0, decay=0.5)", "replay(ratio=2.0)", "l2"]
+
+
+def test_a_mode_may_stand_among_the_methods():
+    grid = read(grid={"method": ["sequential", "joint", "per_task"]})
+    assert [line.name for line in grid.lines] == ["sequential", "joint", "per_task"]
+    configs = [grid.cells(line, {})[0].config for line in grid.lines]
+    assert [c.mode for c in configs] == ["sequential", "joint", "per_task"]
+    assert {c.method for c in configs} == {"sequential"}
+
+
+def test_orders_are_named_by_their_tasks_and_numbered_where_that_is_the_same():
+    others = [{"name": "a", "train": "other.jsonl"}, *TASKS[1:]]
+    grid = read(grid={"tasks": [TASKS, TASKS[::-1], others]})
+    assert list(grid.orders) == ["a+b.1", "b+a", "a+b.3"]
+
+
+def test_a_cells_name_is_readable_and_changes_with_what_decides_it_alone():
+    def name(**more):
+        grid = read(**more)
+        return grid.cells(grid.lines[1], {})[1].name
+
+    assert re.fullmatch(r"replay-generated-1-[0-9a-f]{8}", name())
+    free = [{"lineage": "else"}, {"data": "folder"}, {"training": {"report_to": "none"}}]
+    assert {name(**one) for one in [*free, {"threads": 1}]} == {name()}
+    other = [
+        {"base": "x"},
+        {"threads": 2},
+        {"training": {"learning_rate": 1.0}},
+        {"rows": {"test": 1}},
+    ]
+    assert len({name(**one) for one in other} | {name()}) == 5
+
+
+def test_a_yaml_names_the_folder_if_no_lineage_is_given(tmp_path):
+    path = grid_yaml(tmp_path)
+    assert read_grid(path).folder == tmp_path / "out"
+    assert str(read_grid(path, {"lineage": None}).folder) == "grid"
+    assert read_grid(path, ["grid.seed=[7]"]).seeds == [7]
+    assert "lineage" not in read_grid(path).written
+    with pytest.raises(EngramError, match="lineage: missing"):
+        read_grid(simple(lineage=None))
+
+
+CHOOSE = {"key": "training.learning_rate", "values": [0.1, 0.2]}
+MISTAKES = [
+    ({"metod": "replay"}, "unknown key 'metod'; did you mean 'method'"),
+    ({"basline": "replay"}, "unknown key 'basline'; did you mean 'baseline'"),
+    ({"grid": {}}, "grid: missing; list values"),
+    ({"grid": {"sed": [0]}}, "grid: 'sed' is not a key of a run; did you mean 'seed'"),
+    ({"grid": {"trainin.x": [0]}}, "'trainin.x' is not a key of a run; did you mean 'training'"),
+    ({"grid": {"lineage": ["a"]}}, "grid: lineage is the comparison's own"),
+    ({"grid": {"seed": []}}, r"grid: seed takes a list of values, got \[\]"),
+    ({"grid": {"seed": 3}}, "grid: seed takes a list of values, got 3"),
+    ({"grid": {"seed": ["x"]}}, "seed takes int, got 'x'"),
+    ({"grid": {"tasks": TASKS}}, "tasks: a comparison needs streams, .*'a.jsonl'"),
+    ({"tasks": None}, "tasks: a comparison needs streams"),
+    ({"grid": {"seed": [0, 0]}}, "grid: sequential, generated, seed 0 stands there twice"),
+    ({"grid": {"method": ["l2", "l2"]}}, "grid: l2, generated, seed 0 stands there twice"),
+    ({"baseline": "reply"}, "'reply' is not a method of the grid; did you mean 'replay'"),
+    ({"compute_matched": 1}, "compute_matched takes bool, got 1"),
+    ({"grid": {"method.replay.ratio": [1]}}, "method.replay.ratio: the method is sequential"),
+    ({"choose": {"values": [1]}}, "choose: key is missing"),
+    ({"choose": {**CHOOSE, "sed": 1}}, "choose: unknown key 'sed'; did you mean 'seed'"),
+    ({"choose": {**CHOOSE, "held_out": 1.0}}, "held_out is a share .* got 1.0"),
+    ({"choose": {**CHOOSE, "values": []}}, r"choose: values takes a list of values, got \[\]"),
+    ({"choose": {**CHOOSE, "key": "trainin.x"}}, "'trainin.x' is not a key to choose"),
+    ({"choose": {**CHOOSE, "key": "seed"}}, "'seed' is not a key to choose"),
+    ({"choose": {**CHOOSE, "methods": {"ewc": CHOOSE}}}, "'ewc' is not a method of the grid"),
+    (
+        {"choose": {**CHOOSE, "methods": {"replay": {**CHOOSE, "values": [1]}}}},
+        "choose: methods: replay: 1 values for 2 of the others; every method gets the same number",
+    ),
+    ({"choose": {**CHOOSE, "methods": {"replay": {"key": "x"}}}}, "takes key and values"),
+    (
+        {"choose": CHOOSE, "grid": {"training.learning_rate": [1, 2]}},
+        "training.learning_rate is in the grid as well",
+    ),
+]
+
+
+@pytest.mark.parametrize(("more", "told"), MISTAKES)
+def test_a_mistake_gets_a_line(more, told):
+    with pytest.raises(EngramError, match=told) as caught:
+        read(**more)
+    assert "\n" not in str(caught.value)
+
+
+KIF = {"recurrent_kif": {"inner_steps": 4, "outer_steps": 3, "outer_batch_size": 2}}
+
+
+def test_replay_is_matched_with_the_rows_of_the_outer_steps():
+    training = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    methods = ["sequential", {"replay": {"decay": 1.0}}, KIF, ["ewc", "replay"]]
+    grid = read(grid={"method": methods}, training=training, compute_matched=True)
+    found = [line.settings["method"] for line in matched(grid).lines]
+    ratio = 3 * 2 / (4 * 4)
+    assert found[0] == "sequential"
+    assert found[1] == {"replay": {"decay": 1.0, "ratio": ratio}}
+    assert found[2] == KIF
+    assert [m.name for m in make(found[3])] == ["ewc", "replay"]
+    assert make(found[3])[1].ratio == ratio
+    assert [line.name for line in matched(grid).lines] == [line.name for line in grid.lines]
+    default = matched(read(grid={"method": ["replay", "recurrent_kif"]}, compute_matched=True))
+    assert default.lines[0].settings["method"] == {"replay": {"ratio": 0.5}}
+    free = read(grid={"method": ["replay", "recurrent_kif"]})
+    assert matched(free) == free
+
+
+def test_replay_is_matched_under_the_same_other_values():
+    axes = {"method": ["replay", KIF], "training.per_device_train_batch_size": [2, 4]}
+    lines = matched(read(grid=axes, compute_matched=True)).lines
+    ratios = [line.settings["method"]["replay"]["ratio"] for line in lines[:2]]
+    assert ratios == [3 * 2 / (4 * 2), 3 * 2 / (4 * 4)]
+
+
+@pytest.mark.parametrize(
+    ("methods", "told"),
+    [
+        (["sequential", "recurrent_kif"], "no method of the grid is replay"),
+        (["sequential", "replay"], "there is no recurrent_kif to match replay with"),
+        (["replay", "recurrent_kif", KIF], r"differ \(recurrent_kif: 0.5, recurrent_kif\(.*0.1875"),
+        ([{"replay": {"ratio": 1.0}}, "recurrent_kif"], "leave its ratio out"),
+    ],
+)
+def test_what_cannot_be_matched_is_refused(methods, told):
+    with pytest.raises(EngramError, match=told):
+        matched(read(grid={"method": methods}, compute_matched=True))

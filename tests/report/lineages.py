@@ -1,0 +1,116 @@
+"""Lineages written by hand: the files of runs that nobody has to train."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from engram.config import load_config
+from engram.lineage.lineage import Lineage
+
+
+Cell = float | None
+HOSTILE = "<script>alert(1)</script>\"'&"
+FORMULA = "=HYPERLINK(1)|x"
+VERSIONS = {"engram": "0.1.0", "torch": "2.13.0"}
+
+
+def lineage(
+    path: Path,
+    rows: Sequence[Sequence[Cell]],
+    tasks: Sequence[str] = ("red", "blue", "green"),
+    mode: str = "generate",
+    state: dict[str, np.ndarray] | None = None,
+    **settings: Any,
+) -> Lineage:
+    """A lineage with this score matrix, whose stage i learned task i."""
+    config = load_config({"tasks": "generated", **settings})
+    made = Lineage.create(path, config, {"name": "a base", "revision": None, "files": {}})
+    for number, task in enumerate(tasks[: len(rows) - 1], 1):
+        after = {
+            t: cell(s, mode) for t, s in zip(tasks, rows[number], strict=True) if s is not None
+        }
+        j = number - 1
+        scores = {
+            "after": after,
+            "before": {task: cell(rows[number - 1][j], mode)},
+            "base": {task: cell(rows[0][j], mode)},
+        }
+        built = path / ".work" / "stage"
+        built.mkdir(parents=True)
+        (built / "scores.json").write_text(json.dumps(scores))
+        (built / "memory.jsonl").write_text("{}\n" * (number + 1))
+        if state and number > 1:
+            save_file(state, built / "method.safetensors")
+        made.commit(built, entry(config, made.head, number, task), timing(number))
+    return Lineage(path)
+
+
+def cell(score: Cell, mode: str) -> dict[str, Any]:
+    known = {"metric": "exact_match", "mode": mode, "rows": 10, "truncated": 0}
+    return {"score": score} if score is None else {"score": score, **known}
+
+
+def entry(config: Any, head: int, number: int, task: str) -> dict[str, Any]:
+    split = {"rows": 40, "sha256": f"{number:064x}", "source": None}
+    described = {"id": task, "name": task, "metric": "exact_match", "options": None}
+    return {
+        "stage": number,
+        "verb": "learn",
+        "parent": head,
+        "kind": "adapter",
+        "folder": f"stages/{number:04d}-task",
+        "mode": config.mode,
+        "method": config.method,
+        "task": {**described, "train": split, "test": split},
+        "versions": VERSIONS,
+    }
+
+
+def timing(number: int) -> dict[str, Any]:
+    seconds = {"prepare": 0.5, "train": 10.0 * number, "score": 2.0, "loss": 0.1}
+    return {
+        "date": f"2026-01-{number:02d}T10:00:00+00:00",
+        "host": "a-private-host",
+        "peak_memory_kib": 2048 * number,
+        "seconds": seconds,
+        "steps": 5,
+        "rows": {"forward": 100 * number, "backward": 40 * number},
+    }
+
+
+ROWS = (
+    (0.1, 0.2, 0.0),
+    (0.9, 0.3, None),
+    (0.5, 0.8, 0.1),
+    (0.4, 0.6, 0.95),
+)
+BETTER = (
+    (0.1, 0.2, 0.0),
+    (0.9, 0.3, None),
+    (0.8, 0.7, 0.2),
+    (0.7, 0.65, 0.9),
+)
+UNKNOWN = (
+    (0.1, 0.2, 0.0),
+    (0.9, 0.3, None),
+    (None, 0.8, 0.1),
+    (None, 0.6, 0.95),
+)
+
+
+def kif_state(
+    layers: int = 2, modules: tuple[str, ...] = ("q_proj", "v_proj")
+) -> dict[str, np.ndarray]:
+    """Two rounds; `layers` of two modules, each of 10 weights in a matrix A and 30 in a B."""
+    state = {"recurrent_kif.shares": np.array([[0.1, 0.2, 0.3, 0.4], [0.3, 0.0, 0.1, 0.6]], "f4")}
+    for layer in range(layers):
+        for k, module in enumerate(modules):
+            for part, n in (("A", 10), ("B", 30)):
+                name = f"base_model.model.model.layers.{layer}.self_attn.{module}.lora_{part}"
+                counts = [8 * n, 2 * n * (layer + 1), 4 * n * k]
+                state[f"recurrent_kif.important.{name}.default.weight"] = np.array(counts)
+    return state
