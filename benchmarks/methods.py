@@ -54,12 +54,12 @@ def setting(cell: Cell) -> dict[str, Any]:
 def record_of(cell: Cell) -> dict[str, Any] | None:
     """The record of a finished cell of this setting, from its folder or from the result file."""
     path, wanted = RUNS / cell.name / "record.json", key(cell, setting(cell))
-    if path.exists():
-        kept = json.loads(path.read_text())
-        return (
-            kept["record"] | {"cell": cell.name, "key": wanted} if kept["key"] == wanted else None
-        )
-    return published().get((cell.name, wanted))
+    if not path.exists():
+        return published().get((cell.name, wanted))
+    kept = json.loads(path.read_text())
+    method, _, i = cell.method.partition(".")
+    told = {"cell": cell.name, "key": wanted, "changed": TRIALS[method][int(i)].changed}
+    return kept["record"] | told if kept["key"] == wanted else None
 
 
 @functools.cache

@@ -24,7 +24,7 @@ def summarize(records: list[dict[str, Any]], methods: list[str]) -> list[dict[st
         plain = by_method["sequential_whole" if one["whole"] else "sequential"]
         both = [(r, plain[pair]) for pair, r in cells.items() if pair in plain]
         entry = {"method": method, "n": len(cells), "whole": one["whole"]}
-        entry |= {"keywords": one["keywords"], "learning_rate": one["learning_rate"]}
+        entry |= {key: one[key] for key in ("keywords", "learning_rate", "changed")}
         for name in ("overall", "backward_transfer", "learning_accuracy"):
             known = [r[name] for r in cells.values() if r.get(name) is not None]
             entry[name] = {"mean": mean(known), "deviation": deviation(known)}
@@ -71,7 +71,7 @@ def cells(entry: dict[str, Any]) -> dict[str, str]:
     plain = "sequential" in entry["method"]
     shown = (
         entry["method"],
-        _keywords(entry["keywords"]),
+        _keywords(entry["keywords"], entry["changed"]),
         f"{entry['learning_rate']:g}",
         str(entry["n"]),
         _spread(entry["overall"], ".3f"),
@@ -86,11 +86,10 @@ def cells(entry: dict[str, Any]) -> dict[str, str]:
     return dict(zip((*COLUMNS, *COSTS), shown, strict=True))
 
 
-def _keywords(method: Any) -> str:
-    parts = method if isinstance(method, list) else [method]
-    said = [
-        f"{k}={v}" for p in parts if isinstance(p, dict) for kw in p.values() for k, v in kw.items()
-    ]
+def _keywords(method: Any, changed: dict[str, Any]) -> str:
+    given = [kw for part in [method] if isinstance(part, dict) for kw in part.values()]
+    said = [f"{k}={v}" for keywords in given for k, v in keywords.items()]
+    said += [f"memory.{k}={v}" for k, v in changed.get("memory", {}).items()]
     return ", ".join(said) or "-"
 
 
