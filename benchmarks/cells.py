@@ -45,7 +45,7 @@ class Benchmark:
     """Methods with their trials on a stream; `smaller` is laid over SETTING.
 
     `follows` are methods without trials of their own: each takes the number of the trial that
-    another chose, and runs on the first order alone.
+    another chose, and runs on the first order alone, with `follow_seeds`.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Benchmark:
     orders: tuple[int, ...]
     seeds: tuple[int, ...]
     follows: dict[str, str] = field(default_factory=dict)
+    follow_seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for method, trials in self.trials.items():
@@ -101,8 +102,10 @@ class Benchmark:
     def tests(self, method: str) -> list[Cell]:
         """The cells that are scored on test rows, once the trials are known."""
         chosen = self.best(method)
-        orders = self.orders[:1] if method in self.follows else self.orders
-        pairs = [(order, seed) for seed in self.seeds for order in orders]
+        orders, seeds = self.orders, self.seeds
+        if method in self.follows:
+            orders, seeds = self.orders[:1], self.follow_seeds
+        pairs = [(order, seed) for seed in seeds for order in orders]
         return [] if chosen is None else [self.cell(method, chosen, *pair) for pair in pairs]
 
     def record(self, cell: Cell) -> dict[str, Any] | None:

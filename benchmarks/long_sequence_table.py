@@ -5,48 +5,52 @@ from typing import Any
 import standard_cl_table
 import tables
 
-from engram.measure.statistics import mean, paired
+from engram.measure.statistics import mean
 
 
-FULL = "recurrent_kif_paper"
 # Table of arXiv 2502.17510: T5-large, order 1, OP and BWT in percent
 PUBLISHED = {
-    FULL: (77.9, -3.4),
+    "full": (77.9, -3.4),
     "no_refresh": (74.8, -4.8),
     "no_masks": (52.3, -21.5),
     "one_pair": (72.1, -11.2),
     "soft_weights": (76.1, -4.1),
     "no_shared": (75.8, -4.3),
 }
-COLUMNS = ("variant", "n", "OP", "OP - full", "BWT", "learned", "paper: OP", "OP - full", "BWT")
+COLUMNS = (
+    "variant",
+    "n",
+    "OP",
+    "OP - full [95 %]",
+    "BWT",
+    "learned",
+    "paper: OP",
+    "OP - full",
+    "BWT",
+)
 
 
 def summarize(records: list[dict[str, Any]], methods: list[str]) -> list[dict[str, Any]]:
-    """One entry a method, and the ablation's entries, on its order, after them."""
-    ablated = [m for m in methods if m in PUBLISHED and m != FULL]
-    compared = [m for m in methods if m not in ablated]
+    """One entry a method, and after them the ablation's entries."""
+    compared = [m for m in methods if m not in PUBLISHED]
     own = [r for r in records if r["method"] in compared]
     rates = {r["method"]: r["learning_rate"] for r in records}
-    return [*standard_cl_table.summarize(own, compared, rates), *_ablation(records, ablated)]
+    return [*standard_cl_table.summarize(own, compared, rates), *_ablation(records)]
 
 
-def _ablation(records: list[dict[str, Any]], ablated: list[str]) -> list[dict[str, Any]]:
-    pairs = {(r["order"], r["seed"]) for r in records if r["method"] in ablated}
+def _ablation(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = {m: {r["seed"]: r for r in records if r["method"] == m} for m in PUBLISHED}
+
+    def overall(method: str) -> dict[Any, float]:
+        return {seed: record["overall"] for seed, record in found[method].items()}
+
     entries = []
-    for method in [FULL, *ablated] if pairs else []:
-        found = {
-            (r["order"], r["seed"]): r
-            for r in records
-            if r["method"] == method and (r["order"], r["seed"]) in pairs
-        }
-        full = {(r["order"], r["seed"]): r["overall"] for r in records if r["method"] == FULL}
-        entry: dict[str, Any] = {"ablation": method, "n": len(found)}
+    for method in (m for m in PUBLISHED if found[m]):
+        entry: dict[str, Any] = {"ablation": method, "n": len(found[method])}
         for key in ("overall", "backward_transfer", "learning_accuracy"):
-            entry[key] = mean([record[key] for record in found.values()])
-        if method != FULL:
-            own = {pair: record["overall"] for pair, record in found.items()}
-            entry["to_full"] = paired(own, full).mean
-            entry["to_full_each"] = [own[p] - full[p] for p in sorted(own) if p in full]
+            entry[key] = mean([record[key] for record in found[method].values()])
+        if method != "full":
+            entry["to_full"] = tables.difference(overall(method), overall("full"))
         entries.append(entry)
     return entries
 
@@ -58,20 +62,19 @@ def methods(summary: list[dict[str, Any]]) -> str:
 def ablation(summary: list[dict[str, Any]]) -> str:
     """The ablation as Markdown, the paper's numbers beside."""
     lines = []
-    for entry in (e for e in summary if "ablation" in e and e["n"]):
-        name = entry["ablation"]
-        overall, backward = PUBLISHED[name]
-        each = ", ".join(f"{d:+.3f}" for d in entry.get("to_full_each", ()))
+    for entry in (e for e in summary if "ablation" in e):
+        overall, backward = PUBLISHED[entry["ablation"]]
+        change = overall - PUBLISHED["full"][0]
         lines.append(
             (
-                "full" if name == FULL else name,
+                entry["ablation"],
                 str(entry["n"]),
                 f"{entry['overall']:.3f}",
-                f"{entry['to_full']:+.3f} ({each})" if "to_full" in entry else "-",
+                tables.difference_text(entry.get("to_full")),
                 f"{entry['backward_transfer']:+.3f}",
                 f"{entry['learning_accuracy']:.3f}",
                 f"{overall:.1f}",
-                "-" if name == FULL else f"{overall - PUBLISHED[FULL][0]:+.1f}",
+                f"{change:+.1f}" if change else "-",
                 f"{backward:+.1f}",
             )
         )
@@ -80,6 +83,7 @@ def ablation(summary: list[dict[str, Any]]) -> str:
 
 def trials(records: list[dict[str, Any]]) -> str:
     """The trials as Markdown, on held-out rows: a line a method, its rates side by side."""
+    records = [r for r in records if r["learning_rate"]]  # `constant` has no rate to choose
     rates = sorted({r["learning_rate"] for r in records})
     found = {(r["method"], r["learning_rate"]): r for r in records}
     lines = []
@@ -89,6 +93,17 @@ def trials(records: list[dict[str, Any]]) -> str:
         lines.append([method, *(cell for pair in shown for cell in pair)])
     heads = [f"{name} at {rate:g}" for rate in rates for name in ("OP", "BWT")]
     return tables.markdown(("method", *heads), lines)
+
+
+def alike(records: list[dict[str, Any]]) -> str:
+    """`long_sequence_why.py` as Markdown: how alike all texts look, the base before the stages."""
+    base, *methods = records
+    stages = list(dict.fromkeys(stage for r in methods for stage in r["similarity"]))
+    lines = []
+    for r in methods:
+        seen = [base["similarity"]["0"], *(r["similarity"][stage] for stage in stages)]
+        lines.append([r["method"], *(f"{value:.2f}" for value in seen)])
+    return tables.markdown(("method", "base", *(f"stage {stage}" for stage in stages)), lines)
 
 
 def _trial(record: dict[str, Any] | None, key: str) -> str:

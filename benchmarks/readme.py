@@ -43,6 +43,7 @@ def with_tables(text: str) -> str:
         "standard_cl_why": probes(results("standard_cl_why")["records"]),
         "long_sequence": long_sequence_table.methods(results("long_sequence")["summary"]),
         "long_sequence_trials": long_sequence_table.trials(results("long_sequence")["trials"]),
+        "long_sequence_why": long_sequence_table.alike(results("long_sequence_why")["records"]),
         "ablation": long_sequence_table.ablation(results("long_sequence")["summary"]),
     }
     for name, table in tables.items():

@@ -70,12 +70,12 @@ def _line(entry: dict[str, Any]) -> tuple[str, ...]:
     seconds = entry["seconds"]["mean"]
     return (
         entry["method"],
-        f"{entry['learning_rate']:g}",
+        f"{entry['learning_rate']:g}" if entry["learning_rate"] else "-",
         str(entry["n"]),
         tables.spread_text(entry["overall"], ".3f"),
         tables.spread_text(entry["backward_transfer"], "+.3f"),
         tables.spread_text(entry["learning_accuracy"], ".3f"),
         *(tables.difference_text(entry.get(f"to_{other}")) for other in REFERENCES),
-        "-" if seconds is None else f"{seconds:.0f}",
-        "-" if relative is None else f"{relative:.2f}",
+        f"{seconds:.0f}" if seconds else "-",
+        f"{relative:.2f}" if relative else "-",
     )
