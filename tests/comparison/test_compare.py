@@ -86,6 +86,18 @@ def test_what_is_finished_is_not_run_again(compared, here):
     assert {**found["costs"]} == json.loads((place / "out" / "costs.json").read_text())
 
 
+def test_a_damaged_record_is_made_again(compared, here):
+    place, _ = compared
+    before = tree(place)
+    record = next((place / "out" / "cells").glob("replay*.json"))
+    whole = record.read_text()
+    record.write_text(whole[:40])
+    assert "1 of 2 are finished already" in engram("compare", place / "grid.yaml", "--json").err
+    assert record.read_text() == whole
+    assert [cell.name for cell in here] == [record.stem]
+    assert tree(place) == before
+
+
 def test_what_is_printed(compared):
     _, ran = compared
     for words in ("sequential", "replay", "1 of 1", "OP - replay", "rows forward", "compare.json"):

@@ -73,7 +73,10 @@ class Cell:
         path = self.file(folder, ".json")
         if not path.exists():
             return None
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return None  # damaged since; it is made again from the lineage
         return kept["record"] if kept["digest"] == self.digest else None
 
     def write_record(self, folder: Path) -> dict[str, Any]:
