@@ -1,4 +1,4 @@
-"""Makes all that is shown of the result files: the READMEs' tables and picture, methods' costs.
+"""Makes all that is shown of the result files: the READMEs' tables and pictures, methods' costs.
 
 python benchmarks/readme.py
 """
@@ -13,11 +13,12 @@ import measured
 import methods_table
 import picture
 import tables
+from long_sequence_table import PUBLISHED
 from standard_cl_table import markdown
 
 
 HERE = Path(__file__).parent
-PICTURE = HERE.parent / "docs" / "methods.svg"
+DOCS = HERE.parent / "docs"
 READMES = (HERE.parent / "README.md", HERE / "README.md")
 
 
@@ -54,7 +55,12 @@ def with_tables(text: str) -> str:
 
 if __name__ == "__main__":
     measured.FILE.write_text(measured.measured(results("methods")["summary"]), encoding="utf-8")
-    records = results("methods")["records"]
-    PICTURE.write_text(picture.picture(records, "OP of every method"), encoding="utf-8")
+    compared = [r for r in results("long_sequence")["records"] if r["method"] not in PUBLISHED]
+    pictures = {
+        "methods": picture.picture(results("methods")["records"], "OP of every method"),
+        "long_sequence": picture.picture(compared, "OP after fifteen tasks"),
+    }
+    for name, drawn in pictures.items():
+        (DOCS / f"{name}.svg").write_text(drawn, encoding="utf-8")
     for path in READMES:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
