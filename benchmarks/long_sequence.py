@@ -51,8 +51,9 @@ TRIALS = {
     "one_pair": paper(fusion=HALF),
     "soft_weights": paper(fusion={"soft": 0.25}),
     "no_shared": paper(fusion=fusion(both=(0, 0))),
+    "slow_map": paper(beta_outer=0.98),  # not of the paper: whether refreshing costs by its noise
 }
-ABLATION = ("full", "no_refresh", "no_masks", "one_pair", "soft_weights", "no_shared")
+ABLATION = ("full", "no_refresh", "no_masks", "one_pair", "soft_weights", "no_shared", "slow_map")
 
 LONG_SEQUENCE = Benchmark(
     name="long_sequence",
