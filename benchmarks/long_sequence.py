@@ -11,7 +11,7 @@ How cells are run: `cells.py`.
 from typing import Any
 
 from cells import Benchmark, Trial, main
-from long_sequence_table import markdown, summarize
+from long_sequence_table import PUBLISHED, markdown, summarize
 from standard_cl_cell import HALF
 
 
@@ -53,7 +53,7 @@ TRIALS = {
     "no_shared": paper(fusion=fusion(both=(0, 0))),
     "slow_map": paper(beta_outer=0.98),  # not of the paper: whether refreshing costs by its noise
 }
-ABLATION = ("full", "no_refresh", "no_masks", "one_pair", "soft_weights", "no_shared", "slow_map")
+ABLATION = tuple(PUBLISHED)
 
 LONG_SEQUENCE = Benchmark(
     name="long_sequence",

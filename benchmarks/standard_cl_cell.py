@@ -107,7 +107,9 @@ def run_cell(cell: Cell, folder: Path, chosen: dict[str, Any], data: str) -> Non
         shutil.rmtree(folder / part, ignore_errors=True)
     clock = ProcessTime()
     config = load_config(settings(cell, folder, chosen, data))
-    alone = {"joint": learn_union, "constant": answer_alike}.get(cell.method.partition(".")[0])
+    alone = {"joint": learn_union, "constant": most_common_answer}.get(
+        cell.method.partition(".")[0]
+    )
     if alone:
         scores, seconds = alone(config, folder / "lineage", clock)
         overall = sum(scores.values()) / len(scores)
@@ -202,7 +204,7 @@ def learn_union(config: Any, folder: Path, clock: Any) -> tuple[dict[str, float]
     return {name: cell["score"] for name, cell in cells.items()}, seconds
 
 
-def answer_alike(config: Any, *unused: Any) -> tuple[dict[str, float], dict[str, float]]:
+def most_common_answer(config: Any, *unused: Any) -> tuple[dict[str, float], dict[str, float]]:
     """Each task's most common training answer for all its test rows: what no learning scores."""
     from engram.data.stream import load_stream
 
