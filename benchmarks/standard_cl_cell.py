@@ -192,7 +192,7 @@ def learn_union(config: Any, folder: Path, clock: Any) -> tuple[dict[str, float]
     from engram.data.stream import load_stream
     from engram.layout import SCORES
     from engram.learn.stage import Plan, learn_stage
-    from engram.models import load_base
+    from engram.models.base import load_base
 
     tasks = load_stream(config)
     by_name = {task.name: task for task in tasks}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from engram.classifier import Classifier
 from engram.errors import EngramError
 from engram.layout import ADAPTER, ADAPTER_SETTINGS, HEAD
-from engram.models import Base
+from engram.models.base import Base
 
 
 def save_weights(base: Base, folder: Path) -> None:

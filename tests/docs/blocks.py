@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from command import engram
-from engram.pins import DEFAULT
+from engram.models.pins import DEFAULT
 
 
 BLOCK = re.compile(r"(?:^<!-- exits (\d+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -25,7 +25,7 @@ from engram.config import load_config
 from engram.learn.methods import make
 from engram.measure.matrix import ScoreMatrix, summary
 from engram.measure.metrics import METRICS
-from engram.models import check_quantization
+from engram.models.base import check_quantization
 from hub import Hub, serving
 
 

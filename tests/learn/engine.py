@@ -18,7 +18,7 @@ from engram.learn.memory import Memory
 from engram.learn.methods import make
 from engram.learn.methods.base import TaskContext
 from engram.learn.trainer import ContinualTrainer, last_checkpoint
-from engram.models import TASK_TYPE, Base
+from engram.models.base import TASK_TYPE, Base
 from engram.seeds import forked
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 

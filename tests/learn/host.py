@@ -18,7 +18,7 @@ from engram.learn.memory import Memory
 from engram.learn.methods.base import TaskContext
 from engram.learn.methods.recurrent_kif import RecurrentKIF
 from engram.learn.trainer import ContinualTrainer
-from engram.models import Base
+from engram.models.base import Base
 from engram.seeds import derive, forked
 from learn.engine import STRICT, tiny_base, tokenized
 from tiny import tiny_model, tiny_tokenizer

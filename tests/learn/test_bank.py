@@ -10,7 +10,7 @@ from engram.errors import EngramError
 from engram.learn import bank, methods
 from engram.learn.lora import factors
 from engram.learn.pull import snapshot, trained
-from engram.models import Base
+from engram.models.base import Base
 from learn.engine import engine, tiny_base
 from place import output
 from tiny import KINDS, tiny_model, tiny_tokenizer

@@ -16,7 +16,7 @@ import engram
 from engram.errors import EngramError
 from engram.learn import methods
 from engram.learn.methods.recurrent_kif import RecurrentKIF
-from engram.models import Base
+from engram.models.base import Base
 from learn.engine import Stop, Stopped, same
 from learn.host import (
     PLAIN,

@@ -11,7 +11,7 @@ from engram.config import Config
 from engram.errors import EngramError
 from engram.learn.methods import make
 from engram.learn.methods.osf import Held, matrices
-from engram.models import Base
+from engram.models.base import Base
 from engram.seeds import forked
 from learn.engine import STRICT, engine, learned, tiny_base
 from tiny import KINDS, tiny_model, tiny_tokenizer

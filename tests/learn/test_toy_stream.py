@@ -24,7 +24,7 @@ from engram.learn.arguments import training_arguments
 from engram.learn.memory import Memory
 from engram.learn.methods.base import TaskContext
 from engram.learn.trainer import ContinualTrainer
-from engram.models import Base
+from engram.models.base import Base
 from engram.seeds import forked
 from tiny import WORDS, tiny_model, tiny_tokenizer
 

@@ -11,7 +11,7 @@ from engram.classifier import Classifier
 from engram.data.task import Split, Task
 from engram.errors import EngramError
 from engram.measure.evaluate import evaluate, predict, scoring_mode
-from engram.models import Base
+from engram.models.base import Base
 from tiny import WORDS, tiny_model, tiny_rows, tiny_tokenizer
 
 

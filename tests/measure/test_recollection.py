@@ -9,7 +9,7 @@ from engram.data.probes import read_probes
 from engram.errors import EngramError
 from engram.measure.probes import mean_loss
 from engram.measure.recollection import halves, knows_answers, recollect
-from engram.models import Base
+from engram.models.base import Base
 from tiny import WORDS, tiny_model, tiny_rows, tiny_tokenizer
 
 

@@ -10,7 +10,7 @@ from command import engram, tree
 from engram import EngramError, load_config
 from engram.data.rows import read_rows
 from engram.data.tokens import features
-from engram.models import load_base
+from engram.models.base import load_base
 from engram.verbs import costs
 from engram.verbs.costs import Trial
 from engram.verbs.counting import Count, sample

@@ -5,7 +5,7 @@ from transformers import AutoConfig
 
 from command import engram
 from engram import EngramError, Lineage
-from engram.models import load_base, positions
+from engram.models.base import load_base, positions
 from place import learned, setting_for
 from tiny import KINDS, save_tiny
 

@@ -8,8 +8,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from engram import EngramError, load_config
-from engram.models import load_base
-from engram.pins import DEFAULT
+from engram.models.base import load_base
+from engram.models.pins import DEFAULT
 from engram.verbs.export import export
 from engram.verbs.loading import base_at
 from engram.verbs.run import run

@@ -26,7 +26,7 @@ from engram.learn.rehearsals import Rehearsals
 from engram.learn.surprise import surprise
 from engram.learn.trainer import ContinualTrainer, last_checkpoint, load_state, save_state
 from engram.measure.evaluate import evaluate
-from engram.models import Base
+from engram.models.base import Base
 from engram.seeds import derive
 from engram.weights import save_weights
 

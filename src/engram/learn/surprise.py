@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from engram.data.tokens import IGNORED, Collator, Kind
 from engram.learn.step import task_loss
 from engram.measure.predict import batches, evaluating
-from engram.models import Base
+from engram.models.base import Base
 
 
 def surprise(base: Base, rows: Sequence[dict[str, Any]], size: int) -> list[float]:

@@ -17,7 +17,7 @@ from engram.learn.methods.base import Loss, Method
 from engram.learn.passes import Passes
 from engram.learn.rehearsals import Rehearsals
 from engram.learn.step import accumulate, aside, clip_and_step, count_items, task_loss
-from engram.models import Base
+from engram.models.base import Base
 
 
 STATE = "method.safetensors"

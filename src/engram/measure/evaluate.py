@@ -14,7 +14,7 @@ from engram.measure.predict import (
     check_mode,
     predict,
 )
-from engram.models import Base, Kind
+from engram.models.base import Base, Kind
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from engram.data.rows import Row, answer, answered, in_place_of
 from engram.data.tokens import IGNORED, Collator, features
 from engram.errors import EngramError, nearest
-from engram.models import Base, Kind
+from engram.models.base import Base, Kind
 
 
 Mode = Literal["generate", "options"]

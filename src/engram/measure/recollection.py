@@ -13,7 +13,7 @@ from engram.data.tokens import IGNORED, Collator, features
 from engram.errors import EngramError
 from engram.measure.metrics import exact_match
 from engram.measure.predict import batches, evaluating, log_likelihoods, predict
-from engram.models import Base
+from engram.models.base import Base
 
 
 Features = list[dict[str, Any]]

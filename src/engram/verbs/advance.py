@@ -21,7 +21,7 @@ from engram.layout import CARD, SCORES
 from engram.learn.stage import Plan, Say, learn_stage
 from engram.learn.tracking import StageCallback, steps_before
 from engram.lineage.lineage import Lineage
-from engram.models import Base
+from engram.models.base import Base
 from engram.seeds import digest
 from engram.verbs.card import model_card
 from engram.verbs.loading import base_at

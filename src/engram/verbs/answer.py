@@ -12,7 +12,7 @@ from engram.learn.methods import make
 from engram.learn.stage import Say
 from engram.lineage.lineage import Lineage
 from engram.measure.predict import predict
-from engram.pins import check_pin
+from engram.models.pins import check_pin
 from engram.verbs.loading import base_at, stage_entry
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from engram.models import Kind as Family
+from engram.models.base import Kind as Family
 
 
 Kind = Literal["adapter", "weights", "merged"]

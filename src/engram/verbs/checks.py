@@ -16,7 +16,7 @@ from engram.learn.methods import make
 from engram.measure.evaluate import scoring_mode
 from engram.measure.metrics import find_metric
 from engram.measure.predict import MAX_LENGTH
-from engram.models import (
+from engram.models.base import (
     Kind,
     check_adapter,
     check_quantization,

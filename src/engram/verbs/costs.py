@@ -17,7 +17,7 @@ from engram.data.task import Split
 from engram.errors import EngramError
 from engram.learn.methods import make
 from engram.lineage.history import KEPT
-from engram.models import Base
+from engram.models.base import Base
 from engram.verbs.counting import Count
 
 

@@ -26,8 +26,8 @@ from engram.learn.arguments import training_arguments
 from engram.learn.memory import choose
 from engram.learn.stage import Plan, learn_stage
 from engram.lineage.lineage import Lineage
-from engram.models import Base, load_base
-from engram.pins import check_pin, pin
+from engram.models.base import Base, load_base
+from engram.models.pins import check_pin, pin
 from engram.verbs.advance import GENERAL
 from engram.verbs.checks import check_settings, check_tasks, settle
 from engram.verbs.costs import STEPS, Trial, check_disk, costs

@@ -17,7 +17,7 @@ from engram.learn.stage import Say, score
 from engram.lineage.files import write_text
 from engram.lineage.lineage import Lineage
 from engram.measure.metrics import find_metric
-from engram.pins import check_pin
+from engram.models.pins import check_pin
 from engram.verbs.loading import base_at, stage_entry
 from engram.verbs.sources import reopen
 

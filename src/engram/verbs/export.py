@@ -11,8 +11,8 @@ from engram.classifier import Classifier
 from engram.errors import EngramError, nearest
 from engram.layout import CARD
 from engram.lineage.lineage import Lineage
-from engram.models import Base, one_line
-from engram.pins import check_pin
+from engram.models.base import Base, one_line
+from engram.models.pins import check_pin
 from engram.verbs.card import model_card
 from engram.verbs.loading import base_at, stage_entry
 from engram.weights import save_head

@@ -14,8 +14,8 @@ from engram.errors import EngramError
 from engram.layout import ADAPTER as WEIGHTS
 from engram.layout import ADAPTER_SETTINGS as SETTINGS
 from engram.lineage.lineage import Lineage
-from engram.models import load_base
-from engram.pins import pin
+from engram.models.base import load_base
+from engram.models.pins import pin
 from engram.verbs.checks import check_settings, settle
 from engram.weights import load_weights
 

@@ -9,7 +9,7 @@ import torch
 from engram.errors import EngramError
 from engram.layout import ADAPTER_SETTINGS, WHOLE
 from engram.lineage.lineage import Lineage
-from engram.models import Base, load_base
+from engram.models.base import Base, load_base
 from engram.weights import load_weights
 
 

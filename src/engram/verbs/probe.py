@@ -15,7 +15,7 @@ from engram.learn.stage import Say
 from engram.lineage.lineage import Lineage
 from engram.measure import probes as numbers
 from engram.measure.recollection import Recollection, knows_answers, recollect
-from engram.pins import check_pin
+from engram.models.pins import check_pin
 from engram.verbs.loading import base_at, gone, is_gone, stage_entry
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from engram.errors import EngramError
 from engram.lineage.files import locked
 from engram.lineage.lineage import Lineage
-from engram.pins import differing, pin
+from engram.models.pins import differing, pin
 
 
 def rebase(path: str | Path, base: str, revision: str | None = None) -> dict[str, Any]:

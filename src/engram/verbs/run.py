@@ -12,7 +12,7 @@ from engram.learn.stage import Say
 from engram.learn.tracking import Tracked
 from engram.lineage.files import locked
 from engram.lineage.lineage import Lineage
-from engram.pins import pin
+from engram.models.pins import pin
 from engram.verbs.advance import advance
 from engram.verbs.checks import check_settings, check_tasks, settle
 from engram.verbs.init import init

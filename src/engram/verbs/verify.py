@@ -7,7 +7,7 @@ from engram.errors import EngramError
 from engram.layout import WHOLE
 from engram.lineage.files import hash_folder
 from engram.lineage.lineage import Lineage, settings_digest
-from engram.pins import differing, pin
+from engram.models.pins import differing, pin
 
 
 def verify(path: str | Path) -> list[str]:

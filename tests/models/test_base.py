@@ -6,8 +6,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from engram.classifier import Classifier
 from engram.errors import EngramError
-from engram.models import kind_of, load_base
-from engram.pins import pin
+from engram.models.base import kind_of, load_base
+from engram.models.pins import pin
 from engram.weights import load_weights, save_weights
 from tiny import tiny_model, tiny_tokenizer
 

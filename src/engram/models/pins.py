@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from engram.errors import EngramError
 
 
-DEFAULT = Path(__file__).parent / "default_model"
+DEFAULT = Path(__file__).parent.parent / "default_model"
 # Weights, config, tokenizer and chat template; not what a folder may hold beside them.
 KEPT = (".safetensors", ".json", ".txt", ".model", ".jinja")
 

@@ -9,7 +9,7 @@ from huggingface_hub import constants
 
 from command import engram
 from engram import EngramError, Lineage
-from engram.pins import check_pin, differing, pin
+from engram.models.pins import check_pin, differing, pin
 from place import setting_for
 from tiny import save_tiny
 

@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from engram.classifier import Classifier
 from engram.config import ADAPTER
 from engram.errors import EngramError, nearest
-from engram.pins import locate
+from engram.models.pins import locate
 from engram.seeds import derive, forked
 
 

@@ -1,0 +1,1 @@
+"""A base model: how it is found, loaded and pinned, and what differs by its architecture."""
