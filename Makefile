@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 METHODS = sequential replay recurrent_kif
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-lowest docs clean
+.PHONY: quickstart test test-slow test-lowest docs clean
 
 quickstart: .venv/ready
 	rm -rf quickstart && mkdir quickstart
@@ -19,9 +19,14 @@ test: .venv-test/ready
 	.venv-test/bin/pyright --pythonpath .venv-test/bin/python
 	HF_HUB_OFFLINE=1 .venv-test/bin/python -m pytest --numprocesses 2
 
+# What takes too long for every change.
+test-slow: .venv-test/ready
+	HF_HUB_OFFLINE=1 .venv-test/bin/python -m pytest --numprocesses 2 -m slow
+
 # On the lowest versions of pyproject.toml; what old releases warn of is not ours.
 test-lowest: .venv-lowest/ready
-	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest --numprocesses 2 -W default -m "not own" \
+	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest --numprocesses 2 -W default \
+	  -m "not own and not slow" \
 	  --ignore tests/docs
 
 docs: .venv-test/ready
