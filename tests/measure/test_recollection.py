@@ -124,8 +124,8 @@ def test_what_the_model_writes_itself_is_recalled(kind, monkeypatch):
     base, rows = base_of(kind), list(tiny_rows("colour", 4))
     ids = base.tokenizer("blue cat", return_tensors="pt", add_special_tokens=False)["input_ids"]
 
-    def writes(input_ids, max_new_tokens, **settings):
-        assert max_new_tokens >= ids.shape[1] + 1  # the end token, too
+    def writes(input_ids, generation_config, **settings):
+        assert generation_config.max_new_tokens >= ids.shape[1] + 1  # the end token, too
         start = input_ids if kind == "causal" else input_ids[:, :0]
         return torch.cat([start, ids.expand(len(input_ids), -1)], 1)
 
@@ -138,9 +138,9 @@ def test_what_the_model_writes_itself_is_recalled(kind, monkeypatch):
 def test_a_text_is_recalled_if_its_second_half_follows_on_the_first():
     base = base_of("causal")
 
-    def goes_on(input_ids, max_new_tokens, **settings):
+    def goes_on(input_ids, generation_config, **settings):
         more = base.tokenizer("blue cat </s>", return_tensors="pt")["input_ids"]
-        assert max_new_tokens >= more.shape[1]
+        assert generation_config.max_new_tokens >= more.shape[1]
         return torch.cat([input_ids, more.expand(len(input_ids), -1)], 1)
 
     base.model.generate = goes_on  # type: ignore[method-assign]

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from engram.data.rows import Row, answer, answered, in_place_of
 from engram.data.tokens import IGNORED, Collator, features
 from engram.errors import EngramError, nearest
+from engram.measure.decoding import forced_first, greedy
 from engram.models.base import Base, Kind
 
 
@@ -47,10 +48,11 @@ def predict(
         if mode == "options" and base.kind != "encoder":
             pairs, truncated = _pairs(base, rows, choices, lengths, where)
             return _choose(base, pairs, choices, batch_size), truncated
-        prompts, truncated = _prompts(base, rows, max_length, where)
+        prompts, first_tokens, truncated = _prompts(base, rows, max_length, where)
         if mode == "options":
             return _classify(base, prompts, choices, batch_size), truncated
-        return _generate(base, prompts, max_completion_length, batch_size), truncated
+        first = forced_first(base, first_tokens)
+        return _generate(base, prompts, max_completion_length, batch_size, first), truncated
 
 
 def check_mode(
@@ -73,33 +75,27 @@ def check_mode(
 
 
 def _generate(
-    base: Base, prompts: list[list[int]], max_completion_length: int, batch_size: int
+    base: Base,
+    prompts: list[list[int]],
+    max_completion_length: int,
+    batch_size: int,
+    first_token: int | None = None,
 ) -> list[str]:
     """Greedy decoding, until an end token or `max_completion_length` tokens."""
-    # Said in full, so that nothing is left to the sampling settings that a base may come with.
-    settings = {
-        "max_new_tokens": max_completion_length,
-        "max_length": None,  # a base may bring one, and would warn of both at every batch
-        "do_sample": False,
-        **dict.fromkeys(("temperature", "top_p", "top_k")),  # else transformers 5.5 warns of them
-        "num_beams": 1,
-        "repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0,
-        "use_cache": True,
-        "pad_token_id": _pad_id(base),
-        "eos_token_id": _end_ids(base),
-    }
     # A causal model writes on from the last position, so its prompts must end there.
     side = "left" if base.kind == "causal" else "right"
     predictions = [""] * len(prompts)
-    for batch in batches(prompts, batch_size):
-        ids, mask = _pad(base, [prompts[i] for i in batch], side)
-        written = base.model.generate(input_ids=ids, attention_mask=mask, **settings)  # type: ignore
-        if base.kind == "causal":
-            written = written[:, ids.shape[1] :]
-        texts = base.tokenizer.batch_decode(written, skip_special_tokens=True)
-        for i, text in zip(batch, texts, strict=True):
-            predictions[i] = text.strip()
+    with greedy(base, max_completion_length, _pad_id(base), first_token) as settings:
+        for batch in batches(prompts, batch_size):
+            ids, mask = _pad(base, [prompts[i] for i in batch], side)
+            written = base.model.generate(  # type: ignore[operator]
+                input_ids=ids, attention_mask=mask, generation_config=settings
+            )
+            if base.kind == "causal":
+                written = written[:, ids.shape[1] :]
+            texts = base.tokenizer.batch_decode(written, skip_special_tokens=True)
+            for i, text in zip(batch, texts, strict=True):
+                predictions[i] = text.strip()
     return predictions
 
 
@@ -158,15 +154,19 @@ def _classify(
 
 def _prompts(
     base: Base, rows: Sequence[Row], max_length: int, where: str
-) -> tuple[list[list[int]], int]:
-    """The prompts' token ids. A stand-in replaces each answer: nothing may depend on it."""
+) -> tuple[list[list[int]], set[int], int]:
+    """The prompts' token ids, the tokens that targets begin with, how many prompts were cut.
+
+    A stand-in replaces each answer: nothing may depend on it.
+    """
     asked = [answered(row, ".") for row in rows]
     made, truncated = features(
         asked, base.tokenizer, base.kind, max_length, max_length, ["."], where
     )
     if base.kind == "causal":
-        return [row["input_ids"][: row["labels"].count(IGNORED)] for row in made], truncated
-    return [row["input_ids"] for row in made], truncated
+        return [row["input_ids"][: row["labels"].count(IGNORED)] for row in made], set(), truncated
+    targets = [row["labels"] for row in made] if base.kind == "seq2seq" else []
+    return [row["input_ids"] for row in made], {target[0] for target in targets}, truncated
 
 
 def _pairs(
@@ -230,10 +230,3 @@ def _pad_id(base: Base) -> int:
     """Some families (GPT-2) have no padding token; the mask hides whatever stands there."""
     ids = (base.tokenizer.pad_token_id, base.tokenizer.eos_token_id, 0)
     return next(i for i in ids if i is not None)  # type: ignore[return-value]
-
-
-def _end_ids(base: Base) -> list[int]:
-    """Where writing ends: the tokenizer's end token and the model's own (a chat's end of turn)."""
-    own: Any = base.model.generation_config.eos_token_id  # type: ignore[union-attr]
-    ids = [base.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
-    return sorted({i for i in ids if i is not None})  # type: ignore[misc]
