@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engram.config import Config, load_config
-from engram.data.rows import Row, as_row
+from engram.data.forms import Notes, Row, as_row
 from engram.data.stream import file_split
 from engram.data.task import Split, Task
 from engram.lineage.lineage import Lineage
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engram.report.read import Run
 
 Rows = str | Path | Sequence[Row]
+TaskRows = Rows | Mapping[str, Any]  # a mapping has path or hub, and templates
 Say = Callable[[str], None]
 
 
@@ -52,9 +53,9 @@ def init(
 def learn(
     folder: str | Path,
     name: str,
-    train: Rows,
-    test: Rows | None = None,
-    dev: Rows | None = None,
+    train: TaskRows,
+    test: TaskRows | None = None,
+    dev: TaskRows | None = None,
     metric: str = "exact_match",
     options: Sequence[str] | None = None,
     data: str | Path | None = None,
@@ -77,9 +78,9 @@ def learn(
 def task_of(
     folder: str | Path,
     name: str,
-    train: Rows,
-    test: Rows | None = None,
-    dev: Rows | None = None,
+    train: TaskRows,
+    test: TaskRows | None = None,
+    dev: TaskRows | None = None,
     metric: str = "exact_match",
     options: Sequence[str] | None = None,
     training: dict[str, Any] | None = None,
@@ -292,7 +293,9 @@ def push(
     return verb.push(folder, repository, stage, merged, private)
 
 
-def _split(rows: Rows, split: str, seed: int, where: str) -> Split:
-    if isinstance(rows, str | Path):
+def _split(rows: TaskRows, split: str, seed: int, where: str) -> Split:
+    if isinstance(rows, str | Path | Mapping):
         return file_split(rows, None, seed, split)
-    return Split(tuple(as_row(row, f"{where}, row {n}") for n, row in enumerate(rows, 1)))
+    notes = Notes()
+    made = [as_row(row, f"{where}, row {n}", notes) for n, row in enumerate(rows, 1)]
+    return Split(tuple(made), notes=notes.lines(where))

@@ -172,7 +172,17 @@ def test_superni_rows_have_the_shape_of_the_folder_form(superni):
     found = task.train.rows + task.dev.rows + task.test.rows
     assert len(found) == 20  # an input once, however many answers it has
     assert {row["completion"] for row in found} == {"P"}
+    assert not any("references" in row for row in found)  # "POS" and "P2" have one first letter
     assert "[INS] Do it.\n [IN] i0\n [OUT] " in {row["prompt"] for row in found}
+
+
+def test_superni_rows_are_scored_on_all_their_right_answers(superni):
+    said = ("one", "two", "one")
+    superni("task1572", [{"inputs": f"i{i}", "targets": text} for i in range(20) for text in said])
+    task = benchmark_task("task1572")
+    assert {row["completion"] for row in task.train.rows + task.test.rows} == {"one"}
+    assert all(row["references"] == ["two"] for row in task.test.rows + task.dev.rows)
+    assert not any("references" in row for row in task.train.rows)  # which are only learned
 
 
 @pytest.mark.parametrize("task", APART)
@@ -180,17 +190,18 @@ def test_a_superni_task_with_a_dataset_of_its_own(hub, task):
     text = "Definition: Do it.\n\nPositive Example 1 -\nInput: e\nOutput: f\n\n"
     text += "Now complete the following example -\nInput: {}\nOutput:"
     rows = [
-        {"id": str(i), "input": text.format(f"i{i}\nj"), "output": [f"t{i}"]} for i in range(20)
+        {"id": str(i), "input": text.format(f"i{i}\nj"), "output": [f"t{i}", "u"]}
+        for i in range(20)
     ]
     write_dataset(hub / "Lots-of-LoRAs" / APART[task], {"train": rows})
     made = benchmark_task(task)
     found = made.train.rows + made.dev.rows + made.test.rows
     letters = task == "task1687"
-    assert {
-        "prompt": "[INS] Do it.\n [IN] i3\nj\n [OUT] ",
-        "completion": "t" if letters else "t3",
-    } in found
+    completions = {row["prompt"]: row["completion"] for row in found}
+    prompt = "[INS] Do it.\n [IN] i3\nj\n [OUT] "
+    assert completions[prompt] == ("t" if letters else "t3")
     assert len(found) == 20
+    assert made.test.rows[0]["references"] == ["u"]
     assert open_split(made.test.source) == made.test
 
 

@@ -102,7 +102,10 @@ def test_a_wrong_name_is_one_line_with_the_nearest(moods, given, said):
 
 def test_columns_that_are_no_row_are_an_error_that_names_them(hub):
     write_dataset(hub / "acme" / "odd", {"train": [{"q": "a", "a": "b"}]})
-    with pytest.raises(EngramError, match="its columns: q, a; make rows of them with prompt"):
+    with pytest.raises(
+        EngramError,
+        match=r'its keys: q, a; make rows of them with prompt: "\{q\}", completion: "\{a\}"',
+    ):
         file_split("hub:acme/odd", None, 0)
 
 

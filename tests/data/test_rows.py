@@ -48,9 +48,10 @@ def test_every_format_gives_the_same_rows(tmp_path):
         assert read_rows(str(path)) == ROWS
 
 
-def test_messages_survive_parquet_and_other_columns_are_left_behind(tmp_path):
-    rows = [{"messages": [USER | {"name": "x"}, ASSISTANT], "id": 7}]
-    assert read_rows(parquet(tmp_path / "rows.parquet", rows)) == [{"messages": [USER, ASSISTANT]}]
+def test_messages_survive_parquet_with_what_a_template_may_read_of_them(tmp_path):
+    messages = [USER | {"name": "x"}, ASSISTANT]  # a table gives both the column `name`
+    rows = [{"messages": messages, "id": 7}]
+    assert read_rows(parquet(tmp_path / "rows.parquet", rows)) == [{"messages": messages}]
 
 
 def test_a_csv_cell_may_be_very_long(tmp_path):
@@ -109,7 +110,7 @@ def test_the_answer_is_what_is_said_last():
         ({"messages": [{"content": "hi"}]}, "message 1 must be"),
         ({"text": ""}, "text is empty"),
         ({"instruction": "a"}, "output is missing"),
-        ({"conversations": "a"}, "must be a list"),
+        ({"conversations": "a"}, "must be a non-empty list"),
     ],
 )
 def test_a_row_that_is_none_is_an_error_that_names_it(row, said, tmp_path):
@@ -138,7 +139,7 @@ def test_a_file_that_cannot_be_read_is_an_error_that_says_why(tmp_path):
     assert "Parquet" in said("f.parquet", b"PAR1")
     assert "row 1: more cells than columns" in said("g.csv", b"text\na,b\n")
     assert "completion is missing" in said("h.csv", b"prompt,completion\na,\n")
-    assert "convert" in said("i.json", b"[]")
+    assert "convert" in said("i.txt", b"[]")
 
 
 def test_a_missing_file_is_an_error_that_names_the_nearest(tmp_path):

@@ -136,6 +136,18 @@ def test_a_tie_goes_to_the_option_that_sorts_first():
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq", "encoder"])
+def test_the_best_of_a_rows_right_answers_counts(kind):
+    base, mode = base_of(kind), "options" if kind == "encoder" else "generate"
+    rows = list(tiny_rows("colour", 6))
+    said, _ = predict(base, rows, mode, COLOURS, 64, 8)
+    also = [{**row, "references": ["up", text]} for row, text in zip(rows, said, strict=True)]
+    task = colour_task(test=Split(tuple(also)), options=COLOURS)
+    cell, answers = evaluate(base, task, mode, max_length=64, max_completion_length=8)
+    assert answers == said  # nothing that is shown to the model depends on them
+    assert cell.score == 1.0
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq", "encoder"])
 def test_the_score_is_the_mean_of_the_metric_over_the_test_rows(kind):
     base, task = base_of(kind), colour_task()
     cell, predictions = evaluate(base, task, mode="options", batch_size=16)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engram.errors import EngramError
-from engram.measure.metrics import METRICS, exact_match, find_metric, rouge_l, token_f1
+from engram.measure.metrics import METRICS, best, exact_match, find_metric, rouge_l, token_f1
 
 
 WORDS = st.lists(st.sampled_from(["cats", "dog", "running", "the", "red", "42"]), min_size=1)
@@ -25,6 +25,12 @@ SENTENCES = WORDS.map(" ".join)
 )
 def test_exact_match_ignores_case_and_whitespace_and_nothing_else(prediction, reference, score):
     assert exact_match(prediction, reference) == score
+
+
+def test_the_best_of_several_right_answers_counts():
+    assert best(exact_match, "b", ["a", "b"]) == 1.0
+    assert best(exact_match, "c", ["a", "b"]) == 0.0
+    assert best(rouge_l, "the red dog", ["cats", "the dog"]) == rouge_l("the red dog", "the dog")
 
 
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence():

@@ -101,6 +101,8 @@ def test_of_an_encoder_the_label_counts_among_all_of_the_head():
         assert one == (pytest.approx(float(expected[place]), abs=1e-5), 1)
         assert foil.log_p == pytest.approx(float(expected[2]), abs=1e-5)
         assert right == float(int(expected.argmax()) == place)
+    every = [{**row, "references": list(base.labels)} for row in rows]
+    assert asked(base, every).recalled == [1.0] * len(rows)
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq", "encoder"])
@@ -133,6 +135,8 @@ def test_what_the_model_writes_itself_is_recalled(kind, monkeypatch):
     answers = ("blue cat", "Blue  CAT", "blue", "blue cat .")
     found = asked(base, [{**row, "completion": a} for row, a in zip(rows, answers, strict=True)])
     assert found.recalled == [1.0, 1.0, 0.0, 0.0]
+    also = [{**rows[0], "references": ["red", "blue cat"]}, rows[1]]
+    assert asked(base, also).recalled == [1.0, 0.0]
 
 
 def test_a_text_is_recalled_if_its_second_half_follows_on_the_first():

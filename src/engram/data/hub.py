@@ -10,12 +10,13 @@ the working directory goes before the hub: this is also how to work without a ne
 
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engram.data.rows import COLUMNS, Row, as_row
+from engram.data.files import without_nulls
+from engram.data.forms import Notes, as_row, mapping
 from engram.data.task import Split, limit_rows
 from engram.data.templates import check_columns, make_templates
 from engram.errors import EngramError, nearest
@@ -63,24 +64,47 @@ def hub_split(source: Mapping[str, Any]) -> Split:
     dataset, revision = load(source["hub"], config, split, source.get("revision"))
     where = describe(source["hub"], config, split)
     templates = make_templates(source, where)
-    to_row: Callable[[Any, str], Row] = as_row
-    columns = [name for name in dataset.column_names if name in COLUMNS]
+    names, notes = label_names(dataset), Notes()
     if templates:
-        columns = templates.columns()
-        check_columns(columns, dataset.column_names, where)
-        to_row = replace(templates, names=label_names(dataset)).row
-    elif not columns:
-        raise EngramError(
-            f"{where}: expected columns prompt and completion, messages, or text; its columns: "
-            f"{', '.join(dataset.column_names)}; make rows of them with prompt and completion "
-            "templates"
-        )
+        check_columns(templates.columns(), dataset.column_names, where)
+        dataset = dataset.select_columns(templates.columns())
+        templates = replace(templates, names=names)
+    else:
+        _check_media(dataset, where)
     if not len(dataset):
         raise EngramError(f"{where}: the split holds no rows; take another one")
     chosen = limit_rows(range(len(dataset)), source.get("limit"), source.get("seed", 0))
-    drawn = dataset.select_columns(columns).select(chosen)
-    rows = [to_row(raw, f"{where}, row {i + 1}") for i, raw in zip(chosen, drawn, strict=True)]
-    return Split(tuple(rows), dict(source) | {"revision": revision})
+    rows = []
+    for i, raw in zip(chosen, dataset.select(chosen), strict=True):
+        at, record = f"{where}, row {i + 1}", without_nulls(raw)
+        if templates:
+            rows.append(templates.row(raw, at))
+        else:
+            rows.append(as_row(_named(record, names), at, notes))
+    return Split(
+        rows=tuple(rows),
+        source=dict(source) | {"revision": revision},
+        numbers=tuple(i + 1 for i in chosen),
+        notes=notes.lines(where),
+    )
+
+
+def _check_media(dataset: "Dataset", where: str) -> None:
+    """Raise EngramError before an image or a sound is decoded, none of which is learned."""
+    for column, kind in dataset.features.items():
+        what = type(kind).__name__
+        if what in ("Image", "Audio", "Video"):
+            others = [name for name in dataset.column_names if name != column]
+            raise EngramError(
+                f"{where}: column {column!r} holds data of type {what}, and only text is learned; "
+                f"say which columns are text with {mapping(others)} beside hub"
+            )
+
+
+def _named(record: Any, names: Mapping[str, list[str]]) -> dict[str, Any]:
+    """A record with the names of its labels in place of their numbers; -1 stands for none."""
+    labels = {key: of[record[key]] for key, of in names.items() if record.get(key, -1) >= 0}
+    return record | labels
 
 
 def describe(name: str, config: str | None, split: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from engram.data import hub, templates
 from engram.data.benchmarks import benchmark_split
 from engram.data.generated import generated_rows
-from engram.data.rows import read_rows
+from engram.data.rows import read
 from engram.data.task import Split, limit_rows
 from engram.errors import EngramError, nearest
 
@@ -54,9 +54,14 @@ def open_split(source: Mapping[str, Any], data: str | Path | None = None) -> Spl
             f"no rows can be opened from {source}: expected path, hub, benchmark or stream"
         )
     made = templates.make_templates(source, str(source["path"]))
-    rows = read_rows(source["path"], made.row if made else None)
-    rows = limit_rows(rows, source.get("limit"), source.get("seed", 0))
-    return Split(tuple(rows), dict(source))
+    found = read(source["path"], made.row if made else None)
+    chosen = limit_rows(range(len(found.rows)), source.get("limit"), source.get("seed", 0))
+    return Split(
+        rows=tuple(found.rows[i] for i in chosen),
+        source=dict(source),
+        numbers=tuple(found.numbers[i] for i in chosen),
+        notes=found.notes,
+    )
 
 
 def _place(text: str, role: str) -> dict[str, Any]:

@@ -28,14 +28,23 @@ class Split:
     `limit` and `seed` are in each. The first two have `prompt`, `completion` and `labels` too if
     templates make the rows. A benchmark's has `"from": "hub"` and the `revision` if its rows came
     from there, and neither if they came from a folder.
+
+    `numbers` are those of the rows in their file or dataset, if they come from one, and `notes`
+    lines about how it was read.
     """
 
     rows: tuple[Row, ...]
     source: dict[str, Any] | None = None
+    numbers: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @cached_property
     def sha256(self) -> str:
         return hash_rows(self.rows)
+
+    def number(self, index: int) -> int:
+        """The number by which a user finds a row again: in its file, else in the split, from 1."""
+        return self.numbers[index] if self.numbers else index + 1
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,19 @@ class Templates:
                 for text, column in parts
             )
 
-        return as_row({"prompt": fill(self.prompt), "completion": fill(self.completion)}, where)
+        completion = self._answers(raw) or fill(self.completion)
+        return as_row({"prompt": fill(self.prompt), "completion": completion}, where)
+
+    def _answers(self, raw: Mapping[str, Any]) -> list[Any]:
+        """The texts of a completion that is one column with a list of right answers.
+
+        SQuAD has them one level down, under `text`.
+        """
+        parts = [column for text, column in self.completion if text or column is not None]
+        value = raw[parts[0]] if len(parts) == len(self.completion) == 1 and parts[0] else None
+        if isinstance(value, Mapping):
+            value = value.get("text")
+        return value if isinstance(value, list) else []
 
     def _value(self, column: str, value: Any, labelled: set[str | None], where: str) -> str:
         if value is None:  # an empty cell; a row that is empty altogether is refused as any other

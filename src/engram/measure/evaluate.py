@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from statistics import fmean
 
-from engram.data.rows import answer
+from engram.data.rows import references
 from engram.data.task import Task
 from engram.errors import EngramError
-from engram.measure.metrics import find_metric
+from engram.measure.metrics import best, find_metric
 from engram.measure.predict import (
     MAX_COMPLETION_LENGTH,
     MAX_LENGTH,
@@ -59,7 +59,7 @@ def evaluate(
     score, metric = None, find_metric(task.metric)
     if predictions:
         pairs = zip(predictions, task.test.rows, strict=True)
-        score = fmean(metric(prediction, answer(row)) for prediction, row in pairs)
+        score = fmean(best(metric, said, references(row)) for said, row in pairs)
     return Cell(score, task.metric, mode, len(task.test.rows), truncated), predictions
 
 

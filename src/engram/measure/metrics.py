@@ -4,7 +4,7 @@ import functools
 import re
 import string
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from engram.errors import EngramError, nearest
 
@@ -47,6 +47,11 @@ METRICS: dict[str, Metric] = {
     "rouge_l": rouge_l,
     "token_f1": token_f1,
 }
+
+
+def best(metric: Metric, prediction: str, references: Iterable[str]) -> float:
+    """The best score over all right answers, as SQuAD and Super-NaturalInstructions take it."""
+    return max(metric(prediction, reference) for reference in references)
 
 
 def find_metric(name: str) -> Metric:

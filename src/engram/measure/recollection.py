@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 
 from engram.data.probes import Probe
-from engram.data.rows import Row, answer
+from engram.data.rows import Row, answer, references
 from engram.data.tokens import IGNORED, Collator, features
 from engram.errors import EngramError
-from engram.measure.metrics import exact_match
+from engram.measure.metrics import best, exact_match
 from engram.measure.predict import batches, evaluating, log_likelihoods, predict
 from engram.models.base import Base
 
@@ -79,7 +79,7 @@ def recollect(
         asked = rows
     with evaluating(base.model):
         if base.kind == "encoder":
-            found, recalled = _classified(base, made, others, batch_size)
+            found, recalled = _classified(base, rows, made, others, batch_size)
         else:
             found = _likelihoods(base, made + others, batch_size)
             recalled = _recalled(base, asked, lengths[0], batch_size, where)
@@ -143,21 +143,27 @@ def _recalled(
     rows = [row for row in asked if row]
     if not rows:
         return [None] * len(asked)
-    references = [answer(row) for row in rows]
-    ids: Any = base.tokenizer(references, add_special_tokens=False, verbose=False)["input_ids"]
+    answers = [references(row) for row in rows]
+    flat = [text for texts in answers for text in texts]
+    ids: Any = base.tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"]
     room = max(map(len, ids)) + 2  # the end token, and one more where the joint is cut otherwise
     said, _ = predict(base, rows, "generate", None, max_length, room, batch_size, where)
-    right = iter([exact_match(*pair) for pair in _paired(said, references)])
+    right = iter([best(exact_match, *pair) for pair in _paired(said, answers)])
     return [next(right) if row else None for row in asked]
 
 
 def _classified(
-    base: Base, made: Features, others: Features, batch_size: int
+    base: Base, rows: Sequence[Row], made: Features, others: Features, batch_size: int
 ) -> tuple[list[Likelihood], list[float | None]]:
-    """An encoder's labels of both, and whether those of `made` are its own choice."""
+    """An encoder's labels of both, and whether its own choice is a right answer of `rows`."""
     log_p = _log_softmax(base, made + others, batch_size)
     found = [of[row["labels"]] for row, of in _paired(made + others, log_p)]
-    right: list[float | None] = [float(max(log_p[i]) == found[i]) for i in range(len(made))]
+    labels, right = base.labels or [], []
+    for row, of in zip(rows, log_p, strict=False):
+        told = [
+            of[labels.index(text.strip())] for text in references(row) if text.strip() in labels
+        ]
+        right.append(float(max(of) in told))
     return [Likelihood(one, 1) for one in found], right
 
 

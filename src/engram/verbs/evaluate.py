@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from engram.data.rows import answer
+from engram.data.rows import references
 from engram.data.task import Task
 from engram.errors import EngramError, nearest
 from engram.learn.methods import make
 from engram.learn.stage import Say, score
 from engram.lineage.files import write_text
 from engram.lineage.lineage import Lineage
-from engram.measure.metrics import find_metric
+from engram.measure.metrics import best, find_metric
 from engram.models.pins import check_pin
 from engram.verbs.loading import base_at, stage_entry
 from engram.verbs.sources import reopen
@@ -89,6 +89,6 @@ def _lines(name: str, task: Task | None, answers: list[str]) -> list[str]:
     lines = []
     for number, (row, said) in enumerate(zip(task.test.rows, answers, strict=False), 1):
         about = {"task": name, "row": number, **row}
-        about |= {"prediction": said, "score": metric(said, answer(row))}
+        about |= {"prediction": said, "score": best(metric, said, references(row))}
         lines.append(json.dumps(about, ensure_ascii=False) + "\n")
     return lines

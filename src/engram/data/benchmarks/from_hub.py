@@ -92,13 +92,16 @@ def _of_each_class(order: Sequence[int], values: Sequence[Any]) -> list[int]:
 def _superni(task: str, split: str, revision: str | None) -> tuple[list[Row], str | None]:
     read = _apart if task in superni.APART else _together
     found, revision, where = read(task, revision)
-    first: dict[str, Row] = {}  # an input with several right answers stands there once for each
+    targets: dict[tuple[str, str], list[str]] = {}  # an input stands there once for each answer
     for definition, text, target in found:
         if target.strip():
-            row = superni.row(task, definition, text, target)
-            first.setdefault(row["prompt"], row)
-    if not first:
+            targets.setdefault((definition, text), []).append(target)
+    if not targets:
         raise EngramError(f"{where}: no row is of {task}")
+    first: dict[str, Row] = {}
+    for (definition, text), answers in targets.items():
+        row = superni.row(task, definition, text, answers, references=split != "train")
+        first.setdefault(row["prompt"], row)
     rows = random.Random(f"engram {task}").sample(list(first.values()), len(first))
     held = min(SUPERNI_TEST, math.ceil(len(rows) / 10))
     parts = {"test": (0, held), "dev": (held, 2 * held), "train": (2 * held, 2 * held + TRAIN)}
@@ -128,4 +131,5 @@ def _apart(task: str, revision: str | None) -> tuple[Texts, str | None, str]:
     where = describe(place, None, "train")
     check_columns(["input", "output"], dataset.column_names, where)
     rows: Any = dataset.select_columns(["input", "output"])
-    return [(*superni.unpacked(r["input"]), r["output"][0]) for r in rows], revision, where
+    found = [(*superni.unpacked(r["input"]), said) for r in rows for said in r["output"]]
+    return found, revision, where

@@ -9,6 +9,8 @@ train shares no prompt with them. So nothing may be chosen on dev and reported o
 of the classification tasks are their first letters; in task875 "s" stands for two emotions.
 """
 
+from collections.abc import Sequence
+
 from engram.data.rows import Row
 
 
@@ -62,10 +64,16 @@ def metric(task: str) -> str:
     return "exact_match" if task in EXACT else "rouge_l"
 
 
-def row(task: str, definition: str, text: str, target: str) -> Row:
-    """One row in the shape of the published ones."""
-    completion = target[:1] if task in LETTERS else target
-    return {"prompt": f"[INS] {definition}\n [IN] {text}\n [OUT] ", "completion": completion}
+def row(
+    task: str, definition: str, text: str, targets: Sequence[str], references: bool = False
+) -> Row:
+    """One row in the shape of the published ones; the first target is the answer.
+
+    With `references` the others are kept, which are as right when a model is scored.
+    """
+    answers = list(dict.fromkeys(said[:1] if task in LETTERS else said for said in targets))
+    made = {"prompt": f"[INS] {definition}\n [IN] {text}\n [OUT] ", "completion": answers[0]}
+    return made | {"references": answers[1:]} if references and answers[1:] else made
 
 
 def unpacked(text: str) -> tuple[str, str]:

@@ -1,0 +1,428 @@
+"""Records as rows: what is used, what is refused with the words to write, what is left out."""
+
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hub_folder import write_dataset
+
+from engram.data.forms import as_row, mapping
+from engram.data.messages import learned
+from engram.data.opening import file_split
+from engram.data.rows import answer, answered, hash_rows, read, read_rows, references
+from engram.errors import EngramError
+
+
+USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+SYSTEM = {"role": "system", "content": "Be kind."}
+CHAT = [USER, ASSISTANT]
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"default": None}}}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+CALLING = [
+    USER,
+    {"role": "assistant", "tool_calls": [CALL]},
+    {"role": "tool", "content": "", "name": "weather", "tool_call_id": "a1"},
+    {"role": "assistant", "content": "rain", "reasoning_content": "It said so.", "weight": 1},
+]
+
+
+def refused(record):
+    with pytest.raises(EngramError) as error:
+        as_row(record, "a.jsonl, row 1")
+    assert str(error.value).startswith("a.jsonl, row 1: ")
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+SAME = [
+    {"prompt": "a", "completion": "b"},
+    {"prompt": "a", "completion": "b", "references": ["c", "d"]},
+    {"text": "a"},
+    {"messages": CALLING, "tools": [TOOL], "chat_template_kwargs": {"enable_thinking": False}},
+    {"messages": [SYSTEM, *CHAT], "references": ["hey"]},
+    {"prompt": [USER], "completion": [ASSISTANT], "tools": [TOOL]},
+    {"messages": [USER, ASSISTANT | {"thinking": "hm", "train": False}, USER, ASSISTANT]},
+]
+
+
+@pytest.mark.parametrize("row", SAME)
+def test_a_row_stays_as_it_is(row):
+    assert as_row(row, "r") == row
+    assert as_row(json.loads(json.dumps(as_row(row, "r"))), "r") == row
+
+
+def test_the_hash_of_a_plain_row_is_what_it_was():
+    rows = [{"prompt": "a", "completion": "b"}, {"messages": CHAT}, {"text": "t"}]
+    made = hash_rows(as_row(row, "r") for row in rows)
+    assert made == "b85a3cbd082fe52052e9b4f912522abed3904f8ba65daec999918bc98adf318d"
+
+
+@pytest.mark.parametrize(
+    ("record", "row"),
+    [
+        # text beside a label in words is a row of classification
+        ({"text": "a fine film", "label": "good"}, {"prompt": "a fine film", "completion": "good"}),
+        # a text that is the row written out is left out
+        (
+            {"instruction": "Add.", "input": "1 2", "output": "3", "text": "# Add.\n1 2\n-> 3"},
+            {"prompt": "Add.\n1 2", "completion": "3"},
+        ),
+        ({"prompt": "a", "completion": "b", "text": "ab"}, {"prompt": "a", "completion": "b"}),
+        ({"messages": CHAT, "text": "<hi><hello>"}, {"messages": CHAT}),
+        # a prompt that the messages repeat
+        ({"prompt": "hi", "prompt_id": "1", "messages": CHAT}, {"messages": CHAT}),
+        ({"prompt": [USER], "completion": "hello", "messages": CHAT}, {"messages": CHAT}),
+        # several right answers
+        (
+            {"prompt": "a", "completion": ["b", "c", "b"]},
+            {"prompt": "a", "completion": "b", "references": ["c"]},
+        ),
+        ({"instruction": "a", "output": ["b"]}, {"prompt": "a", "completion": "b"}),
+        ({"prompt": "a", "completion": "b", "references": "b"}, {"prompt": "a", "completion": "b"}),
+        (
+            {"prompt": "a", "completion": "b", "references": '["c"]'},
+            {"prompt": "a", "completion": "b", "references": ["c"]},
+        ),
+        (
+            {"prompt": [USER], "completion": ["hello", "hey"]},
+            {"prompt": [USER], "completion": [ASSISTANT], "references": ["hey"]},
+        ),
+        # what stands before the question
+        (
+            {"instruction": "hi", "output": "hello", "system": "Be kind.", "history": [["a", "b"]]},
+            {
+                "prompt": [
+                    SYSTEM,
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": "b"},
+                    USER,
+                ],
+                "completion": [ASSISTANT],
+            },
+        ),
+        (
+            {"prompt": "hi", "completion": "hello", "system_prompt": "Be kind.", "history": []},
+            {"prompt": [SYSTEM, USER], "completion": [ASSISTANT]},
+        ),
+        (
+            {"instruction": "hi", "output": "hello", "system": "", "history": "[]"},
+            {"prompt": "hi", "completion": "hello"},
+        ),
+        ({"messages": CHAT, "system": "Be kind."}, {"messages": [SYSTEM, *CHAT]}),
+        ({"messages": [SYSTEM, *CHAT], "system": "Be kind."}, {"messages": [SYSTEM, *CHAT]}),
+        # tools as JSON text, content in parts, null where a key is absent
+        ({"messages": CHAT, "tools": json.dumps([TOOL])}, {"messages": CHAT, "tools": [TOOL]}),
+        ({"messages": CHAT, "tools": "[]"}, {"messages": CHAT}),
+        ({"messages": json.dumps(CHAT)}, {"messages": CHAT}),
+        (
+            {"messages": [USER | {"content": [{"type": "text", "text": "h"}, "i"]}, ASSISTANT]},
+            {"messages": CHAT},
+        ),
+        (
+            {"messages": [USER, ASSISTANT | {"tool_calls": [], "reasoning_content": None}]},
+            {"messages": CHAT},
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]},
+            {"messages": [USER, {"role": "assistant", "tool_calls": [CALL]}]},
+        ),
+        # ShareGPT and its kin
+        ({"conversations": CHAT}, {"messages": CHAT}),
+        ({"conversation": CHAT}, {"messages": CHAT}),
+        ({"dialog": CHAT}, {"messages": CHAT}),
+        (
+            {
+                "conversations": [
+                    {"from": "Human", "value": "hi"},
+                    {"from": "bot", "value": "hello"},
+                ],
+                "system": "Be kind.",
+            },
+            {"messages": [SYSTEM, *CHAT]},
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "user", "value": "hi"},
+                    {"from": "function_call", "value": json.dumps(CALL["function"])},
+                    {"from": "observation", "value": "5 C"},
+                    {"from": "gpt", "value": "hello", "weight": 1},
+                ],
+                "tools": json.dumps([TOOL]),
+            },
+            {
+                "messages": [
+                    USER,
+                    {"role": "assistant", "tool_calls": [CALL]},
+                    {"role": "tool", "content": "5 C"},
+                    ASSISTANT | {"weight": 1},
+                ],
+                "tools": [TOOL],
+            },
+        ),
+        ({"messages": [{"role": "human", "content": "hi"}, ASSISTANT]}, {"messages": CHAT}),
+    ],
+)
+def test_what_a_record_says_is_in_its_row(record, row):
+    assert as_row(record, "r") == row
+    assert as_row(row, "r") == row
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        # a label without a name, and other columns that are the answer
+        ({"text": "a", "label": 1}, 'prompt: "{text}", completion: "{label}", labels: [NAME OF 0'),
+        ({"text": "a", "label": "1"}, "labels: [NAME OF 0"),
+        ({"text": "a", "label": True}, 'completion: "{label}" beside path'),
+        ({"text": "a", "label": 1, "label_text": "good"}, 'completion: "{label_text}" beside'),
+        ({"text": "a", "sentiment": "good"}, 'completion: "{sentiment}"'),
+        ({"text": "a", "summary": "b"}, "take it out to learn the text"),
+        ({"sentence": "a", "label": 0}, 'prompt: "{sentence}", completion: "{label}", labels'),
+        ({"question": "a", "answer": "b"}, 'prompt: "{question}", completion: "{answer}" beside'),
+        ({"query": "a", "response": "b"}, 'prompt: "{query}", completion: "{response}"'),
+        (
+            {"idx": 3, "premise": "a", "hypothesis": "b", "label": 0},
+            'prompt: "{premise}\\n{hypothesis}", completion: "{label}", labels: [',
+        ),
+        ({"content": "a", "label": "b"}, 'prompt: "{content}", completion: "{label}"'),
+        ({"input": "a", "output": "b"}, 'prompt: "{input}", completion: "{output}"'),
+        (
+            {"instruction": "a", "context": "b", "response": "c"},
+            'prompt: "{instruction}\\n{context}", completion: "{response}"',
+        ),
+        ({"prompt": "a", "response": "b"}, 'prompt: "{prompt}", completion: "{response}"'),
+        ({"question": "a", "completion": "b"}, 'prompt: "{question}", completion: "{completion}"'),
+        ({"input_ids": [1], "labels": [1]}, "input_ids are tokens already"),
+        # two forms that say different things
+        ({"prompt": "a", "messages": CHAT}, "prompt stands beside messages"),
+        (
+            {"prompt": "hi", "completion": "a", "messages": CHAT},
+            "completion stands beside messages",
+        ),
+        ({"messages": CHAT, "conversations": [SYSTEM, *CHAT]}, "hold two conversations"),
+        ({"prompt": "a", "completion": "b", "text": "c"}, "text says something else"),
+        ({"messages": [SYSTEM, *CHAT], "system": "Be rude."}, "say different things"),
+        (
+            {"messages": CHAT, "system": "a", "system_prompt": "b"},
+            "system and system_prompt differ",
+        ),
+        # what no row can hold
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "chosen makes it a row of preferences"),
+        ({"prompt": "a", "completion": "b", "label": False}, "whether the completion is liked"),
+        ({"prompt": "a", "completion": "b", "label": "True"}, "whether the completion is liked"),
+        ({"messages": CHAT, "images": ["a.png"]}, "images is not learned"),
+        ({"text": "a", "audio": {"path": "a.wav"}}, "audio is not learned"),
+        (
+            {"messages": [USER | {"content": [{"type": "image"}]}, ASSISTANT]},
+            "part of type 'image'",
+        ),
+        (
+            {
+                "messages": [
+                    USER | {"content": [{"type": "image_url", "image_url": "x"}]},
+                    ASSISTANT,
+                ]
+            },
+            "message 1 holds a part of type 'image_url'",
+        ),
+        ({"messages": [USER, ASSISTANT | {"due": float("nan")}]}, "message 2: due is not plain"),
+        ({"messages": [USER, ASSISTANT | {"at": {1, 2}}]}, "message 2: at is not plain JSON"),
+        # what belongs to messages, or to an answer
+        ({"prompt": "a", "completion": "b", "tools": [TOOL]}, "tools go to the chat template"),
+        ({"text": "a", "system": "b"}, "system beside a text"),
+        ({"text": "a", "history": [["b", "c"]]}, "history beside a text"),
+        ({"text": "a", "references": ["b"]}, "a row of text has none"),
+        ({"prompt": "a", "completion": "b", "references": [1]}, "references must be text"),
+        ({"prompt": "a", "completion": "b", "references": 3}, "must be a list of texts"),
+        ({"prompt": "a", "completion": []}, "completion is an empty list"),
+        ({"prompt": "a", "completion": ["b", 3]}, "completion must be text, not int"),
+        ({"messages": CHAT, "tools": "weather"}, "tools must be a list of functions"),
+        ({"messages": CHAT, "tools": "[weather]"}, "tools looks like JSON and is not"),
+        ({"messages": CHAT, "chat_template_kwargs": [1]}, "must be a mapping"),
+        (
+            {"instruction": "a", "output": "b", "history": [["q"]]},
+            "a list of [question, answer]",
+        ),
+        # roles, and which turns are learned
+        ({"messages": [USER | {"role": "usr"}, ASSISTANT]}, "did you mean 'user'"),
+        (
+            {"conversations": [{"from": "narrator", "value": "a"}, ASSISTANT]},
+            "'narrator' is no role",
+        ),
+        (
+            {"conversations": [USER, {"from": "function_call", "value": "f()"}]},
+            "must be JSON such as",
+        ),
+        ({"messages": [USER, ASSISTANT | {"weight": 2}]}, "weight must be 0 or 1, not 2"),
+        ({"messages": [USER, ASSISTANT | {"train": "no"}]}, "train must be true or false"),
+        ({"messages": [USER, ASSISTANT | {"weight": 0}]}, "so nothing is learned"),
+        ({"messages": [USER, ASSISTANT | {"weight": 1, "train": False}]}, "different things"),
+        (
+            {"messages": [USER | {"train": True}, ASSISTANT]},
+            "only the assistant's turns are learned",
+        ),
+        ({"messages": [USER, ASSISTANT | {"content": None}]}, "content of message 2 is missing"),
+        ({"messages": [USER, ASSISTANT | {"content": [{"type": "text"}]}]}, "a part must be"),
+    ],
+)
+def test_what_cannot_be_a_row_is_refused_by_name(record, said):
+    assert said in refused(record)
+
+
+def test_which_turns_are_learned():
+    assert [learned(message) for message in CALLING] == [False, True, False, True]
+    assert not learned(ASSISTANT | {"weight": 0})
+    assert not learned(ASSISTANT | {"train": False})
+
+
+def test_the_answers_of_a_row():
+    row = as_row({"messages": CALLING, "tools": [TOOL], "references": ["wet", "rain"]}, "r")
+    assert references(row) == ["rain", "wet"]
+    other = answered(row, "sun")
+    assert other["messages"][-1] == {"role": "assistant", "content": "sun"}
+    assert other["tools"] == [TOOL]
+    assert references(other) == ["sun"]
+    assert answer({"messages": CALLING[:2]}) == ""
+
+
+def test_columns_that_are_no_part_of_a_row_are_told_once(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "a", "completion": "b", "id": i, "meta": {"url": "x"}} for i in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0] | {"split": "test"}]))
+    told = f"{path}: left out, as they are no part of a row: id, meta, split"
+    assert read(path).notes == (told,)
+    split = file_split(path, 2, 0)
+    assert split.notes == (told,)
+    assert split.number(0) == split.numbers[0]
+    path.write_text('{"prompt": "a", "completion": "b", "id": null}\n')
+    assert file_split(path, None, 0).notes == ()
+
+
+def test_columns_are_told_of_a_table_and_of_a_dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text(",text,label\n0,fine,good\n")
+    notes = read("a.csv").notes
+    assert notes == (
+        "a.csv: left out, as they are no part of a row: (one without a name)",
+        "a.csv: text beside label is read as prompt and completion",
+    )
+    rows = [{"text": "fine", "label": 1, "id": 7}, {"text": "bad", "label": 0, "id": 8}]
+    write_dataset(tmp_path / "acme" / "moods", {"train": rows}, ["bad", "good"])
+    split = file_split("hub:acme/moods", None, 0)
+    assert split.rows[0] == {"prompt": "fine", "completion": "good"}
+    assert split.notes[0] == "hub:acme/moods:train: left out, as they are no part of a row: id"
+    assert split.numbers == (1, 2)
+
+
+def test_a_dataset_goes_by_the_same_rules(hub_rows):
+    with pytest.raises(EngramError, match=r"row 1: chosen makes it a row of preferences"):
+        hub_rows([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    with pytest.raises(EngramError, match=r"row 1: .*labels: \[NAME OF 0"):
+        hub_rows([{"text": "a", "label": 0}])
+    assert hub_rows([{"messages": CALLING, "tools": json.dumps([TOOL])}, {"messages": CHAT}])[
+        0
+    ] == {"messages": CALLING, "tools": [TOOL]}
+
+
+@pytest.fixture
+def hub_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def rows(records):
+        write_dataset(tmp_path / "acme" / "rows", {"train": records})
+        return file_split("hub:acme/rows", None, 0).rows
+
+    return rows
+
+
+def test_an_image_of_a_dataset_is_refused_before_it_is_opened(tmp_path, monkeypatch):
+    import datasets
+
+    from engram.data import hub
+
+    features = datasets.Features({"text": datasets.Value("string"), "picture": datasets.Image()})
+    made = datasets.Dataset.from_dict({"text": ["a"], "picture": ["no-such.png"]}, features)
+    monkeypatch.setattr(hub, "load", lambda *args: (made, None))
+    with pytest.raises(EngramError, match="'picture' holds data of type Image"):
+        file_split("hub:acme/pictures", None, 0)
+
+
+def test_a_list_of_right_answers_goes_through_a_template(tmp_path):
+    path = tmp_path / "squad.jsonl"
+    answers = {"text": ["Oslo", "in Oslo"], "answer_start": [1, 1]}
+    rows = [{"question": "where ?", "answers": answers}, {"question": "who ?", "answers": ["I"]}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"path": str(path), "prompt": "{question}", "completion": "{answers}"}
+    assert file_split(source, None, 0).rows == (
+        {"prompt": "where ?", "completion": "Oslo", "references": ["in Oslo"]},
+        {"prompt": "who ?", "completion": "I"},
+    )
+
+
+def test_a_mapping_is_made_of_the_columns_that_are_there():
+    assert mapping(["a", "b"]) == 'prompt: "{a}", completion: "{b}"'
+    assert mapping(["a"]) == 'prompt: "{a}", completion: "{COLUMN}"'
+    assert mapping([]) == 'prompt: "{COLUMN}", completion: "{COLUMN}"'
+
+
+ROWS = [
+    {"prompt": 'say "hi"', "completion": "tab\there"},
+    {"prompt": "b\u2028c", "completion": "d"},
+]
+
+
+def test_every_format_gives_the_same_rows(tmp_path):
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
+    cells = [['"say ""hi"""', '"tab\there"'], ["b\u2028c", "d"]]
+    texts = {
+        ".jsonl": lines,
+        ".json": json.dumps(ROWS, indent=1),
+        ".lines.json": lines,
+        ".csv": "".join(",".join(row) + "\n" for row in [["prompt", "completion"], *cells]),
+        ".tsv": "".join("\t".join(row) + "\n" for row in [["prompt", "completion"], *cells]),
+    }
+    for suffix, text in texts.items():
+        (tmp_path / f"rows{suffix}").write_text(text, encoding="utf-8")
+        (tmp_path / f"rows{suffix}.gz").write_bytes(gzip.compress(text.encode("utf-8-sig")))
+        assert read_rows(tmp_path / f"rows{suffix}") == ROWS, suffix
+        assert read_rows(tmp_path / f"rows{suffix}.gz") == ROWS, suffix
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "rows.parquet")
+    assert read_rows(tmp_path / "rows.parquet") == ROWS
+    (tmp_path / "one.json").write_text(json.dumps(ROWS[0]))
+    assert read_rows(tmp_path / "one.json") == ROWS[:1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.json", '{"data": [{"text": "a"}]}', "an array under 'data'; write the array alone"),
+        (
+            "a.json",
+            '[{"text": "a"}, {"text": }]',
+            "a.json: not JSON (Expecting value at column 26)",
+        ),
+        ("a.json", "[", "a .json file holds one whole array"),
+        ("a.json", "3", "expected an array of rows, got int"),
+        ("a.json", '[{"text": "a"}, 3]', "row 2: expected an object"),
+        ("a.json", "[]", "holds no rows"),
+        ("a.json", '[{"text": "a", "text": "b"}]', "the key 'text' stands twice"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "a", "text": "b"}', "row 2: the key 'text' stands"),
+        ("a.jsonl", "[" * 100_000, "nested too deeply"),
+        ("a.jsonl", '{"text": NaN}', "row 1: text must be text, not float"),
+        ("a.csv", "text,text\na,b\n", "column 'text' stands twice"),
+        ("a.csv", "prompt;completion\na;b\n", "the cells are apart by ';'; save it as .csv"),
+        ("a.tsv", "prompt,completion\na,b\n", "the cells are apart by ','"),
+        ("a.tsv", "prompt\tcompletion\na\tb\tc\n", "quote cells with tabs"),
+        ("a.tsv", 'text\n"a"b\n', "not TSV"),
+    ],
+)
+def test_a_file_that_is_not_as_its_name_says(name, content, said, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(EngramError) as error:
+        read_rows(tmp_path / name)
+    assert said in str(error.value)
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
