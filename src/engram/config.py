@@ -1,7 +1,9 @@
 """The YAML of a run: one dataclass, `key=value` overrides, errors that name the nearest key."""
 
 import dataclasses
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -123,7 +125,7 @@ def load_config(
             valid one) or a value of the wrong type.
     """
     where = "the settings" if isinstance(source, dict) else str(source)
-    return _build(Config, read_settings(source, over), where)
+    return _build(Config, read_settings(source, over), where, "")
 
 
 def read_settings(
@@ -170,30 +172,59 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     *path, last = key.split(".")
     for part in path:
         inner = values.get(part)
+        if isinstance(inner, list):
+            raise EngramError(f"{key}: {part} is a list, which is given whole: {part}=[...]")
         values[part] = dict(inner) if isinstance(inner, dict) else {}
         values = values[part]
     values[last] = value
 
 
-def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+def _build(cls: type, values: dict[str, Any], where: str, section: str) -> Any:
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in values:
+    for key, value in values.items():
         if key not in fields:
-            raise EngramError(f"{where}: unknown key {key!r}; {nearest(str(key), fields)}")
+            raise EngramError(f"{where}: {unknown_key(key, value, section, fields)}")
     built = {}
     for key, value in values.items():
         kind: Any = fields[key].type
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, dict):
                 raise EngramError(f"{where}: {key} takes a mapping, got {value!r}")
-            built[key] = _build(kind, value, f"{where}: {key}")  # type: ignore[arg-type]
+            built[key] = _build(kind, value, f"{where}: {key}", key)  # type: ignore[arg-type]
         else:
             built[key] = checked(key, value, kind, where)
     return cls(**built)
 
 
+def unknown_key(key: Any, value: Any, section: str, valid: Iterable[str]) -> str:
+    """What is wrong with a key that a section does not have, and where it belongs.
+
+    `section` is "" for the top; `trainer: {learning_rate: 1}` is told by the key inside it.
+    """
+    from engram.places import where_it_goes  # which looks at what stands on this module
+
+    if isinstance(value, dict) and value and not section:
+        inner = next(iter(value))
+        return f"unknown key '{key}.{inner}'; {where_it_goes(str(inner), str(key), valid)}"
+    return f"unknown key {key!r}; {where_it_goes(str(key), section, valid)}"
+
+
+def check_finite(key: str, value: Any, where: str) -> None:
+    """Refuse nan and infinite numbers, however deep they lie in lists and mappings.
+
+    Raises:
+        EngramError: with the key of the number.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise EngramError(f"{where}: {key} must be a finite number, got {value}")
+    items = enumerate(value) if isinstance(value, list | tuple) else ()
+    for inner, part in value.items() if isinstance(value, dict) else items:
+        check_finite(f"{key}.{inner}", part, where)
+
+
 def checked(key: str, value: Any, kind: Any, where: str) -> Any:
     """`value` if it fits the annotation: Literal, a plain type, or a union of them."""
+    check_finite(key, value, where)
     if kind is Any:
         return value
     options = get_args(kind) if type(None) in get_args(kind) or not get_args(kind) else (kind,)

@@ -1,6 +1,7 @@
 """The command line. Nothing here imports torch: a verb does, once it has something to do."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import typer
@@ -26,9 +27,12 @@ from engram.cli import (
 )
 from engram.cli.output import complain
 from engram.errors import EngramError
+from engram.places import where_it_goes
 
 
 RESUMED = ("learn", "run", "compare")
+SET = ("init", "learn", "run", "compare")  # the verbs that take settings
+UsageError: Any = typer.BadParameter.__base__  # of click, or of typer's own copy of it
 
 
 class _Verbs(TyperGroup):
@@ -40,11 +44,29 @@ class _Verbs(TyperGroup):
         except (EngramError, PermissionError) as error:
             complain(f"error: {error}")
             raise typer.Exit(2) from None
+        except UsageError as error:
+            option = getattr(error, "option_name", None)
+            if option is None:
+                raise
+            complain(f"error: {ctx.invoked_subcommand}: {_no_option(error, option)}")
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             resumed = ctx.invoked_subcommand in RESUMED
             goes_on = "; the same command goes on from here" if resumed else ""
             complain(f"stopped{goes_on}")
             raise typer.Exit(130) from None
+
+
+def _no_option(error: Any, option: str) -> str:
+    """An option that is not there, with the nearest one or the setting that it may mean."""
+    key = option.lstrip("-").replace("-", "_")
+    options = [p for parameter in error.ctx.command.params for p in parameter.opts if p[:1] == "-"]
+    close = get_close_matches(option, options, n=1, cutoff=0.8)
+    if close:
+        return f"no option {option}; did you mean {close[0]}?"
+    if error.ctx.info_name in SET:
+        return f"no option {option}; settings are written KEY=VALUE: {where_it_goes(key)}"
+    return f"no option {option}; valid: {', '.join(options)}"
 
 
 app = typer.Typer(

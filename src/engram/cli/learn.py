@@ -9,6 +9,7 @@ from engram.cli.dry_run import planned
 from engram.cli.output import Data, DryRun, Folder, Json, print_json, quiet, scores_table, stdout
 from engram.config import load_config, overrides
 from engram.errors import EngramError
+from engram.places import where_it_goes
 
 
 def learn(
@@ -62,6 +63,9 @@ def own_training(settings: list[str] | None) -> dict[str, Any]:
     """`training.KEY=VALUE` texts as a task's own `training:`; other keys belong to the lineage."""
     for key in overrides(settings):
         if not key.startswith("training."):
+            hint = where_it_goes(key)
+            if hint.startswith("write training."):
+                raise EngramError(f"{key}: is no key of a task; {hint}")
             raise EngramError(
                 f"{key}: is the lineage's, set when it was made; a task may have its own training "
                 "alone, such as training.learning_rate=1e-4"

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from engram.comparison.cell import Cell
-from engram.config import Config, Mode, checked, load_config, read_settings
+from engram.config import Config, Mode, checked, load_config, read_settings, unknown_key
 from engram.errors import EngramError, nearest
+from engram.places import where_it_goes
 from engram.report.results import method_name, order_name
 
 
@@ -95,9 +96,9 @@ def read_grid(
     where = "the settings" if isinstance(source, dict) else str(source)
     values = read_settings(source, over)
     own = {key: values.pop(key) for key in (*OWN,) if key in values}
-    for key in values:
+    for key, value in values.items():
         if key not in KEYS:
-            raise EngramError(f"{where}: unknown key {key!r}; {nearest(str(key), (*KEYS, *OWN))}")
+            raise EngramError(f"{where}: {unknown_key(key, value, '', (*KEYS, *OWN))}")
     given = {key: checked(key, own[key], kind, where) for key, kind in OWN.items() if key in own}
     axes = _axes(given.get("grid"), where)
     values = {**values, "threads": values.get("threads") or 1}
@@ -135,7 +136,8 @@ def _axes(grid: Any, where: str) -> dict[str, list[Any]]:
         )
     for key, listed in grid.items():
         if str(key).partition(".")[0] not in KEYS:
-            hint = nearest(str(key).partition(".")[0], KEYS)
+            section, _, name = str(key).rpartition(".")
+            hint = where_it_goes(name, section, KEYS)
             raise EngramError(f"{where}: grid: {key!r} is not a key of a run; {hint}")
         if key in PLACES:
             raise EngramError(f"{where}: grid: {key} is the comparison's own; set it beside grid")
@@ -243,7 +245,8 @@ def _choose(given: dict[str, Any], axes: dict[str, list[Any]], where: str) -> Ch
                 "number of trials"
             )
         if str(own["key"]).partition(".")[0] not in KEYS or own["key"] in (*PLACES, *PAIRED):
-            hint = nearest(str(own["key"]).partition(".")[0], KEYS)
+            section, _, name = str(own["key"]).rpartition(".")
+            hint = where_it_goes(name, section, KEYS)
             raise EngramError(f"{at}: {own['key']!r} is not a key to choose; {hint}")
         if own["key"] in axes:
             raise EngramError(f"{at}: {own['key']} is in the grid as well; take one of the two")

@@ -12,6 +12,7 @@ from engram.data.opening import GENERATED, file_split, open_split
 from engram.data.rows import SUFFIXES
 from engram.data.task import Task
 from engram.errors import EngramError, nearest
+from engram.places import where_it_goes
 
 
 __all__ = ["GENERATED", "file_split", "load_stream", "open_split"]
@@ -34,21 +35,38 @@ def load_stream(config: Config, splits: Collection[str] = SPLITS) -> list[Task]:
         raise EngramError(
             "tasks: missing; name a stream (such as generated) or list the tasks' files"
         )
+    check_stream(config)
     if isinstance(config.tasks, list):
-        tasks = [_task(given, config, splits) for given in config.tasks]
-        if not tasks:
-            raise EngramError("tasks: the list is empty; give at least one task")
-        return tasks
+        return [_task(given, config, splits) for given in config.tasks]
     if config.tasks == GENERATED:
-        return generated_tasks(**config.rows, seed=config.seed)  # which has no files
-    if config.tasks not in ORDERS:
-        known = nearest(config.tasks, [GENERATED, *ORDERS])
-        raise EngramError(f"tasks: no stream is named {config.tasks!r}; {known}")
+        limits = {split: config.rows[split] for split in ("train", "test") if split in config.rows}
+        return generated_tasks(**limits, seed=config.seed)  # which has no files
     settings = (config.data, config.rows, config.seed, config.instruction, splits)
     return benchmark_tasks(config.tasks, *settings)
 
 
-def _task(given: Any, config: Config, splits: Collection[str]) -> Task:
+def check_stream(config: Config) -> None:
+    """What can be wrong with `tasks:` whatever its rows are: names and keys, if there are tasks.
+
+    Raises:
+        EngramError: an unknown stream or key, or no tasks.
+    """
+    if isinstance(config.tasks, str) and config.tasks not in (GENERATED, *ORDERS):
+        known = nearest(config.tasks, [GENERATED, *ORDERS])
+        raise EngramError(f"tasks: no stream is named {config.tasks!r}; {known}")
+    if isinstance(config.tasks, list):
+        if not config.tasks:
+            raise EngramError("tasks: the list is empty; give at least one task")
+        for given in config.tasks:
+            _check_task(given)
+
+
+def _check_task(given: Any) -> str:
+    """The name of a task of the list.
+
+    Raises:
+        EngramError: it has no rows, or an unknown key.
+    """
     if not isinstance(given, dict) or not (given.get("train") or given.get("benchmark")):
         raise EngramError(
             f"tasks: a task needs its train rows or the name of a benchmark, got {given!r}"
@@ -56,10 +74,20 @@ def _task(given: Any, config: Config, splits: Collection[str]) -> Task:
     name = str(given.get("name") or given.get("benchmark") or _default_name(given["train"]))
     for key in given:
         if key not in KEYS:
-            raise EngramError(f"task {name}: unknown key {key!r}; {nearest(str(key), KEYS)}")
+            hint = where_it_goes(str(key), "tasks", KEYS)
+            raise EngramError(f"task {name}: unknown key {key!r}; {hint}")
     training = given.get("training") or {}
     if not isinstance(training, dict):
         raise EngramError(f"task {name}: training takes a mapping, got {training!r}")
+    options = given.get("options")
+    if options is not None and (not isinstance(options, list | tuple) or not options):
+        raise EngramError(f"task {name}: options takes a list of answers, got {options!r}")
+    return name
+
+
+def _task(given: Any, config: Config, splits: Collection[str]) -> Task:
+    name = _check_task(given)
+    training = given.get("training") or {}
     made: dict[str, Any] = {"metric": "exact_match"}
     if given.get("benchmark"):
         made = _benchmark(given, config, name, splits)

@@ -1,16 +1,25 @@
 """`training:` of the YAML to `TrainingArguments`, minus what belongs to the engine."""
 
 import dataclasses
+import math
+from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from transformers import TrainingArguments
+from torch import nn
+from torch.optim import Optimizer
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.training_args import OptimizerNames
+from transformers.utils import is_liger_kernel_available
 
-from engram.config import TRAINING
+from engram.config import TRAINING, check_finite, unknown_key
 from engram.errors import EngramError, nearest
 
+
+STEPS = 8  # of the schedule that is tried
 
 # Prefixes of the keys that the engine sets itself, with the reason it gives.
 OWNED = {
@@ -39,25 +48,77 @@ REFUSED = {
 }
 
 
+# Optimizers that step inside backward or need `optim_target_modules`, by how their names begin.
+REFUSED_OPTIMIZERS = ("galore", "apollo", "lomo", "adalomo")
+# The numbers that a key takes, where not every number of its type is one: as it is told, and tried.
+NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "learning_rate": ("a number above 0", lambda x: x > 0),
+    "per_device_train_batch_size": ("at least 1", lambda x: x >= 1),
+    "gradient_accumulation_steps": ("at least 1", lambda x: x >= 1),
+    "num_train_epochs": ("above 0", lambda x: x > 0),
+    "max_steps": ("at least 1, or -1 for whole epochs", lambda x: x >= 1 or x == -1),
+    "warmup_steps": ("at least 0; below 1 it is a share of all steps", lambda x: x >= 0),
+    "warmup_ratio": ("from 0 to 1", lambda x: 0 <= x <= 1),
+    "weight_decay": ("at least 0", lambda x: x >= 0),
+    "adam_beta1": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+    "adam_beta2": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+    "adam_epsilon": ("at least 0", lambda x: x >= 0),
+    "max_grad_norm": ("at least 0; 0 does not clip", lambda x: x >= 0),
+    "neftune_noise_alpha": ("at least 0", lambda x: x >= 0),
+    "logging_steps": ("above 0", lambda x: x > 0),
+    "torch_empty_cache_steps": ("at least 1", lambda x: x >= 1),
+}
+
+
+def settable() -> list[str]:
+    """The keys that `training:` can have: TrainingArguments', without the engine's own."""
+    names = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
+    return [name for name in names if not name.startswith(tuple(OWNED)) and name not in REFUSED]
+
+
 def check_training(training: dict[str, Any]) -> None:
-    """Refuse keys that are not TrainingArguments', or that the engine owns.
+    """Refuse keys that are not TrainingArguments' or the engine's own, and values of no use.
 
     Raises:
-        EngramError: with the nearest valid key, or the reason.
+        EngramError: with the nearest valid key, the place where it belongs, or the reason.
     """
-    valid = [f.name for f in dataclasses.fields(TrainingArguments) if f.init]
-    for key in training:
+    valid, kinds = settable(), get_type_hints(TrainingArguments)
+    for key, value in training.items():
         for owned, reason in OWNED.items():
-            if key.startswith(owned):
+            if str(key).startswith(owned):
                 raise EngramError(f"training: {key!r} is the engine's own: {reason}")
-        if key in REFUSED and training[key]:
-            raise EngramError(f"training: {key!r} is not supported: {REFUSED[key]}")
-        if key not in valid:
-            raise EngramError(f"training: unknown key {key!r}; {nearest(key, valid)}")
-    rate = training.get("learning_rate", 1)
-    if not isinstance(rate, int | float) or rate <= 0:
-        raise EngramError(f"training: learning_rate must be a number above 0, got {rate!r}")
+        if key in REFUSED:
+            if value:
+                raise EngramError(f"training: {key!r} is not supported: {REFUSED[key]}")
+        elif key not in valid:
+            raise EngramError(f"training: {unknown_key(key, value, 'training', valid)}")
+        else:
+            _check_value(key, value, kinds[key])
     tracker_names(training.get("report_to"))
+
+
+def _check_value(key: str, value: Any, kind: Any) -> None:
+    """Refuse what is not of the key's type, not finite, or out of the key's range."""
+    if key in NUMBERS and not (value is None and type(None) in get_args(kind)):
+        said, fits = NUMBERS[key]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not fits(value):  # type: ignore[arg-type]
+            raise EngramError(f"training: {key} must be {said}, got {value!r}")
+    check_finite(key, value, "training")
+    options = get_args(kind) or (kind,)
+    plain = [get_origin(option) or option for option in options]
+    for choices in (kind for kind in plain if isinstance(kind, type) and issubclass(kind, Enum)):
+        names = [str(choice.value) for choice in choices]
+        if isinstance(value, str) and value not in names:
+            usable = [name for name in names if not name.startswith(REFUSED_OPTIMIZERS)]
+            raise EngramError(f"training: {key}: no {value!r}; {nearest(value, usable)}")
+    if float in plain and int not in plain:
+        plain.append(int)
+    fits = any(isinstance(value, option) for option in plain if isinstance(option, type))
+    if Any in options or (fits and (bool in plain or not isinstance(value, bool))):
+        return
+    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    raise EngramError(f"training: {key} takes {wanted.replace('NoneType', 'null')}, got {value!r}")
 
 
 def training_arguments(
@@ -80,7 +141,7 @@ def training_arguments(
         "report_to": "none",  # the trackers it names are opened by `tracking.Tracked`
     }
     try:
-        return TrainingArguments(
+        args = TrainingArguments(
             output_dir=str(work),
             seed=seed % 2**32,
             save_strategy="steps" if checkpoint_every else "no",
@@ -89,8 +150,41 @@ def training_arguments(
             remove_unused_columns=False,
             **settings,
         )
-    except (TypeError, ValueError, ImportError) as error:
-        raise EngramError(f"training: {' '.join(str(error).split())[:200]}") from error
+        _try_optimizer(args)
+    except Exception as error:  # each check of the libraries has its own kind
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise EngramError(f"training: {told}") from error
+    return args
+
+
+def _try_optimizer(args: TrainingArguments) -> None:
+    """Make the optimizer and the schedule of the Trainer for two weights, and take a step.
+
+    Raises:
+        Exception: whatever the Trainer would raise when it is about to train.
+    """
+    name = OptimizerNames(args.optim).value
+    if name.startswith(REFUSED_OPTIMIZERS):
+        raise EngramError(f"optim: {name}: {REFUSED['optim_target_modules']}; take another")
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise EngramError("use_liger_kernel: liger-kernel is not installed; leave it out")
+    args.get_process_log_level()
+    weights = [nn.Parameter(torch.zeros(2, 2, device=args.device)) for _ in range(2)]
+    kind, keywords = Trainer.get_optimizer_cls_and_kwargs(args)
+    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+        return  # made of a whole model
+    optimizer = kind(weights, **keywords)
+    schedule = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=args.get_warmup_steps(STEPS),
+        num_training_steps=STEPS,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]
+    )
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    schedule.step()
 
 
 def tracker_names(report_to: Any) -> list[str]:

@@ -28,6 +28,12 @@ def table_of(given: dict[str, Any]) -> FusionTable | Soft:
         raise EngramError(
             f"recurrent_kif: fusion takes the cases {cases}, or soft alone, got {sorted(given)}"
         )
+    for case, weights in given.items():
+        pair = isinstance(weights, list | tuple) and len(weights) == 2
+        if not pair or not all(isinstance(w, int | float) for w in weights):
+            raise EngramError(
+                f"recurrent_kif: fusion: {case} takes two weights, such as [1, 0], got {weights!r}"
+            )
     return FusionTable(**{case: (float(w[0]), float(w[1])) for case, w in given.items()})
 
 

@@ -1,6 +1,7 @@
 """A base by name or folder: causal LM, encoder-decoder, or encoder with a growing head."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,9 +28,10 @@ from transformers.models.auto.modeling_auto import (
 from transformers.pytorch_utils import Conv1D
 
 from engram.classifier import Classifier
-from engram.config import ADAPTER
+from engram.config import ADAPTER, check_finite, unknown_key
 from engram.errors import EngramError, nearest
 from engram.models.pins import locate
+from engram.places import where_it_goes
 from engram.seeds import derive, forked
 
 
@@ -151,9 +153,15 @@ def _with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], s
         settings = {**ADAPTER, "fan_in_fan_out": transposed, **settings}
     with forked(derive(seed, "adapter")):
         try:
-            return get_peft_model(model, get_peft_config(check_adapter(settings)))
-        except (TypeError, ValueError) as error:
-            raise EngramError(f"adapter: PEFT refuses these settings: {one_line(error)}") from error
+            carried = get_peft_model(model, get_peft_config(check_adapter(settings)))
+        except EngramError:
+            raise
+        except Exception as error:  # PEFT's checks have their own kinds
+            said = one_line(error) or type(error).__name__
+            raise EngramError(f"adapter: PEFT refuses these settings: {said}") from error
+    if not any(parameter.requires_grad for parameter in carried.parameters()):
+        raise EngramError("adapter: nothing is trained under these settings; adapter={} is LoRA")
+    return carried
 
 
 def load_config_and_tokenizer(
@@ -182,17 +190,59 @@ def positions(config: Any) -> int | None:
     return counted
 
 
+# The numbers of an adapter that PEFT takes and that would learn nothing, or break while learning.
+ADAPTER_NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "r": ("a whole number from 1 to 65536", lambda x: isinstance(x, int) and 1 <= x <= 65536),
+    "lora_alpha": ("a number above 0", lambda x: x > 0),
+    "lora_dropout": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+}
+# What PEFT writes of an adapter's life, and the engine sets itself.
+ADAPTER_OWNED = {
+    "inference_mode": "a stage is trained",
+    "task_type": "it follows from the base",
+    "base_model_name_or_path": "set `base:` beside `adapter:`",
+    "revision": "set `revision:` beside `adapter:`",
+}
+
+
 def check_adapter(settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings` if every key is one of PEFT's for that adapter type."""
+    """`settings` if every key is one of PEFT's for that adapter type, and its numbers can learn.
+
+    Raises:
+        EngramError: with the nearest valid key, the place where it belongs, or the reason.
+    """
     kinds = {str(k.value): v for k, v in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     kind = str(settings["peft_type"]).upper()
     if kind not in kinds:
         raise EngramError(f"adapter: unknown peft_type {kind!r}; {nearest(kind, kinds)}")
     valid = [f.name for f in dataclasses.fields(kinds[kind])]
-    for key in settings:
+    for key, value in settings.items():
         if key not in valid:
-            raise EngramError(f"adapter: {kind} has no setting {key!r}; {nearest(key, valid)}")
+            hint = where_it_goes(str(key), "adapter", valid)
+            raise EngramError(f"adapter: {kind} has no setting {key!r}; {hint}")
+        check_finite(key, value, "adapter")
+        said, fits = ADAPTER_NUMBERS.get(key, ("", lambda _: True))
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if said and not (number and fits(value)):
+            raise EngramError(f"adapter: {key} must be {said}, got {value!r}")
     return {**settings, "peft_type": kind}
+
+
+def check_owned(adapter: dict[str, Any] | None) -> None:
+    """Refuse keys of `adapter:` that say what the engine decides.
+
+    Raises:
+        EngramError: with the reason.
+    """
+    for key in adapter or {}:
+        if key in ADAPTER_OWNED:
+            raise EngramError(f"adapter: {key!r} is the engine's own: {ADAPTER_OWNED[key]}")
+
+
+def quantization_keys() -> list[str]:
+    """The keys that `quantization:` can have."""
+    valid = [key for key in vars(BitsAndBytesConfig()) if not key.startswith("_")]
+    return [*valid, "load_in_4bit", "load_in_8bit"]
 
 
 def check_quantization(
@@ -209,11 +259,11 @@ def check_quantization(
         raise EngramError("quantization: a quantised base takes an adapter; set adapter={}")
     if kind == "encoder":
         raise EngramError("quantization: an encoder is small enough without; leave it out")
-    valid = vars(BitsAndBytesConfig())
-    valid = [k for k in valid if not k.startswith("_")] + ["load_in_4bit", "load_in_8bit"]
-    for key in quantization:
+    valid = quantization_keys()
+    for key, value in quantization.items():
         if key not in valid:
-            raise EngramError(f"quantization: unknown key {key!r}; {nearest(key, valid)}")
+            raise EngramError(f"quantization: {unknown_key(key, value, 'quantization', valid)}")
+        check_finite(key, value, "quantization")
     try:
         chosen = BitsAndBytesConfig(**quantization)
     except (TypeError, ValueError, AttributeError) as error:

@@ -1,5 +1,6 @@
 """What can be known to be wrong before anything is trained or written."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -7,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from engram.config import Config
-from engram.data.stream import file_split
+from engram.data.hub import SPLITS
+from engram.data.stream import check_stream, file_split
 from engram.data.task import Task
 from engram.data.tokens import features
-from engram.errors import EngramError
+from engram.errors import EngramError, nearest
 from engram.learn.arguments import training_arguments
 from engram.learn.methods import make
 from engram.measure.evaluate import scoring_mode
@@ -19,6 +21,7 @@ from engram.measure.predict import MAX_LENGTH
 from engram.models.base import (
     Kind,
     check_adapter,
+    check_owned,
     check_quantization,
     kind_of,
     load_config_and_tokenizer,
@@ -26,16 +29,61 @@ from engram.models.base import (
 )
 
 
+# The numbers that a key takes: the smallest and the largest, and what to write instead.
+LIMITS: dict[str, tuple[float, float, str]] = {
+    "memory.ratio": (0, 1, "0.02 keeps two of a hundred rows, 1 keeps all"),
+    "scoring.batch_size": (1, math.inf, "32 rows at once is the default"),
+    "max_length": (0, math.inf, "0 is 512, or as many as the base can take"),
+    "max_completion_length": (1, math.inf, "128 is the default"),
+    "checkpoint_every": (0, math.inf, "0 keeps none"),
+    "seed": (0, 2**32 - 1, "0 is the default"),
+    "threads": (1, math.inf, "null takes PyTorch's own number"),
+}
+
+
 def check_settings(config: Config) -> None:
     """Everything about the settings that can be known without a base and without rows."""
     _check_processes()
+    _check_values(config)
     make(config.method)
     training_arguments(config.training, Path("unused"), 0, config.checkpoint_every)
     if config.adapter is not None:
         check_adapter({"peft_type": "LORA", **config.adapter})
+        check_owned(config.adapter)
     check_quantization(config.quantization, config.adapter)
     if config.mode != "sequential" and config.method != "sequential":
         raise EngramError(f"mode {config.mode} takes no method; set method=sequential")
+
+
+def _check_values(config: Config) -> None:
+    """Refuse numbers out of their limits and texts that are empty."""
+    for key, (low, high, instead) in LIMITS.items():
+        value = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        if value is not None and not low <= value <= high:  # type: ignore[operator]
+            limits = f"from {low} to {high}" if high < math.inf else f"at least {low}"
+            raise EngramError(f"{key}: must be {limits}, got {value}; {instead}")
+    if not config.general.ratio > 0:
+        raise EngramError(
+            f"general: ratio must be above 0, got {config.general.ratio}; 0.1 is one row for ten "
+            "new ones"
+        )
+    for key in ("base", "revision", "tasks", "data", "lineage"):
+        value = getattr(config, key)
+        if isinstance(value, str) and not value.strip():
+            raise EngramError(f"{key}: is empty; leave it out or give a value")
+    for split, limit in config.rows.items():
+        if split not in SPLITS:
+            raise EngramError(f"rows: unknown key {split!r}; {nearest(str(split), SPLITS)}")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise EngramError(
+                f"rows: {split} must be a whole number of at least 1, got {limit!r}; leave it out "
+                "for all rows"
+            )
+    if config.data and not Path(config.data).is_dir():
+        raise EngramError(f"data: {config.data}: no such folder; give that of the benchmarks' rows")
+    check_stream(config)
 
 
 def settle(config: Config) -> None:
@@ -54,6 +102,11 @@ def settle(config: Config) -> None:
             f"max_length: {config.max_length} is more than the {most} positions of base "
             f"{config.base!r}; set max_length={most} or fewer"
         )
+    if most and config.max_completion_length > max(most, Config.max_completion_length):
+        raise EngramError(
+            f"max_completion_length: {config.max_completion_length} is more than the {most} "
+            f"positions of base {config.base!r}; 128 is the default"
+        )
     for method in make(config.method):
         method.check(config, kind_of(settings, config.base))
 
@@ -68,13 +121,7 @@ def check_tasks(config: Config, tasks: Sequence[Task]) -> None:
     settings, tokenizer = load_config_and_tokenizer(config.base, config.revision)
     kind = kind_of(settings, config.base)
     check_quantization(config.quantization, config.adapter, kind)
-    encode = partial(
-        features,
-        tokenizer=tokenizer,
-        kind=kind,
-        max_length=config.max_length,
-        max_completion_length=config.max_completion_length,
-    )
+    encode = _encoder(config, tokenizer, kind)
     _check_general(config, kind, encode)
     for task in tasks:
         _check_training(config, task)
@@ -91,6 +138,28 @@ def check_tasks(config: Config, tasks: Sequence[Task]) -> None:
         if mode == "options" and kind != "encoder":
             options = [{"prompt": "?", "completion": option} for option in answers or ()]
             encode(options, labels=None, where=f"{task.name} options")
+
+
+def check_general(config: Config) -> None:
+    """That the rows of general use can be learned, if there are any.
+
+    Raises:
+        EngramError: with what is wrong with the file, or the setting to change.
+    """
+    settings, tokenizer = load_config_and_tokenizer(config.base, config.revision)
+    kind = kind_of(settings, config.base)
+    _check_general(config, kind, _encoder(config, tokenizer, kind))
+
+
+def _encoder(config: Config, tokenizer: Any, kind: Kind) -> Callable[..., Any]:
+    """`features` under the settings."""
+    return partial(
+        features,
+        tokenizer=tokenizer,
+        kind=kind,
+        max_length=config.max_length,
+        max_completion_length=config.max_completion_length,
+    )
 
 
 def _check_processes() -> None:
@@ -126,10 +195,6 @@ def _check_general(config: Config, kind: Kind, encode: Callable[..., Any]) -> No
     general = config.general
     if general.file is None:
         return
-    if not general.ratio > 0:
-        raise EngramError(
-            f"general: ratio must be above 0, got {general.ratio}; 0.1 is one row for ten new ones"
-        )
     if not any(method.rehearses for method in make(config.method)):
         raise EngramError(
             f"general: no method of {config.method!r} rehearses rows; take replay or recurrent_kif"

@@ -16,7 +16,7 @@ from engram.layout import ADAPTER_SETTINGS as SETTINGS
 from engram.lineage.lineage import Lineage
 from engram.models.base import load_base
 from engram.models.pins import pin
-from engram.verbs.checks import check_settings, settle
+from engram.verbs.checks import check_general, check_settings, settle
 from engram.weights import load_weights
 
 
@@ -43,6 +43,7 @@ def init(path: str | Path, config: Config, adapter: str | Path | None = None) ->
     check_settings(config)
     Lineage.check_vacant(path)
     settle(config)
+    check_general(config)
     base = load_base(  # weights or an adapter that do not fit
         config.base, config.adapter, config.seed, config.quantization, config.revision
     )

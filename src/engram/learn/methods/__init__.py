@@ -8,6 +8,7 @@ from typing import Any
 from engram.config import checked
 from engram.errors import EngramError, nearest
 from engram.learn.methods.base import Method
+from engram.places import where_it_goes
 
 
 def names() -> list[str]:
@@ -22,7 +23,7 @@ def find(name: str) -> type[Method]:
         EngramError: no such method, with the nearest name.
     """
     if name not in names():
-        raise EngramError(f"unknown method {name!r}; {nearest(name, names())}")
+        raise EngramError(f"unknown method {name!r}; {where_it_goes(name, 'method', names())}")
     module = importlib.import_module(f"{__name__}.{name}")
     classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, Method)]
     return next(c for c in classes if c.__module__ == module.__name__)
@@ -53,11 +54,21 @@ def make(spec: Any) -> list[Method]:
             part = {part: {}}
         if not isinstance(part, dict) or not part:
             raise EngramError(f"method: expected a name or {{name: keywords}}, got {part!r}")
-        methods += [_one(name, dict(given or {})) for name, given in part.items()]
+        for name, given in part.items():
+            if not isinstance(given, dict | None):
+                raise EngramError(_no_mapping(name, given))
+            methods.append(_one(str(name), dict(given or {})))
     if len({type(m) for m in methods}) < len(methods):
         raise EngramError("method: the same method is named twice; name it once")
     _check_shapes(methods)
     return methods
+
+
+def _no_mapping(name: Any, given: Any) -> str:
+    """What is wrong with `method: {NAME: VALUE}` where VALUE holds no keywords."""
+    if name not in names():
+        return f"unknown method {name!r}; {where_it_goes(str(name), 'method', names())}"
+    return f"method: {name} takes {{keyword: value}}, got {given!r}; see `engram methods {name}`"
 
 
 def _check_shapes(methods: list[Method]) -> None:
@@ -89,6 +100,7 @@ def _one(name: str, given: dict[str, Any]) -> Method:
         given = {**method.presets[preset], **given}
     for key, value in given.items():
         if key not in valid:
-            raise EngramError(f"{name} has no keyword {key!r}; {nearest(key, valid)}")
+            hint = where_it_goes(str(key), f"method.{name}", valid)
+            raise EngramError(f"{name} has no keyword {key!r}; {hint}")
         given[key] = checked(key, value, valid[key].annotation, name)
     return method(**given)

@@ -97,6 +97,18 @@ class RecurrentKIF(Guest):
                 "recurrent_kif: needs inner_steps >= 1, outer_steps >= 0 and 0 <= quantile <= 1, "
                 f"got {self.inner_steps}, {self.outer_steps} and {self.quantile}"
             )
+        for name in ("beta_inner", "beta_outer", "beta_uncertainty"):
+            if not 0 <= getattr(self, name) < 1:
+                raise EngramError(
+                    f"recurrent_kif: {name} must be at least 0 and below 1, got "
+                    f"{getattr(self, name)}"
+                )
+        rate, rows = self.outer_learning_rate, self.outer_batch_size
+        if (rate is not None and rate <= 0) or (rows is not None and rows < 1):
+            raise EngramError(
+                "recurrent_kif: needs outer_learning_rate above 0 and outer_batch_size >= 1, got "
+                f"{rate} and {rows}; null is the training's"
+            )
 
     @property
     def period(self) -> int:
