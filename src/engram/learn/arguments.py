@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.training_args import OptimizerNames
-from transformers.utils import is_liger_kernel_available
+from transformers.utils.import_utils import is_liger_kernel_available
 
 from engram.config import TRAINING, check_finite, unknown_key
 from engram.errors import EngramError, nearest
