@@ -138,15 +138,13 @@ def test_rows_laid_end_to_end_do_not_see_each_other(tmp_path):
 
 def test_two_processes_end_in_the_weights_of_one(tmp_path):
     """Each of the two takes half of the batch: the hook's gradients are of one half only."""
-    one = run(
-        "causal", tmp_path, guest("causal", **ROUNDS, outer_batch_size=4), base_of("causal", 0.0)
-    )
+    one = run("causal", tmp_path, guest("causal", **ROUNDS), base_of("causal", 0.0))
     script = (
         "import os, sys, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
         "from learn.host import *\n"
         "base = base_of('causal', 0.0)\n"
-        "callback = guest('causal', inner_steps=4, outer_steps=2, outer_batch_size=4)\n"
+        "callback = guest('causal', inner_steps=4, outer_steps=2)\n"
         "settings = dict(per_device_train_batch_size=2, ddp_backend='gloo')\n"
         "foreign(base, Path(sys.argv[1]), callback, **settings).train()\n"
         "torch.save(trained(base.model), sys.argv[1] + '/rank' + os.environ['RANK'])\n"
@@ -154,10 +152,11 @@ def test_two_processes_end_in_the_weights_of_one(tmp_path):
         "torch.distributed.destroy_process_group()\n"
     )
     (tmp_path / "script.py").write_text(script)
-    tests = str(Path(__file__).parents[1])
+    tests = Path(__file__).parents[1]
+    places = os.pathsep.join(map(str, (tests.parent / "src", tests)))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [sys.executable, *launch, str(tmp_path / "script.py"), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": tests, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert not done.returncode, done.stderr[-2000:]
     first, second = (torch.load(tmp_path / f"rank{rank}") for rank in (0, 1))

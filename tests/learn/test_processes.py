@@ -18,7 +18,11 @@ SCRIPT = Path(__file__).with_name("two_processes.py")
 
 def test_two_processes_learn_as_one(tmp_path):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    places = os.pathsep.join(str(folder) for folder in SCRIPT.parents[:2])
+    folders = (
+        SCRIPT.parents[2] / "src",
+        *SCRIPT.parents[:2],
+    )
+    places = os.pathsep.join(str(folder) for folder in folders)
     environment = {**os.environ, "PYTHONPATH": places, "HF_HUB_OFFLINE": "1"}
     found = []
     for name, before in (("one", []), ("two", launch)):

@@ -1,5 +1,8 @@
 """Recurrent-KIF against a slow reference, its invariants, and the faults it must not have."""
 
+import math
+from statistics import fmean
+
 import pytest
 import torch
 from torch import nn
@@ -66,7 +69,7 @@ def reference(kind, rows, steps, settings, work):
     lr = STRICT["learning_rate"]
     inner = torch.optim.AdamW(parameters.values(), lr, weight_decay=STRICT["weight_decay"])
     outer = torch.optim.AdamW(parameters.values(), lr, weight_decay=0)
-    start, inner_maps, outer_maps, drawn = snapshot(), {}, {}, 0
+    start, inner_maps, outer_maps, drawn, round_rates = snapshot(), {}, {}, 0, []
     first = True
     for step in range(steps):
         backward(rows[4 * step : 4 * step + 4])
@@ -74,13 +77,16 @@ def reference(kind, rows, steps, settings, work):
         nn.utils.clip_grad_norm_(parameters.values(), STRICT["max_grad_norm"])
         inner.param_groups[0]["lr"] = lr * (1 - step / steps)
         inner.step()
+        round_rates.append(inner.param_groups[0]["lr"])
         base.model.zero_grad()
         if (step + 1) % settings["inner_steps"] and step + 1 < steps:
             continue
         reached = snapshot()
         rate = settings["outer_learning_rate"] or lr
         constant = settings["outer_schedule"] == "constant"
-        outer.param_groups[0]["lr"] = rate if constant else rate * (1 - (step + 1) / steps)
+        scheduled = rate / lr * sum(round_rates) / len(round_rates)
+        outer.param_groups[0]["lr"] = rate if constant else scheduled
+        round_rates = []
         for _ in range(settings["outer_steps"]):
             backward(memory.draw(drawn, 4))
             drawn += 4
@@ -183,9 +189,9 @@ class Recorder(RecurrentKIF):
         )
         super().on_step_end(args, state, control, optimizer=optimizer, **kwargs)
 
-    def _remember(self, schedule):
+    def _remember(self, inner):
         before, reached = self.moments(), flatten(self.parameters)
-        super()._remember(schedule)
+        super()._remember(inner)
         self.log["inner_moments"].append((before, self.moments()))
         self.log["rates"].append(self.learner.optimizer.param_groups[0]["lr"])
         self.log["rounds"].append((reached, flatten(self.parameters)))
@@ -230,8 +236,69 @@ def test_the_outer_steps_move_the_weights_from_the_first_round_on(tmp_path):
     release = Recorder(inner_steps=4, outer_steps=2, outer_schedule="constant")
     _, constant = recorded(tmp_path, recorder=release, warmup_steps=50)
     for log in (method.log, constant.log):
-        assert all(rate > 0 for rate in log["rates"][:-1])
-        assert all(not torch.equal(*pair) for pair in log["rounds"][:-1])
+        assert all(rate > 0 for rate in log["rates"])
+        assert all(not torch.equal(*pair) for pair in log["rounds"])
+
+
+SHARES = {  # of the rate, step by step, for a task of 10 steps with 2 of warm-up
+    "linear": [0, 0.5, *(k / 8 for k in range(8, 0, -1))],
+    "cosine": [0, 0.5, *(0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8))],
+    "constant_with_warmup": [0, 0.5, *[1] * 8],
+}
+
+
+@pytest.mark.parametrize("schedule", SHARES)
+def test_a_round_on_memory_has_the_mean_rate_of_its_inner_steps(schedule, tmp_path):
+    _, method = recorded(tmp_path, lr_scheduler_type=schedule, warmup_steps=2)
+    steps = SHARES[schedule]
+    means = [fmean(part) for part in (steps[:4], steps[4:8], steps[8:])]
+    assert method.log["rates"] == pytest.approx([STRICT["learning_rate"] * mean for mean in means])
+
+
+def test_a_rate_of_its_own_follows_the_schedule_or_is_constant(tmp_path):
+    own = {"inner_steps": 4, "outer_steps": 2, "outer_learning_rate": 0.5}
+    _, follows = recorded(tmp_path, recorder=Recorder(**own))
+    assert follows.log["rates"] == pytest.approx([0.5 * share for share in (0.85, 0.45, 0.15)])
+    _, constant = recorded(tmp_path, recorder=Recorder(**own, outer_schedule="constant"))
+    assert constant.log["rates"] == [0.5] * 3
+
+
+@pytest.mark.parametrize("optimizer", ["own", "shared"])
+def test_a_task_shorter_than_a_round_rehearses_too(optimizer, tmp_path):
+    recorder = Recorder(inner_steps=8, outer_steps=2, outer_optimizer=optimizer)
+    _, method = recorded(tmp_path, recorder=recorder, rows=4)  # one step
+    assert [torch.equal(*pair) for pair in method.log["rounds"]] == [False]
+
+
+def test_the_shared_optimizer_moves_the_weights_in_the_last_round_and_keeps_its_rate(tmp_path):
+    shared = Recorder(inner_steps=4, outer_steps=2, outer_optimizer="shared")
+    _, method = recorded(tmp_path, recorder=shared)
+    assert not any(torch.equal(*pair) for pair in method.log["rounds"])
+    # after a round the optimizer has the rate of the training's next step once more
+    expected = [STRICT["learning_rate"] * share for share in (0.6, 0.2, 0.0)]
+    assert method.log["rates"] == pytest.approx(expected)
+
+
+class TwoRates(RecurrentKIF):
+    """Trains every other weight at a tenth of the rate, and writes down the outer rates."""
+
+    def make_optimizer(self, parameters):
+        self.outer_rates = []
+        first, second = {"params": parameters[::2]}, {"params": parameters[1::2], "lr": 1e-3}
+        return torch.optim.AdamW([first, second], 1e-2)
+
+    def _remember(self, inner):
+        super()._remember(inner)
+        groups = self.learner.optimizer.param_groups
+        self.outer_rates.append([(len(group["params"]), group["lr"]) for group in groups])
+
+
+def test_each_group_of_weights_has_an_outer_rate_of_its_own(tmp_path):
+    _, method = recorded(tmp_path, recorder=TwoRates(inner_steps=4, outer_steps=2))
+    half = len(method.parameters) // 2
+    for rates, share in zip(method.outer_rates, (0.85, 0.45, 0.15), strict=True):
+        assert [size for size, _ in rates] == [half, half]
+        assert [rate for _, rate in rates] == pytest.approx([1e-2 * share, 1e-3 * share])
 
 
 def test_an_outer_rate_of_zero_leaves_the_weights_where_the_inner_steps_left_them(tmp_path):

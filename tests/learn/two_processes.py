@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 
 torch.set_num_threads(1)
-ROUNDS = {"inner_steps": 4, "outer_steps": 2, "outer_batch_size": 4}
+ROUNDS = {"inner_steps": 4, "outer_steps": 2}
 METHODS = ("sequential", "agem", {"replay": {"ratio": 0.5}}, {"recurrent_kif": ROUNDS})
 
 if __name__ == "__main__":

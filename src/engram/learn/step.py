@@ -9,9 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from transformers import TrainingArguments
 
 from engram.data.tokens import IGNORED, Kind
 from engram.seeds import forked
+
+
+def rows_of_a_step(args: TrainingArguments) -> int:
+    """The new rows of a full optimizer step: of all its micro-batches, on all processes.
+
+    A method's own steps on memory have as many rows by default. Every process takes them on the
+    same rows, so two processes learn what one does on twice the batch.
+    """
+    micro_batches = args.gradient_accumulation_steps * args.world_size
+    return args.per_device_train_batch_size * micro_batches
 
 
 def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int, kind: Kind) -> Tensor:

@@ -7,6 +7,7 @@ from torch import nn
 
 from engram.errors import EngramError
 from engram.learn.methods.base import Family, Method
+from engram.learn.step import rows_of_a_step
 from engram.seeds import derive
 
 
@@ -42,8 +43,7 @@ class AGEM(Method):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.step = state.global_step
-        accumulated = args.gradient_accumulation_steps * args.world_size
-        self.count = self.rows or args.per_device_train_batch_size * accumulated
+        self.count = self.rows or rows_of_a_step(args)
 
     @torch.no_grad()
     def edit_gradients(self, model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from engram.learn.memory import Memory
 from engram.learn.methods.base import Family, Loss, Method, TaskContext
 from engram.learn.precision import learned_places
 from engram.learn.pull import known_labels
+from engram.learn.step import rows_of_a_step
 from engram.seeds import derive
 
 
@@ -61,8 +62,7 @@ class DER(Method):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.step = state.global_step
-        accumulated = args.gradient_accumulation_steps * args.world_size
-        self.count = self.rows or args.per_device_train_batch_size * accumulated
+        self.count = self.rows or rows_of_a_step(args)
         if not self.complete:  # the first step, of weights that the stage before left, or resumed
             encoder, labels = self.engine.kind == "encoder", self.labels
             known = None if labels is None else int(labels)

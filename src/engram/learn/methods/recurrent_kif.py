@@ -14,6 +14,7 @@ from engram.learn.importance import FusionTable, Importance, flatten
 from engram.learn.methods.base import Family, TaskContext
 from engram.learn.outer import OuterLearner
 from engram.learn.presets import OPEN, RECURRENT_KIF, TRAINING
+from engram.learn.rates import Rates
 from engram.learn.rounds import Rounds, table_of
 
 
@@ -33,6 +34,9 @@ class RecurrentKIF(Guest):
 
     and the next round starts from t0'. The inner map starts afresh each round, the outer one lasts
     for the task. The last, shorter round is fused too. The first task is plain fine-tuning.
+
+    The outer steps of a round have the mean rate of its inner steps, as these were taken, so that
+    both sides move in the proportion of S to Q at any place of any schedule.
 
     State: t0, two maps (four with the uncertainty) and the outer optimizer's two moments, each of
     the trainable weights' size, O(1) in tasks; after the task only counts are kept: the shares of
@@ -56,10 +60,13 @@ class RecurrentKIF(Guest):
         beta_outer: smoothing of the outer map.
         beta_uncertainty: smoothing of the deviation of both maps.
         outer_learning_rate: of the memory steps; null is the training's own.
-        outer_schedule: `inner` (in proportion to the training's schedule) or `constant`.
-        outer_batch_size: remembered rows a memory step; null is the training's batch.
-        outer_optimizer: `own`, or `shared`: the memory steps by the training's optimizer and at its
-            rate, with its moments mixed up. A control, this is a fault of the released code.
+        outer_schedule: `inner` (the rate times the mean of the training's schedule over the steps
+            of the round) or `constant`.
+        outer_batch_size: remembered rows a memory step; null is those of a full step of the
+            training, of all its processes.
+        outer_optimizer: `own`, or `shared`: the memory steps by the training's optimizer and at the
+            mean rate of the round, with its moments mixed up. A control, this is a fault of the
+            released code.
         momentum: of the inner optimizer at a fusion: `keep`, `reset`, or `scale` (the first moment
             by the share of tQ - t0 that was kept).
     """
@@ -117,6 +124,7 @@ class RecurrentKIF(Guest):
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.shares: list[Tensor] = []  # of the four cases, an entry a round
         self.important: dict[str, Tensor] = {}  # (weights, inner, outer) of a parameter, summed
+        self.inner_rates = Rates()  # of the round
         self.running = False
         return super().begin_task(model, context)
 
@@ -129,21 +137,33 @@ class RecurrentKIF(Guest):
             self.names = [name for name, parameter in trained if parameter.requires_grad]
             score = (self.score, self.quantile, self.beta_uncertainty)
             self.rounds = Rounds(self.parameters, self.table, *score)
-            shared = optimizer if self.outer_optimizer == "shared" else None
-            outer = (self.outer_steps, self.outer_learning_rate, self.outer_batch_size, shared)
-            self.learner = OuterLearner(self.engine, self.context, args, *outer)
+            self.learner = OuterLearner(
+                self.engine,
+                self.context,
+                args,
+                optimizer,
+                steps=self.outer_steps,
+                rate=self.outer_learning_rate,
+                constant=self.outer_schedule == "constant",
+                rows=self.outer_batch_size,
+                shared=self.outer_optimizer == "shared",
+            )
             self.go_on(args, state)
 
     def edit_gradients(self, model: nn.Module) -> None:
         if self.running:
             self._observe(self.rounds.inner, self.beta_inner)
 
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        if self.running:
+            self.inner_rates.record(optimizer)
+
     def on_step_end(self, args, state, control, **kwargs):
         whole = state.global_step % self.inner_steps == 0
         if self.running and (whole or state.global_step == state.max_steps):
-            schedule = kwargs["lr_scheduler"].get_last_lr()[0] / args.learning_rate
             reached = flatten(self.parameters)
-            self._remember(schedule if self.outer_schedule == "inner" else 1.0)
+            self._remember(self.inner_rates.mean())
+            self.inner_rates.clear()
             fused, shares, counts = self.rounds.fuse(reached)
             after_fusion(self.momentum, kwargs["optimizer"], self.rounds.start, reached, fused)
             self.rounds.begin(fused)
@@ -154,12 +174,15 @@ class RecurrentKIF(Guest):
     def _observe(self, maps: Importance, beta: float) -> None:
         self.rounds.observe(maps, beta)
 
-    def _remember(self, schedule: float) -> None:
-        """The outer steps: from tQ to tS on memory, whose gradients feed the outer map."""
+    def _remember(self, inner: list[float]) -> None:
+        """The outer steps: from tQ to tS on memory, whose gradients feed the outer map.
+
+        `inner` are the mean rates of the round's inner steps, one for each parameter group.
+        """
         done = len(self.shares)
         looks = self.refresh or not done
         observe = partial(self._observe, self.rounds.outer, self.beta_outer)
-        self.learner.learn(done, schedule, observe if looks else lambda: None)
+        self.learner.learn(done, inner, observe if looks else lambda: None)
 
     def end_task(self, model: nn.Module) -> None:
         if self.running:
@@ -169,12 +192,16 @@ class RecurrentKIF(Guest):
     def state_dict(self) -> dict[str, Tensor]:
         state = {"shares": torch.stack(self.shares)} if self.shares else {}
         state |= {f"{IMPORTANT}{name}": count for name, count in self.important.items()}
-        return state | self.rounds.tensors() | self.learner.tensors() if self.running else state
+        if not self.running:
+            return state
+        state |= self.inner_rates.state_dict()
+        return state | self.rounds.tensors() | self.learner.tensors()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.shares = list(state["shares"]) if "shares" in state else []
         found = (name for name in state if name.startswith(IMPORTANT))
         self.important = {name.removeprefix(IMPORTANT): state[name] for name in found}
         if self.running:
+            self.inner_rates.load_state_dict(state)
             self.rounds.load(state)
             self.learner.load(state)
