@@ -151,7 +151,11 @@ def settings(cell: Cell, folder: Path, chosen: dict[str, Any], data: str) -> dic
         "method": METHODS[cell.method],
         "adapter": chosen["adapter"],
         "training": {**chosen["training"], "learning_rate": cell.learning_rate},
-        "memory": {"ratio": chosen["memory_rows"] / num_train, **chosen.get("memory", {})},
+        "memory": {
+            "ratio": chosen["memory_rows"] / num_train,
+            "per_answer": 0,  # as many rows as `memory_rows` says
+            **chosen.get("memory", {}),
+        },
         "scoring": {**chosen["scoring"], "old": "last"},  # all that OP and BWT need
         "max_length": chosen["max_length"],
         "checkpoint_every": 0,  # a cell that was stopped starts again

@@ -35,13 +35,17 @@ def deciding(training: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class Memory:
-    """Which rows of a learned task are kept for rehearsal: `ratio` of its training rows. `choose`
-    is `balanced` over the answers, or `surprise`: those with the highest mean negative
-    log-likelihood of their answer's tokens before the task is learned (SuRe, 2511.22367).
+    """Which rows of a learned task are kept for rehearsal: `ratio` of its training rows, and more
+    where it takes more to keep `per_answer` rows of each of its answers. That holds for answers
+    that are closed: `options` that the task declares, or at most 50 distinct answers in at least
+    five times as many rows. 0 leaves the number to the ratio alone. `choose` is `balanced` over
+    the answers, or `surprise`: as many rows, those with the highest mean negative log-likelihood
+    of their answer's tokens before the task is learned (SuRe, 2511.22367).
     """
 
     ratio: float = 0.02
     choose: Literal["balanced", "surprise"] = "balanced"
+    per_answer: int = 1
 
 
 @dataclass

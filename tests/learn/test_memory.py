@@ -38,6 +38,72 @@ def test_more_answers_than_rows_to_keep_are_drawn_uniformly():
     assert len({row["completion"] for row in kept}) == 10
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_more_closed_answers_than_rows_to_keep_have_a_row_each(seed):
+    kept = choose(rows(500, answers=14), 0.02, seed, per_answer=0)
+    assert len(kept) == 10
+    assert len({row["completion"] for row in kept}) == 10
+
+
+def test_which_answers_have_a_row_does_not_hang_on_how_often_they_come():
+    often = [{"prompt": f"p{i}", "completion": "often"} for i in range(400)]
+    task = [*often, *({"prompt": f"r{i}", "completion": f"rare{i % 9}"} for i in range(100))]
+    counts = Counter(
+        row["completion"] for seed in range(600) for row in choose(task, 0.01, seed, per_answer=0)
+    )
+    assert len(counts) == 10
+    assert all(240 < count < 360 for count in counts.values())  # half of 600 each
+
+
+@pytest.mark.parametrize(
+    ("n", "answers", "ratio", "more", "kept"),
+    [
+        (100, 14, 0.02, {}, 14),
+        (100, 14, 0.02, {"per_answer": 2}, 28),
+        (100, 14, 0.02, {"per_answer": 0}, 2),
+        (100, 14, 0.5, {}, 50),
+        (100, 20, 0.02, {}, 20),
+        (100, 21, 0.02, {}, 2),  # more than a fifth of the rows
+        (250, 50, 0.02, {}, 50),
+        (1000, 51, 0.02, {}, 20),  # more than 50, balanced or not
+        (100, 90, 0.02, {"options": ["declared"]}, 90),
+        (100, 100, 1.0, {"options": ["declared"]}, 100),
+        (100, 14, 0, {}, 0),
+    ],
+)
+def test_a_row_of_each_closed_answer_is_kept_at_least(n, answers, ratio, more, kept):
+    found = choose(rows(n, answers), ratio, seed=0, **more)
+    assert len(found) == kept
+    distinct = len({row["completion"] for row in found})
+    assert distinct == min(kept, answers) or distinct <= kept < answers
+
+
+def test_as_many_rows_are_kept_by_surprise_as_in_balance():
+    task = rows(100, answers=14)
+    found = choose(task, 0.02, 0, [float(i) for i in range(100)])
+    assert found == task[86:]
+
+
+def test_a_conversation_counts_by_what_the_assistant_said_last():
+    task = [
+        {
+            "messages": [
+                {"role": "user", "content": f"q{i}"},
+                {"role": "assistant", "content": f"Let me see {i}."},
+                {"role": "user", "content": "Well?"},
+                {"role": "assistant", "content": f"a{i % 5}"},
+            ]
+        }
+        for i in range(50)
+    ]
+    kept = choose(task, 0.02, seed=0)
+    assert {row["messages"][-1]["content"] for row in kept} == {f"a{i}" for i in range(5)}
+
+
+def test_plain_text_has_no_answers():
+    assert len(choose([{"text": "the same"}] * 100, 0.02, seed=0)) == 2
+
+
 @given(st.integers(1, 60), st.floats(0.01, 1), st.integers(0, 5))
 def test_what_is_kept_is_deterministic_distinct_and_of_the_task(n, ratio, seed):
     task = rows(n)

@@ -8,35 +8,71 @@ from itertools import count, islice
 from typing import Any
 
 from engram.data.rows import Row, answer
+from engram.data.task import MOST_ANSWERS
 from engram.seeds import derive
 
 
-def choose(
-    rows: Sequence[Row], ratio: float, seed: int, surprise: Sequence[float] | None = None
-) -> list[Row]:
-    """The rows to keep of a task of N rows: max(1, round(ratio N)), none when the ratio is 0.
+ROWS_AN_ANSWER = 5  # on average, or answers that nobody declared are taken for free text
 
-    Balanced over the distinct answers when there are no more answers than rows to keep, else
-    uniform; or those of the largest `surprise`, of equal ones the first. Without replacement, in
-    the order of the task.
+
+def choose(
+    rows: Sequence[Row],
+    ratio: float,
+    seed: int,
+    surprise: Sequence[float] | None = None,
+    options: Sequence[str] | None = None,
+    per_answer: int = 1,
+) -> list[Row]:
+    """The rows to keep of a task, without replacement, in the order of the task.
+
+    Of N rows max(1, round(ratio N)) are kept, none when the ratio is 0. Where the answers are
+    closed, as many more are kept as it takes for `per_answer` rows of each answer that has so many.
+
+    Closed answers take turns: the k-th row of every answer is drawn before any k+1-th, and where
+    there are more answers than rows to keep, chance alone says which of them have one. Free text
+    is drawn uniformly, unless there are no more answers than rows to keep. With `surprise`, a
+    number a row, as many rows are kept, but those that surprise most, of equal ones the first.
+
+    Args:
+        rows: of the task. A row of several references counts by the first, a conversation by what
+            the assistant said last.
+        ratio: share of the rows, from 0 to 1.
+        seed: of the draw.
+        surprise: see `learn/surprise.py`.
+        options: the answers that the task declares, which are closed whatever their number.
+        per_answer: rows of each closed answer to keep at least; 0 leaves it to the ratio.
     """
     if not ratio:
         return []
-    count = min(len(rows), max(1, round(ratio * len(rows))))
     order = list(range(len(rows)))
-    if surprise is not None:
-        order.sort(key=lambda i: -surprise[i])
-        return [rows[i] for i in sorted(order[:count])]
     random.Random(seed).shuffle(order)
     by_answer: dict[str, list[int]] = {}
     for i in order:
         by_answer.setdefault("" if "text" in rows[i] else answer(rows[i]).strip(), []).append(i)
-    if len(by_answer) <= count:  # take turns: the k-th row of every answer before any k+1-th
+    count = max(1, round(ratio * len(rows)))
+    closed = answers_are_closed(rows, len(by_answer), options)
+    if closed:
+        count = max(count, sum(min(per_answer, len(group)) for group in by_answer.values()))
+    count = min(count, len(rows))
+    if surprise is not None:
+        order = sorted(range(len(rows)), key=lambda i: -surprise[i])
+    elif closed or len(by_answer) <= count:
+        groups = list(by_answer.values())
+        if len(groups) > count:  # in the order of first appearance the frequent ones come first
+            random.Random(derive(seed, "answers")).shuffle(groups)
         turns = sorted(
-            (turn, n, i) for n, g in enumerate(by_answer.values()) for turn, i in enumerate(g)
+            (turn, n, i) for n, group in enumerate(groups) for turn, i in enumerate(group)
         )
         order = [i for _, _, i in turns]
     return [rows[i] for i in sorted(order[:count])]
+
+
+def answers_are_closed(rows: Sequence[Row], distinct: int, options: Sequence[str] | None) -> bool:
+    """Whether answers are a choice: declared, or few and each for several rows on average."""
+    if options is not None:
+        return True
+    few = distinct <= MOST_ANSWERS and distinct * ROWS_AN_ANSWER <= len(rows)
+    return few and not any("text" in row for row in rows)
 
 
 class Memory:

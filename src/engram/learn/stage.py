@@ -190,11 +190,13 @@ def _features(base: Base, plan: Plan) -> tuple[list[dict], dict[str, list[dict]]
 
 def _kept(base: Base, plan: Plan, features: list[dict], size: int) -> list[Row]:
     """The rows of the new task to remember; what surprises is found before anything is learned."""
-    memory, new, surprises = plan.config.memory, plan.learn[-1].train.rows, None
+    memory, task, surprises = plan.config.memory, plan.learn[-1], None
+    new = task.train.rows
     if memory.choose == "surprise" and memory.ratio:
         with _autocast(base, plan.config):
             surprises = surprise(base, features[len(features) - len(new) :], size)
-    return choose(new, memory.ratio, derive(plan.seed, "keep"), surprises)
+    seed = derive(plan.seed, "keep")
+    return choose(new, memory.ratio, seed, surprises, task.options, memory.per_answer)
 
 
 def _write(

@@ -233,6 +233,7 @@ def settings_digest(config: Config) -> str:
         settings.pop(key)
     if settings["memory"]["choose"] == "balanced":  # what lineages older than this key do
         del settings["memory"]["choose"]
+    _leave_out_default(settings)
     return digest(settings, config.general.ratio)
 
 
@@ -249,5 +250,12 @@ def _write_settings(path: Path, config: Config, base: dict[str, Any]) -> None:
     settings = {"format": FORMAT, **config.to_dict(), "base": base}
     for key in FREE:
         settings.pop(key)
+    _leave_out_default(settings)
     settings["general"]["file"] = moved(config.general.file, Path.cwd(), path)
     write_text(path / "engram.yaml", yaml.safe_dump(settings, sort_keys=False))
+
+
+def _leave_out_default(settings: dict[str, Any]) -> None:
+    """Drop a newer key that has its default, so that older lineages, which lack it, go on."""
+    if settings["memory"]["per_answer"] == 1:
+        del settings["memory"]["per_answer"]

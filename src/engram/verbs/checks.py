@@ -51,6 +51,11 @@ def check_settings(config: Config) -> None:
         check_adapter({"peft_type": "LORA", **config.adapter})
         check_owned(config.adapter)
     check_quantization(config.quantization, config.adapter)
+    if config.memory.per_answer < 0:
+        raise EngramError(
+            f"memory: per_answer must be >= 0, got {config.memory.per_answer}; 1 keeps a row of "
+            "each answer"
+        )
     if config.mode != "sequential" and config.method != "sequential":
         raise EngramError(f"mode {config.mode} takes no method; set method=sequential")
 

@@ -111,7 +111,13 @@ def _report(start: Start, tasks: Sequence[Task], done: int) -> dict[str, Any]:
         trial = _three_steps(start, learned, known, i + 1)
         found.append(trial)
         if config.mode == "sequential":
-            memory[task.name] = choose(task.train.rows, config.memory.ratio, 0)
+            memory[task.name] = choose(
+                task.train.rows,
+                config.memory.ratio,
+                seed=0,
+                options=task.options,
+                per_answer=config.memory.per_answer,
+            )
     total = costs(config, base, found, start.scored)
     check_disk(start.path, total)
     return {
