@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM, TrainerCallback
 from engram.classifier import Classifier
 from engram.config import Config
 from engram.data.tokens import features
+from engram.learn import lifecycle
 from engram.learn.arguments import training_arguments
 from engram.learn.memory import Memory
 from engram.learn.methods import make
@@ -114,9 +115,12 @@ def engine(
     args = training_arguments(arguments, work, 7, every)
     for m in methods:
         m.check(Config(adapter=None if base.whole else {}), base.kind)
-        state = {name: t.clone() for name, t in states.get(m.name, {}).items()}  # it is cached
-        context = TaskContext("colour", 1 + bool(memory), 3, Memory(kept, 5), state)
-        base.model = m.begin_task(base.model, context)
+
+    def context(method) -> TaskContext:
+        state = {name: t.clone() for name, t in states.get(method.name, {}).items()}  # it is cached
+        return TaskContext("colour", 1 + bool(memory), 3, Memory(kept, 5), state)
+
+    base.model = lifecycle.begin_task(methods, base.model, context)
     return ContinualTrainer(base, methods, tokenized(base, "colour", rows), args, callbacks, resume)
 
 
@@ -128,8 +132,7 @@ def first_stage(kind: str, method: str) -> dict[str, dict[str, torch.Tensor]]:
         made = engine(base, json.loads(method), Path(work), memory=0, rows=12)
         made.train_dataset = tokenized(base, "animal", 12)  # type: ignore[assignment]
         made.learn()
-    for m in made.methods:
-        m.end_task(base.model)
+    lifecycle.end_task(made.methods, base.model)
     return {m.name: m.state_dict() for m in made.methods}
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from engram.errors import EngramError
-from engram.learn import methods
+from engram.learn import lifecycle, methods
 from learn.engine import (
     engine,
     learned,
@@ -43,8 +43,7 @@ def sequential(kind: str, memory: int = 6, whole: bool = False) -> dict[str, tor
 def ended(kind: str, method, work, **settings):
     """As `learned`, with the end of the task."""
     _, made = learned(kind, method, work, **settings)
-    for m in made.methods:
-        m.end_task(made.base.model)
+    lifecycle.end_task(made.methods, made.base.model)
     return weights(made.base), made
 
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from engram.errors import EngramError
 from engram.learn import methods
@@ -131,6 +132,40 @@ def test_l2_towards_the_base_keeps_the_weights_that_the_lineage_began_with(tmp_p
     again.begin_task(base.model, context)
     again.end_task(base.model)
     assert same(again.state_dict(), began)
+
+
+def test_l2_towards_the_base_pulls_in_the_first_task(tmp_path):
+    """By g + strength (w - w_base), in two steps of plain gradient descent."""
+    sgd = {"optim": "sgd", "max_grad_norm": 0.0, "weight_decay": 0.0, "learning_rate": 0.1}
+    sgd |= {"lr_scheduler_type": "constant", "rows": 8, "memory": 0}
+    spec = {"l2": {"strength": 0.5, "towards": "base"}}
+    gradients = []
+
+    class Seen(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            assert model is not None
+            gradients.append({n: p.grad.clone() for n, p in trained(model).items()})
+
+    base = tiny_base("causal")
+    began = snapshot(base.model)
+    made = engine(base, spec, tmp_path, callbacks=[Seen()], **sgd)
+    made.learn()
+    plain, own = tiny_base("causal"), []
+
+    class Task(Seen):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            super().on_pre_optimizer_step(args, state, control, model)
+            own.append(gradients.pop())
+            for n, p in trained(model).items():  # type: ignore[arg-type]
+                p.grad = gradients[len(own) - 1][n].clone()
+
+    engine(plain, "sequential", tmp_path, callbacks=[Task()], **sgd).learn()
+    assert same(snapshot(plain.model), snapshot(base.model))
+    assert same(gradients[0], own[0])  # at the base itself there is no pull
+    moved = {n: began[n] - 0.1 * gradients[0][n] for n in began}
+    for n, start in began.items():
+        torch.testing.assert_close(gradients[1][n], own[1][n] + 0.5 * (moved[n] - start))
+    assert not same(gradients[1], own[1])
 
 
 @pytest.mark.parametrize("method", ["l2", "ewc", "mas"])

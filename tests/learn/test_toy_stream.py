@@ -19,7 +19,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from engram.data.tokens import features
-from engram.learn import methods
+from engram.learn import lifecycle, methods
 from engram.learn.arguments import training_arguments
 from engram.learn.memory import Memory
 from engram.learn.methods.base import TaskContext
@@ -55,16 +55,17 @@ def tokenized(base: Base, made: list[dict]) -> list[dict]:
 
 def learn(base: Base, mark: str, stage: int, spec, states, memory) -> ContinualTrainer:
     made = methods.make(spec)
-    for m in made:
-        context = TaskContext(mark, stage, 3 + stage, Memory(memory, 5), states.get(m.name, {}))
-        base.model = m.begin_task(base.model, context)
+
+    def context(m) -> TaskContext:
+        return TaskContext(mark, stage, 3 + stage, Memory(memory, 5), states.get(m.name, {}))
+
+    base.model = lifecycle.begin_task(made, base.model, context)
     with tempfile.TemporaryDirectory() as work:
         rate = 5e-3 if base.whole else 1e-2
         args = training_arguments({**TRAINING, "learning_rate": rate}, Path(work), 7 + stage, 0)
         engine = ContinualTrainer(base, made, tokenized(base, rows(mark)), args)
         engine.learn()
-        for m in made:
-            m.end_task(base.model)
+        lifecycle.end_task(made, base.model)
     return engine
 
 

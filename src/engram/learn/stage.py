@@ -17,6 +17,7 @@ from engram.data.task import Task
 from engram.data.tokens import features
 from engram.errors import EngramError
 from engram.layout import MEMORY, SCORES
+from engram.learn import lifecycle
 from engram.learn.arguments import training_arguments
 from engram.learn.memory import Memory, choose
 from engram.learn.methods import make
@@ -88,11 +89,13 @@ def learn_stage(
     with passes.through(base.model):
         kept = _kept(base, plan, rows, args.per_device_train_batch_size)
     memory, rehearsals = Memory(remembered, derive(plan.seed, "memory")), Rehearsals(remembered)
-    for method in methods:
+
+    def context(method: Method) -> TaskContext:
         state = load_state(method, plan.previous) if plan.previous else {}
         seed = derive(plan.seed, method.name)
-        context = TaskContext(plan.task, plan.learned + 1, seed, memory, state)
-        base.model = method.begin_task(base.model, context)
+        return TaskContext(plan.task, plan.learned + 1, seed, memory, state)
+
+    base.model = lifecycle.begin_task(methods, base.model, context)
     resume = last_checkpoint(work)
     if resume:
         say(f"{plan.task}: going on from step {resume.name.partition('-')[2]}")
@@ -102,8 +105,7 @@ def learn_stage(
     clock.lap("prepare")
     with passes.through(base.model, args.torch_compile):
         loss = engine.learn()
-        for method in methods:
-            method.end_task(base.model)
+        lifecycle.end_task(methods, base.model)
     clock.lap("train")
     after = dict(plan.cells)
     for name, task in plan.score.items():

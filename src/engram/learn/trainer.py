@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from engram.data.tokens import Collator, Kind
+from engram.learn.lifecycle import next_start
 from engram.learn.methods.base import Loss, Method
 from engram.learn.passes import Passes
 from engram.learn.rehearsals import Rehearsals
@@ -157,6 +158,13 @@ class ContinualTrainer(Trainer):
             _, outputs = self.task_loss(self.base.model, batch)
         self.base.model.train()
         return batch, outputs
+
+    def next_start(self) -> dict[str, Tensor]:
+        """Copies of the trained weights as the next task will begin with them.
+
+        Known when all methods have changed the weights, in phase 2 of the end of a task.
+        """
+        return next_start(self.methods, self.base.model)
 
     def fit_step(
         self,

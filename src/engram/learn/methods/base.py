@@ -62,6 +62,8 @@ class Engine(Steps, Protocol):
 
     def look(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Tensor], Any]: ...
 
+    def next_start(self) -> dict[str, Tensor]: ...
+
 
 @dataclass
 class TaskContext:
@@ -89,10 +91,12 @@ class Method(TrainerCallback):
     `rehearses` says whether it looks at old rows; `needs` whether it works on LoRA or on whole
     weights alone. `reshapes` says whether it changes which weights there are, `follows` whether it
     compares weights, by their names, with those of an earlier task: of a list one method at most
-    reshapes, stands first and goes with none that follows. `neutral` holds keywords with which the
-    method's code runs and the result is bitwise that of `sequential`; None if there are none (the
-    docstring says why). `presets` are published sets of keywords by name, `left_open` says why a
-    keyword of theirs is our choice, `trained_with` the `training:` of their source.
+    reshapes, stands first and goes with none that follows. `begin_phase` and `end_phase` say when
+    its `begin_task` and `end_task` come among those of a list (`learn/lifecycle.py`). `neutral`
+    holds keywords with which the method's code runs and the result is bitwise that of `sequential`;
+    None if there are none (the docstring says why). `presets` are published sets of keywords by
+    name, `left_open` says why a keyword of theirs is our choice, `trained_with` the `training:` of
+    their source.
     """
 
     family: ClassVar[Family]
@@ -101,6 +105,8 @@ class Method(TrainerCallback):
     needs: ClassVar[Literal["lora", "whole"] | None] = None
     reshapes: ClassVar[bool] = False
     follows: ClassVar[bool] = False
+    begin_phase: ClassVar[Literal[0, 1]] = 0
+    end_phase: ClassVar[Literal[0, 1, 2]] = 0
     neutral: ClassVar[dict[str, Any] | None] = None
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     left_open: ClassVar[dict[str, dict[str, str]]] = {}
@@ -136,7 +142,10 @@ class Method(TrainerCallback):
             )
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
-        """Before the Trainer is built, so before an optimizer sees the parameters."""
+        """Before the Trainer is built, so before an optimizer sees the parameters.
+
+        In phase 0 the model has the weights with which the stage before ended.
+        """
         self.context = context
         return model
 
@@ -165,7 +174,14 @@ class Method(TrainerCallback):
         """Once an optimizer step: gradients complete and synchronised, not clipped yet."""
 
     def end_task(self, model: nn.Module) -> None:
-        """After training, before scoring."""
+        """After training, before scoring, in the order of the phases."""
+
+    def next_start(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Around a look at the weights with which the next task will begin.
+
+        They are those with which the stage ends, unless this method's `begin_task` changes them.
+        """
+        return nullcontext()
 
     def inference(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Around evaluation and generation."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from engram.errors import EngramError
 from engram.learn.methods.base import Family, Method, TaskContext
 from engram.learn.precision import drawn_rows, fisher
-from engram.learn.pull import Sums, pull, snapshot
+from engram.learn.pull import Sums, pull
 
 
 class EWC(Method):
@@ -35,6 +35,7 @@ class EWC(Method):
     family: ClassVar[Family] = "regularisation"
     paper: ClassVar[str] = "https://huggingface.co/papers/1612.00796"
     follows: ClassVar[bool] = True
+    end_phase: ClassVar[Literal[2]] = 2
     neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
 
     def __init__(
@@ -60,7 +61,8 @@ class EWC(Method):
 
     def end_task(self, model: nn.Module) -> None:
         rows = drawn_rows(self.engine.train_dataset, self.rows, self.context.seed)
-        found, centre = fisher(self.engine, model, rows, self.context.seed), snapshot(model)
+        found = fisher(self.engine, model, rows, self.context.seed)
+        centre = self.engine.next_start()
         if self.tasks == "online":
             self.sums.move(found, centre, self.decay)
         else:

@@ -2,7 +2,7 @@
 
 import random
 import re
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -32,6 +32,8 @@ class HFT(Method):
 
     family: ClassVar[Family] = "gradient and weights"
     paper: ClassVar[str] = "https://huggingface.co/papers/2404.18466"
+    begin_phase: ClassVar[Literal[1]] = 1
+    end_phase: ClassVar[Literal[1]] = 1
     neutral: ClassVar[dict[str, Any]] = {"share": 0.0}
 
     def __init__(self, share: float = 0.5, first: bool = False):

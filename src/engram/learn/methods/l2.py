@@ -20,8 +20,8 @@ class L2(Method):
     form is Li et al. 2018 (1802.01483). With LoRA, w are the factors A and B, and the base is the
     adapter that the lineage began with. The new rows of an encoder's head are free.
 
-    State: w*, of the trainable weights' size, O(1) in tasks. Old rows: none. The first task is
-    plain fine-tuning.
+    State: w*, of the trainable weights' size, O(1) in tasks. Old rows: none. Towards `previous` the
+    first task is plain fine-tuning; towards `base` the pull begins with it.
 
     Args:
         strength: of the pull, >= 0; the derivative's factor, there is no 1/2 to be added.
@@ -31,6 +31,7 @@ class L2(Method):
     family: ClassVar[Family] = "regularisation"
     paper: ClassVar[str] = "https://huggingface.co/papers/2203.17269"
     follows: ClassVar[bool] = True
+    end_phase: ClassVar[Literal[2]] = 2
     neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
 
     def __init__(self, strength: float = 0.1, towards: Literal["previous", "base"] = "previous"):
@@ -41,7 +42,7 @@ class L2(Method):
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.centre: Named = dict(context.state)
         if not self.centre and self.towards == "base":
-            self.first = snapshot(model)
+            self.centre = snapshot(model)
         return super().begin_task(model, context)
 
     def edit_gradients(self, model: nn.Module) -> None:
@@ -49,9 +50,7 @@ class L2(Method):
 
     def end_task(self, model: nn.Module) -> None:
         if self.towards == "previous":
-            self.centre = snapshot(model)
-        elif not self.centre:
-            self.centre = self.first
+            self.centre = self.engine.next_start()
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.centre

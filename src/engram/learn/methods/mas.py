@@ -1,13 +1,13 @@
 """Memory aware synapses."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from engram.errors import EngramError
 from engram.learn.methods.base import Family, Method, TaskContext
 from engram.learn.precision import drawn_rows, sensitivity
-from engram.learn.pull import Sums, pull, snapshot
+from engram.learn.pull import Sums, pull
 
 
 class MAS(Method):
@@ -31,6 +31,7 @@ class MAS(Method):
     family: ClassVar[Family] = "regularisation"
     paper: ClassVar[str] = "https://huggingface.co/papers/1711.09601"
     follows: ClassVar[bool] = True
+    end_phase: ClassVar[Literal[2]] = 2
     neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
 
     def __init__(self, strength: float = 0.1, rows: int = 128):
@@ -48,7 +49,7 @@ class MAS(Method):
     def end_task(self, model: nn.Module) -> None:
         rows = drawn_rows(self.engine.train_dataset, self.rows, self.context.seed)
         found = sensitivity(self.engine, model, rows, self.context.seed)
-        self.sums.move(found, snapshot(model), decay=1.0)
+        self.sums.move(found, self.engine.next_start(), decay=1.0)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.sums.tensors()

@@ -1,6 +1,8 @@
 """SLAO: one adapter, merged before the next task is learned."""
 
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +38,7 @@ class SLAO(Method):
     paper: ClassVar[str] = "https://huggingface.co/papers/2512.23017"
     needs: ClassVar = "lora"
     follows: ClassVar[bool] = True
+    begin_phase: ClassVar[Literal[1]] = 1
     neutral: ClassVar[dict[str, Any]] = {"merging": 1.0, "orthogonal": False}
 
     def __init__(self, merging: float | None = None, orthogonal: bool = True):
@@ -55,10 +58,25 @@ class SLAO(Method):
                 )
             if self.tasks > 0:
                 self.merged[name] = b.detach().clone()
-                b.copy_(self.tuned.get(name, b))
-                if self.orthogonal:
-                    a.copy_(orthonormal_rows(a))
+        self._start(model)
         return super().begin_task(model, context)
+
+    def _start(self, model: nn.Module) -> None:
+        """Set the weights with which a task begins, from those with which the one before ended."""
+        for name, (a, b, _) in factors(model).items() if self.tasks > 0 else ():
+            b.copy_(self.tuned.get(name, b))
+            if self.orthogonal:
+                a.copy_(orthonormal_rows(a))
+
+    @contextmanager
+    def next_start(self, model: nn.Module) -> Iterator[None]:
+        ended = {p: p.detach().clone() for a, b, _ in factors(model).values() for p in (a, b)}
+        with torch.no_grad():
+            self._start(model)
+        yield
+        with torch.no_grad():
+            for parameter, weights in ended.items():
+                parameter.copy_(weights)
 
     @torch.no_grad()
     def end_task(self, model: nn.Module) -> None:
