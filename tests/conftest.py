@@ -20,6 +20,21 @@ settings.register_profile("engram", deadline=None)  # no test asserts a time
 settings.load_profile("engram")
 
 
+def pytest_runtest_setup(item):
+    """The model's package is no requirement of any extra: without it its tests say what to install.
+
+    The first test that needs the model converts it, if the cache does not have it.
+    """
+    if item.get_closest_marker("smollm2"):
+        from engram.errors import EngramError
+        from engram.models.smollm2 import smollm2
+
+        try:
+            smollm2()
+        except EngramError as error:
+            pytest.skip(str(error))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def libraries_are_no_garbage():
     """The Trainer collects garbage after each training, 0.3 s over all that was ever imported.

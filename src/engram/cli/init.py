@@ -13,7 +13,8 @@ def init(
     folder: Folder,
     settings: Settings = None,
     base: Annotated[
-        str | None, typer.Option(help="A model's folder or its name on the hub, or `default`.")
+        str | None,
+        typer.Option(help="A model's folder or its name on the hub, `default` or `smollm2`."),
     ] = None,
     adapter: Annotated[
         Path | None,

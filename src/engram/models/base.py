@@ -30,7 +30,7 @@ from transformers.pytorch_utils import Conv1D
 from engram.classifier import Classifier
 from engram.config import ADAPTER, check_finite, unknown_key
 from engram.errors import EngramError, nearest
-from engram.models.pins import locate
+from engram.models.pins import locate, meant
 from engram.places import where_it_goes
 from engram.seeds import derive, forked
 
@@ -178,7 +178,8 @@ def load_config_and_tokenizer(
     except (OSError, ValueError) as error:
         raise EngramError(
             f"base {name!r}: no model could be loaded ({one_line(error)}); give a folder with "
-            "config.json, weights and tokenizer, a model name of the hub, or default"
+            "config.json, weights and tokenizer, a model name of the hub, default or smollm2"
+            + meant(name)
         ) from error
 
 

@@ -1,5 +1,6 @@
 """What makes a base this base: where it lies, its commit on the hub, the sha256 of its files."""
 
+import difflib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,19 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from engram.errors import EngramError
+from engram.models.smollm2 import smollm2
 
 
 DEFAULT = Path(__file__).parent.parent / "default_model"
+BUILT_IN = ("default", "smollm2")
 # Weights, config, tokenizer and chat template; not what a folder may hold beside them.
 KEPT = (".safetensors", ".json", ".txt", ".model", ".jinja")
 
 
 def locate(name: str) -> str:
-    """Where transformers finds the base: the embedded model for "default", else the name itself."""
+    """Where transformers finds the base: a folder for "default" and "smollm2", else the name."""
+    if name == "smollm2":
+        return smollm2()
     return str(DEFAULT) if name == "default" else name
 
 
@@ -36,10 +41,16 @@ def pin(name: str, revision: str | None = None) -> dict[str, Any]:
     if not isinstance(found, str):
         raise EngramError(
             f"base {name!r}: no such folder, and not in the hub's cache; give its folder, or fetch "
-            "it with `hf download`"
+            f"it with `hf download`{meant(name)}"
         )
     snapshot = Path(found).parent
     return {"name": name, "revision": snapshot.name, "files": _hashes(snapshot)}
+
+
+def meant(name: str) -> str:
+    """The end of an error line about a base's name: the model at hand whose name is close to it."""
+    close = difflib.get_close_matches(name.lower(), BUILT_IN, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def check_pin(pinned: dict[str, Any]) -> None:

@@ -82,6 +82,8 @@ def _code(family: Family, name: str, kind: Kind, place: str, head: str) -> list[
         if name == "default":
             lines = ["from importlib.resources import files", "", *lines]
             lines += ['base = str(files("engram") / "default_model")']
+        elif name == "smollm2":
+            lines = ["from engram.models.pins import locate", *lines, 'base = locate("smollm2")']
         else:
             lines += [f'base = "{name}"']
     lines += [f"tokenizer = AutoTokenizer.from_pretrained({source})"]
