@@ -152,13 +152,17 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def stopped_and_resumed(kind: str, method, work: Path, at: int, every: int, dropout: float = 0.1):
+def stopped_and_resumed(
+    kind: str, method, work: Path, at: int, every: int, dropout: float = 0.1, **settings
+):
     """As `learned`, but the run dies before step `at` + 1 and another one goes on."""
     base = tiny_base(kind, dropout, whole(method))
-    dead = engine(base, method, work, callbacks=[Stop(at)], checkpoint_every=every)
+    dead = engine(base, method, work, callbacks=[Stop(at)], checkpoint_every=every, **settings)
     with pytest.raises(Stopped):
         dead.learn()
     checkpoint = last_checkpoint(work)
     assert checkpoint is not None
     assert checkpoint.name == f"checkpoint-{at // every * every}"
-    return learned(kind, method, work, dropout, resume=checkpoint, checkpoint_every=every)
+    return learned(
+        kind, method, work, dropout, resume=checkpoint, checkpoint_every=every, **settings
+    )

@@ -113,6 +113,20 @@ def test_what_is_kept_is_deterministic_distinct_and_of_the_task(n, ratio, seed):
     assert all(row in task for row in kept)
 
 
+@given(st.dictionaries(st.sampled_from("abc"), st.integers(1, 7), min_size=1), st.integers(1, 40))
+def test_a_step_is_the_next_draws_or_each_row_once(sizes, count):
+    made, rows = memory(sizes), sum(sizes.values())
+    for number in range(4):
+        step = made.step(number, count)
+        if count <= rows:
+            assert step == made.draw(number * count, count)
+        else:
+            assert sorted(row["id"] for row in step) == sorted(
+                row["id"] for features in made.tasks.values() for row in features
+            )
+            assert step == memory(sizes).step(number, count)
+
+
 def memory(sizes, seed=0):
     return Memory({t: [{"id": f"{t}{i}"} for i in range(n)] for t, n in sizes.items()}, seed)
 

@@ -23,15 +23,16 @@ from place import setting_for
 
 
 ROWS = 24  # a task: 3 steps of 8 rows, 2 of them remembered
-REHEARSALS = {  # of the second stage: the rows for which a gradient is taken, over 2 rows
-    "replay": ({"replay": {"ratio": 0.5}}, 12),
+REHEARSALS = {  # of the second stage: the rows for which a gradient is taken, each once in a step
+    "replay": ({"replay": {"ratio": 0.5}}, 6),
+    "single": ({"replay": {"ratio": 0.125}}, 3),
     "limited": ({"replay": {"ratio": 0.5, "max_repeats": 2}}, 4),
-    "agem": ("agem", 24),
-    "der": ({"der": {"rows": 3}}, 18),
-    "outer": ({"recurrent_kif": {"inner_steps": 2, "outer_steps": 1}}, 16),
-    "burst": ({"fpf": {"steps": 2, "rows": 5}}, 10),
+    "agem": ("agem", 6),
+    "der": ({"der": {"rows": 1}}, 6),
+    "outer": ({"recurrent_kif": {"inner_steps": 2, "outer_steps": 1}}, 4),
+    "burst": ({"fpf": {"steps": 3, "rows": 1}}, 3),
     "epoch": ("dmt", 2),
-    "both": (["replay", {"recurrent_kif": {"inner_steps": 3, "outer_steps": 1}}], 20),
+    "both": (["replay", {"recurrent_kif": {"inner_steps": 3, "outer_steps": 1}}], 8),
 }
 
 
@@ -43,7 +44,10 @@ def memory(sizes, seed=0) -> Any:
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rehearsals")
-    return setting_for("causal", folder, n=ROWS) | {"scoring": {"forward": False, "old": "last"}}
+    return setting_for("causal", folder, n=ROWS) | {
+        "memory": {"ratio": 0.1, "per_answer": 0},
+        "scoring": {"forward": False, "old": "last"},
+    }
 
 
 def test_a_row_is_told_by_what_it_is_and_others_do_not_count():
@@ -105,10 +109,10 @@ def test_a_run_that_was_stopped_counts_what_one_that_was_not_does(method, settin
 def test_show_tells_it(setting, tmp_path):
     lineage_of(setting, tmp_path / "lineage", method="replay")
     told = engram("show", tmp_path / "lineage", "--stage", 2).out
-    assert "2 remembered rows, each 6.0 times, 6 at most" in told
+    assert "2 remembered rows, each 3.0 times, 3 at most" in told
     assert "rehearsed" not in engram("show", tmp_path / "lineage", "--stage", 1).out
     found = json.loads(engram("show", tmp_path / "lineage", "--json").out)
-    assert found["rehearsed"] == {"rows": 2, "mean": 6.0, "most": 6}
+    assert found["rehearsed"] == {"rows": 2, "mean": 3.0, "most": 3}
 
 
 # --- the limit

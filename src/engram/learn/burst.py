@@ -95,5 +95,5 @@ class Burst:
         accumulated = args.gradient_accumulation_steps * args.world_size
         count = self.rows or args.per_device_train_batch_size * accumulated
         for i in range(number * self.steps, (number + 1) * self.steps):
-            drawn = context.memory.draw(i * count, count)
+            drawn = context.memory.step(i, count)
             engine.fit_step(drawn, optimizer, derive(context.seed, self.method, i), only)

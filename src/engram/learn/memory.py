@@ -114,6 +114,19 @@ class Memory:
                 drawn.append(features[self._order(name, again, len(features))[row]])
         return drawn
 
+    def step(self, number: int, count: int) -> list[dict[str, Any]]:
+        """The features of step `number`, from 0, of steps that have `count` rows each.
+
+        They are the next `count` draws. Where the memory has fewer rows than that, no row is
+        repeated for it: the step is smaller, and has each row once, in an order of its own.
+        """
+        return self.draw(number * count, count) if count <= len(self) else self.whole(number)
+
+    def whole(self, number: int) -> list[dict[str, Any]]:
+        """All features, each once, in order `number` of their orders."""
+        rows = [row for features in self.tasks.values() for row in features]
+        return [rows[i] for i in self._shuffled("step", number, len(rows))]
+
     def sample(self, count: int, seed: int) -> list[dict[str, Any]]:
         """Distinct features, `count` in all, of each task in proportion to its rows."""
         names = list(self.tasks)

@@ -29,7 +29,8 @@ class OuterLearner:
         steps: how many in a round.
         rate: learning rate; None is the training's, group by group.
         constant: whether the rate stays what it is, or follows the training's schedule.
-        rows: remembered rows a step; None is those of a full step of the training.
+        rows: remembered rows a step, fewer where the memory has fewer; None is as many as a full
+            step of the training has.
         shared: whether the training's optimizer takes these steps too, at its own rates.
     """
 
@@ -74,7 +75,7 @@ class OuterLearner:
         before = [group["lr"] for group in self.optimizer.param_groups]
         _set_rates(self.optimizer, inner if self.shared else self._rates(inner))
         for i in range(number * self.steps, (number + 1) * self.steps):
-            rows = self.context.memory.draw(i * self.rows, self.rows)
+            rows = self.context.memory.step(i, self.rows)
             seed = derive(self.context.seed, "recurrent_kif", i)
             self.engine.fit_step(rows, self.optimizer, seed, inspect)
         if self.shared:  # the training's schedule goes on from the rates that it has set

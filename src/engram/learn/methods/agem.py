@@ -49,7 +49,7 @@ class AGEM(Method):
     def edit_gradients(self, model: nn.Module) -> None:
         if not self.context.memory:
             return
-        rows = self.context.memory.draw(self.step * self.count, self.count)
+        rows = self.context.memory.step(self.step, self.count)
         with torch.enable_grad():
             reference = self.engine.side_gradient(
                 rows, derive(self.context.seed, "agem", self.step)

@@ -73,11 +73,11 @@ class DER(Method):
     def edit_gradients(self, model: nn.Module) -> None:
         if not self.context.memory:
             return
-        seed, start = derive(self.context.seed, "der", self.step), self.step * self.count
-        rows = self.context.memory.draw(start, self.count)
+        seed = derive(self.context.seed, "der", self.step)
+        rows = self.context.memory.step(self.step, self.count)
         self._add(self.alpha, self.engine.side_gradient(rows, seed, self._distance(rows)))
         if self.beta:
-            rows = self.others.draw(start, self.count)
+            rows = self.others.step(self.step, self.count)
             self._add(self.beta, self.engine.side_gradient(rows, seed))
 
     def _distance(self, rows: list[dict[str, Any]]) -> Loss:

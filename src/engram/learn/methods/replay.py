@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from engram.errors import EngramError
 from engram.learn.methods.base import Family, Method
+from engram.learn.step import rows_of_a_step
 
 
 class Replay(Method):
@@ -12,6 +13,7 @@ class Replay(Method):
     loss = (sum over new and remembered tokens of cross-entropy) / (number of both)
 
     The rows come from the memory in turns over the old tasks, without replacement until exhausted.
+    Where a step asks for more of them than the memory has, it has each row once, of whatever age.
     They are added by the collator, so the number of steps and the schedule are those of
     `sequential`. The default, one remembered row for two new ones, passes as many memory rows as
     Recurrent-KIF's outer steps do with their defaults (4 steps after every 8): matched compute.
@@ -56,10 +58,29 @@ class Replay(Method):
             )
         self.ratio, self.decay, self.max_repeats = ratio, decay, max_repeats
 
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        self.batches = len(train_dataloader) * args.world_size  # micro-batches of an epoch
+
     def rehearse(self, batch: int, size: int) -> list[dict[str, Any]]:
-        if not self.context.memory:
+        memory, args = self.context.memory, self.engine.args
+        if not memory:
             return []
-        full = self.engine.args.per_device_train_batch_size
+        if self.ratio * rows_of_a_step(args) > len(memory):
+            return self._part_of_all(batch, size)
+        full = args.per_device_train_batch_size
         start, end = (int(self.ratio * full * n) for n in (batch, batch + 1))
         count = round((end - start) * size / full)
-        return self.context.memory.draw(start, count, self.decay, self.max_repeats)
+        return memory.draw(start, count, self.decay, self.max_repeats)
+
+    def _part_of_all(self, batch: int, size: int) -> list[dict[str, Any]]:
+        """What a micro-batch takes of all remembered rows, which its step shares out."""
+        memory, args = self.context.memory, self.engine.args
+        parts = args.gradient_accumulation_steps * args.world_size  # micro-batches of a step
+        epoch, place = divmod(batch, self.batches)
+        step, part = divmod(place, parts)
+        step += epoch * -(-self.batches // parts)
+        if self.max_repeats is not None and step >= self.max_repeats:
+            return []
+        start, end = (len(memory) * n // parts for n in (part, part + 1))
+        count = round((end - start) * size / args.per_device_train_batch_size)
+        return memory.whole(step)[start : start + count]
