@@ -22,7 +22,7 @@ COLUMNS = (
     "variant",
     "n",
     "OP",
-    "OP - full [95 %]",
+    "OP - full",
     "BWT",
     "learned",
     "paper: OP",
@@ -40,10 +40,12 @@ def summarize(records: list[dict[str, Any]], methods: list[str]) -> list[dict[st
 
 
 def _ablation(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = {m: {r["seed"]: r for r in records if r["method"] == m} for m in PUBLISHED}
+    found = {
+        m: {(r["order"], r["seed"]): r for r in records if r["method"] == m} for m in PUBLISHED
+    }
 
     def overall(method: str) -> dict[Any, float]:
-        return {seed: record["overall"] for seed, record in found[method].items()}
+        return {pair: record["overall"] for pair, record in found[method].items()}
 
     entries = []
     for method in (m for m in PUBLISHED if found[m]):
@@ -53,6 +55,7 @@ def _ablation(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if method != "full":
             entry["to_full"] = tables.difference(overall(method), overall("full"))
         entries.append(entry)
+    tables.correct(entries, "to_full")
     return entries
 
 

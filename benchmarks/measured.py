@@ -12,7 +12,7 @@ from engram.report.measured import COLUMNS
 FILE = Path(__file__).parent.parent / "src" / "engram" / "report" / "measured.json"
 SETTING = (
     "benchmarks/methods.py, an encoder of 22.7 M parameters with LoRA on four tasks of 400 rows, "
-    "one thread; time, memory and OP beside `sequential`, 95 % interval over (order, seed)"
+    "one thread, two seeds of two orders; time, memory and OP beside `sequential`, on these orders"
 )
 
 

@@ -7,7 +7,7 @@ import tables
 from engram.measure.statistics import mean
 
 
-COLUMNS = ("method", "keywords", "rate", "n", "OP", "OP - sequential [95 %]", "BWT", "learned")
+COLUMNS = ("method", "keywords", "rate", "n", "OP", "OP - sequential", "BWT", "learned")
 COSTS = ("time x", "peak MB +", "state MB", "rows kept")
 
 
@@ -28,7 +28,7 @@ def summarize(records: list[dict[str, Any]], methods: list[str]) -> list[dict[st
         entry = {"method": method, "n": len(cells), "whole": one["whole"]}
         entry |= {key: one[key] for key in ("keywords", "learning_rate", "changed")}
         for name in ("overall", "backward_transfer", "learning_accuracy"):
-            known = [r[name] for r in cells.values() if r.get(name) is not None]
+            known = {pair: r[name] for pair, r in cells.items() if r.get(name) is not None}
             entry[name] = tables.spread(known)
         entry["to_sequential"] = tables.difference(
             {pair: r["overall"] for pair, r in cells.items()},
@@ -40,6 +40,9 @@ def summarize(records: list[dict[str, Any]], methods: list[str]) -> list[dict[st
         entry["state_mb"] = mean([r["state_bytes"] / 1e6 for r in cells.values()])
         entry["remembered_rows"] = one["remembered_rows"] if one["rehearses"] else 0
         summary.append(entry)
+    compared = [entry for entry in summary if "sequential" not in entry["method"]]
+    for whole in (False, True):
+        tables.correct([e for e in compared if e["whole"] == whole], "to_sequential")
     return summary
 
 

@@ -9,11 +9,14 @@ from engram.report.spread import spread
 
 
 def picture(records: list[dict[str, Any]], title: str) -> str:
-    """A row a method: its mean, Student's 95 % interval, every run as a stroke."""
-    scores: dict[str, list[float]] = {}
+    """A row a method: its mean, Student's 95 % interval over orders, every run as a stroke."""
+    methods: dict[str, list[dict[str, Any]]] = {}
     for record in records:
-        scores.setdefault(record["method"], []).append(record["overall"])
-    rows = [(method, spread(own), own) for method, own in scores.items()]
+        methods.setdefault(record["method"], []).append(record)
+    rows = []
+    for method, own in methods.items():
+        scores = [record["overall"] for record in own]
+        rows.append((method, spread(scores, [record["order"] for record in own]), scores))
     rows.sort(key=lambda row: -(row[1].mean or 0.0))
     drawn = str(figures.whiskers(title, rows))
     root = '<svg xmlns="http://www.w3.org/2000/svg"'

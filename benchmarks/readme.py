@@ -12,8 +12,8 @@ import long_sequence_table
 import measured
 import methods_table
 import picture
+import standard_cl_table
 import tables
-from standard_cl_table import markdown
 
 
 HERE = Path(__file__).parent
@@ -23,6 +23,23 @@ READMES = (HERE.parent / "README.md", HERE / "README.md")
 
 def results(name: str) -> dict[str, Any]:
     return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def summarize_again() -> None:
+    """Make the summaries of the result files anew from their records; nothing is run."""
+    for name in ("standard_cl", "methods", "long_sequence"):
+        found = results(name)
+        records = found["records"]
+        methods = list(
+            dict.fromkeys(entry.get("method") or entry["ablation"] for entry in found["summary"])
+        )
+        if name == "standard_cl":
+            found["summary"] = standard_cl_table.summarize(records, methods, found["chosen"])
+        else:
+            table = {"methods": methods_table, "long_sequence": long_sequence_table}[name]
+            found["summary"] = table.summarize(records, methods)
+        text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        (HERE / "results" / f"{name}.json").write_text(text, encoding="utf-8")
 
 
 def probes(records: list[dict[str, Any]]) -> str:
@@ -38,7 +55,7 @@ def probes(records: list[dict[str, Any]]) -> str:
 def with_tables(text: str) -> str:
     """`text` with what stands between the markers made anew from the result files."""
     tables = {
-        "standard_cl": markdown(results("standard_cl")["summary"]),
+        "standard_cl": standard_cl_table.markdown(results("standard_cl")["summary"]),
         "methods": methods_table.markdown(results("methods")["summary"]),
         "standard_cl_why": probes(results("standard_cl_why")["records"]),
         "long_sequence": long_sequence_table.methods(results("long_sequence")["summary"]),
@@ -53,6 +70,7 @@ def with_tables(text: str) -> str:
 
 
 if __name__ == "__main__":
+    summarize_again()
     measured.FILE.write_text(measured.measured(results("methods")["summary"]), encoding="utf-8")
     records = results("long_sequence")["records"]
     compared = [r for r in records if r["method"] not in long_sequence_table.PUBLISHED]

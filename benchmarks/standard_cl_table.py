@@ -39,7 +39,7 @@ def summarize(
         cells = by_method[method]
         entry: dict[str, Any] = {"method": method, "learning_rate": rates[method], "n": len(cells)}
         for name in ("overall", "backward_transfer", "learning_accuracy", "seconds"):
-            known = [r[name] for r in cells.values() if r.get(name) is not None]
+            known = {pair: r[name] for pair, r in cells.items() if r.get(name) is not None}
             entry[name] = tables.spread(known)
         plain = by_method["sequential"]
         ratios = [
@@ -49,6 +49,8 @@ def summarize(
         for other in (o for o in REFERENCES if o != method):
             entry[f"to_{other}"] = tables.difference(overall(method), overall(other))
         summary.append(entry)
+    for other in REFERENCES:
+        tables.correct(summary, f"to_{other}")
     return summary
 
 

@@ -3,7 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from engram.measure.statistics import deviation, mean, paired
+from engram.measure.statistics import Pair, deviation, holm, over_orders, paired
+
+
+LEVEL = 0.05  # of what differs
 
 
 def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]], texts: int = 1) -> str:
@@ -12,16 +15,26 @@ def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]], texts: int = 
     return "\n".join("| " + " | ".join(line) + " |" for line in (heads, rule, *lines))
 
 
-def spread(values: Sequence[float]) -> dict[str, float | None]:
-    return {"mean": mean(values), "deviation": deviation(values)}
+def spread(cells: Mapping[Pair, float]) -> dict[str, float | None]:
+    """The mean over orders, seeds averaged within each, and the deviation of all cells."""
+    return {"mean": over_orders(cells).mean, "deviation": deviation(list(cells.values()))}
 
 
-def difference(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> dict[str, Any]:
-    """Ours minus theirs over the pairs that both have, with Student's 95 % interval."""
+def difference(ours: Mapping[Pair, float], theirs: Mapping[Pair, float]) -> dict[str, Any]:
+    """Ours minus theirs on the pairs (order, seed) both have, with the interval over orders."""
     found = paired(ours, theirs)
     low, high = (found.interval.low, found.interval.high) if found.interval else (None, None)
-    about = {"pairs": found.pairs, "mean": found.mean, "low": low, "high": high}
-    return about | {"within_noise": found.within_noise}
+    about = {"pairs": found.cells, "orders": found.orders, "mean": found.mean}
+    return about | {"low": low, "high": high, "p": found.p, "within_noise": found.within_noise}
+
+
+def correct(entries: Iterable[dict[str, Any]], key: str) -> None:
+    """Holm's correction over the differences under `key`, those with one baseline."""
+    differences = [entry[key] for entry in entries if key in entry]
+    adjusted = holm({n: found["p"] for n, found in enumerate(differences)})
+    for found, p in zip(differences, adjusted.values(), strict=True):
+        found["p_holm"] = p
+        found["differs"] = None if p is None else p < LEVEL
 
 
 def spread_text(value: Mapping[str, float | None], form: str) -> str:
@@ -36,5 +49,5 @@ def difference_text(value: Mapping[str, Any] | None) -> str:
         return "-"
     if value["within_noise"] is None:
         return f"{value['mean']:+.3f}"
-    said = " (noise)" if value["within_noise"] else ""
+    said = " *" if value.get("differs") else " (noise)" if value["within_noise"] else ""
     return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]{said}"

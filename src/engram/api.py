@@ -133,7 +133,7 @@ def compare(
     """Methods on the same task orders and seeds, a lineage each: their scores, side by side.
 
         found = engram.compare("grid.yaml", jobs=2)
-        found["lines"][1]["to_baseline"]["overall"]["within_noise"]
+        found["lines"][1]["to_baseline"]["overall"]["differs"]
 
     The same call again goes on where it was stopped. A YAML that names no lineage gets its own
     name. A cell that breaks stops no other; its `error` says why. `ray` is the address of a cluster

@@ -15,21 +15,41 @@ def test_a_table_is_markdown():
     assert tables.markdown(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
 
 
+def cells(*values: float, seed: int = 0) -> dict:
+    """A cell an order."""
+    return {(order, seed): value for order, value in enumerate(values, 1)}
+
+
 def test_a_spread_of_one_value_has_no_deviation():
-    assert tables.spread_text(tables.spread([0.5]), ".3f") == "0.500"
-    assert tables.spread_text(tables.spread([0.4, 0.6]), "+.3f") == "+0.500 ± 0.141"
-    assert tables.spread_text(tables.spread([]), ".3f") == "-"
+    assert tables.spread_text(tables.spread(cells(0.5)), ".3f") == "0.500"
+    assert tables.spread_text(tables.spread(cells(0.4, 0.6)), "+.3f") == "+0.500 ± 0.141"
+    assert tables.spread_text(tables.spread({}), ".3f") == "-"
 
 
 @pytest.mark.parametrize(
     ("ours", "told"),
     [
-        ({1: 0.3, 2: 0.3, 3: 0.3001}, "+0.200 [+0.200, +0.200]"),
-        ({1: 0.4, 2: 0.0, 3: 0.2}, "+0.100 [-0.397, +0.597] (noise)"),
-        ({1: 0.3, 9: 0.9}, "+0.200"),
-        ({9: 0.9}, "-"),
+        (cells(0.3, 0.3, 0.3001), "+0.200 [+0.200, +0.200]"),
+        (cells(0.4, 0.0, 0.2), "+0.100 [-0.397, +0.597] (noise)"),
+        (cells(0.4, 0.0), "+0.100"),  # of two orders there is no interval
+        ({(1, 0): 0.3, (1, 9): 0.9}, "+0.200"),
+        ({(9, 0): 0.9}, "-"),
     ],
 )
 def test_a_difference_is_of_common_pairs_and_says_when_it_is_noise(ours, told):
-    assert tables.difference_text(tables.difference(ours, {1: 0.1, 2: 0.1, 3: 0.1})) == told
+    assert tables.difference_text(tables.difference(ours, cells(0.1, 0.1, 0.1))) == told
     assert tables.difference_text(None) == "-"
+
+
+def test_what_differs_after_holms_correction_is_marked():
+    plain = cells(0.1, 0.1, 0.1)
+    near, far = cells(0.2, 0.21, 0.24), cells(0.3, 0.3, 0.3001)
+    entries = [{"to": tables.difference(ours, plain)} for ours in (near, far)]
+    tables.correct(entries, "to")
+    assert [entry["to"]["differs"] for entry in entries] == [True, True]
+    entries += [{"to": tables.difference(cells(0.4, 0.0, 0.2), plain)}, {}]
+    tables.correct(entries, "to")  # one more comparison, and less survives
+    told = [tables.difference_text(entry.get("to")) for entry in entries]
+    assert told[0] == "+0.117 [+0.065, +0.168]" + " *" * (entries[0]["to"]["p_holm"] < 0.05)
+    assert told[1] == "+0.200 [+0.200, +0.200] *"
+    assert told[2:] == ["+0.100 [-0.397, +0.597] (noise)", "-"]

@@ -2,32 +2,31 @@
 
 import math
 import random
-from statistics import NormalDist
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engram.measure.statistics import (
+    Estimate,
     Interval,
-    bootstrap,
     deviation,
+    holm,
     mean,
+    over_orders,
     paired,
     student_quantile,
 )
 
 
-scores = st.lists(st.integers(-64, 64).map(lambda n: n / 64), min_size=2, max_size=8)
-
-
 def test_of_nothing_nothing_is_said():
     assert mean([]) is None
     assert deviation([0.5]) is None
-    assert bootstrap([0.5]) is None
-    alone = paired({1: 0.5}, {1: 0.25})
-    assert (alone.pairs, alone.mean, alone.interval, alone.within_noise) == (1, 0.25, None, None)
-    assert paired({1: 0.5}, {2: 0.5}).mean is None
+    assert over_orders({}) == Estimate(0, 0, None, None, None)
+    alone = paired({(1, 0): 0.5}, {(1, 0): 0.25})
+    assert alone == Estimate(cells=1, orders=1, mean=0.25, interval=None, p=None)
+    assert alone.within_noise is None
+    assert paired({(1, 0): 0.5}, {(2, 0): 0.5}).mean is None
 
 
 def test_a_mean_and_a_deviation():
@@ -44,23 +43,75 @@ def test_the_quantiles_are_those_of_scipy(freedom, probability):
 
 
 def test_paired_differences_in_closed_form():
-    ours = {("a", 0): 0.5, ("a", 1): 0.75, ("b", 0): 1.0, ("b", 1): 0.9}
-    theirs = {("b", 0): 0.5, ("a", 1): 0.5, ("a", 0): 0.5}  # of (b, 1) there is none
-    found = paired(ours, theirs)
-    assert (found.pairs, found.mean) == (3, 0.25)
-    half = 4.302652729911275 * 0.25 / math.sqrt(3)  # t of two degrees; differences 0, .25, .5
+    """Seeds are averaged within an order; only pairs that both have count."""
+    ours = {("a", 0): 0.5, ("a", 1): 1.0, ("b", 0): 0.75, ("c", 0): 1.0, ("c", 1): 0.9}
+    theirs = {("c", 0): 0.5, ("b", 0): 0.5, ("b", 1): 0.1, ("a", 1): 0.5, ("a", 0): 1.0}
+    found = paired(ours, theirs)  # by order: a 0, b 0.25, c 0.5
+    assert (found.cells, found.orders, found.mean) == (4, 3, 0.25)
+    half = 4.302652729911275 * 0.25 / math.sqrt(3)  # t of two degrees
     assert found.interval is not None
     assert found.interval.low == pytest.approx(0.25 - half)
     assert found.interval.high == pytest.approx(0.25 + half)
     assert found.within_noise is True
+    assert found.p == pytest.approx(0.22540333075851657)  # of t = sqrt(3)
+
+
+def test_with_fewer_than_three_orders_there_is_no_interval_however_many_seeds():
+    cells = {(order, seed): 0.5 + order / 10 + seed / 100 for order in (1, 2) for seed in range(9)}
+    found = over_orders(cells)
+    assert (found.cells, found.orders, found.interval, found.p) == (18, 2, None, None)
+    assert found.mean == pytest.approx(0.69)
+    three = over_orders(cells | {(3, 0): 0.8})  # a single seed of an order counts as much
+    assert three.interval is not None
+    assert three.mean == pytest.approx((0.64 + 0.74 + 0.8) / 3)
 
 
 def test_a_difference_that_is_no_noise_and_one_of_nothing_at_all():
-    steady = paired({0: 0.7, 1: 0.8, 2: 0.9}, {0: 0.5, 1: 0.61, 2: 0.7})
+    steady = paired(
+        {(0, 0): 0.7, (1, 0): 0.8, (2, 0): 0.9}, {(0, 0): 0.5, (1, 0): 0.61, (2, 0): 0.7}
+    )
     assert steady.within_noise is False
-    same = paired({0: 0.7, 1: 0.8}, {0: 0.7, 1: 0.8})
+    same = paired({(n, 0): 0.7 for n in range(3)}, {(n, 0): 0.7 for n in range(3)})
     assert same.interval == Interval(0, 0)
-    assert same.within_noise is True
+    assert (same.within_noise, same.p) == (True, 1)
+    sure = paired({(n, 0): 0.75 for n in range(3)}, {(n, 0): 0.5 for n in range(3)})
+    assert (sure.interval, sure.p) == (Interval(0.25, 0.25), 0)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(-64, 64).map(lambda n: n / 64), min_size=3, max_size=6, unique=True))
+def test_interval_and_probability_are_those_of_scipys_t_test(values):
+    stats = pytest.importorskip("scipy.stats")
+    found = over_orders({(n, 0): v for n, v in enumerate(values)})
+    expected = stats.ttest_1samp(values, 0.0)
+    interval = expected.confidence_interval(0.95)
+    assert found.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
+    assert found.interval is not None
+    assert found.interval.low == pytest.approx(interval.low, rel=1e-9, abs=1e-9)
+    assert found.interval.high == pytest.approx(interval.high, rel=1e-9, abs=1e-9)
+
+
+def test_holms_correction_in_closed_form():
+    found = holm({"a": 0.01, "b": 0.04, "c": None, "d": 0.03, "e": 0.005})
+    # sorted: 4 * 0.005, 3 * 0.01, 2 * 0.03, then 1 * 0.04, which may not be below the one before
+    assert found == pytest.approx({"e": 0.02, "a": 0.03, "d": 0.06, "b": 0.06, "c": None})
+    assert holm({}) == {}
+    assert holm({"a": 0.7, "b": 0.9}) == {"a": 1.0, "b": 1.0}
+    assert holm({"a": 0.04}) == {"a": 0.04}
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holms_rejections_are_those_of_the_step_down_procedure(probabilities):
+    """From the smallest on, as long as p_(k) < 0.05 / (m - k)."""
+    named = dict(enumerate(probabilities))
+    rejected = set()
+    for rank, name in enumerate(sorted(named, key=lambda n: named[n])):
+        if not named[name] * (len(named) - rank) < 0.05:
+            break
+        rejected.add(name)
+    adjusted = holm(named)
+    assert {name for name, p in adjusted.items() if p is not None and p < 0.05} == rejected
 
 
 def test_an_interval_that_only_touches_zero_contains_it():
@@ -70,46 +121,28 @@ def test_an_interval_that_only_touches_zero_contains_it():
     assert not Interval(-0.5, -0.1).holds_zero
 
 
-@settings(max_examples=20)
-@given(scores, st.randoms())
-def test_a_bootstrap_stays_among_its_values_and_does_not_depend_on_their_order(values, random):
-    found = bootstrap(values)
-    assert found is not None
-    assert min(values) <= found.low <= found.high <= max(values)
-    random.shuffle(values)
-    assert bootstrap(values) == found
+def test_an_interval_over_orders_covers_new_orders_as_often_as_it_says_and_over_cells_does_not():
+    """Orders that differ by as much as seeds do: 600 comparisons of 4 orders x 3 seeds.
+
+    The truth is 0. An interval over the 12 cells as if they were independent covers it too seldom.
+    """
+    draw, covered, trials = random.Random(1), {"orders": 0, "cells": 0}, 600
+    for _ in range(trials):
+        orders = [draw.gauss(0, 1) for _ in range(4)]
+        cells = {(n, s): orders[n] + draw.gauss(0, 1) for n in range(4) for s in range(3)}
+        apart = {((order, seed), 0): value for (order, seed), value in cells.items()}
+        covered["orders"] += bool(over_orders(cells).within_noise)
+        covered["cells"] += bool(over_orders(apart).within_noise)
+    assert 0.93 < covered["orders"] / trials < 0.97  # a standard error of 0.009
+    assert covered["cells"] / trials < 0.87
 
 
-def test_a_bootstrap_of_two_values_is_both_and_of_one_seed_the_same():
-    assert bootstrap([0.25, 0.75]) == Interval(0.25, 0.75)  # each in a quarter of the samples
-    values = [0.1, 0.5, 0.6, 0.7, 0.75, 0.95]
-    assert bootstrap(values) == bootstrap(values)
-    wide, narrow = bootstrap(values), bootstrap(values, level=0.5)
-    assert wide is not None
-    assert narrow is not None
-    assert wide.low < narrow.low < narrow.high < wide.high
-
-
-def test_of_many_values_the_bootstrap_is_what_the_normal_distribution_says():
-    draw = random.Random(0)
-    values = [draw.gauss(0.5, 0.1) for _ in range(200)]
-    found, spread = bootstrap(values), deviation(values)
-    assert found is not None
-    assert spread is not None
-    half = NormalDist().inv_cdf(0.975) * spread / math.sqrt(200)
-    assert found.low == pytest.approx((mean(values) or 0) - half, abs=half / 10)
-    assert found.high == pytest.approx((mean(values) or 0) + half, abs=half / 10)
-
-
-def test_of_four_values_students_interval_holds_the_truth_as_often_as_it_says(monkeypatch):
-    monkeypatch.setattr("engram.measure.statistics.RESAMPLES", 200)
-    draw, held = random.Random(1), {"student": 0, "bootstrap": 0}
-    for _ in range(600):
-        values = [draw.gauss(0, 1) for _ in range(4)]
-        held["student"] += bool(
-            paired(dict(enumerate(values)), dict.fromkeys(range(4), 0.0)).within_noise
-        )
-        found = bootstrap(values)
-        held["bootstrap"] += found is not None and found.holds_zero
-    assert 0.93 < held["student"] / 600 < 0.97
-    assert 0.72 < held["bootstrap"] / 600 < 0.88  # too narrow, as its docstring says
+def test_without_a_difference_holm_finds_one_in_twenty_tables_and_plain_intervals_in_most():
+    draw, found, tables = random.Random(2), {"holm": 0, "plain": 0}, 300
+    for _ in range(tables):
+        lines = [over_orders({(n, 0): draw.gauss(0, 1) for n in range(3)}).p for _ in range(10)]
+        probabilities = dict(enumerate(lines))
+        found["plain"] += any(p is not None and p < 0.05 for p in probabilities.values())
+        found["holm"] += any(p is not None and p < 0.05 for p in holm(probabilities).values())
+    assert found["holm"] / tables < 0.09
+    assert found["plain"] / tables > 0.3

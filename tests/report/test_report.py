@@ -106,13 +106,26 @@ def test_the_numbers_are_those_of_the_matrix_in_all_three_files(place):
     assert "a-private-host" not in page.text + text
 
 
-def test_several_lineages_have_a_mean_a_deviation_and_an_interval(place):
-    made = [
+def test_seeds_of_one_order_have_a_mean_and_a_deviation_and_no_interval(place):
+    for seed, rows in enumerate((ROWS, BETTER, ROWS)):
         lineage(place / f"runs/{seed}", rows, seed=seed)
-        for seed, rows in enumerate((ROWS, BETTER, ROWS))
+    engram("report", "runs")
+    page = Page(place / "report.html")
+    assert re.fullmatch(r"0\.\d{3} ± 0\.\d{3}", page.tables["Summary by method"][1][2])
+    assert "hold on these orders" in " ".join(page.text.split())
+    found = values(place / "report.csv")
+    assert found["sequential", "overall_low", "", ""] == ""
+    assert float(found["sequential", "overall_deviation", "", ""]) > 0
+
+
+def test_several_orders_have_a_mean_a_deviation_and_an_interval(place):
+    tasks = ("red", "blue", "green")
+    made = [
+        lineage(place / f"runs/{n}", rows, tasks=(*tasks[n:], *tasks[:n]))
+        for n, rows in enumerate((ROWS, BETTER, ROWS))
     ]
     engram("report", "runs")
-    op = spread([summary(one.matrix())["overall"] for one in made])
+    op = spread([summary(one.matrix())["overall"] for one in made], range(3))
     three = [f"{v:.3f}" for v in (op.mean, op.deviation, op.low, op.high) if v is not None]
     assert len(three) == 4
     row = Page(place / "report.html").tables["Summary by method"][1]
@@ -124,11 +137,16 @@ def test_several_lineages_have_a_mean_a_deviation_and_an_interval(place):
 
 
 def test_the_interval_is_students():
-    found = spread([0.2, 0.4, 0.9])
+    found = spread([0.2, 0.4, 0.9], ["a", "b", "c"])
     assert found.mean == pytest.approx(0.5)
     assert found.deviation == pytest.approx(0.36055513)
     assert found.high == pytest.approx(0.5 + 4.30265273 * 0.36055513 / 3**0.5)
     assert found.low == pytest.approx(0.5 - 4.30265273 * 0.36055513 / 3**0.5)
+    one_order = spread([0.2, 0.4, 0.9])
+    assert (one_order.mean, one_order.deviation) == (found.mean, found.deviation)
+    assert (one_order.low, one_order.high) == (None, None)
+    seeds = spread([0.1, 0.3, 0.4, 0.9], ["a", "a", "b", "c"])  # two seeds of a, averaged
+    assert (seeds.mean, seeds.low) == (pytest.approx(0.5), pytest.approx(found.low))
     assert spread([0.2]) == spread([0.2]).__class__(1, 0.2)
     assert spread([0.2, None]).mean is None
     assert spread([]).mean is None

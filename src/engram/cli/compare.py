@@ -67,7 +67,9 @@ def compare(
 def parts(found: dict[str, Any]) -> list[RenderableType]:
     """What a person is told of a comparison."""
     lines = [
-        "OP: the mean score after the last stage; [..]: 95 % intervals over orders and seeds.",
+        "OP: the mean score after the last stage, ± over all cells; [..]: the 95 % interval over",
+        "orders, the seeds of an order averaged. With fewer than three orders there is none, and",
+        "the numbers hold on these orders.",
         *(_about_baseline(found["baseline"]) if found["baseline"] else ()),
         *_chosen(found),
         f"results:      {found['folder']}/compare.json",
@@ -121,24 +123,26 @@ def spread(value: dict[str, Any]) -> str:
     """Mean, standard deviation and interval of a score."""
     if value["deviation"] is None:
         return score(value["mean"])
-    low, high = score(value["low"]), score(value["high"])
-    return f"{value['mean']:.3f} ± {value['deviation']:.3f} [{low}, {high}]"
+    said = f"{value['mean']:.3f} ± {value['deviation']:.3f}"
+    if value["low"] is None:
+        return said
+    return f"{said} [{score(value['low'])}, {score(value['high'])}]"
 
 
 def difference(found: dict[str, Any] | None) -> str:
-    """A mean difference and its interval, and whether it is within noise."""
+    """A mean difference and its interval; what differs after Holm's correction, and noise."""
     value = (found or {}).get("overall")
     if value is None or value["low"] is None:
         return score(value and value["mean"], sign=True)
     low, high = (score(value[end], sign=True) for end in ("low", "high"))
-    noise = " noise" if value["within_noise"] else ""
-    return f"{value['mean']:+.3f} [{low}, {high}]{noise}"
+    mark = " *" if value["differs"] else " noise" if value["within_noise"] else ""
+    return f"{value['mean']:+.3f} [{low}, {high}]{mark}"
 
 
 def _about_baseline(baseline: str) -> list[str]:
     return [
         f"OP - {baseline}: the mean difference within (order, seed) pairs; noise: its interval",
-        "contains 0.",
+        "contains 0; *: it differs after Holm's correction for so many comparisons as well.",
     ]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engram.comparison.grid import Grid, Line
-from engram.measure.statistics import Interval, bootstrap, deviation, mean, paired
+from engram.measure.statistics import Interval, deviation, holm, mean, over_orders, paired
 
 
 SCORES = (
@@ -14,6 +14,7 @@ SCORES = (
     "forgetting",
     "learning_accuracy",
 )
+LEVEL = 0.05  # of what differs
 Pair = tuple[str, int]  # order and seed
 Records = Mapping[str, Mapping[Pair, Mapping[str, Any]]]  # by line, then by pair
 
@@ -21,10 +22,24 @@ Records = Mapping[str, Mapping[Pair, Mapping[str, Any]]]  # by line, then by pai
 def lines(grid: Grid, records: Records) -> list[dict[str, Any]]:
     """For each line its scores and differences to the baseline, and what it cost in counts.
 
-    A score that is unknown for a pair, or whose cell broke, is left out; `cells` says how many
-    there are of `of`.
+    Means and intervals are over orders, the seeds of an order averaged. A difference `differs` if
+    it does so after Holm's correction over the lines with the same baseline. A score that is
+    unknown for a pair, or whose cell broke, is left out; `cells` says how many there are of `of`.
     """
-    return [_line(grid, line, records) for line in grid.lines]
+    found = [_line(grid, line, records) for line in grid.lines]
+    for baseline in {entry["baseline"] for entry in found}:
+        _correct([e for e in found if e["baseline"] == baseline and e["to_baseline"]])
+    return found
+
+
+def _correct(entries: list[dict[str, Any]]) -> None:
+    """Holm's correction over the lines that are compared with one baseline, score by score."""
+    for key in SCORES:
+        differences = [entry["to_baseline"][key] for entry in entries]
+        adjusted = holm({n: found["p"] for n, found in enumerate(differences)})
+        for found, p in zip(differences, adjusted.values(), strict=True):
+            found["p_holm"] = p
+            found["differs"] = None if p is None else p < LEVEL
 
 
 def costs_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -63,15 +78,15 @@ def _known(records: Mapping[Pair, Mapping[str, Any]], key: str) -> dict[Any, flo
 
 
 def _score(known: dict[Any, float]) -> dict[str, Any]:
-    values = list(known.values())
-    found = {"mean": mean(values), "deviation": deviation(values), "cells": len(values)}
-    return found | _ends(bootstrap(values))
+    found = over_orders(known)
+    about = {"mean": found.mean, "deviation": deviation(list(known.values()))}
+    return about | {"cells": found.cells, "orders": found.orders} | _ends(found.interval)
 
 
 def _difference(own: Any, theirs: Any, key: str) -> dict[str, Any]:
     found = paired(_known(own, key), _known(theirs, key))
-    about = {"mean": found.mean, "pairs": found.pairs, "within_noise": found.within_noise}
-    return about | _ends(found.interval)
+    about = {"mean": found.mean, "pairs": found.cells, "orders": found.orders, "p": found.p}
+    return about | {"within_noise": found.within_noise} | _ends(found.interval)
 
 
 def _ends(interval: Interval | None) -> dict[str, float | None]:

@@ -1,18 +1,22 @@
-"""What a handful of repeated runs says: spread, intervals, and paired differences.
+"""What repeated runs say: means over orders, their intervals, paired differences, and Holm.
 
-Methods that ran on the same (order, seed) pairs are compared by the differences within the pairs,
-which cancels what a pair itself makes easy or hard. Where there are too few values to say
-something, it is None.
+A cell is a run on a pair (order, seed). Seeds within one order share what the order makes easy or
+hard, so cells are not independent, and an interval over cells is too narrow for the orders that
+were not run. The order is the unit: seeds are averaged within an order first, and intervals are
+over the orders. With fewer than three orders there is none: the numbers hold on these orders.
+Methods that ran on the same pairs are compared by the differences within the pairs.
 """
 
 import math
-import random
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any, TypeVar
 
 
-RESAMPLES = 10_000
+FEWEST_ORDERS = 3  # for an interval
+Pair = tuple[Any, Any]  # an order and a seed
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,22 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Paired:
-    """A mean difference over `pairs` pairs, with its interval from two pairs on."""
+class Estimate:
+    """A mean over `orders` orders, of `cells` cells in all.
 
-    pairs: int
+    `interval` is Student's over the orders and `p` the two-sided probability of a mean this far
+    from 0 if the truth is 0; both None below three orders.
+    """
+
+    cells: int
+    orders: int
     mean: float | None
     interval: Interval | None
+    p: float | None
 
     @property
     def within_noise(self) -> bool | None:
-        """Whether the interval contains 0."""
+        """Whether the interval contains 0; None where there is none."""
         return None if self.interval is None else self.interval.holds_zero
 
 
@@ -49,37 +59,56 @@ def deviation(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
-def bootstrap(values: Sequence[float], level: float = 0.95, seed: int = 0) -> Interval | None:
-    """The percentile bootstrap interval of the mean; None below two values.
+def by_order(cells: Mapping[Pair, float]) -> dict[Hashable, float]:
+    """The mean over the seeds of each order."""
+    seeds: dict[Hashable, list[float]] = {}
+    for (order, _), value in cells.items():
+        seeds.setdefault(order, []).append(value)
+    return {order: fmean(values) for order, values in seeds.items()}
 
-    The means of 10,000 samples of n of the n values, drawn with replacement; the interval cuts off
-    (1 - level) / 2 of them on either side. Assumes nothing of the distribution, but is too narrow
-    for few values, because they show too little of it: by a factor of sqrt((n - 1) / n) and more,
-    so that its 95 % cover about 87 % with six normal values and 82 % with four.
+
+def over_orders(cells: Mapping[Pair, float], level: float = 0.95) -> Estimate:
+    """The mean of the orders' means, with Student's interval over the n orders from three on.
+
+    mean -+ t_{n-1} s / sqrt(n), with s the standard deviation (n - 1) of the orders' means. It is
+    right for few orders as long as their means are close to normal.
     """
-    if len(values) < 2:
-        return None
-    draw, ordered = random.Random(seed), sorted(values)
-    means = sorted(fmean(draw.choices(ordered, k=len(ordered))) for _ in range(RESAMPLES))
-    cut = int((1 - level) / 2 * RESAMPLES)
-    return Interval(means[cut], means[-1 - cut])
+    means = list(by_order(cells).values())
+    middle, spread, count = mean(means), deviation(means), len(means)
+    if middle is None or spread is None or count < FEWEST_ORDERS:
+        return Estimate(len(cells), count, middle, None, None)
+    error = spread / math.sqrt(count)
+    half = student_quantile((1 + level) / 2, count - 1) * error
+    interval = Interval(middle - half, middle + half)
+    if error == 0:
+        return Estimate(len(cells), count, middle, interval, float(middle == 0))
+    p = 1 - _student_within(abs(middle) / error, count - 1)
+    return Estimate(len(cells), count, middle, interval, p)
 
 
 def paired(
-    ours: Mapping[Hashable, float], theirs: Mapping[Hashable, float], level: float = 0.95
-) -> Paired:
-    """Ours minus theirs over the keys that both have, with Student's interval of their mean.
+    ours: Mapping[Pair, float], theirs: Mapping[Pair, float], level: float = 0.95
+) -> Estimate:
+    """Ours minus theirs on the pairs (order, seed) that both have, as `over_orders`."""
+    differences = {pair: ours[pair] - theirs[pair] for pair in ours if pair in theirs}
+    return over_orders(differences, level)
 
-    mean -+ t_{n-1} s / sqrt(n), for differences that are close to normal. Not a bootstrap: of two
-    to eight differences its interval is too narrow to call anything a difference; where all have
-    one sign, which for four is one case in eight by chance alone, it never contains 0.
+
+def holm(probabilities: Mapping[Name, float | None]) -> dict[Name, float | None]:
+    """Holm's step-down: the probabilities adjusted for so many comparisons with one baseline.
+
+    The k-th smallest of m, from 0, becomes the largest of (m - j) p_j over all j <= k, at most 1.
+    What is below 0.05 then differs, and the chance that one or more of such findings is wrong is at
+    most 5 %. An unknown probability stays unknown and is not counted. (Holm 1979, "A simple
+    sequentially rejective multiple test procedure".)
     """
-    differences = [ours[key] - theirs[key] for key in ours if key in theirs]
-    middle, spread, count = mean(differences), deviation(differences), len(differences)
-    if middle is None or spread is None:
-        return Paired(count, middle, None)
-    half = student_quantile((1 + level) / 2, count - 1) * spread / math.sqrt(count)
-    return Paired(count, middle, Interval(middle - half, middle + half))
+    known = sorted((p, n) for n, p in enumerate(probabilities.values()) if p is not None)
+    adjusted: list[float | None] = [None] * len(probabilities)
+    highest = 0.0
+    for rank, (p, n) in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - rank) * p))
+        adjusted[n] = highest
+    return dict(zip(probabilities, adjusted, strict=True))
 
 
 def student_quantile(probability: float, freedom: int) -> float:

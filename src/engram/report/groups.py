@@ -73,6 +73,11 @@ class Set:
         return any(len(method.runs) > 1 for method in self.methods)
 
     @property
+    def intervals(self) -> bool:
+        """Whether a method was run on orders enough for an interval."""
+        return any(method.op.low is not None for method in self.methods)
+
+    @property
     def differing(self) -> list[tuple[str, list[tuple[str, Any]]]]:
         """The settings in which the methods differ, other than the method, with their values."""
         flat = [(method.label, _flat(method.runs[0])) for method in self.methods]
@@ -100,12 +105,16 @@ def _methods(runs: Sequence[Run]) -> tuple[Method, ...]:
         settings = {k: v for k, v in run.settings.items() if k not in REPEATED}
         found.setdefault(digest(settings), []).append(run)
     groups = list(found.values())
+
+    def over(group: list[Run], values: list[float | None]) -> Spread:
+        return spread(values, [run.matrix.tasks for run in group])
+
     made = [
         Method(
             label=_label(group[0], [other[0] for other in groups if other is not group]),
             runs=tuple(sorted(group, key=lambda run: (run.matrix.tasks, run.seed))),
-            numbers={name: spread([run.numbers[name] for run in group]) for name in MEASURES},
-            seconds=spread([run.seconds for run in group]),
+            numbers={n: over(group, [run.numbers[n] for run in group]) for n in MEASURES},
+            seconds=over(group, [run.seconds for run in group]),
         )
         for group in groups
     ]

@@ -11,7 +11,7 @@ from typing import Any
 COLUMNS = {
     "keywords": "keywords",
     "overall": "OP",
-    "difference": "OP - sequential [95 %]",
+    "difference": "OP - sequential",
     "seconds": "time x",
     "peak_mb": "peak MB +",
     "state_mb": "state MB",

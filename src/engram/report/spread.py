@@ -1,10 +1,9 @@
 """A mean, its spread and its interval over a few lineages of one method."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from math import sqrt
 
-from engram.measure.statistics import deviation, mean, student_quantile
+from engram.measure.statistics import deviation, mean, over_orders
 
 
 @dataclass(frozen=True)
@@ -18,13 +17,20 @@ class Spread:
     high: float | None = None
 
 
-def spread(values: Sequence[float | None], level: float = 0.95) -> Spread:
-    """The mean, the deviation (n - 1), and Student's interval, mean -+ t_{n-1} s / sqrt(n)."""
+def spread(
+    values: Sequence[float | None], orders: Sequence[Hashable] = (), level: float = 0.95
+) -> Spread:
+    """The mean over orders, the deviation of all values (n - 1), and the interval over orders.
+
+    `orders` names the order of each value; they are all of one if it is left out. There is no
+    interval below three orders.
+    """
     known = [value for value in values if value is not None]
-    count, middle, wide = len(values), mean(known), deviation(known)
-    if middle is None or len(known) < count:
+    count = len(values)
+    if mean(known) is None or len(known) < count:
         return Spread(count)
-    if wide is None:
-        return Spread(count, middle)
-    half = student_quantile((1 + level) / 2, count - 1) * wide / sqrt(count)
-    return Spread(count, middle, wide, middle - half, middle + half)
+    named = orders or [None] * count
+    cells = {(order, n): v for n, (order, v) in enumerate(zip(named, known, strict=True))}
+    found = over_orders(cells, level)
+    low, high = (found.interval.low, found.interval.high) if found.interval else (None, None)
+    return Spread(count, found.mean, deviation(known), low, high)

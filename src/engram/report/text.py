@@ -47,7 +47,11 @@ def markdown(runs: Sequence[Run]) -> str:
         if not run.stages:
             parts.append(f"{_cell(run.label)}: nothing learned yet.")
     told = "; ".join(f"{MEASURES[name]}: {meaning}" for name, meaning in MEANING.items())
-    parts.append(f"{told}; -: unknown. In brackets: 95 % interval of a method's mean.")
+    parts.append(
+        f"{told}; -: unknown. ±: the standard deviation over a method's lineages. In brackets: the "
+        "95 % interval over orders, the seeds of an order averaged; with fewer than three orders "
+        "there is none, and the numbers hold on these orders."
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -69,8 +73,10 @@ def _part(one: Set) -> list[str]:
 
 
 def _spread(found: Spread) -> str:
-    if found.low is None or found.deviation is None:
+    if found.deviation is None:
         return number(found.mean)
+    if found.low is None:
+        return f"{number(found.mean)} ± {number(found.deviation)}"
     low, high = number(found.low), number(found.high)
     return f"{number(found.mean)} ± {number(found.deviation)} [{low}, {high}]"
 
