@@ -29,6 +29,7 @@ __all__ = [
     "Kind",
     "Tokens",
     "answer",
+    "check_known",
     "completion_text",
     "encode",
     "features",
@@ -103,6 +104,24 @@ def features(
             for row in encoded
         ]
     return made, truncated
+
+
+def check_known(
+    ids: Sequence[int], tokens: int | None, tokenizer: PreTrainedTokenizerBase, where: str
+) -> None:
+    """That all ids are among the `tokens` that the base has embeddings for (None: no end).
+
+    Raises:
+        EngramError: with the token, and how the base is mended.
+    """
+    largest = max(ids, default=0)
+    if tokens is None or largest < tokens:
+        return
+    raise EngramError(
+        f"{where}: the token {tokenizer.convert_ids_to_tokens(largest)!r} has the id {largest}, "
+        f"and the base has {tokens} embeddings; take the tokenizer that belongs to it, or give it "
+        "more with model.resize_token_embeddings(len(tokenizer)) and save it"
+    )
 
 
 @dataclass

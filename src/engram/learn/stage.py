@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from engram.config import Config
+from engram.config import TRAINING, Config
 from engram.data.rows import Row
 from engram.data.task import Task
 from engram.data.tokens import features
@@ -81,6 +81,7 @@ def learn_stage(
         plan.training, work, derive(plan.seed, "train"), plan.config.checkpoint_every
     )
     base.to(args.device)
+    _warn_of_padding(base, plan, say)
     clock = _Clock()
     before, untouched = _scores_before(base, plan)
     clock.lap("score")
@@ -120,6 +121,18 @@ def learn_stage(
     if any(method.rehearses for method in methods) and rehearsals.rows:
         counts["rehearsed"] = rehearsals.summary()
     return {**clock.seconds, "loss": loss}, counts
+
+
+def _warn_of_padding(base: Base, plan: Plan, say: Say) -> None:
+    """Say it once if what is learned of a row depends on the rows beside it in a batch."""
+    size = plan.training.get("per_device_train_batch_size", TRAINING["per_device_train_batch_size"])
+    if base.padding.right != "any" and size > 1 and plan.stage == 1:
+        say(
+            f"warning: padding changes what base {base.name!r} makes of a row; it is scored in "
+            f"{'batches of equal length' if base.padding.right == 'equal' else 'batches of one'}, "
+            "and learns alike with training.per_device_train_batch_size=1 and "
+            f"training.gradient_accumulation_steps={size}"
+        )
 
 
 def score(

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments
 
 from engram.data.tokens import IGNORED, Kind
+from engram.models.decoder import decoder_inputs
 from engram.seeds import forked
 
 
@@ -61,7 +62,7 @@ def task_loss(
     labels = inputs["labels"]
     seen = {k: v for k, v in inputs.items() if k != "labels"}
     if kind == "seq2seq":
-        seen["decoder_input_ids"] = bare.prepare_decoder_input_ids_from_labels(labels)
+        seen["decoder_input_ids"] = decoder_inputs(bare, labels)
     outputs = model(**seen)
     items = count_items(inputs, kind) if num_items is None else num_items
     return token_loss(outputs.logits, labels, items, kind), outputs

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from engram.data.tokens import IGNORED, Collator, Kind
 from engram.learn.step import task_loss
-from engram.measure.predict import batches, evaluating
+from engram.measure.predict import evaluating, feature_batches
 from engram.models.base import Base
 
 
@@ -26,7 +26,7 @@ def surprise(base: Base, rows: Sequence[dict[str, Any]], size: int) -> list[floa
     collate = Collator(base.tokenizer, base.kind)
     found = [0.0] * len(rows)
     with evaluating(base.model):
-        for chosen in batches([row["input_ids"] for row in rows], size):
+        for chosen in feature_batches(base, rows, size):
             batch = collate([rows[i] for i in chosen])
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             _, outputs = task_loss(base.model, base.model, batch, base.kind)

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from engram.data.rows import Row, answer, answered, in_place_of
-from engram.data.tokens import IGNORED, Collator, features
+from engram.data.tokens import IGNORED, Collator, check_known, features
 from engram.errors import EngramError, nearest
 from engram.measure.decoding import forced_first, greedy
 from engram.models.base import Base, Kind
+from engram.models.padding import Batches
 
 
 Mode = Literal["generate", "options"]
@@ -48,6 +49,8 @@ def predict(
         if mode == "options" and base.kind != "encoder":
             pairs, truncated = _pairs(base, rows, choices, lengths, where)
             return _choose(base, pairs, choices, batch_size), truncated
+        if mode == "generate" and base.kind == "causal":
+            max_length = room_for_prompt(base, max_length, max_completion_length)
         prompts, first_tokens, truncated = _prompts(base, rows, max_length, where)
         if mode == "options":
             return _classify(base, prompts, choices, batch_size), truncated
@@ -81,13 +84,16 @@ def _generate(
     batch_size: int,
     first_token: int | None = None,
 ) -> list[str]:
-    """Greedy decoding, until an end token or `max_completion_length` tokens."""
+    """Greedy decoding, until an end token, `max_completion_length` tokens, or the last position."""
     # A causal model writes on from the last position, so its prompts must end there.
     side = "left" if base.kind == "causal" else "right"
     predictions = [""] * len(prompts)
+    rooms = [_room_for_answer(base, len(prompt), max_completion_length) for prompt in prompts]
+    together = base.padding.left if base.kind == "causal" else base.padding.right
     with greedy(base, max_completion_length, _pad_id(base), first_token) as settings:
-        for batch in batches(prompts, batch_size):
+        for batch in batches(prompts, batch_size, together, rooms):
             ids, mask = _pad(base, [prompts[i] for i in batch], side)
+            settings.max_new_tokens = rooms[batch[0]]
             written = base.model.generate(  # type: ignore[operator]
                 input_ids=ids, attention_mask=mask, generation_config=settings
             )
@@ -112,7 +118,7 @@ def _choose(
 def log_likelihoods(base: Base, made: Sequence[dict[str, Any]], batch_size: int) -> list[float]:
     """Log p(completion | prompt) of each row of features, the sum over its tokens, in nats."""
     found = [0.0] * len(made)
-    for batch in batches([row["input_ids"] for row in made], batch_size):
+    for batch in feature_batches(base, made, batch_size):
         for i, value in zip(batch, _log_likelihoods(base, [made[i] for i in batch]), strict=True):
             found[i] = value
     return found
@@ -144,7 +150,7 @@ def _classify(
         return []
     columns = [labels.index(option) for option in known]
     predictions = [""] * len(prompts)
-    for batch in batches(prompts, batch_size):
+    for batch in batches(prompts, batch_size, base.padding.right):
         ids, mask = _pad(base, [prompts[i] for i in batch], "right")
         logits = base.model(input_ids=ids, attention_mask=mask).logits[:, columns]
         for i, scores in zip(batch, logits.tolist(), strict=True):
@@ -163,6 +169,8 @@ def _prompts(
     made, truncated = features(
         asked, base.tokenizer, base.kind, max_length, max_length, ["."], where
     )
+    for number, row in enumerate(made, 1):
+        check_known(row["input_ids"], base.limits.tokens, base.tokenizer, f"{where}, row {number}")
     if base.kind == "causal":
         return [row["input_ids"][: row["labels"].count(IGNORED)] for row in made], set(), truncated
     targets = [row["labels"] for row in made] if base.kind == "seq2seq" else []
@@ -197,11 +205,56 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def batches(sequences: Sequence[Sequence[int]], batch_size: int) -> Iterator[list[int]]:
-    """Indices in batches of like lengths, the longest first: if memory runs out, then at once."""
+def batches(
+    sequences: Sequence[Sequence[int]],
+    batch_size: int,
+    together: Batches = "any",
+    apart: Sequence[int] | None = None,
+) -> Iterator[list[int]]:
+    """Indices in batches of like lengths, the longest first: if memory runs out, then at once.
+
+    `together` says which rows may share a batch without changing what is made of each; rows that
+    differ in `apart` never do.
+    """
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i in order:
+        length = len(sequences[i]) if together == "equal" else 0
+        groups.setdefault((length, apart[i] if apart else 0), []).append(i)
+    size = 1 if together == "single" else batch_size
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def feature_batches(
+    base: Base, made: Sequence[dict[str, Any]], batch_size: int
+) -> Iterator[list[int]]:
+    """Indices of rows of features in batches that are padded on the right, inputs and labels."""
+    together, targets = base.padding.right, None
+    if together == "equal" and base.kind == "seq2seq":
+        targets = [len(row["labels"]) for row in made]
+    return batches([row["input_ids"] for row in made], batch_size, together, targets)
+
+
+def room_for_prompt(base: Base, max_length: int, max_completion_length: int) -> int:
+    """How long a causal model's prompt may be, so that its answer fits behind it.
+
+    Of a base with few positions the answer gets at most half of them.
+    """
+    if base.limits.positions is None:
+        return max_length
+    reserved = min(max_completion_length, base.limits.positions // 2)
+    return min(max_length, base.limits.positions - reserved)
+
+
+def _room_for_answer(base: Base, prompt_length: int, max_completion_length: int) -> int:
+    """How many tokens may be written before the base's positions end."""
+    if base.kind == "seq2seq":
+        return min(max_completion_length, base.limits.answer_positions or max_completion_length)
+    if base.limits.positions is None:
+        return max_completion_length
+    return min(max_completion_length, base.limits.positions - prompt_length)
 
 
 def _pad(

@@ -12,7 +12,7 @@ from engram.data.rows import Row, answer, references
 from engram.data.tokens import IGNORED, Collator, features
 from engram.errors import EngramError
 from engram.measure.metrics import best, exact_match
-from engram.measure.predict import batches, evaluating, log_likelihoods, predict
+from engram.measure.predict import evaluating, feature_batches, log_likelihoods, predict
 from engram.models.base import Base
 
 
@@ -171,7 +171,7 @@ def _log_softmax(base: Base, made: Features, batch_size: int) -> list[list[float
     """The log-probability of each label of the head, row by row."""
     device, collate = next(base.model.parameters()).device, Collator(base.tokenizer, base.kind)
     found: list[list[float]] = [[] for _ in made]
-    for chosen in batches([row["input_ids"] for row in made], batch_size):
+    for chosen in feature_batches(base, made, batch_size):
         batch = collate([made[i] for i in chosen])
         seen = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
         logits: torch.Tensor = base.model(**seen).logits

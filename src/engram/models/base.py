@@ -1,10 +1,11 @@
 """A base by name or folder: causal LM, encoder-decoder, or encoder with a growing head."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_config, get_peft_model, prepare_model_for_kbit_training
@@ -13,32 +14,24 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 from transformers.pytorch_utils import Conv1D
 
 from engram.classifier import Classifier
 from engram.config import ADAPTER, check_finite, unknown_key
 from engram.errors import EngramError, nearest
+from engram.models.kinds import AUTO, Kind, kind_of
+from engram.models.limits import Limits, limits
+from engram.models.padding import Padding, tried_padding
 from engram.models.pins import locate, meant
 from engram.places import where_it_goes
 from engram.seeds import derive, forked
 
 
-Kind = Literal["causal", "seq2seq", "encoder"]
-AUTO = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM, "encoder": AutoModel}
-# Families whose positions begin after the padding's, the second one.
-COUNT_FROM_TWO = ("roberta", "xlm-roberta", "camembert", "mpnet")
 # Adapters that put tokens of their own before the text, which then has more than the labels know.
 PROMPTS = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
 TASK_TYPE = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
@@ -52,6 +45,12 @@ class Base:
     kind: Kind
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
+    limits: Limits = field(default_factory=Limits)
+
+    @functools.cached_property
+    def padding(self) -> Padding:
+        """Which batches leave what the model makes of a row as it is; tried when first asked."""
+        return tried_padding(self.network, self.kind, self.tokenizer, self.limits)
 
     @property
     def network(self) -> Any:
@@ -77,20 +76,6 @@ class Base:
         """Move the model; a quantised one lies where it was loaded."""
         if not getattr(self.network, "is_quantized", False):
             self.model.to(device)
-
-
-def kind_of(config: Any, name: str) -> Kind:
-    """BERT is in both mappings; a masked-LM family that is not a decoder is an encoder."""
-    if config.is_encoder_decoder:
-        return "seq2seq"
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return "encoder"
-    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return "causal"
-    raise EngramError(
-        f"base {name!r}: model type {config.model_type!r} is neither a causal, an "
-        "encoder-decoder nor an encoder language model; choose a text model"
-    )
 
 
 def load_base(
@@ -134,13 +119,18 @@ def load_base(
             # not training, for a kernel without a gradient: learning after scoring would be none.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
-    network: Any = model if adapter is None else _with_adapter(model, kind, adapter, seed)
+    network: Any = model if adapter is None else with_adapter(model, kind, adapter, seed)
     if kind == "encoder":
         network = Classifier(network, config.hidden_size)
-    return Base(name, kind, network, tokenizer)
+    return Base(name, kind, network, tokenizer, limits(config, kind))
 
 
-def _with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], seed: int) -> Any:
+def with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], seed: int) -> Any:
+    """The model with a fresh adapter of these settings on it.
+
+    Raises:
+        EngramError: PEFT refuses them, or the labels would not fit.
+    """
     settings = {"task_type": TASK_TYPE[kind], **adapter}
     settings["peft_type"] = str(settings.get("peft_type", "LORA")).upper()
     if settings["peft_type"] in PROMPTS and kind != "seq2seq":
@@ -181,14 +171,6 @@ def load_config_and_tokenizer(
             "config.json, weights and tokenizer, a model name of the hub, default or smollm2"
             + meant(name)
         ) from error
-
-
-def positions(config: Any) -> int | None:
-    """How many tokens a base can take at once, None if it does not count them."""
-    counted = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if counted and config.model_type in COUNT_FROM_TWO:
-        return counted - 2
-    return counted
 
 
 # The numbers of an adapter that PEFT takes and that would learn nothing, or break while learning.

@@ -11,13 +11,11 @@ from engram.config import Config
 from engram.data.hub import SPLITS
 from engram.data.stream import check_stream, file_split
 from engram.data.task import Task
-from engram.data.tokens import features
 from engram.errors import EngramError, nearest
 from engram.learn.arguments import training_arguments
 from engram.learn.methods import make
 from engram.measure.evaluate import scoring_mode
 from engram.measure.metrics import find_metric
-from engram.measure.predict import MAX_LENGTH
 from engram.models.base import (
     Kind,
     check_adapter,
@@ -25,8 +23,9 @@ from engram.models.base import (
     check_quantization,
     kind_of,
     load_config_and_tokenizer,
-    positions,
 )
+from engram.models.limits import limits
+from engram.verbs.fitting import check_prompts_known, fit, known_features
 
 
 # The numbers that a key takes: the smallest and the largest, and what to write instead.
@@ -92,28 +91,15 @@ def _check_values(config: Config) -> None:
 
 
 def settle(config: Config) -> None:
-    """What the base decides: a number for a `max_length` left to it, and whether methods fit it.
+    """What the base decides: lengths left to it, adapter targets, and whether methods fit it.
 
     Raises:
-        EngramError: no such base, it has fewer positions than `max_length` says, or a method
-            cannot work under these settings.
+        EngramError: no such base, it has fewer positions or tokens than the settings or the
+            tokenizer say, or a method cannot work under these settings.
     """
-    settings, _ = load_config_and_tokenizer(config.base, config.revision)
-    most = positions(settings)
-    if not config.max_length:
-        config.max_length = min(MAX_LENGTH, most or MAX_LENGTH)
-    elif most and config.max_length > most:
-        raise EngramError(
-            f"max_length: {config.max_length} is more than the {most} positions of base "
-            f"{config.base!r}; set max_length={most} or fewer"
-        )
-    if most and config.max_completion_length > max(most, Config.max_completion_length):
-        raise EngramError(
-            f"max_completion_length: {config.max_completion_length} is more than the {most} "
-            f"positions of base {config.base!r}; 128 is the default"
-        )
+    kind = fit(config)
     for method in make(config.method):
-        method.check(config, kind_of(settings, config.base))
+        method.check(config, kind)
 
 
 def check_tasks(config: Config, tasks: Sequence[Task]) -> None:
@@ -126,7 +112,8 @@ def check_tasks(config: Config, tasks: Sequence[Task]) -> None:
     settings, tokenizer = load_config_and_tokenizer(config.base, config.revision)
     kind = kind_of(settings, config.base)
     check_quantization(config.quantization, config.adapter, kind)
-    encode = _encoder(config, tokenizer, kind)
+    tokens = limits(settings, kind).tokens
+    encode = _encoder(config, tokenizer, kind, tokens)
     _check_general(config, kind, encode)
     for task in tasks:
         _check_training(config, task)
@@ -139,6 +126,7 @@ def check_tasks(config: Config, tasks: Sequence[Task]) -> None:
         find_metric(task.metric)
         if task.test is None:
             continue
+        check_prompts_known(tokens, task.test.rows, tokenizer, task.name)
         mode = scoring_mode(kind, task, config.scoring.mode)
         if mode == "options" and kind != "encoder":
             options = [{"prompt": "?", "completion": option} for option in answers or ()]
@@ -153,13 +141,15 @@ def check_general(config: Config) -> None:
     """
     settings, tokenizer = load_config_and_tokenizer(config.base, config.revision)
     kind = kind_of(settings, config.base)
-    _check_general(config, kind, _encoder(config, tokenizer, kind))
+    encode = _encoder(config, tokenizer, kind, limits(settings, kind).tokens)
+    _check_general(config, kind, encode)
 
 
-def _encoder(config: Config, tokenizer: Any, kind: Kind) -> Callable[..., Any]:
-    """`features` under the settings."""
+def _encoder(config: Config, tokenizer: Any, kind: Kind, tokens: int | None) -> Callable[..., Any]:
+    """`features` under the settings, of which the base knows every token."""
     return partial(
-        features,
+        known_features,
+        tokens,
         tokenizer=tokenizer,
         kind=kind,
         max_length=config.max_length,

@@ -47,6 +47,7 @@ def init(path: str | Path, config: Config, adapter: str | Path | None = None) ->
     base = load_base(  # weights or an adapter that do not fit
         config.base, config.adapter, config.seed, config.quantization, config.revision
     )
+    base.padding  # noqa: B018  # runs a short text: what the base cannot do is said here
     files = None
     if adapter:
         load_weights(base, Path(adapter), head=False)

@@ -1,0 +1,85 @@
+"""That settings, tokenizer and rows fit what the base takes."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from engram.config import Config
+from engram.data.rows import Row
+from engram.data.text import row_texts
+from engram.data.tokens import check_known, features
+from engram.errors import EngramError
+from engram.measure.predict import MAX_LENGTH
+from engram.models.base import load_config_and_tokenizer
+from engram.models.kinds import Kind, kind_of
+from engram.models.limits import Limits, limits
+from engram.models.targets import fitting_adapter
+
+
+def fit(config: Config) -> Kind:
+    """Write into the settings what the base decides: lengths left to it, the adapter's targets.
+
+    Raises:
+        EngramError: no such base, fewer positions than the settings say, or special tokens that it
+            has no embedding for.
+    """
+    settings, tokenizer = load_config_and_tokenizer(config.base, config.revision)
+    kind = kind_of(settings, config.base)
+    takes = limits(settings, kind)
+    _fit_lengths(config, kind, takes)
+    _check_special(config.base, tokenizer, takes)
+    if config.adapter is not None:
+        config.adapter = fitting_adapter(settings, kind, config.adapter)
+    return kind
+
+
+def _fit_lengths(config: Config, kind: Kind, takes: Limits) -> None:
+    most = takes.positions
+    if not config.max_length:
+        config.max_length = min(MAX_LENGTH, most or MAX_LENGTH)
+    elif most and config.max_length > most:
+        raise EngramError(
+            f"max_length: {config.max_length} is more than the {most} positions of base "
+            f"{config.base!r}; set max_length={most} or fewer"
+        )
+    most = takes.answer_positions if kind == "seq2seq" else takes.positions
+    if kind == "encoder" or not most or config.max_completion_length <= most:
+        return
+    if config.max_completion_length == Config.max_completion_length:  # nobody asked for so many
+        config.max_completion_length = most
+    else:
+        whose = "the decoder of base" if kind == "seq2seq" else "base"
+        raise EngramError(
+            f"max_completion_length: {config.max_completion_length} is more than the {most} "
+            f"positions of {whose} {config.base!r}; set max_completion_length={most} or fewer"
+        )
+
+
+def _check_special(base: str, tokenizer: PreTrainedTokenizerBase, takes: Limits) -> None:
+    """The tokens that come into every row or batch: around a text, at its end, as padding."""
+    around: Any = tokenizer(["a"], verbose=False)["input_ids"]
+    around = [i for i in around[0] if i in tokenizer.all_special_ids]
+    ids: Any = [*around, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    ids = [i for i in ids if i is not None]
+    check_known(ids, takes.tokens, tokenizer, f"base {base!r}")
+
+
+def known_features(
+    tokens: int | None, rows: Sequence[Row], *, tokenizer: Any, where: str, **more: Any
+) -> tuple[list[dict[str, Any]], int]:
+    """`features`, after which each id is known to be among the `tokens` of the base."""
+    made, truncated = features(rows, tokenizer=tokenizer, where=where, **more)
+    for number, row in enumerate(made, 1):
+        labels = row["labels"] if isinstance(row["labels"], list) else []
+        check_known([*row["input_ids"], *labels], tokens, tokenizer, f"{where}, row {number}")
+    return made, truncated
+
+
+def check_prompts_known(tokens: int | None, rows: Sequence[Row], tokenizer: Any, task: str) -> None:
+    """The same of prompts that are scored, before they are cut."""
+    for number, row in enumerate(rows, 1):
+        if tokens is not None and tokens < len(tokenizer) and "text" not in row:
+            text, _ = row_texts(row, tokenizer, f"{task} test, row {number}")
+            ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+            check_known(ids, tokens, tokenizer, f"{task} test, row {number}")

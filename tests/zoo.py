@@ -1,0 +1,20 @@
+"""Tiny bases of many architectures: `benchmarks/architectures.py`, for the tests."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+from architectures import ARCHITECTURES, SIZES, make, tokenizer
+
+
+__all__ = ["ARCHITECTURES", "config_of", "make", "tokenizer"]
+
+
+def config_of(name: str, **over: Any) -> Any:
+    """The config of a tiny base of that architecture."""
+    return AutoConfig.for_model(name, **{**SIZES, **ARCHITECTURES[name][1], **over})
