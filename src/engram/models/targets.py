@@ -1,6 +1,7 @@
 """Which weights of a base an adapter is put on, where neither the user nor PEFT says it."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +38,7 @@ def _offers(config: Any, kind: Kind, adapter: dict[str, Any]) -> Iterator[dict[s
     yield {}
     if droppable:
         yield dropout
-    if adapter.get("target_modules") or adapter.get("target_parameters"):
+    if any(adapter.get(key) is not None for key in ("target_modules", "target_parameters")):
         return
     everywhere = {"target_modules": "all-linear"}
     yield everywhere
@@ -64,7 +65,10 @@ def _carries(config: Any, kind: Kind, adapter: dict[str, Any]) -> bool:
     if model is None:
         return True
     try:  # how it would begin needs weights
-        with_adapter(model, kind, {k: v for k, v in adapter.items() if k != "init_lora_weights"}, 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # loading says them
+            tried = {k: v for k, v in adapter.items() if k != "init_lora_weights"}
+            with_adapter(model, kind, tried, 0)
     except ValueError:
         return False
     except Exception:  # what cannot be done without weights is tried with them
