@@ -8,13 +8,13 @@ from learn.engine import Stop, Stopped
 from place import learned, setting_for
 
 
-ROWS = 24  # a task: 3 steps of 8 rows
+ROWS = 24  # a task: 3 steps of 8 rows; 3 of them are remembered, and a step has each of these once
 COUNTS = {  # forward and backward in the second stage
     "sequential": ("sequential", 24, 24),
-    "replay": ({"replay": {"ratio": 0.5}}, 36, 36),
-    "outer": ({"recurrent_kif": {"inner_steps": 2, "outer_steps": 1}}, 40, 40),  # 2 rounds of 8
+    "replay": ({"replay": {"ratio": 0.5}}, 33, 33),
+    "outer": ({"recurrent_kif": {"inner_steps": 2, "outer_steps": 1}}, 30, 30),  # 2 rounds of 3
     "teacher": ({"lwf": {"teacher": "previous"}}, 48, 24),
-    "side": ("agem", 48, 48),
+    "side": ("agem", 33, 33),
     "after": ({"ewc": {"rows": 5}}, 29, 29),
     "looked": ({"inflora": {"rows": 5}}, 34, 24),
 }

@@ -22,7 +22,7 @@ def test_the_newest_stage_and_the_one_below(place):
     assert newest["task"]["name"] == "animal"
     assert newest["task"]["train"]["rows"] == 24
     assert newest["folder"] == "stages/0002-animal"
-    assert newest["remembered_rows"] == 2
+    assert newest["remembered_rows"] == 3  # one of each answer
     assert set(newest["scores"]) == {"colour", "animal"}
     assert newest["base"] == {"name": "base"}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:+]+", newest["date"])
