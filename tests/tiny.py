@@ -151,7 +151,7 @@ def tiny_rows(mapping: str, n: int = 40, seed: int = 0) -> tuple[dict, ...]:
         a, b = torch.randint(0, 4, (2,), generator=generator).tolist()
         rows.append(
             {
-                "prompt": f"question the {subjects[a]} {subjects[b]} = answer :",
+                "prompt": f"question the {subjects[a]} {subjects[b]} = answer : ",
                 "completion": answers[a % len(answers)],
             }
         )

@@ -60,7 +60,7 @@ def test_each_recipe_makes_rows_in_the_shape_of_the_folder_form(hub, small, task
             assert last == "Answer:"
             # What the made-up text says its label is, in the answer's words.
             label = next(label for label in recipe.answers if f"<{label}>" in body[0])
-            assert row["completion"] == recipe.answers[label]
+            assert row["completion"] == f" {recipe.answers[label]}"  # nothing else writes it
             prompts.add(row["prompt"])
         assert open_split(json.loads(json.dumps(split.source))) == split
     assert len(prompts) == len(made.train.rows) + len(made.dev.rows) + len(made.test.rows)
@@ -108,7 +108,7 @@ def test_a_folder_is_used_if_there_is_one_and_asked_for_again(hub, small, monkey
 def test_the_names_of_labels_count_and_not_their_order(hub, small):
     make_up(hub, "mnli", names=["contradiction", "entailment", "neutral"])
     for row in benchmark_task("mnli").test.rows:
-        assert f"<{row['completion']}>" in row["prompt"].split("\n")[1]
+        assert f"<{row['completion'].strip()}>" in row["prompt"].split("\n")[1]
     make_up(hub, "mnli", names=["entailment", "neutral", "contradiction", "maybe"])
     with pytest.raises(EngramError, match="its labels are entailment, neutral, contradiction, may"):
         benchmark_task("mnli")
@@ -171,16 +171,16 @@ def test_superni_rows_have_the_shape_of_the_folder_form(superni):
     assert task.metric == "exact_match"
     found = task.train.rows + task.dev.rows + task.test.rows
     assert len(found) == 20  # an input once, however many answers it has
-    assert {row["completion"] for row in found} == {"P"}
+    assert {row["completion"] for row in found} == {" P"}
     assert not any("references" in row for row in found)  # "POS" and "P2" have one first letter
-    assert "[INS] Do it.\n [IN] i0\n [OUT] " in {row["prompt"] for row in found}
+    assert "[INS] Do it.\n [IN] i0\n [OUT]" in {row["prompt"] for row in found}
 
 
 def test_superni_rows_are_scored_on_all_their_right_answers(superni):
     said = ("one", "two", "one")
     superni("task1572", [{"inputs": f"i{i}", "targets": text} for i in range(20) for text in said])
     task = benchmark_task("task1572")
-    assert {row["completion"] for row in task.train.rows + task.test.rows} == {"one"}
+    assert {row["completion"] for row in task.train.rows + task.test.rows} == {" one"}
     assert all(row["references"] == ["two"] for row in task.test.rows + task.dev.rows)
     assert not any("references" in row for row in task.train.rows)  # which are only learned
 
@@ -198,8 +198,8 @@ def test_a_superni_task_with_a_dataset_of_its_own(hub, task):
     found = made.train.rows + made.dev.rows + made.test.rows
     letters = task == "task1687"
     completions = {row["prompt"]: row["completion"] for row in found}
-    prompt = "[INS] Do it.\n [IN] i3\nj\n [OUT] "
-    assert completions[prompt] == ("t" if letters else "t3")
+    prompt = "[INS] Do it.\n [IN] i3\nj\n [OUT]"
+    assert completions[prompt] == (" t" if letters else " t3")
     assert len(found) == 20
     assert made.test.rows[0]["references"] == ["u"]
     assert open_split(made.test.source) == made.test

@@ -121,7 +121,7 @@ def test_superni_is_generated_and_rows_without_an_answer_are_left_out(tmp_path):
     for task in tasks:
         assert task.options is None
         assert task.metric == ("exact_match" if task.name in ("task363", "task875") else "rouge_l")
-        assert [row["completion"] for row in task.test.rows] == [" a b. ", "c"]
+        assert [row["completion"] for row in task.test.rows] == [" a b. ", " c"]
         assert open_split(task.test.source, tmp_path) == task.test
     with pytest.raises(EngramError, match="leave out instruction: false"):
         benchmark_tasks("superni_1", tmp_path, instruction=False)
@@ -155,7 +155,7 @@ def test_the_real_superni_rows_are_as_its_docstring_says():
 def test_the_real_rows_have_every_declared_answer_in_train():
     for task in benchmark_tasks("long_sequence_1", REAL):
         distinct = {row["completion"] for row in task.train.rows}
-        assert distinct == set(task.answers())
+        assert distinct == {f" {answer}" for answer in task.answers()}
         assert len(task.train.rows) == {"cb": 250, "copa": 400}.get(task.name, 1000)
         for split in (task.dev, task.test):
             assert {row["completion"] for row in split.rows} <= distinct

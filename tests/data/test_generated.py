@@ -35,7 +35,7 @@ def test_rows_depend_on_task_split_and_seed_alone():
 def test_the_first_row_is_the_same_on_every_machine():
     text = "carla mournfully dropped ten huge green rabbits in the cellar"
     prompt = f"read : {text} . question : which mood of manner ? answer :"
-    expected = [{"prompt": prompt, "completion": "sorrow"}]
+    expected = [{"prompt": prompt, "completion": " sorrow"}]
     assert generated_rows("mood", "train", 1, seed=0) == expected
 
 
@@ -96,7 +96,7 @@ def test_the_default_model_was_not_trained_on_the_stream():
 def test_every_word_is_in_the_vocabulary_of_the_default_model():
     tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
     for row in all_rows() + pretraining_rows(500, seed=1):
-        text = f"{row['prompt']} {row['completion']}"
+        text = row["prompt"] + row["completion"]
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids) == text
@@ -116,5 +116,5 @@ def test_the_default_model_answers_pretraining_questions_it_never_saw():
     for row in rows:
         prompt = tokenizer(row["prompt"], return_tensors="pt")
         output = model.generate(**prompt, max_new_tokens=8)[0, prompt["input_ids"].shape[1] :]
-        right += tokenizer.decode(output, skip_special_tokens=True) == row["completion"]
+        right += tokenizer.decode(output, skip_special_tokens=True) == row["completion"].strip()
     assert right / len(rows) > 0.8

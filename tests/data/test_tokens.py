@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from engram.data.tokens import Collator, completion_text, encode, features, prompt_text
+from engram.data.tokens import Collator, completion_text, encode, features, prompt_text, prompts
 from engram.errors import EngramError
 from families import llama_like
 from tiny import KINDS, tiny_rows, tiny_tokenizer
 
 
-ROW = {"prompt": "question alpha answer :", "completion": "red dog"}
-SHORT = {"prompt": "cat", "completion": "red"}
+ROW = {"prompt": "question alpha answer :", "completion": " red dog"}
+SHORT = {"prompt": "cat", "completion": " red"}
 CHAT = {"messages": [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "dog"}]}
 TEMPLATE = (
     "{% for m in messages %}{{ 'question ' if m.role == 'user' else 'answer ' }}"
@@ -44,29 +44,69 @@ def test_a_causal_prompt_begins_with_bos_and_never_ends_with_eos(closes):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "completion", "both"),
+    ("prompt", "completion"),
     [
-        ("a :", "red", "a : red"),
-        ("a : ", "red", "a : red"),
-        ("a :", " red", "a : red"),
-        ("a :\n", "red", "a :\nred"),
+        ("a :", "red"),
+        ("a : ", "red"),
+        ("a :", " red"),
+        ("a :\n", "red"),
+        ('{"label": "', 'positive"}'),
+        ("2+2=", "4"),
+        ("\u8bf7\u7ffb\u8bd1\uff1a", "\u4f60\u597d"),
     ],
 )
-def test_one_space_joins_prompt_and_completion_where_neither_has_any(prompt, completion, both):
+def test_nothing_comes_between_prompt_and_completion(prompt, completion):
     tokenizer = llama_like()
-    made = encode({"prompt": prompt, "completion": completion}, tokenizer, "causal", 64, 16)
-    assert tokenizer.decode(made.prompt[1:] + made.completion[:-1]) == both
+    made = encode({"prompt": prompt, "completion": completion}, tokenizer, "causal", 64, 32)
+    learned = made.prompt[1:] + made.completion[:-1]
+    assert learned == tokenizer(prompt + completion, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(learned) == prompt + completion
 
 
-def test_the_prompt_alone_is_how_the_learned_sequence_begins():
+def test_a_token_that_spans_the_end_of_the_prompt_is_learned():
     tokenizer = llama_like()
-    row = {"prompt": "a : ", "completion": "red"}
+    made = encode({"prompt": "a : ", "completion": "red"}, tokenizer, "causal", 64, 16)
+    assert made.prompt == tokenizer("a :")["input_ids"]
+    assert tokenizer.decode(made.completion[:-1]) == " red"
+
+
+@pytest.mark.parametrize(
+    ("row", "both"),
+    [
+        ({"prompt": "<s>a :", "completion": " red"}, "<s>a : red</s>"),
+        ({"prompt": "a :", "completion": " red</s>"}, "<s>a : red</s>"),
+        ({"prompt": "<s>a :", "completion": " red</s>\n"}, "<s>a : red</s>\n"),
+        ({"text": "<s>a : red</s>"}, "<s>a : red</s>"),
+        ({"text": "a : red</s> "}, "<s>a : red</s> "),
+    ],
+)
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_special_token_that_stands_there_is_not_put_there_again(row, both, closes):
+    tokenizer = llama_like(eos=closes)
     made = encode(row, tokenizer, "causal", 64, 16)
-    assert made.prompt == tokenizer("a : ")["input_ids"]
+    ids = made.prompt + made.completion
+    assert tokenizer.decode(ids) == both
+    assert (ids.count(0), ids.count(1)) == (1, 1)
+    if "prompt" in row:
+        asked, _ = prompts([row], tokenizer, "causal", 64, "toy")
+        assert tokenizer.decode(asked[0]) == "<s>a :"
+
+
+@pytest.mark.parametrize("kind", ["seq2seq", "encoder"])
+def test_nor_around_the_text_of_an_encoder(kind):
+    tokenizer = tiny_tokenizer(kind)
+    before, after = ("", " </s>") if kind == "seq2seq" else ("[CLS] ", " [SEP]")
+    plain = {"prompt": "cat is", "completion": "red"}
+    for prompt in (before + "cat is", "cat is" + after, before + "cat is" + after):
+        row = {"prompt": prompt, "completion": "red" + after}
+        assert encode(row, tokenizer, kind, 64, 16) == encode(plain, tokenizer, kind, 64, 16)
+        assert prompts([row], tokenizer, kind, 64, "toy") == prompts(
+            [plain], tokenizer, kind, 64, ""
+        )
 
 
 def test_the_loss_is_on_the_completion_only():
-    rows = [ROW, {"prompt": "the cat =", "completion": "one"}]
+    rows = [ROW, {"prompt": "the cat =", "completion": " one"}]
     tokenizer = tiny_tokenizer("causal")
     made, truncated = features(rows, tokenizer, "causal", 64, 8, None, "toy train")
     assert truncated == 0
@@ -101,10 +141,10 @@ def test_messages_go_through_the_chat_template():
     assert encode(pair, tokenizer, "causal", 64, 16) == made
 
 
-def test_a_template_without_an_end_token_gets_one():
+def test_a_template_without_an_end_token_gets_none():  # as in TRL
     tokenizer = llama_like()
     tokenizer.chat_template = TEMPLATE.replace(" </s>", "")
-    assert encode(CHAT, tokenizer, "causal", 64, 16).completion[-1] == 1
+    assert 1 not in encode(CHAT, tokenizer, "causal", 64, 16).completion
 
 
 def test_a_chat_template_that_does_not_serve_is_an_error():
@@ -112,7 +152,7 @@ def test_a_chat_template_that_does_not_serve_is_an_error():
     with pytest.raises(EngramError, match=r"toy train, row 2 has messages, .* no chat"):
         features([ROW, CHAT], tokenizer, "causal", 64, 16, None, "toy train")
     tokenizer.chat_template = "{{ messages | length }}"
-    with pytest.raises(EngramError, match="changes the prompt"):
+    with pytest.raises(EngramError, match="message 2: this turn cannot be found"):
         encode(CHAT, tokenizer, "causal", 64, 16)
     tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
     with pytest.raises(EngramError, match=r"refuses it \(no system, please\)"):
@@ -185,7 +225,7 @@ def test_many_rows_are_encoded_as_each_alone():
     rows = [*tiny_rows("colour", 20), ROW, SHORT]
     for kind in KINDS:
         tokenizer = tiny_tokenizer(kind)
-        labels = sorted({row["completion"] for row in rows})
+        labels = sorted({row["completion"].strip() for row in rows})
         together, cut = features(rows, tokenizer, kind, 9, 4, labels, "toy")
         alone = [features([row], tokenizer, kind, 9, 4, labels, "toy") for row in rows]
         assert together == [made[0] for made, _ in alone]

@@ -20,7 +20,7 @@ lines_of_words = st.lists(
 @given(lines=lines_of_words, budget=st.integers(6, 40), kind=st.sampled_from(KINDS))
 def test_a_cut_prompt_fits_and_keeps_its_first_and_last_line(lines, budget, kind):
     tokenizer = tiny_tokenizer(kind)
-    row = {"prompt": "\n".join(" ".join(line) for line in lines), "completion": "red"}
+    row = {"prompt": "\n".join(" ".join(line) for line in lines), "completion": " red"}
     made = encode(row, tokenizer, kind, budget, 8)
     whole = encode(row, tokenizer, kind, 10_000, 8)
     length = len(made.prompt) + (len(made.completion) if kind == "causal" else 0)

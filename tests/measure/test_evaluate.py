@@ -39,7 +39,8 @@ def rows_of_many_lengths(n=24):
     rows = []
     for i in range(n):
         words = torch.randint(len(WORDS), (1 + (7 * i) % 23,), generator=generator).tolist()
-        rows.append({"prompt": " ".join(WORDS[w] for w in words), "completion": COLOURS[i % 3]})
+        answer = f" {COLOURS[i % 3]}"
+        rows.append({"prompt": " ".join(WORDS[w] for w in words), "completion": answer})
     return rows
 
 

@@ -10,7 +10,8 @@ For this sentence the questions and their answers are
     which scene of place ?      home     (of rooms, streets, lands, shores)
 
 The inputs are alike and only the question says which task it is, so a model fine-tuned on one
-task after another loses the earlier ones quickly: forgetting is plain to see in a minute.
+task after another loses the earlier ones quickly: forgetting is plain to see in a minute. A
+completion begins with the space before its word, which nothing else would put there.
 Nothing here imports torch, and a row depends on its task, split and seed alone.
 """
 
@@ -73,7 +74,7 @@ def generated_rows(task: str, split: str, limit: int, seed: int = 0) -> list[Row
         prompt = f"read : {sentence(slots)} . question : {question(task)} answer :"
         held_out = random.Random(prompt).random() < 0.2
         if held_out == (split == "test"):
-            rows.setdefault(prompt, {"prompt": prompt, "completion": answer(task, slots)})
+            rows.setdefault(prompt, {"prompt": prompt, "completion": f" {answer(task, slots)}"})
     return list(rows.values())
 
 

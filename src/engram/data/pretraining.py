@@ -45,7 +45,10 @@ WORDS = vocabulary()
 
 
 def _ask(text: str, question: str, completion: str) -> Row:
-    return {"prompt": f"read : {text} . question : {question} answer :", "completion": completion}
+    return {
+        "prompt": f"read : {text} . question : {question} answer :",
+        "completion": f" {completion}",
+    }
 
 
 def _lookup(generator: random.Random, slots: Slots) -> Row:
@@ -90,7 +93,10 @@ def _copying(generator: random.Random, slots: Slots) -> Row:
             ("say last word", words[-1:]),
         ]
     )
-    return {"prompt": f"{verb} : {' '.join(words)} . answer :", "completion": " ".join(answer)}
+    return {
+        "prompt": f"{verb} : {' '.join(words)} . answer :",
+        "completion": f" {' '.join(answer)}",
+    }
 
 
 def _odd_one_out(generator: random.Random, slots: Slots) -> Row:

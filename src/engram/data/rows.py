@@ -100,14 +100,15 @@ def references(row: Row) -> list[str]:
 
 
 def answered(row: Row, text: str) -> Row:
-    """The row with another answer, and no further ones; a row of text has none."""
-    said = {"role": "assistant", "content": text}
+    """The row with another answer, and no further ones; a row of text has none.
+
+    Of a message only the content is another: thoughts and calls stay.
+    """
     row = {key: value for key, value in row.items() if key != "references"}
-    if "messages" in row:
-        return row | {"messages": [*row["messages"][:-1], said]}
-    if isinstance(row["completion"], list):
-        return row | {"completion": [*row["completion"][:-1], said]}
-    return row | {"completion": text}
+    key = "messages" if "messages" in row else "completion"
+    if isinstance(row[key], str):
+        return row | {key: text}
+    return row | {key: [*row[key][:-1], row[key][-1] | {"content": text}]}
 
 
 def in_place_of(reference: str, text: str) -> str:

@@ -1,13 +1,13 @@
-"""Rows to tokens: what is shown, what is learned, and what is cut when a prompt is too long.
+"""Rows to tokens: what is shown, what is learned, and what is cut when a row is too long.
 
     causal    <bos> prompt | completion <eos>     one sequence, loss right of the bar
     seq2seq   prompt <eos> -> completion <eos>    loss on the target
     encoder   [CLS] prompt [SEP] -> label         loss on the label
 
-Prompt and completion are joined as TRL joins them, by plain concatenation, with one exception:
-where neither has white space at the joint, a causal model gets one space ("Answer:" + "yes" is read
-as "Answer: yes"). Messages go through the tokenizer's chat template. A `{"text"}` row is learned
-whole.
+For a causal model, ids and labels are those that TRL's `SFTTrainer` makes: prompt and completion
+are joined as they are, without a space that nobody wrote, and what is learned begins where the ids
+of both part from those of the prompt alone. Messages go through the tokenizer's chat template, and
+the assistant's turns are learned. A `{"text"}` row is learned whole.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,11 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from engram.data.causal import CausalRow, causal_prompts, causal_rows, shorten
+from engram.data.chat import is_chat
 from engram.data.rows import Row, answer
-from engram.data.text import completion_text, is_chat, prompt_text, row_texts
+from engram.data.special import end_token, ids_of, missing_around, special_tokens
+from engram.data.text import completion_text, prompt_text, row_texts
 from engram.data.truncate import cut_middle, token_lines
 from engram.errors import EngramError, nearest
 
@@ -34,19 +37,34 @@ __all__ = [
     "encode",
     "features",
     "prompt_text",
+    "prompts",
 ]
 
 Kind = Literal["causal", "seq2seq", "encoder"]
 IGNORED = -100  # the label of a position without loss, as everywhere in PyTorch
+STAND_IN = 2  # tokens that a causal prompt leaves to its answer: one, and the end token
 
 
 @dataclass
 class Tokens:
-    """Token ids of a row, special tokens included; `truncated` tokens of the prompt were cut."""
+    """Token ids of a row, special tokens included; `truncated` tokens of it were cut.
+
+    A causal row's `completion` begins with the first token that is learned, and holds those between
+    its turns too; `ignored` are the places in it without a loss.
+    """
 
     prompt: list[int]
     completion: list[int]
     truncated: int = 0
+    ignored: tuple[int, ...] = ()
+
+    @property
+    def labels(self) -> list[int]:
+        """The completion's labels."""
+        labels = list(self.completion)
+        for place in self.ignored:
+            labels[place] = IGNORED
+        return labels
 
 
 def encode(
@@ -55,9 +73,11 @@ def encode(
     kind: Kind,
     max_length: int,
     max_completion_length: int,
+    mask_history: bool = False,
 ) -> Tokens:
     """Tokens of one row, as `features` makes them; an encoder's completion is empty."""
-    return _encode([row], tokenizer, kind, max_length, max_completion_length, "the row")[0]
+    lengths = (max_length, max_completion_length)
+    return _encode([row], tokenizer, kind, lengths, "the row", mask_history)[0]
 
 
 def features(
@@ -68,8 +88,9 @@ def features(
     max_completion_length: int,
     labels: Sequence[str] | None,
     where: str,
+    mask_history: bool = False,
 ) -> tuple[list[dict[str, Any]], int]:
-    """What the collator takes, and the number of rows whose prompt was cut.
+    """What the collator takes, and the number of rows that were cut.
 
     Args:
         rows: checked rows.
@@ -77,15 +98,18 @@ def features(
         kind: the family of the base.
         max_length: tokens of the prompt, for causal models of prompt and completion together;
             special tokens count.
-        max_completion_length: tokens of the completion with its end token.
+        max_completion_length: tokens of the completion with its end token; of several turns, of the
+            last one.
         labels: the answers an encoder can give, in the order of its head; else None.
         where: what the rows are, such as "agnews train"; it begins each error line.
+        mask_history: whether only the last of the assistant's turns is learned.
 
     Raises:
         EngramError: a completion is too long or leaves no room for its prompt, a row has no prompt
             where the model needs one, or an encoder's answer is not among the labels.
     """
-    encoded = _encode(rows, tokenizer, kind, max_length, max_completion_length, where)
+    lengths = (max_length, max_completion_length)
+    encoded = _encode(rows, tokenizer, kind, lengths, where, mask_history)
     truncated = sum(tokens.truncated > 0 for tokens in encoded)
     if kind == "encoder":
         indices = _label_indices(rows, labels or (), where)
@@ -99,7 +123,7 @@ def features(
         made = [
             {
                 "input_ids": row.prompt + row.completion,
-                "labels": [IGNORED] * len(row.prompt) + row.completion,
+                "labels": [IGNORED] * len(row.prompt) + row.labels,
             }
             for row in encoded
         ]
@@ -122,6 +146,34 @@ def check_known(
         f"and the base has {tokens} embeddings; take the tokenizer that belongs to it, or give it "
         "more with model.resize_token_embeddings(len(tokenizer)) and save it"
     )
+
+
+def prompts(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind,
+    max_length: int,
+    where: str,
+) -> tuple[list[list[int]], int]:
+    """The ids with which a model is asked each row, and how many were cut; answers play no part.
+
+    Of several turns the last is asked for. A causal prompt leaves room for an answer of one token.
+
+    Raises:
+        EngramError: a row has no prompt, or `max_length` leaves no room for it.
+    """
+    lines = _lines(rows, where)
+    if kind == "causal":
+        asked = causal_prompts(rows, tokenizer, lines)
+        room = max_length - STAND_IN
+        encoded = [
+            _cut(row, room, max_length, tokenizer, line)
+            for row, line in zip(asked, lines, strict=True)
+        ]
+        return [row.ids for row in encoded], sum(row.cut > 0 for row in encoded)
+    texts = [prompt_text(row, tokenizer, line) for row, line in zip(rows, lines, strict=True)]
+    made = _prompts(rows, texts, tokenizer, max_length, lines)
+    return [tokens.prompt for tokens in made], sum(tokens.truncated > 0 for tokens in made)
 
 
 @dataclass
@@ -173,108 +225,118 @@ def _encode(
     rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
     kind: Kind,
-    max_length: int,
-    max_completion_length: int,
+    lengths: tuple[int, int],
     where: str,
+    mask_history: bool,
 ) -> list[Tokens]:
-    if not rows:
-        return []
-    lines = [f"{where}, row {number}" for number in range(1, len(rows) + 1)]
-    texts = [row_texts(row, tokenizer, line) for row, line in zip(rows, lines, strict=True)]
+    lines = _lines(rows, where)
     if kind == "causal":
-        texts = [_spaced(row, *text) for row, text in zip(rows, texts, strict=True)]
-    prompts = _ids([prompt for prompt, _ in texts], tokenizer)
-    completions = [[] for _ in rows]
-    if kind != "encoder":
-        completions = _completions(texts, prompts, tokenizer, kind)
-    before, after = _special(tokenizer)
-
-    encoded = []
-    for i, (row, line) in enumerate(zip(rows, lines, strict=True)):
-        prompt, completion = prompts[i], completions[i]
-        # A chat template has written its special tokens already, and a causal prompt does not end.
-        start = [] if is_chat(row) else before
-        end = [] if is_chat(row) or kind == "causal" else after
-        if kind == "seq2seq":
-            completion = start + completion
-        room = max_length - len(start) - len(end) - (len(completion) if kind == "causal" else 0)
+        made = causal_rows(rows, tokenizer, lines, mask_history)
+        return [
+            _causal(row, one, lengths, tokenizer, line)
+            for row, one, line in zip(rows, made, lines, strict=True)
+        ]
+    for row, line in zip(rows, lines, strict=True):
         if "text" in row:
-            _check_text(kind, room, max_length, line)
-        else:
-            _check_completion(len(completion), max_completion_length, room, max_length, line)
-        cut = max(0, len(prompt) - room)
-        if cut:
-            at = cut_middle(token_lines(texts[i][0], tokenizer, len(prompt)), cut)
-            prompt = prompt[: at.start] + prompt[at.stop :]
-        encoded.append(Tokens(start + prompt + end, completion, cut))
+            raise EngramError(
+                f"{line}: a row of text has no prompt, so only decoder-only models learn from it; "
+                "give prompt and completion"
+            )
+    if kind == "encoder":
+        texts = [prompt_text(row, tokenizer, line) for row, line in zip(rows, lines, strict=True)]
+        return _prompts(rows, texts, tokenizer, lengths[0], lines)
+    both = [row_texts(row, tokenizer, line) for row, line in zip(rows, lines, strict=True)]
+    encoded = _prompts(rows, [prompt for prompt, _ in both], tokenizer, lengths[0], lines)
+    targets = _targets(rows, [completion for _, completion in both], tokenizer)
+    for tokens, target, line in zip(encoded, targets, lines, strict=True):
+        tokens.completion = target
+        _check_completion(len(target), lengths[1], line)
     return encoded
 
 
-def _check_text(kind: Kind, room: int, max_length: int, where: str) -> None:
-    if kind != "causal":
+def _lines(rows: Sequence[Row], where: str) -> list[str]:
+    return [f"{where}, row {number}" for number in range(1, len(rows) + 1)]
+
+
+def _causal(
+    row: Row,
+    made: CausalRow,
+    lengths: tuple[int, int],
+    tokenizer: PreTrainedTokenizerBase,
+    where: str,
+) -> Tokens:
+    excess = len(made.ids) - lengths[0]
+    if "text" in row and excess > 0:
         raise EngramError(
-            f"{where}: a row of text has no prompt, so only decoder-only models learn from it; "
-            "give prompt and completion"
-        )
-    if room < 0:
-        raise EngramError(
-            f"{where}: the text is {-room} tokens longer than max_length: {max_length}; "
+            f"{where}: the text is {excess} tokens longer than max_length: {lengths[0]}; "
             "split the text or raise max_length"
         )
+    if "text" not in row:
+        _check_completion(len(made.ids) - made.last, lengths[1], where)
+        _cut(made, lengths[0], lengths[0], tokenizer, where)
+    first = made.learned.index(True)
+    ignored = tuple(i for i, learned in enumerate(made.learned[first:]) if not learned)
+    return Tokens(made.ids[:first], made.ids[first:], made.cut, ignored)
 
 
-def _check_completion(
-    length: int, max_completion_length: int, room: int, max_length: int, where: str
-) -> None:
+def _cut(
+    row: CausalRow, room: int, max_length: int, tokenizer: PreTrainedTokenizerBase, where: str
+) -> CausalRow:
+    """The row, without the middle of its prompt if it is longer than `room`."""
+    excess = len(row.ids) - room
+    if excess > 0 and not shorten(row, excess, tokenizer):
+        raise _no_room(max_length, where)
+    return row
+
+
+def _check_completion(length: int, max_completion_length: int, where: str) -> None:
     if length > max_completion_length:
         raise EngramError(
             f"{where}: the completion has {length} tokens, more than max_completion_length: "
             f"{max_completion_length}; raise it or shorten the completion"
         )
-    if room < 1:
-        raise EngramError(
-            f"{where}: max_length: {max_length} leaves no room for the prompt; raise it"
-        )
 
 
-def _completions(
-    texts: Sequence[tuple[str, str]],
-    prompts: Sequence[list[int]],
+def _no_room(max_length: int, where: str) -> EngramError:
+    return EngramError(f"{where}: max_length: {max_length} leaves no room for the prompt; raise it")
+
+
+def _prompts(
+    rows: Sequence[Row],
+    texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
-    kind: Kind,
+    max_length: int,
+    lines: Sequence[str],
+) -> list[Tokens]:
+    """Prompts of an encoder or an encoder-decoder, with the special tokens around them."""
+    if not rows:
+        return []
+    around = special_tokens(tokenizer)
+    made = []
+    for i, ids in enumerate(ids_of(texts, tokenizer)):
+        # A chat template has written its special tokens already.
+        start, end = ([], []) if is_chat(rows[i]) else missing_around(ids, *around)
+        room = max_length - len(start) - len(end)
+        if room < 1:
+            raise _no_room(max_length, lines[i])
+        cut = max(0, len(ids) - room)
+        if cut:
+            at = cut_middle(token_lines(texts[i], tokenizer, len(ids)), cut)
+            ids = ids[: at.start] + ids[at.stop :]
+        made.append(Tokens(start + ids + end, [], cut))
+    return made
+
+
+def _targets(
+    rows: Sequence[Row], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> list[list[int]]:
-    """Completion ids with the end token.
-
-    A causal model continues its prompt, so its completion is read off the tokens of both together;
-    where a token spans the joint, and the prompt alone would not be found again, it is apart.
-    """
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise EngramError("the tokenizer has no end token; set tokenizer.eos_token")
-    alone = _ids([completion for _, completion in texts], tokenizer)
-    if kind == "causal":
-        joined = _ids([prompt + completion for prompt, completion in texts], tokenizer)
-        alone = [
-            both[len(prompt) :] if both[: len(prompt)] == prompt else apart
-            for both, prompt, apart in zip(joined, prompts, alone, strict=True)
-        ]
-    # A chat template writes the end token itself, with a line break after it in some.
-    return [ids if end in ids[-2:] else [*ids, end] for ids in alone]  # pyright: ignore
-
-
-def _spaced(row: Row, prompt: str, completion: str) -> tuple[str, str]:
-    if is_chat(row) or not prompt or prompt[-1].isspace() or completion[0].isspace():
-        return prompt, completion
-    return prompt, f" {completion}"
-
-
-def _ids(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]  # pyright: ignore
-
-
-def _special(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after every text."""
-    bare = _ids(["a"], tokenizer)[0]
-    whole = tokenizer(["a"], verbose=False)["input_ids"][0]  # pyright: ignore
-    at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    return whole[:at], whole[at + len(bare) :]
+    """Targets of an encoder-decoder, with the special tokens before and the end token behind."""
+    if not rows:
+        return []
+    before, (_, end) = special_tokens(tokenizer)[0], end_token(tokenizer)
+    made = []
+    for row, ids in zip(rows, ids_of(texts, tokenizer), strict=True):
+        start = [] if is_chat(row) else missing_around(ids, before, [])[0]
+        # A chat template may have written the end token, with a line break after it in some.
+        made.append([*start, *ids] if end in ids[-2:] else [*start, *ids, end])
+    return made

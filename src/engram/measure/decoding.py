@@ -6,7 +6,7 @@ forced tokens, beams, penalties, stop strings, a kind of cache. Under these a ri
 four ids are the base's own: bos, eos, pad and decoder_start.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,11 @@ from engram.models.base import Base
 
 @contextmanager
 def greedy(
-    base: Base, max_new_tokens: int, pad_id: int, forced_first: int | None = None
+    base: Base,
+    max_new_tokens: int,
+    pad_id: int,
+    forced_first: int | None = None,
+    stops: Collection[int] = (),
 ) -> Iterator[GenerationConfig]:
     """The settings to pass to `generate`, which are meanwhile the model's own as well.
 
@@ -29,13 +33,14 @@ def greedy(
         max_new_tokens: when writing ends without an end token.
         pad_id: what stands behind the end of an answer that is shorter than its batch.
         forced_first: the token that every answer begins with.
+        stops: tokens that end an answer beside `end_ids`.
     """
     network: Any = base.network if base.whole else base.peft.get_base_model()
     own: GenerationConfig = network.generation_config
     fresh = GenerationConfig(
         max_new_tokens=max_new_tokens,
         bos_token_id=own.bos_token_id,
-        eos_token_id=end_ids(base) or None,
+        eos_token_id=sorted({*end_ids(base), *stops}) or None,
         pad_token_id=pad_id,
         decoder_start_token_id=own.decoder_start_token_id,
         forced_bos_token_id=forced_first,

@@ -3,7 +3,7 @@
 Rows go in batches of similar length, and the predictions are those of the rows one by one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from engram.data.chat import Frame, frame, is_chat
 from engram.data.rows import Row, answer, answered, in_place_of
-from engram.data.tokens import IGNORED, Collator, check_known, features
+from engram.data.tokens import IGNORED, Collator, check_known, features, prompts
 from engram.errors import EngramError, nearest
+from engram.measure.answers import spoken, stop_tokens
 from engram.measure.decoding import forced_first, greedy
 from engram.models.base import Base, Kind
 from engram.models.padding import Batches
@@ -22,6 +24,7 @@ from engram.models.padding import Batches
 Mode = Literal["generate", "options"]
 MAX_LENGTH = 512
 MAX_COMPLETION_LENGTH = 64
+LONG = 2**31  # tokens: nothing is cut
 
 
 def predict(
@@ -51,11 +54,19 @@ def predict(
             return _choose(base, pairs, choices, batch_size), truncated
         if mode == "generate" and base.kind == "causal":
             max_length = room_for_prompt(base, max_length, max_completion_length)
-        prompts, first_tokens, truncated = _prompts(base, rows, max_length, where)
+        asked, truncated = prompts(rows, base.tokenizer, base.kind, max_length, where)
+        for number, ids in enumerate(asked, 1):
+            check_known(ids, base.limits.tokens, base.tokenizer, f"{where}, row {number}")
         if mode == "options":
-            return _classify(base, prompts, choices, batch_size), truncated
-        first = forced_first(base, first_tokens)
-        return _generate(base, prompts, max_completion_length, batch_size, first), truncated
+            return _classify(base, asked, choices, batch_size), truncated
+        first = forced_first(base, _first_tokens(base, rows, where))
+        frames = _frames(base, rows, where)
+        stops = stop_tokens([one for one in frames if one], base.tokenizer)
+        written = _generate(base, asked, max_completion_length, batch_size, first, stops)
+        return [
+            spoken(ids, frame, base.tokenizer, stops)
+            for ids, frame in zip(written, frames, strict=True)
+        ], truncated
 
 
 def check_mode(
@@ -83,14 +94,17 @@ def _generate(
     max_completion_length: int,
     batch_size: int,
     first_token: int | None = None,
-) -> list[str]:
-    """Greedy decoding, until an end token, `max_completion_length` tokens, or the last position."""
+    stops: Collection[int] = (),
+) -> list[list[int]]:
+    """Greedy decoding, until an end token, one of `stops`, `max_completion_length` tokens, or the
+    last position.
+    """
     # A causal model writes on from the last position, so its prompts must end there.
     side = "left" if base.kind == "causal" else "right"
-    predictions = [""] * len(prompts)
+    answers: list[list[int]] = [[]] * len(prompts)
     rooms = [_room_for_answer(base, len(prompt), max_completion_length) for prompt in prompts]
     together = base.padding.left if base.kind == "causal" else base.padding.right
-    with greedy(base, max_completion_length, _pad_id(base), first_token) as settings:
+    with greedy(base, max_completion_length, _pad_id(base), first_token, stops) as settings:
         for batch in batches(prompts, batch_size, together, rooms):
             ids, mask = _pad(base, [prompts[i] for i in batch], side)
             settings.max_new_tokens = rooms[batch[0]]
@@ -99,10 +113,9 @@ def _generate(
             )
             if base.kind == "causal":
                 written = written[:, ids.shape[1] :]
-            texts = base.tokenizer.batch_decode(written, skip_special_tokens=True)
-            for i, text in zip(batch, texts, strict=True):
-                predictions[i] = text.strip()
-    return predictions
+            for i, ids in zip(batch, written.tolist(), strict=True):
+                answers[i] = ids
+    return answers
 
 
 def _choose(
@@ -131,7 +144,8 @@ def _log_likelihoods(base: Base, made: list[dict[str, Any]]) -> list[float]:
     if base.kind == "causal":
         # Position t predicts token t + 1, and nothing the first. Logits are made only where some
         # completion is predicted: with a large vocabulary they would take most of the memory.
-        labels = labels[:, max(1, min(row["labels"].count(IGNORED) for row in made)) :]
+        first = min(_first_learned(row["labels"]) for row in made)
+        labels = labels[:, max(1, first) :]
         del inputs["labels"]
         logits = base.model(**inputs, logits_to_keep=labels.shape[1] + 1).logits[:, :-1]
     else:
@@ -158,23 +172,22 @@ def _classify(
     return predictions
 
 
-def _prompts(
-    base: Base, rows: Sequence[Row], max_length: int, where: str
-) -> tuple[list[list[int]], set[int], int]:
-    """The prompts' token ids, the tokens that targets begin with, how many prompts were cut.
+def _frames(base: Base, rows: Sequence[Row], where: str) -> list[Frame | None]:
+    """What the chat template writes around each answer; None for prompts of text."""
+    lines = [f"{where}, row {number}" for number in range(1, len(rows) + 1)]
+    return [
+        frame(row, base.tokenizer, line) if is_chat(row) else None
+        for row, line in zip(rows, lines, strict=True)
+    ]
 
-    A stand-in replaces each answer: nothing may depend on it.
-    """
+
+def _first_tokens(base: Base, rows: Sequence[Row], where: str) -> set[int]:
+    """The tokens that targets begin with; a stand-in replaces each answer, which plays no part."""
+    if base.kind != "seq2seq":
+        return set()
     asked = [answered(row, ".") for row in rows]
-    made, truncated = features(
-        asked, base.tokenizer, base.kind, max_length, max_length, ["."], where
-    )
-    for number, row in enumerate(made, 1):
-        check_known(row["input_ids"], base.limits.tokens, base.tokenizer, f"{where}, row {number}")
-    if base.kind == "causal":
-        return [row["input_ids"][: row["labels"].count(IGNORED)] for row in made], set(), truncated
-    targets = [row["labels"] for row in made] if base.kind == "seq2seq" else []
-    return [row["input_ids"] for row in made], {target[0] for target in targets}, truncated
+    made, _ = features(asked, base.tokenizer, base.kind, LONG, LONG, None, where)
+    return {row["labels"][0] for row in made}
 
 
 def _pairs(
@@ -185,7 +198,7 @@ def _pairs(
     for option in options:
         asked = [answered(row, in_place_of(answer(row), option)) for row in rows]
         place = f"{where} with option {option!r}"
-        made, truncated = features(asked, base.tokenizer, base.kind, *lengths, None, place)
+        made, truncated = features(asked, base.tokenizer, base.kind, *lengths, None, place, True)
         by_option.append(made)
         num_truncated.append(truncated)
     return [pair for row in zip(*by_option, strict=True) for pair in row], max(num_truncated)
@@ -272,6 +285,10 @@ def _pad(
 
 def _device(base: Base) -> torch.device:
     return next(base.model.parameters()).device
+
+
+def _first_learned(labels: Sequence[int]) -> int:
+    return next(i for i, label in enumerate(labels) if label != IGNORED)
 
 
 def _first_best(scores: list[float]) -> int:

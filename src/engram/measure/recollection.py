@@ -8,11 +8,17 @@ from typing import Any, NamedTuple
 import torch
 
 from engram.data.probes import Probe
-from engram.data.rows import Row, answer, references
+from engram.data.rows import Row, answer, answered, references
 from engram.data.tokens import IGNORED, Collator, features
 from engram.errors import EngramError
 from engram.measure.metrics import best, exact_match
-from engram.measure.predict import evaluating, feature_batches, log_likelihoods, predict
+from engram.measure.predict import (
+    LONG,
+    evaluating,
+    feature_batches,
+    log_likelihoods,
+    predict,
+)
 from engram.models.base import Base
 
 
@@ -73,9 +79,9 @@ def recollect(
         truncated, batch_size = sum(long), 1
     else:
         made, truncated = features(
-            rows, base.tokenizer, base.kind, *lengths, base.labels, where=where
+            rows, base.tokenizer, base.kind, *lengths, base.labels, where, True
         )
-        others, _ = features(foils, base.tokenizer, base.kind, *lengths, base.labels, where=named)
+        others, _ = features(foils, base.tokenizer, base.kind, *lengths, base.labels, named, True)
         asked = rows
     with evaluating(base.model):
         if base.kind == "encoder":
@@ -144,12 +150,13 @@ def _recalled(
     if not rows:
         return [None] * len(asked)
     answers = [references(row) for row in rows]
-    flat = [text for texts in answers for text in texts]
-    ids: Any = base.tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"]
-    room = max(map(len, ids)) + 2  # the end token, and one more where the joint is cut otherwise
+    right = rows + [answered(row, text) for row in rows for text in row.get("references", ())]
+    made, _ = features(right, base.tokenizer, base.kind, LONG, LONG, None, where, True)
+    # All that the template writes of an answer, and one token more.
+    room = max(sum(label != IGNORED for label in row["labels"]) for row in made) + 1
     said, _ = predict(base, rows, "generate", None, max_length, room, batch_size, where)
-    right = iter([best(exact_match, *pair) for pair in _paired(said, answers)])
-    return [next(right) if row else None for row in asked]
+    scores = iter([best(exact_match, *pair) for pair in _paired(said, answers)])
+    return [next(scores) if row else None for row in asked]
 
 
 def _classified(

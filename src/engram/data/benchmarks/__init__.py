@@ -141,7 +141,7 @@ def _open(
         settings |= {"from": "hub", "revision": revision}
     if not rows:
         return None, options
-    rows = limit_rows(rows, limit, seed)
+    rows = [_spaced(row) for row in limit_rows(rows, limit, seed)]
     if not instruction:
         rows = [row | {"prompt": _bare(row["prompt"])} for row in rows]
     return Split(tuple(rows), {"benchmark": task, "split": split} | settings), options
@@ -156,6 +156,14 @@ def _check(name: str, valid: Sequence[str] | frozenset[str]) -> None:
         raise EngramError(f"{name} is an order of benchmark tasks; write tasks: {name}")
     if name not in valid:
         raise EngramError(f"no benchmark has {name!r}; {nearest(name, valid)}")
+
+
+def _spaced(row: Row) -> Row:
+    """The row with the space between prompt and answer in the answer, where tokens have it."""
+    if row["prompt"].endswith("\n"):
+        return row
+    completion = f" {row['completion'].lstrip(' ')}"
+    return {**row, "prompt": row["prompt"].rstrip(" "), "completion": completion}
 
 
 def _bare(prompt: str) -> str:
