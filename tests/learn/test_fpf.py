@@ -85,10 +85,13 @@ def test_it_draws_rows_for_each_step_and_the_trainer_keeps_its_moments(tmp_path)
     assert torch.equal(draws, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize(("rows", "count"), [(None, 8), (5, 5)])
-def test_a_step_takes_the_trainings_batch_if_it_is_not_told_otherwise(rows, count, tmp_path):
+@pytest.mark.parametrize(("rows", "memory", "count"), [(None, 9, 8), (5, 9, 5), (None, 6, 6)])
+def test_a_step_takes_the_trainings_batch_if_it_is_not_told_otherwise(
+    rows, memory, count, tmp_path
+):
     base = tiny_base("encoder")
-    made = engine(base, {"fpf": {"rows": rows}}, tmp_path, gradient_accumulation_steps=2)
+    settings = {"memory": memory, "gradient_accumulation_steps": 2}
+    made = engine(base, {"fpf": {"rows": rows}}, tmp_path, **settings)
     made.learn()
     seen = []
     made.fit_step = lambda rows, *rest: seen.append(len(rows))

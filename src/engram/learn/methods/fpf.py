@@ -6,7 +6,7 @@ from torch import nn
 
 from engram.learn.burst import Burst
 from engram.learn.methods.base import Family, Method, TaskContext
-from engram.learn.pull import Named, snapshot
+from engram.learn.pull import Named, snapshot, trained
 
 
 class FPF(Method):
@@ -51,6 +51,10 @@ class FPF(Method):
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.start: Named = snapshot(model) if context.memory else {}
         return super().begin_task(model, context)
+
+    def on_train_begin(self, args, state, control, model: Any = None, **kwargs):
+        moving = trained(model)  # what another method has frozen for the task is left alone
+        self.start = {name: tensor for name, tensor in self.start.items() if name in moving}
 
     def end_task(self, model: nn.Module) -> None:
         if self.context.memory:
