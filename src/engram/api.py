@@ -125,6 +125,7 @@ def run_config(path: str | Path, settings: list[str] | dict[str, Any] | None = N
 
 def compare(
     grid: str | Path | dict[str, Any],
+    /,
     jobs: int = 1,
     say: Say = silent,
     ray: str | None = None,
@@ -148,7 +149,7 @@ def compare(
 
 
 def dry_run_of_compare(
-    grid: str | Path | dict[str, Any], jobs: int = 1, **settings: Any
+    grid: str | Path | dict[str, Any], /, jobs: int = 1, **settings: Any
 ) -> dict[str, Any]:
     """What `compare` would run and cost, from one cell a line. Writes nothing."""
     from engram.comparison.grid import read_grid

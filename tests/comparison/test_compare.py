@@ -237,8 +237,8 @@ def test_trials_open_no_test_rows_and_the_best_is_taken(here, tmp_path, monkeypa
     assert {cell.seed for cell in here[:4]} == {7}
     for task in ("colour", "animal"):
         rows = (tmp_path / f"{task}-train.jsonl").read_text().splitlines()
-        (train,) = tmp_path.glob(f"out/trials/rows-*/{task}-train.jsonl")
-        (out,) = tmp_path.glob(f"out/trials/rows-*/{task}-test.jsonl")
+        (train,) = tmp_path.glob(f"out/trials/rows-*/*-{task}-train.jsonl")
+        (out,) = tmp_path.glob(f"out/trials/rows-*/*-{task}-test.jsonl")
         split = [file.read_text().splitlines() for file in (train, out)]
         assert [len(part) for part in split] == [12, 4]
         assert sorted(map(json.loads, [*split[0], *split[1]]), key=str) == sorted(

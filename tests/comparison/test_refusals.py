@@ -4,6 +4,8 @@ import pytest
 
 from command import refused
 from comparison.grids import grid_yaml
+from engram.comparison.grid import read_grid
+from engram.comparison.trials import Trials
 from engram.lineage.files import locked
 
 
@@ -27,8 +29,32 @@ def test_mistakes_get_one_line_and_leave_nothing(place):
     trials = "choose={key: seq, values: [1]}"
     refused(place, *yaml, trials, names=("'seq' is not a key to choose",))
     refused(place, "compare", place / "gird.yaml", names=("gird.yaml: no such file",))
+    refused(place, *yaml, "grid.adapter=[{target_modules: [nowhere]}]", names=("adapter: PEFT",))
+    refused(place, *yaml, "grid.seed=[0, -1]", names=("seed: must be from 0",))
+    refused(place, *yaml, "jobs=2", names=("jobs: unknown key; write --jobs",))
+    ratio = "grid={memory.ratio: [0.1, 5]}"
+    refused(place, *yaml, ratio, names=("memory.ratio: must be from 0 to 1",))
+    refused(place, *yaml, "general.file=nowhere.jsonl", "grid.method=[replay]", names=("no file",))
     few = "choose={key: training.learning_rate, values: [1e-3], held_out: 0.99}"
     refused(place, *yaml, few, names=("of which 16 are to be held out",))
+
+
+def test_tasks_of_one_name_or_of_a_name_that_leaves_the_folder_have_trial_rows_of_their_own(place):
+    task = {"train": str(place / "animal-train.jsonl"), "test": str(place / "animal-test.jsonl")}
+    tasks = [{"name": name, **task} for name in ("a", "a", "../../b")]
+    choose = {"key": "training.learning_rate", "values": [1e-3]}
+    path = grid_yaml(place, grid={"method": ["sequential"], "tasks": [tasks]}, choose=choose)
+    grid = read_grid(path)
+    trials = Trials(grid, grid.choose)
+    before = set(place.rglob("*"))
+    trials.write()
+    written = sorted(p.name for p in set(place.rglob("*")) - before if p.suffix == ".jsonl")
+    assert [name for name in written if "train" in name] == [
+        "01-a-train.jsonl",
+        "02-a-train.jsonl",
+        "03-..-..-b-train.jsonl",
+    ]
+    assert all(p.is_relative_to(grid.folder) for p in set(place.rglob("*")) - before)
 
 
 def test_a_folder_of_something_else_and_a_second_comparison_are_refused(place):

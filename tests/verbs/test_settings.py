@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from command import refused
+from command import engram, refused
 from engram.config import load_config
 from engram.errors import EngramError
 from engram.verbs.checks import check_settings
@@ -73,6 +73,8 @@ def test_a_value_of_no_use_is_refused_by_its_key(key, value):
         ("training.report_to=wandbb", "unknown tracker 'wandbb'"),
         ("training.use_liger_kernel=true", "not installed"),
         ("training.log_level=abc", "abc"),
+        ("training={torch_compile: true, torch_compile_backend: abc}", "ABC"),
+        ("training={torch_compile: true, torch_compile_mode: abc}", "torch_compile_mode"),
         ("training={1: 2}", "unknown key 1"),
         ("training.fp16=true", "use bf16"),
         ("adapter.inference_mode=true", "the engine's own"),
@@ -212,6 +214,14 @@ def test_a_file_an_option_and_a_tasks_own_training_say_it_too(base, tmp_path):
     refused(tmp_path, "compare", "grid.yaml", names=("grid: 'learning_rate'", place[0][-28:]))
     refused(tmp_path, "init", "new", "--bse", "base", names=("did you mean --base?",))
     refused(tmp_path, "log", "new", "--lr", "1", names=("log: no option --lr; valid: --json",))
+
+
+def test_a_task_that_no_batch_would_be_made_of(base, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "red", "completion": "blue"}\n')
+    drop = ("learn", "new", "a", "a.jsonl", "training.dataloader_drop_last=true")
+    assert engram("init", "new", "--base", "base").status == 0
+    refused(tmp_path, *drop, names=("drops all of its 1 rows",))
+    refused(tmp_path, "learn", "new", "(general)", "a.jsonl", names=("task '(general)'", "rename"))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from engram.cli.output import (
     stdout,
 )
 from engram.config import overrides
+from engram.errors import EngramError
 
 
 def compare(
@@ -48,6 +49,9 @@ def compare(
     """
     quiet()
     given = overrides(settings) | ({"data": str(data)} if data else {})
+    for key in given:
+        if key in ("jobs", "ray", "say"):  # arguments of the call, not settings
+            raise EngramError(f"{key}: unknown key; write --{key} if that is meant")
     if dry_run:
         found = api.dry_run_of_compare(file, jobs, **given)
         print_json(found) if as_json else [stdout().print(part) for part in planned_cells(found)]

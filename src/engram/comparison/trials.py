@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,11 @@ class Trials:
         return {"name": task.name, **files, "metric": task.metric, **options, **training}
 
     def _file(self, task: Task, rows: str, split: str) -> Path:
-        return self.grid.folder / "trials" / f"rows-{rows[:8]}" / f"{task.name}-{split}.jsonl"
+        """Numbered, since two tasks may have one name, and a name may hold what no file's may."""
+        number = next(n for n, own in enumerate(self.tasks[rows], 1) if own is task)
+        name = re.sub(r"[^\w.+=-]+", "-", task.name)[:80]
+        place = self.grid.folder / "trials" / f"rows-{rows[:8]}"
+        return place / f"{number:02d}-{name}-{split}.jsonl"
 
 
 def held_out(settings: dict[str, Any], share: float) -> list[Task]:

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import DynamoBackend
 from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer, TrainingArguments, get_scheduler
@@ -169,6 +170,11 @@ def _try_optimizer(args: TrainingArguments) -> None:
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise EngramError("use_liger_kernel: liger-kernel is not installed; leave it out")
     args.get_process_log_level()
+    if args.torch_compile:
+        DynamoBackend((args.torch_compile_backend or "inductor").upper())
+        modes = torch._inductor.list_mode_options() if args.torch_compile_mode else ()
+        if args.torch_compile_mode and args.torch_compile_mode not in (*modes, "default"):
+            raise EngramError(f"torch_compile_mode: {nearest(args.torch_compile_mode, modes)}")
     weights = [nn.Parameter(torch.zeros(2, 2, device=args.device)) for _ in range(2)]
     kind, keywords = Trainer.get_optimizer_cls_and_kwargs(args)
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):

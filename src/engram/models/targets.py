@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from engram.errors import EngramError
 from engram.models.base import with_adapter
 from engram.models.kinds import Kind
 from engram.models.limits import skeleton
@@ -60,17 +61,28 @@ def _linear_names(config: Any, kind: Kind) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in linear})
 
 
-def _carries(config: Any, kind: Kind, adapter: dict[str, Any]) -> bool:
+def check_carries(config: Any, kind: Kind, adapter: dict[str, Any]) -> None:
+    """Put the adapter on the base without its weights; what needs these is tried with them later.
+
+    Raises:
+        EngramError: settings that PEFT does not take on this base.
+    """
     model = skeleton(config, kind)
     if model is None:
-        return True
+        return
     try:  # how it would begin needs weights
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # loading says them
             tried = {k: v for k, v in adapter.items() if k != "init_lora_weights"}
             with_adapter(model, kind, tried, 0)
-    except ValueError:
+    except EngramError as error:
+        if isinstance(error.__cause__, TypeError | ValueError | None):
+            raise
+
+
+def _carries(config: Any, kind: Kind, adapter: dict[str, Any]) -> bool:
+    try:
+        check_carries(config, kind, adapter)
+    except EngramError:
         return False
-    except Exception:  # what cannot be done without weights is tried with them
-        return True
     return True

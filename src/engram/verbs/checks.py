@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engram.config import Config
+from engram.config import TRAINING, Config
 from engram.data.hub import SPLITS
 from engram.data.stream import check_stream, file_split
 from engram.data.task import Task
@@ -43,7 +43,7 @@ LIMITS: dict[str, tuple[float, float, str]] = {
 def check_settings(config: Config) -> None:
     """Everything about the settings that can be known without a base and without rows."""
     _check_processes()
-    _check_values(config)
+    check_values(config)
     make(config.method)
     training_arguments(config.training, Path("unused"), 0, config.checkpoint_every)
     if config.adapter is not None:
@@ -59,7 +59,7 @@ def check_settings(config: Config) -> None:
         raise EngramError(f"mode {config.mode} takes no method; set method=sequential")
 
 
-def _check_values(config: Config) -> None:
+def check_values(config: Config) -> None:
     """Refuse numbers out of their limits and texts that are empty."""
     for key, (low, high, instead) in LIMITS.items():
         value = config
@@ -117,6 +117,10 @@ def check_tasks(config: Config, tasks: Sequence[Task]) -> None:
     _check_general(config, kind, encode)
     for task in tasks:
         _check_training(config, task)
+        if task.name == "(general)":
+            raise EngramError(
+                "task '(general)': that is what the general rows are called; rename it"
+            )
         if not task.train.rows:
             raise EngramError(f"task {task.name!r} has no training rows; give at least one")
         answers, labels = task.answers(), None
@@ -166,6 +170,13 @@ def _check_processes() -> None:
 
 
 def _check_training(config: Config, task: Task) -> None:
+    training = {**TRAINING, **config.training, **task.training}
+    batch, count = training["per_device_train_batch_size"], len(task.train.rows)
+    if training.get("dataloader_drop_last") and count < batch:
+        raise EngramError(
+            f"task {task.name!r}: training.dataloader_drop_last drops all of its {count} rows, "
+            f"fewer than a batch of {batch}; leave it out"
+        )
     if not task.training:
         return
     if config.mode == "joint":

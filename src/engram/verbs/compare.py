@@ -14,7 +14,11 @@ from engram.comparison.trials import Trials
 from engram.data.stream import load_stream
 from engram.errors import EngramError
 from engram.lineage.files import dump, locked, write_text
-from engram.verbs.checks import check_settings, check_tasks, settle
+from engram.models.base import load_config_and_tokenizer
+from engram.models.kinds import kind_of
+from engram.models.targets import check_carries
+from engram.seeds import digest
+from engram.verbs.checks import check_general, check_settings, check_tasks, check_values, settle
 
 
 OURS = {"cells", "trials", "lock", *(n for f in (RESULTS, COSTS) for n in (f, f".{f}.new"))}
@@ -102,10 +106,19 @@ def check_place(folder: Path, jobs: int) -> None:
 def check(grid: Grid, trials: Trials | None) -> None:
     """What can be known to be wrong with any cell, before the first one runs."""
     cells = [grid.cells(line, {})[0] for line in grid.lines]
+    shapes: set[str] = set()
     for cell in [*cells, *(_all(trials.cells) if trials else ())]:
         config = cell.config
         check_settings(config)
         settle(config)
+        check_general(config)
+        base, _ = load_config_and_tokenizer(config.base, config.revision)
+        shape = digest(config.base, config.revision, config.adapter)
+        if config.adapter is not None and shape not in shapes:
+            check_carries(base, kind_of(base, config.base), config.adapter)
+        shapes.add(shape)
+    for cell in (cell for line in grid.lines for cell in grid.cells(line, {})):
+        check_values(cell.config)
     if trials is None:
         return _check_rows(grid)
     config = cells[0].config
