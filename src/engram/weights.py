@@ -33,12 +33,22 @@ def save_weights(base: Base, folder: Path) -> None:
 def _save_adapter(base: Base, folder: Path) -> None:
     # The vocabulary is the base's, so its embeddings are; PEFT would ask the hub to be sure.
     state = get_peft_model_state_dict(base.peft, save_embedding_layers=False)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    tensors = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
     save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
     config = base.peft.peft_config["default"].to_dict()
     config |= {"base_model_name_or_path": base.name, "inference_mode": True}
     text = json.dumps(plain(config), sort_keys=True, indent=2)
     (folder / ADAPTER_SETTINGS).write_text(text + "\n")
+
+
+def _apart(tensors: dict[str, Any]) -> dict[str, Any]:
+    """A copy of each tensor that shares its memory with an earlier one: safetensors takes none."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return tensors
 
 
 def save_head(model: Classifier, folder: Path) -> None:

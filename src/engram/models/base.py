@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,12 +86,14 @@ def load_base(
     quantization: dict[str, Any] | None = None,
     revision: str | None = None,
     weights: Path | None = None,
+    see: Callable[[PreTrainedModel, PreTrainedTokenizerBase], None] | None = None,
 ) -> Base:
     """The base with a fresh adapter on it (an encoder also gets an empty head).
 
     Without an adapter all weights are trained, and are loaded in fp32: small updates of a bf16
     weight round to nothing. `quantization` goes to `BitsAndBytesConfig`; `revision` is a commit of
-    the hub; `weights` is a folder to take a whole model's weights from in place of the base's.
+    the hub; `weights` is a folder to take a whole model's weights from in place of the base's;
+    `see` is called with the model before the adapter is put on.
 
     Raises:
         EngramError: no such base, or settings that PEFT or bitsandbytes do not take.
@@ -119,6 +122,8 @@ def load_base(
             # not training, for a kernel without a gradient: learning after scoring would be none.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    if see is not None and adapter is not None:
+        see(model, tokenizer)
     network: Any = model if adapter is None else with_adapter(model, kind, adapter, seed)
     if kind == "encoder":
         network = Classifier(network, config.hidden_size)
@@ -141,7 +146,10 @@ def with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], se
     if settings["peft_type"] == "LORA":  # GPT-2's Conv1D holds its weights transposed
         transposed = any(isinstance(module, Conv1D) for module in model.modules())
         settings = {**ADAPTER, "fan_in_fan_out": transposed, **settings}
-    with forked(derive(seed, "adapter")):
+    with forked(derive(seed, "adapter")), warnings.catch_warnings():
+        # `export` separates tied weights before it merges, and `init` tries whether it can merge.
+        for told in (".*tie_word_embeddings", ".*lora_bias=True"):
+            warnings.filterwarnings("ignore", message=told, category=UserWarning)
         try:
             carried = get_peft_model(model, get_peft_config(check_adapter(settings)))
         except EngramError:

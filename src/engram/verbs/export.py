@@ -6,13 +6,16 @@ from typing import Any, Literal, get_args
 
 import torch
 from peft import PeftModel, PeftType
+from torch import Tensor
 
 from engram.classifier import Classifier
 from engram.errors import EngramError, nearest
 from engram.layout import CARD
 from engram.lineage.lineage import Lineage
-from engram.models.base import Base, one_line
+from engram.models.base import AUTO, Base, one_line
+from engram.models.merging import merge
 from engram.models.pins import check_pin
+from engram.models.sample import alike, sample_output
 from engram.verbs.card import model_card
 from engram.verbs.loading import base_at, stage_entry
 from engram.weights import save_head
@@ -31,7 +34,8 @@ def export(
     rows do not. A base that was quantised for learning is taken unquantised.
 
     Raises:
-        EngramError: no such stage, `out` is not empty, or an adapter that cannot be merged.
+        EngramError: no such stage, `out` is not empty, an adapter that cannot be merged, or a model
+            that does not come back from its files as it was.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -49,11 +53,15 @@ def export(
     lineage.config.quantization = None
     base = base_at(lineage, entry)
     own = (base.network if base.whole else base.peft.get_base_model()).dtype
+    if not base.whole:
+        base.network.float()
+    expected = sample_output(base.network, base.tokenizer)
     merged = _merged(base, str(path)).to(getattr(torch, dtype) if dtype else own)
     beside = out.parent / f".{out.name}.new"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     merged.save_pretrained(beside)
+    _check_written(beside, base, expected)
     base.tokenizer.save_pretrained(beside)
     if isinstance(base.model, Classifier) and base.model.labels:
         save_head(base.model, beside)
@@ -70,16 +78,28 @@ def _merged(base: Base, where: str) -> Any:
     network = base.network
     if not isinstance(network, PeftModel):
         return network
-    network.float()
     try:
-        merged: Any = network.merge_and_unload(safe_merge=True)
-    except (AttributeError, NotImplementedError, ValueError) as error:
+        return merge(network)
+    except (AttributeError, NotImplementedError, ValueError, RuntimeError) as error:
         kind = PeftType(network.peft_config["default"].peft_type).value
         raise EngramError(
             f"{where}: a {kind} adapter does not merge into weights ({one_line(error)}); serve the "
             "stage's folder with PEFT"
         ) from error
-    # PEFT's mark that an adapter is on it would make transformers save or load one
-    for mark in ("_hf_peft_config_loaded", "peft_config"):
-        vars(merged).pop(mark, None)
-    return merged
+
+
+def _check_written(folder: Path, base: Base, expected: Tensor) -> None:
+    """That the model comes back from its files as it was, whatever its family makes of them.
+
+    Raises:
+        EngramError: it does not; the files are gone then.
+    """
+    written = AUTO[base.kind].from_pretrained(folder, dtype="auto")
+    found = sample_output(written, base.tokenizer)
+    tolerance = 1e-3 if written.dtype == torch.float32 else 0.1
+    if expected.isfinite().all() and not alike(found, expected, tolerance):
+        shutil.rmtree(folder)
+        raise EngramError(
+            f"export: read back in {str(written.dtype).removeprefix('torch.')}, the model is not "
+            "the stage's any more; try another --dtype, or serve the stage's folder with PEFT"
+        )

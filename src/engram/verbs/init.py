@@ -17,6 +17,7 @@ from engram.lineage.lineage import Lineage
 from engram.models.base import load_base
 from engram.models.pins import pin
 from engram.verbs.checks import check_general, check_settings, settle
+from engram.verbs.trial import Trial, check_start
 from engram.weights import load_weights
 
 
@@ -32,7 +33,7 @@ def init(path: str | Path, config: Config, adapter: str | Path | None = None) ->
 
     Raises:
         EngramError: the folder is not empty, the base or the adapter is not there or not of that
-            base, or a setting is wrong.
+            base, a setting is wrong, or the adapter would fail later (`Trial`).
     """
     if adapter:
         config.adapter = adapter_settings(Path(adapter), config)
@@ -44,14 +45,23 @@ def init(path: str | Path, config: Config, adapter: str | Path | None = None) ->
     Lineage.check_vacant(path)
     settle(config)
     check_general(config)
+    check_start(config.adapter or {})
+    trial = Trial(config.adapter or {})
     base = load_base(  # weights or an adapter that do not fit
-        config.base, config.adapter, config.seed, config.quantization, config.revision
+        config.base,
+        config.adapter,
+        config.seed,
+        config.quantization,
+        config.revision,
+        see=trial.see,
     )
     base.padding  # noqa: B018  # runs a short text: what the base cannot do is said here
     files = None
     if adapter:
         load_weights(base, Path(adapter), head=False)
         files = {name: (Path(adapter) / name).read_bytes() for name in (WEIGHTS, SETTINGS)}
+    if config.adapter is not None:
+        trial.check(base)
     config.threads = config.threads or torch.get_num_threads()
     pinned = pin(config.base, config.revision)
     config.revision = pinned.get("revision")
@@ -80,6 +90,8 @@ def adapter_settings(folder: Path, config: Config) -> dict[str, Any]:
         f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         for f in dataclasses.fields(kind)
     }
+    if written.get("init_lora_weights") == "eva":  # where its factors began, which are read now
+        written = {k: v for k, v in written.items() if k not in ("init_lora_weights", "eva_config")}
     return {
         key: value
         for key, value in written.items()
