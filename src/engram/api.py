@@ -149,29 +149,29 @@ def compare(
 
 
 def dry_run_of_compare(
-    grid: str | Path | dict[str, Any], /, jobs: int = 1, **settings: Any
+    grid: str | Path | dict[str, Any], /, jobs: int = 1, say: Say = silent, **settings: Any
 ) -> dict[str, Any]:
     """What `compare` would run and cost, from one cell a line. Writes nothing."""
     from engram.comparison.grid import read_grid
     from engram.verbs import compare_dry_run as verb
 
-    return verb.dry_run(read_grid(grid, settings), jobs)
+    return verb.dry_run(read_grid(grid, settings), jobs, say)
 
 
-def dry_run(config: Config | str | Path, **settings: Any) -> dict[str, Any]:
+def dry_run(config: Config | str | Path, say: Say = silent, **settings: Any) -> dict[str, Any]:
     """What `run` would do and cost: rows, tokens, steps, seconds, memory, disk. Writes nothing."""
     from engram.verbs import dry_run as verb
 
     if not isinstance(config, Config):
         config = run_config(config, settings)
-    return verb.dry_run(config)
+    return verb.dry_run(config, say)
 
 
-def dry_run_of_learn(folder: str | Path, task: Task) -> dict[str, Any]:
+def dry_run_of_learn(folder: str | Path, task: Task, say: Say = silent) -> dict[str, Any]:
     """What `learn` would do and cost, for a task of `task_of`. Writes nothing."""
     from engram.verbs import dry_run as verb
 
-    return verb.dry_run_of_learn(folder, task)
+    return verb.dry_run_of_learn(folder, task, say)
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""The names of a stage's files."""
+"""The names of a stage's files, and of the one task that is none."""
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_SETTINGS = "adapter_config.json"
@@ -8,3 +8,5 @@ STATE = "method.safetensors"
 MEMORY = "memory.jsonl"
 SCORES = "scores.json"
 CARD = "README.md"
+
+GENERAL = "(general)"  # the general rows, among the old tasks

@@ -1,6 +1,5 @@
 """`engram compare`: methods on the same task orders and seeds, side by side."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +20,7 @@ from engram.cli.output import (
     print_json,
     quiet,
     score,
+    stderr_line,
     stdout,
 )
 from engram.config import overrides
@@ -53,10 +53,10 @@ def compare(
         if key in ("jobs", "ray", "say"):  # arguments of the call, not settings
             raise EngramError(f"{key}: unknown key; write --{key} if that is meant")
     if dry_run:
-        found = api.dry_run_of_compare(file, jobs, **given)
+        found = api.dry_run_of_compare(file, jobs, stderr_line, **given)
         print_json(found) if as_json else [stdout().print(part) for part in planned_cells(found)]
         return
-    found = api.compare(file, jobs, partial(typer.echo, err=True), ray, **given)
+    found = api.compare(file, jobs, stderr_line, ray, **given)
     print_json(found) if as_json else [stdout().print(part) for part in parts(found)]
     broken = [cell for cell in found["cells"] if cell["error"]]
     if broken:

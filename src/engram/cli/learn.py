@@ -6,7 +6,17 @@ import typer
 
 from engram import api
 from engram.cli.dry_run import planned
-from engram.cli.output import Data, DryRun, Folder, Json, print_json, quiet, scores_table, stdout
+from engram.cli.output import (
+    Data,
+    DryRun,
+    Folder,
+    Json,
+    print_json,
+    quiet,
+    scores_table,
+    stderr_line,
+    stdout,
+)
 from engram.config import load_config, overrides
 from engram.errors import EngramError
 from engram.places import where_it_goes
@@ -43,7 +53,7 @@ def learn(
     training = own_training(settings)
     if dry_run:
         task = api.task_of(folder, name, train, test, dev, metric, option, training)
-        found = api.dry_run_of_learn(folder, task)
+        found = api.dry_run_of_learn(folder, task, stderr_line)
         print_json(found) if as_json else [stdout().print(part) for part in planned(found)]
         return
     with Shown() as shown:

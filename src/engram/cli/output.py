@@ -46,6 +46,11 @@ def stderr() -> Console:
     return Console(stderr=True, markup=False, highlight=False)
 
 
+def stderr_line(line: str) -> None:
+    """A note or a warning, on one line."""
+    typer.echo(" ".join(line.split()), err=True)
+
+
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
 

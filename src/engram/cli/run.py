@@ -10,7 +10,18 @@ from rich.text import Text
 
 from engram import api
 from engram.cli.dry_run import planned
-from engram.cli.output import Data, DryRun, Json, Settings, grid, print_json, quiet, score, stdout
+from engram.cli.output import (
+    Data,
+    DryRun,
+    Json,
+    Settings,
+    grid,
+    print_json,
+    quiet,
+    score,
+    stderr_line,
+    stdout,
+)
 from engram.lineage.lineage import Lineage
 from engram.measure.matrix import to_dict
 from engram.measure.show import table
@@ -37,7 +48,7 @@ def run(
     records = report.load(results) if results else []
     quiet()
     if dry_run:
-        found = api.dry_run(config)
+        found = api.dry_run(config, stderr_line)
         print_json(found) if as_json else [stdout().print(part) for part in planned(found)]
         return
     from engram.cli.progress import Shown

@@ -46,6 +46,12 @@ class Split:
         """The number by which a user finds a row again: in its file, else in the split, from 1."""
         return self.numbers[index] if self.numbers else index + 1
 
+    def place(self, index: int) -> str:
+        """Where a row stands, for a line about it."""
+        source = self.source or {}
+        name = source.get("path") or source.get("hub")
+        return f"{name}, row {self.number(index)}" if name else f"row {self.number(index)}"
+
 
 @dataclass(frozen=True)
 class Task:

@@ -86,6 +86,17 @@ def check_mode(
         raise EngramError(
             f"{where}: a row of text has no prompt to answer; give prompt and completion"
         )
+    calls = next((i for i, row in enumerate(rows, 1) if _calls_a_tool(row)), None)
+    if calls:
+        raise EngramError(
+            f"{where}, row {calls}: its answer calls a tool, which can be learned but not scored; "
+            "take the row out, or let it end with the assistant's words"
+        )
+
+
+def _calls_a_tool(row: Row) -> bool:
+    said = row["messages"] if "messages" in row else row["completion"]
+    return not isinstance(said, str) and "tool_calls" in said[-1]
 
 
 def _generate(

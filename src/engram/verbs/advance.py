@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from engram.config import deciding
 from engram.data.rows import Row
 from engram.data.task import Task
-from engram.layout import CARD, SCORES
+from engram.layout import CARD, GENERAL, SCORES
 from engram.learn.stage import Plan, Say, learn_stage
 from engram.learn.tracking import StageCallback, steps_before
 from engram.lineage.lineage import Lineage
@@ -29,7 +29,6 @@ from engram.verbs.sources import describe, describe_split, general_rows, remembe
 
 
 PACKAGES = ("engram", "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers")
-GENERAL = "(general)"  # the general rows among the old tasks; no task's name, but for the brackets
 
 
 def advance(

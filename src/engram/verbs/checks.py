@@ -7,11 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from engram.config import TRAINING, Config
+from engram.data.checks import check_task, truncated, warnings
 from engram.data.hub import SPLITS
+from engram.data.rows import Row, answered
 from engram.data.stream import check_stream, file_split
 from engram.data.task import Task
+from engram.data.tokens import encode
 from engram.errors import EngramError, nearest
+from engram.layout import GENERAL
 from engram.learn.arguments import training_arguments
 from engram.learn.methods import make
 from engram.measure.evaluate import scoring_mode
@@ -102,39 +108,67 @@ def settle(config: Config) -> None:
         method.check(config, kind)
 
 
-def check_tasks(config: Config, tasks: Sequence[Task]) -> None:
+def check_tasks(config: Config, tasks: Sequence[Task]) -> list[str]:
     """That the base can learn every row and the tasks can be scored, before anything is written.
+
+    Returns what is to be said before they are learned, a line each: what was left out of the files,
+    and what is probably a mistake.
 
     Raises:
         EngramError: with the task, and the row that does not fit.
     """
     _check_processes()
+    for task in tasks:
+        check_task(task)
+        if task.name == GENERAL:
+            raise EngramError(
+                f"task {task.name!r}: that is what the general rows are called; rename it"
+            )
     settings, tokenizer = load_config_and_tokenizer(config.base, config.revision)
     kind = kind_of(settings, config.base)
     check_quantization(config.quantization, config.adapter, kind)
     tokens = limits(settings, kind).tokens
-    encode = _encoder(config, tokenizer, kind, tokens)
-    _check_general(config, kind, encode)
+    make_features = _encoder(config, tokenizer, kind, tokens)
+    notes = _check_general(config, kind, make_features)
+    lines = warnings(tasks)
     for task in tasks:
         _check_training(config, task)
-        if task.name == "(general)":
-            raise EngramError(
-                "task '(general)': that is what the general rows are called; rename it"
-            )
         if not task.train.rows:
             raise EngramError(f"task {task.name!r} has no training rows; give at least one")
         answers, labels = task.answers(), None
         if kind == "encoder":
             labels = list(answers or ())
-        encode(task.train.rows, labels=labels, where=f"{task.name} train")
+        where = f"{task.name} train"
+        _, cut = make_features(task.train.rows, labels=labels, where=where)
+        if cut:
+            long = _long(config, kind, tokenizer, task.train.rows)
+            lines += truncated(task.train, where, long, config.max_length)
         find_metric(task.metric)
+        for split in filter(None, (task.train, task.dev, task.test)):
+            notes += split.notes
         if task.test is None:
             continue
         check_prompts_known(tokens, task.test.rows, tokenizer, task.name)
         mode = scoring_mode(kind, task, config.scoring.mode)
+        where = f"{task.name} test"
+        # As `predict` asks them: with a stand-in for the answer, which the model is not shown.
+        questions = [answered(row, ".") for row in task.test.rows]
+        _, cut = make_features(questions, labels=["."], where=where)
+        if cut:
+            long = _long(config, kind, tokenizer, questions)
+            lines += truncated(task.test, where, long, config.max_length)
         if mode == "options" and kind != "encoder":
             options = [{"prompt": "?", "completion": option} for option in answers or ()]
-            encode(options, labels=None, where=f"{task.name} options")
+            make_features(options, labels=None, where=f"{task.name} options")
+    return [*dict.fromkeys(notes), *(f"warning: {line}" for line in lines)]
+
+
+def _long(
+    config: Config, kind: Kind, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]
+) -> list[int]:
+    """The rows, by index, whose prompt is cut."""
+    lengths = (config.max_length, config.max_completion_length)
+    return [i for i, row in enumerate(rows) if encode(row, tokenizer, kind, *lengths).truncated]
 
 
 def check_general(config: Config) -> None:
@@ -196,11 +230,14 @@ def _check_training(config: Config, task: Task) -> None:
         raise EngramError(f"task {task.name!r}: {error}") from error
 
 
-def _check_general(config: Config, kind: Kind, encode: Callable[..., Any]) -> None:
-    """That the rows of general use are there, fit, and have a method that looks at them."""
+def _check_general(config: Config, kind: Kind, make_features: Callable[..., Any]) -> list[str]:
+    """That the rows of general use are there, fit, and have a method that looks at them.
+
+    Returns what is to be said of how they were read.
+    """
     general = config.general
     if general.file is None:
-        return
+        return []
     if not any(method.rehearses for method in make(config.method)):
         raise EngramError(
             f"general: no method of {config.method!r} rehearses rows; take replay or recurrent_kif"
@@ -209,5 +246,6 @@ def _check_general(config: Config, kind: Kind, encode: Callable[..., Any]) -> No
         raise EngramError(
             "general: an encoder learns only the labels of its tasks; leave general out"
         )
-    rows = file_split(general.file, None, config.seed).rows
-    encode(rows, labels=None, where="general")
+    split = file_split(general.file, None, config.seed)
+    make_features(split.rows, labels=None, where="general")
+    return list(split.notes)

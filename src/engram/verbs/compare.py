@@ -42,7 +42,7 @@ def compare(
     check_place(grid.folder, jobs)
     grid = matched(grid)
     trials = Trials(grid, grid.choose) if grid.choose else None
-    check(grid, trials)
+    lines = check(grid, trials)
     begin = begin or processes.start
     run = partial(_run, folder=grid.folder, jobs=jobs, say=say, begin=begin)
     grid.folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,9 @@ def compare(
         if trials:
             trials.write()
             chosen = choices(grid, trials.cells, run(_all(trials.cells)))
-            _check_rows(grid)  # not before: trials open no test rows
+            lines += _check_rows(grid)  # not before: trials open no test rows
+        for line in dict.fromkeys(lines):
+            say(line)
         cells = {line.name: grid.cells(line, laid(chosen, line.name)) for line in grid.lines}
         broken = {n: choice["error"] for n, choice in chosen.items() if choice["error"]}
         found = run([cell for cell in _all(cells) if cell.line not in broken])
@@ -103,8 +105,11 @@ def check_place(folder: Path, jobs: int) -> None:
         )
 
 
-def check(grid: Grid, trials: Trials | None) -> None:
-    """What can be known to be wrong with any cell, before the first one runs."""
+def check(grid: Grid, trials: Trials | None) -> list[str]:
+    """What can be known to be wrong with any cell, before the first one runs.
+
+    Returns what is to be said of the rows.
+    """
     cells = [grid.cells(line, {})[0] for line in grid.lines]
     shapes: set[str] = set()
     for cell in [*cells, *(_all(trials.cells) if trials else ())]:
@@ -123,13 +128,15 @@ def check(grid: Grid, trials: Trials | None) -> None:
         return _check_rows(grid)
     config = cells[0].config
     settle(config)
-    for tasks in trials.tasks.values():
-        check_tasks(config, tasks)
+    lines = [line for tasks in trials.tasks.values() for line in check_tasks(config, tasks)]
+    return list(dict.fromkeys(lines))
 
 
-def _check_rows(grid: Grid) -> None:
-    """That the rows of every order are there and fit the base."""
+def _check_rows(grid: Grid) -> list[str]:
+    """That the rows of every order are there and fit the base; what is to be said of them."""
+    lines = []
     for cell in grid.cells(grid.lines[0], {})[:: len(grid.seeds)]:
         config = cell.config
         settle(config)
-        check_tasks(config, load_stream(config))
+        lines += check_tasks(config, load_stream(config))
+    return list(dict.fromkeys(lines))

@@ -8,7 +8,7 @@ from engram.comparison.grid import Grid
 from engram.comparison.matched import matched
 from engram.comparison.results import choices
 from engram.comparison.trials import Trials
-from engram.verbs.compare import check, check_place, laid
+from engram.verbs.compare import Say, check, check_place, laid
 from engram.verbs.costs import check_disk
 from engram.verbs.dry_run import dry_run as dry_run_of
 
@@ -16,7 +16,7 @@ from engram.verbs.dry_run import dry_run as dry_run_of
 COSTS = ("steps", "seconds", "trainable", "disk_bytes")
 
 
-def dry_run(grid: Grid, jobs: int = 1) -> dict[str, Any]:
+def dry_run(grid: Grid, jobs: int = 1, say: Say = lambda line: None) -> dict[str, Any]:
     """What is left to run, and about how long it takes.
 
     The first cell of each line is tried as `run --dry-run` does; its time, memory and disk stand
@@ -29,7 +29,8 @@ def dry_run(grid: Grid, jobs: int = 1) -> dict[str, Any]:
     check_place(grid.folder, jobs)
     grid = matched(grid)
     trials = Trials(grid, grid.choose) if grid.choose else None
-    check(grid, trials)
+    for line in check(grid, trials):
+        say(line)
     chosen = _chosen(grid, trials) if trials else {}
     found, tried = [], {}
     for line in grid.lines:

@@ -22,13 +22,13 @@ from engram.data.stream import load_stream
 from engram.data.task import Split, Task
 from engram.data.tokens import features
 from engram.errors import EngramError
+from engram.layout import GENERAL
 from engram.learn.arguments import training_arguments
 from engram.learn.memory import choose
-from engram.learn.stage import Plan, learn_stage
+from engram.learn.stage import Plan, Say, learn_stage
 from engram.lineage.lineage import Lineage
 from engram.models.base import Base, load_base
 from engram.models.pins import check_pin, pin
-from engram.verbs.advance import GENERAL
 from engram.verbs.checks import check_settings, check_tasks, settle
 from engram.verbs.costs import STEPS, Trial, check_disk, costs
 from engram.verbs.counting import count, length, sample, steps_of
@@ -48,7 +48,7 @@ class Start:
     scored: int = 0
 
 
-def dry_run(config: Config) -> dict[str, Any]:
+def dry_run(config: Config, say: Say = lambda line: None) -> dict[str, Any]:
     """What `run` would do: of the tasks that are not learned yet, if the lineage is there already.
 
     Raises:
@@ -64,15 +64,17 @@ def dry_run(config: Config) -> dict[str, Any]:
             config.threads = config.threads or start.config.threads
             config.revision = config.revision or start.config.revision
             Lineage(path).check_unchanged(config, pin(config.base, config.revision))
-            check_tasks(config, tasks[start.stage :])
+            _say_all(check_tasks(config, tasks[start.stage :]), say)
             return _report(start, tasks, len(Lineage(path).stages))
         Lineage.check_vacant(path)
-        check_tasks(config, tasks)
+        lines = check_tasks(config, tasks)
         loaded = (config.base, config.adapter, config.seed, config.quantization, config.revision)
-        return _report(Start(config, path, load_base(*loaded)), tasks, 0)
+        start = Start(config, path, load_base(*loaded))
+        _say_all(lines, say)
+        return _report(start, tasks, 0)
 
 
-def dry_run_of_learn(path: str | Path, task: Task) -> dict[str, Any]:
+def dry_run_of_learn(path: str | Path, task: Task, say: Say = lambda line: None) -> dict[str, Any]:
     """What `learn` would do.
 
     Raises:
@@ -81,8 +83,13 @@ def dry_run_of_learn(path: str | Path, task: Task) -> dict[str, Any]:
     with _offline():
         lineage = Lineage(path)
         check_pin(lineage.pin)
-        check_tasks(lineage.config, [task])
+        _say_all(check_tasks(lineage.config, [task]), say)
         return _report(_at_the_head(lineage), [task], 0)
+
+
+def _say_all(lines: Sequence[str], say: Say) -> None:
+    for line in lines:
+        say(line)
 
 
 def _at_the_head(lineage: Lineage) -> Start:

@@ -38,7 +38,7 @@ def learn(
             f"{path}: mode joint learns a whole stream; list its tasks in a YAML for `engram run`"
         )
     check_pin(lineage.pin)
-    check_tasks(lineage.config, [task])
+    lines = check_tasks(lineage.config, [task])
     with locked(lineage.path), Tracked(lineage.config.training, lineage.path) as tracked:
         lineage = Lineage(path)
         lineage.tidy()
@@ -47,4 +47,6 @@ def learn(
         if last and same == (last["name"], last["train"]["sha256"], last.get("training", {})):
             say(f"{task.name}: learned already, as stage {lineage.head}")
             return lineage.stages[-1]
+        for line in lines:
+            say(line)
         return advance(lineage, [task], {}, data, [tracked, *callbacks], say)

@@ -39,10 +39,10 @@ def run(
         config.threads = config.threads or lineage.config.threads
         config.revision = config.revision or lineage.config.revision
         lineage.check_unchanged(config, pin(config.base, config.revision))
-        check_tasks(config, tasks[len(lineage.stages) :])
+        lines = check_tasks(config, tasks[len(lineage.stages) :])
     else:
         Lineage.check_vacant(path)
-        check_tasks(config, tasks)
+        lines = check_tasks(config, tasks)
         init(path, config)
     with locked(path), Tracked(config.training, path) as tracked:
         callbacks = [tracked, *callbacks]
@@ -56,6 +56,8 @@ def run(
                     f"{path}: stage {entry['stage']} learned other rows of {task.name!r} than "
                     "these; take the rows back or give a new folder with lineage=FOLDER"
                 )
+        for line in lines:
+            say(line)
         known = {entry["task"]["id"]: task for entry, task in zip(done, tasks, strict=False)}
         for i in range(len(done), len(tasks)):
             learned = tasks[: i + 1] if config.mode == "joint" else [tasks[i]]

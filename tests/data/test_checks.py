@@ -1,0 +1,164 @@
+"""The checks of rows before they are learned: each line, and the rows that give none."""
+
+import pytest
+
+from engram.data import checks
+from engram.data.task import Split, Task
+from engram.errors import EngramError
+
+
+def rows(*pairs):
+    return [{"prompt": prompt, "completion": said} for prompt, said in pairs]
+
+
+def split(made, path="a.csv"):
+    return Split(tuple(made), {"path": path}, tuple(range(2, len(made) + 2)))
+
+
+def task(train, test=None, dev=None, options=None, name="mails"):
+    return Task(
+        name,
+        split(train),
+        dev and split(dev, "d.csv"),
+        test and split(test, "b.csv"),
+        options=options,
+    )
+
+
+SENT = [(f"mail {i}", "good" if i % 2 else "bad") for i in range(20)]
+USER, SAID = {"role": "user", "content": "mail 1"}, {"role": "assistant", "content": "good"}
+
+
+def test_rows_without_a_fault_give_no_line():
+    made = task(rows(*SENT), rows(("mail 90", "good")), rows(("mail 91", "bad")))
+    checks.check_task(made)
+    assert checks.warnings([made]) == []
+    texts = task([{"text": "a"}, {"text": "b"}])
+    checks.check_task(texts)
+    assert checks.warnings([texts]) == []
+
+
+def test_test_rows_that_are_in_train():
+    made = task(rows(*SENT), rows(("new", "good"), (" mail  3", "good"), ("mail 4", "good")))
+    assert checks.warnings([made]) == [
+        "mails: 2 of 3 test rows ask what a train row asks (first: b.csv, row 3, as a.csv, row 5), "
+        "so their score tells what was memorised; take them out of one of the two"
+    ]
+    held = task(rows(*SENT), None, rows(("mail 0", "bad")))
+    assert "1 of 1 dev rows ask what a train row asks" in checks.warnings([held])[0]
+
+
+def test_a_question_is_the_same_as_text_and_as_a_message():
+    chats = [{"messages": [USER, SAID]}, {"prompt": [USER], "completion": [SAID]}]
+    for chat in chats:
+        assert checks.asked(chat) == checks.asked(rows(SENT[1])[0])
+        lines = checks.leaked([task(rows(*SENT), [chat])])
+        assert len(lines) == 1
+    turns = {"messages": [USER, SAID, USER, SAID]}
+    marked = {"messages": [USER | {"id": 7}, SAID, USER, SAID]}
+    assert checks.asked(turns) == checks.asked(marked) != checks.asked(chats[0])
+    assert checks.asked(turns) != checks.asked(turns | {"tools": [{"name": "f"}]})
+
+
+def test_test_rows_that_are_in_train_of_another_task():
+    one, two = task(rows(*SENT)), task(rows(("b", "good")), rows(("mail 2", "good")), name="two")
+    lines = checks.leaked([one, two])
+    assert len(lines) == 1
+    assert lines[0].startswith("two: 1 of 1 test rows ask what a train row of task mails asks")
+    assert lines == checks.leaked([two, one])
+
+
+def test_answers_that_only_the_test_has():
+    made = task(rows(*SENT), rows(("x", "good"), ("y", "Good"), ("z", "Good"), ("v", "spam")))
+    assert checks.unlearned(made) == [
+        "mails: 'Good' (did you mean 'good') and 1 other answers, the answer of 3 of 4 test rows "
+        "(first: b.csv, row 3), stands in no train row, so it cannot be learned; mend it or add "
+        "train rows"
+    ]
+    declared = task(rows(("a", "good")), rows(("b", "bad")), options=("good", "bad"))
+    assert "'bad', the answer of 1 of 1 test rows" in checks.unlearned(declared)[0]
+    free = task(rows(*[(f"q{i}", f"a{i}") for i in range(20)]), rows(("b", "new")))
+    assert checks.unlearned(free) == []
+    right = [{"prompt": "x", "completion": "Good", "references": ["good"]}]
+    assert checks.unlearned(task(rows(*SENT), right)) == []
+
+
+def test_one_prompt_with_different_answers():
+    made = task(rows(("a", "x"), ("b", "x"), ("a ", "y"), ("a", "z"), ("b", "x ")))
+    assert checks.contradictions(made) == [
+        "mails: 1 prompt of train has different answers (first: a.csv, row 4, and row 2); mend "
+        "them, or give an answer that is right as well as a reference"
+    ]
+    right = [*rows(("a", "x")), {"prompt": "a", "completion": "y", "references": ["x"]}]
+    assert checks.contradictions(task(right)) == []
+
+
+def test_rows_that_repeat_others():
+    made = task(rows(("a", "x"), ("b", "x"), ("a", "x"), (" a", "x\n")))
+    assert checks.duplicates(made, "train") == [
+        "mails: 2 of 4 train rows repeat an earlier one (first: a.csv, row 4, as row 2); drop "
+        "them, unless they are to count more than once"
+    ]
+    assert len(checks.duplicates(task([{"text": "a"}, {"text": "a"}]), "train")) == 1
+
+
+def test_rows_that_are_cut():
+    made = split(rows(*SENT))
+    assert checks.truncated(made, "mails train", [], 8) == []
+    assert checks.truncated(made, "mails train", [3, 4], 8) == [
+        "mails train: 2 of 20 rows are longer than max_length: 8 and lose the middle of the prompt "
+        "(first: a.csv, row 5); raise max_length, or shorten them"
+    ]
+
+
+def test_messages_beside_plain_text():
+    assert checks.mixed(task([{"messages": [USER, SAID]}])) == []
+    made = task(rows(("a", "b")), [{"messages": [USER, SAID]}])
+    assert checks.mixed(made) == [
+        "mails: some rows are plain text and others messages (first: b.csv, row 2), and only "
+        "messages go through the chat template; write them all in one form"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "a task's name is empty"),
+        (" \t", "a task's name is empty"),
+        ("mails ", "write 'mails'"),
+        ("ma\nils", "write 'mails'"),
+        ("ma\udce4ils", "write 'mails'"),
+        ("m" * 151, "too long"),
+    ],
+)
+def test_a_name_under_which_nobody_finds_the_task(name, said):
+    with pytest.raises(EngramError, match=said):
+        checks.check_task(task(rows(*SENT), name=name))
+
+
+@pytest.mark.parametrize("name", ["mails", "SST-2", "mails/2", "почта", "mails of May"])
+def test_names_that_are_names(name):
+    checks.check_task(task(rows(*SENT), name=name))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("good", ""), "an option is empty"),
+        (("good", "bad", "good "), "option 'good' is declared twice"),
+        (
+            ("good", "bda"),
+            r"a.csv, row 2: the answer 'bad' is none .* \(10 of 20 rows are such\); did",
+        ),
+    ],
+)
+def test_options_that_are_none(options, said):
+    with pytest.raises(EngramError, match=said):
+        checks.check_task(task(rows(*SENT), options=options))
+
+
+def test_an_answer_of_the_test_outside_the_options_is_refused_too():
+    made = task(rows(*SENT), rows(("new", "Good")), options=("good", "bad"))
+    with pytest.raises(EngramError, match=r"b\.csv, row 2: .* 'Good' .* did you mean 'good'"):
+        checks.check_task(made)
+    checks.check_task(task(rows(*SENT), rows(("new", " good\n")), options=("good", "bad")))

@@ -1,0 +1,81 @@
+"""What is said of rows before they are learned, by every verb that learns."""
+
+import json
+
+import pytest
+
+from command import engram, refused
+from engram.config import load_config
+from engram.data.stream import load_stream
+from engram.verbs.checks import check_tasks, settle
+from tiny import save_tiny, tiny_rows
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A base, and a task that repeats a train row in train and in test, with a column too many."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny("causal", tmp_path / "base")
+    rows = [row | {"id": i} for i, row in enumerate(tiny_rows("colour", 24))]
+    write(tmp_path / "a.jsonl", [*rows, rows[3]])
+    write(tmp_path / "b.jsonl", [rows[5], {"prompt": "new " * 90, "completion": "purple"}])
+    return tmp_path
+
+
+def config(**more):
+    tasks = [{"name": "colour", "train": "a.jsonl", "test": "b.jsonl"}]
+    made = load_config({"base": "base", "tasks": tasks, "max_length": 64, **more})
+    settle(made)
+    return made
+
+
+def test_each_check_is_a_line(folder):
+    made = config()
+    lines = check_tasks(made, load_stream(made))
+    assert lines[0] == "a.jsonl: left out, as they are no part of a row: id"
+    assert lines[1] == "b.jsonl: left out, as they are no part of a row: id"
+    warned = "\n".join(lines[2:])
+    assert all(line.startswith("warning: colour") for line in lines[2:])
+    assert "train rows repeat an earlier one (first: a.jsonl, row" in warned
+    assert "test rows ask what a train row asks (first: b.jsonl, row 1, as a.jsonl, row" in warned
+    assert "'purple', the answer of 1 of 2 test rows (first: b.jsonl, row 2)" in warned
+    assert "colour test: 1 of 2 rows are longer than max_length: 64" in warned
+    assert "(first: b.jsonl, row 2); raise max_length" in warned
+
+
+def test_a_dry_run_says_them_on_stderr(folder):
+    assert engram("init", "new", "--base", "base", "max_length=64").status == 0
+    told = engram("learn", "new", "colour", "a.jsonl", "--test", "b.jsonl", "--dry-run", "--json")
+    assert told.status == 0, told.err
+    assert "a.jsonl: left out, as they are no part of a row: id" in told.err
+    assert "warning: colour: " in told.err
+    assert json.loads(told.out)["tasks"][0]["task"] == "colour"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("colour", "a.jsonl", "--option", "red", "--option", "gren"), "is none of task 'colour'"),
+        (("colour", "a.jsonl", "--option", ""), "an option is empty"),
+        ((" ", "a.jsonl"), "a task's name is empty"),
+        (("(general)", "a.jsonl"), "what the general rows are called"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(given, said, folder):
+    assert engram("init", "new", "--base", "base").status == 0
+    refused(folder, "learn", "new", *given, names=(said,))
+
+
+def test_test_rows_that_cannot_be_scored_are_refused_before_training(folder):
+    call = {"function": {"name": "f", "arguments": {}}}
+    said = {"role": "assistant", "tool_calls": [call]}
+    write(folder / "b.jsonl", [{"messages": [{"role": "user", "content": "a"}, said]}])
+    assert engram("init", "new", "--base", "base").status == 0
+    learn = ("learn", "new", "colour", "a.jsonl", "--test", "b.jsonl")
+    refused(folder, *learn, names=("its answer calls a tool",))
+    write(folder / "b.jsonl", [{"prompt": [{"role": "user", "content": "a"}], "completion": ["b"]}])
+    refused(folder, *learn, names=("colour test, row 1", "chat template"))
