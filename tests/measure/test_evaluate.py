@@ -115,6 +115,22 @@ def test_options_are_scored_by_the_sum_of_their_log_probabilities_and_the_end(ki
     assert predict(base, rows, "options", OPTIONS, 64, 8)[0] == expected
 
 
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_a_long_option_is_not_favoured_for_its_mean(kind):
+    """The sum over the option's tokens decides, where the mean would choose the other one."""
+    base, rows = base_of(kind), rows_of_many_lengths(12)
+    options = ("red", "red green blue cat dog bird up down")
+    lengths = [len(option.split()) + 1 for option in options]  # the end token counts
+    pairs, _ = predict_module._pairs(base, rows, list(options), (64, 16), "rows")
+    sums = predict_module.log_likelihoods(base, pairs, 32)
+    by_sum, by_mean = [], []
+    for one, other in zip(sums[::2], sums[1::2], strict=True):
+        by_sum.append(options[other > one])
+        by_mean.append(options[other / lengths[1] > one / lengths[0]])
+    assert by_sum != by_mean
+    assert predict(base, rows, "options", options, 64, 16)[0] == by_sum
+
+
 def test_an_encoder_chooses_among_the_options_its_head_knows():
     base, rows = base_of("encoder"), rows_of_many_lengths()
     assert set(predict(base, rows, "options", ("red", "blue"))[0]) == {"red", "blue"}

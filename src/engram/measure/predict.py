@@ -132,7 +132,11 @@ def _generate(
 def _choose(
     base: Base, pairs: list[dict[str, Any]], options: list[str], batch_size: int
 ) -> list[str]:
-    """The option o with the largest sum_t log p(o_t | prompt, o_<t), end token included."""
+    """The option o with the largest sum_t log p(o_t | prompt, o_<t), end token included.
+
+    The sum is that of the whole option and is not divided by its length: it is the log-probability
+    that the model answers just this, so of a long and a short option the short one often wins.
+    """
     scores = log_likelihoods(base, pairs, batch_size)
     num_options = len(options)
     starts = range(0, len(scores), num_options)
