@@ -8,7 +8,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import defaults
 import tables
+
+from engram.learn.methods import make
 
 
 def test_a_table_is_markdown():
@@ -53,3 +56,24 @@ def test_what_differs_after_holms_correction_is_marked():
     assert told[0] == "+0.117 [+0.065, +0.168]" + " *" * (entries[0]["to"]["p_holm"] < 0.05)
     assert told[1] == "+0.200 [+0.200, +0.200] *"
     assert told[2:] == ["+0.100 [-0.397, +0.597] (noise)", "-"]
+
+
+@pytest.mark.parametrize("method", defaults.SWEEPS)
+def test_the_first_value_that_was_tried_is_the_default(method):
+    key, tried = defaults.SWEEPS[method]
+    made = make(method)[0]
+    value = made.burst.rate if key == "learning_rate" else getattr(made, key)
+    assert value == tried[0]
+
+
+def test_defaults_line_up_both_bases():
+    cells = [("minilm", 0.5), ("minilm", 0.7), ("smollm2", 0.2)]
+    records = [
+        {"base": base, "method": '{"ewc": {"strength": 1.0}}', "overall": op}
+        | {"backward_transfer": -0.1, "learning_accuracy": 0.8}
+        for base, op in cells
+    ]
+    *_, line = defaults.markdown(records).splitlines()
+    assert line == (
+        "| `{ewc: {strength: 1.0}}` | 0.600 | -0.100 | 0.800 | 2 | 0.200 | -0.100 | 0.800 | 1 |"
+    )

@@ -5,6 +5,7 @@ import torch
 
 from engram.errors import EngramError
 from engram.learn.methods import make
+from engram.learn.methods.feature_distillation import relative_distance
 from engram.learn.pull import trained
 from learn.engine import engine, tiny_base, tokenized
 from tiny import KINDS
@@ -82,14 +83,14 @@ def test_at_the_teacher_the_term_and_its_gradient_are_zero(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_the_mean_square_of_what_the_head_sees_at_the_answer(kind, tmp_path):
+def test_it_is_the_relative_square_of_what_the_head_sees_at_the_answer(kind, tmp_path):
     base = tiny_base(kind)
     rows = uneven(base)
     made = begun(base, {"feature_distillation": {"strength": 3.0}}, tmp_path)
     old = hidden(made, rows).detach()
     moved(made)
     new = hidden(made, rows)
-    closed = 3.0 * (new - old).square().sum() / (len(old) * 32)
+    closed = 3.0 * ((new - old).square().sum(1) / old.square().sum(1)).mean()
     wanted = torch.autograd.grad(closed, made.parameters, allow_unused=True)
     loss = term(made, rows)
     torch.testing.assert_close(loss, closed)
@@ -98,6 +99,16 @@ def test_it_is_the_mean_square_of_what_the_head_sees_at_the_answer(kind, tmp_pat
         assert (p.grad is None) == (g is None)  # none for an encoder's head
         if g is not None:
             torch.testing.assert_close(p.grad, g)
+
+
+def test_the_distance_is_relative_to_the_old_features_and_the_same_in_parts():
+    new, old = torch.randn(6, 8), torch.randn(6, 8) * torch.logspace(-3, 3, 6)[:, None]
+    whole = relative_distance(new, old)
+    torch.testing.assert_close(relative_distance(1e3 * new, 1e3 * old), whole)  # another base
+    torch.testing.assert_close(relative_distance(2 * old, old), torch.tensor(1.0))
+    parts = [relative_distance(new[:2], old[:2]), relative_distance(new[2:], old[2:])]
+    torch.testing.assert_close((2 * parts[0] + 4 * parts[1]) / 6, whole)
+    assert relative_distance(torch.zeros(1, 2), torch.zeros(1, 2)) == 0
 
 
 @pytest.mark.parametrize("kind", ["causal", "encoder"])

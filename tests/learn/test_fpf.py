@@ -125,6 +125,33 @@ def test_a_step_is_adamws_of_the_chosen_alone_clipped_alone(tmp_path):
     assert change.abs().median() > 0.5 * rate
 
 
+@pytest.mark.parametrize(
+    ("schedule", "keyword", "expected"),
+    [
+        ("linear", None, [4e-3, 3e-3, 2e-3, 1e-3]),
+        ("constant", None, [4e-3] * 4),
+        ("linear", 1e-4, [1e-4] * 4),  # one's own rate is constant
+        ("reduce_lr_on_plateau", None, [4e-3] * 4),
+    ],
+)
+def test_the_burst_goes_through_the_trainings_schedule(schedule, keyword, expected, tmp_path):
+    keywords = {"steps": 4, "learning_rate": keyword}
+    base = tiny_base("encoder")
+    settings = {"learning_rate": 4e-3, "warmup_steps": 2, "lr_scheduler_type": "linear"}
+    made = engine(base, {"fpf": keywords}, tmp_path, rows=12, **settings)
+    made.learn()
+    made.args.lr_scheduler_type = schedule
+    rates, fit = [], made.fit_step
+
+    def watched(rows, optimizer, *rest):
+        rates.append(optimizer.param_groups[0]["lr"])
+        fit(rows, optimizer, *rest)
+
+    made.fit_step = watched
+    made.methods[0].end_task(base.model)
+    assert rates == pytest.approx(expected)
+
+
 def test_it_lowers_the_loss_on_remembered_rows(tmp_path):
     base = tiny_base("causal", whole=True)
     made = engine(base, "fpf", tmp_path)

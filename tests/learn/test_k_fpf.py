@@ -86,11 +86,30 @@ def test_every_step_of_every_burst_draws_the_rows_that_follow(tmp_path):
     assert drawn(tmp_path, k=5, steps=1, rows=2) == [(i, 2) for i in range(0, 10, 2)]
 
 
+@pytest.mark.parametrize("keyword", [None, 1e-4])
+def test_a_burst_has_the_rate_of_the_step_before_it(keyword, tmp_path):
+    base, rates = tiny_base("causal"), []
+    keywords = {"k": 4, "steps": 1, "learning_rate": keyword}
+    made = engine(base, {"k_fpf": keywords}, tmp_path, learning_rate=1e-2)
+    fit = made.fit_step
+
+    def watched(rows, optimizer, *rest):
+        rates.append(optimizer.param_groups[0]["lr"])
+        fit(rows, optimizer, *rest)
+
+    made.fit_step = watched
+    made.learn()
+    # The ten steps have 10, 9, ..., 1 thousandths; the bursts come after steps 2, 5, 7 and 10.
+    expected = [9e-3, 6e-3, 4e-3, 1e-3] if keyword is None else [keyword] * 4
+    assert rates == pytest.approx(expected)
+
+
 def test_one_burst_is_fpf(tmp_path):
     """Of the same draws the last burst is the one after the task; its dropout is drawn anew."""
-    one, _ = learned("causal", {"k_fpf": {"k": 1, "steps": 5}}, tmp_path / "a", dropout=0.0)
+    keywords = {"steps": 5, "learning_rate": 1e-3}
+    one, _ = learned("causal", {"k_fpf": {"k": 1, **keywords}}, tmp_path / "a", dropout=0.0)
     base = tiny_base("causal", 0.0)
-    made = engine(base, {"fpf": {"steps": 5}}, tmp_path / "b")
+    made = engine(base, {"fpf": keywords}, tmp_path / "b")
     made.learn()
     made.methods[0].end_task(base.model)
     assert same(one, weights(base))

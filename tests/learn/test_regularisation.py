@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 
 from engram.errors import EngramError
 from engram.learn import methods
-from engram.learn.precision import fisher, sampled, sensitivity
+from engram.learn.precision import fisher, relative, sampled, sensitivity
 from engram.learn.pull import Sums, pull, snapshot, trained
 from learn.engine import engine, learned, same, tiny_base, tokenized
 from tiny import KINDS
@@ -98,6 +98,46 @@ def test_precision_looks_at_no_label_and_not_at_the_batch_size(kind, tmp_path):
         assert same(found, measure(one, base.model, other, 1))
         assert all((tensor >= 0).all() for tensor in found.values())
         assert any(tensor.any() for tensor in found.values())
+
+
+def test_a_precision_is_relative_to_its_mean_over_all_weights():
+    one = {"a": torch.tensor([[1.0, 3.0]]), "b": torch.tensor([0.0, 4.0, 2.0, 2.0])}
+    assert relative(one)["a"].tolist() == [[0.5, 1.5]]
+    assert relative(one)["b"].tolist() == [0.0, 2.0, 1.0, 1.0]
+    for scale in (1e-12, 1e9):  # another base
+        scaled = relative({name: scale * tensor for name, tensor in one.items()})
+        for name, tensor in relative(one).items():
+            torch.testing.assert_close(scaled[name], tensor)
+    none = relative({"a": torch.zeros(3)})
+    assert none["a"].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "old"),
+    [
+        ({"ewc": {"tasks": "each"}}, 1.0),
+        ({"ewc": {"tasks": "online", "decay": 0.5}}, 0.5),
+        ({"mas": {}}, 1.0),
+    ],
+    ids=str,
+)
+def test_each_task_adds_a_precision_of_mean_one(spec, old, tmp_path):
+    """Strength (F_1 / mean F_1 ... F_2 / mean F_2) (w - w*): the exact gradient after two tasks."""
+    base = tiny_base("causal")
+    made = engine(base, spec, tmp_path, rows=12)  # the second task
+    method = made.methods[0]
+    first = {name: tensor.clone() for name, tensor in method.sums.precision.items()}
+    measure = sensitivity if method.name == "mas" else fisher
+    found = measure(made, base.model, made.train_dataset, method.context.seed)
+    mean = torch.cat([tensor.flatten() for tensor in found.values()]).mean()
+    for p in trained(base.model).values():
+        p.grad = None
+    made.methods[0].end_task(base.model)
+    for name, tensor in found.items():
+        expected = old * first[name] + tensor / mean
+        torch.testing.assert_close(method.sums.precision[name], expected)
+    kept = torch.cat([tensor.flatten() for tensor in method.sums.precision.values()])
+    torch.testing.assert_close(kept.mean(), torch.tensor(1.0 + old))
 
 
 def test_drawn_choices_follow_the_model():

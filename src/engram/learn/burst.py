@@ -3,11 +3,13 @@
 What the bursts of `fpf`, after a task, and of `k_fpf`, inside one, have in common.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments, get_scheduler
 
 from engram.errors import EngramError
 from engram.learn.methods.base import Engine, TaskContext
@@ -49,7 +51,7 @@ class Burst:
         share: of the modules that are trained.
         steps: in a burst.
         rows: remembered rows a step; None is the training's batch.
-        rate: learning rate; None is the training's.
+        rate: learning rate, constant; None is the training's, by its schedule.
     """
 
     method: str
@@ -71,13 +73,21 @@ class Burst:
             )
 
     def run(
-        self, engine: Engine, context: TaskContext, model: nn.Module, start: Named, number: int
+        self,
+        engine: Engine,
+        context: TaskContext,
+        model: nn.Module,
+        start: Named,
+        number: int,
+        rates: dict[int, float] | None = None,
     ) -> None:
         """Burst `number`, from 0, of a task that began with the weights `start`.
 
-        The other modules get no gradient, so clipping does not count them and their bits stay. The
-        AdamW is new for each burst, at a constant rate and without weight decay: the Trainer's
-        optimizer never hears of it.
+        `rates` are those of the training's step before the burst, by the id of a parameter, which
+        it keeps. None is for a burst after the training, whose schedule is over: it goes through
+        the same schedule again, over its own steps. The other modules get no gradient, so clipping
+        does not count them and their bits stay. The AdamW is new for each burst and without weight
+        decay: the Trainer's optimizer never hears of it.
         """
         args, moving = engine.args, trained(model)
         start = {name: tensor for name, tensor in start.items() if name in moving}
@@ -89,11 +99,41 @@ class Burst:
                 if id(p) not in kept:
                     p.grad = None
 
-        rate = args.learning_rate if self.rate is None else self.rate
+        at: dict[float, list[nn.Parameter]] = {}
+        for p in chosen:
+            scheduled = args.learning_rate if rates is None else rates[id(p)]
+            at.setdefault(scheduled if self.rate is None else self.rate, []).append(p)
+        groups = [{"params": parameters, "lr": rate} for rate, parameters in at.items()]
         betas = (args.adam_beta1, args.adam_beta2)
-        optimizer = torch.optim.AdamW(chosen, rate, betas, args.adam_epsilon, weight_decay=0)
+        optimizer = torch.optim.AdamW(groups, betas=betas, eps=args.adam_epsilon, weight_decay=0)
+        fixed = rates is not None or self.rate is not None
+        factor = _constant if fixed else _schedule(args, optimizer, self.steps)
         accumulated = args.gradient_accumulation_steps * args.world_size
         count = self.rows or args.per_device_train_batch_size * accumulated
-        for i in range(number * self.steps, (number + 1) * self.steps):
-            drawn = context.memory.step(i, count)
-            engine.fit_step(drawn, optimizer, derive(context.seed, self.method, i), only)
+        for i in range(self.steps):
+            for group, rate in zip(optimizer.param_groups, at, strict=True):
+                group["lr"] = rate * factor(i)
+            step = number * self.steps + i
+            drawn = context.memory.step(step, count)
+            engine.fit_step(drawn, optimizer, derive(context.seed, self.method, step), only)
+
+
+def _constant(step: int) -> float:
+    return 1.0
+
+
+def _schedule(
+    args: TrainingArguments, optimizer: torch.optim.Optimizer, steps: int
+) -> Callable[[int], float]:
+    """The factor on the rate in each step by the training's schedule, without its warmup.
+
+    It is 1 for a schedule that follows a metric and not the steps.
+    """
+    schedule = get_scheduler(
+        args.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=0,
+        num_training_steps=steps,
+        scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+    )
+    return schedule.lr_lambdas[0] if isinstance(schedule, LambdaLR) else _constant

@@ -46,6 +46,18 @@ def sensitivity(engine: Engine, model: nn.Module, rows: Sequence[Row], seed: int
     return _mean(engine, model, rows, seed, size, torch.abs)
 
 
+def relative(precision: Named) -> Named:
+    """`precision` over its mean over all weights: with it a strength is what it is without.
+
+    The mean of F or omega differs by orders of magnitude from base to base and from task to task.
+    Divided by it, a `strength` pulls a weight of average precision as `l2` of that strength does. A
+    precision that is zero everywhere stays so.
+    """
+    count = sum(tensor.numel() for tensor in precision.values())
+    mean = sum(float(tensor.sum(dtype=torch.float64)) for tensor in precision.values()) / count
+    return {name: tensor / (mean or 1.0) for name, tensor in precision.items()}
+
+
 def sampled(logits: Tensor, seed: int) -> Tensor:
     """A choice for each place, drawn from its softmax; logits [places, choices]."""
     generator = torch.Generator().manual_seed(seed)

@@ -46,7 +46,7 @@ class DER(Method):
     neutral: ClassVar[dict[str, Any]] = {"alpha": 0.0, "beta": 0.0}
 
     def __init__(
-        self, alpha: float = 0.5, beta: float = 0.5, top_k: int = 32, rows: int | None = None
+        self, alpha: float = 1.0, beta: float = 0.5, top_k: int = 32, rows: int | None = None
     ):
         if min(alpha, beta) < 0 or top_k < 1 or (rows is not None and rows < 1):
             raise EngramError(

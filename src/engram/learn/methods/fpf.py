@@ -21,7 +21,8 @@ class FPF(Method):
     compares changes within tasks and across their borders; we look across the border alone. What we
     know of it leaves open the threshold, the burst's length and its rate: ours are not theirs. Our
     memory holds no row of the task just learned; that the paper's buffer does is recalled, not
-    confirmed. AdamW is new in each burst, at a constant rate, without weight decay.
+    confirmed. AdamW is new in each burst, without weight decay. The training's schedule has ended
+    by then, a linear one at zero; the burst goes through it once more, over its own steps.
 
     State: w_start while a task is learned, none after it. Old rows: needed. Cost: `steps` steps;
     gradients are taken of all weights, and those of other modules dropped before clipping.
@@ -30,7 +31,7 @@ class FPF(Method):
         share: of the modules that are trained, above 0 to 1, rounded down; one at least.
         steps: of the burst, >= 0.
         rows: remembered rows a step; null is the training's batch.
-        learning_rate: of the burst, above 0; null is the training's.
+        learning_rate: of the burst, constant, above 0; null is the training's with its schedule.
     """
 
     family: ClassVar[Family] = "data and schedule"

@@ -22,8 +22,8 @@ class KFPF(Method):
     without regard to tasks; the length of our streams is not known beforehand, so k is a task's.
     With more bursts than steps several follow each other. What we know of the paper leaves open the
     threshold, the bursts' length and their rate: ours are not theirs. Its variant with stored
-    logits is left out. AdamW is new in each burst, at a constant rate, without weight decay; the
-    training's moments stay as they are.
+    logits is left out. AdamW is new in each burst, at the rate of the training's step before it,
+    without weight decay; the training's moments stay as they are.
 
     State: w_start while a task is learned, none after it. Old rows: needed. Cost: k `steps` steps
     a task; gradients are taken of all weights, and those of other modules dropped before clipping.
@@ -33,7 +33,7 @@ class KFPF(Method):
         share: of the modules that are trained, above 0 to 1, rounded down; one at least.
         steps: of a burst, >= 0.
         rows: remembered rows a step; null is the training's batch.
-        learning_rate: of the bursts, above 0; null is the training's.
+        learning_rate: of the bursts, above 0; null is that of the step before a burst.
     """
 
     family: ClassVar[Family] = "data and schedule"
@@ -57,10 +57,15 @@ class KFPF(Method):
         self.start: Named = snapshot(model) if context.memory else {}
         return super().begin_task(model, context)
 
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        groups = optimizer.param_groups  # in on_step_end they have the next step's rate
+        self.rates = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
+
     def on_step_end(self, args, state, control, **kwargs):
         for i in range(self.k if self.context.memory else 0):
             if max(1, (i + 1) * state.max_steps // self.k) == state.global_step:
-                self.burst.run(self.engine, self.context, kwargs["model"], self.start, i)
+                model = kwargs["model"]
+                self.burst.run(self.engine, self.context, model, self.start, i, self.rates)
 
     def end_task(self, model: nn.Module) -> None:
         self.start = {}

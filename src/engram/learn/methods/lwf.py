@@ -39,7 +39,7 @@ class LwF(Method):
 
     def __init__(
         self,
-        strength: float = 1.0,
+        strength: float = 2.0,
         temperature: float = 2.0,
         teacher: Source = "previous",
     ):

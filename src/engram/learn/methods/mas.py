@@ -6,25 +6,28 @@ from torch import Tensor, nn
 
 from engram.errors import EngramError
 from engram.learn.methods.base import Family, Method, TaskContext
-from engram.learn.precision import drawn_rows, sensitivity
+from engram.learn.precision import drawn_rows, relative, sensitivity
 from engram.learn.pull import Sums, pull
 
 
 class MAS(Method):
     """Pulls each weight towards its last value, the more the size of the answers depends on it.
 
-        omega <- omega + E_x |d ||f(x)||^2 / dw|,   g += 2 strength omega (w - w*)
+        omega_t = E_x |d ||f(x)||^2 / dw|,   of each task t
+        omega <- omega + omega_t / (mean of omega_t over all trained weights)
+        g += 2 strength omega (w - w*)
 
     of the penalty strength omega (w - w*)^2, with w* the weights at the task's start (Aljundi et
     al. 2018, 1711.09601). f are the logits at the places of the answer, less their mean, which the
-    softmax does not see; no label is looked at. Rows are taken one by one, as the authors' online
+    softmax does not see; no label is looked at. The division by the mean is ours: without it the
+    same strength is another pull on every base. Rows are taken one by one, as the authors' online
     form does; their batched form takes the absolute value of a sum.
 
     State: omega and omega w*, of the trainable weights' size, O(1) in tasks. Old rows: none. Cost:
     `rows` forward and backward passes after each task.
 
     Args:
-        strength: lambda, >= 0.
+        strength: lambda times the mean of omega, >= 0.
         rows: of the task, drawn for its omega; all if it has no more.
     """
 
@@ -48,7 +51,7 @@ class MAS(Method):
 
     def end_task(self, model: nn.Module) -> None:
         rows = drawn_rows(self.engine.train_dataset, self.rows, self.context.seed)
-        found = sensitivity(self.engine, model, rows, self.context.seed)
+        found = relative(sensitivity(self.engine, model, rows, self.context.seed))
         self.sums.move(found, self.engine.next_start(), decay=1.0)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -14,10 +14,11 @@ class MixReview(Method):
 
     with D the new task (He et al. 2019, 1910.07117; as CKL uses it, 2110.03215). They are drawn
     uniformly from all remembered rows, anew for each epoch and without replacement. The authors
-    draw from the whole pre-training corpus; a memory is smaller, and when it is exhausted its rows
-    come again: at `memory.ratio` 0.02 and tasks of one size, 200 times in the first epoch after one
-    task. Keep more rows, or lower `mix`. In CKL's published code the decay seems to have no effect,
-    as the mixed data of later epochs is not loaded again; `decay` 1 mimics that.
+    draw from the whole pre-training corpus, with `mix` 4; a memory is smaller, and when it is
+    exhausted its rows come again: at `memory.ratio` 0.02, tasks of one size and `mix` 1, 50 times
+    in the first epoch after one task. Keep more rows, or lower `mix`. In CKL's published code the
+    decay seems to have no effect, as the mixed data of later epochs is not loaded again; `decay` 1
+    mimics that.
 
     Their epoch is longer by the old rows. Ours adds them to the micro-batches, evenly, so that the
     number of steps and the schedule are those of `sequential`; with `mix` 4 a micro-batch is five
@@ -35,7 +36,7 @@ class MixReview(Method):
     rehearses: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"mix": 0.0}
 
-    def __init__(self, mix: float = 4.0, decay: float = 0.7):
+    def __init__(self, mix: float = 1.0, decay: float = 0.7):
         if mix < 0 or not 0 <= decay <= 1:
             raise EngramError(
                 f"mix_review: needs mix >= 0 and 0 <= decay <= 1, got {mix} and {decay}"

