@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import defaults
 import long_sequence_table
 import measured
 import methods_table
@@ -61,6 +62,7 @@ def with_tables(text: str) -> str:
         "long_sequence": long_sequence_table.methods(results("long_sequence")["summary"]),
         "long_sequence_trials": long_sequence_table.trials(results("long_sequence")["trials"]),
         "long_sequence_why": long_sequence_table.alike(results("long_sequence_why")["records"]),
+        "defaults": defaults.markdown(results("defaults")["records"]),
         "ablation": long_sequence_table.ablation(results("long_sequence")["summary"]),
     }
     for name, table in tables.items():
