@@ -78,7 +78,8 @@ class Config:
     """Everything that decides the bytes of a lineage. `training`, `adapter` and `quantization` go
     verbatim to `TrainingArguments`, PEFT and `BitsAndBytesConfig`, on top of Engram's defaults;
     `adapter` null trains all weights. `revision` is the base's, on the hub. `max_length` 0 is
-    512, or the positions of the base if these are fewer.
+    512, or the positions of the base if these are fewer. With `mask_history` only the last of the
+    assistant's turns is learned, as in LLaMA-Factory; otherwise all are.
     """
 
     base: str = "default"
@@ -97,6 +98,7 @@ class Config:
     scoring: Scoring = field(default_factory=Scoring)
     max_length: int = 0
     max_completion_length: int = 128
+    mask_history: bool = False
     checkpoint_every: int = 500
     seed: int = 0
     threads: int | None = None

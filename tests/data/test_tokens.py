@@ -234,3 +234,61 @@ def test_many_rows_are_encoded_as_each_alone():
 
 def test_no_rows_give_no_features():
     assert features([], tiny_tokenizer("causal"), "causal", 8, 8, None, "toy") == ([], 0)
+
+
+TALK = [
+    {"role": "user", "content": "cat"},
+    {"role": "assistant", "content": "one"},
+    {"role": "user", "content": "dog"},
+    {"role": "assistant", "content": "two"},
+]
+
+
+def learned_of(messages, template=None, **settings):
+    tokenizer = llama_like()
+    tokenizer.chat_template = template or TEMPLATE
+    row = {"messages": messages}
+    made = features([row], tokenizer, "causal", 99, 99, None, "toy", **settings)[0][0]
+    return tokenizer.decode([label for label in made["labels"] if label != -100]).split()
+
+
+def test_all_turns_of_the_assistant_are_learned_or_the_last_or_those_with_a_weight():
+    assert learned_of(TALK) == ["one", "</s>", "two", "</s>"]
+    assert learned_of(TALK, mask_history=True) == ["two", "</s>"]
+    for left_out in ({"weight": 0}, {"train": False}):
+        first = [TALK[0], TALK[1] | left_out, *TALK[2:]]
+        last = [*TALK[:3], TALK[3] | left_out]
+        assert learned_of(first) == ["two", "</s>"]
+        assert learned_of(last) == ["one", "</s>"]
+        pair = {"prompt": first[:1], "completion": first[1:]}
+        tokenizer = llama_like()
+        tokenizer.chat_template = TEMPLATE
+        made = encode(pair, tokenizer, "causal", 99, 99)
+        kept = [label for label in made.labels if label != -100]
+        assert tokenizer.decode(kept).endswith("two </s>\n")
+        assert "one" not in tokenizer.decode(kept)
+        with pytest.raises(EngramError, match="toy, row 1: nothing of it is learned"):
+            learned_of([TALK[0], TALK[1] | left_out])
+
+
+def test_a_template_with_a_date_has_the_same_tokens_on_every_day(monkeypatch):
+    template = "{{ strftime_now('%d %b %Y, %H:%M') }}\n" + TEMPLATE
+    tokenizer = llama_like()
+    tokenizer.chat_template = template
+    assert prompt_text(CHAT, tokenizer).startswith("26 Jul 2024, 00:00\nquestion cat")
+
+
+def test_nothing_that_is_learned_is_cut_out_of_several_turns():
+    tokenizer = llama_like()
+    tokenizer.chat_template = TEMPLATE
+    long = [{**turn, "content": turn["content"] + " alpha beta" * 9} for turn in TALK]
+    talk = [long[0], TALK[1], long[2], TALK[3]]
+    whole, _ = features([{"messages": talk}], tokenizer, "causal", 999, 99, None, "toy")
+    length = len(whole[0]["input_ids"])
+    for room in (length - 1, length - 20, length - 30):
+        made, cut = features([{"messages": talk}], tokenizer, "causal", room, 99, None, "toy")
+        assert (len(made[0]["input_ids"]), cut) == (room, 1)
+        kept = [label for label in made[0]["labels"] if label != -100]
+        assert tokenizer.decode(kept).split() == ["one", "</s>", "two", "</s>"]
+    with pytest.raises(EngramError, match="leaves no room for the prompt"):
+        features([{"messages": talk}], tokenizer, "causal", 12, 99, None, "toy")

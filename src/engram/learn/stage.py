@@ -193,7 +193,8 @@ def _features(base: Base, plan: Plan) -> tuple[list[dict], dict[str, list[dict]]
 
     def tokenized(rows: Sequence[Row], where: str) -> tuple[list[dict], int]:
         limits = (plan.config.max_length, plan.config.max_completion_length)
-        return features(rows, base.tokenizer, base.kind, *limits, base.labels, where)
+        last = plan.config.mask_history
+        return features(rows, base.tokenizer, base.kind, *limits, base.labels, where, last)
 
     new, truncated = [], 0
     for task in plan.learn:

@@ -192,6 +192,7 @@ def _encoder(config: Config, tokenizer: Any, kind: Kind, tokens: int | None) -> 
         kind=kind,
         max_length=config.max_length,
         max_completion_length=config.max_completion_length,
+        mask_history=config.mask_history,
     )
 
 

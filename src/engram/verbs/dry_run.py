@@ -186,7 +186,13 @@ def _features(config: Config, base: Base, learned: Sequence[Task]) -> tuple[list
     for task in learned:
         labels = list(task.answers() or ()) if base.kind == "encoder" else None
         some, cut = features(
-            task.train.rows, base.tokenizer, base.kind, *limits, labels, f"{task.name} train"
+            task.train.rows,
+            base.tokenizer,
+            base.kind,
+            *limits,
+            labels,
+            f"{task.name} train",
+            config.mask_history,
         )
         made, truncated = made + some, truncated + cut
     return made, truncated
