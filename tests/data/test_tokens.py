@@ -291,4 +291,4 @@ def test_nothing_that_is_learned_is_cut_out_of_several_turns():
         kept = [label for label in made[0]["labels"] if label != -100]
         assert tokenizer.decode(kept).split() == ["one", "</s>", "two", "</s>"]
     with pytest.raises(EngramError, match="leaves no room for the prompt"):
-        features([{"messages": talk}], tokenizer, "causal", 12, 99, None, "toy")
+        features([{"messages": talk}], tokenizer, "causal", 5, 99, None, "toy")
