@@ -224,6 +224,22 @@ def test_settings_that_are_none(bare, text):
 
 
 @causal
+def test_a_tokenizer_beside_the_adapter(bare):
+    """As TRL saves it: the base's own is taken, another one is refused with what differs."""
+    own = AutoTokenizer.from_pretrained("base")
+    own.save_pretrained("mine")
+    init("same", load_config(FEW), "mine")
+    own.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    own.save_pretrained("mine")
+    refused("mine: the adapter was trained with another tokenizer .*chat template differs")
+    own.chat_template = None
+    own.add_tokens(["unheard"])
+    Path("mine/chat_template.jinja").unlink(missing_ok=True)
+    own.save_pretrained("mine")
+    refused("its vocabulary differs.*give base=FOLDER")
+
+
+@causal
 def test_settings_besides_the_adapters_own(bare):
     for given, named in (({"r": 3, "lora_alpha": 4}, "r, lora_alpha"), (None, "null")):
         before = tree(Path())

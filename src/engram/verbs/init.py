@@ -8,19 +8,22 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engram.config import ADAPTER, Config
 from engram.errors import EngramError
 from engram.layout import ADAPTER as WEIGHTS
 from engram.layout import ADAPTER_SETTINGS as SETTINGS
 from engram.lineage.lineage import Lineage
-from engram.models.base import load_base
+from engram.models.base import load_base, one_line
 from engram.models.pins import pin
+from engram.models.sample import TEXT
 from engram.verbs.checks import check_general, check_settings, settle
 from engram.verbs.trial import Trial, check_start
 from engram.weights import load_weights
 
 
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model")
 # What PEFT writes of how an adapter was made, which is not a setting of the adapter.
 HISTORY = (
     *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "task_type"),
@@ -58,6 +61,7 @@ def init(path: str | Path, config: Config, adapter: str | Path | None = None) ->
     base.padding  # noqa: B018  # runs a short text: what the base cannot do is said here
     files = None
     if adapter:
+        _check_tokenizer(Path(adapter), base.tokenizer)
         load_weights(base, Path(adapter), head=False)
         files = {name: (Path(adapter) / name).read_bytes() for name in (WEIGHTS, SETTINGS)}
     if config.adapter is not None:
@@ -99,6 +103,41 @@ def adapter_settings(folder: Path, config: Config) -> dict[str, Any]:
         and key not in HISTORY
         and (key in ADAPTER or value not in (defaults[key], None))
     }
+
+
+def _check_tokenizer(folder: Path, own: PreTrainedTokenizerBase) -> None:
+    """That a tokenizer beside an adapter, as TRL saves one, is the base's.
+
+    A lineage takes tokenizer and chat template from its base, which is pinned.
+
+    Raises:
+        EngramError: it reads or writes text in another way, or it does not load.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZER):
+        return
+    try:
+        other = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise EngramError(
+            f"{folder}: its tokenizer does not load ({one_line(error)}); remove its "
+            "tokenizer files if they are the base's"
+        ) from error
+    differs = [
+        what
+        for what, same in (
+            ("chat template", other.chat_template in (None, own.chat_template)),
+            ("vocabulary", other.get_vocab() == own.get_vocab()),
+            ("end token", other.eos_token_id == own.eos_token_id),
+            ("reading of a text", other(TEXT)["input_ids"] == own(TEXT)["input_ids"]),
+        )
+        if not same
+    ]
+    if differs:
+        raise EngramError(
+            f"{folder}: the adapter was trained with another tokenizer than the base's (its "
+            f"{differs[0]} differs); give base=FOLDER, a copy of the base with the adapter's "
+            "tokenizer files in it, or remove these from the adapter's folder to take the base's"
+        )
 
 
 def _read(folder: Path) -> dict[str, Any]:
