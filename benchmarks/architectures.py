@@ -159,6 +159,8 @@ ENCODER_DECODER = {
     "encoder_ffn_dim": 64,
     "decoder_ffn_dim": 64,
     "decoder_start_token_id": 2,
+    "encoder_layerdrop": 0.0,  # of two layers both would be left out at times
+    "decoder_layerdrop": 0.0,
 }
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
 T5 |= {"decoder_start_token_id": 0}

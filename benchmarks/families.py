@@ -1,0 +1,208 @@
+"""Every architecture of `architectures.py` as a base: does it learn, score and export?
+
+    python benchmarks/families.py                   # all of them, a line each
+    python benchmarks/families.py llama fnet        # some
+    python benchmarks/families.py --write           # all, as the table of docs/families.md
+
+Each is a tiny model with random weights. It learns sixteen rows by heart; then its answers, and the
+likelihoods of the right ones, are compared one row at a time and in one batch, and its logits with
+those of the exported model.
+"""
+
+import argparse
+import os
+import platform
+import tempfile
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version
+from math import log
+from pathlib import Path
+from typing import Any
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+import transformers
+from architectures import ARCHITECTURES, AUTO, make
+from transformers.utils import logging
+
+from engram import EngramError
+from engram.config import load_config
+from engram.data.task import Split, Task
+from engram.data.tokens import features
+from engram.learn.surprise import surprise
+from engram.lineage.lineage import Lineage
+from engram.measure.predict import evaluating, predict
+from engram.models.base import Base
+from engram.verbs.export import export
+from engram.verbs.init import init
+from engram.verbs.learn import learn
+from engram.verbs.loading import base_at
+
+
+DOCS = Path(__file__).parents[1] / "docs" / "families.md"
+VERSIONS = ("torch", "transformers", "peft", "accelerate")
+COLOURS = {"alpha": "red", "beta": "green", "gamma": "blue", "delta": "red"}
+# Of several lengths, so that a batch is padded.
+ROWS = tuple(
+    {"prompt": f"{'one two ' * (i % 4)}the {a} {b} is", "completion": COLOURS[a]}
+    for i, (a, b) in enumerate((a, b) for a in COLOURS for b in COLOURS)
+)
+SETTINGS: dict[str, Any] = {
+    "threads": 1,
+    "max_length": 32,
+    "max_completion_length": 4,
+    "training": {"learning_rate": 2e-2, "max_steps": 40, "per_device_train_batch_size": 16},
+    "adapter": {"r": 8},
+    "memory": {"ratio": 0.0},
+    "scoring": {"forward": False},
+    "checkpoint_every": 0,
+}
+
+
+@dataclass
+class Family:
+    """What came of one architecture. `loss` is the mean of an answer's tokens, in nats."""
+
+    name: str
+    kind: str
+    loss_before: float = 0.0
+    loss_after: float = 0.0
+    score: float = 0.0
+    batches: str = ""
+    same_answers: bool = False
+    batch_difference: float = 0.0  # the largest, of the losses of the rows
+    export_difference: float = 0.0  # the largest, of the logits relative to the largest logit
+    refused: str = ""  # in one line, before anything was trained
+
+    @property
+    def learns(self) -> bool:
+        # The logits of some families are scaled down: their answers come before their losses.
+        return self.loss_after < 0.9 * self.loss_before or self.score == 1
+
+    @property
+    def right(self) -> bool:
+        """Whether it is refused, or does all that it should."""
+        same = self.same_answers and self.batch_difference < 1e-3
+        return bool(self.refused) or (self.learns and same and self.export_difference < 1e-4)
+
+
+def family(name: str, folder: Path) -> Family:
+    """Learn, score and export one architecture in `folder`."""
+    result = Family(name, ARCHITECTURES[name][0])
+    task = Task("colours", Split(ROWS), test=Split(ROWS))
+    try:
+        base = make(name, folder / "base", std=0.1)
+        init(folder / "lineage", load_config({**SETTINGS, "base": str(base)}))
+    except EngramError as error:
+        result.refused = " ".join(str(error).replace(f"{folder}/", "").split())
+        return result
+    entry = learn(folder / "lineage", task)
+    lineage = Lineage(folder / "lineage")
+    learned = base_at(lineage, entry)
+    result.score = entry["scores"][entry["task"]["id"]]
+    before = log(len(set(COLOURS.values())))  # an encoder without its head
+    if result.kind != "encoder":
+        losses = surprise(base_at(lineage, None), _features(learned), 16)
+        before = sum(losses) / len(losses)
+    result.loss_before = before
+    _compare_batches(learned, result)
+    exported = export(folder / "lineage", folder / "exported")
+    model = AUTO[result.kind].from_pretrained(exported)
+    result.export_difference = _difference(
+        _logits(learned.network, learned), _logits(model, learned)
+    )
+    return result
+
+
+def _compare_batches(base: Base, result: Family) -> None:
+    """Losses and answers, all rows in one batch and one at a time."""
+    rows = _features(base)
+    together, alone = surprise(base, rows, len(rows)), surprise(base, rows, 1)
+    result.loss_after = sum(alone) / len(alone)
+    result.batch_difference = max(abs(a - b) for a, b in zip(together, alone, strict=True))
+    mode, options = ("options", base.labels) if base.kind == "encoder" else ("generate", None)
+    several, single = (
+        predict(base, ROWS, mode, options, 32, 4, batch_size=size)[0]  # type: ignore[arg-type]
+        for size in (len(ROWS), 1)
+    )
+    result.same_answers = several == single
+    widest = base.padding.left if base.kind == "causal" else base.padding.right
+    result.batches = {"any": "any", "equal": "equal lengths", "single": "one by one"}[widest]
+
+
+def _features(base: Base) -> list[dict[str, Any]]:
+    return features(ROWS, base.tokenizer, base.kind, 32, 4, base.labels, "the rows")[0]
+
+
+def _logits(model: Any, base: Base) -> torch.Tensor:
+    """What a network makes of one row: logits, or an encoder's hidden states."""
+    row = _features(base)[-1]
+    seen = {"input_ids": torch.tensor([row["input_ids"]])}
+    seen["attention_mask"] = torch.ones_like(seen["input_ids"])
+    if base.kind == "seq2seq":
+        seen["decoder_input_ids"] = seen["input_ids"]
+    with evaluating(model):
+        outputs = model(**seen)
+    return outputs.last_hidden_state if base.kind == "encoder" else outputs.logits
+
+
+def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
+    return ((one - other).abs().max() / one.abs().max()).item()
+
+
+def table(families: list[Family]) -> str:
+    """The page of the documentation."""
+    done = [one for one in families if not one.refused]
+    refused = [one for one in families if one.refused]
+    libraries = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
+    lines = [
+        "# Architectures",
+        "",
+        f"{len(families)} of the architectures in `benchmarks/architectures.py`, as tiny models",
+        "with random weights, made by `python benchmarks/families.py --write NAME ...`. Each",
+        "learned sixteen rows by heart with LoRA. *Loss* is that of an answer's tokens before and",
+        "after. *Batches* are those in which rows are scored, which is found by trying: some",
+        "architectures make something else of a row that is padded. *Alone* is the largest",
+        "difference between the losses of a row alone and in a batch; the answers were the same.",
+        "*Export* is the largest difference of the exported model's logits, over the largest.",
+        "",
+        f"With {libraries} on Python {platform.python_version()}.",
+        "",
+        "| architecture | kind | loss | batches | alone | export |",
+        "| --- | --- | --- | --- | ---: | ---: |",
+    ]
+    for one in sorted(done, key=lambda one: (one.kind, one.name)):
+        other = "" if one.same_answers else ", other answers"
+        lines.append(
+            f"| {one.name} | {one.kind} | {one.loss_before:.2f} to {one.loss_after:.2f} "
+            f"| {one.batches} | {one.batch_difference:.0e}{other} | {one.export_difference:.0e} |"
+        )
+    lines += ["", "Refused by `init`, with the reason it gives:", ""]
+    lines += ["| architecture | kind | reason |", "| --- | --- | --- |"]
+    lines += [f"| {one.name} | {one.kind} | {one.refused.replace('|', '/')} |" for one in refused]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", choices=[*ARCHITECTURES, []], metavar="NAME")
+    parser.add_argument("--write", action="store_true", help="write docs/families.md")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    families = []
+    for name in arguments.names or ARCHITECTURES:
+        with tempfile.TemporaryDirectory() as folder:
+            families.append(family(name, Path(folder)))
+        print(("right " if families[-1].right else "WRONG ") + str(families[-1]), flush=True)
+    if arguments.write:
+        DOCS.write_text(table(families), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
