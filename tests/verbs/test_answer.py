@@ -35,7 +35,10 @@ def test_a_prompt_is_answered_as_the_test_row_is(place, kind, stage):
     evaluate("lineage", stage, tasks=[name], predictions="said.jsonl")
     rows = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
     said = answer("lineage", [row["prompt"] for row in rows], stage, options)
-    assert said == [row["prediction"] for row in rows]
+    for full, row in zip(said, rows, strict=True):
+        # Where answers are scored, writing ends with the decision: a wrong one is shown so far.
+        begun = full.startswith(row["prediction"]) and row["score"] == 0
+        assert full == row["prediction"] or begun
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])

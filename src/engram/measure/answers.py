@@ -56,10 +56,10 @@ def _behind(
 
     Special tokens count and white space does not: it may be a part of the token before or behind.
     """
-    wanted = _dense(tokenizer, ids_of([text], tokenizer)[0])
+    wanted = dense(tokenizer, ids_of([text], tokenizer)[0])
 
     def stands(count: int) -> bool:
-        written = _dense(tokenizer, ids[:count])
+        written = dense(tokenizer, ids[:count])
         return wanted in written if anywhere else written.startswith(wanted)
 
     if not wanted or not stands(len(ids)):
@@ -67,5 +67,6 @@ def _behind(
     return bisect_left(range(len(ids) + 1), True, key=stands)
 
 
-def _dense(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def dense(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Tokens as text, special ones too, without white space."""
     return "".join(str(tokenizer.decode(list(ids))).split())

@@ -6,7 +6,7 @@ from statistics import fmean
 from engram.data.rows import references
 from engram.data.task import Task
 from engram.errors import EngramError
-from engram.measure.metrics import best, find_metric
+from engram.measure.metrics import EXACT, best, find_metric
 from engram.measure.predict import (
     MAX_COMPLETION_LENGTH,
     MAX_LENGTH,
@@ -55,6 +55,7 @@ def evaluate(
         max_completion_length,
         batch_size,
         where=f"{task.name} test",
+        exact=task.metric in EXACT,
     )
     score, metric = None, find_metric(task.metric)
     if predictions:

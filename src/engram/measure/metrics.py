@@ -48,6 +48,9 @@ METRICS: dict[str, Metric] = {
     "token_f1": token_f1,
 }
 
+# Metrics under which an answer that is no beginning of a reference scores 0, whatever follows it.
+EXACT = frozenset({"exact_match", "accuracy"})
+
 
 def best(metric: Metric, prediction: str, references: Iterable[str]) -> float:
     """The best score over all right answers, as SQuAD and Super-NaturalInstructions take it."""

@@ -10,12 +10,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import StoppingCriteriaList
 
 from engram.data.chat import Frame, frame, is_chat
-from engram.data.rows import Row, answer, answered, in_place_of
+from engram.data.rows import Row, answer, answered, in_place_of, references
 from engram.data.tokens import IGNORED, Collator, check_known, features, prompts
 from engram.errors import EngramError, nearest
 from engram.measure.answers import spoken, stop_tokens
+from engram.measure.decided import StopWhenDecided, Undecided
 from engram.measure.decoding import forced_first, greedy
 from engram.models.base import Base, Kind
 from engram.models.padding import Batches
@@ -36,11 +38,13 @@ def predict(
     max_completion_length: int = MAX_COMPLETION_LENGTH,
     batch_size: int = 32,
     where: str = "the rows",
+    exact: bool = False,
 ) -> tuple[list[str], int]:
     """The model's answer to each row, and how many prompts were truncated.
 
     There are no answers when the head of an encoder knows none of the options. Ties go to the
-    option that sorts first. `where` begins the line of an error in a row.
+    option that sorts first. `where` begins the line of an error in a row. With `exact` an answer
+    that can no longer be one of the row's references ends one token behind the longest of these.
 
     Raises:
         EngramError: no options in mode options, an encoder in mode generate, a row of text, or an
@@ -62,7 +66,10 @@ def predict(
         first = forced_first(base, _first_tokens(base, rows, where))
         frames = _frames(base, rows, where)
         stops = stop_tokens([one for one in frames if one], base.tokenizer)
-        written = _generate(base, asked, max_completion_length, batch_size, first, stops)
+        undecided = None
+        if exact:
+            undecided = Undecided([references(row) for row in rows], frames, base.tokenizer, stops)
+        written = _generate(base, asked, max_completion_length, batch_size, first, stops, undecided)
         return [
             spoken(ids, frame, base.tokenizer, stops)
             for ids, frame in zip(written, frames, strict=True)
@@ -106,9 +113,10 @@ def _generate(
     batch_size: int,
     first_token: int | None = None,
     stops: Collection[int] = (),
+    undecided: Undecided | None = None,
 ) -> list[list[int]]:
-    """Greedy decoding, until an end token, one of `stops`, `max_completion_length` tokens, or the
-    last position.
+    """Greedy decoding, until an end token, one of `stops`, `max_completion_length` tokens, the
+    last position, or until the answer is decided.
     """
     # A causal model writes on from the last position, so its prompts must end there.
     side = "left" if base.kind == "causal" else "right"
@@ -119,13 +127,16 @@ def _generate(
         for batch in batches(prompts, batch_size, together, rooms):
             ids, mask = _pad(base, [prompts[i] for i in batch], side)
             settings.max_new_tokens = rooms[batch[0]]
+            start = ids.shape[1] if base.kind == "causal" else 1  # the decoder's start token
+            decided = StopWhenDecided(undecided, batch, start) if undecided else None
             written = base.model.generate(  # type: ignore[operator]
-                input_ids=ids, attention_mask=mask, generation_config=settings
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=settings,
+                stopping_criteria=StoppingCriteriaList([decided] if decided else []),
             )
-            if base.kind == "causal":
-                written = written[:, ids.shape[1] :]
-            for i, ids in zip(batch, written.tolist(), strict=True):
-                answers[i] = ids
+            for i, ids in zip(batch, written[:, start:].tolist(), strict=True):
+                answers[i] = ids[: decided.stopped.get(i)] if decided else ids
     return answers
 
 

@@ -154,7 +154,7 @@ def _recalled(
     made, _ = features(right, base.tokenizer, base.kind, LONG, LONG, None, where, True)
     # All that the template writes of an answer, and one token more.
     room = max(sum(label != IGNORED for label in row["labels"]) for row in made) + 1
-    said, _ = predict(base, rows, "generate", None, max_length, room, batch_size, where)
+    said, _ = predict(base, rows, "generate", None, max_length, room, batch_size, where, exact=True)
     scores = iter([best(exact_match, *pair) for pair in _paired(said, answers)])
     return [next(scores) if row else None for row in asked]
 
