@@ -80,7 +80,7 @@ def chats(rows: Any) -> list[dict]:
     [
         (list, {}),
         (list, {"completion_only_loss": False}),
-        (list, {"max_length": 7}),
+        (list, {"max_length": 8}),  # all of the prompt, and one token of the answer
         (tokens, {}),
         (texts, {}),
         (messages, {}),

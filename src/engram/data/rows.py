@@ -102,13 +102,13 @@ def references(row: Row) -> list[str]:
 def answered(row: Row, text: str) -> Row:
     """The row with another answer, and no further ones; a row of text has none.
 
-    Of a message only the content is another: thoughts and calls stay.
+    Thoughts and calls go with the old answer: they would give it away.
     """
     row = {key: value for key, value in row.items() if key != "references"}
     key = "messages" if "messages" in row else "completion"
     if isinstance(row[key], str):
         return row | {key: text}
-    return row | {key: [*row[key][:-1], row[key][-1] | {"content": text}]}
+    return row | {key: [*row[key][:-1], {"role": "assistant", "content": text}]}
 
 
 def in_place_of(reference: str, text: str) -> str:
