@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from engram.config import TRAINING, Config
 from engram.data.checks import check_task, truncated, warnings
 from engram.data.hub import SPLITS
+from engram.data.remarks import remarks
 from engram.data.rows import Row, answered
 from engram.data.stream import check_stream, file_split
 from engram.data.task import Task
@@ -140,6 +141,7 @@ def check_tasks(config: Config, tasks: Sequence[Task]) -> list[str]:
             labels = list(answers or ())
         where = f"{task.name} train"
         _, cut = make_features(task.train.rows, labels=labels, where=where)
+        lines += remarks(task.train.rows, tokenizer, kind, where)
         if cut:
             long = _long(config, kind, tokenizer, task.train.rows)
             lines += truncated(task.train, where, long, config.max_length)
