@@ -179,7 +179,7 @@ def held_out_tasks(
         whole = benchmark_split(task, "train", None, cell.seed, chosen["instruction"], data).rows
         count = min(chosen["train_rows"], len(whole))
         rows = random.Random(cell.seed).sample(whole, count)
-        options = sorted({row["completion"] for row in whole})
+        options = sorted({row["completion"].strip() for row in whole})
         described: dict[str, Any] = {"name": task, "options": options}
         cut = chosen["held_out_rows"]
         for split, part in (("test", rows[:cut]), ("train", rows[cut:])):

@@ -8,9 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import families_table as families
 from architectures import ARCHITECTURES
-
-import families
 
 
 def check(name, folder):

@@ -5,7 +5,7 @@ import pytest
 from data.templates import UNMARKED, chat_tokenizer
 from engram.data.chat import frame
 from engram.data.tokens import encode
-from engram.measure.answers import spoken, stop_tokens
+from engram.measure.answers import special_in, spoken, stop_tokens
 
 
 ASK = {"role": "user", "content": "the cat ?"}
@@ -44,3 +44,48 @@ def test_the_answer_follows_the_thoughts_where_the_template_knows_of_them():
     tokenizer = chat_tokenizer(UNMARKED["chatml"])  # which knows of none
     ids = tokenizer("up</think>red", add_special_tokens=False)["input_ids"]
     assert heard(tokenizer, row_of("one"), ids) == "up</think>red"
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        "[ans]{}[/ans]</s>",
+        '"{}"</s>',
+        '{{"answer": "{}"}}</s>',
+        "<answer>{}</answer><|im_end|>",
+        "{}.</s>",
+        "{} ### End</s>",
+    ],
+)
+def test_text_that_a_template_writes_behind_an_answer_is_no_part_of_it(turn):
+    before, after = turn.replace("{{", "{").replace("}}", "}").split("{}")
+    tokenizer = chat_tokenizer(
+        "{% for m in messages %}[{{ m.role }}]\n{% if m.role == 'assistant' %}"
+        f"{{{{ {before!r} + m.content + {after!r} }}}}"
+        "{% else %}{{ m.content }}</s>{% endif %}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+    )
+    row = row_of("red dog")
+    learned = encode(row, tokenizer, "causal", 512, 512).completion
+    assert heard(tokenizer, row, learned) == "red dog"
+
+
+def test_an_answer_without_thoughts_may_hold_the_text_that_ends_thoughts():
+    tokenizer = chat_tokenizer(
+        "{% for m in messages %}[{{ m.role }}]\n{% if m.reasoning_content %}Thought: "
+        "{{ m.reasoning_content }}\nAnswer: {% endif %}{{ m.content }}</s>\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+    )
+    for text, answer in (("Answer: red", "Answer: red"), ("Thought: up\nAnswer: red", "red")):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert heard(tokenizer, row_of("one"), ids) == answer
+
+
+def test_special_tokens_of_a_right_answer_are_a_part_of_it():
+    tokenizer = chat_tokenizer(UNMARKED["chatml"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<call>"]})
+    right = ["<call>red"]
+    ids = tokenizer("<call>red</s>", add_special_tokens=False)["input_ids"]
+    kept = special_in(right, tokenizer)
+    assert spoken(ids, None, tokenizer, set(), kept) == "<call>red"
+    assert spoken(ids, None, tokenizer, set()) == "red"

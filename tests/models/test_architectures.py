@@ -100,6 +100,24 @@ def test_which_batches_a_base_bears_is_found_by_trying(name, tmp_path):
 ROWS = [{"prompt": "one " * n + "the cat is", "completion": "red"} for n in (1, 9, 4, 1, 9, 2)]
 
 
+def test_a_base_whose_positions_turn_with_the_longest_text_takes_texts_of_equal_length(tmp_path):
+    scaled = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 32,
+    }
+    over = {"rope_parameters": scaled, "original_max_position_embeddings": 32}
+    folder = make("phi3", tmp_path, std=0.3, max_position_embeddings=256, **over)
+    base = load_base(str(folder), None, 0)
+    assert (base.padding.left, base.padding.right) == ("equal", "equal")
+    rows = [{"prompt": "one " * n + "is", "completion": "red"} for n in (4, 60, 9)]
+    together, _ = predict(base, rows, "generate", None, 128, 4, batch_size=3)
+    alone = [predict(base, [row], "generate", None, 128, 4)[0][0] for row in rows]
+    assert together == alone
+
+
 @pytest.mark.parametrize("name", ["minimax", "rwkv"])
 def test_a_recurrent_base_writes_the_same_in_a_batch_and_alone(name, tmp_path):
     base = load_base(str(make(name, tmp_path, std=0.3)), None, 0)

@@ -24,7 +24,7 @@ Message = dict[str, Any]
 # The day that templates which write today's date are given, so that a row has the same tokens
 # tomorrow: the one that Llama 3's template writes where it cannot ask for the date.
 TODAY = datetime(2024, 7, 26)
-FORMATS = [f"%{letter}" for letter in "aAwdbBmyYHIpMSfzZjUWcxXeFTD"]
+FORMATS = [f"%{letter}" for letter in "aAwdbBmyYHIpMSfzZjUWcxXeFTDhkPrRGVuC"]
 FORMATS += [f"%-{letter}" for letter in "dmyHIMSj"]  # without a zero before
 # In a content's place, to see where it stands: no white space to strip, nothing to parse.
 MARK, THOUGHT = "qxzMARKzxq", "qxzTHOUGHTzxq"
@@ -225,13 +225,14 @@ class _Turn:
 class Frame:
     """What a template writes around an answer, from where the generation prompt ends.
 
-    `before` and `after` stand around the content of an answer without thoughts, and `close` stands
-    between thoughts and answer, None where the template knows of no thoughts.
+    `before` and `after` stand around the content of an answer without thoughts. `opening` stands
+    before thoughts and `close` between thoughts and answer, None where the template knows of none.
     """
 
     before: str
     after: str
     close: str | None
+    opening: str = ""
 
 
 def frame(row: Row, tokenizer: PreTrainedTokenizerBase, where: str) -> Frame:
@@ -245,18 +246,22 @@ def frame(row: Row, tokenizer: PreTrainedTokenizerBase, where: str) -> Frame:
     whole = answer(content=MARK)
     if whole.count(MARK) != 1:
         return Frame("", "", None)
-    start = common_prefix(write(before_it, row, tokenizer, where, True), whole)
+    prompt = write(before_it, row, tokenizer, where, True)
+    start = common_prefix(prompt, whole)
     left, after = whole.split(MARK)
-    close = None
+    close, opening = None, ""
     for key in THOUGHTS:
-        close = close or _between(answer(**{key: THOUGHT}, content=MARK))
+        thinking = answer(**{key: THOUGHT}, content=MARK)
+        if close is None and _between(thinking):
+            close = _between(thinking)
+            opening = thinking[common_prefix(prompt, thinking) : thinking.find(THOUGHT)]
     if close is None:
         tagged = f"{THOUGHT}</think>{MARK}"
         thinking = answer(content=tagged)
         # A template that drops or moves what stands before the tag says that the rest answers.
         if tagged not in thinking and thinking.count(MARK) == 1:
             close = _between(thinking) or "</think>"
-    return Frame(left[start:], after, close)
+    return Frame(left[start:], after, close, opening)
 
 
 def common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
@@ -295,7 +300,7 @@ def _dated(template: str) -> str:
     if "strftime_now" not in template:
         return template
     filters = "".join(f" | replace('{form}', '{TODAY.strftime(form)}')" for form in FORMATS)
-    macro = "{% macro strftime_now(form) %}{{ form" + filters + " | replace('%%', '%') }}"
+    macro = "{% macro strftime_now(format) %}{{ format" + filters + " | replace('%%', '%') }}"
     return macro + "{% endmacro +%}" + template
 
 

@@ -7,6 +7,7 @@ where the template's would is left alone if it is another.
 
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -25,28 +26,67 @@ def stop_tokens(frames: Collection[Frame], tokenizer: PreTrainedTokenizerBase) -
 
 
 def spoken(
-    ids: Sequence[int], frame: Frame | None, tokenizer: PreTrainedTokenizerBase, stops: set[int]
+    ids: Sequence[int],
+    frame: Frame | None,
+    tokenizer: PreTrainedTokenizerBase,
+    stops: set[int],
+    kept: Collection[int] = (),
 ) -> str:
     """The content of what was written, as text without special tokens.
 
-    What stands behind the end of the thoughts, where the template knows of thoughts, else behind
-    the text that the template begins an answer with; up to the first of `stops`.
+    What stands behind the end of the thoughts, where the template knows of thoughts and the model
+    began with some, else behind the text that the template begins an answer with; up to the first
+    of `stops`, and without the text that the template writes before it.
 
     Args:
         ids: what the model wrote.
         frame: the template's text around the answer; None for a prompt of text.
         tokenizer: the base's own.
         stops: `stop_tokens`.
+        kept: special tokens that are a part of the answer (`special_in`).
     """
-    if frame is not None:
-        start = _behind(ids, frame.close or "", tokenizer, anywhere=True)
-        start = start or _behind(ids, frame.before, tokenizer, anywhere=False)
-        ids = list(ids[start:])
-        stop = next((place for place, token in enumerate(ids) if token in stops), len(ids))
-        ids = ids[:stop]
-    text = str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
-    after = frame.after.strip() if frame else ""
+    if frame is None:
+        return _text(ids, tokenizer, kept)
+    start = 0
+    if frame.close and _begins(ids, frame.opening, tokenizer):
+        start = _behind(ids, frame.close, tokenizer, anywhere=True)
+    start = start or _behind(ids, frame.before, tokenizer, anywhere=False)
+    ids = list(ids[start:])
+    stop = next((place for place, token in enumerate(ids) if token in stops), len(ids))
+    text, after = _text(ids[:stop], tokenizer, kept), _text_after(frame, tokenizer, stops)
     return text.removesuffix(after).rstrip() if after else text
+
+
+def special_in(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The special tokens that right answers are written with, but those around any text."""
+    around = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+    return {token for ids in ids_of(texts, tokenizer) for token in ids} & _special(
+        tokenizer
+    ) - around
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    added: Any = tokenizer.added_tokens_decoder
+    return {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+
+
+def _text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, kept: Collection[int]) -> str:
+    if not kept:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+    dropped = _special(tokenizer) - set(kept)
+    return str(tokenizer.decode([i for i in ids if i not in dropped])).strip()
+
+
+def _text_after(frame: Frame, tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> str:
+    """What the template writes behind an answer as plain text, up to a token that ends it."""
+    ids, ends = ids_of([frame.after], tokenizer)[0], _special(tokenizer) | stops
+    stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    return str(tokenizer.decode(ids[:stop])).strip()
+
+
+def _begins(ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether `ids` begin with the template's text; white space does not count."""
+    return dense(tokenizer, ids).startswith(dense(tokenizer, ids_of([text], tokenizer)[0]))
 
 
 def _behind(

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
 from engram.data.chat import Frame
 from engram.data.special import ids_of
-from engram.measure.answers import dense, spoken
+from engram.measure.answers import dense, special_in, spoken
 
 
 class Undecided:
@@ -40,6 +40,8 @@ class Undecided:
             self._length(right, frame) for right, frame in zip(references, frames, strict=True)
         ]
 
+        self.kept = [special_in(right, tokenizer) for right in references]
+
     def _length(self, right: Sequence[str], frame: Frame | None) -> int:
         """The tokens of the longest reference, with what the template writes before it."""
         before = frame.before if frame else ""
@@ -56,7 +58,8 @@ class Undecided:
             written = dense_text(dense(self.tokenizer, ids)).rstrip("\ufffd")
             if dense_text(frame.before).startswith(written):  # the template's own is not over
                 return True
-        answer = dense_text(spoken(ids, frame, self.tokenizer, self.stops)).rstrip("\ufffd")
+        answer = spoken(ids, frame, self.tokenizer, self.stops, self.kept[row])
+        answer = dense_text(answer).rstrip("\ufffd")
         after = frame.after if frame else ""
         return any(dense_text(text + after).startswith(answer) for text in self.references[row])
 

@@ -16,7 +16,7 @@ from engram.data.chat import Frame, frame, is_chat
 from engram.data.rows import Row, answer, answered, in_place_of, references
 from engram.data.tokens import IGNORED, Collator, check_known, features, prompts
 from engram.errors import EngramError, nearest
-from engram.measure.answers import spoken, stop_tokens
+from engram.measure.answers import special_in, spoken, stop_tokens
 from engram.measure.decided import StopWhenDecided, Undecided
 from engram.measure.decoding import forced_first, greedy
 from engram.models.base import Base, Kind
@@ -71,8 +71,8 @@ def predict(
             undecided = Undecided([references(row) for row in rows], frames, base.tokenizer, stops)
         written = _generate(base, asked, max_completion_length, batch_size, first, stops, undecided)
         return [
-            spoken(ids, frame, base.tokenizer, stops)
-            for ids, frame in zip(written, frames, strict=True)
+            spoken(ids, frame, base.tokenizer, stops, special_in(references(row), base.tokenizer))
+            for ids, frame, row in zip(written, frames, rows, strict=True)
         ], truncated
 
 

@@ -92,9 +92,33 @@ class _Trial:
 
     def batches(self, side: SIDES) -> Batches:
         """The widest choice of batches that gives each text what it is given alone."""
-        if self._same(self._texts(LENGTHS), side):
+        if self._same(self._texts(LENGTHS), side) and not self._turns_with_length():
             return "any"
         return "equal" if self._same(self._texts([7] * 4), side) else "single"
+
+    def _turns_with_length(self) -> bool:
+        """Whether positions are encoded otherwise where the batch holds a long text.
+
+        Some rotary embeddings (longrope, dynamic scaling) choose their frequencies by the largest
+        position of the batch. These modules are small, so they are tried at the last position.
+        """
+        longest = getattr(self.network.config.get_text_config(), "max_position_embeddings", 0) or 0
+        for module in self.network.modules():
+            if not hasattr(module, "rope_type") or not isinstance(longest, int):
+                continue
+            first = torch.zeros(1, 1, 1, device=self.device)
+            short = torch.arange(4, device=self.device)[None]
+            long = torch.cat([short, torch.tensor([[longest - 1]], device=self.device)], dim=1)
+            try:
+                alone, beside = module(first, short), module(first, long)
+                module(first, short)  # leaves the module as a short text does
+            except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
+                continue  # it wants more than positions; texts alone have to tell
+            if any(
+                not torch.equal(one, other[:, :4]) for one, other in zip(alone, beside, strict=True)
+            ):
+                return True
+        return False
 
     def _texts(self, lengths: Sequence[int]) -> list[list[int]]:
         generator = torch.Generator().manual_seed(0)

@@ -17,6 +17,7 @@ from engram.data.rows import Row, answered
 from engram.data.stream import check_stream, file_split
 from engram.data.task import Task
 from engram.data.tokens import encode
+from engram.data.unwritten import unwritten
 from engram.errors import EngramError, nearest
 from engram.layout import GENERAL
 from engram.learn.arguments import training_arguments
@@ -142,6 +143,7 @@ def check_tasks(config: Config, tasks: Sequence[Task]) -> list[str]:
         where = f"{task.name} train"
         _, cut = make_features(task.train.rows, labels=labels, where=where)
         lines += remarks(task.train.rows, tokenizer, kind, where)
+        lines += unwritten(task.train.rows, tokenizer, where)
         if cut:
             long = _long(config, kind, tokenizer, task.train.rows)
             lines += truncated(task.train, where, long, config.max_length)

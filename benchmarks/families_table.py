@@ -1,8 +1,8 @@
 """Every architecture of `architectures.py` as a base: does it learn, score and export?
 
-    python benchmarks/families.py                   # all of them, a line each
-    python benchmarks/families.py llama fnet        # some
-    python benchmarks/families.py --write           # all, as the table of docs/families.md
+    python benchmarks/families_table.py                   # all of them, a line each
+    python benchmarks/families_table.py llama fnet        # some
+    python benchmarks/families_table.py --write           # all, as the table of docs/families.md
 
 Each is a tiny model with random weights. It learns sixteen rows by heart; then its answers, and the
 likelihoods of the right ones, are compared one row at a time and in one batch, and its logits with
@@ -162,7 +162,7 @@ def table(families: list[Family]) -> str:
         "# Architectures",
         "",
         f"{len(families)} of the architectures in `benchmarks/architectures.py`, as tiny models",
-        "with random weights, made by `python benchmarks/families.py --write NAME ...`. Each",
+        "with random weights, made by `python benchmarks/families_table.py --write NAME ...`. Each",
         "learned sixteen rows by heart with LoRA. *Loss* is that of an answer's tokens before and",
         "after. *Batches* are those in which rows are scored, which is found by trying: some",
         "architectures make something else of a row that is padded. *Alone* is the largest",
