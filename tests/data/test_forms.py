@@ -22,7 +22,7 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"defa
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
 CALLING = [
     USER,
-    {"role": "assistant", "tool_calls": [CALL]},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
     {"role": "tool", "content": "", "name": "weather", "tool_call_id": "a1"},
     {"role": "assistant", "content": "rain", "reasoning_content": "It said so.", "weight": 1},
 ]
@@ -126,7 +126,11 @@ def test_the_hash_of_a_plain_row_is_what_it_was():
         ),
         (
             {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]},
-            {"messages": [USER, {"role": "assistant", "tool_calls": [CALL]}]},
+            {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}]},
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}]},
+            {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}]},
         ),
         # ShareGPT and its kin
         ({"conversations": CHAT}, {"messages": CHAT}),
@@ -155,7 +159,7 @@ def test_the_hash_of_a_plain_row_is_what_it_was():
             {
                 "messages": [
                     USER,
-                    {"role": "assistant", "tool_calls": [CALL]},
+                    {"role": "assistant", "content": "", "tool_calls": [CALL]},
                     {"role": "tool", "content": "5 C"},
                     ASSISTANT | {"weight": 1},
                 ],

@@ -1,5 +1,6 @@
 """What the tokens of rows say that is probably not meant."""
 
+from data.templates import chat_tokenizer
 from engram.data.remarks import remarks
 from families import llama_like
 from tiny import tiny_rows, tiny_tokenizer
@@ -33,3 +34,14 @@ def test_a_template_that_ends_no_answer_is_remarked():
     said = [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "dog"}]
     (line,) = remarks([{"messages": said}], tokenizer, "causal", "toy train")
     assert "toy train, row 1: no end token is learned" in line
+
+
+def test_a_token_that_spans_the_end_of_a_generation_prompt_is_remarked():
+    template = (
+        "{% for m in messages %}{{ m.role }} : {{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}assistant : {% endif %}"
+    )
+    asked = {"role": "user", "content": "the cat"}
+    row = {"messages": [asked, {"role": "assistant", "content": "red"}]}
+    lines = remarks([row], chat_tokenizer(template), "causal", "toy train")
+    assert any("a token spans the end of the prompt" in line for line in lines)

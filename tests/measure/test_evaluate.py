@@ -312,3 +312,11 @@ def test_the_mode_is_options_for_encoders_and_generate_for_models_that_write():
 def test_an_option_that_is_too_long_is_named_with_its_row():
     with pytest.raises(EngramError, match=r"with option 'red green blue', row 1: .* 4 tokens"):
         predict(base_of("causal"), rows_of_many_lengths(2), "options", ("red green blue",), 64, 3)
+
+
+@pytest.mark.parametrize("left_out", [{"weight": 0}, {"train": False}])
+def test_a_turn_that_is_left_out_is_no_reference(left_out):
+    ask = {"role": "user", "content": "the cat ?"}
+    rows = [{"messages": [ask, {"role": "assistant", "content": "red", **left_out}]}]
+    with pytest.raises(EngramError, match=r"rows, row 1: its answer is left out by weight: 0"):
+        predict(base_of("causal"), rows, "generate", None, 64, 8, where="rows")

@@ -117,7 +117,7 @@ def test_a_value_that_no_library_can_use_is_refused(setting, said):
         "adapter={r: 1, lora_alpha: 0.5, lora_dropout: 0, target_modules: all-linear}",
         "adapter={peft_type: IA3}",
         "memory={ratio: 1}",
-        "general={ratio: 5}",
+        "general={ratio: 0.1}",
         "seed=4294967295",
         "threads=null",
         "checkpoint_every=0",
@@ -243,3 +243,8 @@ def test_what_needs_the_base_or_a_file_is_refused_before_a_lineage_is_made(
 ):
     (tmp_path / "broken.jsonl").write_text("{\n")
     refused(tmp_path, "init", "new", "--base", "base", "method=replay", setting, names=(said,))
+
+
+def test_a_ratio_of_general_rows_needs_their_file():
+    with pytest.raises(EngramError, match=r"ratio is 5\.0, but there is no general\.file"):
+        check_settings(load_config({}, ["general={ratio: 5}"]))

@@ -50,8 +50,8 @@ def causal_rows(
 ) -> list[CausalRow]:
     """Rows in full, not cut yet; each of `lines` begins the error line of a row.
 
-    With `mask_history` only the assistant's last turn is learned, whatever its weight; otherwise
-    all are, but those with `weight: 0` or `train: false`.
+    With `mask_history` only the assistant's last turn is learned, otherwise all are, but those with
+    `weight: 0` or `train: false`.
 
     Raises:
         EngramError: no end token, no chat template that fits, or nothing to learn in a row.
@@ -135,7 +135,9 @@ def _chat(
     said = conversation(row)
     text, asked = write(said, row, tokenizer, where), prompt_text(row, tokenizer, where)
     ids, asked_ids = ids_of([text, asked], tokenizer)
-    made = CausalRow(text, ids, [False] * len(ids), 0, common_prefix(asked_ids, ids))
+    same = common_prefix(asked_ids, ids)
+    merged = text.startswith(asked) and same < len(asked_ids)
+    made = CausalRow(text, ids, [False] * len(ids), 0, same, merged)
     if "prompt" in row:
         prompt = write(row["prompt"], row, tokenizer, where, generation_prompt=True)
         first = common_prefix(ids_of([prompt], tokenizer)[0], ids)
@@ -145,7 +147,8 @@ def _chat(
     turn = [message["role"] == "assistant" for message in said]
     left_out = [i for i, message in enumerate(said) if turn[i] and not learns(message)]
     if mask_history:
-        learned = [of and place >= made.last for place, of in enumerate(learned)]
+        kept = learns(said[-1])
+        learned = [kept and of and place >= made.last for place, of in enumerate(learned)]
     elif left_out:
         learned = _without(left_out, learned, row, made, tokenizer, where)
     made.learned = learned

@@ -137,7 +137,9 @@ def _message(raw: Any, number: int, where: str) -> Message:
     message = {"role": message["role"]}
     if message["role"] == "tool" and content == "":  # a tool may return nothing
         message["content"] = content
-    elif content or "tool_calls" not in others:
+    elif not content and "tool_calls" in others:  # null and empty are the same to every template
+        message["content"] = ""
+    else:
         message["content"] = checked_text(content, inside)
     message |= others
     _check_learning(message, at)

@@ -69,7 +69,8 @@ def _merged(made: Sequence[CausalRow], where: str) -> list[str]:
     return [
         f"{where}: in {len(have)} of {len(made)} rows (first: row {have[0] + 1}) a token spans the "
         "end of the prompt, so the model learns behind another context than it is asked with; let "
-        "the prompt end without a space and the completion begin with one"
+        "the prompt (or the template's generation prompt) end without a space and the answer begin "
+        "with one"
     ]
 
 

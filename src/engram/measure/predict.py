@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import StoppingCriteriaList
 
 from engram.data.chat import Frame, frame, is_chat
+from engram.data.messages import learned
 from engram.data.rows import Row, answer, answered, in_place_of, references
 from engram.data.tokens import IGNORED, Collator, check_known, features, prompts
 from engram.errors import EngramError, nearest
@@ -100,10 +101,27 @@ def check_mode(
             "take the row out, or let it end with the assistant's words"
         )
 
+    left_out = next((i for i, row in enumerate(rows, 1) if not _has_weight(row)), None)
+    if left_out:
+        raise EngramError(
+            f"{where}, row {left_out}: its answer is left out by weight: 0 or train: false, so it "
+            "is no reference to score against; take the row out, or let it end with a right answer"
+        )
+
+
+def _last_message(row: Row) -> dict[str, Any]:
+    """The assistant's last message; empty where the answer is text."""
+    said = row["messages"] if "messages" in row else row["completion"]
+    return {} if isinstance(said, str) else said[-1]
+
 
 def _calls_a_tool(row: Row) -> bool:
-    said = row["messages"] if "messages" in row else row["completion"]
-    return not isinstance(said, str) and "tool_calls" in said[-1]
+    return "tool_calls" in _last_message(row)
+
+
+def _has_weight(row: Row) -> bool:
+    message = _last_message(row)
+    return not message or learned(message)
 
 
 def _generate(

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from engram.config import TRAINING, Config
+from engram.config import TRAINING, Config, General
 from engram.data.checks import check_task, truncated, warnings
 from engram.data.hub import SPLITS
 from engram.data.remarks import remarks
@@ -76,6 +76,11 @@ def check_values(config: Config) -> None:
         if value is not None and not low <= value <= high:  # type: ignore[operator]
             limits = f"from {low} to {high}" if high < math.inf else f"at least {low}"
             raise EngramError(f"{key}: must be {limits}, got {value}; {instead}")
+    if config.general.file is None and config.general.ratio != General.ratio:
+        raise EngramError(
+            f"general: ratio is {config.general.ratio}, but there is no general.file to draw from; "
+            "set general.file"
+        )
     if not config.general.ratio > 0:
         raise EngramError(
             f"general: ratio must be above 0, got {config.general.ratio}; 0.1 is one row for ten "
