@@ -20,6 +20,7 @@ SYSTEM = {"role": "system", "content": "Be kind."}
 CHAT = [USER, ASSISTANT]
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"default": None}}}
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+BOTH = {"prompt": "a", "completion": "c"}
 CALLING = [
     USER,
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
@@ -167,6 +168,54 @@ def test_the_hash_of_a_plain_row_is_what_it_was():
             },
         ),
         ({"messages": [{"role": "human", "content": "hi"}, ASSISTANT]}, {"messages": CHAT}),
+        # what other tools call train
+        (
+            {
+                "messages": [
+                    USER | {"loss": False},
+                    ASSISTANT | {"training": False},
+                    USER,
+                    ASSISTANT | {"loss": True},
+                ]
+            },
+            {
+                "messages": [
+                    USER | {"train": False},
+                    ASSISTANT | {"train": False},
+                    USER,
+                    ASSISTANT | {"train": True},
+                ]
+            },
+        ),
+        ({"messages": CHAT, "functions": [], "output": "hello"}, {"messages": CHAT}),
+        # columns that the row holds already
+        ({"prompt": "Q: a\nb", "context": "A b", "completion": "c"}, BOTH | {"prompt": "Q: a\nb"}),
+        ({"text": "a", "prompt": "a b", "completion": "c"}, BOTH | {"prompt": "a b"}),
+        (
+            {"instruction": "a", "input": "b", "output": "c", "prompt": "Below: a. With b:"},
+            BOTH | {"prompt": "a\nb"},
+        ),
+        (
+            {
+                "messages": [USER, ASSISTANT, *CHAT],
+                "prompt": [USER, ASSISTANT],
+                "response": "hello",
+            },
+            {"messages": [USER, ASSISTANT, *CHAT]},
+        ),
+        # columns that are no part of a row
+        ({**BOTH, "input": "", "title": "t", "answer": "d", "label": 1, "weight": 1.0}, BOTH),
+        ({**BOTH, "reasoning": "on", "thinking": False, "category": "d", "train": True}, BOTH),
+        (
+            {"messages": CHAT, "category": "d", "label": "d", "score": 3, "topic": "d"},
+            {"messages": CHAT},
+        ),
+        ({"text": "a", "title": "b", "score": 1, "loss": 2.5, "lang": "en"}, {"text": "a"}),
+        ({"text": "a", "category": "", "topics": []}, {"text": "a"}),
+        (
+            {"text": "a", "label": "good", "label_id": 1, "topic": "b"},
+            {"prompt": "a", "completion": "good"},
+        ),
     ],
 )
 def test_what_a_record_says_is_in_its_row(record, row):
@@ -200,6 +249,73 @@ def test_what_a_record_says_is_in_its_row(record, row):
         ({"prompt": "a", "response": "b"}, 'prompt: "{prompt}", completion: "{response}"'),
         ({"question": "a", "completion": "b"}, 'prompt: "{question}", completion: "{completion}"'),
         ({"input_ids": [1], "labels": [1]}, "input_ids are tokens already"),
+        # names in another case
+        ({"Question": "a", "Answer": "b"}, 'prompt: "{Question}", completion: "{Answer}" beside'),
+        ({"Text": "a", "Label": 1}, 'prompt: "{Text}", completion: "{Label}", labels: [NAME OF 0'),
+        ({**BOTH, "System Prompt": "Be kind."}, "'System Prompt' is not read under this name"),
+        (
+            {"system_prompt": "s", "question": "a", "Complex CoT": "b", "response": "c"},
+            'prompt: "{system_prompt}\\n{question}", completion: "{Complex CoT}\\n{response}"',
+        ),
+        # labels by other names, and numbers as a table without a cell of them writes them
+        *(
+            ({"text": "a", key: "b"}, f'completion: "{{{key}}}" beside path')
+            for key in ("Label", "Sentiment", "rating", "stars", "topic", "category", "label_name")
+        ),
+        *(
+            ({"text": "a", key: 1}, f'completion: "{{{key}}}", labels: [NAME OF 0, NAME OF 1]')
+            for key in ("LABEL", "genre", "class", "intent", "emotion", "target", "gold_label")
+        ),
+        ({"text": "a", "label": "1.0"}, "labels: [NAME OF 0"),
+        ({"text": "a", "label": 1.0}, "labels: [NAME OF 0"),
+        # columns that belong to the question, or to the answer
+        (
+            {"context": "b", **BOTH},
+            'context would be left out of the question; write prompt: "{context}\\n{prompt}", '
+            'completion: "{completion}" beside path or hub, or take it out',
+        ),
+        ({**BOTH, "context": "c"}, "context would be left out"),
+        ({**BOTH, "documents": [{"text": "b"}]}, "documents would be left out of the question"),
+        ({**BOTH, "input": "b"}, 'prompt: "{prompt}\\n{input}", completion: "{completion}"'),
+        ({**BOTH, "instruction": "b"}, 'prompt: "{prompt}\\n{instruction}"'),
+        (
+            {"instruction": "a", "context": "b", "input": "d", "output": "c"},
+            'prompt: "{instruction}\\n{context}\\n{input}", completion: "{output}"',
+        ),
+        (
+            {"context": "a", "question": "b", "answer": "c"},
+            'prompt: "{context}\\n{question}", completion: "{answer}"',
+        ),
+        *(
+            (
+                {**BOTH, key: "b"},
+                f'write prompt: "{{prompt}}", completion: "{{{key}}}\\n{{completion}}"',
+            )
+            for key in ("reasoning_content", "reasoning", "thinking")
+        ),
+        ({"messages": CHAT, "reasoning": "b"}, "write it in the message that answers"),
+        ({"messages": CHAT, "context": "b"}, "put it into the message that asks"),
+        ({"messages": CHAT, "documents": [{"text": "b"}]}, 'chat_template_kwargs: {"documents"'),
+        ({"messages": CHAT, "functions": [{"name": "f"}]}, "functions is not read under this name"),
+        ({**BOTH, "chat_history": [["a", "b"]]}, "write history: a list of [question, answer]"),
+        (
+            {"messages": [USER, ASSISTANT | {"function_call": {"name": "f"}}]},
+            "message 2: function_call is the older form of tool_calls",
+        ),
+        # two answers
+        ({"messages": CHAT, "output": "hi"}, "output stands beside messages and says something"),
+        ({"messages": CHAT, "response": ["bye"]}, "response stands beside messages"),
+        ({**BOTH, "response": "a"}, "response stands beside completion and says something else"),
+        ({"instruction": "a", "output": "b", "completion": "c"}, "completion stands beside output"),
+        # rows that are not to be learned
+        ({**BOTH, "weight": 0}, "weight 0 is of the whole row"),
+        ({**BOTH, "weight": "0.5"}, "weight '0.5' is of the whole row"),
+        ({"messages": CHAT, "train": False}, "write weight 0 on a message of the assistant's"),
+        ({"text": "a", "train": "false"}, "train 'false' is of the whole row"),
+        ({"messages": [USER, ASSISTANT | {"loss": False}]}, "so nothing is learned"),
+        ({"messages": [USER, ASSISTANT | {"loss": 0.5}]}, "loss must be true or false, not 0.5"),
+        ({"messages": [USER, ASSISTANT | {"train": True, "loss": 0}]}, "say different things"),
+        ({"messages": [USER, ASSISTANT | {"train_detail": [1]}]}, "train_detail is not heeded"),
         # two forms that say different things
         ({"prompt": "a", "messages": CHAT}, "prompt stands beside messages"),
         (
@@ -217,6 +333,11 @@ def test_what_a_record_says_is_in_its_row(record, row):
         ({"prompt": "a", "chosen": "b", "rejected": "c"}, "chosen makes it a row of preferences"),
         ({"prompt": "a", "completion": "b", "label": False}, "whether the completion is liked"),
         ({"prompt": "a", "completion": "b", "label": "True"}, "whether the completion is liked"),
+        ({"messages": CHAT, "label": False}, "label says whether the completion is liked"),
+        ({"messages": CHAT, "Label": "true"}, "Label says whether the completion is liked"),
+        ({"messages": CHAT, "kto_tag": 1}, "kto_tag says whether the completion is liked"),
+        ({"instruction": "a", "output": "b", "label": True}, "whether the completion is liked"),
+        ({"messages": CHAT, "rejected_response": "b"}, "rejected_response makes it a row of pref"),
         ({"messages": CHAT, "images": ["a.png"]}, "images is not learned"),
         ({"text": "a", "audio": {"path": "a.wav"}}, "audio is not learned"),
         (
@@ -366,6 +487,16 @@ def test_a_list_of_right_answers_goes_through_a_template(tmp_path):
     )
 
 
+def test_labels_name_integers_that_a_table_writes_as_1_0(tmp_path):
+    path = tmp_path / "moods.csv"
+    path.write_text("text,label\nfine,1.0\nbad,0.0\n")
+    with pytest.raises(EngramError, match=r"labels: \[NAME OF 0"):
+        read_rows(path)
+    source = {"path": str(path), "prompt": "{text}", "completion": "{label}"}
+    rows = file_split(source | {"labels": ["bad", "good"]}, None, 0).rows
+    assert [row["completion"] for row in rows] == ["good", "bad"]
+
+
 def test_a_mapping_is_made_of_the_columns_that_are_there():
     assert mapping(["a", "b"]) == 'prompt: "{a}", completion: "{b}"'
     assert mapping(["a"]) == 'prompt: "{a}", completion: "{COLUMN}"'
@@ -408,6 +539,13 @@ def test_every_format_gives_the_same_rows(tmp_path):
             '[{"text": "a"}, {"text": }]',
             "a.json: not JSON (Expecting value at column 26)",
         ),
+        (
+            "a.json",
+            '{"version": "1", "data": [{"text": "a"}]}',
+            "an array under 'data'; write the array alone",
+        ),
+        ("a.jsonl", '[{"text": "a"}, {"text": "b"}]', "holds a JSON array"),
+        ("a.jsonl", '\n[\n {"text": "a"}\n]\n', "name it a.json"),
         ("a.json", "[", "a .json file holds one whole array"),
         ("a.json", "3", "expected an array of rows, got int"),
         ("a.json", '[{"text": "a"}, 3]', "row 2: expected an object"),

@@ -12,6 +12,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,9 @@ from engram.errors import EngramError, nearest
 
 PLAIN = (".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (*PLAIN, *(f"{suffix}.gz" for suffix in PLAIN), ".parquet")
+# An object with one of these is a row itself, whatever lists it has.
+ROW = {"messages", "conversations", "conversation", "dialogue", "dialog", "prompt", "completion"}
+ROW |= {"text", "instruction", "chosen"}
 LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit, 2**17, is less than some texts
 
 
@@ -74,7 +78,21 @@ def _open(path: Path, newline: str | None = None) -> Any:
 
 def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
     with _open(path) as lines:
-        yield from _lines(lines, path)
+        yield from _lines(_without_array(lines, path), path)
+
+
+def _without_array(lines: Iterable[str], path: Path) -> Iterator[str]:
+    """The lines themselves, unless they are those of one array."""
+    is_first = True
+    for line in lines:
+        if is_first and re.match(r"\s*\[\s*([\]{]|$)", line):
+            name = re.sub(r"\.jsonl(\.gz)?$", r".json\1", path.name, flags=re.I)
+            raise EngramError(
+                f"{path}: holds a JSON array, and every line of a .jsonl file is a row of its own; "
+                f"name it {name}"
+            )
+        is_first = is_first and not line.strip()
+        yield line
 
 
 def _lines(lines: Iterable[str], path: Path) -> Iterator[tuple[int, Any]]:
@@ -97,11 +115,15 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
         return
     if not isinstance(whole, dict):
         raise EngramError(f"{path}: expected an array of rows, got {type(whole).__name__}")
-    arrays = [key for key, rows in whole.items() if isinstance(rows, list) and rows]
-    row = {"messages", "conversations"} & set(whole)
-    if len(whole) == 1 and arrays and not row and isinstance(whole[arrays[0]][0], dict):
+    arrays = [
+        key
+        for key, rows in whole.items()
+        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows)
+    ]
+    if arrays and not ROW & set(whole):
+        key = "data" if "data" in arrays else max(arrays, key=lambda key: len(whole[key]))
         raise EngramError(
-            f"{path}: one object with an array under {arrays[0]!r}; write the array alone, or "
+            f"{path}: one object with an array under {key!r}; write the array alone, or "
             "each of its rows on a line of a .jsonl file"
         )
     yield 1, whole

@@ -4,10 +4,21 @@ Nothing is dropped in silence: a column makes a part of the row, or it is refuse
 write, or it is named among those that were left out.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from engram.data.columns import (
+    ANSWERS,
+    ASKED,
+    PREFERENCES,
+    SYSTEM,
+    check_left_out,
+    is_numbered,
+    label_columns,
+    mapping,
+    plain,
+)
 from engram.data.messages import (
     check_whole,
     checked_messages,
@@ -21,23 +32,7 @@ from engram.errors import EngramError
 
 Row = dict[str, Any]
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
-SYSTEM = ("system", "system_prompt", "system_message")
-PREFERENCES = ("chosen", "rejected", "score_chosen", "score_rejected")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-# Columns that other tools learn as the answer to what stands beside them, the likeliest first.
-ANSWERS = (
-    *("completion", "output", "response", "answer", "answers", "label_text", "label", "labels"),
-    *("target", "targets", "class", "sentiment", "emotion", "intent", "category", "summary"),
-    *("highlights", "outputs", "solution", "reply"),
-)
-ASKED = (
-    *("prompt", "instruction", "inputs", "input", "context", "passage", "premise", "hypothesis"),
-    *("sentence", "sentence1", "sentence2", "question", "question1", "question2", "query", "text"),
-    *("text1", "text2", "content", "title", "document", "article", "dialogue", "body", "review"),
-    *("comment", "tweet", "utterance", "problem", "message"),
-)
-# Beside a text these say that it is not the text that is to be learned, but they.
-LABELS = tuple(name for name in ANSWERS if name != "category")
 
 
 @dataclass
@@ -71,6 +66,7 @@ def as_row(raw: Any, where: str, notes: Notes | None = None) -> Row:
     _refuse(record, where)
     row, used = _row(record, where)
     row |= _beside(record, row, used, where)
+    check_left_out(record, row, used, where)
     if notes is not None:
         others = [str(key) or "(one without a name)" for key in record if key not in used]
         notes.left_out |= dict.fromkeys(others)
@@ -78,20 +74,9 @@ def as_row(raw: Any, where: str, notes: Notes | None = None) -> Row:
     return row
 
 
-def mapping(columns: Iterable[Any], numbered: bool = False) -> str:
-    """The templates that make rows of columns with these names, as a YAML would have them."""
-    names = [str(column) for column in columns]
-    answers = [name for name in ANSWERS if name in names] or names[1:][-1:] or ["COLUMN"]
-    asked = [name for name in names if name in ASKED and name != answers[0]]
-    asked = asked or [name for name in names if name != answers[0]][:1] or ["COLUMN"]
-    prompt = "\\n".join(f"{{{name}}}" for name in asked)
-    labels = ", labels: [NAME OF 0, NAME OF 1]" if numbered else ""
-    return f'prompt: "{prompt}", completion: "{{{answers[0]}}}"{labels}'
-
-
 def _refuse(record: Mapping[str, Any], where: str) -> None:
     """Raise EngramError for what is no supervised row of text."""
-    preference = next((key for key in PREFERENCES if key in record), None)
+    preference = next((key for key in record if PREFERENCES.fullmatch(plain(key))), None)
     if preference:
         raise EngramError(
             f"{where}: {preference} makes it a row of preferences, which are not learned; write "
@@ -103,12 +88,6 @@ def _refuse(record: Mapping[str, Any], where: str) -> None:
             f"{where}: {medium} is not learned, only text is; take the column out if the text is "
             "enough"
         )
-    liked = record.get("label")
-    if "completion" in record and str(liked).lower() in ("true", "false"):
-        raise EngramError(
-            f"{where}: label says whether the completion is liked, and rows of preferences are not "
-            "learned; keep the liked ones and take label out"
-        )
 
 
 def _row(record: Mapping[str, Any], where: str) -> tuple[Row, set[str]]:
@@ -119,7 +98,7 @@ def _row(record: Mapping[str, Any], where: str) -> tuple[Row, set[str]]:
     if ("prompt" in record or "completion" in record) and _is_asked_and_answered(record):
         used = {"prompt", "completion", "references"}
         row = _prompt_completion(record, where)
-    elif "instruction" in record and ("output" in record or not _labels(record)):
+    elif "instruction" in record and ("output" in record or not label_columns(record)):
         used = {"instruction", "input", "output", "references"}
         row = _alpaca(record, where)
     elif "text" in record:
@@ -136,7 +115,7 @@ def _row(record: Mapping[str, Any], where: str) -> tuple[Row, set[str]]:
             )
         raise EngramError(
             f"{where}: expected prompt and completion, messages, or text; its keys: {found}; make "
-            f"rows of them with {mapping(record, _numbered(record))} beside path or hub"
+            f"rows of them with {mapping(record, is_numbered(record))} beside path or hub"
         )
     _check_rendering(record, row, where)
     return row, used
@@ -145,7 +124,9 @@ def _row(record: Mapping[str, Any], where: str) -> tuple[Row, set[str]]:
 def _is_asked_and_answered(record: Mapping[str, Any]) -> bool:
     """Whether prompt and completion are there, or nothing else that could stand for the other."""
     others = ASKED if "completion" in record else ANSWERS
-    return {"prompt", "completion"} <= set(record) or not any(key in record for key in others)
+    return {"prompt", "completion"} <= set(record) or not any(
+        plain(key) in others for key in record
+    )
 
 
 def _is_talk(record: Mapping[str, Any], key: str) -> bool:
@@ -230,34 +211,23 @@ def _completion(value: Any, where: str) -> tuple[str, Row]:
 
 def _text(record: Mapping[str, Any], where: str) -> tuple[Row, set[str]]:
     """A text that is learned whole, or beside one label in words what the label is given to."""
-    labels = _labels(record)
+    labels = label_columns(record)
     if not labels:
         return {"text": checked_text(record["text"], f"{where}: text")}, {"text"}
     label = record["label"] if labels == ["label"] else None
-    if isinstance(label, str) and not _numbered(record):
+    if isinstance(label, str) and not is_numbered(record):
         text = checked_text(record["text"], f"{where}: text")
         said = checked_text(label, f"{where}: label")
         return {"prompt": text, "completion": said}, {"text", "label", "references"}
     raise EngramError(
         f"{where}: {', '.join(labels)} beside text: is the text learned, or what stands beside it? "
-        f"Write {mapping(record, _numbered(record))} beside path or hub, or take "
+        f"Write {mapping(record, is_numbered(record))} beside path or hub, or take "
         f"{'it' if len(labels) == 1 else 'them'} out to learn the text"
     )
 
 
-def _labels(record: Mapping[str, Any]) -> list[str]:
-    return [key for key in record if key in LABELS]
-
-
-def _numbered(record: Mapping[str, Any]) -> bool:
-    """Whether labels are numbers, whose names nobody has told."""
-    label = record.get("label", record.get("labels"))
-    named = any(key in record for key in ANSWERS[: ANSWERS.index("label")])
-    return not named and str(label).lstrip("-").isdigit()
-
-
 def _check_rendering(record: Mapping[str, Any], row: Row, where: str) -> None:
-    """A text beside a whole row is left out if it is that row, written out."""
+    """A text beside a whole row is left out if it is that row, written out, or a part of it."""
     text = record.get("text")
     if not text:
         return
@@ -266,6 +236,8 @@ def _check_rendering(record: Mapping[str, Any], row: Row, where: str) -> None:
     else:
         parts = [record.get(key) for key in ("prompt", "completion", "instruction", "output")]
     said = [part.strip() for part in parts if isinstance(part, str)]
+    if isinstance(text, str) and any(text.strip() in part for part in said):
+        return  # the row has been made of it
     if not isinstance(text, str) or not all(part in text for part in said):
         raise EngramError(
             f"{where}: text says something else than the row beside it; take text out, or write "

@@ -126,6 +126,12 @@ def _message(raw: Any, number: int, where: str) -> Message:
         raise EngramError(f'{at} must be {{"role": ..., "content": ...}}')
     message = {key: value for key, value in raw.items() if value is not None}
     message["role"] = _role(raw["role"], at, only_known=sharegpt)
+    if message.pop("function_call", None):
+        raise EngramError(
+            f"{at}: function_call is the older form of tool_calls; write "
+            'tool_calls: [{"type": "function", "function": {"name": ..., "arguments": ...}}]'
+        )
+    _name_learning(message, at)
     content = message.pop("content", None)
     if raw["role"].lower() == "function_call":
         content, message["tool_calls"] = None, _calls(content, at)
@@ -164,6 +170,24 @@ def _calls(content: Any, where: str) -> list[Any]:
             f'{where}: a function_call must be JSON such as {{"name": ..., "arguments": ...}}'
         )
     return [{"type": "function", "function": call} for call in calls]
+
+
+def _name_learning(message: Message, where: str) -> None:
+    """Write `loss` and `training`, as other tools call `train`, under that name."""
+    for key in ("loss", "training"):
+        value = message.pop(key, None)
+        if value is None:
+            continue
+        if value not in (0, 1):
+            raise EngramError(f"{where}: {key} must be true or false, not {value!r}")
+        if message.setdefault("train", bool(value)) != bool(value):
+            raise EngramError(f"{where}: {key} {value} and train say different things")
+    for key in ("training_detail", "train_detail"):
+        if message.pop(key, None):
+            raise EngramError(
+                f"{where}: {key} is not heeded, as a turn is learned whole or not at all; write "
+                "train: true or false"
+            )
 
 
 def _check_learning(message: Message, where: str) -> None:

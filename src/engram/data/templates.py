@@ -8,6 +8,7 @@ A field is a column's plain name, nothing is looked up inside its value; `{{` an
 `labels` names the integers of the completion's columns: a list from 0 on, or a mapping.
 """
 
+import re
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -70,10 +71,13 @@ class Templates:
         if value is None:  # an empty cell; a row that is empty altogether is refused as any other
             return ""
         if self.labels and column in labelled:
-            if str(value) not in self.labels:
+            # A table that has lost a cell of a column of integers writes them as 1.0.
+            whole = re.sub(r"^(-?\d+)\.0+$", r"\1", str(value))
+            name = self.labels.get(str(value), self.labels.get(whole))
+            if name is None:
                 hint = nearest(str(value), self.labels)
                 raise EngramError(f"{where}: {column} {value!r} has no name in labels; {hint}")
-            return self.labels[str(value)]
+            return name
         if column in self.names:
             if not 0 <= value < len(self.names[column]):  # -1 is how the hub writes "not labelled"
                 raise EngramError(f"{where}: {column} is {value}, no label; take another split")
