@@ -211,7 +211,7 @@ def test_the_hash_of_a_plain_row_is_what_it_was():
             {"messages": CHAT},
         ),
         ({"text": "a", "title": "b", "score": 1, "loss": 2.5, "lang": "en"}, {"text": "a"}),
-        ({"text": "a", "category": "", "topics": []}, {"text": "a"}),
+        ({"text": "a", "category": "", "topics": [], "topic": float("nan")}, {"text": "a"}),
         (
             {"text": "a", "label": "good", "label_id": 1, "topic": "b"},
             {"prompt": "a", "completion": "good"},
@@ -275,6 +275,10 @@ def test_what_a_record_says_is_in_its_row(record, row):
             'completion: "{completion}" beside path or hub, or take it out',
         ),
         ({**BOTH, "context": "c"}, "context would be left out"),
+        (
+            {"text": "a", "context": "b", "label": "c"},
+            'prompt: "{text}\\n{context}", completion: "{label}"',
+        ),
         ({**BOTH, "documents": [{"text": "b"}]}, "documents would be left out of the question"),
         ({**BOTH, "input": "b"}, 'prompt: "{prompt}\\n{input}", completion: "{completion}"'),
         ({**BOTH, "instruction": "b"}, 'prompt: "{prompt}\\n{instruction}"'),

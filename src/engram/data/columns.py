@@ -243,7 +243,9 @@ def _parts(record: Mapping[str, Any]) -> tuple[list[str], str]:
     """The columns that have made a plain row: what is asked, and the answer."""
     if "prompt" in record and "completion" in record:
         return ["prompt"], "completion"
-    return [key for key in ("instruction", "input") if record.get(key)], "output"
+    if "instruction" in record and "output" in record:
+        return [key for key in ("instruction", "input") if record.get(key)], "output"
+    return ["text"], "label"
 
 
 def _templates(asked: Iterable[str], said: Iterable[str]) -> str:
@@ -277,7 +279,8 @@ def _writes_out(prompt: Any, row: Row) -> bool:
 
 
 def _says_something(value: Any) -> bool:
-    return value not in ([], {}) and str(value).strip() not in ("", "[]", "{}")
+    is_nan = isinstance(value, float) and value != value  # an empty cell, to pandas
+    return not is_nan and str(value).strip() not in ("", "[]", "{}")
 
 
 def _question(row: Row) -> str:
