@@ -41,11 +41,11 @@ def test_rows_without_a_fault_give_no_line():
 def test_test_rows_that_are_in_train():
     made = task(rows(*SENT), rows(("new", "good"), (" mail  3", "good"), ("mail 4", "good")))
     assert checks.warnings([made]) == [
-        "mails: 2 of 3 test rows ask what a train row asks (first: b.csv, row 3, as a.csv, row 5), "
-        "so their score tells what was memorised; take them out of one of the two"
+        "mails: 2 of 3 test rows have the same prompt as a train row (first: b.csv, row 3, as a.csv, "
+        "row 5), so their score measures memorisation; remove them from one of the two"
     ]
     held = task(rows(*SENT), None, rows(("mail 0", "bad")))
-    assert "1 of 1 dev rows ask what a train row asks" in checks.warnings([held])[0]
+    assert "1 of 1 dev rows have the same prompt as a train row" in checks.warnings([held])[0]
 
 
 def test_a_question_is_the_same_as_text_and_as_a_message():
@@ -64,19 +64,23 @@ def test_test_rows_that_are_in_train_of_another_task():
     one, two = task(rows(*SENT)), task(rows(("b", "good")), rows(("mail 2", "good")), name="two")
     lines = checks.leaked([one, two])
     assert len(lines) == 1
-    assert lines[0].startswith("two: 1 of 1 test rows ask what a train row of task mails asks")
+    assert lines[0].startswith(
+        "two: 1 of 1 test rows have the same prompt as a train row of task mails"
+    )
     assert lines == checks.leaked([two, one])
 
 
 def test_answers_that_only_the_test_has():
     made = task(rows(*SENT), rows(("x", "good"), ("y", "Good"), ("z", "Good"), ("v", "spam")))
     assert checks.unlearned(made) == [
-        "mails: 'Good' (did you mean 'good') and 1 other answers, the answer of 3 of 4 test rows "
-        "(first: b.csv, row 3), stands in no train row, so it cannot be learned; mend it or add "
-        "train rows"
+        "mails: 3 of 4 test rows have an answer that no train row has, so it cannot be learned: "
+        "'Good' (did you mean 'good') and 1 more (first: b.csv, row 3); mend it or add train rows"
     ]
     declared = task(rows(("a", "good")), rows(("b", "bad")), options=("good", "bad"))
-    assert "'bad', the answer of 1 of 1 test rows" in checks.unlearned(declared)[0]
+    assert (
+        "1 of 1 test rows have an answer that no train row has, so it cannot be learned: 'bad'"
+        in checks.unlearned(declared)[0]
+    )
     free = task(rows(*[(f"q{i}", f"a{i}") for i in range(20)]), rows(("b", "new")))
     assert checks.unlearned(free) == []
     right = [{"prompt": "x", "completion": "Good", "references": ["good"]}]
@@ -106,8 +110,8 @@ def test_rows_that_are_cut():
     made = split(rows(*SENT))
     assert checks.truncated(made, "mails train", [], 8) == []
     assert checks.truncated(made, "mails train", [3, 4], 8) == [
-        "mails train: 2 of 20 rows are longer than max_length: 8 and lose the middle of the prompt "
-        "(first: a.csv, row 5); raise max_length, or shorten them"
+        "mails train: 2 of 20 rows are longer than max_length: 8 (first: a.csv, row 5), so the "
+        "middle of their prompt is cut out; raise max_length, or shorten them"
     ]
 
 

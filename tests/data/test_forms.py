@@ -379,7 +379,7 @@ def test_what_a_record_says_is_in_its_row(record, row):
         ({"messages": [USER | {"role": "usr"}, ASSISTANT]}, "did you mean 'user'"),
         (
             {"conversations": [{"from": "narrator", "value": "a"}, ASSISTANT]},
-            "'narrator' is no role",
+            "'narrator' is not a role",
         ),
         (
             {"conversations": [USER, {"from": "function_call", "value": "f()"}]},

@@ -109,7 +109,7 @@ def test_a_run_that_was_stopped_counts_what_one_that_was_not_does(method, settin
 def test_show_tells_it(setting, tmp_path):
     lineage_of(setting, tmp_path / "lineage", method="replay")
     told = engram("show", tmp_path / "lineage", "--stage", 2).out
-    assert "2 remembered rows, each 3.0 times, 3 at most" in told
+    assert "2 remembered rows, each 3.0 times on average, at most 3" in told
     assert "rehearsed" not in engram("show", tmp_path / "lineage", "--stage", 1).out
     found = json.loads(engram("show", tmp_path / "lineage", "--json").out)
     assert found["rehearsed"] == {"rows": 2, "mean": 3.0, "most": 3}

@@ -41,7 +41,10 @@ def test_each_check_is_a_line(folder):
     warned = "\n".join(lines[2:])
     assert all(line.startswith("warning: colour") for line in lines[2:])
     assert "train rows repeat an earlier one (first: a.jsonl, row" in warned
-    assert "test rows ask what a train row asks (first: b.jsonl, row 1, as a.jsonl, row" in warned
+    assert (
+        "test rows have the same prompt as a train row (first: b.jsonl, row 1, as a.jsonl, row"
+        in warned
+    )
     assert "'purple', the answer of 1 of 2 test rows (first: b.jsonl, row 2)" in warned
     assert "colour test: 1 of 2 rows are longer than max_length: 64" in warned
     assert "(first: b.jsonl, row 2); raise max_length" in warned

@@ -37,11 +37,15 @@ def _lines(known: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("task", task["name"]), ("when", known["date"] or "-")]
     if known["seconds"]:
         took = ", ".join(f"{k} {v:.1f} s" for k, v in known["seconds"].items() if k != "loss")
-        lines += [("took", f"{took}; {known['steps']} steps" if known["steps"] else took)]
+        lines += [
+            ("took", f"{took}; {counted(known['steps'], 'step')}" if known["steps"] else took)
+        ]
     lines += [("method", method_name(known["method"])), ("mode", known["mode"])]
     if known["rehearsed"]:
         rows, mean, most = (known["rehearsed"][key] for key in ("rows", "mean", "most"))
-        told = f"{counted(rows, 'remembered row')}, each {mean:.1f} times, {most} at most"
+        told = (
+            f"{counted(rows, 'remembered row')}, each {mean:.1f} times on average, at most {most}"
+        )
         lines += [("rehearsed", told)]
     lines += [(split, _rows(task[split])) for split in ("train", "test") if split in task]
     if "general" in known:

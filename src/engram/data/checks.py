@@ -28,7 +28,7 @@ def check_task(task: Task) -> None:
     options = [option.strip() for option in task.options]
     for option, times in Counter(options).items():
         if not option:
-            raise EngramError(f"task {task.name!r}: an option is empty; give it a name or leave it")
+            raise EngramError(f"task {task.name!r}: an option is empty; write its text")
         if times > 1:
             raise EngramError(f"task {task.name!r}: option {option!r} is declared twice")
     for split in filter(None, (task.train, task.dev, task.test)):
@@ -37,7 +37,7 @@ def check_task(task: Task) -> None:
             said = answer(split.rows[outside[0]]).strip()
             raise EngramError(
                 f"{split.place(outside[0])}: the answer {said!r} is none of task {task.name!r}'s "
-                f"options ({_counted(outside, split, 'such')}); {nearest(said, options)}"
+                f"options ({len(outside)} of {len(split.rows)} rows have such an answer); {nearest(said, options)}"
             )
 
 
@@ -125,12 +125,12 @@ def unlearned(task: Task) -> list[str]:
             label = next(iter(missing))
             hint = nearest(label, taught)
             meant = f" ({hint.rstrip('?')})" if hint.startswith("did you mean") else ""
-            others = f" and {len(missing) - 1} other answers" if len(missing) > 1 else ""
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             count = sum(map(len, missing.values()))
             lines.append(
-                f"{task.name}: {label!r}{meant}{others}, the answer of {count} of "
-                f"{len(split.rows)} {name} rows (first: {split.place(missing[label][0])}), stands "
-                "in no train row, so it cannot be learned; mend it or add train rows"
+                f"{task.name}: {count} of {len(split.rows)} {name} rows have an answer that no "
+                f"train row has, so it cannot be learned: {label!r}{meant}{others} (first: "
+                f"{split.place(missing[label][0])}); mend it or add train rows"
             )
     return lines
 
@@ -189,9 +189,9 @@ def _leak(train: Task, task: Task, name: str, pairs: list[tuple[int, int]], own:
     first, at = pairs[0]
     of = "" if own else f" of task {train.name}"
     return (
-        f"{task.name}: {len(pairs)} of {len(split.rows)} {name} rows ask what a train row{of} asks "
-        f"(first: {split.place(first)}, as {train.train.place(at)}), so their score tells what was "
-        "memorised; take them out of one of the two"
+        f"{task.name}: {len(pairs)} of {len(split.rows)} {name} rows have the same prompt as a train "
+        f"row{of} (first: {split.place(first)}, as {train.train.place(at)}), so their score measures "
+        "memorisation; remove them from one of the two"
     )
 
 
@@ -202,8 +202,8 @@ def truncated(split: Split, where: str, rows: Iterable[int], max_length: int) ->
         return []
     return [
         f"{where}: {len(cut)} of {len(split.rows)} rows are longer than max_length: {max_length} "
-        f"and lose the middle of the prompt (first: {split.place(cut[0])}); raise max_length, or "
-        "shorten them"
+        f"(first: {split.place(cut[0])}), so the middle of their prompt is cut out; raise "
+        "max_length, or shorten them"
     ]
 
 
@@ -227,10 +227,6 @@ def _outside(row: Row, options: Sequence[str]) -> bool:
 
 def _is_chat(row: Row) -> bool:
     return "messages" in row or isinstance(row.get("prompt"), list)
-
-
-def _counted(some: Sequence[int], split: Split, what: str) -> str:
-    return f"{len(some)} of {len(split.rows)} rows are {what}"
 
 
 def _plain(text: str) -> str:

@@ -58,8 +58,8 @@ def check_whole(messages: list[Message], where: str) -> None:
         raise EngramError(f"{where} must hold a message before the assistant's")
     if not any(learned(message) for message in messages):
         raise EngramError(
-            f"{where}: weight 0 or train false stands on every assistant turn, so nothing is "
-            "learned; take it off one of them"
+            f"{where}: every assistant turn has weight 0 or train false, so nothing is learned; "
+            "remove the flag from one of them"
         )
 
 
@@ -158,7 +158,7 @@ def _role(name: str, where: str, only_known: bool) -> str:
     hint = nearest(name, (*ROLES, *OTHER_ROLES))
     if name in OTHER_ROLES or not (only_known or hint.startswith("did you mean") or name == ""):
         return name  # a template may have a role of its own
-    raise EngramError(f"{where}: {name!r} is no role of a conversation; {hint}")
+    raise EngramError(f"{where}: {name!r} is not a role of a conversation; {hint}")
 
 
 def _calls(content: Any, where: str) -> list[Any]:

@@ -13,7 +13,7 @@ from engram.learn.stage import Say
 from engram.lineage.lineage import Lineage
 from engram.measure.predict import predict
 from engram.models.pins import check_pin
-from engram.verbs.loading import base_at, stage_entry
+from engram.verbs.loading import as_stored, base_at, stage_entry
 
 
 def answer(
@@ -54,6 +54,7 @@ def answer(
     with ExitStack() as stack:
         for method in make(config.method):
             stack.enter_context(method.inference(base.model))
+        stack.enter_context(as_stored(lineage, entry, base))
         device, bf16 = next(base.model.parameters()).device.type, bool(config.training.get("bf16"))
         stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16))  # as in `score`
         answers, truncated = predict(

@@ -18,7 +18,7 @@ from engram.lineage.files import write_text
 from engram.lineage.lineage import Lineage
 from engram.measure.metrics import best, find_metric
 from engram.models.pins import check_pin
-from engram.verbs.loading import base_at, stage_entry
+from engram.verbs.loading import as_stored, base_at, stage_entry
 from engram.verbs.sources import reopen
 
 
@@ -66,7 +66,8 @@ def evaluate(
             base = base_at(lineage, e)
         if not tasks or name in tasks:
             task = reopen(lineage, e, data, say)
-            cells[name], answers = score(base, task, config, make(config.method))
+            with as_stored(lineage, entry, base):
+                cells[name], answers = score(base, task, config, make(config.method))
             lines += _lines(name, task, answers)
     if predictions:
         write_text(Path(predictions), "".join(lines))

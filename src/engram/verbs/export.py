@@ -17,7 +17,7 @@ from engram.models.merging import merge
 from engram.models.pins import check_pin
 from engram.models.sample import alike, sample_output
 from engram.verbs.card import model_card
-from engram.verbs.loading import base_at, stage_entry
+from engram.verbs.loading import as_stored, base_at, is_untouched, stage_entry
 from engram.weights import save_head
 
 
@@ -55,8 +55,11 @@ def export(
     own = (base.network if base.whole else base.peft.get_base_model()).dtype
     if not base.whole:
         base.network.float()
-    expected = sample_output(base.network, base.tokenizer)
-    merged = _merged(base, str(path)).to(getattr(torch, dtype) if dtype else own)
+    with as_stored(lineage, entry, base):
+        expected = sample_output(base.network, base.tokenizer)
+    untouched = is_untouched(lineage, entry, base)
+    merged = _without_adapter(base) if untouched else _merged(base, str(path))
+    merged = merged.to(getattr(torch, dtype) if dtype else own)
     beside = out.parent / f".{out.name}.new"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -103,3 +106,13 @@ def _check_written(folder: Path, base: Base, expected: Tensor) -> None:
             f"export: read back in {str(written.dtype).removeprefix('torch.')}, the model is not "
             "the stage's any more; try another --dtype, or serve the stage's folder with PEFT"
         )
+
+
+def _without_adapter(base: Base) -> Any:
+    """The network itself, from which its fresh adapter is taken."""
+    network: Any = base.peft
+    model = network.get_base_model() if network.peft_config["default"].is_prompt_learning else None
+    model = model or network.unload()
+    for mark in ("_hf_peft_config_loaded", "peft_config"):
+        vars(model).pop(mark, None)
+    return model

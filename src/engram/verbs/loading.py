@@ -1,6 +1,7 @@
 """The model of a stage, ready to learn or to answer."""
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,23 @@ def base_at(lineage: Lineage, entry: dict[str, Any] | None) -> Base:
     if torch.accelerator.is_available():
         base.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
     return base
+
+
+def is_untouched(lineage: Lineage, entry: dict[str, Any] | None, base: Base) -> bool:
+    """Whether a stage is the base itself, so that the fresh adapter on it has no say.
+
+    An adapter may add something before it has learned (prefix tuning, LoRA with
+    `init_lora_weights: false`). One that the lineage began with is a part of its stage 0.
+    """
+    return entry is None and lineage.origin is None and not base.whole
+
+
+def as_stored(
+    lineage: Lineage, entry: dict[str, Any] | None, base: Base
+) -> AbstractContextManager[Any]:
+    """Around what is asked of a stage: a fresh adapter is switched off for stage 0."""
+    untouched = is_untouched(lineage, entry, base)
+    return base.peft.disable_adapter() if untouched else nullcontext()
 
 
 def _adapter(lineage: Lineage, entry: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from engram.lineage.lineage import Lineage
 from engram.measure import probes as numbers
 from engram.measure.recollection import Recollection, knows_answers, recollect
 from engram.models.pins import check_pin
-from engram.verbs.loading import base_at, gone, is_gone, stage_entry
+from engram.verbs.loading import as_stored, base_at, gone, is_gone, stage_entry
 
 
 def probe(
@@ -86,12 +86,14 @@ def _at(
     model is let go on return, before the next one is loaded.
     """
     config = lineage.config
-    base = base_at(lineage, stage_entry(lineage, number))
+    entry = stage_entry(lineage, number)
+    base = base_at(lineage, entry)
     if not knows_answers(base, asked) and not (strict and base.labels):
         return None
     with ExitStack() as stack:
         for method in make(config.method):
             stack.enter_context(method.inference(base.model))
+        stack.enter_context(as_stored(lineage, entry, base))
         device, bf16 = next(base.model.parameters()).device.type, bool(config.training.get("bf16"))
         stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16))  # as in `score`
         lengths = (config.max_length, config.max_completion_length)
