@@ -41,8 +41,8 @@ def test_rows_without_a_fault_give_no_line():
 def test_test_rows_that_are_in_train():
     made = task(rows(*SENT), rows(("new", "good"), (" mail  3", "good"), ("mail 4", "good")))
     assert checks.warnings([made]) == [
-        "mails: 2 of 3 test rows have the same prompt as a train row (first: b.csv, row 3, as a.csv, "
-        "row 5), so their score measures memorisation; remove them from one of the two"
+        "mails: 2 of 3 test rows have the same prompt as a train row (first: b.csv, row 3, as "
+        "a.csv, row 5), so their score measures memorisation; remove them from one of the two"
     ]
     held = task(rows(*SENT), None, rows(("mail 0", "bad")))
     assert "1 of 1 dev rows have the same prompt as a train row" in checks.warnings([held])[0]
@@ -152,7 +152,7 @@ def test_names_that_are_names(name):
         (("good", "bad", "good "), "option 'good' is declared twice"),
         (
             ("good", "bda"),
-            r"a.csv, row 2: the answer 'bad' is none .* \(10 of 20 rows are such\); did",
+            r"a.csv, row 2: the answer 'bad' is none .* \(10 of 20 rows have such an answer\); did",
         ),
     ],
 )

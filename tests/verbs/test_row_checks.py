@@ -45,9 +45,9 @@ def test_each_check_is_a_line(folder):
         "test rows have the same prompt as a train row (first: b.jsonl, row 1, as a.jsonl, row"
         in warned
     )
-    assert "'purple', the answer of 1 of 2 test rows (first: b.jsonl, row 2)" in warned
+    assert "so it cannot be learned: 'purple' (first: b.jsonl, row 2)" in warned
     assert "colour test: 1 of 2 rows are longer than max_length: 64" in warned
-    assert "(first: b.jsonl, row 2); raise max_length" in warned
+    assert "(first: b.jsonl, row 2), so the middle of their prompt is cut" in warned
 
 
 def test_a_dry_run_says_them_on_stderr(folder):

@@ -37,7 +37,8 @@ def check_task(task: Task) -> None:
             said = answer(split.rows[outside[0]]).strip()
             raise EngramError(
                 f"{split.place(outside[0])}: the answer {said!r} is none of task {task.name!r}'s "
-                f"options ({len(outside)} of {len(split.rows)} rows have such an answer); {nearest(said, options)}"
+                f"options ({len(outside)} of {len(split.rows)} rows have such an answer); "
+                f"{nearest(said, options)}"
             )
 
 
@@ -189,9 +190,9 @@ def _leak(train: Task, task: Task, name: str, pairs: list[tuple[int, int]], own:
     first, at = pairs[0]
     of = "" if own else f" of task {train.name}"
     return (
-        f"{task.name}: {len(pairs)} of {len(split.rows)} {name} rows have the same prompt as a train "
-        f"row{of} (first: {split.place(first)}, as {train.train.place(at)}), so their score measures "
-        "memorisation; remove them from one of the two"
+        f"{task.name}: {len(pairs)} of {len(split.rows)} {name} rows have the same prompt as a "
+        f"train row{of} (first: {split.place(first)}, as {train.train.place(at)}), so their score "
+        "measures memorisation; remove them from one of the two"
     )
 
 
