@@ -77,7 +77,8 @@ def _merged(made: Sequence[CausalRow], where: str) -> list[str]:
 def _endless(
     rows: Sequence[Row], made: Sequence[CausalRow], tokenizer: PreTrainedTokenizerBase, where: str
 ) -> list[str]:
-    added = set(tokenizer.get_added_vocab().values())
+    vocabulary: Any = tokenizer.get_added_vocab()  # type: ignore[operator]
+    added = set(vocabulary.values())
     for number, (row, one) in enumerate(zip(rows, made, strict=False), 1):
         ending = [token for token, of in zip(one.ids, one.learned, strict=True) if of][-3:]
         if is_chat(row) and not added & set(ending):

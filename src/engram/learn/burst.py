@@ -134,6 +134,6 @@ def _schedule(
         optimizer,
         num_warmup_steps=0,
         num_training_steps=steps,
-        scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs or {},  # type: ignore[arg-type]
     )
     return schedule.lr_lambdas[0] if isinstance(schedule, LambdaLR) else _constant

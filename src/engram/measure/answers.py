@@ -17,7 +17,8 @@ from engram.data.special import ids_of
 
 def stop_tokens(frames: Collection[Frame], tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokens with which the template ends an answer, beside those that end any text."""
-    added, stops = set(tokenizer.get_added_vocab().values()), set()
+    vocabulary: Any = tokenizer.get_added_vocab()  # type: ignore[operator]
+    added, stops = set(vocabulary.values()), set()
     for frame in set(frames):
         before, close, after = ids_of([frame.before, frame.close or "", frame.after], tokenizer)
         ends = [token for token in after if token in added][:1]
@@ -59,10 +60,9 @@ def spoken(
 
 def special_in(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The special tokens that right answers are written with, but those around any text."""
-    around = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
-    return {token for ids in ids_of(texts, tokenizer) for token in ids} & _special(
-        tokenizer
-    ) - around
+    around: set[Any] = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}  # type: ignore
+    written = {token for ids in ids_of(texts, tokenizer) for token in ids}
+    return (written & _special(tokenizer)) - around
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import is_gguf_available
+from transformers.utils.import_utils import is_gguf_available
 
 from engram.errors import EngramError
 

@@ -58,7 +58,7 @@ class KFPF(Method):
         return super().begin_task(model, context)
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
-        groups = optimizer.param_groups  # in on_step_end they have the next step's rate
+        groups: Any = optimizer.param_groups  # type: ignore[union-attr]  # in on_step_end they have the next step's rate
         self.rates = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
 
     def on_step_end(self, args, state, control, **kwargs):

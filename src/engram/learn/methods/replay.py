@@ -59,7 +59,8 @@ class Replay(Method):
         self.ratio, self.decay, self.max_repeats = ratio, decay, max_repeats
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        self.batches = len(train_dataloader) * args.world_size  # micro-batches of an epoch
+        batches = len(train_dataloader)  # type: ignore[arg-type]
+        self.batches = batches * args.world_size  # micro-batches of an epoch
 
     def rehearse(self, batch: int, size: int) -> list[dict[str, Any]]:
         memory, args = self.context.memory, self.engine.args
