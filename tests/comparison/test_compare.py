@@ -107,7 +107,7 @@ def test_what_is_printed(compared):
 
 def test_the_numbers_are_those_of_the_cells(here, tmp_path):
     axes = {"method": ["sequential", "replay"], "seed": [0, 1, 2]}
-    training = {"learning_rate": 1e-2, "num_train_epochs": 4}
+    training = {"learning_rate": 5e-3, "num_train_epochs": 4}
     path = grid_yaml(tmp_path, grid=axes, baseline="sequential", training=training, adapter=None)
     found = package.compare(path)
     assert len(here) == 6

@@ -8,7 +8,7 @@ import torch
 from engram.errors import EngramError
 from engram.learn import lifecycle, methods
 from engram.learn.methods.base import Method, TaskContext
-from engram.learn.precision import drawn_rows, fisher, sensitivity
+from engram.learn.precision import drawn_rows, fisher, relative, sensitivity
 from learn.engine import engine, same, tiny_base, weights, whole
 
 
@@ -64,11 +64,13 @@ def test_what_is_kept_are_the_weights_with_which_the_next_task_begins(pair, tmp_
     base, made, before = stage(pair, tmp_path)
     trained = weights(base).keys()
     measured = {
-        m.name: MEASURES[m.name](
-            made,
-            base.model,
-            drawn_rows(made.train_dataset, m.rows, m.context.seed),
-            m.context.seed,
+        m.name: relative(
+            MEASURES[m.name](
+                made,
+                base.model,
+                drawn_rows(made.train_dataset, m.rows, m.context.seed),
+                m.context.seed,
+            )
         )
         for m in made.methods
         if m.name in MEASURES

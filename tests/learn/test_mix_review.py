@@ -23,10 +23,10 @@ def old_rows(spec, work, each, **settings):
 @pytest.mark.parametrize(
     ("spec", "counts"),
     [
-        ({}, [40, 28, 19, 13]),  # 4 x 10 x (1, 0.7, 0.49, 0.343), rounded down
+        ({"mix": 4.0}, [40, 28, 19, 13]),  # 4 x 10 x (1, 0.7, 0.49, 0.343), rounded down
         ({"mix": 0.5, "decay": 0.5}, [5, 2, 1, 0]),
         ({"mix": 1.25, "decay": 1.0}, [12, 12, 12, 12]),
-        ({"decay": 0.0}, [40, 0, 0, 0]),
+        ({"mix": 4.0, "decay": 0.0}, [40, 0, 0, 0]),
     ],
 )
 def test_an_epoch_has_the_published_number_of_old_rows(spec, counts, tmp_path):

@@ -42,7 +42,7 @@ def rows(mark: str, n: int = 48, seed: int = 0) -> list[dict]:
     drawn = torch.randint(0, 4, (n, 2), generator=generator).tolist()
     return [
         {
-            "prompt": f"{mark} the {SUBJECTS[a]} {SUBJECTS[b]} = answer :",
+            "prompt": f"{mark} the {SUBJECTS[a]} {SUBJECTS[b]} = answer : ",
             "completion": ANSWERS[mark][a % 3],
         }
         for a, b in drawn

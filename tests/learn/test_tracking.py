@@ -126,7 +126,6 @@ def test_the_names_that_report_to_takes(monkeypatch):
     [
         ("tensorbord", "unknown tracker 'tensorbord'; did you mean 'tensorboard'?"),
         (["wandb", "zzz"], "unknown tracker 'zzz'; valid: aim, all, "),
-        (3, "unknown tracker 3; valid: "),
         (["mlflow"], "mlflow is not installed; pip install mlflow, or leave it out"),
     ],
 )
@@ -136,6 +135,13 @@ def test_a_tracker_that_is_not_there_is_told_in_one_line(report_to, line, monkey
         check_training({"report_to": report_to})
     assert str(told.value).startswith(f"training: report_to: {line}")
     assert "\n" not in str(told.value)
+
+
+def test_a_tracker_that_is_no_name_is_told_in_one_line():
+    with pytest.raises(
+        EngramError, match=r"^training: report_to takes null or str or list, got 3$"
+    ):
+        check_training({"report_to": 3})
 
 
 def test_steps_before_a_stage():

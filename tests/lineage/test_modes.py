@@ -74,7 +74,7 @@ def test_memory_holds_rows_of_train_only_and_the_ratio_of_them(setting, tmp_path
 
 def test_the_same_task_learned_again_is_told_apart_by_its_stage(setting, tmp_path):
     first = setting["tasks"][0]
-    again = {**first, "train": setting["tasks"][1]["train"]}
+    again = {**first, **{split: setting["tasks"][1][split] for split in ("train", "test")}}
     if "encoder" in setting["base"]:
         again["options"] = ["bird", "cat", "dog"]
     lineage, _ = run({**setting, "tasks": [first, again]}, tmp_path / "run")

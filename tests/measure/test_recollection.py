@@ -128,7 +128,7 @@ def test_what_the_model_writes_itself_is_recalled(kind, monkeypatch):
 
     def writes(input_ids, generation_config, **settings):
         assert generation_config.max_new_tokens >= ids.shape[1] + 1  # the end token, too
-        start = input_ids if kind == "causal" else input_ids[:, :0]
+        start = input_ids if kind == "causal" else input_ids[:, :1]  # the decoder's first
         return torch.cat([start, ids.expand(len(input_ids), -1)], 1)
 
     monkeypatch.setattr(base.model, "generate", writes)

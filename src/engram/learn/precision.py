@@ -49,9 +49,9 @@ def sensitivity(engine: Engine, model: nn.Module, rows: Sequence[Row], seed: int
 def relative(precision: Named) -> Named:
     """`precision` over its mean over all weights: with it a strength is what it is without.
 
-    The mean of F or omega differs by orders of magnitude from base to base and from task to task.
-    Divided by it, a `strength` pulls a weight of average precision as `l2` of that strength does. A
-    precision that is zero everywhere stays so.
+    The mean of F or omega is another one for each base, task and length of answers. Divided by it,
+    a `strength` pulls a weight of average precision as `l2` of that strength does. A precision that
+    is zero everywhere stays so.
     """
     count = sum(tensor.numel() for tensor in precision.values())
     mean = sum(float(tensor.sum(dtype=torch.float64)) for tensor in precision.values()) / count

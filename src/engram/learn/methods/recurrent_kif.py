@@ -111,9 +111,9 @@ class RecurrentKIF(Guest):
                     f"{getattr(self, name)}"
                 )
         rate, rows = self.outer_learning_rate, self.outer_batch_size
-        if (rate is not None and rate <= 0) or (rows is not None and rows < 1):
+        if (rate is not None and rate < 0) or (rows is not None and rows < 1):
             raise EngramError(
-                "recurrent_kif: needs outer_learning_rate above 0 and outer_batch_size >= 1, got "
+                "recurrent_kif: needs outer_learning_rate >= 0 and outer_batch_size >= 1, got "
                 f"{rate} and {rows}; null is the training's"
             )
 
