@@ -12,7 +12,7 @@ from hashlib import blake2b
 from itertools import chain
 
 from engram.data.rows import Row, answer, references
-from engram.data.task import Split, Task
+from engram.data.task import Split, Task, answers_are_closed
 from engram.errors import EngramError, nearest
 
 
@@ -112,7 +112,7 @@ def contradictions(task: Task) -> list[str]:
 
 def unlearned(task: Task) -> list[str]:
     """Answers of a closed task that only dev or test has, so that nothing teaches them."""
-    if not closed(task):
+    if not answers_are_closed(task.train.rows, task.options):
         return []
     taught = {answer(row).strip() for row in task.train.rows}
     lines = []
@@ -134,17 +134,6 @@ def unlearned(task: Task) -> list[str]:
                 f"{split.place(missing[label][0])}); mend it or add train rows"
             )
     return lines
-
-
-def closed(task: Task) -> bool:
-    """Whether a task chooses among answers, be they declared or few for so many rows.
-
-    Few are at most 50, and no more than a fifth of the rows.
-    """
-    if task.options is not None:
-        return True
-    answers = task.answers()
-    return answers is not None and 5 * len(answers) <= len(task.train.rows)
 
 
 def mixed(task: Task) -> list[str]:

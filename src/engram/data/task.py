@@ -12,6 +12,20 @@ from engram.errors import EngramError
 
 T = TypeVar("T")
 MOST_ANSWERS = 50  # more distinct answers than this are no list of options
+ROWS_AN_ANSWER = 5  # on average, or answers that nobody declared are taken for free text
+
+
+def answers_are_closed(rows: Sequence[Row], options: Sequence[str] | None) -> bool:
+    """Whether rows choose among answers: declared ones, or few and each for several rows.
+
+    Few are at most 50 distinct answers, and no more than a fifth of the rows.
+    """
+    if options is not None:
+        return True
+    if any("text" in row for row in rows):
+        return False
+    distinct = len({answer(row).strip() for row in rows})
+    return distinct <= MOST_ANSWERS and distinct * ROWS_AN_ANSWER <= len(rows)
 
 
 @dataclass(frozen=True)

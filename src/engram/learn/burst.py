@@ -14,6 +14,7 @@ from transformers import TrainingArguments, get_scheduler
 from engram.errors import EngramError
 from engram.learn.methods.base import Engine, TaskContext
 from engram.learn.pull import Named, trained
+from engram.learn.step import rows_of_a_step
 from engram.seeds import derive
 
 
@@ -108,8 +109,7 @@ class Burst:
         optimizer = torch.optim.AdamW(groups, betas=betas, eps=args.adam_epsilon, weight_decay=0)
         fixed = rates is not None or self.rate is not None
         factor = _constant if fixed else _schedule(args, optimizer, self.steps)
-        accumulated = args.gradient_accumulation_steps * args.world_size
-        count = self.rows or args.per_device_train_batch_size * accumulated
+        count = self.rows or rows_of_a_step(args)
         for i in range(self.steps):
             for group, rate in zip(optimizer.param_groups, at, strict=True):
                 group["lr"] = rate * factor(i)

@@ -8,11 +8,8 @@ from itertools import count, islice
 from typing import Any
 
 from engram.data.rows import Row, answer
-from engram.data.task import MOST_ANSWERS
+from engram.data.task import answers_are_closed
 from engram.seeds import derive
-
-
-ROWS_AN_ANSWER = 5  # on average, or answers that nobody declared are taken for free text
 
 
 def choose(
@@ -50,7 +47,7 @@ def choose(
     for i in order:
         by_answer.setdefault("" if "text" in rows[i] else answer(rows[i]).strip(), []).append(i)
     count = max(1, round(ratio * len(rows)))
-    closed = answers_are_closed(rows, len(by_answer), options)
+    closed = answers_are_closed(rows, options)
     if closed:
         count = max(count, sum(min(per_answer, len(group)) for group in by_answer.values()))
     count = min(count, len(rows))
@@ -65,14 +62,6 @@ def choose(
         )
         order = [i for _, _, i in turns]
     return [rows[i] for i in sorted(order[:count])]
-
-
-def answers_are_closed(rows: Sequence[Row], distinct: int, options: Sequence[str] | None) -> bool:
-    """Whether answers are a choice: declared, or few and each for several rows on average."""
-    if options is not None:
-        return True
-    few = distinct <= MOST_ANSWERS and distinct * ROWS_AN_ANSWER <= len(rows)
-    return few and not any("text" in row for row in rows)
 
 
 class Memory:
