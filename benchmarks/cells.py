@@ -19,10 +19,10 @@ from typing import Any
 
 from standard_cl_cell import METHODS, SETTING, Cell, key, run_cell
 
-from engram.layout import MEMORY
-from engram.learn.methods import make
-from engram.learn.trainer import STATE
-from engram.report.results import write
+from engram.methods import make
+from engram.models.layout import MEMORY
+from engram.reporting.results import write
+from engram.train.trainer import STATE
 
 
 HERE = Path(__file__).parent

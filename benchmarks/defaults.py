@@ -27,7 +27,7 @@ from engram.data.benchmarks import benchmark_split
 from engram.data.generated import TASKS as GENERATED
 from engram.data.generated import generated_rows
 from engram.measure.matrix import summary
-from engram.report.results import write
+from engram.reporting.results import write
 from engram.verbs.run import run
 
 

@@ -32,10 +32,10 @@ from engram import EngramError
 from engram.config import load_config
 from engram.data.task import Split, Task
 from engram.data.tokens import features
-from engram.learn.surprise import surprise
 from engram.lineage.lineage import Lineage
 from engram.measure.predict import evaluating, predict
 from engram.models.base import Base
+from engram.train.surprise import surprise
 from engram.verbs.export import export
 from engram.verbs.init import init
 from engram.verbs.learn import learn

@@ -20,7 +20,7 @@ from standard_cl_cell import SETTING, minilm
 from transformers import AutoModel, AutoTokenizer
 
 from engram.data.benchmarks import ORDERS, benchmark_split
-from engram.report.results import write
+from engram.reporting.results import write
 
 
 HERE = Path(__file__).parent

@@ -6,7 +6,7 @@ from typing import Any
 
 from methods_table import cells
 
-from engram.report.measured import COLUMNS
+from engram.reporting.measured import COLUMNS
 
 
 FILE = Path(__file__).parent.parent / "src" / "engram" / "report" / "measured.json"

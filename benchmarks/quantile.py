@@ -16,19 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engram.learn.importance import (
-    FusionTable,
+from engram.methods.recurrent_kif.fusion import FusionTable, fuse
+from engram.methods.shared.importance import (
     Importance,
     flatten,
     flatten_gradients,
-    fuse,
     important,
     quantile_threshold,
     score,
     update,
     write_back,
 )
-from engram.report.results import write
+from engram.reporting.results import write
 
 
 RESULTS = Path(__file__).parent / "results" / "quantile.json"

@@ -21,7 +21,7 @@ from rich.console import Console
 from standard_cl_cell import METHODS, Cell, key, run_cell, setting
 from standard_cl_table import markdown, summarize, table
 
-from engram.report.results import write
+from engram.reporting.results import write
 
 
 HERE = Path(__file__).parent

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engram.data.benchmarks import ORDERS, benchmark_split
-from engram.learn.presets import RECURRENT_KIF
+from engram.methods.recurrent_kif.presets import RECURRENT_KIF
 from engram.seeds import digest
 
 
@@ -194,9 +194,9 @@ def held_out_tasks(
 def learn_union(config: Any, folder: Path, clock: Any) -> tuple[dict[str, float], dict[str, float]]:
     """The last stage of `mode: joint`, alone: all tasks' rows at once, scored task by task."""
     from engram.data.stream import load_stream
-    from engram.layout import SCORES
-    from engram.learn.stage import Plan, learn_stage
     from engram.models.base import load_base
+    from engram.models.layout import SCORES
+    from engram.train.stage import Plan, learn_stage
 
     tasks = load_stream(config)
     by_name = {task.name: task for task in tasks}

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from standard_cl_cell import HALF, METHODS, SETTING, Cell, run_cell
 
-from engram.report.results import write
+from engram.reporting.results import write
 
 
 HERE = Path(__file__).parent

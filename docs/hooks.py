@@ -22,14 +22,14 @@ from engram.cli import app
 from engram.cli.methods import describe, preset_notes, preset_rows, spell, value
 from engram.cli.output import quiet
 from engram.errors import EngramError
-from engram.report.measured import measured_rows, setting
+from engram.reporting.measured import measured_rows, setting
 
 
 quiet()  # before the libraries below are imported
 from transformers import TrainingArguments  # noqa: E402
 
-from engram.learn import arguments  # noqa: E402
-from engram.learn.methods import find, keywords, names  # noqa: E402
+from engram.methods import find, keywords, names  # noqa: E402
+from engram.train import arguments  # noqa: E402
 
 
 MARK = re.compile(r"<!-- made: (\w+)(?: (\w+))? -->")

@@ -7,7 +7,7 @@ from pathlib import Path
 import yaml
 
 from engram.config import load_config
-from engram.learn.methods import make
+from engram.methods import make
 
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ def test_every_verb_of_the_command_line_stands_in_the_readme():
 
 
 def test_every_method_stands_in_the_readme():
-    from engram.learn.methods import names
+    from engram.methods import names
 
     for name in names():
         assert f"| `{name}` |" in README

@@ -11,13 +11,13 @@ from engram.data.forms import Notes, Row, as_row
 from engram.data.stream import file_split
 from engram.data.task import Split, Task
 from engram.lineage.lineage import Lineage
-from engram.report.results import method_name
+from engram.reporting.results import method_name
 
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from engram.report.read import Run
+    from engram.reporting.read import Run
 
 Rows = str | Path | Sequence[Row]
 TaskRows = Rows | Mapping[str, Any]  # a mapping has path or hub, and templates
@@ -246,7 +246,7 @@ def report(
 
     Beside the page the same numbers are put as Markdown and as CSV.
     """
-    from engram.report.making import report as make
+    from engram.reporting.making import report as make
 
     return make([folders] if isinstance(folders, str | Path) else folders, out)
 

@@ -137,7 +137,7 @@ def _sections() -> list[Place]:
 
 
 def _training() -> list[Place]:
-    from engram.learn.arguments import settable
+    from engram.train.arguments import settable
 
     return [Place("training", name, f"training.{name}") for name in settable()]
 
@@ -157,7 +157,7 @@ def _quantization() -> list[Place]:
 
 
 def _methods() -> list[Place]:
-    from engram.learn.methods import keywords, names
+    from engram.methods import keywords, names
 
     with_it: dict[str, list[str]] = {}
     for method in names():

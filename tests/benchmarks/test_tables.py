@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import defaults
 import tables
 
-from engram.learn.methods import make
+from engram.methods import make
 
 
 def test_a_table_is_markdown():

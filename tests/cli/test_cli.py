@@ -10,7 +10,7 @@ import pytest
 
 import engram as package
 from command import engram, tree, workplace
-from engram.learn.stage import learn_stage
+from engram.train.stage import learn_stage
 from engram.verbs import advance
 
 

@@ -8,7 +8,7 @@ from comparison.grids import grid_yaml, read, simple
 from engram.comparison.grid import read_grid
 from engram.comparison.matched import matched
 from engram.errors import EngramError
-from engram.learn.methods import make
+from engram.methods import make
 
 
 TASKS = [{"name": "a", "train": "a.jsonl"}, {"name": "b", "train": "b.jsonl"}]

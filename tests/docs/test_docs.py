@@ -5,7 +5,7 @@ order, the latter as one script; its ```yaml blocks are settings that a run take
 Qwen/Qwen3-0.6B is a folder with the embedded model. `<!-- exits 2 -->` before a block says how its
 last command ends. What is not run here: ```text (output), ```console (`pip install`, and `make`,
 which continuous integration runs itself), and the scripts of trl.md, which
-tests/learn/test_trl.py runs.
+tests/methods/recurrent_kif/test_trl.py runs.
 """
 
 import json
@@ -22,9 +22,9 @@ from huggingface_hub import constants
 
 from docs.blocks import blocks, blocks_of, put_base, run_block
 from engram.config import load_config
-from engram.learn.methods import make
 from engram.measure.matrix import ScoreMatrix, summary
 from engram.measure.metrics import METRICS
+from engram.methods import make
 from engram.models.base import check_quantization
 from hub import Hub, serving
 

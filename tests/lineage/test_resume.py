@@ -5,13 +5,13 @@ import json
 import pytest
 
 from engram.config import load_config
-from engram.learn import stage
 from engram.lineage import lineage as lineage_module
 from engram.lineage.files import hash_folder
 from engram.lineage.lineage import Lineage
+from engram.train import stage
 from engram.verbs import run as verb
-from learn.engine import Stop, Stopped
 from tiny import KINDS, save_tiny, tiny_rows
+from train.engine import Stop, Stopped
 
 
 @pytest.fixture(scope="module", params=[*KINDS, "whole"])

@@ -7,11 +7,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import engram.measure.predict as predict_module
-from engram.classifier import Classifier
 from engram.data.task import Split, Task
 from engram.errors import EngramError
 from engram.measure.evaluate import evaluate, predict, scoring_mode
 from engram.models.base import Base
+from engram.models.classifier import Classifier
 from tiny import WORDS, tiny_model, tiny_rows, tiny_tokenizer
 
 

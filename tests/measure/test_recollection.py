@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
-from engram.classifier import Classifier
 from engram.data.probes import read_probes
 from engram.errors import EngramError
 from engram.measure.probes import mean_loss
 from engram.measure.recollection import halves, knows_answers, recollect
 from engram.models.base import Base
+from engram.models.classifier import Classifier
 from tiny import WORDS, tiny_model, tiny_rows, tiny_tokenizer
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from engram.classifier import Classifier
 from engram.errors import EngramError
 from engram.models.base import kind_of, load_base
+from engram.models.classifier import Classifier
 from engram.models.pins import pin
-from engram.weights import load_weights, save_weights
+from engram.models.stage_files import load_weights, save_weights
 from tiny import tiny_model, tiny_tokenizer
 
 

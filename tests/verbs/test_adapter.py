@@ -19,10 +19,10 @@ from transformers import (
 from command import engram, tree
 from engram import EngramError
 from engram.config import load_config
-from engram.learn import stage
 from engram.lineage import lineage as module
 from engram.lineage.lineage import Lineage
 from engram.seeds import forked
+from engram.train import stage
 from engram.verbs.evaluate import evaluate
 from engram.verbs.export import export
 from engram.verbs.init import init
@@ -31,9 +31,9 @@ from engram.verbs.loading import base_at
 from engram.verbs.revert import revert
 from engram.verbs.show import show
 from engram.verbs.verify import verify
-from learn.engine import TARGETS, Stopped
 from place import output, setting_for, stage_output, task
 from tiny import save_tiny
+from train.engine import TARGETS, Stopped
 
 
 AUTO = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM, "encoder": AutoModel}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engram.layout import ADAPTER
+from engram.models.layout import ADAPTER
 from place import learned, setting_for
 from tiny import KINDS, tiny_model
 

@@ -31,9 +31,9 @@ from engram.verbs.learn import learn
 from engram.verbs.loading import base_at
 from engram.verbs.run import run
 from engram.verbs.verify import verify
-from learn.engine import Stopped
 from place import learned, output, setting_for, stage_output, task
 from tiny import KINDS, tiny_tokenizer
+from train.engine import Stopped
 
 
 AUTO = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM, "encoder": AutoModel}

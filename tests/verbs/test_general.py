@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from engram import EngramError, Lineage, load_config
-from engram.layout import GENERAL
-from engram.learn.memory import Memory
+from engram.models.layout import GENERAL
+from engram.train.memory import Memory
 from engram.verbs.run import run
 from place import learned, setting_for
 from tiny import tiny_rows

@@ -14,9 +14,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from command import tree
 from engram.config import load_config
-from engram.learn import stage
-from engram.learn.stage import score
 from engram.lineage.lineage import Lineage
+from engram.train import stage
+from engram.train.stage import score
 from engram.verbs.answer import answer
 from engram.verbs.dry_run import dry_run_of_learn
 from engram.verbs.evaluate import evaluate
@@ -27,9 +27,9 @@ from engram.verbs.loading import base_at
 from engram.verbs.revert import revert
 from engram.verbs.run import run
 from engram.verbs.verify import verify
-from learn.engine import Stop, Stopped
 from place import output, setting_for, stage_output, task
 from tiny import tiny_rows
+from train.engine import Stop, Stopped
 
 
 AUTO = {"causal": AutoModelForCausalLM, "encoder": AutoModel}

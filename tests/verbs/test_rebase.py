@@ -20,8 +20,8 @@ from engram.verbs.rebase import rebase
 from engram.verbs.revert import revert
 from engram.verbs.run import run
 from engram.verbs.verify import verify
-from learn.engine import Stopped
 from place import task
+from train.engine import Stopped
 
 
 causal = pytest.mark.parametrize("kind", ["causal"])

@@ -11,8 +11,8 @@ from command import engram, tree
 from engram import EngramError
 from engram.config import load_config
 from engram.data.rows import read_rows
-from engram.layout import ADAPTER
 from engram.lineage.lineage import Lineage
+from engram.models.layout import ADAPTER
 from engram.verbs import advance
 from engram.verbs.evaluate import evaluate
 from engram.verbs.init import init

@@ -9,15 +9,15 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM,
 
 from engram import EngramError
 from engram.config import load_config
-from engram.learn import stage
 from engram.lineage.lineage import Lineage
+from engram.train import stage
 from engram.verbs.evaluate import evaluate
 from engram.verbs.init import init
 from engram.verbs.learn import learn
 from engram.verbs.run import run
 from engram.verbs.verify import verify
-from learn.engine import Stopped
 from place import output, stage_output, task
+from train.engine import Stopped
 
 
 AUTO = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM, "encoder": AutoModel}

@@ -7,7 +7,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from engram.cli.output import counted, grid
-from engram.report.results import method_name
+from engram.reporting.results import method_name
 
 
 COLUMNS = ("rows", "tokens", "longest", "truncated", "steps", "learning", "scoring")

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from engram.cli.output import Folder, Json, grid, print_json, score, stdout
 from engram.lineage.lineage import Lineage
-from engram.report.results import method_name
+from engram.reporting.results import method_name
 
 
 def log(folder: Folder, as_json: Json = False) -> None:

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from engram.cli.output import Json, grid, print_json, quiet, stdout
-from engram.report.measured import measured, measured_rows, setting
+from engram.reporting.measured import measured, measured_rows, setting
 
 
 def methods(
@@ -24,7 +24,7 @@ def methods(
     Example: engram methods recurrent_kif
     """
     quiet()
-    from engram.learn.methods import names
+    from engram.methods import names
 
     described = [describe(found) for found in ([name] if name else names())]
     if as_json:
@@ -37,7 +37,7 @@ def methods(
 
 def describe(name: str) -> dict[str, Any]:
     """A method as `--json` prints it; raises EngramError when there is none of that name."""
-    from engram.learn.methods import find, keywords
+    from engram.methods import find, keywords
 
     method = find(name)
     return {
@@ -76,7 +76,7 @@ def _all(described: list[dict[str, Any]]) -> list[RenderableType]:
 
 
 def _one(described: dict[str, Any]) -> list[RenderableType]:
-    from engram.learn.methods import find
+    from engram.methods import find
 
     method = find(described["name"])
     table = grid("keyword", "type", "default")

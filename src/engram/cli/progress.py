@@ -13,8 +13,8 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from engram.cli import output
-from engram.learn.tracking import StageCallback
 from engram.measure.matrix import overall
+from engram.train.tracking import StageCallback
 
 
 LEAST, MOST, RECENT = 16, 48, 60.0  # steps, steps, seconds: see Pace

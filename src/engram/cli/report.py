@@ -9,8 +9,8 @@ from rich.text import Text
 from engram import api
 from engram.cli.output import Json, grid, print_json, score, stdout
 from engram.measure.matrix import to_dict
-from engram.report.groups import MEASURES, sets
-from engram.report.read import Run
+from engram.reporting.groups import MEASURES, sets
+from engram.reporting.read import Run
 
 
 def report(

@@ -25,7 +25,7 @@ from engram.cli.output import (
 from engram.lineage.lineage import Lineage
 from engram.measure.matrix import to_dict
 from engram.measure.show import table
-from engram.report import results as report
+from engram.reporting import results as report
 
 
 def run(

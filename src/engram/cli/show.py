@@ -6,7 +6,7 @@ from rich.text import Text
 
 from engram import api
 from engram.cli.output import Folder, Json, Stage, counted, grid, print_json, scores_table, stdout
-from engram.report.results import method_name
+from engram.reporting.results import method_name
 
 
 def show(folder: Folder, stage: Stage = None, as_json: Json = False) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 
 from engram.config import Config, deciding, load_config
-from engram.layout import MEMORY, STATE
-from engram.learn.methods import make
 from engram.lineage.files import dump, write_text
 from engram.lineage.lineage import FREE, Lineage
 from engram.measure.matrix import summary, to_dict
-from engram.report.results import stage_seconds
+from engram.methods import make
+from engram.models.layout import MEMORY, STATE
+from engram.reporting.results import stage_seconds
 from engram.seeds import digest
 
 

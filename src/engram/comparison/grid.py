@@ -12,7 +12,7 @@ from engram.comparison.cell import Cell
 from engram.config import Config, Mode, checked, load_config, read_settings, unknown_key
 from engram.errors import EngramError, nearest
 from engram.places import where_it_goes
-from engram.report.results import method_name, order_name
+from engram.reporting.results import method_name, order_name
 
 
 PAIRED = ("tasks", "seed")  # what the cells of a line differ in

@@ -7,9 +7,9 @@ from typing import Any
 from engram.comparison.grid import Grid, Line
 from engram.config import load_config
 from engram.errors import EngramError
-from engram.learn.arguments import training_arguments
-from engram.learn.methods import make
-from engram.learn.methods.recurrent_kif import RecurrentKIF
+from engram.methods import make
+from engram.methods.recurrent_kif.method import RecurrentKIF
+from engram.train.arguments import training_arguments
 
 
 def matched(grid: Grid) -> Grid:

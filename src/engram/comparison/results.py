@@ -9,7 +9,7 @@ from engram.comparison.cell import Cell
 from engram.comparison.grid import Grid
 from engram.comparison.summary import costs_of, lines
 from engram.comparison.trials import best
-from engram.report.results import PACKAGES, device
+from engram.reporting.results import PACKAGES, device
 
 
 RESULTS, COSTS = "compare.json", "costs.json"

@@ -11,11 +11,11 @@ import yaml
 
 from engram.config import Config, deciding, load_config
 from engram.errors import EngramError, nearest
-from engram.layout import SCORES, WHOLE
 from engram.lineage.files import dump, hash_folder, locked, sync, write_text
 from engram.lineage.history import History
 from engram.lineage.ledger import append, read_ledger
 from engram.measure.matrix import ScoreMatrix
+from engram.models.layout import SCORES, WHOLE
 from engram.seeds import digest
 
 

@@ -22,9 +22,9 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from engram.classifier import Classifier
 from engram.config import ADAPTER, check_finite, unknown_key
 from engram.errors import EngramError, nearest
+from engram.models.classifier import Classifier
 from engram.models.kinds import AUTO, Kind, kind_of
 from engram.models.limits import Limits, limits
 from engram.models.padding import Padding, tried_padding

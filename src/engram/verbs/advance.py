@@ -17,12 +17,12 @@ from transformers import TrainerCallback
 from engram.config import deciding
 from engram.data.rows import Row
 from engram.data.task import Task
-from engram.layout import CARD, GENERAL, SCORES
-from engram.learn.stage import Plan, Say, learn_stage
-from engram.learn.tracking import StageCallback, steps_before
 from engram.lineage.lineage import Lineage
 from engram.models.base import Base
+from engram.models.layout import CARD, GENERAL, SCORES
 from engram.seeds import digest
+from engram.train.stage import Plan, Say, learn_stage
+from engram.train.tracking import StageCallback, steps_before
 from engram.verbs.card import model_card
 from engram.verbs.loading import base_at
 from engram.verbs.sources import describe, describe_split, general_rows, remembered, reopen

@@ -8,11 +8,11 @@ import torch
 
 from engram.data.rows import Row
 from engram.errors import EngramError
-from engram.learn.methods import make
-from engram.learn.stage import Say
 from engram.lineage.lineage import Lineage
 from engram.measure.predict import predict
+from engram.methods import make
 from engram.models.pins import check_pin
+from engram.train.stage import Say
 from engram.verbs.loading import as_stored, base_at, stage_entry
 
 

@@ -19,11 +19,9 @@ from engram.data.task import Task
 from engram.data.tokens import encode
 from engram.data.unwritten import unwritten
 from engram.errors import EngramError, nearest
-from engram.layout import GENERAL
-from engram.learn.arguments import training_arguments
-from engram.learn.methods import make
 from engram.measure.evaluate import scoring_mode
 from engram.measure.metrics import find_metric
+from engram.methods import make
 from engram.models.base import (
     Kind,
     check_adapter,
@@ -32,7 +30,9 @@ from engram.models.base import (
     kind_of,
     load_config_and_tokenizer,
 )
+from engram.models.layout import GENERAL
 from engram.models.limits import limits
+from engram.train.arguments import training_arguments
 from engram.verbs.fitting import check_prompts_known, fit, known_features
 
 

@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 from engram.config import Config
 from engram.data.task import Split
 from engram.errors import EngramError
-from engram.learn.methods import make
 from engram.lineage.history import KEPT
+from engram.methods import make
 from engram.models.base import Base
 from engram.verbs.counting import Count
 

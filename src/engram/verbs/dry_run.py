@@ -22,13 +22,13 @@ from engram.data.stream import load_stream
 from engram.data.task import Split, Task
 from engram.data.tokens import features
 from engram.errors import EngramError
-from engram.layout import GENERAL
-from engram.learn.arguments import training_arguments
-from engram.learn.memory import choose
-from engram.learn.stage import Plan, Say, learn_stage
 from engram.lineage.lineage import Lineage
 from engram.models.base import Base, load_base
+from engram.models.layout import GENERAL
 from engram.models.pins import check_pin, pin
+from engram.train.arguments import training_arguments
+from engram.train.memory import choose
+from engram.train.stage import Plan, Say, learn_stage
 from engram.verbs.checks import check_settings, check_tasks, settle
 from engram.verbs.costs import STEPS, Trial, check_disk, costs
 from engram.verbs.counting import count, length, sample, steps_of

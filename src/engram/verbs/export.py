@@ -8,17 +8,17 @@ import torch
 from peft import PeftModel, PeftType
 from torch import Tensor
 
-from engram.classifier import Classifier
 from engram.errors import EngramError, nearest
-from engram.layout import CARD
 from engram.lineage.lineage import Lineage
 from engram.models.base import AUTO, Base, one_line
+from engram.models.classifier import Classifier
+from engram.models.layout import CARD
 from engram.models.merging import merge
 from engram.models.pins import check_pin
 from engram.models.sample import alike, sample_output
+from engram.models.stage_files import save_head
 from engram.verbs.card import model_card
 from engram.verbs.loading import as_stored, base_at, is_untouched, stage_entry
-from engram.weights import save_head
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -12,15 +12,15 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engram.config import ADAPTER, Config
 from engram.errors import EngramError
-from engram.layout import ADAPTER as WEIGHTS
-from engram.layout import ADAPTER_SETTINGS as SETTINGS
 from engram.lineage.lineage import Lineage
 from engram.models.base import load_base, one_line
+from engram.models.layout import ADAPTER as WEIGHTS
+from engram.models.layout import ADAPTER_SETTINGS as SETTINGS
 from engram.models.pins import pin
 from engram.models.sample import TEXT
+from engram.models.stage_files import load_weights
 from engram.verbs.checks import check_general, check_settings, settle
 from engram.verbs.trial import Trial, check_start
-from engram.weights import load_weights
 
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model")

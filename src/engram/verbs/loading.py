@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from engram.errors import EngramError
-from engram.layout import ADAPTER_SETTINGS, WHOLE
 from engram.lineage.lineage import Lineage
 from engram.models.base import Base, load_base
-from engram.weights import load_weights
+from engram.models.layout import ADAPTER_SETTINGS, WHOLE
+from engram.models.stage_files import load_weights
 
 
 def base_at(lineage: Lineage, entry: dict[str, Any] | None) -> Base:

@@ -8,11 +8,11 @@ from transformers import TrainerCallback
 from engram.config import Config, deciding, telling
 from engram.data.stream import load_stream
 from engram.errors import EngramError
-from engram.learn.stage import Say
-from engram.learn.tracking import Tracked
 from engram.lineage.files import locked
 from engram.lineage.lineage import Lineage
 from engram.models.pins import pin
+from engram.train.stage import Say
+from engram.train.tracking import Tracked
 from engram.verbs.advance import advance
 from engram.verbs.checks import check_settings, check_tasks, settle
 from engram.verbs.init import init

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from engram.config import ADAPTER, TRAINING
-from engram.layout import MEMORY
 from engram.lineage.lineage import Lineage
+from engram.models.layout import MEMORY
 
 
 def show(path: str | Path, stage: int | None = None) -> dict[str, Any]:

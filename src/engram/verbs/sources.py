@@ -10,8 +10,8 @@ from engram.data.rows import Row, read_rows
 from engram.data.stream import file_split, open_split
 from engram.data.task import Split, Task
 from engram.errors import EngramError
-from engram.layout import MEMORY
 from engram.lineage.lineage import Lineage
+from engram.models.layout import MEMORY
 from engram.seeds import derive
 
 

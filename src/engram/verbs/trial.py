@@ -20,8 +20,8 @@ from engram.errors import EngramError
 from engram.models.base import Base, one_line
 from engram.models.merging import merge
 from engram.models.sample import alike, forward, sample_output
+from engram.models.stage_files import load_weights, save_weights
 from engram.seeds import derive, forked
-from engram.weights import load_weights, save_weights
 
 
 FAILURES = (

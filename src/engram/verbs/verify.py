@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from engram.errors import EngramError
-from engram.layout import WHOLE
 from engram.lineage.files import hash_folder
 from engram.lineage.lineage import Lineage, settings_digest
+from engram.models.layout import WHOLE
 from engram.models.pins import differing, pin
 
 

@@ -1,0 +1,53 @@
+"""Dual-stage mixed fine-tuning."""
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from engram.errors import EngramError
+from engram.methods.shared.spread import Spread
+from engram.seeds import derive
+from engram.train.method import Family, Method, TaskContext
+
+
+class DMT(Method):
+    """Learns each remembered row once an epoch, beside the new rows.
+
+        rows of an epoch = new rows + floor(share * remembered rows)
+
+    The second stage of Dong et al. 2023 (2310.05492): after special abilities, general data with a
+    fraction k of the special data mixed in. Here k is `memory.ratio` times `share`; the paper tries
+    fractions down to 1/256, and accounts of which it took as best differ, so none is the default.
+    A share below 1 is drawn once a task, from each old task in proportion to its rows, and is the
+    same in every epoch; the order is not. Where `replay` adds so many old rows to each new one,
+    here the memory decides: a short task rehearses as much as a long one.
+
+    The paper's epoch is longer by the old rows. Ours adds them to the micro-batches, evenly, so
+    that the number of steps and the schedule are those of `sequential`.
+
+    State: none beyond the memory. Old rows: needed. Cost: that of the rows added.
+
+    Args:
+        share: of the remembered rows that are learned, 0 to 1.
+    """
+
+    family: ClassVar[Family] = "data and schedule"
+    paper: ClassVar[str] = "https://huggingface.co/papers/2310.05492"
+    rehearses: ClassVar[bool] = True
+    neutral: ClassVar[dict[str, Any]] = {"share": 0.0}
+
+    def __init__(self, share: float = 1.0):
+        if not 0 <= share <= 1:
+            raise EngramError(f"dmt: needs 0 <= share <= 1, got {share}; memory.ratio keeps more")
+        self.share = share
+
+    def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
+        count = int(self.share * len(context.memory))
+        self.rows = context.memory.sample(count, derive(context.seed, "share"))
+        return super().begin_task(model, context)
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        self.spread = Spread(self.rows, self.context.seed, args, train_dataloader)
+
+    def rehearse(self, batch: int, size: int) -> list[dict[str, Any]]:
+        return self.spread.draw(batch, len(self.rows))

@@ -1,0 +1,83 @@
+"""Distillation of the hidden states."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from engram.config import Config
+from engram.data.tokens import Kind
+from engram.errors import EngramError
+from engram.methods.shared.fisher import learned_places
+from engram.methods.shared.teacher import Heard, Source, Teacher, check_base
+from engram.train.method import Family, Method, TaskContext
+
+
+class FeatureDistillation(Method):
+    """Holds the last hidden states on new rows near those that the old model has there.
+
+        loss = task + strength mean (||h - h_old||^2 / ||h_old||^2)
+
+    over the places that predict the answer, with h what the output head sees (an encoder's pooled
+    mean); the head's own weights get no gradient of it (FeatKD in Smith et al. 2023, 2203.17269,
+    where it never helped: a baseline). The paper's layer and weight are not known to us: the last
+    layer, the division and the default are ours. Divided by the old features' own square, place by
+    place, the term is as large for a base whose features are large as for one whose are small. The
+    teacher is LwF's, in evaluation mode: the weights of the stage before or (`base`) the base with
+    its adapter off, from the first task on. At the start of a task the term and its gradient are
+    zero for `previous`.
+
+    State: a copy of the trained weights while a task is learned, none after it. Old rows: none.
+    Cost: one more forward pass of every batch.
+
+    Args:
+        strength: >= 0.
+        teacher: `previous` or `base`.
+    """
+
+    family: ClassVar[Family] = "distillation"
+    paper: ClassVar[str] = "https://huggingface.co/papers/2203.17269"
+    neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
+
+    def __init__(self, strength: float = 10.0, teacher: Source = "previous"):
+        if strength < 0:
+            raise EngramError(f"feature_distillation: strength must be >= 0, got {strength}")
+        self.strength = strength
+        self.source: Source = teacher
+
+    def check(self, config: Config, kind: Kind) -> None:
+        super().check(config, kind)
+        if self.source == "base":
+            check_base(self.name, config)
+
+    def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
+        taught = context.stage > 1 or self.source == "base"
+        self.teacher = Teacher(model, self.source) if taught else None
+        return super().begin_task(model, context)
+
+    def on_train_begin(self, args, state, control, model: Any = None, **kwargs):
+        self.model = model
+        self.heard = Heard(model) if self.teacher else None
+
+    def extra_loss(self, model: nn.Module, inputs: dict[str, Tensor], outputs: Any) -> Any:
+        if self.teacher is None or self.heard is None:
+            return None
+        kind, labels = self.engine.kind, inputs["labels"]
+        self.teacher(self.model, inputs, kind)
+        new = learned_places(self.heard.student, labels, kind)
+        old = learned_places(self.heard.teacher, labels, kind)
+        return self.strength * relative_distance(new, old)
+
+    def end_task(self, model: nn.Module) -> None:
+        if self.heard is not None:
+            self.heard.close()
+        self.teacher = self.heard = None
+
+
+def relative_distance(new: Tensor, old: Tensor) -> Tensor:
+    """The mean over places of ||new - old||^2 / ||old||^2, of features [places, width].
+
+    A mean of quotients, so that it is the same however a batch is cut into micro-batches.
+    """
+    size = old.square().sum(-1).clamp_min(torch.finfo(old.dtype).tiny)
+    return ((new - old).square().sum(-1) / size).mean()

@@ -1,0 +1,126 @@
+"""How two updates are fused parameter by parameter, and what becomes of Adam's moments by it.
+
+Pure functions on flat fp32 buffers (`methods/shared/importance.py`).
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from engram.methods.shared.importance import unit_range
+
+
+Momentum = Literal["keep", "reset", "scale"]
+
+
+class FusionTable(NamedTuple):
+    """How much of (the inner step, the outer step) a weight keeps, by who holds it important."""
+
+    both: tuple[float, float]
+    inner: tuple[float, float]
+    outer: tuple[float, float]
+    neither: tuple[float, float]
+
+
+class Soft(NamedTuple):
+    """In the place of a table: weights by the difference of both scores, see `fuse_softly`."""
+
+    temperature: float
+
+
+@torch.no_grad()
+def fuse(
+    start: Tensor,
+    inner: Tensor,
+    outer: Tensor,
+    inner_mask: Tensor,
+    outer_mask: Tensor,
+    table: FusionTable,
+) -> Tensor:
+    """Start + w_inner (inner - start) + w_outer (outer - inner), the weights by the masks' case.
+
+    `start` are the weights at the start of a round, `inner` those after its steps on the new task,
+    `outer` those after the further steps on memory. The result is always a new tensor. Weights 0
+    and 1 select: (1, 1) gives `outer`, (1, 0) `inner` and (0, 0) `start`, bit for bit.
+    """
+    moved = {pair: _moved(start, inner, outer, *pair) for pair in set(table)}
+    both, only_inner, only_outer, neither = (moved[pair] for pair in table)
+    fused = torch.where(outer_mask, only_outer, neither)
+    fused_if_inner = torch.where(outer_mask, both, only_inner)
+    return torch.where(inner_mask, fused_if_inner, fused, out=fused)
+
+
+def _moved(start: Tensor, inner: Tensor, outer: Tensor, w_inner: float, w_outer: float) -> Tensor:
+    """One row of the table at every weight, in as few kernels as the row allows."""
+    if w_inner == w_outer:
+        return _between(start, outer, w_inner)  # the two steps add up to outer - start
+    if w_outer == 0:
+        return _between(start, inner, w_inner)
+    if w_inner == 1:
+        return _between(inner, outer, w_outer)
+    step = outer - inner
+    return torch.add(_between(start, inner, w_inner), step, alpha=w_outer, out=step)
+
+
+def _between(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """A + weight (b - a), by selection at the ends (where lerp would turn -0.0 into 0.0)."""
+    return a if weight == 0 else b if weight == 1 else torch.lerp(a, b, weight)
+
+
+@torch.no_grad()
+def fuse_softly(
+    start: Tensor,
+    inner: Tensor,
+    outer: Tensor,
+    inner_scores: Tensor,
+    outer_scores: Tensor,
+    temperature: float,
+) -> Tensor:
+    """As `fuse`, but by how much more important a weight is to one side than to the other:
+
+        w_inner = e^(a/T) / (e^(a/T) + e^(b/T)),   w_outer = 1 - w_inner
+
+    where a and b are the inner and outer scores, each shifted and scaled to 0..1 over all weights
+    (scores that are all equal become 0). At T -> infinity every weight takes half of both.
+    """
+    w_inner = (unit_range(inner_scores) - unit_range(outer_scores)).div_(temperature).sigmoid_()
+    # start + w (inner - start) + (1 - w) (outer - inner)
+    return start + w_inner * (inner - start) + (1 - w_inner) * (outer - inner)
+
+
+def case_shares(inner_mask: Tensor, outer_mask: Tensor) -> Tensor:
+    """The shares of weights important to (both, inner only, outer only, neither); they sum to 1."""
+    both = (inner_mask & outer_mask).count_nonzero()
+    inner, outer = inner_mask.count_nonzero(), outer_mask.count_nonzero()
+    neither = inner_mask.numel() - inner - outer + both
+    return torch.stack([both, inner - both, outer - both, neither]) / inner_mask.numel()
+
+
+def counts(masks: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """A row a parameter of these sizes: its weights, and how many of them are in each mask."""
+    columns = [[piece.count_nonzero() for piece in mask.split(list(sizes))] for mask in masks]
+    weights = torch.tensor(sizes, device=masks[0].device)
+    return torch.stack([weights, *map(torch.stack, columns)], dim=1)
+
+
+@torch.no_grad()
+def after_fusion(
+    policy: Momentum, optimizer: Any, start: Tensor, reached: Tensor, fused: Tensor
+) -> None:
+    """Apply the policy to the first moments m after a fusion moved `reached` to `fused`.
+
+    keep   m unchanged: it still pushes along the whole inner update.
+    reset  m = 0; the second moment stays.
+    scale  m *= clip(<fused - start, reached - start> / |reached - start|^2, 0, 1), the share of
+           the inner update that the fusion kept.
+    """
+    moments = [state["exp_avg"] for state in optimizer.state.values() if "exp_avg" in state]
+    if policy == "keep" or not moments:
+        return
+    share = torch.zeros((), device=start.device)
+    if policy == "scale":
+        inner = reached - start
+        share = torch.dot(fused - start, inner) / torch.dot(inner, inner).clamp(min=1e-30)
+    torch._foreach_mul_(moments, share.clamp(0, 1))  # pyright: ignore[reportPrivateImportUsage]

@@ -1,0 +1,169 @@
+"""Which weights matter, and how two updates are fused by it: pure functions on flat fp32 buffers.
+
+All trainable weights lie one after the other in one flat buffer of n values, so a score, a mask or
+a fusion is a handful of kernels whatever the number of tensors, and one threshold is global over
+all of them. The maths is Recurrent-KIF's, https://huggingface.co/papers/2502.17510; it knows
+nothing of models, optimizers or rounds.
+"""
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from functools import reduce
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+ScoreKind = Literal["sensitivity", "sensitivity_uncertainty"]
+
+# Values whose histogram is taken at once: bounds the temporaries to some 70 MB whatever n is.
+CHUNK = 2**22
+HALF = 16  # bits of a 32-bit float that one histogram sees
+LOWER_HALF, WITHOUT_SIGN = 0xFFFF, 0x7FFF
+
+
+# --- between parameters and the flat buffer
+
+
+@torch.no_grad()
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """A new fp32 buffer with the values of all tensors, in order."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors]).float()
+
+
+@torch.no_grad()
+def flatten_gradients(parameters: Sequence[Tensor]) -> Tensor:
+    """A new fp32 buffer with the gradients of all parameters, in order; None counts as zeros."""
+    return flatten(
+        [
+            parameter.new_zeros(1).expand(parameter.numel())
+            if parameter.grad is None
+            else parameter.grad
+            for parameter in parameters
+        ]
+    )
+
+
+@torch.no_grad()
+def write_back(flat: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Copies the buffer into the parameters in place; they keep their dtype and their storage."""
+    pieces = flat.split([parameter.numel() for parameter in parameters])
+    shaped = [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
+    torch._foreach_copy_(list(parameters), shaped)  # pyright: ignore[reportPrivateImportUsage]
+
+
+# --- importance
+
+
+class Importance(NamedTuple):
+    """Running maps over one flat buffer; `uncertainty` is None where the score does without it."""
+
+    sensitivity: Tensor
+    uncertainty: Tensor | None
+
+    @classmethod
+    def zeros(cls, weights: Tensor, kind: ScoreKind) -> "Importance":
+        uncertain = kind == "sensitivity_uncertainty"
+        return cls(torch.zeros_like(weights), torch.zeros_like(weights) if uncertain else None)
+
+
+@torch.no_grad()
+def update(
+    state: Importance,
+    weights: Tensor,
+    gradients: Tensor,
+    beta_sensitivity: float,
+    beta_uncertainty: float,
+) -> bool:
+    """Smooths the sensitivity of one more gradient into the maps, in place.
+
+    The sensitivity of a weight is the first-order estimate of what the loss changes if it is set
+    to zero, so `weights` must be the ones the gradient was taken at:
+
+        I <- |w g|;  S <- b1 S + (1 - b1) I;  U <- b2 U + (1 - b2) |I - S|    (U sees the new S)
+
+    Both maps start at zero without bias correction: a common factor does not move a quantile mask.
+
+    `gradients` is used as scratch space and lost. If any sensitivity is not finite, nothing is
+    updated and False is returned (one wait for the device).
+    """
+    sensitivity = torch.mul(weights, gradients, out=gradients).abs_()
+    if not sensitivity.amax().isfinite():  # amax passes NaN on
+        return False
+    state.sensitivity.lerp_(sensitivity, 1 - beta_sensitivity)
+    if state.uncertainty is not None:
+        deviation = sensitivity.sub_(state.sensitivity).abs_()
+        state.uncertainty.lerp_(deviation, 1 - beta_uncertainty)
+    return True
+
+
+def score(state: Importance) -> Tensor:
+    """S, the map itself and no copy, or S U where uncertainty is kept."""
+    if state.uncertainty is None:
+        return state.sensitivity
+    return state.sensitivity * state.uncertainty
+
+
+# --- the mask
+
+
+@torch.no_grad()
+def quantile_threshold(scores: Tensor, q: float) -> Tensor:
+    """The value at index floor(q (n - 1)) of the ascending scores, exactly, without sorting.
+
+    This is the lower neighbour of the linear interpolation of `torch.quantile`. No score lies
+    between the two neighbours, so `scores > threshold` is the same set for both, unless the
+    interpolation rounds up to the upper neighbour itself (or that one is infinite).
+    q is read as the decimal it prints as and the index is computed exactly, where `torch.quantile`
+    rounds it to fp32 and so can take one score more or less as n nears its limit of 2^24. Here n
+    has no limit.
+
+    The bits of a non-negative float, read as an integer, have the order of the floats. So one
+    histogram of the upper 16 bits finds the bin of the wanted value, and one of the lower 16 bits
+    of that bin's members finds the value: ties, denormals and infinities are ordinary numbers.
+    `kthvalue` and numpy's `partition` are exact too, but slower (benchmarks/quantile.py), and both
+    copy all n values.
+
+    Args:
+        scores: flat fp32 values >= 0; NaN and negative values raise ValueError.
+        q: rank of the threshold among the scores, from 0 (the least) to 1 (the greatest).
+
+    Returns:
+        The threshold, a 0-dimensional tensor on the scores' device.
+    """
+    if scores.numel() == 0 or not 0 <= q <= 1:
+        raise ValueError(f"need scores and 0 <= q <= 1, got {scores.numel()} scores and q = {q}")
+    if not scores.amin() >= 0:  # amin passes NaN on
+        raise ValueError("scores must be >= 0 and not NaN")
+    index = int(Fraction(str(q)) * (scores.numel() - 1))
+    chunks = scores.view(torch.int32).split(CHUNK)
+    upper, index = _bin_of(index, (_upper_half(bits) for bits in chunks), 2 ** (HALF - 1))
+    members = (bits[_upper_half(bits) == upper] for bits in chunks)
+    lower, _ = _bin_of(index, (bits & LOWER_HALF for bits in members), 2**HALF)
+    bits = torch.tensor((upper << HALF) + lower, dtype=torch.int32, device=scores.device)
+    return bits.view(torch.float32)
+
+
+def _upper_half(bits: Tensor) -> Tensor:
+    """The upper 16 bits without the sign, so that -0.0 counts as 0.0."""
+    return (bits >> HALF).bitwise_and_(WITHOUT_SIGN)
+
+
+def _bin_of(index: int, chunks: Iterable[Tensor], num_bins: int) -> tuple[int, int]:
+    """The bin that holds the value of this rank, and the rank within that bin."""
+    counts = reduce(torch.add, (torch.bincount(chunk, minlength=num_bins) for chunk in chunks))
+    below = counts.cumsum(0)
+    found = int(torch.searchsorted(below, index, right=True))
+    return found, index - (int(below[found - 1]) if found else 0)
+
+
+def important(scores: Tensor, q: float) -> Tensor:
+    """The mask of the scores strictly above their q-quantile: some 1 - q of them, less by ties."""
+    return scores > quantile_threshold(scores, q)
+
+
+def unit_range(scores: Tensor) -> Tensor:
+    """(scores - min) / (max - min), zeros if they are all equal."""
+    low, high = scores.aminmax()
+    return (scores - low) / (high - low).clamp_min(torch.finfo(scores.dtype).tiny)

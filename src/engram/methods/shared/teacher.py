@@ -1,0 +1,99 @@
+"""The old model as a teacher of the new one, on the batch that is being learned."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from engram.config import Config
+from engram.data.tokens import Kind
+from engram.errors import EngramError
+from engram.models.classifier import Classifier
+from engram.train.parameters import snapshot
+from engram.train.step import task_loss
+
+
+Source = Literal["previous", "base"]
+
+
+class Teacher:
+    """The model as the stage before left it, or the base with its adapter off.
+
+    It shares all frozen weights with the student, in evaluation mode and without gradients. To be
+    made in `begin_task`, where the weights are those of the stage before, also when a run resumes.
+    """
+
+    def __init__(self, model: nn.Module, source: Source):
+        self.old = snapshot(model) if source == "previous" else None
+
+    @torch.no_grad()
+    def __call__(self, model: Any, inputs: dict[str, Tensor], kind: Kind) -> Any:
+        """Its outputs on a batch; `model` is the student."""
+
+        def taught(**seen: Tensor) -> Any:
+            if self.old is not None:
+                return functional_call(model, self.old, (), seen)
+            with network(model).disable_adapter():
+                return model(**seen)
+
+        training, flags = model.training, [(p, p.requires_grad) for p in model.parameters()]
+        model.eval()
+        _, outputs = task_loss(taught, model, inputs, kind)  # type: ignore[arg-type]
+        model.train(training)
+        for parameter, flag in flags:  # PEFT thaws every active adapter as it switches it on
+            parameter.requires_grad_(flag)
+        return outputs
+
+
+class Heard:
+    """What the output head was last given, with gradients (`student`) and without (`teacher`)."""
+
+    def __init__(self, model: nn.Module):
+        self.last: dict[bool, Tensor] = {}
+        self.hook = head(model).register_forward_pre_hook(self._hear)
+
+    def _hear(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        self.last[torch.is_grad_enabled()] = given[0]
+
+    @property
+    def student(self) -> Tensor:
+        return self.last[True]
+
+    @property
+    def teacher(self) -> Tensor:
+        return self.last[False]
+
+    def close(self) -> None:
+        self.hook.remove()
+        self.last = {}
+
+
+def network(model: nn.Module) -> Any:
+    """The part that may carry an adapter: an encoder without its head, else the model."""
+    return model.backbone if isinstance(model, Classifier) else model
+
+
+def head(model: Any) -> nn.Module:
+    """The module whose input is what the output head sees; an adapter may be wrapped around it.
+
+    Raises:
+        EngramError: the model does not say which one it is.
+    """
+    found = model.pooled if isinstance(model, Classifier) else model.get_output_embeddings()
+    if found is None:
+        raise EngramError("base: it does not name its output head; distil its logits with lwf")
+    return found
+
+
+def check_base(name: str, config: Config, logits_of: Kind | None = None) -> None:
+    """Refuse a base that cannot teach: `logits_of` is the kind of model whose logits are asked for.
+
+    Raises:
+        EngramError: there is no adapter to switch off, or no head that the base has.
+    """
+    if config.adapter is None or logits_of == "encoder":
+        raise EngramError(
+            f"{name}: teacher base switches an adapter off, and here is none or an encoder's head "
+            "that the base has not; take teacher previous"
+        )

@@ -1,0 +1,241 @@
+"""Recurrent-KIF as a callback of a plain Trainer: the same weights as in Engram's own engine."""
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import (
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+import engram
+from engram import methods
+from engram.errors import EngramError
+from engram.methods.recurrent_kif.method import RecurrentKIF
+from engram.models.base import Base
+from methods.recurrent_kif.host import (
+    PLAIN,
+    base_of,
+    collator,
+    engrams,
+    farthest,
+    features,
+    foreign,
+    guest,
+    run,
+    trained,
+)
+from tiny import tiny_model, tiny_tokenizer
+from train.engine import Stop, Stopped, same
+
+
+ROUNDS = {"inner_steps": 4, "outer_steps": 2}
+NEUTRAL = methods.find("recurrent_kif").neutral
+
+
+# --- it is the same method
+
+
+@pytest.mark.parametrize(
+    ("kind", "accumulation", "trainer", "arguments"),
+    [
+        ("causal", 1, Trainer, TrainingArguments),
+        ("causal", 2, Trainer, TrainingArguments),
+        ("seq2seq", 1, Trainer, TrainingArguments),
+        ("seq2seq", 1, Seq2SeqTrainer, Seq2SeqTrainingArguments),
+        ("encoder", 1, Trainer, TrainingArguments),
+    ],
+)
+def test_a_guest_ends_in_the_weights_of_engrams_own_engine(
+    kind, accumulation, trainer, arguments, tmp_path
+):
+    settings = {"rows": 44, "gradient_accumulation_steps": accumulation}
+    theirs = {"trainer": trainer, "arguments": arguments}
+    method = guest(kind, **ROUNDS)
+    ours = run(kind, tmp_path, method, **settings, **theirs)
+    base = base_of(kind)
+    engine = engrams(base, tmp_path, ROUNDS, **settings)
+    engine.learn()
+    assert len(method.shares) == len(engine.methods[0].shares) == (3, 2)[accumulation - 1]
+    farthest_off, far = farthest(ours, trained(base.model))
+    assert farthest_off < 1e-6
+    assert not far
+
+
+@pytest.mark.parametrize("off", [{"max_grad_norm": 0.0}, {"weight_decay": 0.0}])
+def test_clipping_and_weight_decay_bind_in_these_runs(off, tmp_path):
+    assert not same(
+        run("causal", tmp_path, guest("causal", **ROUNDS)),
+        run("causal", tmp_path, guest("causal", **ROUNDS), **off),
+    )
+
+
+def test_a_full_model_is_learned_as_by_the_engine(tmp_path):
+    ours, theirs = (
+        Base("t", "causal", tiny_model("causal"), tiny_tokenizer("causal")) for _ in "ab"
+    )
+    run("causal", tmp_path, guest("causal", **ROUNDS), ours)
+    engrams(theirs, tmp_path, ROUNDS).learn()
+    assert farthest(trained(ours.model), trained(theirs.model))[0] < 1e-6
+
+
+@pytest.mark.parametrize("keywords", [{"outer_optimizer": "shared"}, {"preset": "release"}])
+def test_other_keywords_do_the_same_in_both(keywords, tmp_path):
+    preset = RecurrentKIF.presets.get(keywords.get("preset"), keywords)
+    base = base_of("causal")
+    engrams(base, tmp_path, {**preset, **ROUNDS}).learn()
+    ours = run("causal", tmp_path, guest("causal", **{**preset, **ROUNDS}))
+    assert farthest(ours, trained(base.model))[0] < 1e-6
+
+
+def test_memory_is_a_dataset_or_one_a_task_and_may_have_columns_of_its_own(tmp_path):
+    rows = [{**row, "origin": "old"} for row in features("causal", "animal", 6)]
+
+    def learned(memory):
+        train = Dataset.from_list([{**r, "note": "new"} for r in features("causal", "colour", 32)])
+        base = base_of("causal")
+        args = TrainingArguments(output_dir=str(tmp_path), **PLAIN)
+        callback = RecurrentKIF(memory=memory, **ROUNDS)
+        Trainer(
+            base.model,
+            args,
+            train_dataset=train,
+            data_collator=collator(base),
+            callbacks=[callback],
+        ).train()
+        return trained(base.model)
+
+    listed = learned(rows)
+    assert same(listed, learned(Dataset.from_list(rows)))
+    assert same(listed, learned({"memory": Dataset.from_list(rows)}))
+    assert not same(listed, learned({"a": rows[:2], "b": rows[2:]}))  # balanced over the tasks
+
+
+# --- and a guest with manners
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq", "encoder"])
+@pytest.mark.parametrize("memory", [None, []])
+def test_without_memory_it_is_plain_training_bitwise(kind, memory, tmp_path):
+    plain = run(kind, tmp_path)
+    assert same(plain, run(kind, tmp_path, RecurrentKIF(memory=memory, **ROUNDS)))
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq", "encoder"])
+def test_neutral_keywords_leave_the_host_its_weights_and_its_draws_bitwise(kind, tmp_path):
+    plain = run(kind, tmp_path)
+    assert same(plain, run(kind, tmp_path, guest(kind, **{**ROUNDS, **NEUTRAL})))
+
+
+def test_importance_is_of_complete_gradients_before_clipping(tmp_path):
+    seen = []
+
+    class Seeing(RecurrentKIF):
+        def edit_gradients(self, model):
+            seen.append([p.grad.clone() for p in self.parameters])
+            super().edit_gradients(model)
+
+    class After(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            clipped.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+
+    clipped = []
+    memory = features("causal", "animal", 6)
+    callbacks = [Seeing(memory=memory, **ROUNDS), After()]
+    settings = {"gradient_accumulation_steps": 2, "max_grad_norm": 1e-3}
+    run("causal", tmp_path, callbacks=callbacks, **settings)
+    assert len(seen) == len(clipped) == 5
+    for whole, small in zip(seen, clipped, strict=True):
+        whole, small = (torch.cat([g.flatten() for g in side]) for side in (whole, small))
+        assert float(small.norm()) == pytest.approx(1e-3, rel=1e-3)
+        torch.testing.assert_close(whole / whole.norm(), small / small.norm())
+        assert whole.norm() > 0.01
+
+
+def test_nothing_is_left_behind_and_the_callback_can_train_again(tmp_path):
+    base, method = base_of("causal"), guest("causal", **ROUNDS)
+    first = run("causal", tmp_path, method, base)
+    assert not any(p._post_accumulate_grad_hooks for p in base.model.parameters())
+    assert method.host is None
+    assert not hasattr(method, "rounds")
+    assert same(first, run("causal", tmp_path, method))
+
+
+def test_a_training_that_broke_off_leaves_no_hooks_in_the_next(tmp_path):
+    method = guest("causal", **ROUNDS)
+    with pytest.raises(Stopped):
+        run("causal", tmp_path, method, callbacks=[Stop(3)])
+    again = run("causal", tmp_path, method)
+    assert same(again, run("causal", tmp_path, guest("causal", **ROUNDS)))
+
+
+def test_after_another_trainer_it_works_in_engrams_engine(tmp_path):
+    run("causal", tmp_path, guest("causal", **ROUNDS))
+    base = base_of("causal")
+    method = engrams(base, tmp_path, ROUNDS).methods[0]
+    assert method.host is None
+    keywords = methods.keywords("recurrent_kif").keys()
+    assert keywords == {*RecurrentKIF.presets["paper"], "refresh"}  # no `memory`, as for a Trainer
+    with pytest.raises(EngramError, match="no keyword 'memory'"):
+        methods.make({"recurrent_kif": {"memory": []}})
+    assert engram.RecurrentKIF is RecurrentKIF
+
+
+# --- saving and resuming
+
+
+def test_the_last_partial_round_is_in_the_last_checkpoint(tmp_path):
+    # pruning everything brings the weights back to where training started, also after 4 + 4 + 2
+    prune = {"fusion": dict.fromkeys(("both", "inner", "outer", "neither"), (0, 0))}
+    base = base_of("causal")
+    start = trained(base.model)
+    final = run("causal", tmp_path, guest("causal", **ROUNDS, **prune), base, save_strategy="epoch")
+    assert same(final, start)
+    saved = load_file(tmp_path / "checkpoint-10" / "adapter_model.safetensors")
+    assert saved
+    for name, tensor in saved.items():
+        stem, _, last = name.rpartition(".")
+        assert torch.equal(tensor, start[f"{stem}.default.{last}"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "keywords", "settings"),
+    [
+        ("causal", {}, {}),
+        ("causal", {"preset": "release"}, {"gradient_accumulation_steps": 2, "rows": 80}),
+        ("causal", {"outer_optimizer": "shared"}, {"num_train_epochs": 2, "rows": 20}),
+        ("seq2seq", {}, {}),
+        ("encoder", {}, {}),
+    ],
+)
+@pytest.mark.parametrize(("at", "every"), [(5, 3), (8, 4)])
+def test_a_resumed_run_ends_in_the_same_weights(kind, keywords, settings, at, every, tmp_path):
+    keywords = {**RecurrentKIF.presets.get(keywords.get("preset"), keywords), **ROUNDS}
+    saving = {"save_strategy": "steps", "save_steps": every, **settings}
+    whole = run(kind, tmp_path / "whole", guest(kind, **keywords), **saving)
+    work = tmp_path / "again"
+    with pytest.raises(Stopped):
+        run(kind, work, guest(kind, **keywords), callbacks=[Stop(at)], **saving)
+    base = base_of(kind)
+    foreign(base, work, guest(kind, **keywords), **saving).train(resume_from_checkpoint=True)
+    assert same(whole, trained(base.model))
+
+
+def test_without_its_saved_state_or_with_anothers_it_refuses_to_resume(tmp_path):
+    def resume(work):
+        base = base_of("causal")
+        foreign(base, work, guest("causal", **ROUNDS)).train(resume_from_checkpoint=str(found))
+
+    saving = {"save_strategy": "steps", "save_steps": 3}
+    run("causal", tmp_path / "plain", **saving)
+    run("causal", tmp_path / "ours", guest("causal", **ROUNDS), **saving)
+    found = tmp_path / "plain" / "checkpoint-6"
+    for work, said in (("plain", "method.safetensors is missing"), ("ours", "other weights")):
+        with pytest.raises(EngramError, match=said) as caught:
+            resume(tmp_path / work)
+        assert "\n" not in str(caught.value)
+        assert "step 6" in str(caught.value)

@@ -1,0 +1,173 @@
+"""What a guest asks of its Trainer, what it warns of, and the steps that it takes there."""
+
+import os
+import subprocess
+import sys
+import warnings
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from transformers import (
+    BertForMaskedLM,
+    DataCollatorWithFlattening,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.training_args import OptimizerNames
+
+from engram.errors import EngramError
+from engram.methods.recurrent_kif import another_trainer
+from engram.methods.recurrent_kif.another_trainer import Host
+from engram.methods.recurrent_kif.method import RecurrentKIF
+from engram.train.step import aside
+from methods.recurrent_kif.host import (
+    PLAIN,
+    base_of,
+    collator,
+    farthest,
+    features,
+    foreign,
+    guest,
+    run,
+)
+from tiny import tiny_model, tiny_rows
+from train.engine import same
+
+
+ROUNDS = {"inner_steps": 4, "outer_steps": 2}
+
+
+# --- what it refuses, and what it warns of
+
+
+def test_raw_rows_are_refused_where_nothing_can_tokenize_them(tmp_path):
+    raw = RecurrentKIF(memory=list(tiny_rows("animal", 4)))
+    with pytest.raises(EngramError, match=r"raw rows \(prompt, completion\).*give features"):
+        run("causal", tmp_path, raw)
+    with pytest.raises(EngramError, match="rows of int"):
+        run("causal", tmp_path, RecurrentKIF(memory=[1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "arguments", "said"),
+    [
+        ({"mixed_precision": "fp16"}, {}, "use bf16"),
+        ({"distributed_type": "FSDP"}, {}, "sharded weights"),
+        ({"distributed_type": "DEEPSPEED"}, {}, "sharded weights"),
+        ({}, {"optim": OptimizerNames.ADALOMO}, "use adamw_torch"),
+        ({}, {"learning_rate": 0.0}, "above 0"),
+    ],
+)
+def test_settings_that_hide_weights_or_gradients_are_refused(
+    accelerator, arguments, said, monkeypatch
+):
+    state = {"mixed_precision": "no", "distributed_type": "NO", **accelerator}
+    monkeypatch.setattr(another_trainer, "AcceleratorState", lambda: SimpleNamespace(**state))
+    args = SimpleNamespace(**{"optim": "adamw_torch", "learning_rate": 1e-3, **arguments})
+    search = SimpleNamespace(is_hyper_param_search=False)
+    with pytest.raises(EngramError, match=said) as caught:
+        another_trainer.check_host(args, search, tiny_model("causal"), "recurrent_kif")  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_the_real_state_of_accelerate_has_the_words_that_are_asked_for(tmp_path):
+    foreign(base_of("causal"), tmp_path)
+    assert AcceleratorState().distributed_type == "NO"
+    assert AcceleratorState().mixed_precision == "no"
+
+
+def test_a_model_whose_loss_it_does_not_know_is_refused():
+    model = BertForMaskedLM(tiny_model("encoder").config)
+    batch = {"labels": torch.zeros(1, 4, dtype=torch.int64)}
+    for labels in (batch, {"labels": torch.zeros(1, 4)}, {}):
+        with pytest.raises(EngramError, match="cannot rehearse with BertForMaskedLM"):
+            another_trainer.kind_of_batch(model, labels, "recurrent_kif")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("seq2seq", "T5ForConditional"), ("encoder", "BertForSequence")]
+)
+@pytest.mark.parametrize("memory", [0, 6])
+def test_a_model_whose_accumulated_loss_is_not_divided_is_warned_of(kind, name, memory, tmp_path):
+    with pytest.warns(UserWarning, match=f"{name}.* 2 times too large") as caught:
+        run(kind, tmp_path, guest(kind, memory, **ROUNDS), gradient_accumulation_steps=2)
+    assert "\n" not in str(caught[0].message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("causal", {"gradient_accumulation_steps": 2}),
+        ("seq2seq", {}),
+        ("seq2seq", {"gradient_accumulation_steps": 2, "label_smoothing_factor": 0.1}),
+    ],
+)
+def test_no_warning_where_the_loss_is_right(kind, settings, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        run(kind, tmp_path, guest(kind, **ROUNDS), **settings)
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_the_warning_is_true_and_its_remedy_works(divided, tmp_path):
+    class Norm(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+            norms.append(float(torch.cat(grads).norm()))
+
+    norms = []
+    for size, accumulation in ((8, 1), (4, 2)):
+        settings = {"gradient_accumulation_steps": accumulation, "max_steps": 1}
+        settings |= {"per_device_train_batch_size": size, "max_grad_norm": 0.0}
+        made = foreign(base_of("encoder", 0.0), tmp_path, callbacks=[Norm()], **settings)
+        made.model_accepts_loss_kwargs = not divided
+        made.train()
+    assert norms[1] / norms[0] == pytest.approx(1 if divided else 2, rel=1e-3)
+
+
+# --- what is under it
+
+
+def test_rows_laid_end_to_end_do_not_see_each_other(tmp_path):
+    base = base_of("causal", 0.0)
+    rows = [
+        {**row, "labels": [-100, *row["labels"][1:]]} for row in features("causal", "animal", 6)
+    ]
+    args = TrainingArguments(output_dir=str(tmp_path), **PLAIN)
+    collators = (collator(base), DataCollatorWithFlattening())
+    hosts = [Host(args, base.model, c, "causal") for c in collators]
+    padded, flat = (aside(h.parameters, partial(h._backward, rows, 0)) for h in hosts)
+    for a, b in zip(padded, flat, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_two_processes_end_in_the_weights_of_one(tmp_path):
+    """Each of the two takes half of the batch: the hook's gradients are of one half only."""
+    one = run("causal", tmp_path, guest("causal", **ROUNDS), base_of("causal", 0.0))
+    script = (
+        "import os, sys, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\n"
+        "from methods.recurrent_kif.host import *\n"
+        "base = base_of('causal', 0.0)\n"
+        "callback = guest('causal', inner_steps=4, outer_steps=2)\n"
+        "settings = dict(per_device_train_batch_size=2, ddp_backend='gloo')\n"
+        "foreign(base, Path(sys.argv[1]), callback, **settings).train()\n"
+        "torch.save(trained(base.model), sys.argv[1] + '/rank' + os.environ['RANK'])\n"
+        "torch.distributed.barrier()\n"
+        "torch.distributed.destroy_process_group()\n"
+    )
+    (tmp_path / "script.py").write_text(script)
+    tests = Path(__file__).parents[1]
+    places = os.pathsep.join(map(str, (tests.parent / "src", tests)))
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [sys.executable, *launch, str(tmp_path / "script.py"), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert not done.returncode, done.stderr[-2000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}") for rank in (0, 1))
+    assert same(first, second)
+    assert farthest(one, first)[1] <= 3  # a score at the threshold may change its side

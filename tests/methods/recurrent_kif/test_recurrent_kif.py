@@ -1,0 +1,413 @@
+"""Recurrent-KIF against a slow reference, its invariants, and the faults it must not have."""
+
+import math
+from statistics import fmean
+
+import pytest
+import torch
+from torch import nn
+
+from engram.errors import EngramError
+from engram.methods import keywords
+from engram.methods.recurrent_kif import presets
+from engram.methods.recurrent_kif.method import RecurrentKIF
+from engram.methods.shared import importance
+from engram.methods.shared.importance import flatten
+from engram.train.memory import Memory
+from engram.train.step import token_loss
+from train.engine import STRICT, engine, learned, same, tiny_base, tokenized, weights
+
+
+SEQUENTIAL = {"train_sampling_strategy": "sequential", "adam_epsilon": 1e-8}
+
+
+def reference(kind, rows, steps, settings, work):
+    """The algorithm as one writes it down first: dictionaries, loops, torch.quantile."""
+    base = tiny_base(kind)
+    parameters = {n: p for n, p in base.model.named_parameters() if p.requires_grad}
+    made = engine(base, "sequential", work)
+    memory = Memory({"animal": tokenized(base, "animal", 6)}, 5)
+
+    def backward(features):
+        batch = made.collate(features)
+        labels = batch.pop("labels")
+        if kind == "seq2seq":
+            batch["decoder_input_ids"] = base.peft.prepare_decoder_input_ids_from_labels(labels)
+        items = (labels[:, 1:] if kind == "causal" else labels).ne(-100).sum()
+        token_loss(base.model(**batch).logits, labels, items, kind).backward()
+
+    def observe(maps, beta, beta_uncertainty):
+        for n, p in parameters.items():
+            sensitivity = (p.detach() * p.grad).abs()
+            smooth, deviation = maps.get(n, (torch.zeros_like(p), torch.zeros_like(p)))
+            smooth = beta * smooth + (1 - beta) * sensitivity
+            deviation = (
+                beta_uncertainty * deviation + (1 - beta_uncertainty) * (sensitivity - smooth).abs()
+            )
+            maps[n] = (smooth.detach(), deviation.detach())
+
+    def scores(maps):
+        kind = settings["score"]
+        return {n: (s if kind == "sensitivity" else s * u).double() for n, (s, u) in maps.items()}
+
+    def every(maps):
+        return torch.cat([s.flatten() for s in scores(maps).values()])
+
+    def masks(maps):
+        threshold = torch.quantile(every(maps), settings["quantile"])
+        return {n: s > threshold for n, s in scores(maps).items()}
+
+    def soft(n, temperature):
+        low, high = every(inner_maps).aminmax()
+        a = (scores(inner_maps)[n] - low) / (high - low)
+        low, high = every(outer_maps).aminmax()
+        b = (scores(outer_maps)[n] - low) / (high - low)
+        return (a / temperature).exp() / ((a / temperature).exp() + (b / temperature).exp())
+
+    def snapshot():
+        return {n: p.detach().clone() for n, p in parameters.items()}
+
+    lr = STRICT["learning_rate"]
+    inner = torch.optim.AdamW(parameters.values(), lr, weight_decay=STRICT["weight_decay"])
+    outer = torch.optim.AdamW(parameters.values(), lr, weight_decay=0)
+    start, inner_maps, outer_maps, drawn, round_rates = snapshot(), {}, {}, 0, []
+    first = True
+    for step in range(steps):
+        backward(rows[4 * step : 4 * step + 4])
+        observe(inner_maps, settings["beta_inner"], settings["beta_uncertainty"])
+        nn.utils.clip_grad_norm_(parameters.values(), STRICT["max_grad_norm"])
+        inner.param_groups[0]["lr"] = lr * (1 - step / steps)
+        inner.step()
+        round_rates.append(inner.param_groups[0]["lr"])
+        base.model.zero_grad()
+        if (step + 1) % settings["inner_steps"] and step + 1 < steps:
+            continue
+        reached = snapshot()
+        rate = settings["outer_learning_rate"] or lr
+        constant = settings["outer_schedule"] == "constant"
+        scheduled = rate / lr * sum(round_rates) / len(round_rates)
+        outer.param_groups[0]["lr"] = rate if constant else scheduled
+        round_rates = []
+        for _ in range(settings["outer_steps"]):
+            backward(memory.draw(drawn, 4))
+            drawn += 4
+            if settings.get("refresh", True) or first:
+                observe(outer_maps, settings["beta_outer"], settings["beta_uncertainty"])
+            nn.utils.clip_grad_norm_(parameters.values(), STRICT["max_grad_norm"])
+            outer.step()
+            base.model.zero_grad()
+        ours, theirs, first = masks(inner_maps), masks(outer_maps), False
+        table = settings["fusion"]
+        with torch.no_grad():
+            for n, p in parameters.items():
+                fused = torch.empty_like(p)
+                if "soft" in table:
+                    w = soft(n, table["soft"]).float()
+                    moved = w * (reached[n] - start[n]) + (1 - w) * (p - reached[n])
+                    p.copy_(start[n] + moved)
+                    continue
+                for m_in, m_out, case in (
+                    (True, True, "both"),
+                    (True, False, "inner"),
+                    (False, True, "outer"),
+                    (False, False, "neither"),
+                ):
+                    w_in, w_out = table[case]
+                    where = (ours[n] == m_in) & (theirs[n] == m_out)
+                    moved = start[n] + w_in * (reached[n] - start[n]) + w_out * (p - reached[n])
+                    fused[where] = moved[where]
+                p.copy_(fused)
+        start, inner_maps = snapshot(), {}
+    return snapshot()
+
+
+CASES = [
+    ("paper", {}),
+    ("release", {}),
+    ("paper", {"refresh": False}),
+    ("release", {"fusion": {"soft": 0.25}}),
+]
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq", "encoder"])
+@pytest.mark.parametrize(("preset", "control"), CASES)
+def test_the_method_follows_the_slow_reference(kind, preset, control, tmp_path):
+    settings = presets.RECURRENT_KIF[preset] | {"inner_steps": 4, "outer_steps": 2} | control
+    base = tiny_base(kind)
+    made = engine(base, {"recurrent_kif": settings}, tmp_path, rows=40, **SEQUENTIAL)
+    made.learn()  # 10 steps: rounds of 4, 4 and the last of 2
+    assert len(made.methods[0].shares) == 3
+    expected = reference(kind, tokenized(tiny_base(kind), "colour", 40), 10, settings, tmp_path)
+    far = sum(
+        int((~torch.isclose(p, expected[n], rtol=1e-3, atol=1e-4)).sum())
+        for n, p in weights(base).items()
+    )
+    # a score that is equal to the threshold but for rounding may change its side
+    assert far <= 3
+
+
+def test_the_constructor_defaults_are_the_papers_keywords():
+    given = {k: p.default for k, p in keywords("recurrent_kif").items()}
+    assert RecurrentKIF(**presets.RECURRENT_KIF["paper"]).table == RecurrentKIF().table
+    del given["fusion"]
+    assert given.pop("refresh")  # a control, of neither source
+    paper = {k: v for k, v in presets.RECURRENT_KIF["paper"].items() if k != "fusion"}
+    assert given == paper
+
+
+@pytest.mark.parametrize("preset", ["paper", "release"])
+def test_a_preset_names_every_keyword_and_what_is_open_is_among_them(preset):
+    assert set(presets.RECURRENT_KIF[preset]) == set(keywords("recurrent_kif")) - {"refresh"}
+    assert set(presets.OPEN[preset]) <= set(presets.RECURRENT_KIF[preset])
+
+
+@pytest.mark.parametrize("fusion", [{"soft": 0}, {"soft": "much"}, {"both": (1, 1)}])
+def test_what_is_no_fusion_is_refused_in_one_line(fusion):
+    with pytest.raises(EngramError, match=r"^recurrent_kif: fusion") as error:
+        RecurrentKIF(fusion=fusion)
+    assert "\n" not in str(error.value)
+
+
+class Recorder(RecurrentKIF):
+    """Writes down what it saw."""
+
+    def begin_task(self, model, context):
+        self.log = {"seen": [], "rounds": [], "rates": [], "inner_moments": []}
+        return super().begin_task(model, context)
+
+    def _observe(self, maps, beta):
+        gradients = importance.flatten_gradients(self.parameters)
+        self.log["seen"].append((maps is self.rounds.inner, flatten(self.parameters), gradients))
+        super()._observe(maps, beta)
+
+    def on_step_end(self, args, state, control, optimizer=None, **kwargs):
+        self.moments = lambda: torch.cat(
+            [
+                state[k].flatten().clone()
+                for state in optimizer.state.values()
+                for k in ("exp_avg", "exp_avg_sq")
+            ]
+        )
+        super().on_step_end(args, state, control, optimizer=optimizer, **kwargs)
+
+    def _remember(self, inner):
+        before, reached = self.moments(), flatten(self.parameters)
+        super()._remember(inner)
+        self.log["inner_moments"].append((before, self.moments()))
+        self.log["rates"].append(self.learner.optimizer.param_groups[0]["lr"])
+        self.log["rounds"].append((reached, flatten(self.parameters)))
+
+
+def recorded(work, kind="causal", rows=40, recorder=None, **training):
+    """An engine run with a Recorder in place."""
+    base = tiny_base(kind)
+    made = engine(base, "sequential", work, rows=rows, **training)
+    method = recorder or Recorder(inner_steps=4, outer_steps=2)
+    method.begin_task(base.model, made.methods[0].context)
+    method.engine = made
+    made.callback_handler.callbacks[-2:-2] = [method]
+    made.methods = [method]
+    made.learn()
+    return base, method
+
+
+def test_memory_gradients_never_touch_the_inner_moments(tmp_path):
+    _, method = recorded(tmp_path)
+    for before, after in method.log["inner_moments"]:
+        assert torch.equal(before, after)
+
+
+def test_the_shared_optimizer_of_the_control_does_touch_them(tmp_path):
+    shared = Recorder(inner_steps=4, outer_steps=2, outer_optimizer="shared")
+    _, method = recorded(tmp_path, recorder=shared)
+    assert not torch.equal(*method.log["inner_moments"][0])
+
+
+def test_the_outer_optimizer_has_the_trained_weights_only_and_does_not_decay_them(tmp_path):
+    base, method = recorded(tmp_path)
+    groups = method.learner.optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0]
+    held = {id(p) for group in groups for p in group["params"]}
+    assert held == {id(p) for p in base.model.parameters() if p.requires_grad}
+
+
+def test_the_outer_steps_move_the_weights_from_the_first_round_on(tmp_path):
+    # in the release a warm-up that is never stepped keeps the outer rate at exactly zero
+    _, method = recorded(tmp_path, warmup_steps=50)
+    release = Recorder(inner_steps=4, outer_steps=2, outer_schedule="constant")
+    _, constant = recorded(tmp_path, recorder=release, warmup_steps=50)
+    for log in (method.log, constant.log):
+        assert all(rate > 0 for rate in log["rates"])
+        assert all(not torch.equal(*pair) for pair in log["rounds"])
+
+
+SHARES = {  # of the rate, step by step, for a task of 10 steps with 2 of warm-up
+    "linear": [0, 0.5, *(k / 8 for k in range(8, 0, -1))],
+    "cosine": [0, 0.5, *(0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8))],
+    "constant_with_warmup": [0, 0.5, *[1] * 8],
+}
+
+
+@pytest.mark.parametrize("schedule", SHARES)
+def test_a_round_on_memory_has_the_mean_rate_of_its_inner_steps(schedule, tmp_path):
+    _, method = recorded(tmp_path, lr_scheduler_type=schedule, warmup_steps=2)
+    steps = SHARES[schedule]
+    means = [fmean(part) for part in (steps[:4], steps[4:8], steps[8:])]
+    assert method.log["rates"] == pytest.approx([STRICT["learning_rate"] * mean for mean in means])
+
+
+def test_a_rate_of_its_own_follows_the_schedule_or_is_constant(tmp_path):
+    own = {"inner_steps": 4, "outer_steps": 2, "outer_learning_rate": 0.5}
+    _, follows = recorded(tmp_path, recorder=Recorder(**own))
+    assert follows.log["rates"] == pytest.approx([0.5 * share for share in (0.85, 0.45, 0.15)])
+    _, constant = recorded(tmp_path, recorder=Recorder(**own, outer_schedule="constant"))
+    assert constant.log["rates"] == [0.5] * 3
+
+
+@pytest.mark.parametrize("optimizer", ["own", "shared"])
+def test_a_task_shorter_than_a_round_rehearses_too(optimizer, tmp_path):
+    recorder = Recorder(inner_steps=8, outer_steps=2, outer_optimizer=optimizer)
+    _, method = recorded(tmp_path, recorder=recorder, rows=4)  # one step
+    assert [torch.equal(*pair) for pair in method.log["rounds"]] == [False]
+
+
+def test_the_shared_optimizer_moves_the_weights_in_the_last_round_and_keeps_its_rate(tmp_path):
+    shared = Recorder(inner_steps=4, outer_steps=2, outer_optimizer="shared")
+    _, method = recorded(tmp_path, recorder=shared)
+    assert not any(torch.equal(*pair) for pair in method.log["rounds"])
+    # after a round the optimizer has the rate of the training's next step once more
+    expected = [STRICT["learning_rate"] * share for share in (0.6, 0.2, 0.0)]
+    assert method.log["rates"] == pytest.approx(expected)
+
+
+class TwoRates(RecurrentKIF):
+    """Trains every other weight at a tenth of the rate, and writes down the outer rates."""
+
+    def make_optimizer(self, parameters):
+        self.outer_rates = []
+        first, second = {"params": parameters[::2]}, {"params": parameters[1::2], "lr": 1e-3}
+        return torch.optim.AdamW([first, second], 1e-2)
+
+    def _remember(self, inner):
+        super()._remember(inner)
+        groups = self.learner.optimizer.param_groups
+        self.outer_rates.append([(len(group["params"]), group["lr"]) for group in groups])
+
+
+def test_each_group_of_weights_has_an_outer_rate_of_its_own(tmp_path):
+    _, method = recorded(tmp_path, recorder=TwoRates(inner_steps=4, outer_steps=2))
+    half = len(method.parameters) // 2
+    for rates, share in zip(method.outer_rates, (0.85, 0.45, 0.15), strict=True):
+        assert [size for size, _ in rates] == [half, half]
+        assert [rate for _, rate in rates] == pytest.approx([1e-2 * share, 1e-3 * share])
+
+
+def test_an_outer_rate_of_zero_leaves_the_weights_where_the_inner_steps_left_them(tmp_path):
+    still = Recorder(inner_steps=4, outer_steps=2, outer_learning_rate=0.0)
+    _, method = recorded(tmp_path, recorder=still)
+    assert len(method.log["rounds"]) == 3
+    assert all(torch.equal(*pair) for pair in method.log["rounds"])
+
+
+def test_importance_is_taken_before_clipping_at_the_weights_of_the_gradient(tmp_path):
+    _, method = recorded(tmp_path, max_grad_norm=1e-3, gradient_accumulation_steps=2, rows=80)
+    inner, weights, gradients = method.log["seen"][0]
+    fresh = tiny_base("causal")
+    assert inner
+    assert torch.equal(weights, flatten([p for p in fresh.model.parameters() if p.requires_grad]))
+    assert gradients.norm() > 0.01  # far above the clip
+    assert all(g.norm() > 1e-2 for side, _, g in method.log["seen"] if not side)
+
+
+def test_the_memory_gradient_is_not_divided_by_the_accumulation(tmp_path):
+    def first_outer(accumulation):
+        recorder = Recorder(inner_steps=1, outer_steps=1, outer_batch_size=4)
+        # at this rate the weights stay where they were
+        training = {"gradient_accumulation_steps": accumulation, "learning_rate": 1e-12}
+        _, method = recorded(tmp_path, recorder=recorder, rows=40, **training)
+        return next(g for inner, _, g in method.log["seen"] if not inner)
+
+    torch.testing.assert_close(first_outer(1), first_outer(4))
+
+
+def test_the_last_partial_round_is_fused_so_that_no_step_is_left_over(tmp_path):
+    # pruning everything brings the weights back to where the task started, also after 4 + 4 + 2
+    prune = {"fusion": dict.fromkeys(("both", "inner", "outer", "neither"), (0, 0))}
+    base = tiny_base("causal")
+    start = weights(base)
+    engine(base, {"recurrent_kif": {"inner_steps": 4, **prune}}, tmp_path).learn()
+    assert same(weights(base), start)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_as_a_whole(tmp_path):
+    class Poisoned(Recorder):
+        def edit_gradients(self, model):
+            if len(self.log["seen"]) == 1:
+                kept = self.parameters[0].grad
+                self.parameters[0].grad = torch.full_like(kept, float("nan"))
+                before = self.rounds.inner.sensitivity.clone()
+                with pytest.warns(UserWarning, match="not finite"):
+                    super().edit_gradients(model)
+                assert torch.equal(self.rounds.inner.sensitivity, before)
+                self.parameters[0].grad = kept
+            else:
+                super().edit_gradients(model)
+
+    base, _ = recorded(tmp_path, recorder=Poisoned(inner_steps=4, outer_steps=2))
+    assert all(torch.isfinite(p).all() for p in weights(base).values())
+
+
+def test_a_parameter_that_gets_no_gradient_is_unimportant_and_no_trouble(tmp_path):
+    base = tiny_base("causal")
+    base.model.register_parameter("idle", nn.Parameter(torch.ones(5)))
+    made = engine(base, "recurrent_kif", tmp_path, weight_decay=0.0)
+    made.learn()
+    assert torch.equal(base.model.idle, torch.ones(5))
+    assert made.methods[0].state_dict()
+
+
+def test_nothing_of_the_state_carries_a_graph_and_it_is_four_buffers_and_adam(tmp_path):
+    _, made = learned("causal", "recurrent_kif", tmp_path)
+    method = made.methods[0]
+    n = sum(p.numel() for p in made.parameters)
+    buffers = method.rounds.tensors()
+    assert set(buffers) == {"start", "inner", "outer"}
+    assert all(b.numel() == n and not b.requires_grad for b in buffers.values())
+    method.end_task(made.model)
+    state = method.state_dict()
+    trained = {f"important.{n}": p for n, p in made.model.named_parameters() if p.requires_grad}
+    assert set(state) == {"shares", *trained}
+    assert all(state[n].tolist()[0] == len(state["shares"]) * p.numel() for n, p in trained.items())
+
+
+def test_what_is_important_is_counted_a_parameter_and_adds_up_to_the_shares(tmp_path):
+    _, made = learned("causal", {"recurrent_kif": {"inner_steps": 4}}, tmp_path)
+    state = made.methods[0].state_dict()
+    counted = [count for name, count in state.items() if name.startswith("important.")]
+    weights, inner, outer = torch.stack(counted).sum(0).tolist()
+    both, new, old, _ = state["shares"].mean(0).tolist()
+    assert inner / weights == pytest.approx(both + new)
+    assert outer / weights == pytest.approx(both + old)
+
+
+@pytest.mark.parametrize("policy", ["keep", "reset", "scale"])
+def test_the_momentum_policy_is_applied_at_a_fusion(policy, tmp_path):
+    prune = dict.fromkeys(("both", "inner", "outer", "neither"), (0.25, 0))
+    base = tiny_base("causal")
+    keywords = {"inner_steps": 10, "fusion": prune, "momentum": policy}
+    made = engine(base, {"recurrent_kif": keywords}, tmp_path)
+    plain = engine(tiny_base("causal"), "sequential", tmp_path)
+    made.learn()
+    plain.learn()
+    ours = torch.cat([s["exp_avg"].flatten() for s in made.optimizer.state.values()])
+    theirs = torch.cat([s["exp_avg"].flatten() for s in plain.optimizer.state.values()])
+    share = {"keep": 1.0, "reset": 0.0, "scale": 0.25}[policy]
+    torch.testing.assert_close(ours, share * theirs, rtol=1e-4, atol=1e-9)
+
+
+def test_the_shares_of_the_four_cases_are_kept_for_every_round(tmp_path):
+    _, made = learned("causal", {"recurrent_kif": {"inner_steps": 4}}, tmp_path)
+    shares = made.methods[0].state_dict()["shares"]
+    assert shares.shape == (3, 4)
+    torch.testing.assert_close(shares.sum(1), torch.ones(3))
+    assert (shares[:, 0] + shares[:, 1] <= 0.2 + 1e-6).all()

@@ -1,0 +1,194 @@
+"""FPF: which modules a burst trains, on which rows, and that nothing else hears of it."""
+
+import pytest
+import torch
+
+from engram.errors import EngramError
+from engram.methods import make
+from engram.methods.shared.memory_steps import changed_most, modules
+from tiny import KINDS
+from train.engine import engine, tiny_base, weights
+
+
+pytestmark = pytest.mark.own
+
+
+def burst(kind, tmp_path, whole=False, **keywords):
+    """The weights before and after the burst at the end of a task, and the engine."""
+    base = tiny_base(kind, whole=whole)
+    made = engine(base, {"fpf": keywords}, tmp_path)
+    made.learn()
+    before = weights(base)
+    made.methods[0].end_task(base.model)
+    return before, weights(base), made
+
+
+def moved(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_the_modules_with_the_largest_mean_change_are_chosen_by_hand():
+    start = {"a.weight": torch.zeros(2, 4), "a.bias": torch.zeros(2), "b.weight": torch.zeros(1)}
+    start |= {"c.lora_A.default.weight": torch.zeros(2), "c.lora_B.default.weight": torch.zeros(2)}
+    now = {
+        "a.weight": torch.tensor([[-1.0] * 4, [0.0] * 4]),  # 4 of 8, with its bias 10 of 10
+        "a.bias": torch.tensor([3.0, -3.0]),
+        "b.weight": torch.tensor([-0.9]),
+        "c.lora_A.default.weight": torch.tensor([0.0, 0.0]),  # 0.75 in the mean, with B
+        "c.lora_B.default.weight": torch.tensor([3.0, 0.0]),
+    }
+    assert changed_most(now, start, 0.34) == ["a.weight", "a.bias"]
+    assert changed_most(now, start, 0.01) == ["a.weight", "a.bias"]  # one at least
+    assert changed_most(now, start, 0.67) == ["a.weight", "a.bias", "b.weight"]
+    assert set(changed_most(now, start, 1.0)) == set(start)
+
+
+def test_a_module_is_what_holds_a_weight():
+    assert list(modules(["x.1.q.lora_A.default.weight", "x.1.q.lora_B.default.weight"])) == [
+        "x.1.q"
+    ]
+    assert list(modules(["x.q.weight", "x.q.bias", "x.norm.weight"])) == ["x.q", "x.norm"]
+    assert modules(["weight", "bias"]) == {"": ["weight", "bias"]}  # an encoder's head
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_modules_that_changed_most_are_trained(kind, whole, tmp_path):
+    start = weights(tiny_base(kind, whole=whole))
+    before, after, made = burst(kind, tmp_path, whole, share=0.3)
+    change = {}
+    for module, names in modules(start).items():
+        now, then = (torch.cat([w[n].flatten() for n in names]) for w in (before, start))
+        change[module] = (now - then).abs().mean().item()
+    border = sorted(change.values(), reverse=True)[int(0.3 * len(change)) - 1]
+    chosen = {n for m, names in modules(start).items() if change[m] >= border for n in names}
+    assert 0 < len(chosen) < len(start)
+    assert moved(before, after) == chosen
+    assert all(p.grad is None and p.requires_grad for p in made.parameters)
+    assert made.methods[0].state_dict() == {}
+
+
+def test_it_draws_rows_for_each_step_and_the_trainer_keeps_its_moments(tmp_path):
+    base = tiny_base("causal")
+    made = engine(base, {"fpf": {"steps": 3, "rows": 5}}, tmp_path)
+    made.learn()
+    drawn, memory = [], made.methods[0].context.memory
+    original = memory.draw
+    memory.draw = lambda start, n: drawn.append((start, n)) or original(start, n)
+    moments = [v.clone() for s in made.optimizer.state.values() for v in s.values()]
+    draws = torch.random.get_rng_state()
+    made.methods[0].end_task(base.model)
+    assert drawn == [(0, 5), (5, 5), (10, 5)]
+    assert moments
+    after = [v for s in made.optimizer.state.values() for v in s.values()]
+    assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
+    assert torch.equal(draws, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize(("rows", "memory", "count"), [(None, 9, 8), (5, 9, 5), (None, 6, 6)])
+def test_a_step_takes_the_trainings_batch_if_it_is_not_told_otherwise(
+    rows, memory, count, tmp_path
+):
+    base = tiny_base("encoder")
+    settings = {"memory": memory, "gradient_accumulation_steps": 2}
+    made = engine(base, {"fpf": {"rows": rows}}, tmp_path, **settings)
+    made.learn()
+    seen = []
+    made.fit_step = lambda rows, *rest: seen.append(len(rows))
+    made.methods[0].end_task(base.model)
+    assert seen == [count] * 16
+
+
+def test_a_step_is_adamws_of_the_chosen_alone_clipped_alone(tmp_path):
+    base = tiny_base("causal")
+    clip, rate = 1e-3, 0.02
+    keywords = {"steps": 1, "learning_rate": rate, "share": 0.3}
+    made = engine(base, {"fpf": keywords}, tmp_path, max_grad_norm=clip)
+    made.learn()
+    before, clipped = weights(base), {}
+    original = made.accelerator.clip_grad_norm_
+
+    def watched(parameters, norm):
+        found = original(parameters, norm)
+        clipped.update({id(p): p.grad for p in parameters if p.grad is not None})
+        return found
+
+    made.accelerator.clip_grad_norm_ = watched
+    made.methods[0].end_task(base.model)
+    after = weights(base)
+    names = {name for name, p in base.model.named_parameters() if id(p) in clipped}
+    assert names == moved(before, after)
+    norm = torch.stack([gradient.norm() for gradient in clipped.values()]).norm()
+    torch.testing.assert_close(norm, torch.tensor(clip), rtol=1e-3, atol=0)
+    change = torch.cat([(after[n] - before[n]).flatten() for n in names])
+    assert change.abs().max() <= rate * 1.001  # a first step of Adam, without weight decay
+    assert change.abs().median() > 0.5 * rate
+
+
+@pytest.mark.parametrize(
+    ("schedule", "keyword", "expected"),
+    [
+        ("linear", None, [4e-3, 3e-3, 2e-3, 1e-3]),
+        ("constant", None, [4e-3] * 4),
+        ("linear", 1e-4, [1e-4] * 4),  # one's own rate is constant
+        ("reduce_lr_on_plateau", None, [4e-3] * 4),
+    ],
+)
+def test_the_burst_goes_through_the_trainings_schedule(schedule, keyword, expected, tmp_path):
+    keywords = {"steps": 4, "learning_rate": keyword}
+    base = tiny_base("encoder")
+    settings = {"learning_rate": 4e-3, "warmup_steps": 2, "lr_scheduler_type": "linear"}
+    made = engine(base, {"fpf": keywords}, tmp_path, rows=12, **settings)
+    made.learn()
+    made.args.lr_scheduler_type = schedule
+    rates, fit = [], made.fit_step
+
+    def watched(rows, optimizer, *rest):
+        rates.append(optimizer.param_groups[0]["lr"])
+        fit(rows, optimizer, *rest)
+
+    made.fit_step = watched
+    made.methods[0].end_task(base.model)
+    assert rates == pytest.approx(expected)
+
+
+def test_it_lowers_the_loss_on_remembered_rows(tmp_path):
+    base = tiny_base("causal", whole=True)
+    made = engine(base, "fpf", tmp_path)
+    made.learn()
+    rows = made.methods[0].context.memory.draw(0, 6)
+    batch, _ = made.look(rows)
+    before, _ = made.task_loss(base.model, batch)
+    made.methods[0].end_task(base.model)
+    base.model.eval()
+    after, _ = made.task_loss(base.model, batch)
+    assert after < 0.8 * before
+
+
+def test_weights_that_another_method_froze_are_left_out(tmp_path):
+    for spec in (["hft", {"fpf": {"share": 1.0}}], [{"fpf": {"share": 1.0}}, "hft"]):
+        base = tiny_base("causal")
+        made = engine(base, spec, tmp_path)
+        frozen = {n for n, p in base.model.named_parameters() if ".lora_" in n} - set(weights(base))
+        before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
+        made.learn()
+        for method in made.methods:
+            method.end_task(base.model)
+        assert frozen
+        assert not frozen & moved(before, {n: p.detach() for n, p in base.model.named_parameters()})
+
+
+@pytest.mark.parametrize("name", ["fpf", "k_fpf"])
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"share": 0.0}, "0 < share <= 1"),
+        ({"share": 1.1}, "0 < share <= 1"),
+        ({"steps": -1}, "steps >= 0"),
+        ({"rows": 0}, "rows >= 1"),
+        ({"learning_rate": 0.0}, "above 0"),
+    ],
+)
+def test_a_wrong_keyword_is_told(name, keywords, said):
+    with pytest.raises(EngramError, match=f"{name}: .*{said}"):
+        make({name: keywords})

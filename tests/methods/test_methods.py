@@ -1,0 +1,250 @@
+"""What every method must hold, on a Llama-, a T5- and a BERT-shaped model."""
+
+import functools
+import importlib.util
+import inspect
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from engram import methods
+from engram.errors import EngramError
+from engram.train import lifecycle
+from tiny import KINDS
+from train.engine import (
+    engine,
+    learned,
+    odd_base,
+    same,
+    stopped_and_resumed,
+    tiny_base,
+    weights,
+    whole,
+)
+
+
+pytestmark = pytest.mark.own
+EVERY = methods.names()
+FROM_THE_FIRST_TASK = ("inflora",)  # its factors A are chosen and frozen there already
+
+
+@functools.cache
+def sequential(kind: str, memory: int = 6, whole: bool = False) -> dict[str, torch.Tensor]:
+    """The weights of the sequential run."""
+    base = tiny_base(kind, 0.1, whole)
+    with tempfile.TemporaryDirectory() as work:
+        engine(base, "sequential", Path(work), memory=memory).learn()
+    return weights(base)
+
+
+def ended(kind: str, method, work, **settings):
+    """As `learned`, with the end of the task."""
+    _, made = learned(kind, method, work, **settings)
+    lifecycle.end_task(made.methods, made.base.model)
+    return weights(made.base), made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [name for name in EVERY if methods.find(name).neutral is not None])
+def test_neutral_keywords_give_the_sequential_run_bitwise(name, kind, tmp_path):
+    neutral = methods.find(name).neutral
+    plain = sequential(kind, whole=whole(name))
+    ours, made = ended(kind, {name: neutral}, tmp_path)
+    assert made.methods[0].name == name
+    assert same(plain, ours)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "sequential"])
+def test_with_its_defaults_a_method_does_something(name, kind, tmp_path):
+    plain = sequential(kind, whole=whole(name))
+    ours, _ = ended(kind, name, tmp_path)
+    assert not same(plain, ours)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in FROM_THE_FIRST_TASK])
+def test_the_first_task_without_memory_is_plain_fine_tuning_bitwise(name, kind, tmp_path):
+    plain = sequential(kind, memory=0, whole=whole(name))
+    ours, _ = ended(kind, name, tmp_path, memory=0)
+    assert same(plain, ours)
+
+
+# Stopped between checkpoints on every kind; where rounds and draws have a rhythm, elsewhere too.
+STOPS = [({name: {}}, kind, 4, 3) for name in EVERY for kind in KINDS]
+RHYTHMS = [
+    {"recurrent_kif": {}},
+    {"recurrent_kif": {"preset": "release", "inner_steps": 4}},
+    {"recurrent_kif": {"outer_optimizer": "shared", "inner_steps": 2}},
+    {"replay": {"ratio": 0.3}},
+]
+STOPS += [(method, "causal", *place) for method in RHYTHMS for place in ((6, 6), (9, 4))]
+
+
+@pytest.mark.parametrize(("method", "kind", "at", "every"), STOPS, ids=str)
+def test_a_run_stopped_inside_a_task_ends_in_the_same_weights(method, kind, at, every, tmp_path):
+    whole, one = learned(kind, method, tmp_path / "whole", checkpoint_every=every)
+    again, two = stopped_and_resumed(kind, method, tmp_path / "again", at, every)
+    assert same(whole, again)
+    for a, b in zip(one.methods, two.methods, strict=True):
+        a.end_task(one.model)
+        b.end_task(two.model)
+        assert same(a.state_dict(), b.state_dict())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", EVERY)
+def test_two_micro_batches_of_4_are_one_batch_of_8(name, kind, tmp_path):
+    sizes = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
+    halves = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    one, _ = learned(kind, name, tmp_path / "a", dropout=0.0, **sizes)
+    two, _ = learned(kind, name, tmp_path / "b", dropout=0.0, **halves)
+    for parameter, tensor in one.items():
+        torch.testing.assert_close(two[parameter], tensor, atol=2e-5, rtol=1e-4)
+
+
+class Watch(TrainerCallback):
+    """Checks what a method declares after every step; comes after the methods themselves."""
+
+    checks = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.check()
+        self.checks += 1
+
+
+def declared(name: str):
+    """`invariant(made)` of the method's own test file, which returns the check; None if none."""
+    if importlib.util.find_spec(f"learn.test_{name}") is None:
+        return None
+    return getattr(importlib.import_module(f"learn.test_{name}"), "invariant", None)
+
+
+ALONE = [name for name in EVERY if declared(name)]
+WITH = [
+    (name, more) for name in ALONE for more in ("replay", "l2") if not methods.find(name).reshapes
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", [*ALONE, *map(list, WITH)], ids=str)
+def test_what_a_method_declares_holds_after_every_step_of_adamw(method, kind, tmp_path):
+    watch = Watch()
+    made = engine(tiny_base(kind, 0.1, whole(method)), method, tmp_path, callbacks=[watch])
+    watch.check = declared(made.methods[0].name)(made)
+    made.learn()
+    assert watch.checks == 10
+
+
+PAIRS = [
+    [name, more]
+    for name in EVERY
+    for more in ("replay", "l2")
+    if name not in ("sequential", more) and not methods.find(name).reshapes
+]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
+def test_a_method_composes_with_replay_and_l2(pair, tmp_path):
+    both, made = ended("causal", pair, tmp_path / "both")
+    assert [m.name for m in made.methods] == pair
+    first, _ = ended("causal", pair[0], tmp_path / "first")
+    assert not same(both, first)
+    assert all(torch.isfinite(tensor).all() for tensor in both.values())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_tied_embeddings_biases_and_a_base_in_bf16(name, tmp_path):
+    base = odd_base(whole(name))
+    before = weights(base)
+    made = engine(base, name, tmp_path, rows=12, bf16=True)
+    made.learn()
+    made.methods[0].end_task(base.model)
+    after = weights(base)
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+    assert all(tensor.dtype == torch.float32 for tensor in after.values())
+    assert not same(before, after)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_it_keeps_and_needs_stands_in_its_description(name):
+    told = inspect.getdoc(methods.find(name)) or ""
+    assert "State: " in told or name == "sequential"
+    assert ("Old rows: needed" in told) == methods.find(name).rehearses
+    assert methods.find(name).neutral is not None or "no neutral keywords" in told
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_state_survives_safetensors(name, tmp_path):
+    _, made = learned("causal", name, tmp_path, checkpoint_every=9)
+    stored = load_file(tmp_path / "checkpoint-9" / "method.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in stored.values())
+    method = made.methods[0]
+    state = {k: v.clone() for k, v in method.state_dict().items()}
+    for tensor in method.state_dict().values():
+        tensor.zero_()
+    method.load_state_dict(state)
+    assert same(method.state_dict(), state)
+
+
+def test_replay_adds_the_rows_of_its_ratio_and_keeps_the_number_of_steps(tmp_path):
+    base = tiny_base("causal")
+    made = engine(base, {"replay": {"ratio": 0.75}}, tmp_path, rows=40)
+    sizes, original = [], made.rehearsal.collator.__class__.__call__
+
+    class Counting:
+        def __call__(self, features):
+            sizes.append(len(features))
+            return original(made.collate, features)
+
+    made.rehearsal.collator = Counting()
+    made.learn()
+    assert made.state.global_step == 10
+    assert sizes == [7] * 10  # 4 new and 3 remembered
+
+
+def test_replay_passes_as_many_memory_rows_as_recurrent_kif(tmp_path):
+    drawn = {}
+    for name in ("replay", "recurrent_kif"):
+        base = tiny_base("causal")
+        made = engine(base, name, tmp_path / name, rows=64)  # 16 steps: two whole rounds
+        memory, count = made.methods[0].context.memory, []
+        original = memory.draw
+        memory.draw = lambda start, n, *more, original=original, count=count: (
+            count.append(n),
+            original(start, n, *more),
+        )[1]
+        made.learn()
+        drawn[name] = sum(count)
+    assert drawn["replay"] == drawn["recurrent_kif"] == 32
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("recurent_kif", "did you mean 'recurrent_kif'"),
+        ({"replay": {"ration": 1}}, "did you mean 'ratio'"),
+        ({"replay": {"ratio": "much"}}, "takes float"),
+        ({"recurrent_kif": {"preset": "papper"}}, "did you mean 'paper'"),
+        ({"recurrent_kif": {"score": "sensitivty"}}, "did you mean 'sensitivity'"),
+        ({"recurrent_kif": {"fusion": {"both": [1, 1]}}}, "takes the cases"),
+        ({"recurrent_kif": {"quantile": 2}}, "quantile"),
+        (["replay", "replay"], "named twice"),
+        (3, "expected a name"),
+    ],
+)
+def test_a_wrong_method_is_told_in_one_line(spec, said):
+    with pytest.raises(EngramError, match=said) as caught:
+        methods.make(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_methods_compose_in_a_list(tmp_path):
+    both, made = learned("causal", ["replay", "recurrent_kif"], tmp_path / "a")
+    one, _ = learned("causal", "recurrent_kif", tmp_path / "b")
+    assert [m.name for m in made.methods] == ["replay", "recurrent_kif"]
+    assert not same(both, one)

@@ -1,0 +1,246 @@
+"""L2, EWC and MAS by their closed forms, and on a stream on which plain fine-tuning forgets."""
+
+import copy
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from engram import methods
+from engram.errors import EngramError
+from engram.methods.shared.fisher import fisher, relative, sampled, sensitivity
+from engram.methods.shared.quadratic_pull import Sums, pull
+from engram.train.parameters import snapshot, trained
+from tiny import KINDS
+from train.engine import engine, learned, same, tiny_base, tokenized
+
+
+pytestmark = pytest.mark.own
+
+
+def linear(*weights: float) -> torch.nn.Linear:
+    model = torch.nn.Linear(len(weights), 1, bias=False)
+    model.weight.data = torch.tensor([weights])
+    model.weight.grad = torch.zeros(1, len(weights))
+    return model
+
+
+def test_the_pull_is_the_derivative_of_the_penalty():
+    model = linear(1.0, -2.0, 3.0)
+    precision, centre = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[0.5, 1.0, 9.0]])
+    w = model.weight.detach().clone().requires_grad_()
+    (0.7 / 2 * (precision * (w - centre) ** 2).sum()).backward()
+    pull(model, 0.7, {"weight": precision}, {"weight": precision * centre})
+    torch.testing.assert_close(model.weight.grad, w.grad)
+    model.weight.grad.zero_()
+    pull(model, 0.7, None, {"weight": centre})
+    torch.testing.assert_close(model.weight.grad, 0.7 * (model.weight.detach() - centre))
+
+
+def test_penalties_of_several_tasks_are_one_parabola():
+    tasks = [(torch.rand(1, 3), torch.randn(1, 3)) for _ in range(4)]
+    sums = Sums({})
+    for precision, centre in tasks:
+        sums.add({"weight": precision}, {"weight": centre})
+    model = linear(0.3, -1.0, 2.0)
+    pull(model, 2.0, sums.precision, sums.moment)
+    expected = sum(2.0 * p * (model.weight.detach() - c) for p, c in tasks)
+    torch.testing.assert_close(model.weight.grad, expected)
+    assert len(sums.tensors()) == 2  # whatever the number of tasks
+
+
+def test_online_keeps_the_newest_centre_and_decays_the_rest():
+    sums = Sums({})
+    for precision, centre in ((4.0, 1.0), (1.0, 3.0)):
+        sums.move({"w": torch.full((2,), precision)}, {"w": torch.full((2,), centre)}, decay=0.5)
+    assert torch.equal(sums.precision["w"], torch.full((2,), 3.0))
+    assert torch.equal(sums.moment["w"], torch.full((2,), 9.0))
+    assert same(Sums(sums.tensors()).tensors(), sums.tensors())
+
+
+def test_new_rows_of_a_head_are_free():
+    model = torch.nn.Linear(2, 3, bias=False)
+    model.weight.grad = torch.zeros(3, 2)
+    pull(model, 1.0, None, {"weight": torch.zeros(2, 2)})
+    assert torch.equal(model.weight.grad[:2], model.weight.detach()[:2])
+    assert not model.weight.grad[2].any()
+    sums = Sums({})
+    sums.add({"weight": torch.ones(2, 2)}, {"weight": torch.ones(2, 2)})
+    sums.add({"weight": torch.ones(3, 2)}, {"weight": torch.ones(3, 2)})
+    assert sums.precision["weight"].tolist() == [[2, 2], [2, 2], [1, 1]]
+
+
+def test_the_fisher_of_a_softmax_layer_is_its_closed_form(tmp_path):
+    """For logits z: E_y (dlog p / dz_k)^2 = p_k (1 - p_k); the head's bias is z's own."""
+    base = tiny_base("encoder")
+    made = engine(base, "sequential", tmp_path, memory=0)
+    rows = tokenized(base, "colour", 6)
+    many = [fisher(made, base.model, rows, seed)["bias"] for seed in range(60)]
+    _, outputs = made.look(rows)
+    p = outputs.logits.softmax(-1)
+    expected = (p * (1 - p)).mean(0)
+    torch.testing.assert_close(torch.stack(many).mean(0), expected, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_precision_looks_at_no_label_and_not_at_the_batch_size(kind, tmp_path):
+    base = tiny_base(kind)
+    rows = tokenized(base, "animal", 4)
+    one = engine(base, "sequential", tmp_path / "a", memory=0)
+    two = engine(base, "sequential", tmp_path / "b", memory=0, per_device_train_batch_size=1)
+    other = rows
+    if kind != "seq2seq":  # which reads its answer as well, so another one is another input
+        change = (lambda x: (x + 1) % 6) if kind == "encoder" else lambda x: [min(y, 7) for y in x]
+        other = [{**row, "labels": change(row["labels"])} for row in rows]
+        assert other != rows
+    for measure in (fisher, sensitivity):
+        found = measure(one, base.model, rows, 1)
+        assert same(found, measure(two, base.model, rows, 1))
+        assert same(found, measure(one, base.model, other, 1))
+        assert all((tensor >= 0).all() for tensor in found.values())
+        assert any(tensor.any() for tensor in found.values())
+
+
+def test_a_precision_is_relative_to_its_mean_over_all_weights():
+    one = {"a": torch.tensor([[1.0, 3.0]]), "b": torch.tensor([0.0, 4.0, 2.0, 2.0])}
+    assert relative(one)["a"].tolist() == [[0.5, 1.5]]
+    assert relative(one)["b"].tolist() == [0.0, 2.0, 1.0, 1.0]
+    for scale in (1e-12, 1e9):  # another base
+        scaled = relative({name: scale * tensor for name, tensor in one.items()})
+        for name, tensor in relative(one).items():
+            torch.testing.assert_close(scaled[name], tensor)
+    none = relative({"a": torch.zeros(3)})
+    assert none["a"].tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "old"),
+    [
+        ({"ewc": {"tasks": "each"}}, 1.0),
+        ({"ewc": {"tasks": "online", "decay": 0.5}}, 0.5),
+        ({"mas": {}}, 1.0),
+    ],
+    ids=str,
+)
+def test_each_task_adds_a_precision_of_mean_one(spec, old, tmp_path):
+    """Strength (F_1 / mean F_1 ... F_2 / mean F_2) (w - w*): the exact gradient after two tasks."""
+    base = tiny_base("causal")
+    made = engine(base, spec, tmp_path, rows=12)  # the second task
+    method = made.methods[0]
+    first = {name: tensor.clone() for name, tensor in method.sums.precision.items()}
+    measure = sensitivity if method.name == "mas" else fisher
+    found = measure(made, base.model, made.train_dataset, method.context.seed)
+    mean = torch.cat([tensor.flatten() for tensor in found.values()]).mean()
+    for p in trained(base.model).values():
+        p.grad = None
+    made.methods[0].end_task(base.model)
+    for name, tensor in found.items():
+        expected = old * first[name] + tensor / mean
+        torch.testing.assert_close(method.sums.precision[name], expected)
+    kept = torch.cat([tensor.flatten() for tensor in method.sums.precision.values()])
+    torch.testing.assert_close(kept.mean(), torch.tensor(1.0 + old))
+
+
+def test_drawn_choices_follow_the_model():
+    logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(4000, 1)
+    counts = torch.bincount(sampled(logits, 5), minlength=3) / 4000
+    torch.testing.assert_close(counts, logits[0].softmax(-1), atol=0.03, rtol=0)
+    assert torch.equal(sampled(logits, 5), sampled(logits, 5))
+    assert not torch.equal(sampled(logits, 5), sampled(logits, 6))
+
+
+def test_l2_without_bounds_holds_the_weights_where_they_were(tmp_path):
+    """Under AdamW with weight decay and clipping, the pull wins over the task."""
+    base = tiny_base("causal")
+    made = engine(base, {"l2": {"strength": 1e6}}, tmp_path / "a", learning_rate=1e-4)
+    centre = made.methods[0].centre
+    away = sum((p - centre[n]).square().sum() for n, p in trained(base.model).items())
+    made.learn()
+    near = sum((p - centre[n]).square().sum() for n, p in trained(base.model).items())
+    assert near < away
+
+
+def test_l2_towards_the_base_keeps_the_weights_that_the_lineage_began_with(tmp_path):
+    base = tiny_base("causal")
+    began = snapshot(base.model)
+    made = engine(base, {"l2": {"towards": "base"}}, tmp_path, memory=0)
+    made.learn()
+    made.methods[0].end_task(base.model)
+    assert same(made.methods[0].state_dict(), began)
+    again = methods.make({"l2": {"towards": "base"}})[0]
+    context = copy.copy(made.methods[0].context)
+    context.state = made.methods[0].state_dict()
+    again.begin_task(base.model, context)
+    again.end_task(base.model)
+    assert same(again.state_dict(), began)
+
+
+def test_l2_towards_the_base_pulls_in_the_first_task(tmp_path):
+    """By g + strength (w - w_base), in two steps of plain gradient descent."""
+    sgd = {"optim": "sgd", "max_grad_norm": 0.0, "weight_decay": 0.0, "learning_rate": 0.1}
+    sgd |= {"lr_scheduler_type": "constant", "rows": 8, "memory": 0}
+    spec = {"l2": {"strength": 0.5, "towards": "base"}}
+    gradients = []
+
+    class Seen(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            assert model is not None
+            gradients.append({n: p.grad.clone() for n, p in trained(model).items()})
+
+    base = tiny_base("causal")
+    began = snapshot(base.model)
+    made = engine(base, spec, tmp_path, callbacks=[Seen()], **sgd)
+    made.learn()
+    plain, own = tiny_base("causal"), []
+
+    class Task(Seen):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+            super().on_pre_optimizer_step(args, state, control, model)
+            own.append(gradients.pop())
+            for n, p in trained(model).items():  # type: ignore[arg-type]
+                p.grad = gradients[len(own) - 1][n].clone()
+
+    engine(plain, "sequential", tmp_path, callbacks=[Task()], **sgd).learn()
+    assert same(snapshot(plain.model), snapshot(base.model))
+    assert same(gradients[0], own[0])  # at the base itself there is no pull
+    moved = {n: began[n] - 0.1 * gradients[0][n] for n in began}
+    for n, start in began.items():
+        torch.testing.assert_close(gradients[1][n], own[1][n] + 0.5 * (moved[n] - start))
+    assert not same(gradients[1], own[1])
+
+
+@pytest.mark.parametrize("method", ["l2", "ewc", "mas"])
+def test_the_more_strength_the_nearer_to_the_old_weights(method, tmp_path):
+    far = []
+    for strength in (0.0, 1e2, 1e4):
+        after, made = learned("causal", {method: {"strength": strength}}, tmp_path / f"{strength}")
+        m = made.methods[0]
+        precision = None if method == "l2" else m.sums.precision
+        centre = m.centre if method == "l2" else m.sums.moment
+        far.append(
+            sum(
+                (
+                    (w - centre[n]).square()
+                    if precision is None
+                    else (precision[n] * w - centre[n]).square()
+                ).sum()
+                for n, w in after.items()
+            ).item()
+        )
+    assert far[2] < far[0]
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"l2": {"strength": -1.0}},
+        {"ewc": {"decay": 2.0}},
+        {"ewc": {"rows": 0}},
+        {"mas": {"strength": -1.0}},
+        {"ewc": {"tasks": "all"}},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_told(spec):
+    with pytest.raises(EngramError):
+        methods.make(spec)

@@ -1,0 +1,175 @@
+"""What is read of lineages, and which of them may stand in one table."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from lineages import BETTER, ROWS, UNKNOWN, kif_state, lineage
+
+from engram.errors import EngramError
+from engram.lineage.lineage import Lineage
+from engram.measure.matrix import summary
+from engram.reporting.groups import sets
+from engram.reporting.importance import places
+from engram.reporting.read import read
+
+
+def test_a_lineage_is_read_as_it_stands(tmp_path):
+    made = lineage(tmp_path / "one", ROWS, method="replay", seed=3)
+    (run,) = read([tmp_path / "one"])
+    assert (run.label, run.method, run.seed, run.base) == ("one", "replay", 3, "a base")
+    assert run.matrix == made.matrix()
+    assert run.numbers == summary(made.matrix())
+    assert run.scoring == dict.fromkeys(("red", "blue", "green"), ("generate", "exact_match"))
+    assert run.seconds == 61.5
+    assert run.remembered == 2 + 3 + 4
+    assert run.passed == (600, 240)
+    assert run.peak_mib == 6
+    assert [line.verb for line in run.ledger] == ["init", "learn", "learn", "learn"]
+    assert run.ledger[2].sha256 == f"{2:064x}"
+    assert run.ledger[2].parent == 1
+
+
+def test_lineages_are_found_at_any_depth_and_each_once(tmp_path):
+    for place in ("a", "cells/b", "cells/deep/c", ".hidden/d"):
+        lineage(tmp_path / place, ROWS)
+    shutil.copytree(tmp_path / "cells/b", tmp_path / "a/stages/inside")
+    runs = read([tmp_path, tmp_path / "cells", tmp_path / "a"])
+    assert [run.label for run in runs] == ["a", "cells/b", "cells/deep/c"]
+
+
+def test_the_trials_of_a_comparison_are_left_out(tmp_path):
+    for place in ("compared/cells/a", "compared/trials/a", "mine/trials/b"):
+        lineage(tmp_path / place, ROWS)
+    assert [run.label for run in read([tmp_path])] == ["compared/cells/a", "mine/trials/b"]
+
+
+def test_a_lineage_of_a_release_that_counted_no_rows_has_none(tmp_path):
+    made = lineage(tmp_path / "one", ROWS)
+    times = made.timings()
+    del times["2"]["rows"]
+    (made.path / "timings.json").write_text(json.dumps(times))
+    (run,) = read([made.path])
+    assert run.passed is None
+    (made.path / "timings.json").unlink()
+    (run,) = read([made.path])
+    assert (run.seconds, run.peak_mib, run.passed) == (None, None, None)
+
+
+def test_a_reverted_stage_is_in_the_ledger_and_counts_for_nothing(tmp_path):
+    made = lineage(tmp_path / "one", ROWS)
+    made.append({"stage": 2, "verb": "revert", "parent": 3})
+    (run,) = read([tmp_path / "one"])
+    assert [line.active for line in run.ledger] == [True, True, True, False, True]
+    assert [line.task for line in run.stages] == ["red", "blue"]
+    assert run.remembered == 2 + 3
+    assert run.seconds == 31.0
+
+
+def test_a_folder_without_a_lineage_is_refused(tmp_path):
+    (tmp_path / "results").mkdir()
+    with pytest.raises(EngramError, match="results: no lineage in it"):
+        read([tmp_path / "results"])
+    with pytest.raises(EngramError, match="result: no such folder; did you mean 'results'"):
+        read([tmp_path / "result"])
+
+
+@pytest.mark.parametrize("broken", ["stages/0002-task/scores.json", "timings.json"])
+def test_a_lineage_that_is_not_whole_is_refused_by_its_file(tmp_path, broken):
+    made = lineage(tmp_path / "one", ROWS)
+    (made.path / broken).write_text("{")
+    with pytest.raises(EngramError, match=r"one.*engram verify"):
+        read([made.path])
+    (made.path / "stages/0002-task/scores.json").unlink()
+    with pytest.raises(EngramError, match=r"one.*engram verify"):
+        read([made.path])
+
+
+def test_seeds_and_orders_of_one_method_are_taken_together(tmp_path):
+    for seed in (0, 1):
+        lineage(tmp_path / f"r{seed}", ROWS, method="replay", seed=seed)
+    lineage(tmp_path / "s", BETTER)
+    (one,) = sets(read([tmp_path]))
+    assert [(m.label, len(m.runs)) for m in one.methods] == [("sequential", 1), ("replay", 2)]
+    assert (one.seeds, len(one.orders), one.mode) == ([0, 1], 1, "generate")
+
+
+def test_other_keywords_are_another_method_and_its_label_says_so(tmp_path):
+    lineage(tmp_path / "a", ROWS, method="replay", memory={"ratio": 0.1})
+    lineage(tmp_path / "b", ROWS, method="replay", memory={"ratio": 0.2})
+    lineage(tmp_path / "c", BETTER, method={"replay": {"ratio": 0.3}})
+    (one,) = sets(read([tmp_path]))
+    assert {m.label for m in one.methods} == {
+        "replay (memory.ratio 0.02, ratio 0.3)",
+        "replay (memory.ratio 0.1)",
+        "replay (memory.ratio 0.2)",
+    }
+    ((key, values),) = one.differing
+    assert key == "memory.ratio"
+    assert sorted(value for _, value in values) == [0.02, 0.1, 0.2]
+
+
+def test_modes_tasks_and_bases_are_never_mixed(tmp_path):
+    lineage(tmp_path / "a", ROWS)
+    lineage(tmp_path / "b", ROWS, mode="options")
+    lineage(tmp_path / "c", ROWS, tasks=("red", "blue", "white"))
+    lineage(tmp_path / "d", ROWS[:1])
+    found = sets(read([tmp_path]))
+    assert [[run.label for run in one.runs] for one in found] == [["a"], ["b"], ["c"]]
+    assert [one.mode for one in found] == ["generate", "options", "generate"]
+
+
+def test_an_unknown_cell_makes_its_numbers_unknown_and_those_of_its_method(tmp_path):
+    lineage(tmp_path / "a", UNKNOWN, seed=0)
+    lineage(tmp_path / "b", ROWS, seed=1)
+    (one,) = sets(read([tmp_path]))
+    (method,) = one.methods
+    assert method.op.mean is None
+    assert method.op.count == 2
+    assert method.numbers["learning_accuracy"].mean is not None
+    assert method.trend("red") == [0.1, 0.9, None, None]
+
+
+def test_what_recurrent_kif_keeps_is_told_by_layer_and_module(tmp_path):
+    lineage(tmp_path / "a", ROWS, method="recurrent_kif", state=kif_state())
+    (run,) = read([tmp_path])
+    assert [one.task for one in run.identified] == ["blue", "green"]
+    found = run.identified[0]
+    assert found.rounds[0] == pytest.approx((0.1, 0.2, 0.3, 0.4))
+    assert found.cases == pytest.approx((0.2, 0.1, 0.2, 0.5))
+    assert (found.layers, found.modules) == (["0", "1"], ["q_proj", "v_proj"])
+    assert found.places["0", "q_proj"] == (0.25, 0.0)
+    assert found.places["1", "v_proj"] == (0.5, 0.5)
+
+
+def test_layers_are_in_the_order_of_their_numbers():
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(11, -1, -1)]
+    assert [layer for layer, _ in places(names).values()] == [str(i) for i in range(12)]
+
+
+def test_places_of_other_models():
+    t5 = {
+        "base_model.model.decoder.block.1.layer.1.EncDecAttention.q.lora_A.default.weight",
+        "base_model.model.decoder.block.1.layer.0.SelfAttention.q.lora_A.default.weight",
+        "base_model.model.encoder.block.0.layer.1.DenseReluDense.wi.lora_A.default.weight",
+    }
+    assert set(places(t5).values()) == {
+        ("decoder 1", "EncDecAttention.q"),
+        ("decoder 1", "SelfAttention.q"),
+        ("encoder 0", "wi"),
+    }
+    whole = places(["lm_head.weight", *(f"model.layers.{i}.mlp.up_proj.weight" for i in range(28))])
+    assert whole["lm_head.weight"] == ("-", "lm_head")
+    assert whole["model.layers.5.mlp.up_proj.weight"] == ("3-5", "up_proj")
+    assert whole["model.layers.27.mlp.up_proj.weight"] == ("27", "up_proj")
+
+
+def test_a_report_needs_no_torch(tmp_path):
+    made = lineage(tmp_path / "a", ROWS, method="recurrent_kif", state=kif_state())
+    code = f"import sys, engram; engram.report({str(made.path)!r}, {str(tmp_path / 'r.html')!r})"
+    code += "; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert (tmp_path / "r.html").stat().st_size > 1000
+    assert Lineage(made.path).matrix() == made.matrix()

@@ -1,0 +1,295 @@
+"""The page, its Markdown and its CSV: the numbers are the matrix's, and text stays text."""
+
+import csv
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from lineages import BETTER, FORMULA, HOSTILE, ROWS, UNKNOWN, kif_state, lineage
+
+import engram as package
+from command import engram, refused, tree
+from engram.config import load_config
+from engram.lineage.lineage import Lineage
+from engram.measure.matrix import summary
+from engram.reporting.rerun import rerun
+from engram.reporting.spread import spread
+
+
+class Page(HTMLParser):
+    """The tables of a page by their label, as rows of texts, and all its tags."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.tags: list[tuple[str, dict[str, Any]]] = []
+        self.inside = False
+        self.text = path.read_text(encoding="utf-8")
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.tags.append((tag, given))
+        if tag == "div" and given.get("role") == "region":
+            self.rows = self.tables.setdefault(given["aria-label"] or "", [])
+        elif tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.inside = True
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self.inside:
+            self.rows[-1][-1] = " ".join(f"{self.rows[-1][-1]} {data}".split())
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    return tmp_path
+
+
+def values(path: Path) -> dict[tuple[str, ...], str]:
+    """The CSV's values by (lineage or method, measure, stage, task)."""
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    keys = [(line["lineage"] or line["method"], line["measure"]) for line in lines]
+    at = [(line["stage"], line["task"]) for line in lines]
+    return {(*k, *a): line["value"] for k, a, line in zip(keys, at, lines, strict=True)}
+
+
+def test_the_numbers_are_those_of_the_matrix_in_all_three_files(place):
+    matrix = lineage(place / "runs/one", ROWS).matrix()
+    said = engram("report", "runs")
+    assert said.status == 0, said.err
+    assert "report.html" in said.out
+    assert "report.md, report.csv" in said.out
+    numbers = summary(matrix)
+    shown = [f"{numbers[name]:.3f}" for name in numbers]
+    page, text = Page(place / "report.html"), (place / "report.md").read_text()
+    found = values(place / "report.csv")
+    row = page.tables["Summary by method"][1]
+    signed = [f"{numbers[n]:+.3f}".replace("-", "−") for n in numbers]
+    assert row == ["sequential", "1", shown[0], *signed[1:3], *shown[3:]]
+    assert f"| sequential | 1 | {' | '.join(shown)} |" in text
+    assert {n: float(found["one", n, "", ""]) for n in numbers} == numbers
+    cells = page.tables["Score matrix of one"]
+    assert [line[0] for line in cells] == ["after stage", "base", "1 red", "2 blue", "3 green"]
+    for i, scores in enumerate(matrix.rows):
+        three = ["-" if s is None else f"{s:.3f}" for s in scores]
+        assert cells[i + 1][1:] == three
+        assert f"{cells[i + 1][0]} | {' | '.join(three)} |" in text
+        for task, score in zip(matrix.tasks, scores, strict=True):
+            assert found["one", "score", str(i), task] == ("" if score is None else repr(score))
+    costs = page.tables["Cost by lineage"]
+    assert costs[1] == [
+        "one",
+        "sequential",
+        "0",
+        f"{numbers['overall']:.3f}",
+        "61.5",
+        "600",
+        "240",
+        "9",
+        "6",
+    ]
+    assert f"| one | sequential | 0 | {' | '.join(costs[1][3:])} |" in text
+    kept = {"seconds": "61.5", "rows_forward": "600", "rows_back": "240", "rows_kept": "9"}
+    assert {name: found["one", name, "", ""] for name in kept} == kept
+    assert "a-private-host" not in page.text + text
+
+
+def test_seeds_of_one_order_have_a_mean_and_a_deviation_and_no_interval(place):
+    for seed, rows in enumerate((ROWS, BETTER, ROWS)):
+        lineage(place / f"runs/{seed}", rows, seed=seed)
+    engram("report", "runs")
+    page = Page(place / "report.html")
+    assert re.fullmatch(r"0\.\d{3} ± 0\.\d{3}", page.tables["Summary by method"][1][2])
+    assert "hold on these orders" in " ".join(page.text.split())
+    found = values(place / "report.csv")
+    assert found["sequential", "overall_low", "", ""] == ""
+    assert float(found["sequential", "overall_deviation", "", ""]) > 0
+
+
+def test_several_orders_have_a_mean_a_deviation_and_an_interval(place):
+    tasks = ("red", "blue", "green")
+    made = [
+        lineage(place / f"runs/{n}", rows, tasks=(*tasks[n:], *tasks[:n]))
+        for n, rows in enumerate((ROWS, BETTER, ROWS))
+    ]
+    engram("report", "runs")
+    op = spread([summary(one.matrix())["overall"] for one in made], range(3))
+    three = [f"{v:.3f}" for v in (op.mean, op.deviation, op.low, op.high) if v is not None]
+    assert len(three) == 4
+    row = Page(place / "report.html").tables["Summary by method"][1]
+    assert row[:3] == ["sequential", "3", "{} ± {} [{}, {}]".format(*three)]
+    assert "{} ± {} \\[{}, {}\\]".format(*three) in (place / "report.md").read_text()
+    found = values(place / "report.csv")
+    assert float(found["sequential", "overall_low", "", ""]) == op.low
+    assert float(found["sequential", "overall_deviation", "", ""]) == op.deviation
+
+
+def test_the_interval_is_students():
+    found = spread([0.2, 0.4, 0.9], ["a", "b", "c"])
+    assert found.mean == pytest.approx(0.5)
+    assert found.deviation == pytest.approx(0.36055513)
+    assert found.high == pytest.approx(0.5 + 4.30265273 * 0.36055513 / 3**0.5)
+    assert found.low == pytest.approx(0.5 - 4.30265273 * 0.36055513 / 3**0.5)
+    one_order = spread([0.2, 0.4, 0.9])
+    assert (one_order.mean, one_order.deviation) == (found.mean, found.deviation)
+    assert (one_order.low, one_order.high) == (None, None)
+    seeds = spread([0.1, 0.3, 0.4, 0.9], ["a", "a", "b", "c"])  # two seeds of a, averaged
+    assert (seeds.mean, seeds.low) == (pytest.approx(0.5), pytest.approx(found.low))
+    assert spread([0.2]) == spread([0.2]).__class__(1, 0.2)
+    assert spread([0.2, None]).mean is None
+    assert spread([]).mean is None
+
+
+def test_unknown_cells_are_dashes_and_never_numbers(place):
+    lineage(place / "runs/a", UNKNOWN)
+    lineage(place / "runs/b", ROWS, method="replay")
+    assert engram("report", "runs").status == 0
+    page = Page(place / "report.html")
+    rows = {row[0]: row[2:] for row in page.tables["Summary by method"][1:]}
+    assert rows["sequential"][:2] == ["-", "-"]
+    assert rows["replay"][0] == "0.650"
+    assert page.tables["Score matrix of a"][4] == ["3 green", "-", "0.600", "0.950"]
+    assert sum("unknown" in (given.get("class") or "") for _, given in page.tags) == 4
+    assert values(place / "report.csv")["a", "overall", "", ""] == ""
+
+
+def test_an_empty_lineage_is_said_to_be_empty(place):
+    lineage(place / "runs/new", ROWS[:1])
+    said = engram("report", "runs", "--json")
+    assert said.status == 0, said.err
+    assert said.json["lineages"][0]["overall"] is None
+    page = Page(place / "report.html")
+    assert "Nothing learned yet" in page.text
+    assert "Summary by method" not in page.tables
+    assert "new: nothing learned yet" in (place / "report.md").read_text()
+
+
+def test_what_cannot_be_compared_stands_in_parts_of_its_own(place):
+    lineage(place / "runs/a", ROWS)
+    lineage(place / "runs/b", BETTER, mode="options")
+    engram("report", "runs")
+    text = (place / "report.html").read_text()
+    assert "they stand in\n2 parts" in text
+    assert re.findall(r"<h2>(.*?)</h2>", text) == [
+        "Part 1: 3 tasks, generate",
+        "Part 2: 3 tasks, options",
+    ]
+    assert text.count('aria-label="Summary by method"') == 2
+
+
+def test_hostile_names_stay_text_everywhere(place):
+    names = (HOSTILE, FORMULA, "|a|\n# b `c`")
+    lineage(place / "runs" / "=x&<b>", ROWS, tasks=names)
+    lineage(place / "runs" / "y", BETTER, tasks=names, method="replay")
+    assert engram("report", "runs").status == 0
+    page = Page(place / "report.html")
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"script", "b<", "img", "iframe"}
+    assert not [key for _, given in page.tags for key in given if key.startswith("on")]
+    assert page.tables["Score matrix of =x&<b>"][0] == ["after stage", *map(clean, names)]
+    labels = [given["aria-label"] for tag, given in page.tags if tag == "svg"]
+    assert f"Score of {HOSTILE} over the stages" in labels
+    with (place / "report.csv").open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert f"'{FORMULA}" in cells
+    assert HOSTILE in cells
+    assert not [c for c in cells if c[:1] in tuple("=+@") or re.match(r"-[^0-9.]", c)]
+    text = (place / "report.md").read_text()
+    assert "<script>" not in text
+    assert "\n# b" not in text
+    for line in text.splitlines():
+        if line.startswith("| after stage"):
+            assert len(re.findall(r"(?<!\\)\|", line)) == 5
+
+
+def clean(words: str) -> str:
+    return " ".join(words.split())
+
+
+def test_recurrent_kif_shows_where_importance_sits_and_how_it_fused(place):
+    lineage(place / "runs/a", ROWS, method="recurrent_kif", state=kif_state())
+    engram("report", "runs/a")
+    page = Page(place / "report.html")
+    assert page.tables["Fusion cases of a"] == [
+        ["task", "rounds", "both", "new only", "old only", "neither"],
+        ["blue", "2", "20.0 %", "10.0 %", "20.0 %", "50.0 %"],
+        ["green", "2", "20.0 %", "10.0 %", "20.0 %", "50.0 %"],
+    ]
+    heat = re.search(r"<svg[^>]*to the new task, while green was learned.*?</svg>", page.text)
+    assert heat
+    assert re.findall(r"<text[^>]*number[^>]*>(\d+)<", heat[0]) == ["25", "25", "50", "50"]
+
+
+def test_a_lineage_of_a_release_that_kept_no_counts_says_so(place):
+    state = {k: v for k, v in kif_state().items() if "important" not in k}
+    lineage(place / "runs/a", ROWS, method="recurrent_kif", state=state)
+    engram("report", "runs")
+    assert "did not keep it" in (place / "report.html").read_text()
+
+
+def test_the_page_says_how_to_run_a_lineage_again(place):
+    made = lineage(place / "runs/a", ROWS, method="replay", seed=4, memory={"ratio": 0.1})
+    ((run,), files) = package.report("runs/a", out="mine.html")
+    assert [path.name for path in files] == ["mine.html", "mine.md", "mine.csv"]
+    again = load_config(yaml.safe_load(run.rerun.settings))
+    assert again.to_dict() == made.config.to_dict()
+    assert run.rerun.commands == ("engram run again.yaml lineage=again",)
+
+
+def test_a_lineage_of_single_tasks_is_made_again_by_init_and_learn(place):
+    made = lineage(place / "runs/a", ROWS, tasks=("a b", "blue", "green"))
+    made.config.tasks = None
+    first, second = made.ledger[1]["task"], made.ledger[2]["task"]
+    first["train"]["source"] = {"path": "../../my rows.jsonl"}
+    first["test"]["source"] = {"hub": "me/rows", "split": "test"}
+    first |= {"metric": "rouge_l", "options": ["x"], "training": {"learning_rate": 0.001}}
+    second["train"]["source"] = {"path": "../../blue.jsonl"}
+    del second["test"]
+    assert rerun(made).commands == (
+        "engram init again --config again.yaml",
+        "engram learn again 'a b' 'my rows.jsonl' training.learning_rate=0.001 "
+        "--test hub:me/rows:test --metric rouge_l --option x",
+        "engram learn again blue blue.jsonl",
+        "# green: its rows were made in Python, engram.learn takes them",
+    )
+
+
+def test_a_report_may_be_made_again_and_is_the_same_bytes(place):
+    lineage(place / "runs/a", ROWS)
+    lineage(place / "runs/b", BETTER, method="replay")
+    engram("report", "runs")
+    before = tree(place)
+    assert engram("report", "runs").status == 0
+    assert tree(place) == before
+
+
+def test_what_is_no_report_is_not_overwritten(place):
+    lineage(place / "runs/a", ROWS)
+    for name in ("report.html", "report.md", "report.csv"):
+        (place / name).write_text("mine")
+        refused(place, "report", "runs", names=(name, "not a report", "--out"))
+        (place / name).unlink()
+    (place / "report.html").mkdir()
+    refused(place, "report", "runs", names=("report.html", "--out"))
+
+
+def test_bad_input_is_told_in_one_line(place):
+    lineage(place / "runs/a", ROWS)
+    (place / "other").mkdir()
+    refused(place, "report", "other", names=("other", "no lineage in it"))
+    refused(place, "report", "run", names=("run", "no such folder", "'runs'"))
+    refused(place, "report", "runs", "--out", "page.pdf", names=("page.pdf", ".html"))
+    refused(place, "report", "runs", "--out", "no/page.html", names=("no/page.html", "folder"))
+    assert Lineage(place / "runs/a").head == 3

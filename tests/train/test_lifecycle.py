@@ -1,0 +1,137 @@
+"""Methods in a list begin and end a task in the order of what they do, not of the list."""
+
+from itertools import permutations
+
+import pytest
+import torch
+
+from engram import methods
+from engram.errors import EngramError
+from engram.methods.shared.fisher import drawn_rows, fisher, relative, sensitivity
+from engram.train import lifecycle
+from engram.train.method import Method, TaskContext
+from train.engine import engine, same, tiny_base, weights, whole
+
+
+pytestmark = pytest.mark.own
+
+ENDING = [n for n in methods.names() if methods.find(n).end_task is not Method.end_task]
+MEASURES = {"ewc": fisher, "mas": sensitivity}
+KEEPERS = ("l2", *MEASURES)  # of the weights with which the next task begins
+
+
+def allowed(pair) -> bool:
+    needs = {methods.find(name).needs for name in pair}
+    try:
+        methods.make(list(pair))
+    except EngramError:
+        return False
+    return needs != {"lora", "whole"}
+
+
+PAIRS = [pair for pair in permutations(ENDING, 2) if allowed(pair)]
+KEPT = [
+    pytest.param(pair, id="-".join(pair), marks=() if "l2" in pair else pytest.mark.slow)
+    for pair in PAIRS
+    if set(pair) & set(KEEPERS)
+]
+
+
+def stage(pair, work):
+    """A second task learned by the two methods and ended; the base, the engine, the old states."""
+    base = tiny_base("causal", whole=whole(list(pair)))
+    made = engine(base, list(pair), work, rows=8)
+    before = {m.name: {k: t.clone() for k, t in m.context.state.items()} for m in made.methods}
+    made.learn()
+    lifecycle.end_task(made.methods, base.model)
+    return base, made, before
+
+
+def begin_next(made):
+    """The third task, begun on the model that the second one left."""
+    again = methods.make([m.name for m in made.methods])
+    memory = made.methods[0].context.memory
+    states = {m.name: m.state_dict() for m in made.methods}
+
+    def context(method):
+        return TaskContext("next", 3, 9, memory, states[method.name])
+
+    lifecycle.begin_task(again, made.base.model, context)
+    return again, states
+
+
+@pytest.mark.parametrize("pair", KEPT)
+def test_what_is_kept_are_the_weights_with_which_the_next_task_begins(pair, tmp_path):
+    base, made, before = stage(pair, tmp_path)
+    trained = weights(base).keys()
+    measured = {
+        m.name: relative(
+            MEASURES[m.name](
+                made,
+                base.model,
+                drawn_rows(made.train_dataset, m.rows, m.context.seed),
+                m.context.seed,
+            )
+        )
+        for m in made.methods
+        if m.name in MEASURES
+    }
+    _, states = begin_next(made)
+    begun = {n: p.detach() for n, p in base.model.named_parameters() if n in trained}
+    if "l2" in states:
+        assert same(states["l2"], begun)
+    for name, precision in measured.items():
+        old = before[name]
+        for n, tensor in begun.items():
+            total = old[f"p.{n}"] + precision[n]
+            torch.testing.assert_close(states[name][f"p.{n}"], total)
+            assert torch.equal(states[name][f"m.{n}"], states[name][f"p.{n}"] * tensor)
+
+
+@pytest.mark.parametrize("name", [n for n in ENDING if n != "hft"])
+@pytest.mark.slow
+def test_half_fine_tuning_gives_the_same_on_either_side(name, tmp_path):
+    if not allowed((name, "hft")):
+        pytest.skip("they do not go together")
+    orders = [("hft", name), (name, "hft")] if allowed(("hft", name)) else [(name, "hft")]
+    found = []
+    for order in orders:
+        base, made, _ = stage(order, tmp_path / order[0])
+        found.append((weights(base), {m.name: m.state_dict() for m in made.methods}))
+    assert same(found[0][0], found[-1][0])
+    for method, state in found[0][1].items():
+        assert same(state, found[-1][1][method])
+
+
+OLD = {
+    "lwf": lambda method: method.teacher.old,
+    "feature_distillation": lambda method: method.teacher.old,
+    "wise_ft": lambda method: method.before,
+    "tasl": lambda method: method.before,
+    "fpf": lambda method: method.start,
+    "k_fpf": lambda method: method.start,
+}
+
+
+@pytest.mark.parametrize("changes", ["slao", "hft"])
+@pytest.mark.parametrize("name", OLD)
+def test_what_compares_with_the_stage_before_sees_it_whole(name, changes, tmp_path):
+    for pair in ((name, changes), (changes, name)):
+        base = tiny_base("causal")
+        ended = weights(base)
+        made = engine(base, list(pair), tmp_path, rows=8)
+        method = next(m for m in made.methods if m.name == name)
+        assert same(OLD[name](method), ended)
+        assert not same(weights(base), ended)  # the other one has changed them since
+
+
+def test_a_base_to_return_to_is_kept_whole_by_the_first_task(tmp_path):
+    for pair in (("l2", "hft"), ("hft", "l2")):
+        base = tiny_base("causal")
+        began = weights(base)
+        keywords = {"l2": {"towards": "base"}, "hft": {"first": True}}
+        made = engine(base, [{name: keywords[name]} for name in pair], tmp_path, memory=0, rows=8)
+        made.learn()
+        lifecycle.end_task(made.methods, base.model)
+        l2 = next(m for m in made.methods if m.name == "l2")
+        assert same(l2.state_dict(), began)

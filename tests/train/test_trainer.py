@@ -1,0 +1,129 @@
+"""The engine's own loss, and that micro-batches add up to a batch for every kind of model."""
+
+import pytest
+import torch
+
+from engram.train.method import Method
+from engram.train.step import count_items, token_loss
+from tiny import KINDS
+from train.engine import engine, tiny_base, tokenized
+
+
+class Spy(Method):
+    """Keeps the first gradient it is shown, before clipping."""
+
+    family = "baseline"
+
+    def edit_gradients(self, model):
+        if not self.context.state:
+            self.context.state = {
+                n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+            }
+
+
+def first_gradient(kind, work, size, accumulation):
+    base = tiny_base(kind)
+    made = engine(
+        base,
+        "sequential",
+        work,
+        rows=8,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        train_sampling_strategy="sequential",
+    )
+    spy = Spy()
+    spy.begin_task(base.model, made.methods[0].context)
+    made.methods = [spy]
+    made.learn()
+    return spy.context.state
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_micro_batches_of_four_have_the_gradient_of_one_batch_of_eight(kind, tmp_path):
+    whole = first_gradient(kind, tmp_path / "a", 8, 1)
+    parts = first_gradient(kind, tmp_path / "b", 4, 2)
+    assert len(whole) > 4
+    for name, gradient in whole.items():
+        assert torch.linalg.norm(parts[name] - gradient) <= 1e-5 * torch.linalg.norm(gradient), name
+
+
+def test_the_causal_loss_is_that_of_transformers():
+    base = tiny_base("causal")
+    made = tokenized(base, "colour", 3)
+    batch = {k: torch.tensor([row[k] for row in made]) for k in ("input_ids", "labels")}
+    outputs = base.model(**batch)
+    ours = token_loss(outputs.logits, batch["labels"], count_items(batch, "causal"), "causal")
+    torch.testing.assert_close(ours, outputs.loss)
+
+
+def test_the_last_short_window_of_an_epoch_counts_its_own_items(tmp_path):
+    # 10 rows in micro-batches of 2, two to a step: the last step has one micro-batch only
+    base = tiny_base("causal")
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    made = engine(base, "sequential", tmp_path, rows=10, **settings)
+    seen = []
+    original = made.get_batch_samples
+
+    def spied(*args):
+        batches, items = original(*args)
+        seen.append((len(batches), int(items)))
+        return batches, items
+
+    made.get_batch_samples = spied
+    made.learn()
+    tokens = sum(label != -100 for row in made.train_dataset for label in row["labels"])
+    assert [n for n, _ in seen] == [2, 2, 1]
+    assert sum(items for _, items in seen) == tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_side_gradient_leaves_the_gradients_and_the_random_state_alone(kind, tmp_path):
+    base = tiny_base(kind, dropout=0.1)
+    made = engine(base, "sequential", tmp_path)
+    rows = tokenized(base, "animal", 8)
+    for p in made.parameters:
+        p.grad = torch.ones_like(p)
+    before = torch.random.get_rng_state()
+    first, again = made.side_gradient(rows, seed=1), made.side_gradient(rows, seed=1)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in made.parameters)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert sum(g.abs().sum() for g in first) > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fit_step_is_a_step_on_the_mean_loss_whatever_the_micro_batch(kind, tmp_path):
+    def stepped(size):
+        base = tiny_base(kind)
+        made = engine(base, "sequential", tmp_path, per_device_train_batch_size=size)
+        optimizer = torch.optim.SGD(made.parameters, 0.1)
+        made.fit_step(tokenized(base, "animal", 8), optimizer, seed=1)
+        assert all(p.grad is None for p in made.parameters)
+        return torch.cat([p.detach().flatten() for p in made.parameters])
+
+    torch.testing.assert_close(stepped(8), stepped(3), rtol=1e-5, atol=1e-7)
+
+
+def test_an_extra_loss_counts_once_whatever_the_accumulation(tmp_path):
+    class Pull(Method):
+        family = "baseline"
+
+        def extra_loss(self, model, inputs, outputs):
+            return sum((p**2).sum() for p in model.parameters() if p.requires_grad)
+
+    def final(size, accumulation):
+        base = tiny_base("seq2seq")
+        made = engine(
+            base,
+            "sequential",
+            tmp_path,
+            rows=8,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+        )
+        made.methods = [Pull()]
+        made.learn()
+        return torch.cat([p.detach().flatten() for p in made.parameters])
+
+    torch.testing.assert_close(final(8, 1), final(2, 4), rtol=1e-4, atol=1e-5)
