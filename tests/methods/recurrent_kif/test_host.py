@@ -161,7 +161,7 @@ def test_two_processes_end_in_the_weights_of_one(tmp_path):
         "torch.distributed.destroy_process_group()\n"
     )
     (tmp_path / "script.py").write_text(script)
-    tests = Path(__file__).parents[1]
+    tests = Path(__file__).parents[2]
     places = os.pathsep.join(map(str, (tests.parent / "src", tests)))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command = [sys.executable, *launch, str(tmp_path / "script.py"), str(tmp_path)]

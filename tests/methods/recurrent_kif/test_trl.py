@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`gradient_checkpointing` is deprecated:FutureWarning"
 )
 
-PAGE = Path(__file__).parents[2] / "docs" / "trl.md"
+PAGE = Path(__file__).parents[3] / "docs" / "trl.md"
 ROUNDS = {"inner_steps": 4, "outer_steps": 2}
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }} : "
