@@ -15,7 +15,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from engram.data.chat import common_prefix, conversation, is_chat, marked_tokens, turns, write
+from engram.data.chat import (
+    common_prefix,
+    conversation,
+    is_chat,
+    marked_tokens,
+    prompt_in_answered,
+    turns,
+    write,
+)
 from engram.data.messages import learned as learns
 from engram.data.rows import Row
 from engram.data.special import end_token, ids_of, missing_around, special_tokens
@@ -30,7 +38,8 @@ class CausalRow:
 
     `text` is what the ids were made of, but the first `special` ones, which the tokenizer puts
     before every text. `last` is where the part begins that answers the prompt. `merged` says that
-    a token spans the end of the prompt, `cut` how many ids were left out.
+    a token spans the end of the prompt, `parted` that the template writes the prompt of this answer
+    otherwise where it asks for one, `cut` how many ids were left out.
     """
 
     text: str
@@ -39,6 +48,7 @@ class CausalRow:
     special: int
     last: int
     merged: bool = False
+    parted: bool = False
     cut: int = 0
 
 
@@ -70,8 +80,11 @@ def causal_prompts(
     texts = [prompt_text(row, tokenizer, line) for row, line in zip(rows, lines, strict=True)]
     before, _ = special_tokens(tokenizer)
     made = []
-    for row, text, ids in zip(rows, texts, ids_of(texts, tokenizer), strict=True):
-        start = [] if is_chat(row) else missing_around(ids, before, [])[0]
+    for row, line, text, ids in zip(rows, lines, texts, ids_of(texts, tokenizer), strict=True):
+        if is_chat(row):
+            start, ids = [], _as_answered(row, text, ids, tokenizer, line)
+        else:
+            start = missing_around(ids, before, [])[0]
         ids = start + ids
         made.append(CausalRow(text, ids, [False] * len(ids), len(start), len(ids)))
     return made
@@ -136,8 +149,9 @@ def _chat(
     text, asked = write(said, row, tokenizer, where), prompt_text(row, tokenizer, where)
     ids, asked_ids = ids_of([text, asked], tokenizer)
     same = common_prefix(asked_ids, ids)
-    merged = text.startswith(asked) and same < len(asked_ids)
-    made = CausalRow(text, ids, [False] * len(ids), 0, same, merged)
+    made = CausalRow(text, ids, [False] * len(ids), 0, same)
+    if same < len(asked_ids) and same < len(_as_answered(row, asked, asked_ids, tokenizer, where)):
+        made.merged, made.parted = text.startswith(asked), not text.startswith(asked)
     if "prompt" in row:
         prompt = write(row["prompt"], row, tokenizer, where, generation_prompt=True)
         first = common_prefix(ids_of([prompt], tokenizer)[0], ids)
@@ -157,6 +171,22 @@ def _chat(
             f"{where}: nothing of it is learned: no assistant's turn has a weight; drop the row"
         )
     return made
+
+
+def _as_answered(
+    row: Row, prompt: str, ids: list[int], tokenizer: PreTrainedTokenizerBase, where: str
+) -> list[int]:
+    """The ids of a chat prompt as far as they stay the same once any answer follows.
+
+    Some generation prompts begin a thought, and the template has another beginning for an answer
+    without one: asked with what both have in common, a model stands where it has learned.
+    """
+    if not (other := prompt_in_answered(row, prompt, tokenizer, where)):
+        return ids
+    question, answered = ids_of(other, tokenizer)
+    kept = common_prefix(ids, answered)
+    # Where the question itself is written otherwise, that cannot be helped.
+    return ids[:kept] if kept >= common_prefix(ids, question) else ids
 
 
 def _assistant(

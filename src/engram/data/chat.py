@@ -8,15 +8,17 @@ once others follow, by looking which characters change with its content.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from engram.data.rows import Row
+from engram.data.training_templates import training_template
 from engram.errors import EngramError
 
 
@@ -68,6 +70,17 @@ def write(
         raise _refused(error, where) from error
     assert isinstance(text, str)
     return text
+
+
+def prompt_in_answered(
+    row: Row, prompt: str, tokenizer: PreTrainedTokenizerBase, where: str
+) -> tuple[str, str] | None:
+    """The question alone, and with any answer, if that does not stand right behind the prompt."""
+    answer = {"role": "assistant", "content": MARK}
+    answered = write([*asked(row), answer], row, tokenizer, where)
+    if answered.startswith(prompt + MARK):
+        return None
+    return write(asked(row), row, tokenizer, where), answered
 
 
 def marked_tokens(
@@ -151,11 +164,7 @@ class _Turn:
 
     def _content(self, through: str) -> tuple[int, int]:
         """Where the content begins, and where the turn ends, by changing the content."""
-        changed = self._marked()
-        whole = self._write([*self.said[: self.i], changed, *self.said[self.i + 1 :]])
-        alone = self._write([*self.said[: self.i], changed])
-        if whole.count(MARK) != 1 or alone.count(MARK) != 1:
-            raise self._lost()
+        _, whole, alone = self._changed
         before, behind = whole.split(MARK)
         if not self.whole.endswith(behind):
             raise self._lost()
@@ -172,7 +181,7 @@ class _Turn:
         # It ends otherwise when another turn follows: seen where one of the assistant's does.
         again = {"role": "assistant", "content": THOUGHT}
         try:
-            both = self._write([*self.said[: self.i], self._marked(), again])
+            both = self._write([*self.said[: self.i], self._changed[0], again])
         except EngramError:
             return same
         between = both[both.find(MARK) + len(MARK) : both.find(THOUGHT)]
@@ -186,23 +195,36 @@ class _Turn:
             if at >= 0:
                 return at + length
         # Without a generation prompt the turn's header is the model's own to write.
-        alone = self._write([*self.said[: self.i], self._marked()]).split(MARK)[0]
+        alone = self._changed[2].split(MARK)[0]
         header = alone[common_prefix(before, alone) :]
         return content - common_prefix(self.whole[:content][::-1], header[::-1])
 
     def _prompt(self, before: str) -> str:
         return before[common_prefix(before, self._before(False)) :]
 
-    def _marked(self) -> Message:
-        """The turn with another content, or with another call where it has no content."""
+    @cached_property
+    def _changed(self) -> tuple[Message, str, str]:
+        """The turn with one `MARK` in it, the conversation with it, and all up to it."""
+        for changed in self._marked():
+            whole = self._write([*self.said[: self.i], changed, *self.said[self.i + 1 :]])
+            alone = self._write([*self.said[: self.i], changed])
+            if whole.count(MARK) == alone.count(MARK) == 1:
+                return changed, whole, alone
+        raise self._lost()
+
+    def _marked(self) -> Iterator[Message]:
+        """The turn with another content, or with another call: not all templates write both."""
         message = self.said[self.i]
+        if message.get("content"):
+            yield {**message, "content": MARK}
         calls = message.get("tool_calls")
-        if message.get("content") or not calls:
-            return {**message, "content": MARK}
-        called = calls[0].get("function", calls[0])
-        called = {**called, "name": MARK}
-        first = {**calls[0], "function": called} if "function" in calls[0] else called
-        return {**message, "tool_calls": [first, *calls[1:]]}
+        if calls:
+            called = calls[0].get("function", calls[0])
+            for other in _calls_otherwise(called):
+                first = {**calls[0], "function": other} if "function" in calls[0] else other
+                yield {**message, "tool_calls": [first, *calls[1:]]}
+        if not message.get("content"):
+            yield {**message, "content": MARK}
 
     def _before(self, generation_prompt: bool) -> str:
         if self.i == 0:  # an answer to nothing: what any question is followed by
@@ -272,6 +294,16 @@ def common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
     return next(i for i in range(length) if one[i] != other[i])
 
 
+def _calls_otherwise(called: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A call of another function, or with another text in the first of its arguments."""
+    yield {**called, "name": MARK}
+    arguments = called.get("arguments")
+    if isinstance(arguments, Mapping):
+        key = next((key for key, value in arguments.items() if isinstance(value, str)), None)
+        if key is not None:
+            yield {**called, "arguments": {**arguments, key: MARK}}
+
+
 def _between(thinking: str) -> str | None:
     found = re.search(f"{THOUGHT}(.*?){MARK}", thinking, re.DOTALL)
     return found[1] if found and found[1].strip() else None
@@ -286,8 +318,12 @@ def _settings(row: Row, tokenizer: PreTrainedTokenizerBase, where: str) -> dict[
     tools, own = row.get("tools"), row.get("chat_template_kwargs") or {}
     if isinstance(tools, str):
         tools = json.loads(tools)
+    named: Any = tokenizer.chat_template
+    default = named.get("default", "") if isinstance(named, Mapping) else named
+    # As in TRL, where the completion of a prompt is learned with the template as it is.
+    template = training_template(default) if "messages" in row else None
     try:
-        template = tokenizer.get_chat_template(tools=tools)
+        template = template or tokenizer.get_chat_template(tools=tools)
     except ValueError as error:
         raise _refused(error, where) from error
     if not isinstance(own, Mapping):

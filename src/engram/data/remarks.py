@@ -15,7 +15,7 @@ from engram.data.tokens import Kind
 def remarks(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, kind: Kind, where: str
 ) -> list[str]:
-    """Unknown tokens, a token that spans the end of a prompt, a template that ends no answer.
+    """Unknown tokens, prompts that go on otherwise than they are asked, answers without an end.
 
     Args:
         rows: rows that can be learned.
@@ -34,6 +34,7 @@ def remarks(
         *_unknown(answers, tokenizer, where, "an answer"),
         *_unknown(_prompts(rows, tokenizer, lines), tokenizer, where, "more than half of a prompt"),
         *_merged(made, where),
+        *_parted(made, where),
         *_endless(rows, made, tokenizer, where),
     ]
 
@@ -71,6 +72,18 @@ def _merged(made: Sequence[CausalRow], where: str) -> list[str]:
         "end of the prompt, so the model learns behind another context than it is asked with; let "
         "the prompt (or the template's generation prompt) end without a space and the answer begin "
         "with one"
+    ]
+
+
+def _parted(made: Sequence[CausalRow], where: str) -> list[str]:
+    have = [i for i, row in enumerate(made) if row.parted]
+    if not have:
+        return []
+    return [
+        f"{where}: in {len(have)} of {len(made)} rows (first: row {have[0] + 1}) the chat template "
+        "asks for another answer than is learned (for one without thoughts, or behind calls that "
+        "it leaves out later), so the model learns behind another context than it is asked with; "
+        "set chat_template_kwargs, such as enable_thinking, so that both agree"
     ]
 
 
