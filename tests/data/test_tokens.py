@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tokenizers import normalizers
 
 from engram.data.tokens import Collator, completion_text, encode, features, prompt_text, prompts
 from engram.errors import EngramError
@@ -292,3 +293,19 @@ def test_nothing_that_is_learned_is_cut_out_of_several_turns():
         assert tokenizer.decode(kept).split() == ["one", "</s>", "two", "</s>"]
     with pytest.raises(EngramError, match="leaves no room for the prompt"):
         features([{"messages": talk}], tokenizer, "causal", 5, 99, None, "toy")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("part", ["prompt", "completion"])
+def test_a_text_of_which_nothing_is_left_is_an_error_that_names_its_row(kind, part):
+    tokenizer = tiny_tokenizer(kind)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("red", "")  # type: ignore[assignment]
+    lost = {**SHORT, part: "red"}
+    rows = [{**SHORT, "completion": "dog"}, lost]
+    if kind == "encoder" and part == "completion":
+        return  # an answer is a label to it, no text
+    with pytest.raises(EngramError, match=r"green train, row 2: .* makes no token of .* 'red'"):
+        features(rows, tokenizer, kind, 64, 8, ["dog"], "green train")
+    if part == "prompt":
+        with pytest.raises(EngramError, match="makes no token of the prompt"):
+            prompts(rows, tokenizer, kind, 64, "green test")

@@ -26,7 +26,7 @@ from engram.data.chat import (
 )
 from engram.data.messages import learned as learns
 from engram.data.rows import Row
-from engram.data.special import end_token, ids_of, missing_around, special_tokens
+from engram.data.special import check_tokens, end_token, ids_of, missing_around, special_tokens
 from engram.data.text import prompt_text
 from engram.data.truncate import cut_middle, token_lines
 from engram.errors import EngramError
@@ -66,7 +66,8 @@ def causal_rows(
     Raises:
         EngramError: no end token, no chat template that fits, or nothing to learn in a row.
     """
-    plain = iter(_plain([row for row in rows if not is_chat(row)], tokenizer))
+    places = [i for i, row in enumerate(rows) if not is_chat(row)]
+    plain = iter(_plain([rows[i] for i in places], tokenizer, [lines[i] for i in places]))
     return [
         _chat(row, tokenizer, line, mask_history) if is_chat(row) else next(plain)
         for row, line in zip(rows, lines, strict=True)
@@ -79,8 +80,10 @@ def causal_prompts(
     """What a model is asked with: the rows without their answers, and without any loss."""
     texts = [prompt_text(row, tokenizer, line) for row, line in zip(rows, lines, strict=True)]
     before, _ = special_tokens(tokenizer)
+    bare = ids_of(texts, tokenizer)
+    check_tokens(texts, bare, lines, "the prompt")
     made = []
-    for row, line, text, ids in zip(rows, lines, texts, ids_of(texts, tokenizer), strict=True):
+    for row, line, text, ids in zip(rows, lines, texts, bare, strict=True):
         if is_chat(row):
             start, ids = [], _as_answered(row, text, ids, tokenizer, line)
         else:
@@ -119,11 +122,13 @@ def shorten(row: CausalRow, excess: int, tokenizer: PreTrainedTokenizerBase) -> 
     return True
 
 
-def _plain(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[CausalRow]:
+def _plain(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, lines: Sequence[str]
+) -> list[CausalRow]:
     """Rows of text, whole or in two parts."""
     if not rows:
         return []
-    end, _ = end_token(tokenizer)
+    end, end_id = end_token(tokenizer)
     before, _ = special_tokens(tokenizer)
     prompts = [row.get("prompt", "") for row in rows]
     said = [row["text"] if "text" in row else row["completion"] for row in rows]
@@ -131,10 +136,14 @@ def _plain(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Caus
     ended = [text if text.rstrip().endswith(end) else text + end for text in said]
     texts = [prompt + completion for prompt, completion in zip(prompts, ended, strict=True)]
     asked = ids_of(prompts, tokenizer)
+    check_tokens(prompts, asked, lines, "the prompt")
     made = []
     for i, ids in enumerate(ids_of(texts, tokenizer)):
         start = missing_around(ids, before, [])[0]
         same = common_prefix(asked[i], ids)
+        if said[i].strip() != end:
+            answer_ids = [token for token in ids[same:] if token != end_id]
+            check_tokens([said[i]], [answer_ids], [lines[i]], "the text")
         first = 0 if "text" in rows[i] else len(start) + same
         learned = [place >= first for place in range(len(start) + len(ids))]
         merged = same < len(asked[i])

@@ -16,6 +16,29 @@ def ids_of(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
     return made["input_ids"]
 
 
+def check_tokens(
+    texts: Sequence[str], ids: Sequence[Sequence[int]], lines: Sequence[str], part: str
+) -> None:
+    """Refuse a text of which the tokenizer makes no token at all, as if it were not there.
+
+    Args:
+        texts: as they are written.
+        ids: of each text.
+        lines: begin the error line of each text.
+        part: what the texts are, such as "the prompt".
+
+    Raises:
+        EngramError: with the text.
+    """
+    for text, text_ids, line in zip(texts, ids, lines, strict=True):
+        if text.strip() and not text_ids:
+            shown = text if len(text) <= 60 else text[:60] + "..."
+            raise EngramError(
+                f"{line}: the base's tokenizer makes no token of {part} {shown!r}; take the "
+                "tokenizer that belongs to the base, or drop the row"
+            )
+
+
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """The special tokens that the tokenizer puts before and after every text."""
     bare = ids_of(["a"], tokenizer)[0]

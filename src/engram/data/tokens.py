@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from engram.data.causal import CausalRow, causal_prompts, causal_rows, shorten
 from engram.data.chat import is_chat
 from engram.data.rows import Row, answer
-from engram.data.special import end_token, ids_of, missing_around, special_tokens
+from engram.data.special import check_tokens, end_token, ids_of, missing_around, special_tokens
 from engram.data.text import completion_text, prompt_text, row_texts
 from engram.data.truncate import cut_middle, token_lines
 from engram.errors import EngramError, nearest
@@ -247,7 +247,7 @@ def _encode(
         return _prompts(rows, texts, tokenizer, lengths[0], lines)
     both = [row_texts(row, tokenizer, line) for row, line in zip(rows, lines, strict=True)]
     encoded = _prompts(rows, [prompt for prompt, _ in both], tokenizer, lengths[0], lines)
-    targets = _targets(rows, [completion for _, completion in both], tokenizer)
+    targets = _targets(rows, [completion for _, completion in both], tokenizer, lines)
     for tokens, target, line in zip(encoded, targets, lines, strict=True):
         tokens.completion = target
         _check_completion(len(target), lengths[1], line)
@@ -312,8 +312,10 @@ def _prompts(
     if not rows:
         return []
     around = special_tokens(tokenizer)
+    bare = ids_of(texts, tokenizer)
+    check_tokens(texts, bare, lines, "the prompt")
     made = []
-    for i, ids in enumerate(ids_of(texts, tokenizer)):
+    for i, ids in enumerate(bare):
         # A chat template has written its special tokens already.
         start, end = ([], []) if is_chat(rows[i]) else missing_around(ids, *around)
         room = max_length - len(start) - len(end)
@@ -328,14 +330,19 @@ def _prompts(
 
 
 def _targets(
-    rows: Sequence[Row], texts: Sequence[str], tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[Row],
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    lines: Sequence[str],
 ) -> list[list[int]]:
     """Targets of an encoder-decoder, with the special tokens before and the end token behind."""
     if not rows:
         return []
     before, (_, end) = special_tokens(tokenizer)[0], end_token(tokenizer)
+    bare = ids_of(texts, tokenizer)
+    check_tokens(texts, bare, lines, "the completion")
     made = []
-    for row, ids in zip(rows, ids_of(texts, tokenizer), strict=True):
+    for row, ids in zip(rows, bare, strict=True):
         start = [] if is_chat(row) else missing_around(ids, before, [])[0]
         # A chat template may have written the end token, with a line break after it in some.
         made.append([*start, *ids] if end in ids[-2:] else [*start, *ids, end])
