@@ -79,6 +79,7 @@ STREAMS = {
 SWEEPS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "ewc": ("strength", (1.0, 0.1, 10.0)),
     "mas": ("strength", (0.1, 1.0, 0.01)),
+    "si": ("strength", (0.1, 1.0, 0.01)),
     "feature_distillation": ("strength", (10.0, 1.0, 100.0)),
     "lwf": ("strength", (2.0, 1.0, 6.0)),
     "der": ("alpha", (1.0, 0.5, 3.0)),

@@ -30,6 +30,7 @@ TRIALS: dict[str, list[Trial]] = {
     "l2": keyword("l2", "strength", 0.1, 1.0),
     "ewc": keyword("ewc", "strength", 1.0, 10.0),
     "mas": keyword("mas", "strength", 0.1, 1.0),
+    "si": keyword("si", "strength", 0.1, 1.0),
     "lwf": keyword("lwf", "strength", 0.5, 2.0),
     "feature_distillation": keyword("feature_distillation", "strength", 10.0, 100.0),
     "der": keyword("der", "alpha", 0.2, 1.0),

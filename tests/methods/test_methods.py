@@ -119,9 +119,9 @@ class Watch(TrainerCallback):
 
 def declared(name: str):
     """`invariant(made)` of the method's own test file, which returns the check; None if none."""
-    if importlib.util.find_spec(f"learn.test_{name}") is None:
+    if importlib.util.find_spec(f"methods.test_{name}") is None:
         return None
-    return getattr(importlib.import_module(f"learn.test_{name}"), "invariant", None)
+    return getattr(importlib.import_module(f"methods.test_{name}"), "invariant", None)
 
 
 ALONE = [name for name in EVERY if declared(name)]

@@ -1,4 +1,4 @@
-"""The pull that L2, EWC and MAS share, and the precisions of EWC and MAS."""
+"""The pull that L2, EWC, MAS and SI share, and the precisions of EWC and MAS."""
 
 import copy
 
@@ -209,7 +209,7 @@ def test_l2_towards_the_base_pulls_in_the_first_task(tmp_path):
     assert not same(gradients[1], own[1])
 
 
-@pytest.mark.parametrize("method", ["l2", "ewc", "mas"])
+@pytest.mark.parametrize("method", ["l2", "ewc", "mas", "si"])
 def test_the_more_strength_the_nearer_to_the_old_weights(method, tmp_path):
     far = []
     for strength in (0.0, 1.0, 1e2):

@@ -3,7 +3,7 @@
     penalty    strength / 2 sum_j precision_j (w_j - centre_j)^2
     gradient   strength (precision w - moment),   moment = precision centre
 
-`L2`, `EWC` and `MAS` differ in the precision alone.
+`L2`, `EWC`, `MAS` and `SI` differ in the precision alone.
 """
 
 from typing import Any, ClassVar, Literal
