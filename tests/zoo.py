@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig
 
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 from architectures import ARCHITECTURES, SIZES, make, tokenizer
 

@@ -24,7 +24,7 @@ from tiny import tiny_model, tiny_tokenizer
 from train.engine import STRICT, tiny_base, tokenized
 
 
-SEED = 7  # of the arguments, here and in `learn.engine`
+SEED = 7  # of the arguments, here and in `train.engine`
 PLAIN = {
     "per_device_train_batch_size": 4,
     "num_train_epochs": 1,
