@@ -1,36 +1,57 @@
-"""Run by test_processes.py, alone and in two processes: learn a task, keep the weights."""
+"""Run by test_processes.py in two processes: train what is named, keep the weights of each rank."""
 
+import gc
 import os
 import sys
 from pathlib import Path
 
 import torch
-from engine import engine, tiny_base, weights
 from safetensors.torch import save_file
 
+import engram
+from methods.recurrent_kif.host import base_of, foreign, guest, trained
+from train.engine import engine, tiny_base, weights
 
-torch.set_num_threads(1)
+
 ROUNDS = {"inner_steps": 4, "outer_steps": 2}
-METHODS = ("sequential", "agem", {"replay": {"ratio": 0.5}}, {"recurrent_kif": ROUNDS})
+METHODS = {
+    "sequential": "sequential",
+    "agem": "agem",
+    "replay": {"replay": {"ratio": 0.5}},
+    "recurrent_kif": {"recurrent_kif": ROUNDS},
+}
+
+
+def learned(name: str, work: Path, processes: int = 1) -> dict[str, torch.Tensor]:
+    """The weights that the engine ends in: `name` is a kind and a method, as in `causal-replay`."""
+    kind, method = name.split("-")
+    base = tiny_base(kind)
+    training = {"rows": 24, "per_device_train_batch_size": 4 // processes, **backend(processes)}
+    engine(base, METHODS[method], work, **training).learn()
+    return weights(base)
+
+
+def in_another_trainer(work: Path, processes: int = 1) -> dict[str, torch.Tensor]:
+    """The weights that transformers' own Trainer ends in, with Recurrent-KIF as its callback."""
+    base = base_of("causal", 0.0)
+    training = {"per_device_train_batch_size": 4 // processes, **backend(processes)}
+    foreign(base, work, guest("causal", **ROUNDS), **training).train()
+    return trained(base.model)
+
+
+def backend(processes: int) -> dict[str, str]:
+    return {"ddp_backend": "gloo"} if processes > 1 else {}
+
 
 if __name__ == "__main__":
-    out, processes = Path(sys.argv[1]), int(os.environ.get("WORLD_SIZE", 1))
-    backend = {"ddp_backend": "gloo"} if processes > 1 else {}
-    for kind in ("causal", "seq2seq", "encoder"):
-        for method in METHODS:
-            base = tiny_base(kind)
-            made = engine(
-                base,
-                method,
-                out / "work",
-                rows=24,
-                per_device_train_batch_size=4 // processes,
-                **backend,
-            )
-            made.learn()
-            if os.environ.get("RANK", "0") == "0":
-                name = method if isinstance(method, str) else next(iter(method))
-                save_file(weights(base), out / f"{kind}-{name}.safetensors")
-    if processes > 1:  # together, or the one that ends first takes the other's connection away
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    source = Path(__file__).parents[2] / "src"
+    assert Path(engram.__file__).is_relative_to(source), "this is not the package under test"
+    torch.set_num_threads(1)
+    gc.freeze()  # the Trainer collects garbage after each training: not over all that is imported
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
+    for name in names:
+        work = folder / "work"
+        made = in_another_trainer(work, 2) if name == "guest" else learned(name, work, 2)
+        save_file(made, folder / f"{name}-{os.environ['RANK']}.safetensors")
+    torch.distributed.barrier()  # or the one that ends first takes the other's connection away
+    torch.distributed.destroy_process_group()

@@ -1,11 +1,7 @@
 """What a guest asks of its Trainer, what it warns of, and the steps that it takes there."""
 
-import os
-import subprocess
-import sys
 import warnings
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -28,14 +24,12 @@ from methods.recurrent_kif.host import (
     PLAIN,
     base_of,
     collator,
-    farthest,
     features,
     foreign,
     guest,
     run,
 )
 from tiny import tiny_model, tiny_rows
-from train.engine import same
 
 
 ROUNDS = {"inner_steps": 4, "outer_steps": 2}
@@ -143,31 +137,3 @@ def test_rows_laid_end_to_end_do_not_see_each_other(tmp_path):
     padded, flat = (aside(h.parameters, partial(h._backward, rows, 0)) for h in hosts)
     for a, b in zip(padded, flat, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_two_processes_end_in_the_weights_of_one(tmp_path):
-    """Each of the two takes half of the batch: the hook's gradients are of one half only."""
-    one = run("causal", tmp_path, guest("causal", **ROUNDS), base_of("causal", 0.0))
-    script = (
-        "import os, sys, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path\n"
-        "from methods.recurrent_kif.host import *\n"
-        "base = base_of('causal', 0.0)\n"
-        "callback = guest('causal', inner_steps=4, outer_steps=2)\n"
-        "settings = dict(per_device_train_batch_size=2, ddp_backend='gloo')\n"
-        "foreign(base, Path(sys.argv[1]), callback, **settings).train()\n"
-        "torch.save(trained(base.model), sys.argv[1] + '/rank' + os.environ['RANK'])\n"
-        "torch.distributed.barrier()\n"
-        "torch.distributed.destroy_process_group()\n"
-    )
-    (tmp_path / "script.py").write_text(script)
-    tests = Path(__file__).parents[2]
-    places = os.pathsep.join(map(str, (tests.parent / "src", tests)))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [sys.executable, *launch, str(tmp_path / "script.py"), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert not done.returncode, done.stderr[-2000:]
-    first, second = (torch.load(tmp_path / f"rank{rank}") for rank in (0, 1))
-    assert same(first, second)
-    assert farthest(one, first)[1] <= 3  # a score at the threshold may change its side
