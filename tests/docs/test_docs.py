@@ -5,7 +5,8 @@ order, the latter as one script; its ```yaml blocks are settings that a run take
 Qwen/Qwen3-0.6B is a folder with the embedded model. `<!-- exits 2 -->` before a block says how its
 last command ends. What is not run here: ```text (output), ```console (`pip install`, and `make`,
 which continuous integration runs itself), and the scripts of trl.md, which
-tests/methods/recurrent_kif/test_trl.py runs.
+tests/methods/recurrent_kif/test_trl.py runs. The cells of a comparison run in this process; what
+tests `compare` runs them in processes of their own.
 """
 
 import json
@@ -20,7 +21,9 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
+from comparison.grids import run_here
 from docs.blocks import blocks, blocks_of, put_base, run_block
+from engram.comparison import processes
 from engram.config import load_config
 from engram.measure.matrix import ScoreMatrix, summary
 from engram.measure.metrics import METRICS
@@ -40,6 +43,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def place(tmp_path, monkeypatch):
     """The folder of a page, and a hub that takes what is pushed."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(processes, "start", run_here)
     monkeypatch.delenv("ENGRAM_DATA", raising=False)
     put_base(tmp_path)
     with serving(Hub()) as hub:
