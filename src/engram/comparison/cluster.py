@@ -25,7 +25,7 @@ def starter(address: str) -> Callable[[Cell, Path], Running]:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise EngramError(
-            "ray: it is not installed; pip install 'engram[ray]', or leave --ray out"
+            "ray: it is not installed; pip install '.[ray]', or leave --ray out"
         ) from error
     try:
         ray.init(address, log_to_driver=False, ignore_reinit_error=True)
