@@ -33,13 +33,13 @@ from engram.config import load_config
 from engram.data.task import Split, Task
 from engram.data.tokens import features
 from engram.lineage.lineage import Lineage
+from engram.lineage.loading import base_at
 from engram.measure.predict import evaluating, predict
 from engram.models.base import Base
 from engram.train.surprise import surprise
 from engram.verbs.export import export
 from engram.verbs.init import init
 from engram.verbs.learn import learn
-from engram.verbs.loading import base_at
 
 
 DOCS = Path(__file__).parents[1] / "docs" / "families.md"

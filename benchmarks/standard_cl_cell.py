@@ -196,13 +196,25 @@ def learn_union(config: Any, folder: Path, clock: Any) -> tuple[dict[str, float]
     from engram.data.stream import load_stream
     from engram.models.base import load_base
     from engram.models.layout import SCORES
-    from engram.train.stage import Plan, learn_stage
+    from engram.prepare import prepare
+    from engram.train.stage import StagePlan, learn_stage
 
     tasks = load_stream(config)
     by_name = {task.name: task for task in tasks}
-    plan = Plan(1, "joint", tasks, by_name, memory={}, config=config, callbacks=[clock])
+    prepared = prepare(config)
+    plan = StagePlan(
+        stage=1,
+        task="joint",
+        learn=tasks,
+        score=by_name,
+        memory={},
+        config=config,
+        methods=prepared.methods,
+        arguments=prepared.arguments(config.training),
+        callbacks=[clock],
+    )
     folder.mkdir(parents=True)
-    base = load_base(config.base, config.adapter, config.seed)
+    base = load_base(config.base, config.adapter, config.seed, info=prepared.info)
     seconds, _ = learn_stage(base, plan, folder / "work", folder / "stage", print)
     cells = json.loads((folder / "stage" / SCORES).read_text())["after"]
     return {name: cell["score"] for name, cell in cells.items()}, seconds

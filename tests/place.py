@@ -11,8 +11,8 @@ from engram.config import load_config
 from engram.data.stream import file_split
 from engram.data.task import Task
 from engram.lineage.lineage import Lineage
+from engram.lineage.loading import base_at, stage_entry
 from engram.verbs import run as verb
-from engram.verbs.loading import base_at, stage_entry
 from tiny import save_tiny, tiny_rows
 
 

@@ -12,12 +12,12 @@ from engram.data.tokens import features
 from engram.errors import EngramError
 from engram.lineage.files import hash_folder
 from engram.lineage.lineage import Lineage
+from engram.lineage.loading import base_at
 from engram.seeds import derive, digest
 from engram.train.memory import choose
 from engram.train.surprise import surprise
 from engram.verbs import run as verb
 from engram.verbs.dry_run import dry_run
-from engram.verbs.loading import base_at
 from engram.verbs.verify import verify
 from place import learned, setting_for
 from tiny import KINDS, tiny_rows

@@ -13,9 +13,10 @@ from engram.errors import EngramError
 from engram.lineage.files import hash_folder
 from engram.lineage.lineage import Lineage
 from engram.measure.matrix import ScoreMatrix, summary
+from engram.methods import make
 from engram.train import arguments, stage, tracking
 from engram.train.arguments import check_training, tracker_names, training_arguments
-from engram.train.stage import Plan, learn_stage
+from engram.train.stage import StagePlan, learn_stage
 from engram.train.tracking import Tracked, steps_before
 from engram.verbs import run as verb
 from tiny import save_tiny, tiny_rows
@@ -51,7 +52,17 @@ def learn_both(folder: Path, training: dict, callbacks=()) -> ScoreMatrix:
         for i, name in enumerate(TASKS, start=1):
             learned = {t: task(t) for t in TASKS[:i]}
             told = [*callbacks, tracked]
-            plan = Plan(i, name, [learned[name]], learned, {}, config, callbacks=told)
+            plan = StagePlan(
+                stage=i,
+                task=name,
+                learn=[learned[name]],
+                score=learned,
+                memory={},
+                config=config,
+                methods=make("sequential"),
+                arguments=training_arguments(training, folder, 0, config.checkpoint_every),
+                callbacks=told,
+            )
             work = folder / "work" / str(i)
             work.mkdir(parents=True)
             tracked.begin(name, i, len(TASKS), steps)

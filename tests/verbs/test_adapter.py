@@ -21,13 +21,13 @@ from engram import EngramError
 from engram.config import load_config
 from engram.lineage import lineage as module
 from engram.lineage.lineage import Lineage
+from engram.lineage.loading import base_at
 from engram.seeds import forked
 from engram.train import stage
 from engram.verbs.evaluate import evaluate
 from engram.verbs.export import export
 from engram.verbs.init import init
 from engram.verbs.learn import learn
-from engram.verbs.loading import base_at
 from engram.verbs.revert import revert
 from engram.verbs.show import show
 from engram.verbs.verify import verify

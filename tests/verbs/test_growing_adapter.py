@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from command import tree
 from engram.config import load_config
 from engram.lineage.lineage import Lineage
+from engram.lineage.loading import base_at
 from engram.train import stage
 from engram.train.stage import score
 from engram.verbs.answer import answer
@@ -23,7 +24,6 @@ from engram.verbs.evaluate import evaluate
 from engram.verbs.export import export
 from engram.verbs.init import init
 from engram.verbs.learn import learn
-from engram.verbs.loading import base_at
 from engram.verbs.revert import revert
 from engram.verbs.run import run
 from engram.verbs.verify import verify

@@ -7,7 +7,7 @@ import pytest
 from command import engram, refused
 from engram.config import load_config
 from engram.data.stream import load_stream
-from engram.verbs.checks import check_tasks, settle
+from engram.prepare import check_tasks, prepare
 from tiny import save_tiny, tiny_rows
 
 
@@ -29,13 +29,12 @@ def folder(tmp_path, monkeypatch):
 def config(**more):
     tasks = [{"name": "colour", "train": "a.jsonl", "test": "b.jsonl"}]
     made = load_config({"base": "base", "tasks": tasks, "max_length": 64, **more})
-    settle(made)
     return made
 
 
 def test_each_check_is_a_line(folder):
     made = config()
-    lines = check_tasks(made, load_stream(made))
+    lines = check_tasks(prepare(made), load_stream(made))
     assert lines[0] == "a.jsonl: left out, as they are no part of a row: id"
     assert lines[1] == "b.jsonl: left out, as they are no part of a row: id"
     warned = "\n".join(lines[2:])

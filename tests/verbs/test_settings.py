@@ -6,7 +6,7 @@ import yaml
 from command import engram, refused
 from engram.config import load_config
 from engram.errors import EngramError
-from engram.verbs.checks import check_settings
+from engram.prepare.settings import check_settings
 from tiny import save_tiny
 
 

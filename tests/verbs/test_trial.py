@@ -16,11 +16,11 @@ from command import tree
 from engram import EngramError
 from engram.config import load_config
 from engram.lineage.lineage import Lineage
+from engram.lineage.loading import base_at
 from engram.verbs.evaluate import evaluate
 from engram.verbs.export import export
 from engram.verbs.init import init
 from engram.verbs.learn import learn
-from engram.verbs.loading import base_at
 from place import output, setting_for, stage_output, task
 from tiny import tiny_model, tiny_tokenizer
 

@@ -38,6 +38,29 @@ PROMPTS = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
 TASK_TYPE = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
 
 
+@dataclass(frozen=True, eq=False)
+class BaseInfo:
+    """What is known of a base without its weights."""
+
+    name: str
+    revision: str | None
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    kind: Kind
+    limits: Limits
+
+
+def read_base(name: str, revision: str | None = None) -> BaseInfo:
+    """Read a base's config and tokenizer, and find out how long a text and which tokens it takes.
+
+    Raises:
+        EngramError: there is no such base, or it is none of the three kinds.
+    """
+    config, tokenizer = load_config_and_tokenizer(name, revision)
+    kind = kind_of(config, name)
+    return BaseInfo(name, revision, config, tokenizer, kind, limits(config, kind))
+
+
 @dataclass
 class Base:
     """A model ready to learn, and what is needed to feed it."""
@@ -87,19 +110,21 @@ def load_base(
     revision: str | None = None,
     weights: Path | None = None,
     see: Callable[[PreTrainedModel, PreTrainedTokenizerBase], None] | None = None,
+    info: BaseInfo | None = None,
 ) -> Base:
     """The base with a fresh adapter on it (an encoder also gets an empty head).
 
     Without an adapter all weights are trained, and are loaded in fp32: small updates of a bf16
     weight round to nothing. `quantization` goes to `BitsAndBytesConfig`; `revision` is a commit of
     the hub; `weights` is a folder to take a whole model's weights from in place of the base's;
-    `see` is called with the model before the adapter is put on.
+    `see` is called with the model before the adapter is put on; `info` is what was read of this
+    base before, if it was.
 
     Raises:
         EngramError: no such base, or settings that PEFT or bitsandbytes do not take.
     """
-    config, tokenizer = load_config_and_tokenizer(name, revision)
-    kind = kind_of(config, name)
+    info = info or read_base(name, revision)
+    kind, tokenizer = info.kind, info.tokenizer
     check_quantization(quantization, adapter, kind)
     where = {"pretrained_model_name_or_path": str(weights or locate(name))}
     if quantization:
@@ -126,8 +151,8 @@ def load_base(
         see(model, tokenizer)
     network: Any = model if adapter is None else with_adapter(model, kind, adapter, seed)
     if kind == "encoder":
-        network = Classifier(network, config.hidden_size)
-    return Base(name, kind, network, tokenizer, limits(config, kind))
+        network = Classifier(network, info.config.hidden_size)
+    return Base(name, kind, network, tokenizer, info.limits)
 
 
 def with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], seed: int) -> Any:

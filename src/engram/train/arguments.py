@@ -158,6 +158,15 @@ def training_arguments(
     return args
 
 
+def arguments_for_stage(args: TrainingArguments, work: Path, seed: int) -> TrainingArguments:
+    """A copy of arguments that are checked already, for one stage's Trainer.
+
+    Making the copy also resets what accelerate keeps for the whole process, so that the stage's
+    Trainer does not find the state of the Trainer before it.
+    """
+    return dataclasses.replace(args, output_dir=str(work), seed=seed % 2**32)
+
+
 def _try_optimizer(args: TrainingArguments) -> None:
     """Make the optimizer and the schedule of the Trainer for two weights, and take a step.
 

@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
-from engram.config import TRAINING, Config
+from engram.config import Config
 from engram.data.rows import Row
 from engram.data.task import Task
 from engram.data.tokens import features
 from engram.errors import EngramError
 from engram.measure.evaluate import evaluate
-from engram.methods import make
 from engram.models.base import Base
 from engram.models.layout import MEMORY, SCORES
 from engram.models.stage_files import save_weights
 from engram.seeds import derive
 from engram.train import lifecycle
-from engram.train.arguments import training_arguments
+from engram.train.arguments import arguments_for_stage
 from engram.train.memory import Memory, choose
 from engram.train.method import Method, TaskContext
 from engram.train.passes import Passes
@@ -36,14 +35,15 @@ Say = Callable[[str], None]
 
 
 @dataclass
-class Plan:
+class StagePlan:
     """What a stage is to do.
 
     `stage` is its number, `learned` how many tasks the model has learned before. `learn` holds the
     tasks whose rows are learned (one; in mode joint all so far), the new one last. `score` holds
-    the tasks to score after it, by id; None where the rows are gone. `cells` are scores known
-    beforehand. `beginning` makes the model once more as it was before any task, where that is not
-    the model with its adapter switched off.
+    the tasks to score after it, by id; None where the rows are gone. `methods` begin the task anew,
+    whatever they learned before; `arguments` are the Trainer's, but for the folder and the seed,
+    which are the stage's. `cells` are scores known beforehand. `beginning` makes the model once
+    more as it was before any task, where that is not the model with its adapter switched off.
     """
 
     stage: int
@@ -52,6 +52,8 @@ class Plan:
     score: Mapping[str, Task | None]
     memory: Mapping[str, list[Row]]
     config: Config
+    methods: Sequence[Method]
+    arguments: TrainingArguments
     previous: Path | None = None
     learned: int = 0
     cells: Mapping[str, Any] = field(default_factory=dict)
@@ -62,24 +64,17 @@ class Plan:
     def seed(self) -> int:
         return derive(self.config.seed, "stage", self.stage, self.task)
 
-    @property
-    def training(self) -> dict[str, Any]:
-        """The run's `training:` with the task's own laid over it."""
-        return {**self.config.training, **self.learn[-1].training}
-
 
 def learn_stage(
-    base: Base, plan: Plan, work: Path, built: Path | None, say: Say
+    base: Base, plan: StagePlan, work: Path, built: Path | None, say: Say
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Learn a task and write the stage's files into `built`; the seconds of each part, the counts.
 
     `base` holds the weights of the stage before; `work` is where checkpoints inside the task lie,
     and where an earlier, stopped try left them. Without `built` nothing is kept (a dry run).
     """
-    methods = make(plan.config.method)
-    args = training_arguments(
-        plan.training, work, derive(plan.seed, "train"), plan.config.checkpoint_every
-    )
+    methods = plan.methods
+    args = arguments_for_stage(plan.arguments, work, derive(plan.seed, "train"))
     base.to(args.device)
     _warn_of_padding(base, plan, say)
     clock = _Clock()
@@ -123,9 +118,9 @@ def learn_stage(
     return {**clock.seconds, "loss": loss}, counts
 
 
-def _warn_of_padding(base: Base, plan: Plan, say: Say) -> None:
+def _warn_of_padding(base: Base, plan: StagePlan, say: Say) -> None:
     """Say it once if what is learned of a row depends on the rows beside it in a batch."""
-    size = plan.training.get("per_device_train_batch_size", TRAINING["per_device_train_batch_size"])
+    size = plan.arguments.per_device_train_batch_size
     if base.padding.right != "any" and size > 1 and plan.stage == 1:
         say(
             f"warning: padding changes what base {base.name!r} makes of a row; it is scored in "
@@ -162,7 +157,7 @@ def _autocast(base: Base, config: Config) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=bool(config.training.get("bf16")))
 
 
-def _scores_before(base: Base, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
+def _scores_before(base: Base, plan: StagePlan) -> tuple[dict[str, Any], dict[str, Any]]:
     """The new task just before it is learned, and on the base: what forward transfer needs."""
     if not plan.config.scoring.forward:
         return {}, {}
@@ -179,7 +174,7 @@ def _scores_before(base: Base, plan: Plan) -> tuple[dict[str, Any], dict[str, An
     return before, before if plan.previous is None else cell(plan.beginning())
 
 
-def _features(base: Base, plan: Plan) -> tuple[list[dict], dict[str, list[dict]], int]:
+def _features(base: Base, plan: StagePlan) -> tuple[list[dict], dict[str, list[dict]], int]:
     """The new rows and the remembered ones as features; an encoder's head grows first."""
     if base.kind == "encoder":
         for task in plan.learn:
@@ -204,7 +199,7 @@ def _features(base: Base, plan: Plan) -> tuple[list[dict], dict[str, list[dict]]
     return new, old, truncated
 
 
-def _kept(base: Base, plan: Plan, features: list[dict], size: int) -> list[Row]:
+def _kept(base: Base, plan: StagePlan, features: list[dict], size: int) -> list[Row]:
     """The rows of the new task to remember; what surprises is found before anything is learned."""
     memory, task, surprises = plan.config.memory, plan.learn[-1], None
     new = task.train.rows
@@ -218,7 +213,7 @@ def _kept(base: Base, plan: Plan, features: list[dict], size: int) -> list[Row]:
 def _write(
     base: Base,
     methods: Sequence[Method],
-    plan: Plan,
+    plan: StagePlan,
     kept: list[Row],
     scores: dict[str, Any],
     built: Path,

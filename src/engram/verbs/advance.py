@@ -6,7 +6,7 @@ import platform
 import re
 import resource
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from engram.config import deciding
 from engram.data.rows import Row
 from engram.data.task import Task
 from engram.lineage.lineage import Lineage
-from engram.models.base import Base
+from engram.lineage.loading import base_at
+from engram.models.base import Base, BaseInfo
 from engram.models.layout import CARD, GENERAL, SCORES
+from engram.prepare import Plan
 from engram.seeds import digest
-from engram.train.stage import Plan, Say, learn_stage
+from engram.train.stage import Say, StagePlan, learn_stage
 from engram.train.tracking import StageCallback, steps_before
 from engram.verbs.card import model_card
-from engram.verbs.loading import base_at
 from engram.verbs.sources import describe, describe_split, general_rows, remembered, reopen
 
 
@@ -33,8 +34,10 @@ PACKAGES = ("engram", "torch", "transformers", "peft", "accelerate", "safetensor
 
 def advance(
     lineage: Lineage,
+    plan: Plan,
     learned: Sequence[Task],
-    known: dict[str, Task],
+    *,
+    known: Mapping[str, Task] | None = None,
     data: str | Path | None,
     callbacks: Sequence[TrainerCallback],
     say: Say,
@@ -43,10 +46,11 @@ def advance(
 ) -> dict[str, Any]:
     """Learn the last of `learned` (in mode joint all of them) as the next stage; its ledger line.
 
-    `known` holds old tasks whose rows are at hand, by id; the others are read again. `old` tasks
-    are scored after it, or not. `total` is the number of tasks of the whole stream.
+    `plan` is what the lineage's settings mean. `known` holds old tasks whose rows are at hand, by
+    id; the others are read again. `old` tasks are scored after it, or not. `total` is the number of
+    tasks of the whole stream.
     """
-    config, task = lineage.config, learned[-1]
+    config, task, known = lineage.config, learned[-1], known or {}
     torch.set_num_threads(config.threads or torch.get_num_threads())
     stages, number = lineage.stages, lineage.next_stage
     follows = stages[-1] if stages and config.mode == "sequential" else None
@@ -60,19 +64,21 @@ def advance(
     cells = {}
     if config.mode == "per_task":  # old tasks keep their adapters, so they keep their scores
         cells = {e["task"]["id"]: lineage.scores(e)["after"][e["task"]["id"]] for e in stages}
-    base = base_at(lineage, follows)
-    plan = Plan(
+    base = base_at(lineage, follows, plan.info)
+    stage_plan = StagePlan(
         stage=number,
         task=name,
         learn=learned,
         score={**scored, name: task},
         memory={GENERAL: general, **memory} if general else memory,
         config=config,
+        methods=plan.methods,
+        arguments=plan.arguments({**config.training, **task.training}),
         previous=lineage.folder(follows) if follows else None,
         learned=len(stages) if follows else 0,
         cells=cells,
         callbacks=callbacks,
-        beginning=_beginning(lineage, base),
+        beginning=_beginning(lineage, base, plan.info),
     )
     head = lineage.ledger[-1].get("previous", "")
     decides = {**config.to_dict(), "training": deciding(config.training)}
@@ -83,7 +89,7 @@ def advance(
     told = [callback for callback in callbacks if isinstance(callback, StageCallback)]
     for callback in told:
         callback.begin(name, len(stages) + 1, total, steps_before(lineage.timings(), number))
-    seconds, counts = learn_stage(base, plan, work, built, say)
+    seconds, counts = learn_stage(base, stage_plan, work, built, say)
     after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
     entry["scores"] = {scored: cell["score"] for scored, cell in after.items()}
     card = model_card(base.kind, lineage.pin, entry, entry["kind"], "STAGE")
@@ -117,12 +123,12 @@ def _entry(lineage: Lineage, task: Task, number: int) -> tuple[dict[str, Any], l
     return entry, list(rows.rows)
 
 
-def _beginning(lineage: Lineage, base: Base) -> Callable[[], Base] | None:
+def _beginning(lineage: Lineage, base: Base, info: BaseInfo) -> Callable[[], Base] | None:
     """How to have the model as the lineage began once more, where switching the adapter off won't
     do.
     """
     if base.whole or lineage.origin:
-        return lambda: base_at(lineage, None)
+        return lambda: base_at(lineage, None, info)
     return None
 
 

@@ -9,11 +9,11 @@ import torch
 from engram.data.rows import Row
 from engram.errors import EngramError
 from engram.lineage.lineage import Lineage
+from engram.lineage.loading import as_stored, base_at, stage_entry
 from engram.measure.predict import predict
 from engram.methods import make
 from engram.models.pins import check_pin
 from engram.train.stage import Say
-from engram.verbs.loading import as_stored, base_at, stage_entry
 
 
 def answer(

@@ -14,17 +14,18 @@ from engram.comparison.trials import Trials
 from engram.data.stream import load_stream
 from engram.errors import EngramError
 from engram.lineage.files import dump, locked, write_text
-from engram.models.base import load_config_and_tokenizer
-from engram.models.kinds import kind_of
+from engram.models.base import BaseInfo
 from engram.models.targets import check_carries
+from engram.prepare import Plan, check_general, check_tasks, prepare
+from engram.prepare.settings import check_values
 from engram.seeds import digest
-from engram.verbs.checks import check_general, check_settings, check_tasks, check_values, settle
 
 
 OURS = {"cells", "trials", "lock", *(n for f in (RESULTS, COSTS) for n in (f, f".{f}.new"))}
 
 Say = Callable[[str], None]
 Begin = Callable[[Cell, Path], processes.Running]
+Bases = dict[tuple[str, str | None], BaseInfo]  # by name and revision
 
 
 def compare(
@@ -42,7 +43,8 @@ def compare(
     check_place(grid.folder, jobs)
     grid = matched(grid)
     trials = Trials(grid, grid.choose) if grid.choose else None
-    lines = check(grid, trials)
+    bases: Bases = {}
+    lines = check(grid, trials, bases)
     begin = begin or processes.start
     run = partial(_run, folder=grid.folder, jobs=jobs, say=say, begin=begin)
     grid.folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,7 @@ def compare(
         if trials:
             trials.write()
             chosen = choices(grid, trials.cells, run(_all(trials.cells)))
-            lines += _check_rows(grid)  # not before: trials open no test rows
+            lines += _check_rows(grid, bases)  # not before: trials open no test rows
         for line in dict.fromkeys(lines):
             say(line)
         cells = {line.name: grid.cells(line, laid(chosen, line.name)) for line in grid.lines}
@@ -105,38 +107,43 @@ def check_place(folder: Path, jobs: int) -> None:
         )
 
 
-def check(grid: Grid, trials: Trials | None) -> list[str]:
+def check(grid: Grid, trials: Trials | None, bases: Bases) -> list[str]:
     """What can be known to be wrong with any cell, before the first one runs.
 
-    Returns what is to be said of the rows.
+    Returns what is to be said of the rows; what is read of a base is put into `bases`.
     """
     cells = [grid.cells(line, {})[0] for line in grid.lines]
     shapes: set[str] = set()
     for cell in [*cells, *(_all(trials.cells) if trials else ())]:
-        config = cell.config
-        check_settings(config)
-        settle(config)
-        check_general(config)
-        base, _ = load_config_and_tokenizer(config.base, config.revision)
+        plan = prepared(cell, bases)
+        check_general(plan)
+        config = plan.config
         shape = digest(config.base, config.revision, config.adapter)
         if config.adapter is not None and shape not in shapes:
-            check_carries(base, kind_of(base, config.base), config.adapter)
+            check_carries(plan.info.config, plan.info.kind, config.adapter)
         shapes.add(shape)
     for cell in (cell for line in grid.lines for cell in grid.cells(line, {})):
         check_values(cell.config)
     if trials is None:
-        return _check_rows(grid)
-    config = cells[0].config
-    settle(config)
-    lines = [line for tasks in trials.tasks.values() for line in check_tasks(config, tasks)]
+        return _check_rows(grid, bases)
+    plan = prepared(cells[0], bases)
+    lines = [line for tasks in trials.tasks.values() for line in check_tasks(plan, tasks)]
     return list(dict.fromkeys(lines))
 
 
-def _check_rows(grid: Grid) -> list[str]:
+def prepared(cell: Cell, bases: Bases) -> Plan:
+    """The plan of a cell; each base is read once for all cells."""
+    config = cell.config
+    place = (config.base, config.revision)
+    plan = prepare(config, bases.get(place))
+    bases[place] = plan.info
+    return plan
+
+
+def _check_rows(grid: Grid, bases: Bases) -> list[str]:
     """That the rows of every order are there and fit the base; what is to be said of them."""
     lines = []
     for cell in grid.cells(grid.lines[0], {})[:: len(grid.seeds)]:
-        config = cell.config
-        settle(config)
-        lines += check_tasks(config, load_stream(config))
+        plan = prepared(cell, bases)
+        lines += check_tasks(plan, load_stream(plan.config))
     return list(dict.fromkeys(lines))

@@ -8,7 +8,7 @@ from engram.comparison.grid import Grid
 from engram.comparison.matched import matched
 from engram.comparison.results import choices
 from engram.comparison.trials import Trials
-from engram.verbs.compare import Say, check, check_place, laid
+from engram.verbs.compare import Bases, Say, check, check_place, laid
 from engram.verbs.costs import check_disk
 from engram.verbs.dry_run import dry_run as dry_run_of
 
@@ -29,14 +29,15 @@ def dry_run(grid: Grid, jobs: int = 1, say: Say = lambda line: None) -> dict[str
     check_place(grid.folder, jobs)
     grid = matched(grid)
     trials = Trials(grid, grid.choose) if grid.choose else None
-    for line in check(grid, trials):
+    bases: Bases = {}
+    for line in check(grid, trials, bases):
         say(line)
     chosen = _chosen(grid, trials) if trials else {}
     found, tried = [], {}
     for line in grid.lines:
         own = trials.cells[line.name] if trials else []
         cells = grid.cells(line, laid(chosen, line.name))
-        tried = _try(cells[0], grid)
+        tried = _try(cells[0], grid, bases)
         found.append(
             {
                 "name": line.name,
@@ -67,6 +68,7 @@ def _chosen(grid: Grid, trials: Trials) -> dict[str, Any]:
     return choices(grid, trials.cells, {c: c.record(grid.folder) or "not run yet" for c in cells})
 
 
-def _try(cell: Cell, grid: Grid) -> dict[str, Any]:
+def _try(cell: Cell, grid: Grid, bases: Bases) -> dict[str, Any]:
     """The cell's own dry run, as if it began anew."""
-    return dry_run_of(replace(cell.config, lineage=str(grid.folder / "dry-run")))
+    config = replace(cell.config, lineage=str(grid.folder / "dry-run"))
+    return dry_run_of(config, info=bases[config.base, config.revision])

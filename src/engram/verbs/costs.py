@@ -16,8 +16,8 @@ from engram.config import Config
 from engram.data.task import Split
 from engram.errors import EngramError
 from engram.lineage.history import KEPT
-from engram.methods import make
 from engram.models.base import Base
+from engram.prepare import Plan
 from engram.verbs.counting import Count
 
 
@@ -57,9 +57,9 @@ class Trial(TrainerCallback):
         return self.steps * plain + math.ceil(self.steps / period) * max(0.0, last - plain)
 
 
-def costs(config: Config, base: Base, trials: Sequence[Trial], scored: int) -> dict[str, Any]:
+def costs(plan: Plan, base: Base, trials: Sequence[Trial], scored: int) -> dict[str, Any]:
     """Seconds of learning and scoring, and bytes, of all tasks; `scored` test rows are there."""
-    period = max(method.period for method in make(config.method))
+    config, period = plan.config, max(method.period for method in plan.methods)
     learning = [trial.learning(period) for trial in trials]
     scoring = _scoring(config, base, trials, scored)
     weights = [(p.numel(), p.element_size(), p.requires_grad) for p in base.model.parameters()]

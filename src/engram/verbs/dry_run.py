@@ -18,21 +18,18 @@ import torch
 
 from engram.config import Config
 from engram.data.rows import Row
-from engram.data.stream import load_stream
 from engram.data.task import Split, Task
 from engram.data.tokens import features
 from engram.errors import EngramError
 from engram.lineage.lineage import Lineage
-from engram.models.base import Base, load_base
+from engram.lineage.loading import base_at
+from engram.models.base import Base, BaseInfo, load_base
 from engram.models.layout import GENERAL
-from engram.models.pins import check_pin, pin
-from engram.train.arguments import training_arguments
+from engram.prepare import Plan, prepare_learn, prepare_run
 from engram.train.memory import choose
-from engram.train.stage import Plan, Say, learn_stage
-from engram.verbs.checks import check_settings, check_tasks, settle
+from engram.train.stage import Say, StagePlan, learn_stage
 from engram.verbs.costs import STEPS, Trial, check_disk, costs
 from engram.verbs.counting import count, length, sample, steps_of
-from engram.verbs.loading import base_at
 from engram.verbs.sources import general_rows, remembered
 
 
@@ -40,7 +37,6 @@ from engram.verbs.sources import general_rows, remembered
 class Start:
     """Where the dry run begins: a model, the rows it remembers, test rows that it was scored on."""
 
-    config: Config
     path: Path
     base: Base
     stage: int = 0
@@ -48,30 +44,27 @@ class Start:
     scored: int = 0
 
 
-def dry_run(config: Config, say: Say = lambda line: None) -> dict[str, Any]:
+def dry_run(
+    config: Config, say: Say = lambda line: None, info: BaseInfo | None = None
+) -> dict[str, Any]:
     """What `run` would do: of the tasks that are not learned yet, if the lineage is there already.
+
+    `info` is what was read of the base before, if it was.
 
     Raises:
         EngramError: whatever would stop the run, now or in its last hour.
     """
     with _offline():
-        check_settings(config)
-        settle(config)
-        tasks = load_stream(config)
+        plan = prepare_run(config, info)
         path = Path(config.lineage or "new-lineage")
         if (path / "engram.yaml").exists():
-            start = _at_the_head(Lineage(path))
-            config.threads = config.threads or start.config.threads
-            config.revision = config.revision or start.config.revision
-            Lineage(path).check_unchanged(config, pin(config.base, config.revision))
-            _say_all(check_tasks(config, tasks[start.stage :]), say)
-            return _report(start, tasks, len(Lineage(path).stages))
-        Lineage.check_vacant(path)
-        lines = check_tasks(config, tasks)
-        loaded = (config.base, config.adapter, config.seed, config.quantization, config.revision)
-        start = Start(config, path, load_base(*loaded))
-        _say_all(lines, say)
-        return _report(start, tasks, 0)
+            lineage = Lineage(path)
+            start, done = _at_the_head(lineage, plan), len(lineage.stages)
+        else:
+            loaded = (config.base, config.adapter, config.seed, config.quantization)
+            base = load_base(*loaded, revision=config.revision, info=plan.info)
+            start, done = Start(path, base), 0
+        return _report(start, plan, done, say)
 
 
 def dry_run_of_learn(path: str | Path, task: Task, say: Say = lambda line: None) -> dict[str, Any]:
@@ -82,32 +75,27 @@ def dry_run_of_learn(path: str | Path, task: Task, say: Say = lambda line: None)
     """
     with _offline():
         lineage = Lineage(path)
-        check_pin(lineage.pin)
-        _say_all(check_tasks(lineage.config, [task]), say)
-        return _report(_at_the_head(lineage), [task], 0)
+        plan = prepare_learn(lineage, task)
+        return _report(_at_the_head(lineage, plan), plan, 0, say)
 
 
-def _say_all(lines: Sequence[str], say: Say) -> None:
-    for line in lines:
-        say(line)
-
-
-def _at_the_head(lineage: Lineage) -> Start:
+def _at_the_head(lineage: Lineage, plan: Plan) -> Start:
     stages, sequential = lineage.stages, lineage.config.mode == "sequential"
     follows = stages[-1] if stages and sequential else None
     return Start(
-        lineage.config,
         lineage.path,
-        base_at(lineage, follows),
+        base_at(lineage, follows, plan.info),
         lineage.head,
         {e["task"]["id"]: remembered(lineage, e) for e in stages if follows},
         sum(e["task"]["test"]["rows"] for e in stages if "test" in e["task"]),
     )
 
 
-def _report(start: Start, tasks: Sequence[Task], done: int) -> dict[str, Any]:
+def _report(start: Start, plan: Plan, done: int, say: Say) -> dict[str, Any]:
     """Try every task from number `done` on, and add up what they would cost."""
-    config, base = start.config, start.base
+    config, base, tasks = plan.config, start.base, plan.tasks
+    for line in plan.notes:
+        say(line)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     memory, found = dict(start.memory), []
     for i in range(done, len(tasks)):
@@ -115,7 +103,7 @@ def _report(start: Start, tasks: Sequence[Task], done: int) -> dict[str, Any]:
         learned = tasks[: i + 1] if config.mode == "joint" else [task]
         general = general_rows(config, task, i + 1).rows if config.general.file else ()
         known = {GENERAL: list(general), **memory} if general else memory
-        trial = _three_steps(start, learned, known, i + 1)
+        trial = _three_steps(base, plan, learned, known, i + 1)
         found.append(trial)
         if config.mode == "sequential":
             memory[task.name] = choose(
@@ -125,7 +113,7 @@ def _report(start: Start, tasks: Sequence[Task], done: int) -> dict[str, Any]:
                 options=task.options,
                 per_answer=config.memory.per_answer,
             )
-    total = costs(config, base, found, start.scored)
+    total = costs(plan, base, found, start.scored)
     check_disk(start.path, total)
     return {
         "lineage": str(start.path),
@@ -141,13 +129,14 @@ def _report(start: Start, tasks: Sequence[Task], done: int) -> dict[str, Any]:
 
 
 def _three_steps(
-    start: Start, learned: Sequence[Task], memory: dict[str, list[Row]], number: int
+    base: Base, plan: Plan, learned: Sequence[Task], memory: dict[str, list[Row]], number: int
 ) -> Trial:
     """Learn the longest and some other rows of a task, and score a batch of it."""
-    config, base, task = start.config, start.base, learned[-1]
+    config, task = plan.config, learned[-1]
     rows = [row for one in learned for row in one.train.rows]
     made, truncated = _features(config, base, learned)
-    args = training_arguments({**config.training, **task.training}, Path("unused"), 0, 0)
+    training = {**config.training, **task.training}
+    args = plan.arguments(training)
     each = args.per_device_train_batch_size * args.gradient_accumulation_steps
     chosen = sample(rows, [length(feature, base.kind) for feature in made], each, STEPS)
     few = {"max_steps": STEPS, "train_sampling_strategy": "sequential", "report_to": "none"}
@@ -157,20 +146,28 @@ def _three_steps(
         train=Split(tuple(chosen)),
         test=tests,
         options=task.answers(),
-        training={**task.training, **few},
     )
     if config.mode == "joint" and base.kind == "encoder":  # the head knows the labels of them all
         short = replace(short, options=_answers(learned))
-    quick = replace(config, scoring=replace(config.scoring, forward=False), checkpoint_every=0)
+    quick = replace(config, scoring=replace(config.scoring, forward=False))
     counted = count(made, truncated, base.kind)
     trial = Trial(task.name, counted, steps_of(args, len(rows)), len(memory))
     named = {task.name: short}
-    plan = Plan(
-        number, task.name, [short], named, memory, quick, learned=number - 1, callbacks=[trial]
+    stage_plan = StagePlan(
+        stage=number,
+        task=task.name,
+        learn=[short],
+        score=named,
+        memory=memory,
+        config=quick,
+        methods=plan.methods,
+        arguments=plan.arguments({**training, **few}, checkpoint_every=0),
+        learned=number - 1,
+        callbacks=[trial],
     )
     with tempfile.TemporaryDirectory() as work:
         try:
-            seconds, _ = learn_stage(base, plan, Path(work), None, lambda line: None)
+            seconds, _ = learn_stage(base, stage_plan, Path(work), None, lambda line: None)
         except torch.OutOfMemoryError as error:
             raise EngramError(
                 f"task {task.name!r}: a batch of its longest rows ({trial.count.longest} tokens) "

@@ -14,11 +14,11 @@ from engram.data.task import Task
 from engram.errors import EngramError, nearest
 from engram.lineage.files import write_text
 from engram.lineage.lineage import Lineage
+from engram.lineage.loading import as_stored, base_at, stage_entry
 from engram.measure.metrics import best, find_metric
 from engram.methods import make
 from engram.models.pins import check_pin
 from engram.train.stage import Say, score
-from engram.verbs.loading import as_stored, base_at, stage_entry
 from engram.verbs.sources import reopen
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engram.errors import EngramError, nearest
 from engram.lineage.lineage import Lineage
+from engram.lineage.loading import as_stored, base_at, is_untouched, stage_entry
 from engram.models.base import AUTO, Base, one_line
 from engram.models.classifier import Classifier
 from engram.models.layout import CARD
@@ -18,7 +19,6 @@ from engram.models.pins import check_pin
 from engram.models.sample import alike, sample_output
 from engram.models.stage_files import save_head
 from engram.verbs.card import model_card
-from engram.verbs.loading import as_stored, base_at, is_untouched, stage_entry
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -19,7 +19,7 @@ from engram.models.layout import ADAPTER_SETTINGS as SETTINGS
 from engram.models.pins import pin
 from engram.models.sample import TEXT
 from engram.models.stage_files import load_weights
-from engram.verbs.checks import check_general, check_settings, settle
+from engram.prepare import Plan, check_general, prepare
 from engram.verbs.trial import Trial, check_start
 
 
@@ -44,10 +44,19 @@ def init(path: str | Path, config: Config, adapter: str | Path | None = None) ->
             written = _read(Path(adapter))
             config.base = written.get("base_model_name_or_path") or config.base
             config.revision = config.revision or written.get("revision")
-    check_settings(config)
+    plan = prepare(config)
     Lineage.check_vacant(path)
-    settle(config)
-    check_general(config)
+    check_general(plan)
+    return begin(path, plan, adapter)
+
+
+def begin(path: str | Path, plan: Plan, adapter: str | Path | None = None) -> Lineage:
+    """Make the lineage of a plan, once its adapter has been tried.
+
+    Raises:
+        EngramError: as `init`.
+    """
+    config = plan.config
     check_start(config.adapter or {})
     trial = Trial(config.adapter or {})
     base = load_base(  # weights or an adapter that do not fit
@@ -57,6 +66,7 @@ def init(path: str | Path, config: Config, adapter: str | Path | None = None) ->
         config.quantization,
         config.revision,
         see=trial.see,
+        info=plan.info,
     )
     base.padding  # noqa: B018  # runs a short text: what the base cannot do is said here
     files = None

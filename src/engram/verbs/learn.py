@@ -7,14 +7,12 @@ from typing import Any
 from transformers import TrainerCallback
 
 from engram.data.task import Task
-from engram.errors import EngramError
 from engram.lineage.files import locked
 from engram.lineage.lineage import Lineage
-from engram.models.pins import check_pin
+from engram.prepare import prepare_learn
 from engram.train.stage import Say
 from engram.train.tracking import Tracked
 from engram.verbs.advance import advance
-from engram.verbs.checks import check_tasks
 
 
 def learn(
@@ -33,12 +31,7 @@ def learn(
         EngramError: not a lineage, a second writer, another base, or rows the model cannot take.
     """
     lineage = Lineage(path)
-    if lineage.config.mode == "joint":
-        raise EngramError(
-            f"{path}: mode joint learns a whole stream; list its tasks in a YAML for `engram run`"
-        )
-    check_pin(lineage.pin)
-    lines = check_tasks(lineage.config, [task])
+    plan = prepare_learn(lineage, task)
     with locked(lineage.path), Tracked(lineage.config.training, lineage.path) as tracked:
         lineage = Lineage(path)
         lineage.tidy()
@@ -47,6 +40,7 @@ def learn(
         if last and same == (last["name"], last["train"]["sha256"], last.get("training", {})):
             say(f"{task.name}: learned already, as stage {lineage.head}")
             return lineage.stages[-1]
-        for line in lines:
+        for line in plan.notes:
             say(line)
-        return advance(lineage, [task], {}, data, [tracked, *callbacks], say)
+        callbacks = [tracked, *callbacks]
+        return advance(lineage, plan, [task], data=data, callbacks=callbacks, say=say)

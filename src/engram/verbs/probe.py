@@ -11,12 +11,12 @@ import torch
 from engram.data.probes import Probe, read_probes
 from engram.errors import EngramError, nearest
 from engram.lineage.lineage import Lineage
+from engram.lineage.loading import as_stored, base_at, gone, is_gone, stage_entry
 from engram.measure import probes as numbers
 from engram.measure.recollection import Recollection, knows_answers, recollect
 from engram.methods import make
 from engram.models.pins import check_pin
 from engram.train.stage import Say
-from engram.verbs.loading import as_stored, base_at, gone, is_gone, stage_entry
 
 
 def probe(

@@ -11,11 +11,11 @@ from huggingface_hub.utils import validate_repo_id
 
 from engram.errors import EngramError
 from engram.lineage.lineage import Lineage
+from engram.lineage.loading import gone, is_gone, stage_entry
 from engram.models.base import kind_of, load_config_and_tokenizer, one_line
 from engram.models.layout import ADAPTER_SETTINGS, CARD, MEMORY, STATE
 from engram.verbs.card import model_card
 from engram.verbs.export import export
-from engram.verbs.loading import gone, is_gone, stage_entry
 
 
 LEFT_BEHIND = (MEMORY, STATE)  # rows of the tasks, and what only learning needs

@@ -6,7 +6,7 @@ from typing import Any
 from engram.errors import EngramError, nearest
 from engram.lineage.files import locked
 from engram.lineage.lineage import Lineage
-from engram.verbs.loading import gone, is_gone
+from engram.lineage.loading import gone, is_gone
 
 
 def revert(path: str | Path, to: int | None = None) -> dict[str, Any]:

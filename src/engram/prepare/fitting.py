@@ -11,27 +11,23 @@ from engram.data.text import row_texts
 from engram.data.tokens import check_known, features
 from engram.errors import EngramError
 from engram.measure.predict import MAX_LENGTH
-from engram.models.base import load_config_and_tokenizer
-from engram.models.kinds import Kind, kind_of
-from engram.models.limits import Limits, limits
+from engram.models.base import BaseInfo
+from engram.models.kinds import Kind
+from engram.models.limits import Limits
 from engram.models.targets import fitting_adapter
 
 
-def fit(config: Config) -> Kind:
+def fit(config: Config, info: BaseInfo) -> None:
     """Write into the settings what the base decides: lengths left to it, the adapter's targets.
 
     Raises:
-        EngramError: no such base, fewer positions than the settings say, or special tokens that it
-            has no embedding for.
+        EngramError: fewer positions than the settings say, or special tokens that the base has no
+            embedding for.
     """
-    settings, tokenizer = load_config_and_tokenizer(config.base, config.revision)
-    kind = kind_of(settings, config.base)
-    takes = limits(settings, kind)
-    _fit_lengths(config, kind, takes)
-    _check_special(config.base, tokenizer, takes)
+    _fit_lengths(config, info.kind, info.limits)
+    _check_special(config.base, info.tokenizer, info.limits)
     if config.adapter is not None:
-        config.adapter = fitting_adapter(settings, kind, config.adapter)
-    return kind
+        config.adapter = fitting_adapter(info.config, info.kind, config.adapter)
 
 
 def _fit_lengths(config: Config, kind: Kind, takes: Limits) -> None:

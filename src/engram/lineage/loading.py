@@ -9,13 +9,15 @@ import torch
 
 from engram.errors import EngramError
 from engram.lineage.lineage import Lineage
-from engram.models.base import Base, load_base
+from engram.models.base import Base, BaseInfo, load_base
 from engram.models.layout import ADAPTER_SETTINGS, WHOLE
 from engram.models.stage_files import load_weights
 
 
-def base_at(lineage: Lineage, entry: dict[str, Any] | None) -> Base:
+def base_at(lineage: Lineage, entry: dict[str, Any] | None, info: BaseInfo | None = None) -> Base:
     """The base with a stage's weights; as the lineage began before the first stage (None).
+
+    `info` is what was read of the base before, if it was.
 
     Raises:
         EngramError: the stage's whole weights are no longer kept, or files do not load.
@@ -33,6 +35,7 @@ def base_at(lineage: Lineage, entry: dict[str, Any] | None) -> Base:
         config.quantization,
         lineage.pin.get("revision"),
         whole,
+        info=info,
     )
     if entry:
         load_weights(base, lineage.folder(entry), head=entry["verb"] != "init")
