@@ -1,4 +1,4 @@
-"""Random draws come from generators seeded by what they are for, never from the global one."""
+"""Seeds for random draws: each generator is seeded by its purpose, and none is global."""
 
 import hashlib
 import json
@@ -8,14 +8,17 @@ from typing import Any
 
 
 def derive(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed from (seed, purpose...): the same everywhere, unrelated between purposes."""
+    """Return a 63-bit seed, a hash of (seed, purpose...).
+
+    The seed is the same on every machine, and seeds of different purposes are independent.
+    """
     text = "\x1f".join(str(part) for part in (seed, *purpose))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 @contextmanager
 def forked(seed: int) -> Iterator[None]:
-    """Run a block with torch's global generators at `seed`, and put them back after it."""
+    """Seed torch's global generators with `seed` for a block, and restore them after it."""
     import torch
 
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -24,6 +27,6 @@ def forked(seed: int) -> Iterator[None]:
 
 
 def digest(*values: Any) -> str:
-    """The sha256 of values as canonical JSON, in hex."""
+    """Return the SHA-256 of the values as canonical JSON, in hex."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -27,7 +27,7 @@ def test_a_lineage_or_a_file_by_almost_its_name(place):
     refused(place, *bad, names=("not a lineage", "did you mean lineage?"))
     bad = ("probe", "lineage", "color.jsonl")
     refused(place, *bad, names=("no file color.jsonl", "did you mean 'colour.jsonl'?"))
-    refused(place, "probe", "lineage", "run.yaml", names=("rows come as .jsonl",))
+    refused(place, "probe", "lineage", "run.yaml", names=("the formats of rows are .jsonl",))
 
 
 @pytest.mark.parametrize("option", ["--stages", "--learned"])
@@ -54,7 +54,7 @@ def test_rows_that_cannot_be_asked(place, tmp_path):
     for row, words in (
         ({**good, "foil": 3}, ("row 2: foil must be text",)),
         ({"prompt": "one"}, ("row 2: completion is missing",)),
-        ({"text": "one two"}, ("row 2: rows of text and others do not go together",)),
+        ({"text": "one two"}, ("row 2: rows of text cannot be mixed with others",)),
         ({**good, "completion": "one " * 70}, ("row 2: the completion has 71 tokens", "raise it")),
         ({**good, "foil": "one " * 70}, ("with foils, row 2: the completion has 71 tokens",)),
     ):

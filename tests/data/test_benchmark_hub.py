@@ -101,7 +101,7 @@ def test_a_folder_is_used_if_there_is_one_and_asked_for_again(hub, small, monkey
         benchmark_task("rte")
     monkeypatch.delenv("ENGRAM_DATA")
     folder = {key: value for key, value in source.items() if key not in ("from", "revision")}
-    with pytest.raises(EngramError, match="not part of Engram; say where they lie with --data"):
+    with pytest.raises(EngramError, match="not part of Engram; name their folder with --data"):
         open_split(folder)
 
 

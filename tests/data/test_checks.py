@@ -51,13 +51,17 @@ def test_test_rows_that_are_in_train():
 def test_a_question_is_the_same_as_text_and_as_a_message():
     chats = [{"messages": [USER, SAID]}, {"prompt": [USER], "completion": [SAID]}]
     for chat in chats:
-        assert checks.asked(chat) == checks.asked(rows(SENT[1])[0])
+        assert checks.question_text(chat) == checks.question_text(rows(SENT[1])[0])
         lines = checks.leaked([task(rows(*SENT), [chat])])
         assert len(lines) == 1
     turns = {"messages": [USER, SAID, USER, SAID]}
     marked = {"messages": [USER | {"id": 7}, SAID, USER, SAID]}
-    assert checks.asked(turns) == checks.asked(marked) != checks.asked(chats[0])
-    assert checks.asked(turns) != checks.asked(turns | {"tools": [{"name": "f"}]})
+    assert (
+        checks.question_text(turns)
+        == checks.question_text(marked)
+        != checks.question_text(chats[0])
+    )
+    assert checks.question_text(turns) != checks.question_text(turns | {"tools": [{"name": "f"}]})
 
 
 def test_test_rows_that_are_in_train_of_another_task():
@@ -91,7 +95,7 @@ def test_one_prompt_with_different_answers():
     made = task(rows(("a", "x"), ("b", "x"), ("a ", "y"), ("a", "z"), ("b", "x ")))
     assert checks.contradictions(made) == [
         "mails: 1 prompt of train has different answers (first: a.csv, row 4, and row 2); mend "
-        "them, or give an answer that is right as well as a reference"
+        "them, or give further correct answers as references"
     ]
     right = [*rows(("a", "x")), {"prompt": "a", "completion": "y", "references": ["x"]}]
     assert checks.contradictions(task(right)) == []
@@ -101,7 +105,7 @@ def test_rows_that_repeat_others():
     made = task(rows(("a", "x"), ("b", "x"), ("a", "x"), (" a", "x\n")))
     assert checks.duplicates(made, "train") == [
         "mails: 2 of 4 train rows repeat an earlier one (first: a.csv, row 4, as row 2); drop "
-        "them, unless they are to count more than once"
+        "them, unless they should count more than once"
     ]
     assert len(checks.duplicates(task([{"text": "a"}, {"text": "a"}]), "train")) == 1
 
@@ -119,7 +123,7 @@ def test_messages_beside_plain_text():
     assert checks.mixed(task([{"messages": [USER, SAID]}])) == []
     made = task(rows(("a", "b")), [{"messages": [USER, SAID]}])
     assert checks.mixed(made) == [
-        "mails: some rows are plain text and others messages (first: b.csv, row 2), and only "
+        "mails: some rows are plain text and others messages (first: b.csv, row 2), but only "
         "messages go through the chat template; write them all in one form"
     ]
 
@@ -152,7 +156,7 @@ def test_names_that_are_names(name):
         (("good", "bad", "good "), "option 'good' is declared twice"),
         (
             ("good", "bda"),
-            r"a.csv, row 2: the answer 'bad' is none .* \(10 of 20 rows have such an answer\); did",
+            r"a.csv, row 2: the answer 'bad' is not an option .* \(10 of 20 rows .*\); did",
         ),
     ],
 )

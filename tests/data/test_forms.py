@@ -232,7 +232,7 @@ def test_what_a_record_says_is_in_its_row(record, row):
         ({"text": "a", "label": True}, 'completion: "{label}" beside path'),
         ({"text": "a", "label": 1, "label_text": "good"}, 'completion: "{label_text}" beside'),
         ({"text": "a", "sentiment": "good"}, 'completion: "{sentiment}"'),
-        ({"text": "a", "summary": "b"}, "take it out to learn the text"),
+        ({"text": "a", "summary": "b"}, "remove it to learn the text"),
         ({"sentence": "a", "label": 0}, 'prompt: "{sentence}", completion: "{label}", labels'),
         ({"question": "a", "answer": "b"}, 'prompt: "{question}", completion: "{answer}" beside'),
         ({"query": "a", "response": "b"}, 'prompt: "{query}", completion: "{response}"'),
@@ -248,7 +248,7 @@ def test_what_a_record_says_is_in_its_row(record, row):
         ),
         ({"prompt": "a", "response": "b"}, 'prompt: "{prompt}", completion: "{response}"'),
         ({"question": "a", "completion": "b"}, 'prompt: "{question}", completion: "{completion}"'),
-        ({"input_ids": [1], "labels": [1]}, "input_ids are tokens already"),
+        ({"input_ids": [1], "labels": [1]}, "input_ids are already tokens"),
         # names in another case
         ({"Question": "a", "Answer": "b"}, 'prompt: "{Question}", completion: "{Answer}" beside'),
         ({"Text": "a", "Label": 1}, 'prompt: "{Text}", completion: "{Label}", labels: [NAME OF 0'),
@@ -272,7 +272,7 @@ def test_what_a_record_says_is_in_its_row(record, row):
         (
             {"context": "b", **BOTH},
             'context would be left out of the question; write prompt: "{context}\\n{prompt}", '
-            'completion: "{completion}" beside path or hub, or take it out',
+            'completion: "{completion}" beside path or hub, or remove it',
         ),
         ({**BOTH, "context": "c"}, "context would be left out"),
         (
@@ -297,8 +297,8 @@ def test_what_a_record_says_is_in_its_row(record, row):
             )
             for key in ("reasoning_content", "reasoning", "thinking")
         ),
-        ({"messages": CHAT, "reasoning": "b"}, "write it in the message that answers"),
-        ({"messages": CHAT, "context": "b"}, "put it into the message that asks"),
+        ({"messages": CHAT, "reasoning": "b"}, "write it in the message with the answer"),
+        ({"messages": CHAT, "context": "b"}, "put it into the message with the question"),
         ({"messages": CHAT, "documents": [{"text": "b"}]}, 'chat_template_kwargs: {"documents"'),
         ({"messages": CHAT, "functions": [{"name": "f"}]}, "functions is not read under this name"),
         ({**BOTH, "chat_history": [["a", "b"]]}, "write history: a list of [question, answer]"),
@@ -312,14 +312,14 @@ def test_what_a_record_says_is_in_its_row(record, row):
         ({**BOTH, "response": "a"}, "response stands beside completion and says something else"),
         ({"instruction": "a", "output": "b", "completion": "c"}, "completion stands beside output"),
         # rows that are not to be learned
-        ({**BOTH, "weight": 0}, "weight 0 is of the whole row"),
-        ({**BOTH, "weight": "0.5"}, "weight '0.5' is of the whole row"),
+        ({**BOTH, "weight": 0}, "weight 0 is for the whole row"),
+        ({**BOTH, "weight": "0.5"}, "weight '0.5' is for the whole row"),
         ({"messages": CHAT, "train": False}, "write weight 0 on a message of the assistant's"),
-        ({"text": "a", "train": "false"}, "train 'false' is of the whole row"),
+        ({"text": "a", "train": "false"}, "train 'false' is for the whole row"),
         ({"messages": [USER, ASSISTANT | {"loss": False}]}, "so nothing is learned"),
         ({"messages": [USER, ASSISTANT | {"loss": 0.5}]}, "loss must be true or false, not 0.5"),
         ({"messages": [USER, ASSISTANT | {"train": True, "loss": 0}]}, "say different things"),
-        ({"messages": [USER, ASSISTANT | {"train_detail": [1]}]}, "train_detail is not heeded"),
+        ({"messages": [USER, ASSISTANT | {"train_detail": [1]}]}, "train_detail is not supported"),
         # two forms that say different things
         ({"prompt": "a", "messages": CHAT}, "prompt stands beside messages"),
         (
@@ -421,7 +421,7 @@ def test_columns_that_are_no_part_of_a_row_are_told_once(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"prompt": "a", "completion": "b", "id": i, "meta": {"url": "x"}} for i in range(3)]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0] | {"split": "test"}]))
-    told = f"{path}: left out, as they are no part of a row: id, meta, split"
+    told = f"{path}: left out, as they are not part of a row: id, meta, split"
     assert read(path).notes == (told,)
     split = file_split(path, 2, 0)
     assert split.notes == (told,)
@@ -435,14 +435,14 @@ def test_columns_are_told_of_a_table_and_of_a_dataset(tmp_path, monkeypatch):
     (tmp_path / "a.csv").write_text(",text,label\n0,fine,good\n")
     notes = read("a.csv").notes
     assert notes == (
-        "a.csv: left out, as they are no part of a row: (one without a name)",
+        "a.csv: left out, as they are not part of a row: (one without a name)",
         "a.csv: text beside label is read as prompt and completion",
     )
     rows = [{"text": "fine", "label": 1, "id": 7}, {"text": "bad", "label": 0, "id": 8}]
     write_dataset(tmp_path / "acme" / "moods", {"train": rows}, ["bad", "good"])
     split = file_split("hub:acme/moods", None, 0)
     assert split.rows[0] == {"prompt": "fine", "completion": "good"}
-    assert split.notes[0] == "hub:acme/moods:train: left out, as they are no part of a row: id"
+    assert split.notes[0] == "hub:acme/moods:train: left out, as they are not part of a row: id"
     assert split.numbers == (1, 2)
 
 
@@ -550,7 +550,7 @@ def test_every_format_gives_the_same_rows(tmp_path):
         ),
         ("a.jsonl", '[{"text": "a"}, {"text": "b"}]', "holds a JSON array"),
         ("a.jsonl", '\n[\n {"text": "a"}\n]\n', "name it a.json"),
-        ("a.json", "[", "a .json file holds one whole array"),
+        ("a.json", "[", "a .json file must hold one array"),
         ("a.json", "3", "expected an array of rows, got int"),
         ("a.json", '[{"text": "a"}, 3]', "row 2: expected an object"),
         ("a.json", "[]", "holds no rows"),
@@ -559,8 +559,8 @@ def test_every_format_gives_the_same_rows(tmp_path):
         ("a.jsonl", "[" * 100_000, "nested too deeply"),
         ("a.jsonl", '{"text": NaN}', "row 1: text must be text, not float"),
         ("a.csv", "text,text\na,b\n", "column 'text' stands twice"),
-        ("a.csv", "prompt;completion\na;b\n", "the cells are apart by ';'; save it as .csv"),
-        ("a.tsv", "prompt,completion\na,b\n", "the cells are apart by ','"),
+        ("a.csv", "prompt;completion\na;b\n", "its cells are separated by ';'; save it as .csv"),
+        ("a.tsv", "prompt,completion\na,b\n", "its cells are separated by ','"),
         ("a.tsv", "prompt\tcompletion\na\tb\tc\n", "quote cells with tabs"),
         ("a.tsv", 'text\n"a"b\n', "not TSV"),
     ],

@@ -59,7 +59,7 @@ def test_a_table_and_a_gzipped_file(tmp_path):
         ({"prompt": "a", "completion": "b", "foil": " "}, "row 2: foil is empty"),
         ({"prompt": "a", "foil": "c"}, "row 2: completion is missing"),
         ({"foil": "c"}, "row 2: expected prompt and completion, messages, or text; its keys: foil"),
-        ({"text": "a"}, "row 2: rows of text and others do not go together"),
+        ({"text": "a"}, "row 2: rows of text cannot be mixed with others"),
     ],
 )
 def test_a_row_that_cannot_be_asked_is_named(row, said, tmp_path):

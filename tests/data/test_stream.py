@@ -59,7 +59,7 @@ def test_a_task_may_have_training_settings_of_its_own(place):
         ({"train": "reviews.jsonl", "trian": 1}, "task reviews: unknown key 'trian'; did you"),
         ({"benchmark": "dbpeda"}, "no benchmark has 'dbpeda'; did you mean 'dbpedia'"),
         ({"benchmark": "superni_1"}, "is an order of benchmark tasks; write tasks: superni_1"),
-        ({"benchmark": "cb", "test": "reviews.jsonl"}, "benchmark brings its own rows"),
+        ({"benchmark": "cb", "test": "reviews.jsonl"}, "a benchmark has its own rows"),
     ],
 )
 def test_a_task_that_is_none_is_an_error(place, task, said):

@@ -208,5 +208,7 @@ def test_turns_of_which_only_the_call_is_written():
 def test_a_prompt_that_asks_for_another_answer_is_said():
     tokenizer = made_for(TEMPLATES["qwen3_5_nothink"])
     (line,) = remarks(PLAIN[:1] + THOUGHTS[:1], tokenizer, "causal", "toy")
-    assert "in 1 of 2 rows (first: row 2) the chat template asks for another answer" in line
+    assert (
+        "in 1 of 2 rows (first: row 2) the chat template's prompt asks for another answer" in line
+    )
     assert not remarks(PLAIN[:4], made_for(TEMPLATES["qwen3_5_think"]), "causal", "toy")

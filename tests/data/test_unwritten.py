@@ -50,5 +50,5 @@ def test_a_turn_of_calls_alone_is_not_learned_as_an_empty_answer():
 
 
 def test_a_template_that_writes_no_text_is_refused():
-    with pytest.raises(EngramError, match="writes nothing of the messages' text"):
+    with pytest.raises(EngramError, match="does not write the messages' text"):
         unwritten([row_of(content="red")], chat_tokenizer(PARTS), "toy train")

@@ -87,7 +87,7 @@ def test_a_token_without_an_embedding_is_refused_where_a_row_has_it(split, tmp_p
     known, unknown = ({"prompt": f"{word} is", "completion": "red"} for word in ("cat", "<new>"))
     train, test = ([known, unknown], [known]) if split == "train" else ([known], [known, unknown])
     with pytest.raises(
-        EngramError, match=rf"t {split}, row 2: .*'<new>' has the id 22, and the base has 22 emb"
+        EngramError, match=rf"t {split}, row 2: .*'<new>' has the id 22, but the base has 22 emb"
     ):
         learn(tmp_path / "run", Task("t", Split(tuple(train)), test=Split(tuple(test))))
     assert Lineage(tmp_path / "run").head == 0

@@ -35,8 +35,8 @@ def config(**more):
 def test_each_check_is_a_line(folder):
     made = config()
     lines = check_tasks(prepare(made), load_stream(made))
-    assert lines[0] == "a.jsonl: left out, as they are no part of a row: id"
-    assert lines[1] == "b.jsonl: left out, as they are no part of a row: id"
+    assert lines[0] == "a.jsonl: left out, as they are not part of a row: id"
+    assert lines[1] == "b.jsonl: left out, as they are not part of a row: id"
     warned = "\n".join(lines[2:])
     assert all(line.startswith("warning: colour") for line in lines[2:])
     assert "train rows repeat an earlier one (first: a.jsonl, row" in warned
@@ -53,7 +53,7 @@ def test_a_dry_run_says_them_on_stderr(folder):
     assert engram("init", "new", "--base", "base", "max_length=64").status == 0
     told = engram("learn", "new", "colour", "a.jsonl", "--test", "b.jsonl", "--dry-run", "--json")
     assert told.status == 0, told.err
-    assert "a.jsonl: left out, as they are no part of a row: id" in told.err
+    assert "a.jsonl: left out, as they are not part of a row: id" in told.err
     assert "warning: colour: " in told.err
     assert json.loads(told.out)["tasks"][0]["task"] == "colour"
 
@@ -61,7 +61,10 @@ def test_a_dry_run_says_them_on_stderr(folder):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("colour", "a.jsonl", "--option", "red", "--option", "gren"), "is none of task 'colour'"),
+        (
+            ("colour", "a.jsonl", "--option", "red", "--option", "gren"),
+            "not an option of task 'colour'",
+        ),
         (("colour", "a.jsonl", "--option", ""), "an option is empty"),
         ((" ", "a.jsonl"), "a task's name is empty"),
         (("(general)", "a.jsonl"), "what the general rows are called"),

@@ -1,9 +1,10 @@
-"""Conversations as the base's chat template writes them, and where the assistant's turns stand.
+"""Rendering conversations with the base's chat template, and locating the assistant's turns.
 
-A template is a program: it may merge turns, drop the thoughts of earlier ones, or write text of its
-own around an answer. So nothing is assumed of it. A turn is found by rendering the conversation up
-to it, with the generation prompt and with the turn, and where a template writes a turn otherwise
-once others follow, by looking which characters change with its content.
+A template is a program. It may merge turns, drop the reasoning of earlier turns, or write text of
+its own around an answer, so nothing is assumed about it. A turn is located by rendering the
+conversation up to it, once with the generation prompt and once with the turn. If a template writes
+a turn differently when others follow it, the turn is located by changing its content and comparing
+the texts.
 """
 
 import json
@@ -23,29 +24,30 @@ from engram.errors import EngramError
 
 
 Message = dict[str, Any]
-# The day that templates which write today's date are given, so that a row has the same tokens
-# tomorrow: the one that Llama 3's template writes where it cannot ask for the date.
+# Templates that write today's date are given this one, so that a row's tokens do not change from
+# day to day. It is the date that Llama 3's template uses when it cannot ask for the current one.
 TODAY = datetime(2024, 7, 26)
 FORMATS = [f"%{letter}" for letter in "aAwdbBmyYHIpMSfzZjUWcxXeFTDhkPrRGVuC"]
-FORMATS += [f"%-{letter}" for letter in "dmyHIMSj"]  # without a zero before
-# In a content's place, to see where it stands: no white space to strip, nothing to parse.
+FORMATS += [f"%-{letter}" for letter in "dmyHIMSj"]  # without leading zeros
+# These stand in for a content or a reasoning, to see where the template writes it. They have no
+# white space that a template would strip and nothing that it would parse.
 MARK, THOUGHT = "qxzMARKzxq", "qxzTHOUGHTzxq"
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # what templates call them
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # templates' keys for the reasoning
 FAILURES = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
 
 
 def is_chat(row: Row) -> bool:
-    """Whether the row is made of messages, so that the chat template writes its special tokens."""
+    """Return whether a row has messages, so that the chat template writes its special tokens."""
     return "messages" in row or isinstance(row.get("prompt"), list)
 
 
 def conversation(row: Row) -> list[Message]:
-    """All messages of a row."""
+    """Return all messages of a row."""
     return row["messages"] if "messages" in row else row["prompt"] + row["completion"]
 
 
-def asked(row: Row) -> list[Message]:
-    """The messages before the answer that is scored: all before the assistant's last."""
+def prompt_messages(row: Row) -> list[Message]:
+    """Return the messages before the answer that is scored: all but the last one."""
     return conversation(row)[:-1]
 
 
@@ -56,10 +58,10 @@ def write(
     where: str,
     generation_prompt: bool = False,
 ) -> str:
-    """Messages as the template writes them, with the row's `tools` and `chat_template_kwargs`.
+    """Render messages with the chat template and the row's `tools` and `chat_template_kwargs`.
 
     Raises:
-        EngramError: there is no chat template, or it refuses the messages.
+        EngramError: the tokenizer has no chat template, or the template refuses the messages.
     """
     settings = _settings(row, tokenizer, where)
     try:
@@ -75,180 +77,225 @@ def write(
 def prompt_in_answered(
     row: Row, prompt: str, tokenizer: PreTrainedTokenizerBase, where: str
 ) -> tuple[str, str] | None:
-    """The question alone, and with any answer, if that does not stand right behind the prompt."""
+    """Render the prompt's messages alone, and with an answer after them.
+
+    Returns None if the template writes the answer directly after `prompt`, the text with the
+    generation prompt.
+    """
+    messages = prompt_messages(row)
     answer = {"role": "assistant", "content": MARK}
-    answered = write([*asked(row), answer], row, tokenizer, where)
+    answered = write([*messages, answer], row, tokenizer, where)
     if answered.startswith(prompt + MARK):
         return None
-    return write(asked(row), row, tokenizer, where), answered
+    return write(messages, row, tokenizer, where), answered
 
 
 def marked_tokens(
     row: Row, tokenizer: PreTrainedTokenizerBase, where: str
 ) -> tuple[list[int], list[bool]] | None:
-    """Ids of a conversation, and which of them the template itself marks as the assistant's.
+    """Return the ids of a conversation, and for each whether the template marks it as learned.
 
-    None if the template has no `{% generation %}` blocks, or marks nothing.
+    Returns None if the template has no `{% generation %}` blocks, or if they mark nothing.
     """
     settings = _settings(row, tokenizer, where)
     marks = re.search(r"\{%-?\s*generation\s*-?%\}", settings["chat_template"])
     if not tokenizer.is_fast or not marks:
         return None
     try:
-        made: Any = tokenizer.apply_chat_template(
+        encoded: Any = tokenizer.apply_chat_template(
             conversation(row), return_dict=True, return_assistant_tokens_mask=True, **settings
         )
     except FAILURES as error:
         raise _refused(error, where) from error
-    marked = [bool(mark) for mark in made["assistant_masks"]]
-    return (made["input_ids"], marked) if any(marked) else None
+    marked = [bool(mark) for mark in encoded["assistant_masks"]]
+    return (encoded["input_ids"], marked) if any(marked) else None
 
 
 def turns(row: Row, tokenizer: PreTrainedTokenizerBase, where: str) -> list[tuple[int, slice]]:
-    """Where the whole conversation's text holds each of the assistant's turns.
+    """Locate each of the assistant's turns in the text of the whole conversation.
 
-    A turn is what the model would write: from where the generation prompt ends, with all that the
-    template writes before the content, to where the next message begins.
+    A turn is the text that the model should write. It begins after the generation prompt, includes
+    all that the template writes before the content, and ends where the next message begins.
 
     Returns:
-        the message's index and its characters, in order.
+        The index of each of the assistant's messages and the slice of its characters, in order.
 
     Raises:
-        EngramError: a turn cannot be found.
+        EngramError: a turn cannot be located.
     """
-    said = conversation(row)
-    whole = write(said, row, tokenizer, where)
-    found: list[tuple[int, slice]] = []
-    for i, message in enumerate(said):
+    messages = conversation(row)
+    whole = write(messages, row, tokenizer, where)
+    located: list[tuple[int, slice]] = []
+    for i, message in enumerate(messages):
         if message["role"] == "assistant":
-            end = found[-1][1].stop if found else 0
-            turn = _Turn(row, tokenizer, f"{where}, message {i + 1}", said, i, whole, end)
-            found.append((i, turn.characters()))
-    return found
+            turn = _Turn(
+                row=row,
+                tokenizer=tokenizer,
+                where=f"{where}, message {i + 1}",
+                messages=messages,
+                i=i,
+                whole=whole,
+                end=located[-1][1].stop if located else 0,
+            )
+            located.append((i, turn.characters()))
+    return located
 
 
 def last_turn(row: Row, tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[str, slice]:
-    """The whole conversation's text, and where it holds the assistant's last turn."""
-    said = conversation(row)
-    whole = write(said, row, tokenizer, where)
-    turn = _Turn(row, tokenizer, f"{where}, message {len(said)}", said, len(said) - 1, whole, 0)
+    """Return the text of the whole conversation and the slice of the assistant's last turn.
+
+    Raises:
+        EngramError: the turn cannot be located.
+    """
+    messages = conversation(row)
+    whole = write(messages, row, tokenizer, where)
+    turn = _Turn(
+        row=row,
+        tokenizer=tokenizer,
+        where=f"{where}, message {len(messages)}",
+        messages=messages,
+        i=len(messages) - 1,
+        whole=whole,
+        end=0,
+    )
     return whole, turn.characters()
 
 
 @dataclass
 class _Turn:
-    """One of the assistant's turns in a conversation's text, `whole`; it begins behind `end`."""
+    """One of the assistant's turns, to be located in the text of its conversation.
+
+    Args:
+        row: the row.
+        tokenizer: the base's tokenizer.
+        where: the beginning of the error line.
+        messages: all messages of the conversation.
+        i: the index of the turn's message.
+        whole: the text of the conversation.
+        end: the position in `whole` before which the turn cannot begin.
+    """
 
     row: Row
     tokenizer: PreTrainedTokenizerBase
     where: str
-    said: list[Message]
+    messages: list[Message]
     i: int
     whole: str
     end: int
 
     def characters(self) -> slice:
-        before, last = self._before(True), self.i == len(self.said) - 1
+        """Return the slice of the turn's characters in `whole`."""
+        before = self._before(generation_prompt=True)
         start = common_prefix(before, self.whole)
         if start < len(before) and start < common_prefix(before, self._before(False)):
-            start = -1  # the history is written otherwise, so the place must be looked for
-        through = self.whole if last else self._write(self.said[: self.i + 1])
+            start = -1  # the history is written differently here, so the start must be searched for
+        is_last = self.i == len(self.messages) - 1
+        through = self.whole if is_last else self._write(self.messages[: self.i + 1])
         if start >= self.end and self.whole.startswith(through):
             return slice(start, len(through))
-        content, stop = self._content(through)
+        content, stop = self._content()
         if start < self.end or start > content:
-            start = self._start(before, through, content)
+            start = self._start(before, content)
         if not self.end <= start <= content <= stop or start == stop:
             raise self._lost()
         return slice(start, stop)
 
-    def _content(self, through: str) -> tuple[int, int]:
-        """Where the content begins, and where the turn ends, by changing the content."""
+    def _content(self) -> tuple[int, int]:
+        """Return where the content begins and where the turn ends, found by changing it."""
         _, whole, alone = self._changed
-        before, behind = whole.split(MARK)
-        if not self.whole.endswith(behind):
+        before, after = whole.split(MARK)
+        if not self.whole.endswith(after):
             raise self._lost()
         start = common_prefix(before, self.whole)
-        stop = len(self.whole) - len(behind)
-        return min(start, stop), stop + self._ending(behind, alone.split(MARK)[1])
+        stop = len(self.whole) - len(after)
+        return min(start, stop), stop + self._ending(after, alone.split(MARK)[1])
 
-    def _ending(self, behind: str, alone: str) -> int:
-        """How much of the text behind a content is the turn's own, which last would end `alone`."""
-        same = common_prefix(behind, alone)
+    def _ending(self, after: str, alone: str) -> int:
+        """Return how many characters of the text after the content belong to the turn.
+
+        `after` is all the text after the content, and `alone` is the text after the content if the
+        conversation ends with this turn.
+        """
+        same = common_prefix(after, alone)
         prompt = self._prompt(self._before(True))
         if same == len(alone) or not prompt:
             return same
-        # It ends otherwise when another turn follows: seen where one of the assistant's does.
+        # The turn ends differently if another one follows. To see how, the assistant speaks again.
         again = {"role": "assistant", "content": THOUGHT}
         try:
-            both = self._write([*self.said[: self.i], self._changed[0], again])
+            both = self._write([*self.messages[: self.i], self._changed[0], again])
         except EngramError:
             return same
         between = both[both.find(MARK) + len(MARK) : both.find(THOUGHT)]
-        return max(same, common_prefix(behind, between[: max(between.rfind(prompt), 0)]))
+        return max(same, common_prefix(after, between[: max(between.rfind(prompt), 0)]))
 
-    def _start(self, before: str, through: str, content: int) -> int:
-        """Where the turn begins: behind the generation prompt, or as much of it as there is."""
+    def _start(self, before: str, content: int) -> int:
+        """Return where the turn begins: after the longest part of the generation prompt."""
         prompt = self._prompt(before)
         for length in range(len(prompt), 0, -1):
-            at = self.whole.rfind(prompt[:length], self.end, content)
-            if at >= 0:
-                return at + length
-        # Without a generation prompt the turn's header is the model's own to write.
+            position = self.whole.rfind(prompt[:length], self.end, content)
+            if position >= 0:
+                return position + length
+        # Without a generation prompt, the model has to write the turn's header itself.
         alone = self._changed[2].split(MARK)[0]
         header = alone[common_prefix(before, alone) :]
         return content - common_prefix(self.whole[:content][::-1], header[::-1])
 
     def _prompt(self, before: str) -> str:
+        """Return the generation prompt at the end of `before`."""
         return before[common_prefix(before, self._before(False)) :]
 
     @cached_property
     def _changed(self) -> tuple[Message, str, str]:
-        """The turn with one `MARK` in it, the conversation with it, and all up to it."""
+        """The turn with one `MARK` in it, the text of the conversation, and that up to the turn."""
         for changed in self._marked():
-            whole = self._write([*self.said[: self.i], changed, *self.said[self.i + 1 :]])
-            alone = self._write([*self.said[: self.i], changed])
+            whole = self._write([*self.messages[: self.i], changed, *self.messages[self.i + 1 :]])
+            alone = self._write([*self.messages[: self.i], changed])
             if whole.count(MARK) == alone.count(MARK) == 1:
                 return changed, whole, alone
         raise self._lost()
 
     def _marked(self) -> Iterator[Message]:
-        """The turn with another content, or with another call: not all templates write both."""
-        message = self.said[self.i]
+        """Yield the turn with `MARK` in its content or a call: not all templates write both."""
+        message = self.messages[self.i]
         if message.get("content"):
             yield {**message, "content": MARK}
         calls = message.get("tool_calls")
         if calls:
-            called = calls[0].get("function", calls[0])
-            for other in _calls_otherwise(called):
-                first = {**calls[0], "function": other} if "function" in calls[0] else other
+            function = calls[0].get("function", calls[0])
+            for marked in _marked_calls(function):
+                first = {**calls[0], "function": marked} if "function" in calls[0] else marked
                 yield {**message, "tool_calls": [first, *calls[1:]]}
         if not message.get("content"):
             yield {**message, "content": MARK}
 
     def _before(self, generation_prompt: bool) -> str:
-        if self.i == 0:  # an answer to nothing: what any question is followed by
-            asked = self._write([{"role": "user", "content": MARK}], generation_prompt)
-            return asked[asked.find(MARK) :]
-        return self._write(self.said[: self.i], generation_prompt)
+        """Render the messages before the turn."""
+        if self.i == 0:  # no question before it: take the text after any question
+            text = self._write([{"role": "user", "content": MARK}], generation_prompt)
+            return text[text.find(MARK) :]
+        return self._write(self.messages[: self.i], generation_prompt)
 
     def _write(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
         return write(messages, self.row, self.tokenizer, self.where, generation_prompt)
 
     def _lost(self) -> EngramError:
         return EngramError(
-            f"{self.where}: this turn cannot be found in what the chat template writes of the "
-            "conversation; mark it in the template with {% generation %}, or give the row as "
+            f"{self.where}: this turn cannot be found in the text that the chat template makes of "
+            "the conversation; mark it in the template with {% generation %}, or give the row as "
             "prompt and completion"
         )
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What a template writes around an answer, from where the generation prompt ends.
+    """The text that a template writes around an answer, after the generation prompt.
 
-    `before` and `after` stand around the content of an answer without thoughts. `opening` stands
-    before thoughts and `close` between thoughts and answer, None where the template knows of none.
+    Args:
+        before: the text before the content of an answer without reasoning.
+        after: the text after the content.
+        close: the text between reasoning and content, None if the template has no reasoning.
+        opening: the text before the reasoning.
     """
 
     before: str
@@ -258,55 +305,55 @@ class Frame:
 
 
 def frame(row: Row, tokenizer: PreTrainedTokenizerBase, where: str) -> Frame:
-    """The template's own text around the answer to this row's prompt."""
-    before_it = asked(row)
+    """Return the text that the template writes around the answer to a row's prompt."""
+    messages = prompt_messages(row)
 
-    def answer(**message: Any) -> str:
-        said = {"role": "assistant", **message}
-        return write([*before_it, said], row, tokenizer, where)
+    def answered(**message: Any) -> str:
+        return write([*messages, {"role": "assistant", **message}], row, tokenizer, where)
 
-    whole = answer(content=MARK)
+    whole = answered(content=MARK)
     if whole.count(MARK) != 1:
-        return Frame("", "", None)
-    prompt = write(before_it, row, tokenizer, where, True)
+        return Frame(before="", after="", close=None)
+    prompt = write(messages, row, tokenizer, where, generation_prompt=True)
     start = common_prefix(prompt, whole)
-    left, after = whole.split(MARK)
+    before, after = whole.split(MARK)
     close, opening = None, ""
     for key in THOUGHTS:
-        thinking = answer(**{key: THOUGHT}, content=MARK)
+        thinking = answered(**{key: THOUGHT}, content=MARK)
         if close is None and _between(thinking):
             close = _between(thinking)
             opening = thinking[common_prefix(prompt, thinking) : thinking.find(THOUGHT)]
     if close is None:
         tagged = f"{THOUGHT}</think>{MARK}"
-        thinking = answer(content=tagged)
-        # A template that drops or moves what stands before the tag says that the rest answers.
+        thinking = answered(content=tagged)
+        # A template that drops or moves the text before the tag treats the rest as the answer.
         if tagged not in thinking and thinking.count(MARK) == 1:
             close = _between(thinking) or "</think>"
-    return Frame(left[start:], after, close, opening)
+    return Frame(before=before[start:], after=after, close=close, opening=opening)
 
 
 def common_prefix(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """How many elements two sequences (texts, ids) have in common at their beginning."""
+    """Return the length of the common prefix of two sequences, such as texts or ids."""
     length = min(len(one), len(other))
     if one[:length] == other[:length]:
         return length
     return next(i for i in range(length) if one[i] != other[i])
 
 
-def _calls_otherwise(called: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A call of another function, or with another text in the first of its arguments."""
-    yield {**called, "name": MARK}
-    arguments = called.get("arguments")
+def _marked_calls(function: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a call with `MARK` as its name, and one with `MARK` as its first text argument."""
+    yield {**function, "name": MARK}
+    arguments = function.get("arguments")
     if isinstance(arguments, Mapping):
         key = next((key for key, value in arguments.items() if isinstance(value, str)), None)
         if key is not None:
-            yield {**called, "arguments": {**arguments, key: MARK}}
+            yield {**function, "arguments": {**arguments, key: MARK}}
 
 
-def _between(thinking: str) -> str | None:
-    found = re.search(f"{THOUGHT}(.*?){MARK}", thinking, re.DOTALL)
-    return found[1] if found and found[1].strip() else None
+def _between(text: str) -> str | None:
+    """Return the text between reasoning and content, or None if it is blank."""
+    match = re.search(f"{THOUGHT}(.*?){MARK}", text, re.DOTALL)
+    return match[1] if match and match[1].strip() else None
 
 
 def _settings(row: Row, tokenizer: PreTrainedTokenizerBase, where: str) -> dict[str, Any]:
@@ -315,24 +362,24 @@ def _settings(row: Row, tokenizer: PreTrainedTokenizerBase, where: str) -> dict[
             f"{where} has messages, but the base's tokenizer has no chat template; "
             "set tokenizer.chat_template or give prompt and completion as text"
         )
-    tools, own = row.get("tools"), row.get("chat_template_kwargs") or {}
+    tools, template_kwargs = row.get("tools"), row.get("chat_template_kwargs") or {}
     if isinstance(tools, str):
         tools = json.loads(tools)
-    named: Any = tokenizer.chat_template
-    default = named.get("default", "") if isinstance(named, Mapping) else named
-    # As in TRL, where the completion of a prompt is learned with the template as it is.
+    templates: Any = tokenizer.chat_template  # a template, or several by name
+    default = templates.get("default", "") if isinstance(templates, Mapping) else templates
+    # As in TRL, rows of prompt and completion are rendered with the model's own template.
     template = training_template(default) if "messages" in row else None
     try:
         template = template or tokenizer.get_chat_template(tools=tools)
     except ValueError as error:
         raise _refused(error, where) from error
-    if not isinstance(own, Mapping):
-        raise EngramError(f"{where}: chat_template_kwargs must be a mapping of the template's own")
-    return {"chat_template": _dated(str(template)), "tools": tools, **own}
+    if not isinstance(template_kwargs, Mapping):
+        raise EngramError(f"{where}: chat_template_kwargs must be a mapping of template variables")
+    return {"chat_template": _dated(str(template)), "tools": tools, **template_kwargs}
 
 
 def _dated(template: str) -> str:
-    """The template with a date that stands still: a macro in place of transformers' clock."""
+    """Return the template with a fixed date: a macro replaces transformers' `strftime_now`."""
     if "strftime_now" not in template:
         return template
     filters = "".join(f" | replace('{form}', '{TODAY.strftime(form)}')" for form in FORMATS)

@@ -1,8 +1,8 @@
-"""What rows of a task are probably not meant so, told before anything is learned, a line each.
+"""Checks of a task's rows for probable mistakes, before anything is learned.
 
-`check_task` refuses what cannot be right; the others return the lines of their warnings. A line
-says how many rows it is about, where the first of them stands, and what to do. Each row is looked
-at once.
+`check_task` raises an error for a task that cannot be right. The other functions return warnings.
+Each warning is one line that says how many rows it is about, where the first of them is, and what
+to do. Each function reads the rows once.
 """
 
 import json
@@ -16,12 +16,17 @@ from engram.data.task import Split, Task, answers_are_closed
 from engram.errors import EngramError, nearest
 
 
-LONGEST_NAME = 150  # bytes; a stage's folder is named after its task
-MEANT = ("role", "content", "tool_calls", "name")  # the keys of a message that say something
+LONGEST_NAME = 150  # bytes, as a stage's folder is named after its task
+COMPARED = ("role", "content", "tool_calls", "name")  # the keys by which messages are compared
 
 
 def check_task(task: Task) -> None:
-    """Raise EngramError for an empty name, an empty or double option, an answer that is none."""
+    """Check a task's name, its options, and that every answer is one of the options.
+
+    Raises:
+        EngramError: the name cannot be used, an option is empty or declared twice, or a row's
+            answer is not an option.
+    """
     check_name(task.name)
     if task.options is None:
         return
@@ -34,29 +39,33 @@ def check_task(task: Task) -> None:
     for split in filter(None, (task.train, task.dev, task.test)):
         outside = [i for i, row in enumerate(split.rows) if _outside(row, options)]
         if outside:
-            said = answer(split.rows[outside[0]]).strip()
+            text = answer(split.rows[outside[0]]).strip()
             raise EngramError(
-                f"{split.place(outside[0])}: the answer {said!r} is none of task {task.name!r}'s "
-                f"options ({len(outside)} of {len(split.rows)} rows have such an answer); "
-                f"{nearest(said, options)}"
+                f"{split.place(outside[0])}: the answer {text!r} is not an option of "
+                f"task {task.name!r} ({len(outside)} of {len(split.rows)} rows have such an "
+                f"answer); {nearest(text, options)}"
             )
 
 
 def check_name(name: str) -> None:
-    """Raise EngramError for a name under which nobody would find the task again."""
+    """Check that a task's name can be printed and used as the name of a folder.
+
+    Raises:
+        EngramError: it is empty, too long, or has characters that cannot be part of a name.
+    """
     if not name.strip():
         raise EngramError("a task's name is empty; give it one, such as reviews")
     if name != name.strip() or not name.isprintable():
         raise EngramError(
-            f"task {name!r}: white space around a name, and characters that cannot be printed, are "
-            f"no part of it; write {''.join(filter(str.isprintable, name)).strip()!r}"
+            f"task {name!r}: a name has no white space around it and no characters that cannot be "
+            f"printed; write {''.join(filter(str.isprintable, name)).strip()!r}"
         )
     if len(name.encode()) > LONGEST_NAME:
         raise EngramError(f"task {name[:30]!r}...: the name is too long; give a shorter one")
 
 
 def warnings(tasks: Sequence[Task]) -> list[str]:
-    """All that is probably a mistake in the rows of a stream's tasks."""
+    """Return all warnings about the rows of a stream's tasks."""
     lines = []
     for task in tasks:
         for name in ("train", "dev", "test"):
@@ -68,50 +77,50 @@ def warnings(tasks: Sequence[Task]) -> list[str]:
 
 
 def duplicates(task: Task, name: str) -> list[str]:
-    """Rows that stand more than once in the split of that name."""
+    """Return a warning if rows repeat earlier rows of the split `name`."""
     split: Split | None = getattr(task, name)
     if split is None:
         return []
-    first: dict[bytes, int] = {}
-    again = []
+    first_index: dict[bytes, int] = {}
+    repeats = []
     for i, row in enumerate(split.rows):
-        before = first.setdefault(_key(asked(row), answer(row).strip()), i)
-        if before != i:
-            again.append((i, before))
-    if not again:
+        earlier = first_index.setdefault(_key(question_text(row), answer(row).strip()), i)
+        if earlier != i:
+            repeats.append((i, earlier))
+    if not repeats:
         return []
-    at, before = again[0]
+    index, earlier = repeats[0]
     return [
-        f"{task.name}: {len(again)} of {len(split.rows)} {name} rows repeat an earlier one (first: "
-        f"{split.place(at)}, as row {split.number(before)}); drop them, unless they are to count "
-        "more than once"
+        f"{task.name}: {len(repeats)} of {len(split.rows)} {name} rows repeat an earlier one "
+        f"(first: {split.place(index)}, as row {split.number(earlier)}); drop them, unless they "
+        "should count more than once"
     ]
 
 
 def contradictions(task: Task) -> list[str]:
-    """Prompts of train with different answers, none of which is named as a reference of the row."""
-    first: dict[bytes, tuple[int, set[str]]] = {}
-    against: dict[bytes, tuple[int, int]] = {}
+    """Return a warning if train rows with the same prompt have no correct answer in common."""
+    first: dict[bytes, tuple[int, set[str]]] = {}  # by prompt: its first row and correct answers
+    contradicting: dict[bytes, tuple[int, int]] = {}  # by prompt: a row and the first one
     for i, row in enumerate(task.train.rows):
         if "text" in row:
             continue
-        key, right = _key(asked(row)), {text.strip() for text in references(row)}
-        before, answers = first.setdefault(key, (i, right))
-        if not answers & right:
-            against.setdefault(key, (i, before))
-    if not against:
+        key, correct = _key(question_text(row)), {text.strip() for text in references(row)}
+        earlier, earlier_correct = first.setdefault(key, (i, correct))
+        if not earlier_correct & correct:
+            contradicting.setdefault(key, (i, earlier))
+    if not contradicting:
         return []
-    at, before = next(iter(against.values()))
-    have = "prompt of train has" if len(against) == 1 else "prompts of train have"
+    index, earlier = next(iter(contradicting.values()))
+    have = "prompt of train has" if len(contradicting) == 1 else "prompts of train have"
     return [
-        f"{task.name}: {len(against)} {have} different answers (first: {task.train.place(at)}, and "
-        f"row {task.train.number(before)}); mend them, or give an answer that is right as well as "
-        "a reference"
+        f"{task.name}: {len(contradicting)} {have} different answers (first: "
+        f"{task.train.place(index)}, and row {task.train.number(earlier)}); mend them, or give "
+        "further correct answers as references"
     ]
 
 
 def unlearned(task: Task) -> list[str]:
-    """Answers of a closed task that only dev or test has, so that nothing teaches them."""
+    """Return warnings if dev or test rows of a closed task have answers that no train row has."""
     if not answers_are_closed(task.train.rows, task.options):
         return []
     taught = {answer(row).strip() for row in task.train.rows}
@@ -125,38 +134,39 @@ def unlearned(task: Task) -> list[str]:
         if split and missing:
             label = next(iter(missing))
             hint = nearest(label, taught)
-            meant = f" ({hint.rstrip('?')})" if hint.startswith("did you mean") else ""
+            suggestion = f" ({hint.rstrip('?')})" if hint.startswith("did you mean") else ""
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             count = sum(map(len, missing.values()))
             lines.append(
                 f"{task.name}: {count} of {len(split.rows)} {name} rows have an answer that no "
-                f"train row has, so it cannot be learned: {label!r}{meant}{others} (first: "
+                f"train row has, so it cannot be learned: {label!r}{suggestion}{others} (first: "
                 f"{split.place(missing[label][0])}); mend it or add train rows"
             )
     return lines
 
 
 def mixed(task: Task) -> list[str]:
-    """Rows of messages beside rows of plain text, of which only the first have the chat's form."""
+    """Return a warning if some rows are messages and others are plain text."""
     splits = [split for split in (task.train, task.dev, task.test) if split is not None]
     forms = [(_is_chat(row), split, i) for split in splits for i, row in enumerate(split.rows)]
-    other = next((one for one in forms if one[0] != forms[0][0]), None)
-    if other is None:
+    different = next((form for form in forms if form[0] != forms[0][0]), None)
+    if different is None:
         return []
-    is_chat, split, i = other
+    is_chat, split, i = different
     these, those = ("messages", "plain text") if is_chat else ("plain text", "messages")
     return [
-        f"{task.name}: some rows are {those} and others {these} (first: {split.place(i)}), and "
+        f"{task.name}: some rows are {those} and others {these} (first: {split.place(i)}), but "
         "only messages go through the chat template; write them all in one form"
     ]
 
 
 def leaked(tasks: Sequence[Task]) -> list[str]:
-    """Test and dev rows that ask what a train row asks, of the same task or of another one."""
-    taught: dict[bytes, list[tuple[int, int]]] = {}  # what is asked: the first row of each task
+    """Return warnings about dev and test rows with the prompt of a train row of any task."""
+    # By question: (task, row) of the first train row of each task that asks it.
+    taught: dict[bytes, list[tuple[int, int]]] = {}
     for number, task in enumerate(tasks):
         for i, row in enumerate(task.train.rows):
-            places = taught.setdefault(_key(asked(row)), [])
+            places = taught.setdefault(_key(question_text(row)), [])
             if not places or places[-1][0] != number:
                 places.append((number, i))
     lines = []
@@ -165,28 +175,28 @@ def leaked(tasks: Sequence[Task]) -> list[str]:
             split = getattr(task, name)
             if split is None:
                 continue
-            found: dict[int, list[tuple[int, int]]] = {}
+            leaks: dict[int, list[tuple[int, int]]] = {}  # by task: (row, train row)
             for i, row in enumerate(split.rows):
-                for other, at in taught.get(_key(asked(row)), ()):
-                    found.setdefault(other, []).append((i, at))
-            for other in sorted(found, key=lambda other: (other != number, other)):
-                lines.append(_leak(tasks[other], task, name, found[other], other == number))
+                for other, train_row in taught.get(_key(question_text(row)), ()):
+                    leaks.setdefault(other, []).append((i, train_row))
+            for other in sorted(leaks, key=lambda other: (other != number, other)):
+                lines.append(_leak(task, name, train_task=tasks[other], pairs=leaks[other]))
     return lines
 
 
-def _leak(train: Task, task: Task, name: str, pairs: list[tuple[int, int]], own: bool) -> str:
+def _leak(task: Task, name: str, train_task: Task, pairs: list[tuple[int, int]]) -> str:
     split: Split = getattr(task, name)
-    first, at = pairs[0]
-    of = "" if own else f" of task {train.name}"
+    row, train_row = pairs[0]
+    of_task = "" if train_task is task else f" of task {train_task.name}"
     return (
         f"{task.name}: {len(pairs)} of {len(split.rows)} {name} rows have the same prompt as a "
-        f"train row{of} (first: {split.place(first)}, as {train.train.place(at)}), so their score "
-        "measures memorisation; remove them from one of the two"
+        f"train row{of_task} (first: {split.place(row)}, as {train_task.train.place(train_row)}), "
+        "so their score measures memorisation; remove them from one of the two"
     )
 
 
 def truncated(split: Split, where: str, rows: Iterable[int], max_length: int) -> list[str]:
-    """Rows, by index, whose prompt loses its middle to `max_length`."""
+    """Return a warning about `rows`, the indices of rows whose prompt `max_length` cuts."""
     cut = list(rows)
     if not cut:
         return []
@@ -197,18 +207,21 @@ def truncated(split: Split, where: str, rows: Iterable[int], max_length: int) ->
     ]
 
 
-def asked(row: Row) -> str:
-    """What stands before the answer, without regard to white space; a text is asked whole."""
+def question_text(row: Row) -> str:
+    """Return the text before the answer, for comparing rows; for a row of text, the whole text.
+
+    All white space is normalised.
+    """
     if "text" in row:
         return _plain(row["text"])
     if isinstance(row.get("prompt"), str):
         return _plain(row["prompt"])
-    said = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
-    before = said[:-1]
+    messages = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
+    before = messages[:-1]
     if len(before) == 1 and set(before[0]) <= {"role", "content"} and "tools" not in row:
         return _plain(before[0]["content"])
-    meant = [{key: message[key] for key in MEANT if key in message} for message in before]
-    return _plain(json.dumps([meant, row.get("tools")], sort_keys=True, ensure_ascii=False))
+    compared = [{key: message[key] for key in COMPARED if key in message} for message in before]
+    return _plain(json.dumps([compared, row.get("tools")], sort_keys=True, ensure_ascii=False))
 
 
 def _outside(row: Row, options: Sequence[str]) -> bool:
@@ -224,6 +237,6 @@ def _plain(text: str) -> str:
 
 
 def _key(*texts: str) -> bytes:
-    """A short stand-in for texts, so that the rows need not be held twice."""
+    """Return a short hash of the texts, so that the rows need not be held in memory twice."""
     joined = chain.from_iterable((text.encode(), b"\0") for text in texts)
     return blake2b(b"".join(joined), digest_size=16).digest()

@@ -1,8 +1,9 @@
-"""The columns of other tools by their names: which are asked, which are answers, which are neither.
+"""Columns of other tools, recognised by name: questions, answers, and others.
 
-A column beside a row is left out if it has no part in it. One that belongs to the question or to
-the answer, and that the row does not hold already, would be lost: it is refused with the templates
-that make it a part of the row. Names are compared without regard to case, spaces and hyphens.
+A column that is not part of a row is left out. A column that belongs to the question or to the
+answer, and whose text the row does not hold already, would be lost. It is therefore refused, with
+the templates that make it a part of the row. Names are compared ignoring case, and with spaces and
+hyphens read as underscores.
 """
 
 import re
@@ -13,7 +14,7 @@ from engram.errors import EngramError
 
 
 Row = dict[str, Any]
-# Columns that other tools learn as the answer to what stands beside them, the likeliest first.
+# Columns that other tools learn as the answer, the likeliest first.
 ANSWERS = (
     *("completion", "output", "response", "answer", "answers", "label_text", "label", "labels"),
     *("target", "targets", "class", "sentiment", "emotion", "intent", "category", "summary"),
@@ -25,9 +26,9 @@ ASKED = (
     *("text1", "text2", "content", "title", "document", "article", "dialogue", "body", "review"),
     *("comment", "tweet", "utterance", "problem", "message"),
 )
-# Beside a text these say that it is not the text that is to be learned, but they.
+# A text beside one of these columns is a question, and the column is its answer.
 LABELS = tuple(name for name in ANSWERS if name != "category")
-# So do these, where none of those is there.
+# So is a text beside one of these, if none of `LABELS` is there.
 CLASSES = (
     *("category", "categories", "label_name", "label_names", "label_str", "label_id", "label_idx"),
     *("class_name", "class_label", "class_id", "classes", "topic", "topics", "genre", "genres"),
@@ -39,7 +40,7 @@ LIKE_LABELS = re.compile(r"\w+_(label|labels|class|sentiment|emotion|intent|topi
 _ANSWERED = "(answer|completion|messages?|output|rating|responses?|reward|score|text)"
 PREFERENCES = re.compile(rf"(chosen|rejected)(_{_ANSWERED})?|{_ANSWERED}_(chosen|rejected)")
 
-# Columns that belong to the question wherever they stand, and not to a text about it.
+# Columns that belong to the question in any row, rather than being remarks about it.
 QUESTION = (
     *(name for name in ASKED if name not in ("text", "title", "comment", "message")),
     *("contexts", "instructions", "questions", "passages", "paragraph", "paragraphs", "articles"),
@@ -62,17 +63,17 @@ EXACT = (
     *("prompt", "completion", "messages", "system", "system_prompt", "system_message", "history"),
     *("tools", "references", "chat_template_kwargs", "conversations"),
 )
-# What stands under such a name may only switch something on or off.
+# A column with one of these values is a switch or a level, and not text that would be missed.
 SWITCHES = ("on", "off", "true", "false", "yes", "no", "none", "low", "medium", "high")
 
 
 def plain(name: Any) -> str:
-    """A column's name as names are compared."""
+    """Normalise a column's name for comparison: lower case, with underscores."""
     return re.sub(r"[\s-]+", "_", str(name).strip().lower())
 
 
 def column(record: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    """The first column of a record that says something and has one of these names."""
+    """Return the first column of a record that has one of these names and is not empty."""
     valid = set(names)
     return next(
         (key for key in record if plain(key) in valid and _says_something(record[key])), None
@@ -80,7 +81,7 @@ def column(record: Mapping[str, Any], names: Iterable[str]) -> str | None:
 
 
 def answer_column(names: Iterable[str]) -> str | None:
-    """The column that is most likely the answer, by its name alone."""
+    """Return the column that is most likely the answer, judged by its name only."""
     names = list(names)
     for wanted in (*ANSWERS, *CLASSES, *RATINGS):
         for name in names:
@@ -90,7 +91,7 @@ def answer_column(names: Iterable[str]) -> str | None:
 
 
 def label_columns(record: Mapping[str, Any]) -> list[str]:
-    """The columns that a text is given to, rather than learned beside them."""
+    """Return the columns that look like labels of a text, so that it is not learned by itself."""
     labels = [key for key in record if plain(key) in LABELS]
     return labels or [
         key
@@ -101,9 +102,9 @@ def label_columns(record: Mapping[str, Any]) -> list[str]:
 
 
 def is_numbered(record: Mapping[str, Any]) -> bool:
-    """Whether the labels are whole numbers, whose names nobody has told.
+    """Return whether the answer is a class number without a name.
 
-    A table that has lost a cell of the column writes them as 1.0.
+    A table with an empty cell in the column may write such numbers as 1.0.
     """
     key = answer_column(map(str, record))
     name = plain(key)
@@ -114,21 +115,32 @@ def is_numbered(record: Mapping[str, Any]) -> bool:
 
 
 def mapping(columns: Iterable[Any], numbered: bool = False) -> str:
-    """The templates that make rows of columns with these names, as a YAML would have them."""
+    """Suggest templates, as they are written in YAML, that make rows of columns with these names.
+
+    With `numbered`, the suggestion also has `labels`, the names of the answer's numbers.
+    """
     names = [str(name) for name in columns]
     answer = answer_column(names) or (names[1:] or ["COLUMN"])[-1]
-    asked = [name for name in names if plain(name) in (*ASKED, *QUESTION) and name != answer]
-    asked = asked or [name for name in names if name != answer][:1] or ["COLUMN"]
-    systems = [name for name in names if plain(name) in SYSTEM and name not in (*asked, answer)]
-    thoughts = [name for name in names if plain(name) in THOUGHTS and name not in (*asked, answer)]
+    questions = [name for name in names if plain(name) in (*ASKED, *QUESTION) and name != answer]
+    questions = questions or [name for name in names if name != answer][:1] or ["COLUMN"]
+    others = [name for name in names if name not in (*questions, answer)]
+    systems = [name for name in others if plain(name) in SYSTEM]
+    thoughts = [name for name in others if plain(name) in THOUGHTS]
     labels = ", labels: [NAME OF 0, NAME OF 1]" if numbered else ""
-    return f"{_templates([*systems, *asked], [*thoughts, answer])}{labels}"
+    return f"{_templates([*systems, *questions], [*thoughts, answer])}{labels}"
 
 
 def check_left_out(record: Mapping[str, Any], row: Row, used: set[str], where: str) -> None:
-    """Raise EngramError for a column that is no part of the row and that would be missed.
+    """Check that no column which belongs to the row would be left out of it.
 
-    `row` is the row that the columns in `used` have made of the record.
+    Args:
+        record: the record.
+        row: the row that was made of the record.
+        used: the columns that the row was made from.
+        where: the beginning of the error line.
+
+    Raises:
+        EngramError: such a column would be left out; the line says what to write instead.
     """
     others = {key: value for key, value in record.items() if key not in used}
     _check_flags(others, row, where)
@@ -140,50 +152,51 @@ def check_left_out(record: Mapping[str, Any], row: Row, used: set[str], where: s
             f"{where}: {miswritten!r} is not read under this name; write it {plain(miswritten)}"
         )
     _check_template(others, row, where)
-    if "messages" in row:  # which have been compared with these
+    if "messages" in row:  # these columns have been compared with the messages already
         others = {key: others[key] for key in others if key not in REPEATED}
     elif _writes_out(others.get("prompt"), row):
         del others["prompt"]
-    for names, said, about in (
+    for names, row_text, error_line in (
         (QUESTION, _question(row), _about_question),
         (THOUGHTS, _spaced(_texts(row)), _about_thoughts),
         (SAID, _answer(row), _about_answer),
     ):
-        missing = [key for key in others if plain(key) in names and _is_missing(others[key], said)]
+        candidates = [key for key in others if plain(key) in names]
+        missing = [key for key in candidates if _is_missing(others[key], row_text)]
         if missing:
-            raise EngramError(f"{where}: {about(missing, record, row)}")
+            raise EngramError(f"{where}: {error_line(missing, record, row)}")
 
 
 def _check_flags(others: Mapping[str, Any], row: Row, where: str) -> None:
-    """Raise EngramError for what says that the row is not to be learned, or not as it is."""
+    """Raise EngramError for a flag by which the row should not be learned, or not fully."""
     for key, value in others.items():
-        name, says = plain(key), str(value).strip().lower()
-        if _is_weight(name, says):
+        name, text = plain(key), str(value).strip().lower()
+        if _is_weight(name, text):
             more = ", or write weight 0 on a message of the assistant's" if _is_chat(row) else ""
             raise EngramError(
-                f"{where}: {key} {value!r} is of the whole row, and rows have no weights; take out "
-                f"the rows that are not to be learned, and the column{more}"
+                f"{where}: {key} {value!r} is for the whole row, but rows have no weights; remove "
+                f"the rows that should not be learned, and the column{more}"
             )
-        is_truth = says in ("true", "false") or (name.startswith("kto") and says in ("0", "1"))
+        is_truth = text in ("true", "false") or (name.startswith("kto") and text in ("0", "1"))
         if name in LIKED and is_truth and "text" not in row:
             raise EngramError(
-                f"{where}: {key} says whether the completion is liked, and rows of preferences are "
-                f"not learned; keep the liked ones and take {key} out"
+                f"{where}: {key} says whether the completion is liked, but rows of preferences "
+                f"cannot be learned; keep the liked ones and remove {key}"
             )
 
 
-def _is_weight(name: str, says: str) -> bool:
-    """Whether a column gives its row another weight than all rows have."""
+def _is_weight(name: str, text: str) -> bool:
+    """Return whether a column gives its row a weight other than 1."""
     if name in TRAINED:
-        return says == "false" or (name != "loss" and says in ("0", "0.0", "no"))
+        return text == "false" or (name != "loss" and text in ("0", "0.0", "no"))
     try:
-        return name in WEIGHTS and (says == "false" or float(says) != 1)
-    except ValueError:  # a word
+        return name in WEIGHTS and (text == "false" or float(text) != 1)
+    except ValueError:  # the column holds a word
         return False
 
 
 def _check_template(others: Mapping[str, Any], row: Row, where: str) -> None:
-    """Raise EngramError for what a chat template reads, under a name that it does not."""
+    """Raise EngramError for something that chat templates read, but under another name."""
     functions, earlier = column(others, FUNCTIONS), column(others, EARLIER)
     if functions:
         raise EngramError(
@@ -200,8 +213,8 @@ def _check_template(others: Mapping[str, Any], row: Row, where: str) -> None:
     if documents and _is_chat(row):
         raise EngramError(
             f"{where}: {documents} would be left out; write chat_template_kwargs: "
-            '{"documents": ...} if the chat template reads them, or put them into the message that '
-            "asks"
+            '{"documents": ...} if the chat template reads them, or put them into the message with '
+            "the question"
         )
 
 
@@ -209,38 +222,35 @@ def _about_question(missing: list[str], record: Mapping[str, Any], row: Row) -> 
     them = "it" if len(missing) == 1 else "them"
     lost = f"{', '.join(missing)} would be left out of the question"
     if _is_chat(row):
-        return f"{lost}; put {them} into the message that asks, or take {them} out"
-    asked, answer = _parts(record)
-    asked = [key for key in record if key in (*asked, *missing)]
-    return f"{lost}; write {_templates(asked, [answer])} beside path or hub, or take {them} out"
+        return f"{lost}; put {them} into the message with the question, or remove {them}"
+    questions, answer = _parts(record)
+    questions = [key for key in record if key in (*questions, *missing)]
+    return f"{lost}; write {_templates(questions, [answer])} beside path or hub, or remove {them}"
 
 
 def _about_thoughts(missing: list[str], record: Mapping[str, Any], row: Row) -> str:
     key = missing[0]
     message = '{"role": "assistant", "reasoning_content": ..., "content": ...}'
     if _is_chat(row):
-        return f"{key} would be left out; write it in the message that answers: {message}"
-    asked, answer = _parts(record)
+        return f"{key} would be left out; write it in the message with the answer: {message}"
+    questions, answer = _parts(record)
     return (
-        f"{key} would be left out of the answer; write {_templates(asked, [key, answer])} beside "
-        f"path or hub, or messages with {message}, or take it out"
+        f"{key} would be left out of the answer; write {_templates(questions, [key, answer])} "
+        f"beside path or hub, or messages with {message}, or remove it"
     )
 
 
 def _about_answer(missing: list[str], record: Mapping[str, Any], row: Row) -> str:
-    asked, answer = _parts(record)
+    questions, answer = _parts(record)
     beside = "messages" if "messages" in row else answer
-    differ = f"{missing[0]} stands beside {beside} and says something else; take one of them out"
+    differ = f"{missing[0]} stands beside {beside} and says something else; remove one of them"
     if _is_chat(row):
         return differ
-    return (
-        f"{differ}, or say with {_templates(asked, [answer])} beside path or hub which one is "
-        "learned"
-    )
+    return f"{differ}, or choose with {_templates(questions, [answer])} beside path or hub"
 
 
 def _parts(record: Mapping[str, Any]) -> tuple[list[str], str]:
-    """The columns that have made a plain row: what is asked, and the answer."""
+    """Return the columns that a row of plain text was made from: the questions and the answer."""
     if "prompt" in record and "completion" in record:
         return ["prompt"], "completion"
     if "instruction" in record and "output" in record:
@@ -248,8 +258,9 @@ def _parts(record: Mapping[str, Any]) -> tuple[list[str], str]:
     return ["text"], "label"
 
 
-def _templates(asked: Iterable[str], said: Iterable[str]) -> str:
-    prompt, completion = ("\\n".join(f"{{{name}}}" for name in names) for names in (asked, said))
+def _templates(prompt_columns: Iterable[str], completion_columns: Iterable[str]) -> str:
+    prompt = "\\n".join(f"{{{name}}}" for name in prompt_columns)
+    completion = "\\n".join(f"{{{name}}}" for name in completion_columns)
     return f'prompt: "{prompt}", completion: "{completion}"'
 
 
@@ -257,29 +268,29 @@ def _is_chat(row: Row) -> bool:
     return "messages" in row or isinstance(row.get("prompt"), list)
 
 
-def _is_missing(value: Any, said: str) -> bool:
-    """Whether a column says something that is not said already."""
+def _is_missing(value: Any, row_text: str) -> bool:
+    """Return whether a column holds a text that the row's text does not."""
     texts = [_spaced([text]) for text in _texts(value)]
-    return any(not _holds(said, text) for text in texts if text not in ("", *SWITCHES))
+    return any(not _holds(row_text, text) for text in texts if text not in ("", *SWITCHES))
 
 
-def _holds(said: str, text: str) -> bool:
-    """Whether a text is a part of what is said; a short one as whole words."""
+def _holds(row_text: str, text: str) -> bool:
+    """Return whether the row's text contains `text`; a short text must match whole words."""
     if len(text) > 15 or not text.isascii():
-        return text in said
-    return re.search(rf"(?<!\w){re.escape(text)}(?!\w)", said) is not None
+        return text in row_text
+    return re.search(rf"(?<!\w){re.escape(text)}(?!\w)", row_text) is not None
 
 
 def _writes_out(prompt: Any, row: Row) -> bool:
-    """Whether a column is the row's own prompt, written out with more around it."""
-    asked = row.get("prompt")
-    if not isinstance(prompt, str) or not isinstance(asked, str):
+    """Return whether the column `prompt` is the row's own prompt with more text around it."""
+    row_prompt = row.get("prompt")
+    if not isinstance(prompt, str) or not isinstance(row_prompt, str):
         return False
-    return all(_spaced([line]) in _spaced([prompt]) for line in asked.splitlines())
+    return all(_spaced([line]) in _spaced([prompt]) for line in row_prompt.splitlines())
 
 
 def _says_something(value: Any) -> bool:
-    is_nan = isinstance(value, float) and value != value  # an empty cell, to pandas
+    is_nan = isinstance(value, float) and value != value  # pandas writes an empty cell as NaN
     return not is_nan and str(value).strip() not in ("", "[]", "{}")
 
 
@@ -295,12 +306,12 @@ def _answer(row: Row) -> str:
 
 
 def _spaced(texts: Iterable[str]) -> str:
-    """Texts as they are compared: without regard to case and to the kind of white space."""
+    """Join texts for comparison, ignoring case and the kind of white space."""
     return " ".join("\n".join(texts).lower().split())
 
 
 def _texts(value: Any) -> list[str]:
-    """All texts inside a value; a message's role, and what kind of a part it is, are none."""
+    """Return all texts inside a value, except a message's role and the type of a part."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):

@@ -1,11 +1,11 @@
-"""Records of a file, one by one, before anything is made of them.
+"""Read the records of a file one by one, as they are stored.
 
-    .jsonl     an object a line
-    .json      an array of objects, or an object a line
+    .jsonl     one object per line
+    .json      an array of objects, or one object per line
     .parquet   a table
-    .csv .tsv  a table with a header line, cells apart by commas or tabs
+    .csv .tsv  a table with a header line, its cells separated by commas or tabs
 
-All but Parquet may be gzipped, with `.gz` behind the suffix.
+All but Parquet may be gzipped, with `.gz` after the suffix.
 """
 
 import csv
@@ -24,26 +24,27 @@ from engram.errors import EngramError, nearest
 
 PLAIN = (".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (*PLAIN, *(f"{suffix}.gz" for suffix in PLAIN), ".parquet")
-# An object with one of these is a row itself, whatever lists it has.
+# An object with one of these keys is itself a row, even if it also holds arrays of objects.
 ROW = {"messages", "conversations", "conversation", "dialogue", "dialog", "prompt", "completion"}
 ROW |= {"text", "instruction", "chosen"}
-LONGEST_CELL = 2**31 - 1  # characters; the csv module's own limit, 2**17, is less than some texts
+LONGEST_CELL = 2**31 - 1  # characters; some texts are longer than the csv module's default, 2**17
 
 
 def read_records(path: Path) -> Iterator[tuple[int, Any]]:
-    """The records of a file with their numbers, from 1: lines of JSON, elements of an array, or
-    records of a table.
+    """Yield each record of a file with its number, counted from 1.
+
+    The number is that of a line of JSON, an element of an array, or a record of a table.
 
     Raises:
-        EngramError: the file is missing, of another format, or not whole.
+        EngramError: the file is missing, incomplete, or of a format that is not supported.
     """
     if not path.is_file():
         raise EngramError(_missing(path))
     suffix = suffix_of(path.name)
     if suffix is None:
         raise EngramError(
-            f"{path}: rows come as {', '.join((*PLAIN, '.parquet'))}, all but the last also "
-            "gzipped (.gz); convert the file to one of these"
+            f"{path}: the formats of rows are {', '.join((*PLAIN, '.parquet'))}, all but the last "
+            "also gzipped (.gz); convert the file to one of these"
         )
     kind = suffix.removesuffix(".gz")
     read = {".parquet": _read_parquet, ".json": _read_json, ".jsonl": _read_lines}.get(kind)
@@ -56,15 +57,15 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def suffix_of(name: str) -> str | None:
-    """The suffix by which a file's format is known, None if it is none of ours."""
+    """Return the suffix that tells a file's format, or None if the format is not supported."""
     return next((s for s in SUFFIXES if name.lower().endswith(s)), None)
 
 
 def without_nulls(value: Any) -> Any:
-    """A table's record without the keys that the columns' types alone have put there.
+    """Remove from a table's record the keys that are there only because of the column's type.
 
-    Of a column of lists of messages, every message has the keys of all of them, null where it has
-    none itself.
+    In a column of lists of messages, each message has the keys of all the messages, and those that
+    it does not set itself are null.
     """
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
@@ -82,13 +83,13 @@ def _read_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _without_array(lines: Iterable[str], path: Path) -> Iterator[str]:
-    """The lines themselves, unless they are those of one array."""
+    """Yield the lines unchanged; raise EngramError if together they are one JSON array."""
     is_first = True
     for line in lines:
         if is_first and re.match(r"\s*\[\s*([\]{]|$)", line):
             name = re.sub(r"\.jsonl(\.gz)?$", r".json\1", path.name, flags=re.I)
             raise EngramError(
-                f"{path}: holds a JSON array, and every line of a .jsonl file is a row of its own; "
+                f"{path}: the file holds a JSON array, but each line of a .jsonl file is one row; "
                 f"name it {name}"
             )
         is_first = is_first and not line.strip()
@@ -98,15 +99,15 @@ def _without_array(lines: Iterable[str], path: Path) -> Iterator[str]:
 def _lines(lines: Iterable[str], path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield number, _loads(line, f"{path}, row {number}", "every line holds one whole object")
+            yield number, _loads(line, f"{path}, row {number}", "each line must hold one object")
 
 
 def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
-    """An array; or an object a line, which many files of this name hold."""
+    """Read an array of objects, or one object per line, as many `.json` files are written."""
     with _open(path) as file:
         text = file.read()
     if text.lstrip().startswith("["):
-        yield from enumerate(_loads(text, str(path), "a .json file holds one whole array"), 1)
+        yield from enumerate(_loads(text, str(path), "a .json file must hold one array"), 1)
         return
     try:
         whole = json.loads(text)
@@ -123,33 +124,33 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
     if arrays and not ROW & set(whole):
         key = "data" if "data" in arrays else max(arrays, key=lambda key: len(whole[key]))
         raise EngramError(
-            f"{path}: one object with an array under {key!r}; write the array alone, or "
-            "each of its rows on a line of a .jsonl file"
+            f"{path}: the file holds one object with an array under {key!r}; write the array "
+            "alone, or each of its rows on a line of a .jsonl file"
         )
     yield 1, whole
 
 
-class _TwiceError(ValueError):
-    """A key stands twice in an object, and one of its values would be lost."""
+class _DuplicateKeyError(ValueError):
+    """An object has the same key twice, so that one of the values would be lost."""
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
         key = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-        raise _TwiceError(f"the key {key!r} stands twice in one object; keep one of them")
-    return made
+        raise _DuplicateKeyError(f"the key {key!r} stands twice in one object; keep one of them")
+    return values
 
 
 def _loads(text: str, where: str, expected: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
         at = f"line {error.lineno}, " if "\n" in text.strip() else ""
         raise EngramError(
             f"{where}: not JSON ({error.msg} at {at}column {error.colno}); {expected}"
         ) from error
-    except _TwiceError as error:
+    except _DuplicateKeyError as error:
         raise EngramError(f"{where}: {error}") from None
     except RecursionError:
         raise EngramError(f"{where}: nested too deeply to be a row") from None
@@ -171,8 +172,8 @@ def _read_table(path: Path, kind: str) -> Iterator[tuple[int, Any]]:
                 yield number, {key: value or None for key, value in record.items()}
         except csv.Error as error:
             raise EngramError(
-                f"{path}: not {name} ({error}); save it with a header line, and with cells in "
-                "quotes that hold quotes"
+                f"{path}: not {name} ({error}); save it with a header line, and put cells that "
+                "hold quotes in quotes"
             ) from error
 
 
@@ -184,8 +185,8 @@ def _check_header(columns: Any, path: Path) -> None:
         other = next((mark for mark in ";\t|," if mark in columns[0]), None)
         if other:
             raise EngramError(
-                f"{path}: its one column is {columns[0]!r}, so the cells are apart by {other!r}; "
-                "save it as .csv with commas or as .tsv with tabs"
+                f"{path}: its only column is {columns[0]!r}, so its cells are separated by "
+                f"{other!r}; save it as .csv with commas or as .tsv with tabs"
             )
 
 

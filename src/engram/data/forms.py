@@ -1,7 +1,7 @@
-"""What a record says, as a row: other tools' forms, the columns beside them, and what is refused.
+"""Converting records to rows: the formats of other tools, and the columns beside them.
 
-Nothing is dropped in silence: a column makes a part of the row, or it is refused with what to
-write, or it is named among those that were left out.
+No column is dropped silently. It becomes a part of the row, or it is refused with an error that
+says what to write instead, or it is listed among the columns that were left out.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,12 @@ MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 
 @dataclass
 class Notes:
-    """What is said once of a file: the columns that were left out, and what was read as what."""
+    """Notes on how a file was read, each given once for the whole file.
+
+    Args:
+        left_out: the columns that are not part of a row, in order.
+        labelled: whether a text beside a label was read as prompt and completion.
+    """
 
     left_out: dict[str, None] = field(default_factory=dict)
     labelled: bool = False
@@ -46,56 +51,62 @@ class Notes:
         lines = []
         if self.left_out:
             names = ", ".join(self.left_out)
-            lines.append(f"{where}: left out, as they are no part of a row: {names}")
+            lines.append(f"{where}: left out, as they are not part of a row: {names}")
         if self.labelled:
             lines.append(f"{where}: text beside label is read as prompt and completion")
         return tuple(lines)
 
 
 def as_row(raw: Any, where: str, notes: Notes | None = None) -> Row:
-    """One checked row with the keys of its format alone; `where` begins the error line.
+    """Convert a record to a checked row that has only the keys of its format.
 
-    `notes` collects what is left out, and is to be said.
+    Args:
+        raw: the record, a mapping in any of the formats that are known.
+        where: the beginning of the error line.
+        notes: collects the columns that are left out, if given.
+
+    Raises:
+        EngramError: the record is not a row that can be learned.
     """
     if not isinstance(raw, Mapping):
         raise EngramError(
             f'{where}: expected an object such as {{"prompt": ..., "completion": ...}}'
         )
-    # A table gives every record every column: an empty cell is an absent key.
+    # In a table every record has every column, so an empty cell means an absent key.
     record = {key: value for key, value in raw.items() if value is not None}
     _refuse(record, where)
     row, used = _row(record, where)
     row |= _beside(record, row, used, where)
     check_left_out(record, row, used, where)
     if notes is not None:
-        others = [str(key) or "(one without a name)" for key in record if key not in used]
-        notes.left_out |= dict.fromkeys(others)
+        unused = [str(key) or "(one without a name)" for key in record if key not in used]
+        notes.left_out |= dict.fromkeys(unused)
         notes.labelled |= "label" in used
     return row
 
 
 def _refuse(record: Mapping[str, Any], where: str) -> None:
-    """Raise EngramError for what is no supervised row of text."""
+    """Raise EngramError for a record that is not a supervised row of text."""
     preference = next((key for key in record if PREFERENCES.fullmatch(plain(key))), None)
     if preference:
         raise EngramError(
-            f"{where}: {preference} makes it a row of preferences, which are not learned; write "
+            f"{where}: {preference} makes it a row of preferences, which cannot be learned; write "
             "prompt and completion, or messages, with the answer to learn"
         )
     medium = next((key for key in MEDIA if key in record and record[key] not in ("", [], {})), None)
     if medium:
         raise EngramError(
-            f"{where}: {medium} is not learned, only text is; take the column out if the text is "
+            f"{where}: {medium} is not learned, only text is; remove the column if the text is "
             "enough"
         )
 
 
 def _row(record: Mapping[str, Any], where: str) -> tuple[Row, set[str]]:
-    """The row of the one form that a record has, and the columns it is made of."""
-    talks = [key for key in CONVERSATIONS if _is_talk(record, key)]
-    if talks:
-        return _conversation(record, talks, where)
-    if ("prompt" in record or "completion" in record) and _is_asked_and_answered(record):
+    """Return the row in the format that the record has, and the columns that it is made of."""
+    conversations = [key for key in CONVERSATIONS if _is_conversation(record, key)]
+    if conversations:
+        return _conversation(record, conversations, where)
+    if ("prompt" in record or "completion" in record) and _has_prompt_and_completion(record):
         used = {"prompt", "completion", "references"}
         row = _prompt_completion(record, where)
     elif "instruction" in record and ("output" in record or not label_columns(record)):
@@ -104,33 +115,37 @@ def _row(record: Mapping[str, Any], where: str) -> tuple[Row, set[str]]:
     elif "text" in record:
         return _text(record, where)
     else:
-        found = ", ".join(map(str, record)) or "none"
         if not record:
             raise EngramError(
                 f"{where}: expected prompt and completion, messages, or text; its keys: none"
             )
         if "input_ids" in record:
             raise EngramError(
-                f"{where}: input_ids are tokens already; give the text, the base makes its tokens"
+                f"{where}: input_ids are already tokens; give the text, which the base's tokenizer "
+                "will encode"
             )
+        keys = ", ".join(map(str, record))
         raise EngramError(
-            f"{where}: expected prompt and completion, messages, or text; its keys: {found}; make "
+            f"{where}: expected prompt and completion, messages, or text; its keys: {keys}; make "
             f"rows of them with {mapping(record, is_numbered(record))} beside path or hub"
         )
     _check_rendering(record, row, where)
     return row, used
 
 
-def _is_asked_and_answered(record: Mapping[str, Any]) -> bool:
-    """Whether prompt and completion are there, or nothing else that could stand for the other."""
+def _has_prompt_and_completion(record: Mapping[str, Any]) -> bool:
+    """Return whether a record has a prompt and a completion.
+
+    A record that has only one of them also counts, unless another column could be the other one.
+    """
     others = ASKED if "completion" in record else ANSWERS
     return {"prompt", "completion"} <= set(record) or not any(
         plain(key) in others for key in record
     )
 
 
-def _is_talk(record: Mapping[str, Any], key: str) -> bool:
-    """Whether a column holds a conversation; a dialogue may be a text as well."""
+def _is_conversation(record: Mapping[str, Any], key: str) -> bool:
+    """Return whether a column holds a conversation; a column such as `dialogue` may hold text."""
     if key not in record:
         return False
     if key in ("messages", "conversations"):
@@ -141,18 +156,20 @@ def _is_talk(record: Mapping[str, Any], key: str) -> bool:
 def _conversation(
     record: Mapping[str, Any], columns: list[str], where: str
 ) -> tuple[Row, set[str]]:
-    made = [checked_messages(record[key], f"{where}: {key}", whole=True) for key in columns]
-    messages = made[0]
-    for key, other in zip(columns, made, strict=True):
-        if other != messages:
+    conversations = [
+        checked_messages(record[key], f"{where}: {key}", whole=True) for key in columns
+    ]
+    messages = conversations[0]
+    for key, conversation in zip(columns, conversations, strict=True):
+        if conversation != messages:
             raise EngramError(
-                f"{where}: {columns[0]} and {key} hold two conversations; take one of them out"
+                f"{where}: {columns[0]} and {key} hold two conversations; remove one of them"
             )
     for key, first in (("prompt", True), ("completion", False), ("instruction", True)):
         if key in record and not _says(messages, record[key], first):
             raise EngramError(
-                f"{where}: {key} stands beside {columns[0]} and says something else; take one of "
-                "them out"
+                f"{where}: {key} stands beside {columns[0]} and says something else; remove one of "
+                "them"
             )
     row = {"messages": messages}
     _check_rendering(record, row, where)
@@ -160,21 +177,25 @@ def _conversation(
 
 
 def _says(messages: list[Row], value: Any, first: bool) -> bool:
-    """Whether a column repeats what a conversation says first, or last."""
+    """Return whether a column repeats the first messages of a conversation, or the last ones.
+
+    A column of text is compared with the first message of the user, or the last of the assistant.
+    """
     if isinstance(value, list):
         end = messages[: len(value)] if first else messages[-len(value) :]
-        said = [(m.get("role"), m.get("content")) for m in value if isinstance(m, Mapping)]
-        return said == [(m["role"], m.get("content")) for m in end]
-    spoken = [m.get("content") for m in messages if m["role"] == ("user" if first else "assistant")]
-    return bool(spoken) and str(value).strip() == str(spoken[0 if first else -1]).strip()
+        repeated = [(m.get("role"), m.get("content")) for m in value if isinstance(m, Mapping)]
+        return repeated == [(m["role"], m.get("content")) for m in end]
+    role = "user" if first else "assistant"
+    contents = [message.get("content") for message in messages if message["role"] == role]
+    return bool(contents) and str(value).strip() == str(contents[0 if first else -1]).strip()
 
 
 def _alpaca(record: Mapping[str, Any], where: str) -> Row:
     prompt = checked_text(record["instruction"], f"{where}: instruction")
     if record.get("input"):
         prompt += "\n" + checked_text(record["input"], f"{where}: input")
-    said, others = _completion(record.get("output"), f"{where}: output")
-    return {"prompt": prompt, "completion": said, **others}
+    completion, others = _completion(record.get("output"), f"{where}: output")
+    return {"prompt": prompt, "completion": completion, **others}
 
 
 def _prompt_completion(record: Mapping[str, Any], where: str) -> Row:
@@ -200,34 +221,34 @@ def _prompt_completion(record: Mapping[str, Any], where: str) -> Row:
 
 
 def _completion(value: Any, where: str) -> tuple[str, Row]:
-    """The text to learn; of a list it is the first, the others are right as well."""
+    """Return the text to learn, and the references: those of a list are all but the first text."""
     if not isinstance(value, list):
         return checked_text(value, where), {}
-    texts = [checked_text(one, where) for one in value]
+    texts = [checked_text(text, where) for text in value]
     if not texts:
         raise EngramError(f"{where} is an empty list; give at least one text")
     return texts[0], {"references": texts[1:]}
 
 
 def _text(record: Mapping[str, Any], where: str) -> tuple[Row, set[str]]:
-    """A text that is learned whole, or beside one label in words what the label is given to."""
+    """Return a row of text, or of prompt and completion if one label in words is beside it."""
     labels = label_columns(record)
     if not labels:
         return {"text": checked_text(record["text"], f"{where}: text")}, {"text"}
     label = record["label"] if labels == ["label"] else None
     if isinstance(label, str) and not is_numbered(record):
         text = checked_text(record["text"], f"{where}: text")
-        said = checked_text(label, f"{where}: label")
-        return {"prompt": text, "completion": said}, {"text", "label", "references"}
+        completion = checked_text(label, f"{where}: label")
+        return {"prompt": text, "completion": completion}, {"text", "label", "references"}
     raise EngramError(
-        f"{where}: {', '.join(labels)} beside text: is the text learned, or what stands beside it? "
-        f"Write {mapping(record, is_numbered(record))} beside path or hub, or take "
-        f"{'it' if len(labels) == 1 else 'them'} out to learn the text"
+        f"{where}: {', '.join(labels)} beside text: which of them is to be learned? "
+        f"Write {mapping(record, is_numbered(record))} beside path or hub, or remove "
+        f"{'it' if len(labels) == 1 else 'them'} to learn the text"
     )
 
 
 def _check_rendering(record: Mapping[str, Any], row: Row, where: str) -> None:
-    """A text beside a whole row is left out if it is that row, written out, or a part of it."""
+    """Raise EngramError for a text beside a row that is neither the row written out nor in it."""
     text = record.get("text")
     if not text:
         return
@@ -235,20 +256,23 @@ def _check_rendering(record: Mapping[str, Any], row: Row, where: str) -> None:
         parts = [message.get("content", "") for message in row["messages"]]
     else:
         parts = [record.get(key) for key in ("prompt", "completion", "instruction", "output")]
-    said = [part.strip() for part in parts if isinstance(part, str)]
-    if isinstance(text, str) and any(text.strip() in part for part in said):
-        return  # the row has been made of it
-    if not isinstance(text, str) or not all(part in text for part in said):
+    row_texts = [part.strip() for part in parts if isinstance(part, str)]
+    if isinstance(text, str) and any(text.strip() in row_text for row_text in row_texts):
+        return  # the row was made from this text
+    if not isinstance(text, str) or not all(row_text in text for row_text in row_texts):
         raise EngramError(
-            f"{where}: text says something else than the row beside it; take text out, or write "
+            f"{where}: text says something else than the row beside it; remove text, or write "
             f"{mapping(record)} beside path or hub"
         )
 
 
 def _beside(record: Mapping[str, Any], row: Row, used: set[str], where: str) -> Row:
-    """What the columns beside a form add to its row, which may change as well; all JSON."""
+    """Return the keys that further columns add to a row: tools, template settings, references.
+
+    Changes `row` (by `system` and `history`) and adds the columns that it reads to `used`.
+    """
     added: Row = {}
-    _set_the_scene(record, row, used, where)
+    _add_context(record, row, used, where)
     chat = "messages" in row or isinstance(row.get("prompt"), list)
     tools = from_json(record.get("tools"), f"{where}: tools")
     if tools:
@@ -261,20 +285,20 @@ def _beside(record: Mapping[str, Any], row: Row, used: set[str], where: str) -> 
     for key in ("tools", "chat_template_kwargs"):
         if key in added and not chat:
             raise EngramError(
-                f"{where}: {key} go to the chat template, and this row is plain text; write "
-                "messages, or take the column out"
+                f"{where}: {key} go to the chat template, but this row is plain text; write "
+                "messages, or remove the column"
             )
         if key in record:
             used.add(key)
     if "references" in used:
         added |= _references(record, row, where)
     elif record.get("references"):
-        raise EngramError(f"{where}: references are of an answer, and a row of text has none")
+        raise EngramError(f"{where}: references belong to an answer, but a row of text has none")
     return added
 
 
-def _set_the_scene(record: Mapping[str, Any], row: Row, used: set[str], where: str) -> None:
-    """Put `system` and `history` before what is asked, where they say something."""
+def _add_context(record: Mapping[str, Any], row: Row, used: set[str], where: str) -> None:
+    """Put the columns `system` and `history`, unless they are empty, before the row's messages."""
     columns = [key for key in SYSTEM if key in record]
     used.update(columns)
     texts = {key: record[key] for key in columns if record[key] != ""}
@@ -283,26 +307,25 @@ def _set_the_scene(record: Mapping[str, Any], row: Row, used: set[str], where: s
     if not texts and not history:
         return
     if "text" in row:
-        named = ", ".join([*texts, *(["history"] if history else [])])
-        raise EngramError(f"{where}: {named} beside a text; write messages instead")
-    before = [
+        columns = [*texts, *(["history"] if history else [])]
+        raise EngramError(f"{where}: {', '.join(columns)} beside a text; write messages instead")
+    systems = [
         {"role": "system", "content": checked_text(text, f"{where}: {key}")}
         for key, text in texts.items()
     ]
-    if any(message != before[0] for message in before):
-        raise EngramError(f"{where}: {' and '.join(texts)} differ; take one of them out")
+    if any(message != systems[0] for message in systems):
+        raise EngramError(f"{where}: {' and '.join(texts)} differ; remove one of them")
     _as_messages(row)
     key = "messages" if "messages" in row else "prompt"
-    asked = row[key]
-    if before and asked[0]["role"] in ("system", "developer"):
-        if asked[0]["content"].strip() != before[0]["content"].strip():
-            raise EngramError(
-                f"{where}: {next(iter(texts))} and the system's message say different things; take "
-                "one of them out"
-            )
-        before = []
-    front = asked[:1] if asked[0]["role"] in ("system", "developer") else before[:1]
-    rest = asked[1:] if asked[0]["role"] in ("system", "developer") else asked
+    messages = row[key]
+    has_system = messages[0]["role"] in ("system", "developer")
+    if systems and has_system and messages[0]["content"].strip() != systems[0]["content"].strip():
+        raise EngramError(
+            f"{where}: {next(iter(texts))} and the system message say different things; remove one "
+            "of them"
+        )
+    front = messages[:1] if has_system else systems[:1]
+    rest = messages[1:] if has_system else messages
     row[key] = [*front, *_turns(history, f"{where}: history"), *rest]
 
 
@@ -313,7 +336,7 @@ def _as_messages(row: Row) -> None:
 
 
 def _turns(history: Any, where: str) -> list[Row]:
-    """The turns before the question: pairs of question and answer, or messages."""
+    """Return a history as messages; it is a list of messages or of [question, answer] pairs."""
     if not history:
         return []
     if isinstance(history, list) and all(isinstance(turn, Mapping) for turn in history):
@@ -329,14 +352,14 @@ def _turns(history: Any, where: str) -> list[Row]:
 
 
 def _references(record: Mapping[str, Any], row: Row, where: str) -> Row:
-    """Further right answers, none twice and none that is the answer itself."""
-    given = from_json(record.get("references"), f"{where}: references")
-    given = [given] if isinstance(given, str) else given or []
-    if not isinstance(given, list):
+    """Return `references`: further correct answers, without duplicates and the answer itself."""
+    column = from_json(record.get("references"), f"{where}: references")
+    column = [column] if isinstance(column, str) else column or []
+    if not isinstance(column, list):
         raise EngramError(f"{where}: references must be a list of texts")
-    texts = [*row.pop("references", []), *given]
-    said = row["messages"] if "messages" in row else row["completion"]
-    answer = said if isinstance(said, str) else said[-1].get("content")
+    texts = [*row.pop("references", []), *column]
+    completion = row["messages"] if "messages" in row else row["completion"]
+    answer = completion if isinstance(completion, str) else completion[-1].get("content")
     checked = [checked_text(text, f"{where}: references") for text in texts]
     others = [text for text in dict.fromkeys(checked) if text != answer]
     return {"references": others} if others else {}

@@ -1,4 +1,4 @@
-"""The small generated stream of the quickstart: four tasks on the same kind of sentence.
+"""The small generated stream of the quickstart: four tasks about the same kind of sentence.
 
     read : anna gladly sold seven small red drums in the kitchen . question : QUESTION answer :
 
@@ -9,10 +9,10 @@ For this sentence the questions and their answers are
     which amount of number ?    some     (of four ranges)
     which scene of place ?      home     (of rooms, streets, lands, shores)
 
-The inputs are alike and only the question says which task it is, so a model fine-tuned on one
-task after another loses the earlier ones quickly: forgetting is plain to see in a minute. A
-completion begins with the space before its word, which nothing else would put there.
-Nothing here imports torch, and a row depends on its task, split and seed alone.
+The sentences are alike and only the question tells the tasks apart, so a model that is fine-tuned
+on one task after another soon loses the earlier ones, and forgetting shows within a minute. A
+completion begins with a space, because prompt and completion are joined without one. This module
+does not import torch, and a row depends only on its task, split and seed.
 """
 
 import random
@@ -42,12 +42,12 @@ SPLITS = ("train", "test")
 
 
 def question(task: str) -> str:
-    """What every prompt of a task asks."""
+    """Return the question that every prompt of a task asks."""
     return f"which {task} of {SLOT[task]} ?"
 
 
 def answer(task: str, slots: Slots) -> str:
-    """The right answer of `task` for a sentence with these slots."""
+    """Return the correct answer of `task` for a sentence with these slots."""
     if task == "topic":
         return TOPICS[class_of(THINGS, slots["thing"])]
     if task == "mood":
@@ -58,10 +58,13 @@ def answer(task: str, slots: Slots) -> str:
 
 
 def generated_rows(task: str, split: str, limit: int, seed: int = 0) -> list[Row]:
-    """The first `limit` rows of a split, none twice.
+    """Return the first `limit` rows of a split, without duplicates.
 
-    A prompt belongs to the test split if a hash of its text says so (one in five), so the splits
-    are disjoint at any size and seed.
+    A hash of the prompt's text decides its split (one prompt in five is a test prompt), so the
+    splits are disjoint for any size and seed.
+
+    Raises:
+        EngramError: the task or the split is unknown.
     """
     if task not in TASKS:
         raise EngramError(f"no generated task {task!r}: {nearest(task, TASKS)}")
@@ -79,13 +82,13 @@ def generated_rows(task: str, split: str, limit: int, seed: int = 0) -> list[Row
 
 
 def generated_split(task: str, split: str, limit: int, seed: int = 0) -> Split:
-    """The same rows with the source that makes them again."""
+    """Return the rows of `generated_rows` with the source from which they can be made again."""
     source = {"stream": "generated", "task": task, "split": split, "limit": limit, "seed": seed}
     return Split(rows=tuple(generated_rows(task, split, limit, seed)), source=source)
 
 
 def generated_tasks(train: int = 500, test: int = 100, seed: int = 0) -> list[Task]:
-    """The stream: topic, mood, amount, scene, with `train` and `test` rows each."""
+    """Return the four tasks in order, each with `train` and `test` rows."""
     return [
         Task(
             name=name,

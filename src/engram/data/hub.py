@@ -1,11 +1,12 @@
-"""Rows of a dataset on the Hugging Face hub, or of a folder that is laid out like one.
+"""Rows of a dataset on the Hugging Face hub, or of a folder with the same layout.
 
-    hub:OWNER/NAME                 the split of its role: train, validation or test
+    hub:OWNER/NAME                 the split for the role: train, validation or test
     hub:OWNER/NAME:SPLIT
-    hub:OWNER/NAME:CONFIG:SPLIT    and @REVISION after NAME in each
+    hub:OWNER/NAME:CONFIG:SPLIT
 
-It is read by `datasets.load_dataset`, which runs no code of the dataset's. A folder OWNER/NAME in
-the working directory goes before the hub: this is also how to work without a network.
+In each form, @REVISION may follow NAME. The dataset is read by `datasets.load_dataset`, which runs
+none of the dataset's code. A folder OWNER/NAME in the working directory takes precedence over the
+hub, which makes it possible to work without a network.
 """
 
 import re
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 HUB = "hub:"
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 KEYS = ("hub", "config", "split", "revision")
-LISTED = (  # what `datasets` says of a wrong name, before the list of the valid ones
+WRONG_NAMES = (  # errors of `datasets` that give a wrong name and then list the valid ones
     ("split", re.compile(r"Unknown split \"(?P<name>.*?)\".*?\[(?P<valid>.*)\]", re.S)),
     ("config", re.compile(r"BuilderConfig '(?P<name>.*?)' not found.*?\[(?P<valid>.*)\]", re.S)),
     ("config", re.compile(r"Config name is (?P<name>missing).*?configs: \[(?P<valid>.*?)\]", re.S)),
@@ -36,10 +37,10 @@ LISTED = (  # what `datasets` says of a wrong name, before the list of the valid
 
 
 def address(text: str, role: str) -> dict[str, Any]:
-    """What `hub:...` says, as the keys of a source; the split is that of the role if not given.
+    """Parse `hub:...` into the keys of a source; without a split, `role` decides it.
 
     Raises:
-        EngramError: no OWNER/NAME, or more parts than dataset, config and split.
+        EngramError: the address has no OWNER/NAME, or more parts than dataset, config and split.
     """
     # A colon inside brackets belongs to a slice: train[:100].
     named, *rest = re.split(r":(?![^\[]*\])", text.removeprefix(HUB))
@@ -55,10 +56,13 @@ def address(text: str, role: str) -> dict[str, Any]:
 
 
 def hub_split(source: Mapping[str, Any]) -> Split:
-    """The rows that a source with the key `hub` describes; its revision becomes the commit's hash.
+    """Read the rows that a source with the key `hub` describes.
+
+    The revision in the split's source is the hash of the commit, where it is known.
 
     Raises:
-        EngramError: the dataset cannot be had, a name in the source is wrong, or a row is no row.
+        EngramError: the dataset cannot be loaded, a name in the source is wrong, or a record is not
+            a row.
     """
     config, split = source.get("config"), source["split"]
     dataset, revision = load(source["hub"], config, split, source.get("revision"))
@@ -72,7 +76,7 @@ def hub_split(source: Mapping[str, Any]) -> Split:
     else:
         _check_media(dataset, where)
     if not len(dataset):
-        raise EngramError(f"{where}: the split holds no rows; take another one")
+        raise EngramError(f"{where}: the split has no rows; choose another one")
     chosen = limit_rows(range(len(dataset)), source.get("limit"), source.get("seed", 0))
     rows = []
     for i, raw in zip(chosen, dataset.select(chosen), strict=True):
@@ -90,25 +94,29 @@ def hub_split(source: Mapping[str, Any]) -> Split:
 
 
 def _check_media(dataset: "Dataset", where: str) -> None:
-    """Raise EngramError before an image or a sound is decoded, none of which is learned."""
+    """Raise EngramError for a column of images, audio or video before any of it is decoded."""
     for column, kind in dataset.features.items():
         what = type(kind).__name__
         if what in ("Image", "Audio", "Video"):
             others = [name for name in dataset.column_names if name != column]
             raise EngramError(
-                f"{where}: column {column!r} holds data of type {what}, and only text is learned; "
-                f"say which columns are text with {mapping(others)} beside hub"
+                f"{where}: column {column!r} holds data of type {what}, but only text is learned; "
+                f"name the columns of text with {mapping(others)} beside hub"
             )
 
 
 def _named(record: Any, names: Mapping[str, list[str]]) -> dict[str, Any]:
-    """A record with the names of its labels in place of their numbers; -1 stands for none."""
-    labels = {key: of[record[key]] for key, of in names.items() if record.get(key, -1) >= 0}
+    """Replace the numbers of a record's labels by their names; -1 stands for no label."""
+    labels = {
+        column: label_names[record[column]]
+        for column, label_names in names.items()
+        if record.get(column, -1) >= 0
+    }
     return record | labels
 
 
 def describe(name: str, config: str | None, split: str) -> str:
-    """A dataset as users write it, without its revision."""
+    """Return a dataset's address as users write it, without its revision."""
     return HUB + ":".join(part for part in (name, config, split) if part)
 
 
@@ -119,7 +127,7 @@ def load(
     revision: str | None,
     data_files: str | None = None,
 ) -> "tuple[Dataset, str | None]":
-    """A split, and the hash of the commit it is of where that can be known.
+    """Load a split, and return it with the hash of its commit, if that is known.
 
     Raises:
         EngramError: the dataset cannot be reached, or has no such config, split or revision.
@@ -133,18 +141,18 @@ def load(
     try:
         if not Path(name).is_dir():
             dataset = datasets.load_dataset(name, config, **settings)
-        else:  # the cache of `datasets` may not see that a file of a folder has changed
+        else:  # without a fresh cache, `datasets` may miss that a file of the folder has changed
             with tempfile.TemporaryDirectory() as cache:
                 settings |= {"cache_dir": cache, "keep_in_memory": True}
                 dataset = datasets.load_dataset(name, config, **settings)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise EngramError(_told(error, name, config, split, revision)) from error
+        raise EngramError(_load_error(error, name, config, split, revision)) from error
     assert isinstance(dataset, datasets.Dataset)
     return dataset, revision
 
 
 def label_names(dataset: "Dataset") -> dict[str, list[str]]:
-    """The names of the labels of each column that has them (the hub's ClassLabel)."""
+    """Return the label names of each column that has them (of type `ClassLabel`)."""
     from datasets import ClassLabel
 
     return {
@@ -155,31 +163,36 @@ def label_names(dataset: "Dataset") -> dict[str, list[str]]:
 
 
 def _commit(name: str, revision: str | None) -> str | None:
-    """The hash that a revision stands for now; as given for a folder, or where nobody answers."""
+    """Return the hash that a revision now stands for.
+
+    The revision itself is returned for a folder, or if the hub does not answer.
+    """
     if Path(name).is_dir() or re.fullmatch(r"[0-9a-f]{40}", revision or ""):
         return revision
     from huggingface_hub import HfApi
 
     try:
         return HfApi().dataset_info(name, revision=revision, timeout=20).sha or revision
-    except Exception:  # of whichever HTTP library; loading finds a copy here, or says why not
+    except Exception:  # of any HTTP library; loading then finds a local copy or reports the error
         return revision
 
 
-def _told(error: Exception, name: str, config: str | None, split: str, revision: str | None) -> str:
-    """The error line for what `datasets` has raised."""
+def _load_error(
+    error: Exception, name: str, config: str | None, split: str, revision: str | None
+) -> str:
+    """Return the error line for an exception that `datasets` raised."""
     from datasets.exceptions import DatasetNotFoundError
 
-    where, said = describe(name, config, split), str(error)
-    for kind, pattern in LISTED:
-        found = pattern.search(said)
-        if found:
-            valid = re.findall(r"'([^']*)'", found["valid"])
-            missing = found["name"] == "missing"
-            wrong = f"the {kind} is missing" if missing else f"no {kind} {found['name']!r}"
-            hint = f"valid: {', '.join(valid)}" if missing else nearest(found["name"], valid)
+    where, message = describe(name, config, split), str(error)
+    for kind, pattern in WRONG_NAMES:
+        match = pattern.search(message)
+        if match:
+            valid = re.findall(r"'([^']*)'", match["valid"])
+            missing = match["name"] == "missing"
+            wrong = f"the {kind} is missing" if missing else f"no {kind} {match['name']!r}"
+            hint = f"valid: {', '.join(valid)}" if missing else nearest(match["name"], valid)
             return f"{where}: {wrong}; {hint}"
-    if "scripts are no longer supported" in said:
+    if "scripts are no longer supported" in message:
         return f"{where}: a script makes it, and no code of a dataset is run; find a Parquet copy"
     folder = Path(name)
     siblings = [str(path) for path in folder.parent.glob("*") if path.is_dir()]
@@ -187,11 +200,14 @@ def _told(error: Exception, name: str, config: str | None, split: str, revision:
         return f"{where}: there is no folder {name}; {nearest(str(folder), siblings)}"
     if isinstance(error, DatasetNotFoundError):
         at = f" at revision {revision}" if revision else ""
-        return f"{where}: not on the hub{at}, or not open to you; check the name or `hf auth login`"
+        return (
+            f"{where}: not on the hub{at}, or you have no access; check the name or run "
+            "`hf auth login`"
+        )
     if isinstance(error, ConnectionError):
         return (
-            f"{where}: the hub cannot be reached and there is no copy here; where there is a "
-            f"network: hf download --repo-type dataset {name} --local-dir {name}"
+            f"{where}: the hub cannot be reached and there is no local copy; with a network, run "
+            f"hf download --repo-type dataset {name} --local-dir {name}"
         )
     cause = error.__cause__ or error
-    return f"{where}: cannot be read ({str(cause).splitlines()[0] if str(cause) else said})"
+    return f"{where}: cannot be read ({str(cause).splitlines()[0] if str(cause) else message})"

@@ -1,7 +1,8 @@
-"""Conversations, checked: messages as chat templates take them, with tools, calls and reasoning.
+"""Checks of conversations: messages as chat templates take them, with tools, calls and reasoning.
 
-A message keeps every key that a template may read. Content in parts of text is joined, as templates
-write the parts one after another. ShareGPT's `from` and `value` are read as `role` and `content`.
+A message keeps every key that a template may read. Content that comes as several parts of text is
+joined, because templates write the parts one after another. The `from` and `value` of ShareGPT are
+read as `role` and `content`.
 """
 
 import json
@@ -12,18 +13,22 @@ from engram.errors import EngramError, nearest
 
 
 Message = dict[str, Any]
-ROLES = {  # what other formats call the roles of a chat template
+ROLES = {  # other formats' names for the roles of a chat template
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "model"), "assistant"),
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
     "system": "system",
     "function_call": "assistant",
 }
-OTHER_ROLES = ("developer", "function", "ipython", "documents", "context")  # of some templates
+OTHER_ROLES = ("developer", "function", "ipython", "documents", "context")  # in some templates
 
 
 def checked_text(value: Any, where: str) -> str:
-    """The text itself, if it is text with something in it; `where` begins the error line."""
+    """Return `value` if it is text and not blank; `where` begins the error line.
+
+    Raises:
+        EngramError: the value is missing, not text, blank, or has half of a surrogate pair.
+    """
     if value is None:
         raise EngramError(f"{where} is missing; every row needs one")
     if not isinstance(value, str):
@@ -34,11 +39,16 @@ def checked_text(value: Any, where: str) -> str:
 
 
 def checked_messages(value: Any, where: str, whole: bool = False) -> list[Message]:
-    """Checked messages; a `whole` conversation also has a question and ends with its answer.
+    """Check a list of messages and return it in the form that chat templates take.
+
+    Args:
+        value: the list, or its JSON text.
+        where: the beginning of the error line.
+        whole: whether the list must also pass `check_whole`.
 
     Raises:
-        EngramError: no list of messages, an unknown role, content that is no text, or nothing that
-            the assistant learns to say.
+        EngramError: the value is not a list of messages, a role is unknown, content is not text, or
+            a whole conversation has no question, no final answer, or no turn to learn.
     """
     value = from_json(value, where)
     if not isinstance(value, list) or not value:
@@ -50,12 +60,16 @@ def checked_messages(value: Any, where: str, whole: bool = False) -> list[Messag
 
 
 def check_whole(messages: list[Message], where: str) -> None:
-    """Raise EngramError unless something is asked, and answered at the end."""
+    """Check that a conversation has a question, ends with an answer, and has a turn to learn.
+
+    Raises:
+        EngramError: it does not.
+    """
     last = messages[-1]["role"]
     if last != "assistant":
         raise EngramError(f"{where} must end with the assistant's message, not the {last}'s")
     if len(messages) < 2:
-        raise EngramError(f"{where} must hold a message before the assistant's")
+        raise EngramError(f"{where} must hold a message before the assistant's answer")
     if not any(learned(message) for message in messages):
         raise EngramError(
             f"{where}: every assistant turn has weight 0 or train false, so nothing is learned; "
@@ -64,14 +78,21 @@ def check_whole(messages: list[Message], where: str) -> None:
 
 
 def learned(message: Message) -> bool:
-    """Whether a turn has a loss: the assistant's, unless `weight` is 0 or `train` is false."""
+    """Return whether a message has a loss.
+
+    It does if it is the assistant's, its `weight` is not 0 and its `train` is not false.
+    """
     return (
         message["role"] == "assistant" and message.get("weight") != 0 and message.get("train", True)
     )
 
 
 def checked_tools(value: Any, where: str) -> list[Any]:
-    """The functions that a conversation may call, each a mapping; a list, or its JSON text."""
+    """Check the functions that a conversation may call: a list of mappings, or its JSON text.
+
+    Raises:
+        EngramError: the value is not such a list, or not plain JSON.
+    """
     value = from_json(value, where)
     if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
         raise EngramError(f"{where} must be a list of functions, such as JSON schemas, or its JSON")
@@ -79,7 +100,13 @@ def checked_tools(value: Any, where: str) -> list[Any]:
 
 
 def from_json(value: Any, where: str) -> Any:
-    """A cell of a table holds a list or a mapping as JSON text."""
+    """Parse a list or a mapping that a table's cell holds as JSON text.
+
+    Returns any other value unchanged.
+
+    Raises:
+        EngramError: a text begins like a list or a mapping but is not JSON.
+    """
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
@@ -89,7 +116,11 @@ def from_json(value: Any, where: str) -> Any:
 
 
 def plain_json(value: Any, where: str) -> Any:
-    """The value itself, if JSON can hold it: a row is always JSON."""
+    """Return `value` if it can be written as JSON, which every part of a row must be.
+
+    Raises:
+        EngramError: it cannot.
+    """
     try:
         _whole(json.dumps(value, allow_nan=False, ensure_ascii=False), where)
     except (TypeError, ValueError) as error:
@@ -100,14 +131,18 @@ def plain_json(value: Any, where: str) -> Any:
 
 
 def joined(parts: list[Any], where: str) -> str:
-    """The text of content that comes in parts, which must all be text."""
+    """Join content that comes as a list of parts.
+
+    Raises:
+        EngramError: a part is not text.
+    """
     texts = []
     for part in parts:
         kind = part.get("type", "text") if isinstance(part, Mapping) else "text"
         if kind != "text":
             raise EngramError(
-                f"{where} holds a part of type {kind!r}; only parts of text are learned, so take "
-                "the part or the row out"
+                f"{where} holds a part of type {kind!r}, but only text is learned; remove the part "
+                "or the row"
             )
         text = part.get("text") if isinstance(part, Mapping) else part
         if not isinstance(text, str):
@@ -143,7 +178,7 @@ def _message(raw: Any, number: int, where: str) -> Message:
     message = {"role": message["role"]}
     if message["role"] == "tool" and content == "":  # a tool may return nothing
         message["content"] = content
-    elif not content and "tool_calls" in others:  # null and empty are the same to every template
+    elif not content and "tool_calls" in others:  # every template treats null as empty
         message["content"] = ""
     else:
         message["content"] = checked_text(content, inside)
@@ -162,7 +197,7 @@ def _role(name: str, where: str, only_known: bool) -> str:
 
 
 def _calls(content: Any, where: str) -> list[Any]:
-    """The tool calls that ShareGPT writes as JSON text."""
+    """Parse the tool calls that ShareGPT writes as JSON text."""
     calls = from_json(content, where)
     calls = calls if isinstance(calls, list) else [calls]
     if not all(isinstance(call, Mapping) and "name" in call for call in calls):
@@ -173,7 +208,7 @@ def _calls(content: Any, where: str) -> list[Any]:
 
 
 def _name_learning(message: Message, where: str) -> None:
-    """Write `loss` and `training`, as other tools call `train`, under that name."""
+    """Rename `loss` and `training`, which are other tools' names for it, to `train`."""
     for key in ("loss", "training"):
         value = message.pop(key, None)
         if value is None:
@@ -185,13 +220,13 @@ def _name_learning(message: Message, where: str) -> None:
     for key in ("training_detail", "train_detail"):
         if message.pop(key, None):
             raise EngramError(
-                f"{where}: {key} is not heeded, as a turn is learned whole or not at all; write "
+                f"{where}: {key} is not supported, as a turn is learned whole or not at all; write "
                 "train: true or false"
             )
 
 
 def _check_learning(message: Message, where: str) -> None:
-    """That `weight` and `train` say whether an assistant's turn is learned, and say it once."""
+    """Check `weight` and `train`: valid values that agree, and only on the assistant's turns."""
     weight, train = message.get("weight"), message.get("train")
     if weight is not None and weight not in (0, 1):
         raise EngramError(f"{where}: weight must be 0 or 1, not {weight!r}")
@@ -201,14 +236,14 @@ def _check_learning(message: Message, where: str) -> None:
         raise EngramError(f"{where}: weight {weight} and train {train} say different things")
     if message["role"] != "assistant" and (weight or train):
         raise EngramError(
-            f"{where}: only the assistant's turns are learned, not the {message['role']}'s; take "
-            f"its {'weight' if weight else 'train'} off"
+            f"{where}: only the assistant's turns are learned, not the {message['role']}'s; remove "
+            f"its {'weight' if weight else 'train'}"
         )
 
 
 def _whole(text: str, where: str) -> str:
     try:
         text.encode()
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which no tokenizer takes
+    except UnicodeEncodeError:  # JSON can hold half a surrogate pair, which tokenizers reject
         raise EngramError(f"{where} holds a broken character (half of a surrogate pair)") from None
     return text

@@ -1,4 +1,4 @@
-"""Splits from what users write where rows are wanted, and again from their `source`."""
+"""Opening splits: from a user's description of the rows, and again from their `source`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,29 +16,34 @@ GENERATED = "generated"
 
 
 def file_split(
-    given: str | Path | Mapping[str, Any], limit: int | None, seed: int, role: str = "train"
+    location: str | Path | Mapping[str, Any], limit: int | None, seed: int, role: str = "train"
 ) -> Split:
-    """The rows of a file or of a hub dataset, all or `limit` of them drawn with the seed.
+    """Read the rows of a file or of a hub dataset, or draw some of them.
 
     Args:
-        given: a path; `hub:...` (see `engram.data.hub`); or a mapping with `path` or `hub` and
-            templates (see `engram.data.templates`), for a dataset also config, split, revision.
+        location: a path; `hub:...` (see `engram.data.hub`); or a mapping with `path` or `hub` and
+            templates (see `engram.data.templates`), and for a dataset also config, split and
+            revision.
         limit: how many rows to draw; None for all.
-        seed: of that draw.
-        role: train, dev or test: which split of a dataset is meant if none is named.
+        seed: the seed of that draw.
+        role: train, dev or test. It decides the split of a dataset if none is named.
 
     Raises:
-        EngramError: an unknown key, a template that is none, or rows that cannot be read.
+        EngramError: a key is unknown, a template is not valid, or the rows cannot be read.
     """
-    source = _source(given, role) if isinstance(given, Mapping) else _place(str(given), role)
+    source = (
+        _source(location, role) if isinstance(location, Mapping) else _place(str(location), role)
+    )
     return open_split(source | {"limit": limit, "seed": seed})
 
 
 def open_split(source: Mapping[str, Any], data: str | Path | None = None) -> Split:
-    """The split that `source` describes; `data` is the benchmarks' folder (else ENGRAM_DATA).
+    """Read the split that `source` describes (see `Split`).
+
+    `data` is the folder of the benchmarks, by default that of the environment's ENGRAM_DATA.
 
     Raises:
-        EngramError: the file or folder is gone, or nothing of this source is known.
+        EngramError: the file or folder no longer exists, or the source is of an unknown kind.
     """
     if "benchmark" in source:
         settings = {key: value for key, value in source.items() if key not in ("benchmark", "from")}
@@ -53,14 +58,14 @@ def open_split(source: Mapping[str, Any], data: str | Path | None = None) -> Spl
         raise EngramError(
             f"no rows can be opened from {source}: expected path, hub, benchmark or stream"
         )
-    made = templates.make_templates(source, str(source["path"]))
-    found = read(source["path"], made.row if made else None)
-    chosen = limit_rows(range(len(found.rows)), source.get("limit"), source.get("seed", 0))
+    row_templates = templates.make_templates(source, str(source["path"]))
+    file = read(source["path"], row_templates.row if row_templates else None)
+    chosen = limit_rows(range(len(file.rows)), source.get("limit"), source.get("seed", 0))
     return Split(
-        rows=tuple(found.rows[i] for i in chosen),
+        rows=tuple(file.rows[i] for i in chosen),
         source=dict(source),
-        numbers=tuple(found.numbers[i] for i in chosen),
-        notes=found.notes,
+        numbers=tuple(file.numbers[i] for i in chosen),
+        notes=file.notes,
     )
 
 
@@ -68,23 +73,25 @@ def _place(text: str, role: str) -> dict[str, Any]:
     return hub.address(text, role) if text.startswith(hub.HUB) else {"path": text}
 
 
-def _source(given: Mapping[str, Any], role: str) -> dict[str, Any]:
-    """A mapping of the user's as a source: plain JSON, without what is not set."""
-    kind = "hub" if "hub" in given else "path"
+def _source(location: Mapping[str, Any], role: str) -> dict[str, Any]:
+    """Convert the user's mapping to a source: plain JSON, without keys that are not set."""
+    kind = "hub" if "hub" in location else "path"
     keys = (*(hub.KEYS if kind == "hub" else ("path",)), *templates.KEYS)
-    if not isinstance(given.get(kind), str):
-        raise EngramError(f"rows: expected path or hub, such as {{path: a.csv}}, got {dict(given)}")
-    for key in given:
+    if not isinstance(location.get(kind), str):
+        raise EngramError(
+            f"rows: expected path or hub, such as {{path: a.csv}}, got {dict(location)}"
+        )
+    for key in location:
         if key not in keys:
             raise EngramError(
-                f"rows of {given[kind]}: unknown key {key!r}; {nearest(str(key), keys)}"
+                f"rows of {location[kind]}: unknown key {key!r}; {nearest(str(key), keys)}"
             )
-    where = given[kind] if kind == "path" else hub.HUB + given[kind].removeprefix(hub.HUB)
+    where = location[kind] if kind == "path" else hub.HUB + location[kind].removeprefix(hub.HUB)
     source = {"path": where} if kind == "path" else hub.address(where, role)
     named = ("config", "split", "revision")
-    source |= {key: str(given[key]) for key in named if given.get(key) is not None}
-    made = templates.make_templates(given, where)
-    if made:
-        source |= {"prompt": given["prompt"], "completion": given["completion"]}
-        source |= {"labels": made.labels} if made.labels else {}
+    source |= {key: str(location[key]) for key in named if location.get(key) is not None}
+    row_templates = templates.make_templates(location, where)
+    if row_templates:
+        source |= {"prompt": location["prompt"], "completion": location["completion"]}
+        source |= {"labels": row_templates.labels} if row_templates.labels else {}
     return source

@@ -1,7 +1,7 @@
-"""What the default model is trained on: questions about generated sentences, kinds, copying.
+"""Rows that the default model is trained on: questions about sentences, classes, and copying.
 
-It has the words and the sentences of the generated stream (`engram.data.generated`) but none of
-its instructions, prompts or tasks: the stream's answer words occur only in lists to be copied.
+They have the words and the sentences of the generated stream (`engram.data.generated`) but none of
+its instructions, prompts or tasks. The stream's answer words occur only in lists to be copied.
 """
 
 import random
@@ -52,27 +52,27 @@ def _ask(text: str, question: str, completion: str) -> Row:
 
 
 def _lookup(generator: random.Random, slots: Slots) -> Row:
-    """One slot of a sentence, as it stands there."""
+    """Ask for the word in one slot of a sentence."""
     name = generator.choice(SLOTS)
     return _ask(sentence(slots, with_month=True), QUESTIONS[name], slots[name])
 
 
 def _kind_in_sentence(generator: random.Random, slots: Slots) -> Row:
-    """The class of the word in one slot."""
+    """Ask for the class of the word in one slot of a sentence."""
     name = generator.choice(list(KINDS))
     question, classes = KINDS[name]
     return _ask(sentence(slots, with_month=True), question, class_of(classes, slots[name]))
 
 
 def _kind_of_word(generator: random.Random, slots: Slots) -> Row:
-    """The class of a word that stands alone."""
+    """Ask for the class of a word without a sentence."""
     name = generator.choice(list(KINDS))
     question, classes = KINDS[name]
     return _ask(slots[name], question, class_of(classes, slots[name]))
 
 
 def _counting(generator: random.Random, slots: Slots) -> Row:
-    """The number before or after, and which of two is more."""
+    """Ask for the number before or after another, or for the larger one of two numbers."""
     i = NUMBERS.index(slots["number"])
     if generator.random() < 0.5 and 0 < i < len(NUMBERS) - 1:
         side, step = generator.choice([("before", -1), ("after", 1)])
@@ -83,7 +83,7 @@ def _counting(generator: random.Random, slots: Slots) -> Row:
 
 
 def _copying(generator: random.Random, slots: Slots) -> Row:
-    """Some words of the whole vocabulary, again, turned round, or one of them."""
+    """Ask for random words of the vocabulary to be repeated, reversed, or for one of them."""
     words = generator.sample(WORDS, generator.randint(2, 4))
     verb, answer = generator.choice(
         [
@@ -100,7 +100,7 @@ def _copying(generator: random.Random, slots: Slots) -> Row:
 
 
 def _odd_one_out(generator: random.Random, slots: Slots) -> Row:
-    """Which of four words is the colour, or the one of another kind."""
+    """Ask which of four words is of another class than the others."""
     kind, other = generator.sample(list(THINGS), 2)
     words = [*generator.sample(THINGS[kind], 3), generator.choice(THINGS[other])]
     odd = words[-1]
@@ -125,6 +125,6 @@ MAKERS: tuple[Callable[[random.Random, Slots], Row], ...] = (
 
 
 def pretraining_rows(limit: int, seed: int = 0) -> list[Row]:
-    """`limit` rows, the makers in turn, so that any stretch of them has the same mixture."""
+    """Return `limit` rows; the makers take turns, so that the mixture is the same throughout."""
     generator = random.Random(f"engram pretraining {seed}")
     return [MAKERS[i % len(MAKERS)](generator, draw_slots(generator)) for i in range(limit)]

@@ -1,4 +1,4 @@
-"""Rows to ask a model again and again: each with its answer, and some with one never taught.
+"""Probes: rows that a model is asked repeatedly, some with a foil, an answer it was never taught.
 
 {"prompt": ..., "completion": ..., "foil": ...}     the foil is an answer
 {"messages": [...], "foil": ...}
@@ -16,31 +16,31 @@ from engram.errors import EngramError
 
 @dataclass(frozen=True)
 class Probe:
-    """A row, and the same row with its foil in the answer's place."""
+    """A row, and the same row with the foil as its answer."""
 
     row: Row
     foil: Row | None = None
 
 
-def read_probes(given: str | Path | Sequence[Mapping[str, Any]]) -> tuple[list[Probe], str]:
-    """The probes of a file of rows, or of rows, and what they are called in an error line.
+def read_probes(source: str | Path | Sequence[Mapping[str, Any]]) -> tuple[list[Probe], str]:
+    """Read probes from a file or a list of rows; return them and their name for error lines.
 
     Raises:
-        EngramError: what `read_rows` raises, a foil that is no text, or rows of text among others.
+        EngramError: as `read_rows`, or a foil is not text, or only some of the rows are texts.
     """
-    if isinstance(given, str | Path):
-        made, where = read_rows(given, _as_probe), str(given)
+    if isinstance(source, str | Path):
+        fields, where = read_rows(source, _as_probe), str(source)
     else:
         where = "the rows"
-        made = [_as_probe(raw, f"{where}, row {number}") for number, raw in enumerate(given, 1)]
-        if not made:
+        fields = [_as_probe(raw, f"{where}, row {number}") for number, raw in enumerate(source, 1)]
+        if not fields:
             raise EngramError(f"{where}: there are none; give at least one")
-    probes = [Probe(**parts) for parts in made]
+    probes = [Probe(**row_and_foil) for row_and_foil in fields]
     of_text = ["text" in probe.row for probe in probes]
     if len(set(of_text)) > 1:
         raise EngramError(
-            f"{where}, row {of_text.index(not of_text[0]) + 1}: rows of text and others do not go "
-            "together, as other tokens of them count; give each in a file of its own"
+            f"{where}, row {of_text.index(not of_text[0]) + 1}: rows of text cannot be mixed with "
+            "others, as different tokens of them are scored; put them in separate files"
         )
     return probes, where
 

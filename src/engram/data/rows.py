@@ -1,15 +1,15 @@
-"""Rows, checked one by one, from files and back to text.
+"""Rows: reading them from files, their reference answers, and their hash.
 
-A row is one of three things, as in TRL:
+A row has one of three formats, as in TRL:
 
-    {"prompt": ..., "completion": ...}     both text, or both lists of messages
-    {"messages": [...]}                    every turn of the assistant's is learned
-    {"text": ...}                          all of it is learned
+    {"prompt": ..., "completion": ...}     both are text, or both are lists of messages
+    {"messages": [...]}                    every turn of the assistant is learned
+    {"text": ...}                          the whole text is learned
 
-`tools` and `chat_template_kwargs` may stand beside messages, as in TRL too, and `references` beside
-the first two: a list of further right answers, of which the best one counts when a model is scored.
-What other columns and other forms become, `engram.data.forms` knows. A row is always JSON, so that
-its hash means its content.
+Beside messages a row may have `tools` and `chat_template_kwargs`, as in TRL. Rows of the first two
+formats may have `references`, a list of further correct answers: the best match counts when a model
+is scored. `engram.data.forms` converts other formats and columns to these. A row is always plain
+JSON, so that its hash identifies its content.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ __all__ = [
 
 @dataclass
 class Read:
-    """The rows of a file with their numbers in it, and what is to be said of how it was read."""
+    """The rows of a file, their numbers in the file, and notes about how it was read."""
 
     rows: list[Row] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
@@ -51,31 +51,38 @@ class Read:
 
 
 def read_rows(path: str | Path, to_row: Callable[[Any, str], Row] | None = None) -> list[Row]:
-    """All rows of a file, in order; `to_row` makes a record a row, by default `as_row`.
+    """Read all rows of a file, in order.
+
+    Args:
+        path: the file.
+        to_row: converts a record to a row, given the record and its place for error lines. By
+            default `as_row`.
 
     Raises:
-        EngramError: the file is missing, empty, of another format, or one of its rows is not a row;
-            the line names file and row. Rows count from 1: lines of JSON, elements of an array,
-            records of a table.
+        EngramError: the file is missing, empty, or of a format that is not supported, or a record
+            is not a row. The error line names the file and the row, counted from 1.
     """
     return read(path, to_row).rows
 
 
 def read(path: str | Path, to_row: Callable[[Any, str], Row] | None = None) -> Read:
-    """As `read_rows`, with the rows' numbers and what `as_row` has left out."""
-    path, found, notes = Path(path), Read(), Notes()
+    """Read rows as `read_rows` does, with their numbers and notes on what `as_row` left out."""
+    path, result, notes = Path(path), Read(), Notes()
     for number, raw in read_records(path):
         where = f"{path}, row {number}"
-        found.rows.append(to_row(raw, where) if to_row else as_row(raw, where, notes))
-        found.numbers.append(number)
-    if not found.rows:
+        result.rows.append(to_row(raw, where) if to_row else as_row(raw, where, notes))
+        result.numbers.append(number)
+    if not result.rows:
         raise EngramError(f"{path}: the file holds no rows; give a file with at least one")
-    found.notes = notes.lines(str(path))
-    return found
+    result.notes = notes.lines(str(path))
+    return result
 
 
 def hash_rows(rows: Iterable[Row]) -> str:
-    """SHA-256 (hex) of the rows as canonical JSON lines: the same content gives the same hash."""
+    """Return the SHA-256 of the rows as canonical JSON lines, in hex.
+
+    Rows with the same content have the same hash.
+    """
     digest = hashlib.sha256()
     for row in rows:
         line = json.dumps(row, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -84,25 +91,26 @@ def hash_rows(rows: Iterable[Row]) -> str:
 
 
 def answer(row: Row) -> str:
-    """The reference answer as plain text: the completion, or what the assistant said last.
+    """Return the reference answer as text: the completion, or the assistant's last message.
 
-    Empty where the assistant does nothing but call a tool.
+    The answer is empty if the assistant only calls a tool.
     """
     if "text" in row:
         return row["text"]
-    said = row["messages"] if "messages" in row else row["completion"]
-    return said if isinstance(said, str) else said[-1].get("content", "")
+    completion = row["messages"] if "messages" in row else row["completion"]
+    return completion if isinstance(completion, str) else completion[-1].get("content", "")
 
 
 def references(row: Row) -> list[str]:
-    """All right answers: the one that is learned, and the row's further ones."""
+    """Return all correct answers: the one that is learned, then the row's `references`."""
     return [answer(row), *row.get("references", ())]
 
 
 def answered(row: Row, text: str) -> Row:
-    """The row with another answer, and no further ones; a row of text has none.
+    """Return the row with `text` as its answer and without references.
 
-    Thoughts and calls go with the old answer: they would give it away.
+    The reasoning and the tool calls of the old answer are removed too, as they would reveal it. A
+    row of text has no answer and cannot be passed.
     """
     row = {key: value for key, value in row.items() if key != "references"}
     key = "messages" if "messages" in row else "completion"
@@ -112,6 +120,6 @@ def answered(row: Row, text: str) -> Row:
 
 
 def in_place_of(reference: str, text: str) -> str:
-    """The text between the white space of the reference, which training has seen as well."""
+    """Return `text` with the white space around `reference`, which the model was trained on."""
     before, _, after = reference.partition(reference.strip())
     return before + text.strip() + after

@@ -1,4 +1,4 @@
-"""The special tokens around a text: once, whoever writes them."""
+"""The special tokens around a text: added where they are missing, and never twice."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,41 +9,41 @@ from engram.errors import EngramError
 
 
 def ids_of(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids without the special tokens that the tokenizer would put around the texts."""
+    """Tokenize texts without the special tokens that the tokenizer would put around them."""
     if not texts:
         return []
-    made: Any = tokenizer(list(texts), add_special_tokens=False, verbose=False)
-    return made["input_ids"]
+    encoded: Any = tokenizer(list(texts), add_special_tokens=False, verbose=False)
+    return encoded["input_ids"]
 
 
 def check_tokens(
     texts: Sequence[str], ids: Sequence[Sequence[int]], lines: Sequence[str], part: str
 ) -> None:
-    """Refuse a text of which the tokenizer makes no token at all, as if it were not there.
+    """Check that each text that is not blank has at least one token.
 
     Args:
-        texts: as they are written.
-        ids: of each text.
-        lines: begin the error line of each text.
+        texts: the texts.
+        ids: the token ids of each text.
+        lines: the beginning of each text's error line.
         part: what the texts are, such as "the prompt".
 
     Raises:
-        EngramError: with the text.
+        EngramError: a text has no token; the line shows the text.
     """
     for text, text_ids, line in zip(texts, ids, lines, strict=True):
         if text.strip() and not text_ids:
             shown = text if len(text) <= 60 else text[:60] + "..."
             raise EngramError(
-                f"{line}: the base's tokenizer makes no token of {part} {shown!r}; take the "
+                f"{line}: the base's tokenizer makes no token of {part} {shown!r}; use the "
                 "tokenizer that belongs to the base, or drop the row"
             )
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and after every text."""
+    """Return the special tokens that the tokenizer puts before and after every text."""
     bare = ids_of(["a"], tokenizer)[0]
-    made: Any = tokenizer(["a"], verbose=False)
-    whole = made["input_ids"][0]
+    encoded: Any = tokenizer(["a"], verbose=False)
+    whole = encoded["input_ids"][0]
     at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
     return whole[:at], whole[at + len(bare) :]
 
@@ -51,21 +51,22 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
 def missing_around(
     ids: Sequence[int], before: Sequence[int], after: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """What of the special tokens `before` and `after` a text does not have already.
+    """Return those of the special tokens `before` and `after` that a text does not have already.
 
-    With [CLS] a [SEP], for the ids of "[CLS] a" nothing is missing before and [SEP] after.
+    With [CLS] before and [SEP] after, the ids of "[CLS] a" lack nothing before and [SEP] after.
     """
     ids, before, after = list(ids), list(before), list(after)
-    begun = next(n for n in range(len(before), -1, -1) if before[len(before) - n :] == ids[:n])
-    ended = next(n for n in range(len(after), -1, -1) if after[:n] == ids[len(ids) - n :])
-    return before[: len(before) - begun], after[ended:]
+    # The most special tokens with which the text begins and ends already.
+    at_start = next(n for n in range(len(before), -1, -1) if before[len(before) - n :] == ids[:n])
+    at_end = next(n for n in range(len(after), -1, -1) if after[:n] == ids[len(ids) - n :])
+    return before[: len(before) - at_start], after[at_end:]
 
 
 def end_token(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
-    """The end token, as text and as id.
+    """Return the end token as text and as id.
 
     Raises:
-        EngramError: there is none.
+        EngramError: the tokenizer has none.
     """
     if tokenizer.eos_token is None or tokenizer.eos_token_id is None:
         raise EngramError("the tokenizer has no end token; set tokenizer.eos_token")

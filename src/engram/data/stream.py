@@ -1,4 +1,4 @@
-"""The stream of a run: its tasks in order."""
+"""Loading the stream of a run: its tasks, in order."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -21,15 +21,19 @@ KEYS = ("name", *SPLITS, "benchmark", "metric", "options", "training")
 
 
 def load_stream(config: Config, splits: Collection[str] = SPLITS) -> list[Task]:
-    """The tasks that `tasks:` names: `generated`, a benchmark's order, or a list of tasks.
+    """Load the tasks that `tasks:` names: `generated`, a benchmark's order, or a list of tasks.
 
-    A task of the list has `train` (and `dev`, `test`) with what `file_split` takes, or `benchmark`
-    with the name of one benchmark task; and `name`, `metric`, `options` and `training`, which
-    overrides the run's own `training` for this task. Of other splits than `splits` no file is
-    opened.
+    A task of the list has `train` (and may have `dev` and `test`), each a location that
+    `file_split` takes, or it has `benchmark`, the name of one benchmark task. It may also have
+    `name`, `metric`, `options`, and `training`, which overrides the run's own `training` for this
+    task.
+
+    Args:
+        config: the settings of the run.
+        splits: the splits to read. Files of other splits are not opened.
 
     Raises:
-        EngramError: an unknown name or key, or rows that cannot be read.
+        EngramError: a name or key is unknown, or rows cannot be read.
     """
     if config.tasks is None:
         raise EngramError(
@@ -37,19 +41,25 @@ def load_stream(config: Config, splits: Collection[str] = SPLITS) -> list[Task]:
         )
     check_stream(config)
     if isinstance(config.tasks, list):
-        return [_task(given, config, splits) for given in config.tasks]
+        return [_task(entry, config, splits) for entry in config.tasks]
     if config.tasks == GENERATED:
         limits = {split: config.rows[split] for split in ("train", "test") if split in config.rows}
-        return generated_tasks(**limits, seed=config.seed)  # which has no files
-    settings = (config.data, config.rows, config.seed, config.instruction, splits)
-    return benchmark_tasks(config.tasks, *settings)
+        return generated_tasks(**limits, seed=config.seed)  # `splits` saves nothing: no files
+    return benchmark_tasks(
+        config.tasks,
+        data=config.data,
+        rows=config.rows,
+        seed=config.seed,
+        instruction=config.instruction,
+        splits=splits,
+    )
 
 
 def check_stream(config: Config) -> None:
-    """What can be wrong with `tasks:` whatever its rows are: names and keys, if there are tasks.
+    """Check the names and keys of `tasks:`, if it is set, without reading any rows.
 
     Raises:
-        EngramError: an unknown stream or key, or no tasks.
+        EngramError: a stream or a key is unknown, or the list of tasks is empty.
     """
     if isinstance(config.tasks, str) and config.tasks not in (GENERATED, *ORDERS):
         known = nearest(config.tasks, [GENERATED, *ORDERS])
@@ -57,64 +67,71 @@ def check_stream(config: Config) -> None:
     if isinstance(config.tasks, list):
         if not config.tasks:
             raise EngramError("tasks: the list is empty; give at least one task")
-        for given in config.tasks:
-            _check_task(given)
+        for entry in config.tasks:
+            _check_task(entry)
 
 
-def _check_task(given: Any) -> str:
-    """The name of a task of the list.
+def _check_task(entry: Any) -> str:
+    """Check an entry of the list of tasks, and return the task's name.
 
     Raises:
-        EngramError: it has no rows, or an unknown key.
+        EngramError: the entry has no rows, an unknown key, or a value of the wrong type.
     """
-    if not isinstance(given, dict) or not (given.get("train") or given.get("benchmark")):
+    if not isinstance(entry, dict) or not (entry.get("train") or entry.get("benchmark")):
         raise EngramError(
-            f"tasks: a task needs its train rows or the name of a benchmark, got {given!r}"
+            f"tasks: a task needs its train rows or the name of a benchmark, got {entry!r}"
         )
-    name = str(given.get("name") or given.get("benchmark") or _default_name(given["train"]))
-    for key in given:
+    name = str(entry.get("name") or entry.get("benchmark") or _default_name(entry["train"]))
+    for key in entry:
         if key not in KEYS:
             hint = where_it_goes(str(key), "tasks", KEYS)
             raise EngramError(f"task {name}: unknown key {key!r}; {hint}")
-    training = given.get("training") or {}
+    training = entry.get("training") or {}
     if not isinstance(training, dict):
         raise EngramError(f"task {name}: training takes a mapping, got {training!r}")
-    options = given.get("options")
+    options = entry.get("options")
     if options is not None and (not isinstance(options, list | tuple) or not options):
         raise EngramError(f"task {name}: options takes a list of answers, got {options!r}")
     return name
 
 
-def _task(given: Any, config: Config, splits: Collection[str]) -> Task:
-    name = _check_task(given)
-    training = given.get("training") or {}
-    made: dict[str, Any] = {"metric": "exact_match"}
-    if given.get("benchmark"):
-        made = _benchmark(given, config, name, splits)
+def _task(entry: Any, config: Config, splits: Collection[str]) -> Task:
+    name = _check_task(entry)
+    fields: dict[str, Any] = {"metric": "exact_match"}
+    if entry.get("benchmark"):
+        fields = _benchmark(entry, config, name, splits)
     for split in splits:
-        if given.get(split):
-            made[split] = file_split(given[split], config.rows.get(split), config.seed, split)
-    if given.get("metric"):
-        made["metric"] = given["metric"]
-    if given.get("options"):
-        made["options"] = tuple(map(str, given["options"]))
-    return Task(name=name, training=training, **made)
+        if entry.get(split):
+            fields[split] = file_split(
+                entry[split], limit=config.rows.get(split), seed=config.seed, role=split
+            )
+    if entry.get("metric"):
+        fields["metric"] = entry["metric"]
+    if entry.get("options"):
+        fields["options"] = tuple(map(str, entry["options"]))
+    return Task(name=name, training=entry.get("training") or {}, **fields)
 
 
 def _benchmark(
-    given: dict[str, Any], config: Config, name: str, splits: Collection[str]
+    entry: dict[str, Any], config: Config, name: str, splits: Collection[str]
 ) -> dict[str, Any]:
-    """Splits, metric and options of one benchmark task."""
+    """Return the splits, the metric and the options of one benchmark task."""
     for split in SPLITS:
-        if given.get(split):
-            raise EngramError(f"task {name}: benchmark brings its own rows; leave out {split}")
-    settings = (config.data, config.rows, config.seed, config.instruction, splits)
-    task = benchmark_task(str(given["benchmark"]), *settings)
+        if entry.get(split):
+            raise EngramError(f"task {name}: a benchmark has its own rows; leave out {split}")
+    task = benchmark_task(
+        str(entry["benchmark"]),
+        data=config.data,
+        rows=config.rows,
+        seed=config.seed,
+        instruction=config.instruction,
+        splits=splits,
+    )
     return {key: getattr(task, key) for key in (*SPLITS, "metric", "options")}
 
 
 def _default_name(train: Any) -> str:
-    """What the rows are called: the dataset, the file, or for `train.jsonl` its folder."""
+    """Name a task after its rows: the dataset, the file, or for `train.jsonl` its folder."""
     place = train.get("hub") or train.get("path") if isinstance(train, dict) else train
     if str(place).startswith(HUB) or (isinstance(train, dict) and train.get("hub")):
         return Path(str(place).removeprefix(HUB).partition(":")[0].partition("@")[0]).name

@@ -1,4 +1,4 @@
-"""A task: a name, its rows in up to three splits, and how its answers are scored."""
+"""A task: its name, its rows in up to three splits, and how its answers are scored."""
 
 import random
 from collections.abc import Sequence
@@ -11,14 +11,15 @@ from engram.errors import EngramError
 
 
 T = TypeVar("T")
-MOST_ANSWERS = 50  # more distinct answers than this are no list of options
-ROWS_AN_ANSWER = 5  # on average, or answers that nobody declared are taken for free text
+MOST_ANSWERS = 50  # with more distinct answers than this, a task is not a choice among options
+ROWS_AN_ANSWER = 5  # mean rows per distinct answer; with fewer, undeclared answers are free text
 
 
 def answers_are_closed(rows: Sequence[Row], options: Sequence[str] | None) -> bool:
-    """Whether rows choose among answers: declared ones, or few and each for several rows.
+    """Return whether the rows choose among a closed set of answers.
 
-    Few are at most 50 distinct answers, and no more than a fifth of the rows.
+    They do if `options` are declared, or if there are at most 50 distinct answers and at least five
+    times as many rows.
     """
     if options is not None:
         return True
@@ -30,21 +31,21 @@ def answers_are_closed(rows: Sequence[Row], options: Sequence[str] | None) -> bo
 
 @dataclass(frozen=True)
 class Split:
-    """Rows, and the recipe that makes the same rows again.
+    """Rows, and the source from which the same rows can be read again.
 
-    `source` is one of (None for rows made in Python):
+    `source` is None for rows that were made in Python, otherwise one of:
 
         {"path": "train.jsonl", "limit": None, "seed": 0}
         {"hub": "nyu-mll/glue", "config": "sst2", "split": "train", "revision": ..., ...}
         {"benchmark": "dbpedia", "split": "test", "limit": 500, "seed": 0, "instruction": True}
         {"stream": "generated", "task": ..., "split": ..., "limit": 500, "seed": 0}
 
-    `limit` and `seed` are in each. The first two have `prompt`, `completion` and `labels` too if
-    templates make the rows. A benchmark's has `"from": "hub"` and the `revision` if its rows came
-    from there, and neither if they came from a folder.
+    Each has `limit` and `seed`. The first two also have `prompt`, `completion` and `labels` if the
+    rows are made by templates. The source of a benchmark has `"from": "hub"` and the `revision` if
+    its rows came from the hub, and neither if they came from a folder.
 
-    `numbers` are those of the rows in their file or dataset, if they come from one, and `notes`
-    lines about how it was read.
+    `numbers` are the rows' numbers in their file or dataset, counted from 1, if they have one.
+    `notes` are lines about how the file was read.
     """
 
     rows: tuple[Row, ...]
@@ -57,11 +58,11 @@ class Split:
         return hash_rows(self.rows)
 
     def number(self, index: int) -> int:
-        """The number by which a user finds a row again: in its file, else in the split, from 1."""
+        """Return the number of a row, from 1: in its file if it has one, else in the split."""
         return self.numbers[index] if self.numbers else index + 1
 
     def place(self, index: int) -> str:
-        """Where a row stands, for a line about it."""
+        """Return where a row stands, for a message about it: its file or dataset and its number."""
         source = self.source or {}
         name = source.get("path") or source.get("hub")
         return f"{name}, row {self.number(index)}" if name else f"row {self.number(index)}"
@@ -69,7 +70,17 @@ class Split:
 
 @dataclass(frozen=True)
 class Task:
-    """`training` is laid over the run's own for this task."""
+    """A task of a stream.
+
+    Args:
+        name: the name, which is also that of the stage's folder.
+        train: the rows to learn.
+        dev: rows held out for choices, such as of hyper-parameters.
+        test: rows on which the model is scored.
+        metric: the name of the metric.
+        options: all answers that the task allows, if it is a choice among them.
+        training: settings that override the run's own `training` for this task.
+    """
 
     name: str
     train: Split
@@ -80,9 +91,9 @@ class Task:
     training: dict[str, Any] = field(default_factory=dict)
 
     def answers(self) -> tuple[str, ...] | None:
-        """What can be answered: the declared options, else the sorted distinct training answers.
+        """Return the possible answers: the options, or else the distinct training answers, sorted.
 
-        None when these are more than 50: the task is not a choice. `{"text"}` rows have no answer.
+        Returns None if there are more than 50 of them, or if the rows are texts without an answer.
         """
         if self.options is not None:
             return self.options
@@ -93,9 +104,12 @@ class Task:
 
 
 def limit_rows(rows: Sequence[T], limit: int | None, seed: int) -> Sequence[T]:
-    """`limit` rows (or numbers of rows) drawn without replacement, in their old order.
+    """Draw `limit` rows (or numbers of rows) without replacement, and keep their order.
 
-    All if there are no more.
+    Returns all rows if `limit` is None or not less than their number.
+
+    Raises:
+        EngramError: `limit` is less than 1.
     """
     if limit is None or limit >= len(rows):
         return rows

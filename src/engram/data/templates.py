@@ -1,11 +1,12 @@
-r"""Rows made from a table's columns: `prompt` and `completion` as templates over their names.
+r"""Templates that make rows from a table's columns.
 
     prompt: "Text: {text}\nSentiment:"
     completion: "{label}"
     labels: [negative, positive]
 
-A field is a column's plain name, nothing is looked up inside its value; `{{` and `}}` are braces.
-`labels` names the integers of the completion's columns: a list from 0 on, or a mapping.
+A field is the plain name of a column; nothing is looked up inside the column's value. `{{` and `}}`
+stand for braces. `labels` gives names to the integers in the completion's columns, as a list that
+counts from 0 or as a mapping.
 """
 
 import re
@@ -18,13 +19,20 @@ from engram.data.rows import Row, as_row
 from engram.errors import EngramError, nearest
 
 
-Part = tuple[str, str | None]  # literal text and the column after it
+Part = tuple[str, str | None]  # literal text and the column that follows it
 KEYS = ("prompt", "completion", "labels")
 
 
 @dataclass(frozen=True)
 class Templates:
-    """A prompt and a completion over columns; `names` are those of the dataset's own labels."""
+    """The templates of a prompt and a completion.
+
+    Args:
+        prompt: the template of the prompt, parsed.
+        completion: the template of the completion, parsed.
+        labels: the user's names for the integers in the completion's columns, as text to text.
+        names: the dataset's own label names, by column.
+    """
 
     prompt: tuple[Part, ...]
     completion: tuple[Part, ...]
@@ -32,15 +40,16 @@ class Templates:
     names: Mapping[str, list[str]] = field(default_factory=dict)
 
     def columns(self) -> list[str]:
+        """Return the columns that the templates use, each once."""
         parts = self.prompt + self.completion
         return list(dict.fromkeys(column for _, column in parts if column is not None))
 
     def row(self, raw: Any, where: str) -> Row:
-        """The row of one record; `where` begins the error line.
+        """Make the row of one record; `where` begins the error line.
 
         Raises:
             EngramError: a column is missing or holds neither text nor a number, a label has no
-                name, or prompt or completion come out empty.
+                name, or the prompt or the completion is empty.
         """
         if not isinstance(raw, Mapping):
             raise EngramError(f"{where}: expected an object with columns, got {raw!r}")
@@ -57,9 +66,9 @@ class Templates:
         return as_row({"prompt": fill(self.prompt), "completion": completion}, where)
 
     def _answers(self, raw: Mapping[str, Any]) -> list[Any]:
-        """The texts of a completion that is one column with a list of right answers.
+        """Return the correct answers if the completion is one column that holds a list of them.
 
-        SQuAD has them one level down, under `text`.
+        In SQuAD the list is inside the column, under `text`.
         """
         parts = [column for text, column in self.completion if text or column is not None]
         value = raw[parts[0]] if len(parts) == len(self.completion) == 1 and parts[0] else None
@@ -68,10 +77,10 @@ class Templates:
         return value if isinstance(value, list) else []
 
     def _value(self, column: str, value: Any, labelled: set[str | None], where: str) -> str:
-        if value is None:  # an empty cell; a row that is empty altogether is refused as any other
+        if value is None:  # an empty cell; `as_row` refuses a prompt or completion that is empty
             return ""
         if self.labels and column in labelled:
-            # A table that has lost a cell of a column of integers writes them as 1.0.
+            # A table with an empty cell in a column of integers may write them as 1.0.
             whole = re.sub(r"^(-?\d+)\.0+$", r"\1", str(value))
             name = self.labels.get(str(value), self.labels.get(whole))
             if name is None:
@@ -80,7 +89,7 @@ class Templates:
             return name
         if column in self.names:
             if not 0 <= value < len(self.names[column]):  # -1 is how the hub writes "not labelled"
-                raise EngramError(f"{where}: {column} is {value}, no label; take another split")
+                raise EngramError(f"{where}: {column} is {value}, no label; choose another split")
             return self.names[column][value]
         if not isinstance(value, str | int | float):
             raise EngramError(
@@ -90,36 +99,39 @@ class Templates:
         return str(value)
 
 
-def make_templates(given: Mapping[str, Any], where: str) -> Templates | None:
-    """The templates among the keys of `given`, or None if there are none.
+def make_templates(settings: Mapping[str, Any], where: str) -> Templates | None:
+    """Parse the templates among the keys of `settings`; return None if there are none.
 
     Raises:
-        EngramError: one template without the other, a field that is no plain name, or labels that
-            are no list or mapping of names.
+        EngramError: one template is given without the other, a field is not a plain column name, or
+            the labels are not a list of names or a mapping to names.
     """
-    if not any(given.get(key) for key in KEYS):
+    if not any(settings.get(key) for key in KEYS):
         return None
     for key in ("prompt", "completion"):
-        if not isinstance(given.get(key), str):
+        if not isinstance(settings.get(key), str):
             raise EngramError(
                 f'{where}: prompt and completion go together, such as prompt: "{{text}}", '
-                f'completion: "{{label}}"; {key} is {given.get(key)!r}'
+                f'completion: "{{label}}"; {key} is {settings.get(key)!r}'
             )
-    prompt, completion = (
-        tuple(_parts(given[key], f"{where}: {key}")) for key in ("prompt", "completion")
+    return Templates(
+        prompt=tuple(_parts(settings["prompt"], f"{where}: prompt")),
+        completion=tuple(_parts(settings["completion"], f"{where}: completion")),
+        labels=make_labels(settings.get("labels"), where),
     )
-    return Templates(prompt, completion, make_labels(given.get("labels"), where))
 
 
-def make_labels(given: Any, where: str) -> dict[str, str]:
-    """Labels as a mapping of text to text, as JSON keeps it.
+def make_labels(labels: Any, where: str) -> dict[str, str]:
+    """Convert the setting `labels` to a mapping of text to text, which JSON preserves.
 
     Raises:
-        EngramError: no list or mapping, or a name that YAML read as something else than text.
+        EngramError: it is not a list or a mapping, or YAML did not read a name as text.
     """
-    pairs = given.items() if isinstance(given, Mapping) else enumerate(given or ())
-    if given is not None and not isinstance(given, Mapping | list | tuple):
-        raise EngramError(f"{where}: labels is a list of names or a mapping to them, got {given!r}")
+    pairs = labels.items() if isinstance(labels, Mapping) else enumerate(labels or ())
+    if labels is not None and not isinstance(labels, Mapping | list | tuple):
+        raise EngramError(
+            f"{where}: labels takes a list of names or a mapping to names, got {labels!r}"
+        )
     pairs = list(pairs)
     for _, name in pairs:
         if not isinstance(name, str):
@@ -128,7 +140,11 @@ def make_labels(given: Any, where: str) -> dict[str, str]:
 
 
 def check_columns(wanted: Iterable[str], columns: Iterable[Any], where: str) -> None:
-    """Raises EngramError with the nearest name for the first wanted column that is not there."""
+    """Check that the wanted columns exist.
+
+    Raises:
+        EngramError: one does not exist; the line suggests the nearest name.
+    """
     valid = [str(column) for column in columns]
     for column in wanted:
         if column not in valid:
@@ -139,12 +155,12 @@ def _parts(template: str, where: str) -> Iterable[Part]:
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise EngramError(f"{where}: {error}; a brace itself is written twice") from error
+        raise EngramError(f"{where}: {error}; write a literal brace twice") from error
     for text, column, spec, conversion in parsed:
         plain = column is None or (column.strip() and not set(column) & set(".[]"))
         if not plain or spec or conversion:
             more = (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
             raise EngramError(
-                f"{where}: {{{column}{more}}} is no plain column name; braces hold nothing else"
+                f"{where}: {{{column}{more}}} is no plain column name, as a field must be"
             )
         yield text, column

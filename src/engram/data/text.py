@@ -1,32 +1,44 @@
-"""Rows as text: what stands before the answer, and what the model is to write."""
+"""Rows as text: the prompt that the model reads, and the completion that it should write."""
 
 from transformers import PreTrainedTokenizerBase
 
-from engram.data.chat import asked, is_chat, last_turn, write
+from engram.data.chat import is_chat, last_turn, prompt_messages, write
 from engram.data.rows import Row
 
 
 def prompt_text(row: Row, tokenizer: PreTrainedTokenizerBase, where: str = "the row") -> str:
-    """The prompt as the model reads it; for messages, up to where the assistant's last begins."""
+    """Return the prompt as the model reads it.
+
+    For messages this is the chat template's text with the generation prompt, up to where the
+    assistant's last turn begins. A row of text has an empty prompt.
+
+    Raises:
+        EngramError: the tokenizer has no chat template for messages, or it does not fit them.
+    """
     if "text" in row:
         return ""
     if not is_chat(row):
         return row["prompt"]
-    return write(asked(row), row, tokenizer, where, generation_prompt=True)
+    return write(prompt_messages(row), row, tokenizer, where, generation_prompt=True)
 
 
 def completion_text(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the model is to write, without the end token unless the chat template writes one."""
+    """Return the text that the model should write.
+
+    It has an end token only where the chat template writes one.
+    """
     return row_texts(row, tokenizer)[1]
 
 
 def row_texts(
     row: Row, tokenizer: PreTrainedTokenizerBase, where: str = "the row"
 ) -> tuple[str, str]:
-    """Prompt and completion; of messages, the completion is what the template adds for the answer.
+    """Return the prompt and the completion as text.
+
+    For messages, the completion is the text that the chat template adds for the last answer.
 
     Raises:
-        EngramError: the tokenizer has no chat template for messages, or one that does not fit them.
+        EngramError: the tokenizer has no chat template for messages, or it does not fit them.
     """
     if "text" in row:
         return "", row["text"]

@@ -1,13 +1,13 @@
-"""Rows to tokens: what is shown, what is learned, and what is cut when a row is too long.
+"""Tokenizing rows: which tokens a model reads and learns, and which are cut if a row is too long.
 
-    causal    <bos> prompt | completion <eos>     one sequence, loss right of the bar
-    seq2seq   prompt <eos> -> completion <eos>    loss on the target
-    encoder   [CLS] prompt [SEP] -> label         loss on the label
+    causal    <bos> prompt | completion <eos>     one sequence, with a loss after the bar
+    seq2seq   prompt <eos> -> completion <eos>    a loss on the target
+    encoder   [CLS] prompt [SEP] -> label         a loss on the label
 
-For a causal model, ids and labels are those that TRL's `SFTTrainer` makes: prompt and completion
-are joined as they are, without a space that nobody wrote, and what is learned begins where the ids
-of both part from those of the prompt alone. Messages go through the tokenizer's chat template, and
-the assistant's turns are learned. A `{"text"}` row is learned whole.
+For a causal model, the ids and labels are those of TRL's `SFTTrainer`. Prompt and completion are
+joined without adding a space, and the loss begins at the first token at which the ids of both
+differ from those of the prompt alone. Messages are rendered with the tokenizer's chat template, and
+the assistant's turns are learned. The whole of a `{"text"}` row is learned.
 """
 
 from collections.abc import Sequence
@@ -42,15 +42,19 @@ __all__ = [
 
 Kind = Literal["causal", "seq2seq", "encoder"]
 IGNORED = -100  # the label of a position without loss, as everywhere in PyTorch
-STAND_IN = 2  # tokens that a causal prompt leaves to its answer: one, and the end token
+STAND_IN = 2  # tokens of room that a causal prompt leaves for an answer: one, and the end token
 
 
 @dataclass
 class Tokens:
-    """Token ids of a row, special tokens included; `truncated` tokens of it were cut.
+    """The token ids of a row, with special tokens.
 
-    A causal row's `completion` begins with the first token that is learned, and holds those between
-    its turns too; `ignored` are the places in it without a loss.
+    Args:
+        prompt: the ids that the model reads before the completion.
+        completion: the ids that the model learns. For a causal row they begin with the first token
+            that has a loss, and include the tokens between the turns that are learned.
+        truncated: how many tokens of the row were cut.
+        ignored: the indices in `completion` of the tokens without a loss.
     """
 
     prompt: list[int]
@@ -60,7 +64,7 @@ class Tokens:
 
     @property
     def labels(self) -> list[int]:
-        """The completion's labels."""
+        """The labels of the completion: its ids, with -100 for the tokens without a loss."""
         labels = list(self.completion)
         for place in self.ignored:
             labels[place] = IGNORED
@@ -75,9 +79,16 @@ def encode(
     max_completion_length: int,
     mask_history: bool = False,
 ) -> Tokens:
-    """Tokens of one row, as `features` makes them; an encoder's completion is empty."""
-    lengths = (max_length, max_completion_length)
-    return _encode([row], tokenizer, kind, lengths, "the row", mask_history)[0]
+    """Tokenize one row as `features` does; an encoder's completion is empty."""
+    return _encode(
+        [row],
+        tokenizer,
+        kind=kind,
+        max_length=max_length,
+        max_completion_length=max_completion_length,
+        where="the row",
+        mask_history=mask_history,
+    )[0]
 
 
 def features(
@@ -90,60 +101,78 @@ def features(
     where: str,
     mask_history: bool = False,
 ) -> tuple[list[dict[str, Any]], int]:
-    """What the collator takes, and the number of rows that were cut.
+    """Tokenize rows into the features that the collator takes.
 
     Args:
         rows: checked rows.
-        tokenizer: the base's own.
-        kind: the family of the base.
-        max_length: tokens of the prompt, for causal models of prompt and completion together;
-            special tokens count.
-        max_completion_length: tokens of the completion with its end token; of several turns, of the
-            last one.
-        labels: the answers an encoder can give, in the order of its head; else None.
-        where: what the rows are, such as "agnews train"; it begins each error line.
+        tokenizer: the base's tokenizer.
+        kind: the kind of model of the base.
+        max_length: the most tokens of the prompt, or for causal models of prompt and completion
+            together; special tokens count.
+        max_completion_length: the most tokens of the completion with its end token, or of the last
+            turn if several turns are learned.
+        labels: the answers that an encoder can give, in the order of its head; otherwise None.
+        where: the name of the rows, such as "agnews train"; it begins each error line.
         mask_history: whether only the last of the assistant's turns is learned.
+
+    Returns:
+        The features of each row, `input_ids` and `labels`, and the number of rows that were cut.
 
     Raises:
         EngramError: a completion is too long or leaves no room for its prompt, a row has no prompt
-            where the model needs one, or an encoder's answer is not among the labels.
+            although the model needs one, or an encoder's answer is not among the labels.
     """
-    lengths = (max_length, max_completion_length)
-    encoded = _encode(rows, tokenizer, kind, lengths, where, mask_history)
-    truncated = sum(tokens.truncated > 0 for tokens in encoded)
+    encoded_rows = _encode(
+        rows,
+        tokenizer,
+        kind=kind,
+        max_length=max_length,
+        max_completion_length=max_completion_length,
+        where=where,
+        mask_history=mask_history,
+    )
+    truncated = sum(tokens.truncated > 0 for tokens in encoded_rows)
     if kind == "encoder":
         indices = _label_indices(rows, labels or (), where)
-        made = [
+        row_features = [
             {"input_ids": tokens.prompt, "labels": index}
-            for tokens, index in zip(encoded, indices, strict=True)
+            for tokens, index in zip(encoded_rows, indices, strict=True)
         ]
     elif kind == "seq2seq":
-        made = [{"input_ids": row.prompt, "labels": row.completion} for row in encoded]
-    else:
-        made = [
-            {
-                "input_ids": row.prompt + row.completion,
-                "labels": [IGNORED] * len(row.prompt) + row.labels,
-            }
-            for row in encoded
+        row_features = [
+            {"input_ids": tokens.prompt, "labels": tokens.completion} for tokens in encoded_rows
         ]
-    return made, truncated
+    else:
+        row_features = [
+            {
+                "input_ids": tokens.prompt + tokens.completion,
+                "labels": [IGNORED] * len(tokens.prompt) + tokens.labels,
+            }
+            for tokens in encoded_rows
+        ]
+    return row_features, truncated
 
 
 def check_known(
     ids: Sequence[int], tokens: int | None, tokenizer: PreTrainedTokenizerBase, where: str
 ) -> None:
-    """That all ids are among the `tokens` that the base has embeddings for (None: no end).
+    """Check that the base has an embedding for each id.
+
+    Args:
+        ids: the ids.
+        tokens: how many embeddings the base has, or None if the number is unknown.
+        tokenizer: the base's tokenizer.
+        where: the beginning of the error line.
 
     Raises:
-        EngramError: with the token, and how the base is mended.
+        EngramError: an id has no embedding; the line names the token and how to mend the base.
     """
     largest = max(ids, default=0)
     if tokens is None or largest < tokens:
         return
     raise EngramError(
         f"{where}: the token {tokenizer.convert_ids_to_tokens(largest)!r} has the id {largest}, "
-        f"and the base has {tokens} embeddings; take the tokenizer that belongs to it, or give it "
+        f"but the base has {tokens} embeddings; use the tokenizer that belongs to it, or give it "
         "more with model.resize_token_embeddings(len(tokenizer)) and save it"
     )
 
@@ -155,33 +184,34 @@ def prompts(
     max_length: int,
     where: str,
 ) -> tuple[list[list[int]], int]:
-    """The ids with which a model is asked each row, and how many were cut; answers play no part.
+    """Tokenize the prompts of rows without their answers.
 
-    Of several turns the last is asked for. A causal prompt leaves room for an answer of one token.
+    The prompt of a row with several turns asks for the last one. A causal prompt leaves room for an
+    answer of one token.
+
+    Returns:
+        The ids of each prompt, and the number of prompts that were cut.
 
     Raises:
         EngramError: a row has no prompt, or `max_length` leaves no room for it.
     """
     lines = _lines(rows, where)
     if kind == "causal":
-        asked = causal_prompts(rows, tokenizer, lines)
-        room = max_length - STAND_IN
-        encoded = [
-            _cut(row, room, max_length, tokenizer, line)
-            for row, line in zip(asked, lines, strict=True)
-        ]
-        return [row.ids for row in encoded], sum(row.cut > 0 for row in encoded)
+        causal = causal_prompts(rows, tokenizer, lines)
+        for prompt, line in zip(causal, lines, strict=True):
+            _cut(prompt, max_length - STAND_IN, max_length, tokenizer=tokenizer, where=line)
+        return [prompt.ids for prompt in causal], sum(prompt.cut > 0 for prompt in causal)
     texts = [prompt_text(row, tokenizer, line) for row, line in zip(rows, lines, strict=True)]
-    made = _prompts(rows, texts, tokenizer, max_length, lines)
-    return [tokens.prompt for tokens in made], sum(tokens.truncated > 0 for tokens in made)
+    encoded = _prompts(rows, texts, tokenizer=tokenizer, max_length=max_length, lines=lines)
+    return [tokens.prompt for tokens in encoded], sum(tokens.truncated > 0 for tokens in encoded)
 
 
 @dataclass
 class Collator:
-    """Features to a batch: `input_ids`, `attention_mask` and `labels`, padded on the right.
+    """Collate features to a batch of `input_ids`, `attention_mask` and `labels`.
 
-    Labels are [batch, length] padded with -100; for encoders they are [batch]. All are int64. Other
-    keys of the features are ignored.
+    All are int64 tensors of shape [batch, length], padded on the right, the labels with -100. The
+    labels of an encoder have shape [batch]. Other keys of the features are ignored.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -189,7 +219,7 @@ class Collator:
 
     def __call__(self, batch: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         pad = self.tokenizer.pad_token_id
-        if pad is None:  # any token would do: the mask hides it
+        if pad is None:  # any token will do, because the mask hides it
             pad = self.tokenizer.eos_token_id
         if pad is None:
             raise EngramError("the tokenizer has no pad token; set tokenizer.pad_token")
@@ -213,10 +243,10 @@ def _label_indices(rows: Sequence[Row], labels: Sequence[str], where: str) -> li
         raise EngramError(f"{where}: an encoder needs the list of its answers; declare options")
     index = {label: i for i, label in enumerate(labels)}
     for number, row in enumerate(rows, 1):
-        said = answer(row).strip()
-        if said not in index:
+        text = answer(row).strip()
+        if text not in index:
             raise EngramError(
-                f"{where}, row {number}: {said!r} is not one of the answers; {nearest(said, index)}"
+                f"{where}, row {number}: {text!r} is not one of the answers; {nearest(text, index)}"
             )
     return [index[answer(row).strip()] for row in rows]
 
@@ -225,33 +255,49 @@ def _encode(
     rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
     kind: Kind,
-    lengths: tuple[int, int],
+    max_length: int,
+    max_completion_length: int,
     where: str,
     mask_history: bool,
 ) -> list[Tokens]:
     lines = _lines(rows, where)
     if kind == "causal":
-        made = causal_rows(rows, tokenizer, lines, mask_history)
+        encoded_rows = causal_rows(rows, tokenizer, lines=lines, mask_history=mask_history)
         return [
-            _causal(row, one, lengths, tokenizer, line)
-            for row, one, line in zip(rows, made, lines, strict=True)
+            _causal(
+                row,
+                encoded,
+                max_length=max_length,
+                max_completion_length=max_completion_length,
+                tokenizer=tokenizer,
+                where=line,
+            )
+            for row, encoded, line in zip(rows, encoded_rows, lines, strict=True)
         ]
     for row, line in zip(rows, lines, strict=True):
         if "text" in row:
             raise EngramError(
-                f"{line}: a row of text has no prompt, so only decoder-only models learn from it; "
+                f"{line}: a row of text has no prompt, so only decoder-only models can learn it; "
                 "give prompt and completion"
             )
     if kind == "encoder":
         texts = [prompt_text(row, tokenizer, line) for row, line in zip(rows, lines, strict=True)]
-        return _prompts(rows, texts, tokenizer, lengths[0], lines)
-    both = [row_texts(row, tokenizer, line) for row, line in zip(rows, lines, strict=True)]
-    encoded = _prompts(rows, [prompt for prompt, _ in both], tokenizer, lengths[0], lines)
-    targets = _targets(rows, [completion for _, completion in both], tokenizer, lines)
-    for tokens, target, line in zip(encoded, targets, lines, strict=True):
+        return _prompts(rows, texts, tokenizer=tokenizer, max_length=max_length, lines=lines)
+    texts = [row_texts(row, tokenizer, line) for row, line in zip(rows, lines, strict=True)]
+    encoded_prompts = _prompts(
+        rows,
+        [prompt for prompt, _ in texts],
+        tokenizer=tokenizer,
+        max_length=max_length,
+        lines=lines,
+    )
+    targets = _targets(
+        rows, [completion for _, completion in texts], tokenizer=tokenizer, lines=lines
+    )
+    for tokens, target, line in zip(encoded_prompts, targets, lines, strict=True):
         tokens.completion = target
-        _check_completion(len(target), lengths[1], line)
-    return encoded
+        _check_completion(len(target), max_completion_length, where=line)
+    return encoded_prompts
 
 
 def _lines(rows: Sequence[Row], where: str) -> list[str]:
@@ -260,33 +306,38 @@ def _lines(rows: Sequence[Row], where: str) -> list[str]:
 
 def _causal(
     row: Row,
-    made: CausalRow,
-    lengths: tuple[int, int],
+    encoded: CausalRow,
+    max_length: int,
+    max_completion_length: int,
     tokenizer: PreTrainedTokenizerBase,
     where: str,
 ) -> Tokens:
-    excess = len(made.ids) - lengths[0]
+    excess = len(encoded.ids) - max_length
     if "text" in row and excess > 0:
         raise EngramError(
-            f"{where}: the text is {excess} tokens longer than max_length: {lengths[0]}; "
+            f"{where}: the text is {excess} tokens longer than max_length: {max_length}; "
             "split the text or raise max_length"
         )
     if "text" not in row:
-        _check_completion(len(made.ids) - made.last, lengths[1], where)
-        _cut(made, lengths[0], lengths[0], tokenizer, where)
-    first = made.learned.index(True)
-    ignored = tuple(i for i, learned in enumerate(made.learned[first:]) if not learned)
-    return Tokens(made.ids[:first], made.ids[first:], made.cut, ignored)
+        completion_length = len(encoded.ids) - encoded.last
+        _check_completion(completion_length, max_completion_length, where=where)
+        _cut(encoded, max_length, max_length, tokenizer=tokenizer, where=where)
+    first = encoded.learned.index(True)
+    return Tokens(
+        prompt=encoded.ids[:first],
+        completion=encoded.ids[first:],
+        truncated=encoded.cut,
+        ignored=tuple(i for i, learned in enumerate(encoded.learned[first:]) if not learned),
+    )
 
 
 def _cut(
     row: CausalRow, room: int, max_length: int, tokenizer: PreTrainedTokenizerBase, where: str
-) -> CausalRow:
-    """The row, without the middle of its prompt if it is longer than `room`."""
+) -> None:
+    """Cut the middle out of a row's prompt, in place, if the row has more than `room` tokens."""
     excess = len(row.ids) - room
     if excess > 0 and not shorten(row, excess, tokenizer):
         raise _no_room(max_length, where)
-    return row
 
 
 def _check_completion(length: int, max_completion_length: int, where: str) -> None:
@@ -308,25 +359,25 @@ def _prompts(
     max_length: int,
     lines: Sequence[str],
 ) -> list[Tokens]:
-    """Prompts of an encoder or an encoder-decoder, with the special tokens around them."""
+    """Tokenize prompts for an encoder or an encoder-decoder, with special tokens around them."""
     if not rows:
         return []
-    around = special_tokens(tokenizer)
-    bare = ids_of(texts, tokenizer)
-    check_tokens(texts, bare, lines, "the prompt")
-    made = []
-    for i, ids in enumerate(bare):
+    before, after = special_tokens(tokenizer)
+    bare_ids = ids_of(texts, tokenizer)
+    check_tokens(texts, bare_ids, lines=lines, part="the prompt")
+    encoded_prompts = []
+    for i, ids in enumerate(bare_ids):
         # A chat template has written its special tokens already.
-        start, end = ([], []) if is_chat(rows[i]) else missing_around(ids, *around)
+        start, end = ([], []) if is_chat(rows[i]) else missing_around(ids, before, after)
         room = max_length - len(start) - len(end)
         if room < 1:
             raise _no_room(max_length, lines[i])
-        cut = max(0, len(ids) - room)
-        if cut:
-            at = cut_middle(token_lines(texts[i], tokenizer, len(ids)), cut)
-            ids = ids[: at.start] + ids[at.stop :]
-        made.append(Tokens(start + ids + end, [], cut))
-    return made
+        excess = max(0, len(ids) - room)
+        if excess:
+            middle = cut_middle(token_lines(texts[i], tokenizer, len(ids)), excess)
+            ids = ids[: middle.start] + ids[middle.stop :]
+        encoded_prompts.append(Tokens(prompt=start + ids + end, completion=[], truncated=excess))
+    return encoded_prompts
 
 
 def _targets(
@@ -335,15 +386,15 @@ def _targets(
     tokenizer: PreTrainedTokenizerBase,
     lines: Sequence[str],
 ) -> list[list[int]]:
-    """Targets of an encoder-decoder, with the special tokens before and the end token behind."""
+    """Tokenize targets for an encoder-decoder, with special tokens before and an end token."""
     if not rows:
         return []
     before, (_, end) = special_tokens(tokenizer)[0], end_token(tokenizer)
-    bare = ids_of(texts, tokenizer)
-    check_tokens(texts, bare, lines, "the completion")
-    made = []
-    for row, ids in zip(rows, bare, strict=True):
+    bare_ids = ids_of(texts, tokenizer)
+    check_tokens(texts, bare_ids, lines=lines, part="the completion")
+    targets = []
+    for row, ids in zip(rows, bare_ids, strict=True):
         start = [] if is_chat(row) else missing_around(ids, before, [])[0]
-        # A chat template may have written the end token, with a line break after it in some.
-        made.append([*start, *ids] if end in ids[-2:] else [*start, *ids, end])
-    return made
+        # A chat template may have written the end token, and a line break after it.
+        targets.append([*start, *ids] if end in ids[-2:] else [*start, *ids, end])
+    return targets

@@ -1,12 +1,12 @@
-"""Chat templates of known models, changed so that every turn is learned as it is asked for.
+"""Changes to the chat templates of known models, so that every turn can be learned.
 
-Some models' templates drop the thoughts of earlier turns, which the model would then never learn to
-think, or write in one piece what is said to the model and what it is to write. For these TRL's
-`SFTTrainer` renders a template of its own when only the assistant's turns are learned. The same ids
-and labels come out of the few changes below, made in the model's own template. A template is known
-by the SHA-256 of its text; all others are used as they are.
+Some models' templates drop the reasoning of earlier turns, so that the model would never learn it,
+or do not separate the text that the model reads from the text that it should write. For these
+models, TRL's `SFTTrainer` uses a template of its own when only the assistant's turns are learned.
+The few changes below, applied to the model's own template, give the same ids and labels. A template
+is recognised by the SHA-256 of its text. All other templates are used unchanged.
 
-`{% generation %}` and `{% endgeneration %}` stand around what is learned.
+`{% generation %}` and `{% endgeneration %}` enclose the text that is learned.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 
 class Change(NamedTuple):
-    """A regular expression, what replaces it, and how often it must match."""
+    """A regular expression, its replacement, and how often it must match."""
 
     pattern: str
     replacement: str
@@ -25,7 +25,7 @@ class Change(NamedTuple):
 
 LEARN, STOP = "{%- generation %}", "{%- endgeneration %}"
 
-# The header goes before the condition, and the condition always holds: no turn drops its thoughts.
+# The header moves before the condition, which is made always true: no turn drops its reasoning.
 HEADER = r"{{- '<|im_start|>' + message.role + '\\n' }}"
 QWEN_THINKS = (
     Change(
@@ -35,7 +35,7 @@ QWEN_THINKS = (
     Change(r"'<\|im_start\|>' \+ message\.role \+ '\\n(?=<think>)", "'"),
 )
 QWEN_ENDS = (Change(r'(?=\{%- elif message\.role == "tool" %\})', STOP),)
-# A turn without calls is written where those with calls are, behind the name of the role.
+# A turn without calls is written by the same branch as one with calls, after the role's name.
 QWEN_2_5 = (
     Change(r' or \(message\.role == "assistant" and not message\.tool_calls\)', ""),
     Change(
@@ -52,8 +52,8 @@ NEMOTRON = (
     ),
     Change(r'(?=\{%- elif message\.role == "user" or message\.role == "system" %\})', STOP),
 )
-# One branch for turns that call a tool and one for those that do not. The name of the assistant, or
-# the end of a tool's output, is learned too.
+# There is one branch for turns that call a tool and one for those that do not. The assistant's
+# name, or the end of a tool's output, is learned too.
 DEEPSEEK = (
     Change(r"\{%- if message\['role'\] == 'assistant' and [^%]*%\}", r"\g<0>" + LEARN, 2),
     Change(
@@ -62,7 +62,7 @@ DEEPSEEK = (
         2,
     ),
 )
-# Thoughts stay in the content.
+# The reasoning stays in the content.
 DEEPSEEK_R1 = (*DEEPSEEK, Change(r"'</think>' in content", "false"))
 DEEPSEEK_V3 = (*DEEPSEEK, Change(r"tool\['function'\]\['arguments'\]", r"\g<0> | tojson", 3))
 # A turn ends with the name of the role that speaks next, which then does not begin the next turn.
@@ -85,7 +85,7 @@ GPT_OSS = (
     Change(r'(?=\{%- if "tool_calls" in message %\})', LEARN),
     Change(r"(?=\{%- elif message\.role == 'tool' -%\})", STOP),
 )
-# What the tools have returned stands within the turn, and is not learned.
+# The output of tools stands within the turn, and is not learned.
 BY_THE_MODEL = (
     "{%- if role == 'model' %}" + LEARN + r"\g<0>" + STOP + r"{%- else %}\g<0>{%- endif -%}"
 )
@@ -130,7 +130,7 @@ CHANGES = {
 
 @lru_cache(maxsize=32)
 def training_template(template: str) -> str | None:
-    """The template with which all of a conversation's answers are learned; None: as it is."""
+    """Return the template to train with, or None if `template` is used unchanged."""
     digest = hashlib.sha256(template.encode(errors="surrogatepass")).hexdigest()
     if digest not in CHANGES:
         return None

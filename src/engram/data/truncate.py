@@ -1,4 +1,4 @@
-"""Which tokens of a prompt go when it is too long: its middle, never its instruction or its end."""
+"""Truncating prompts that are too long: the middle is cut, not the instruction or the end."""
 
 from itertools import groupby
 
@@ -6,19 +6,19 @@ from transformers import PreTrainedTokenizerBase
 
 
 def cut_middle(lines: list[int], cut: int) -> slice:
-    """The run of `cut` tokens to leave out.
+    """Choose the run of `cut` consecutive tokens to leave out.
 
-    The run is the middle of the first of these that is long enough:
+    It is the middle of the first of these spans that is long enough:
 
     1. the longest line between the first, where instruction and options stand, and the last, which
        asks for the answer;
     2. everything between the first and the last line;
     3. the longest line;
-    4. the whole.
+    4. the whole prompt.
 
     Args:
-        lines: the line each token stands on, ascending; [tokens].
-        cut: how many tokens to leave out, at most all.
+        lines: [tokens], the line on which each token stands, ascending.
+        cut: how many tokens to leave out, at least 1 and at most all.
     """
     assert 0 < cut <= len(lines)
     spans: list[tuple[int, int]] = []
@@ -29,22 +29,23 @@ def cut_middle(lines: list[int], cut: int) -> slice:
     choices = [_longest(inner), (inner[0][0], inner[-1][1])] if inner else []
     choices += [_longest(spans), (0, len(lines))]
     start, stop = next((a, b) for a, b in choices if b - a >= cut)
-    first = start + (stop - start - cut + 1) // 2  # of an odd rest, the larger half stands before
+    first = start + (stop - start - cut + 1) // 2  # if the rest is odd, more of it stays before
     return slice(first, first + cut)
 
 
 def token_lines(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> list[int]:
-    """The line of `text` on which each of its `length` tokens stands, special tokens left out.
+    """Return the line of `text` on which each of its `length` tokens stands, counted from 0.
 
-    All on one line if the tokenizer, being a slow one, cannot tell.
+    Special tokens do not count. A slow tokenizer does not know the tokens' offsets, so all of its
+    tokens are on line 0.
     """
     if not tokenizer.is_fast:
         return [0] * length
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     lines, line, seen = [], 0, 0
     for start, stop in encoding["offset_mapping"]:  # pyright: ignore
-        # A word's token may hold the line break before it, and then stands on the new line; the
-        # token of a break alone stands on the line that it ends.
+        # A token may hold a word and the line break before it, and then stands on the new line. A
+        # token that is only a line break stands on the line that it ends.
         piece = text[start:stop]
         at = start + len(piece) - len(piece.lstrip()) if piece.strip() else start
         line += text.count("\n", seen, at)

@@ -1,15 +1,15 @@
-"""The closed vocabulary of the generated text, and the sentence that all of it is about.
+"""The closed vocabulary of the generated text, and the sentence that it describes.
 
 A sentence has nine slots, each drawn independently: *who* did something, in what *manner*, to how
-*many* *things* of what *size* and *colour*, *where* and in which *month*. Every task asks about one
-slot, so two tasks read the same sentences and differ only in the question and its answer words.
+*many* *things* of what *size* and *colour*, *where* and in which *month*. Each task asks about one
+slot, so all tasks read the same sentences and differ only in the question and its answer words.
 """
 
 import random
 
 
 def words(text: str) -> list[str]:
-    """The words of `text`, as one reads them."""
+    """Split `text` into its words."""
     return text.split()
 
 
@@ -60,13 +60,13 @@ PLACES = {
     "shores": words("harbour lake river beach island pond bay lagoon"),
 }
 
-# What the quickstart's tasks answer with. The pre-training text only ever copies these words.
+# Answer words of the quickstart's tasks. In the pre-training text they are only ever copied.
 TOPICS = dict(zip(THINGS, words("music cooking garden wildlife repair fashion"), strict=True))
 MOODS = dict(zip(MANNERS, words("joy sorrow anger peace"), strict=True))
 SCENES = dict(zip(PLACES, words("home town country water"), strict=True))
 AMOUNTS = words("few some several plenty")
 
-# Words of the questions and instructions, and a few that only serve as copying material.
+# Words of the questions and instructions, and a few that are only there to be copied.
 FUNCTION = words(
     """
     a all an and answer are at before after belong by colour copy did do first from has how in is it
@@ -97,12 +97,12 @@ def _members(classes: dict[str, list[str]]) -> list[str]:
 
 
 def class_of(classes: dict[str, list[str]], word: str) -> str:
-    """The name of the class that has `word`."""
+    """Return the name of the class that contains `word`."""
     return next(name for name, members in classes.items() if word in members)
 
 
 def vocabulary() -> list[str]:
-    """Every word of the generated text once, sorted."""
+    """Return every word of the generated text once, sorted."""
     groups = [PEOPLE, VERBS, SIZES, COLOURS, NUMBERS, FUNCTION, COPIED, AMOUNTS, ["months"]]
     for classes in (MONTHS, THINGS, MANNERS, PLACES):
         groups += [list(classes), _members(classes)]
@@ -111,7 +111,7 @@ def vocabulary() -> list[str]:
 
 
 def draw_slots(generator: random.Random) -> Slots:
-    """One word for each slot. Classes are drawn before their words, so classes are balanced."""
+    """Draw a word for each slot: the class first, then a word of it, so classes are balanced."""
     of_class = {
         name: generator.choice(generator.choice(list(classes.values())))
         for name, classes in [
@@ -129,6 +129,9 @@ def draw_slots(generator: random.Random) -> Slots:
 
 
 def sentence(slots: Slots, with_month: bool = False) -> str:
-    """`anna gladly sold seven small red drums in the kitchen`, and perhaps `in may`."""
+    """Return a sentence such as `anna gladly sold seven small red drums in the kitchen in may`.
+
+    The month is left out unless `with_month` is set.
+    """
     text = "{person} {manner} {verb} {number} {size} {colour} {thing} in the {place}"
     return (text + " in {month}" if with_month else text).format(**slots)

@@ -1,8 +1,9 @@
-"""The published benchmarks by name. Their rows are not part of Engram.
+"""The published benchmarks, by name. Their rows are not part of Engram.
 
-They come from a folder of their published form (`from_folder`), which is an argument or the
-environment's ENGRAM_DATA, and without one from the original datasets on the hub (`from_hub`). The
-two forms have the same answers and sizes, but not the same rows: compare scores within a form.
+The rows are read from a folder in their published form (`from_folder`), which is an argument or
+the environment's ENGRAM_DATA. Without a folder they are read from the original datasets on the hub
+(`from_hub`). The two forms have the same answers and sizes, but not the same rows, so scores should
+only be compared within one form.
 """
 
 import os
@@ -23,7 +24,7 @@ Form = Literal["folder", "hub"]
 ORDERS = standard_cl.ORDERS | long_sequence.ORDERS | superni.ORDERS
 TASKS = frozenset(task for order in ORDERS.values() for task in order)
 SPLITS = ("train", "dev", "test")
-FOLDER = "say where they lie with --data FOLDER or the environment's ENGRAM_DATA"
+FOLDER = "name their folder with --data FOLDER or the environment's ENGRAM_DATA"
 
 
 def benchmark_tasks(
@@ -34,25 +35,29 @@ def benchmark_tasks(
     instruction: bool = True,
     splits: Collection[str] = SPLITS,
 ) -> list[Task]:
-    """The tasks of a benchmark in the order that `name` stands for, such as "standard_cl_1".
+    """Read the tasks of a benchmark in one of its published orders.
 
     Args:
-        name: one of `ORDERS`.
-        data: the folder with the rows; None for ENGRAM_DATA, and without that the hub.
-        rows: how many rows of a split to draw, such as {"train": 500}; other splits are whole.
-        seed: of that draw.
-        instruction: without it, a prompt is its text alone, which is what an encoder needs: the
-            first line (instruction and options) and the last ("Answer:") are left out.
-        splits: which files to open, "train" among them.
+        name: the name of the order, one of `ORDERS`, such as "standard_cl_1".
+        data: the folder with the rows. None means ENGRAM_DATA, or the hub if that is not set.
+        rows: how many rows of a split to draw, such as {"train": 500}. Other splits are whole.
+        seed: the seed of that draw.
+        instruction: whether prompts keep their first line (instruction and options) and their last
+            ("Answer:"). Without them a prompt is only its text, as an encoder needs it.
+        splits: the splits to read, which must include "train".
 
     Raises:
-        EngramError: the name, a split or the folder is unknown, the rows cannot be had, or are not
-            as they should be.
+        EngramError: the name, a split or the folder is unknown, or the rows cannot be read or do
+            not have the expected form.
     """
     if name not in ORDERS:
         raise EngramError(f"no benchmark is named {name!r}; {nearest(name, ORDERS)}")
-    settings = (data, rows, seed, instruction, splits)
-    return [benchmark_task(task, *settings) for task in ORDERS[name]]
+    return [
+        benchmark_task(
+            task, data=data, rows=rows, seed=seed, instruction=instruction, splits=splits
+        )
+        for task in ORDERS[name]
+    ]
 
 
 def benchmark_task(
@@ -63,10 +68,10 @@ def benchmark_task(
     instruction: bool = True,
     splits: Collection[str] = SPLITS,
 ) -> Task:
-    """One task of a benchmark, such as "dbpedia"; the arguments are those of `benchmark_tasks`.
+    """Read one task of a benchmark, such as "dbpedia"; the arguments are as in `benchmark_tasks`.
 
     Raises:
-        EngramError: as `benchmark_tasks`.
+        EngramError: as in `benchmark_tasks`.
     """
     _check(task, TASKS)
     limits = rows or {}
@@ -76,7 +81,15 @@ def benchmark_task(
     form: Form = "folder" if _folder(data) else "hub"
     try:
         opened = {
-            split: _open(task, split, limits.get(split), seed, instruction, data, form)
+            split: _open(
+                task,
+                split,
+                limit=limits.get(split),
+                seed=seed,
+                instruction=instruction,
+                data=data,
+                form=form,
+            )
             for split in splits
         }
     except EngramError as error:
@@ -85,8 +98,14 @@ def benchmark_task(
         raise EngramError(f"{task}: {error}; or, for the benchmark's own rows, {FOLDER}") from error
     train, dev, test = (opened.get(split, (None, None))[0] for split in SPLITS)
     assert train is not None
-    metric = superni.metric(task) if task in superni.TASKS else "exact_match"
-    return Task(task, train, dev, test, metric, opened["train"][1])
+    return Task(
+        name=task,
+        train=train,
+        dev=dev,
+        test=test,
+        metric=superni.metric(task) if task in superni.TASKS else "exact_match",
+        options=opened["train"][1],
+    )
 
 
 def benchmark_split(
@@ -99,17 +118,38 @@ def benchmark_split(
     form: Form = "folder",
     revision: str | None = None,
 ) -> Split:
-    """One split of one task; its source says all of this but the folder, which may move.
+    """Read one split of one task.
+
+    The split's source holds all of the arguments except the folder, which may move.
+
+    Args:
+        task: the name of the task.
+        split: train, dev or test.
+        limit: how many rows to draw; None for all.
+        seed: the seed of that draw.
+        instruction: as in `benchmark_tasks`.
+        data: the folder with the rows; None for ENGRAM_DATA.
+        form: whether the rows are read from the folder or from the hub.
+        revision: the revision of the dataset on the hub.
 
     Raises:
-        EngramError: as `benchmark_tasks`, or the task has no such split.
+        EngramError: as in `benchmark_tasks`, or the task has no such split.
     """
     _check(task, TASKS)
     _check(split, SPLITS)
-    made = _open(task, split, limit, seed, instruction, data, form, revision)[0]
-    if made is None:
-        raise EngramError(f"{task}: its {form} form has no {split} rows; hold some of train out")
-    return made
+    opened, _ = _open(
+        task,
+        split,
+        limit=limit,
+        seed=seed,
+        instruction=instruction,
+        data=data,
+        form=form,
+        revision=revision,
+    )
+    if opened is None:
+        raise EngramError(f"{task}: its {form} form has no {split} rows; hold out some train rows")
+    return opened
 
 
 def _open(
@@ -122,10 +162,10 @@ def _open(
     form: Form,
     revision: str | None = None,
 ) -> tuple[Split | None, tuple[str, ...] | None]:
-    """A split, None if the task has none, and the options that its instruction names."""
+    """Return a split, or None if the task does not have it, and the options in its instruction."""
     if not instruction and task in superni.TASKS:
         raise EngramError(
-            f"{task}: without its definition a SuperNI task cannot be told from the others; "
+            f"{task}: without its definition, a SuperNI task cannot be told from the others; "
             "leave out instruction: false"
         )
     settings: dict[str, Any] = {"limit": limit, "seed": seed, "instruction": instruction}
@@ -159,7 +199,7 @@ def _check(name: str, valid: Sequence[str] | frozenset[str]) -> None:
 
 
 def _spaced(row: Row) -> Row:
-    """The row with the space between prompt and answer in the answer, where tokens have it."""
+    """Move the space between prompt and answer to the answer, as tokens begin with a space."""
     if row["prompt"].endswith("\n"):
         return row
     completion = f" {row['completion'].lstrip(' ')}"
@@ -167,5 +207,6 @@ def _spaced(row: Row) -> Row:
 
 
 def _bare(prompt: str) -> str:
+    """Remove the instruction and "Answer:" from a prompt."""
     lines = prompt.split("\n")[1:]
     return "\n".join(lines).strip().removesuffix("\nAnswer:").strip()

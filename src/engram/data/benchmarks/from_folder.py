@@ -1,13 +1,13 @@
-"""The rows of a benchmark task from the folder of its published form.
+"""Reading a benchmark task from the folder of its published form.
 
     long_sequence/<task>/{train,dev,test}.jsonl.gz
     superni/<task>/{train,dev,test}.jsonl.gz
 
-They are rows of prompt and completion. The first line of a Long Sequence prompt is its instruction,
-which ends in "Option: a, b, c.", the last line is "Answer:"; dev overlaps test (wholly, for five
-tasks). Rows that cannot be scored are left out: those whose answer is none of the options (six of
-mnli's dev rows, marked "-", which the annotators did not agree on), and of SuperNI those without
-an answer (six of task511).
+The rows have a prompt and a completion. The first line of a Long Sequence prompt is its
+instruction, which ends in "Option: a, b, c.", and the last line is "Answer:". Its dev rows overlap
+its test rows (completely, for five tasks). Rows that cannot be scored are left out: in Long
+Sequence those whose answer is not an option (six of mnli's dev rows, marked "-" because the
+annotators did not agree), and in SuperNI those without an answer (six of task511).
 """
 
 import re
@@ -22,10 +22,10 @@ from engram.errors import EngramError
 def folder_rows(
     task: str, split: str, folder: str | Path
 ) -> tuple[list[Row], tuple[str, ...] | None]:
-    """All rows of a split, and the options of a classification task.
+    """Read all rows of a split, and the options if it is a classification task.
 
     Raises:
-        EngramError: the file is missing or not as it should be.
+        EngramError: the file is missing or does not have the expected form.
     """
     if task in superni.TASKS:
         rows = read_rows(Path(folder) / "superni" / task / f"{split}.jsonl.gz", _maybe_blank)
@@ -42,8 +42,8 @@ def _maybe_blank(raw: Any, where: str) -> Row:
 
 
 def _options(prompt: str, where: str) -> tuple[str, ...]:
-    """The options as the instruction writes them; "Science or Technology" is one of agnews's."""
-    found = re.search(r"Option: (.+)\.$", prompt.split("\n", 1)[0])
-    if found is None:
+    """Parse the options that the instruction lists, such as "Science or Technology" in agnews."""
+    match = re.search(r"Option: (.+)\.$", prompt.split("\n", 1)[0])
+    if match is None:
         raise EngramError(f'{where}: the first line of a prompt must end in "Option: a, b, c."')
-    return tuple(found[1].split(", "))
+    return tuple(match[1].split(", "))

@@ -1,10 +1,13 @@
-"""The rows of a benchmark task from the hub, in the sizes of the published form.
+"""Reading a benchmark task from the hub, in the sizes of the published form.
 
-Long Sequence: train is 1,000 rows of the dataset's train split, dev 500 others of it, test at most
-500 of each class of its test split (or validation, where the test's labels are not published). Of
-cb and copa all rows are train, so they have no dev. SuperNI: of each task's rows, a tenth or 100
-are test and as many are dev, of the rest at most 1,000 are train. The draws do not depend on a
-run's seed, and train, dev and test never share a row.
+Long Sequence: train has 1,000 rows of the dataset's train split and dev has 500 others of it. Test
+has at most 500 rows of each class of the dataset's test split, or of its validation split if the
+test labels are not published. All rows of cb and copa are needed for train, so they have no dev.
+
+SuperNI: a tenth of a task's rows, at most 100, are test, and as many are dev. At most 1,000 of the
+others are train.
+
+The draws do not depend on a run's seed, and train, dev and test never share a row.
 """
 
 import math
@@ -29,10 +32,12 @@ SUPERNI_TEST = 100
 
 
 def hub_rows(task: str, split: str, revision: str | None) -> tuple[list[Row], str | None]:
-    """The rows of a split, none if the task has no such split, and the commit they are of.
+    """Read the rows of a split, and the hash of the commit that they come from.
+
+    The list of rows is empty if the task does not have the split.
 
     Raises:
-        EngramError: the dataset cannot be had, or is not as the recipe knows it.
+        EngramError: the dataset cannot be loaded, or differs from what the recipe expects.
     """
     if task in superni.TASKS:
         return _superni(task, split, revision)
@@ -48,8 +53,8 @@ def _long_sequence(task: str, split: str, revision: str | None) -> tuple[list[Ro
     check_columns([recipe.label], dataset.column_names, where)
     answers = _answers(dataset, recipe, where)
     completion = f"{{{recipe.label}}}"
-    given = {"prompt": recipe.prompt(), "completion": completion, "labels": answers}
-    templates = make_templates(given, where)
+    settings = {"prompt": recipe.prompt(), "completion": completion, "labels": answers}
+    templates = make_templates(settings, where)
     assert templates is not None
     check_columns(templates.columns(), dataset.column_names, where)
     values: list[Any] = dataset[recipe.label][:]
@@ -67,15 +72,15 @@ def _long_sequence(task: str, split: str, revision: str | None) -> tuple[list[Ro
 
 
 def _answers(dataset: "Dataset", recipe: Recipe, where: str) -> dict[Any, str]:
-    """The answer for each value of the label's column, by the labels' names where it has them."""
+    """Return the answer for each value of the label column, matched by label name if there are."""
     names = label_names(dataset).get(recipe.label)
-    if names is None:  # plain integers: as numbered in the recipe, else from 0 on in its order
+    if names is None:  # plain integers, as the recipe numbers them, or from 0 in its order
         numbered = all(isinstance(label, int) for label in recipe.answers)
         return dict(recipe.answers if numbered else enumerate(recipe.answers.values()))
     if set(names) != set(recipe.answers):
         raise EngramError(
             f"{where}: its labels are {', '.join(names)}, not {', '.join(map(str, recipe.answers))}"
-            " as this version of Engram knows them"
+            " as this version of Engram expects"
         )
     return {i: recipe.answers[name] for i, name in enumerate(names)}
 
@@ -91,9 +96,9 @@ def _of_each_class(order: Sequence[int], values: Sequence[Any]) -> list[int]:
 
 def _superni(task: str, split: str, revision: str | None) -> tuple[list[Row], str | None]:
     read = _apart if task in superni.APART else _together
-    found, revision, where = read(task, revision)
-    targets: dict[tuple[str, str], list[str]] = {}  # an input stands there once for each answer
-    for definition, text, target in found:
+    texts, revision, where = read(task, revision)
+    targets: dict[tuple[str, str], list[str]] = {}  # the dataset repeats an input for each answer
+    for definition, text, target in texts:
         if target.strip():
             targets.setdefault((definition, text), []).append(target)
     if not targets:
@@ -113,23 +118,23 @@ Texts = list[tuple[str, str, str]]  # definition, input, answer
 
 
 def _together(task: str, revision: str | None) -> tuple[Texts, str | None, str]:
-    """From the dataset of many tasks, a file each."""
+    """Read a task from the dataset that has many tasks, each in its own file."""
     name = superni.NAMES[task]
     dataset, revision = load(superni.HUB, None, "train", revision, f"train/{name}_train.jsonl")
     where = describe(superni.HUB, None, "train")
     columns = ["task_name", "definition", "inputs", "targets"]
     check_columns(columns, dataset.column_names, where)
     rows: Any = dataset.select_columns(columns)
-    found = [(r["definition"], r["inputs"], r["targets"]) for r in rows if r["task_name"] == name]
-    return found, revision, where
+    texts = [(r["definition"], r["inputs"], r["targets"]) for r in rows if r["task_name"] == name]
+    return texts, revision, where
 
 
 def _apart(task: str, revision: str | None) -> tuple[Texts, str | None, str]:
-    """From a dataset of its own."""
+    """Read a task that has a dataset of its own."""
     place = f"{superni.OWNER}/{superni.APART[task]}"
     dataset, revision = load(place, None, "train", revision)
     where = describe(place, None, "train")
     check_columns(["input", "output"], dataset.column_names, where)
     rows: Any = dataset.select_columns(["input", "output"])
-    found = [(*superni.unpacked(r["input"]), said) for r in rows for said in r["output"]]
-    return found, revision, where
+    texts = [(*superni.unpacked(r["input"]), output) for r in rows for output in r["output"]]
+    return texts, revision, where

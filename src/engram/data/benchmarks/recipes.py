@@ -1,9 +1,9 @@
-"""How the fifteen Long Sequence tasks are made from their datasets on the hub.
+"""Recipes that make the fifteen Long Sequence tasks from their datasets on the hub.
 
-A prompt has the shape of the folder form's: an instruction (of our own words) with the options, the
-text, "Answer:". The answer words are the same, so scores may be compared. Columns, splits and label
-names were confirmed from the datasets' cards and from code that reads them, as each line says;
-none was loaded from the hub when this was written.
+A prompt has the shape of those in the published form: an instruction with the options, the text,
+and "Answer:". The wording of the instructions is our own. The columns, splits and label names were
+confirmed from the datasets' cards and from code that reads them, as each comment says; none was
+loaded from the hub when this was written.
 """
 
 from collections.abc import Mapping
@@ -13,14 +13,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Recipe:
-    """One task.
+    """The recipe of one task.
 
     Args:
-        test: dataset, config and the split that is the test; train rows come from `train`.
+        test: the dataset, its config, and the split of the test rows. The train rows come from the
+            dataset's split `train`.
         instruction: the first line of a prompt, before the options.
-        body: a template of the lines between it and the last.
+        body: the template of the lines between the first and the last.
         answers: the answer for each label, in the dataset's order.
-        options: the answers in the order they are shown, if that is another one.
+        options: the answers in the order in which prompts show them, if it differs from `answers`.
         label: the column of the labels.
     """
 
@@ -32,16 +33,17 @@ class Recipe:
     label: str = "label"
 
     def prompt(self) -> str:
-        """The template of a prompt."""
+        """Return the template of a prompt."""
         options = ", ".join(self.shown())
         return f"{self.instruction} Option: {options}.\n{self.body}\nAnswer:"
 
     def shown(self) -> tuple[str, ...]:
+        """Return the options in the order in which prompts show them."""
         return self.options or tuple(self.answers.values())
 
 
 def same(*names: str) -> dict[str, str]:
-    """Labels that are answers as they stand."""
+    """Return answers that are equal to their labels."""
     return {name: name for name in names}
 
 
@@ -52,7 +54,7 @@ SENTIMENT = "Which sentiment does this review express?"
 TOPIC = "Which topic is this text about?"
 SENTENCES = "sentence 1: {premise}\nsentence 2: {hypothesis}"
 
-# The test splits of GLUE and SuperGLUE have no labels, so their validation split is the test.
+# The test splits of GLUE and SuperGLUE have no labels, so their validation split serves as test.
 RECIPES = {
     # confirmed: its card
     "dbpedia": Recipe(

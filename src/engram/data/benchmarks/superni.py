@@ -1,12 +1,13 @@
 """The SuperNI benchmark: fifteen tasks of Super-NaturalInstructions in two published orders.
 
-Dialogue, extraction, question answering, summarization and sentiment, three tasks each. All are
-answered by generation and scored by ROUGE-L but those of `EXACT`, whose score is accuracy. A prompt
-is the task's definition and one input, with the marks that the published rows have.
+There are three tasks each of dialogue, extraction, question answering, summarization and sentiment.
+All are answered by generation and scored by ROUGE-L, except those in `EXACT`, which are scored by
+accuracy. A prompt has the task's definition and one input, with the markers of the published rows.
 
-In the folder form dev is test: the same rows in the same order, for all fifteen tasks (measured);
-train shares no prompt with them. So nothing may be chosen on dev and reported on test. The answers
-of the classification tasks are their first letters; in task875 "s" stands for two emotions.
+In the folder form, dev and test are the same rows in the same order for all fifteen tasks
+(measured), while train shares no prompt with them. So results on test must not be reported for
+anything that was chosen on dev. The answers of the classification tasks are abbreviated to their
+first letters; in task875, "s" stands for two emotions.
 """
 
 from collections.abc import Sequence
@@ -28,12 +29,12 @@ ORDERS = {
 }
 TASKS = frozenset(ORDERS["superni_1"])
 EXACT = frozenset({"task363", "task875", "task195"})
-# Answered by their first letter in the folder form.
+# Their answers are abbreviated to the first letter in the folder form.
 LETTERS = frozenset({"task363", "task875", "task1687"})
 
-# The dataset has a file a task, train/<name>_train.jsonl (confirmed by its commits), and the
+# The dataset has one file per task, train/<name>_train.jsonl (confirmed by its commits), with the
 # columns task_name, definition, inputs and targets (confirmed by code that reads it). It holds the
-# tasks of the default split's train_tasks.txt, where these twelve stand (confirmed).
+# tasks of the default split's train_tasks.txt, which lists these twelve (confirmed).
 HUB = "Muennighoff/natural-instructions"
 NAMES = {
     "task002": "task002_quoref_answer_generation",
@@ -49,9 +50,9 @@ NAMES = {
     "task639": "task639_multi_woz_user_utterance_generation",
     "task875": "task875_emotion_classification",
 }
-# The other three are not in it. This owner has a dataset a task, by the task's name, with splits
-# train, valid and test and the columns input (definition, examples and input in one text) and
-# output, a list (confirmed for several of its tasks; that these three are there is not confirmed).
+# The other three are not in it. This owner has one dataset per task, named after the task, with the
+# splits train, valid and test and the columns input (definition, examples and input in one text)
+# and output, a list. This is confirmed for several of its tasks, but not that these three exist.
 OWNER = "Lots-of-LoRAs"
 APART = {
     "task511": "task511_reddit_tifu_long_text_summarization",
@@ -61,23 +62,24 @@ APART = {
 
 
 def metric(task: str) -> str:
+    """Return the metric of a task."""
     return "exact_match" if task in EXACT else "rouge_l"
 
 
 def row(
     task: str, definition: str, text: str, targets: Sequence[str], references: bool = False
 ) -> Row:
-    """One row in the shape of the published ones; the first target is the answer.
+    """Make a row in the shape of the published rows, with the first target as its answer.
 
-    With `references` the others are kept, which are as right when a model is scored.
+    With `references`, the other targets are kept as further correct answers for scoring.
     """
-    answers = list(dict.fromkeys(said[:1] if task in LETTERS else said for said in targets))
-    made = {"prompt": f"[INS] {definition}\n [IN] {text}\n [OUT] ", "completion": answers[0]}
-    return made | {"references": answers[1:]} if references and answers[1:] else made
+    answers = list(dict.fromkeys(target[:1] if task in LETTERS else target for target in targets))
+    row = {"prompt": f"[INS] {definition}\n [IN] {text}\n [OUT] ", "completion": answers[0]}
+    return row | {"references": answers[1:]} if references and answers[1:] else row
 
 
 def unpacked(text: str) -> tuple[str, str]:
-    """Definition and input out of one text that holds both, with examples between them."""
+    """Return the definition and the input from a text that has examples between them."""
     definition, _, rest = text.removeprefix("Definition: ").partition("\n\n")
-    _, _, asked = rest.rpartition("complete the following example -\nInput: ")
-    return definition, asked.removesuffix("\nOutput:")
+    _, _, task_input = rest.rpartition("complete the following example -\nInput: ")
+    return definition, task_input.removesuffix("\nOutput:")
