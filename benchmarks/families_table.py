@@ -29,6 +29,7 @@ from architectures import ARCHITECTURES, AUTO, make
 from transformers.utils import logging
 
 from engram import EngramError
+from engram.api import export
 from engram.config import load_config
 from engram.data.task import Split, Task
 from engram.data.tokens import features
@@ -37,7 +38,6 @@ from engram.lineage.loading import base_at
 from engram.measure.predict import evaluating, predict
 from engram.models.base import Base
 from engram.train.surprise import surprise
-from engram.verbs.export import export
 from engram.verbs.init import init
 from engram.verbs.learn import learn
 

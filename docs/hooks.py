@@ -19,7 +19,7 @@ from typer.models import OptionInfo
 
 from engram import config
 from engram.cli import app
-from engram.cli.methods import describe, preset_notes, preset_rows, spell, value
+from engram.cli.methods import preset_notes, preset_rows, value
 from engram.cli.output import quiet
 from engram.errors import EngramError
 from engram.reporting.measured import measured_rows, setting
@@ -30,6 +30,7 @@ from transformers import TrainingArguments  # noqa: E402
 
 from engram.methods import find, keywords, names  # noqa: E402
 from engram.train import arguments  # noqa: E402
+from engram.verbs.methods import describe, spell  # noqa: E402
 
 
 MARK = re.compile(r"<!-- made: (\w+)(?: (\w+))? -->")
@@ -66,7 +67,7 @@ def verb(name: str) -> str:
         else:
             usage += f" {named}"
         default = "" if param.default in EMPTY else f" Default: `{param.default}`."
-        rows.append([f"`{named}`", (told.help or "") + default])
+        rows.append([f"`{named}`".replace("|", "\\|"), (told.help or "") + default])
     about = (inspect.getdoc(VERBS[name]) or "").partition("Example:")[0].strip()
     return f"{about}\n\n```text\n{usage} [OPTIONS]\n```\n\n{table(*rows)}"
 

@@ -14,6 +14,8 @@ from engram.errors import EngramError, nearest
 
 
 Mode = Literal["sequential", "joint", "per_task"]
+ScoringMode = Literal["generate", "options"]
+Dtype = Literal["float32", "bfloat16", "float16"]  # of an exported model
 
 ADAPTER = {"peft_type": "LORA", "r": 8, "lora_alpha": 32, "lora_dropout": 0.05}
 TRAINING = {"learning_rate": 3e-4, "num_train_epochs": 3, "per_device_train_batch_size": 8}
@@ -67,7 +69,7 @@ class Scoring:
     or after the `last` only, for a long stream (OP and BWT are the same, forgetting is unknown).
     """
 
-    mode: Literal["generate", "options"] | None = None
+    mode: ScoringMode | None = None
     batch_size: int = 32
     forward: bool = True
     old: Literal["each", "last"] = "each"

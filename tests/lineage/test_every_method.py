@@ -7,12 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engram import methods
+from engram.api import export, verify
 from engram.config import load_config
 from engram.lineage.files import hash_folder
 from engram.lineage.lineage import Lineage
 from engram.verbs import run as verb
-from engram.verbs.export import export
-from engram.verbs.verify import verify
 from place import output, setting_for, stage_output
 from tiny import tiny_rows
 from train.engine import Stop, Stopped, whole

@@ -7,12 +7,12 @@ import torch
 from transformers import TrainerCallback
 
 from engram import EngramError, load_config
+from engram.api import evaluate
 from engram.data.rows import read_rows
 from engram.lineage.lineage import Lineage
 from engram.lineage.loading import base_at
 from engram.measure.matrix import backward_transfer, overall
 from engram.verbs import run as verb
-from engram.verbs.evaluate import evaluate
 from place import setting_for
 from tiny import KINDS
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from engram.api import verify
 from engram.config import load_config
 from engram.data.tokens import features
 from engram.errors import EngramError
@@ -18,7 +19,6 @@ from engram.train.memory import choose
 from engram.train.surprise import surprise
 from engram.verbs import run as verb
 from engram.verbs.dry_run import dry_run
-from engram.verbs.verify import verify
 from place import learned, setting_for
 from tiny import KINDS, tiny_rows
 from train.engine import Stop, Stopped, tiny_base, tokenized

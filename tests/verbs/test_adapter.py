@@ -18,19 +18,15 @@ from transformers import (
 
 from command import engram, tree
 from engram import EngramError
+from engram.api import evaluate, export, revert, show, verify
 from engram.config import load_config
 from engram.lineage import lineage as module
 from engram.lineage.lineage import Lineage
 from engram.lineage.loading import base_at
 from engram.seeds import forked
 from engram.train import stage
-from engram.verbs.evaluate import evaluate
-from engram.verbs.export import export
 from engram.verbs.init import init
 from engram.verbs.learn import learn
-from engram.verbs.revert import revert
-from engram.verbs.show import show
-from engram.verbs.verify import verify
 from place import output, setting_for, stage_output, task
 from tiny import save_tiny
 from train.engine import TARGETS, Stopped

@@ -9,11 +9,10 @@ from transformers import AutoTokenizer
 
 from command import engram, tree
 from engram import EngramError
+from engram.api import answer, evaluate
 from engram.config import load_config
 from engram.data.rows import read_rows
 from engram.measure import predict
-from engram.verbs.answer import answer
-from engram.verbs.evaluate import evaluate
 from engram.verbs.init import init
 from place import learned, setting_for
 from tiny import KINDS

@@ -20,17 +20,15 @@ from transformers import (
 
 from command import engram, tree
 from engram import EngramError
+from engram.api import answer, export, verify
 from engram.config import load_config
 from engram.data.rows import read_rows
 from engram.lineage.lineage import Lineage
 from engram.lineage.loading import base_at
 from engram.verbs import export as module
-from engram.verbs.answer import answer
-from engram.verbs.export import export
 from engram.verbs.init import init
 from engram.verbs.learn import learn
 from engram.verbs.run import run
-from engram.verbs.verify import verify
 from place import learned, output, setting_for, stage_output, task
 from tiny import KINDS, tiny_tokenizer
 from train.engine import Stopped

@@ -13,20 +13,16 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from command import tree
+from engram.api import answer, evaluate, export, revert, verify
 from engram.config import load_config
 from engram.lineage.lineage import Lineage
 from engram.lineage.loading import base_at
 from engram.train import stage
 from engram.train.stage import score
-from engram.verbs.answer import answer
 from engram.verbs.dry_run import dry_run_of_learn
-from engram.verbs.evaluate import evaluate
-from engram.verbs.export import export
 from engram.verbs.init import init
 from engram.verbs.learn import learn
-from engram.verbs.revert import revert
 from engram.verbs.run import run
-from engram.verbs.verify import verify
 from place import output, setting_for, stage_output, task
 from tiny import tiny_rows
 from train.engine import Stop, Stopped

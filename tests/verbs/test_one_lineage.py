@@ -5,10 +5,7 @@ import yaml
 
 from command import engram
 from engram import EngramError
-from engram.verbs.answer import answer
-from engram.verbs.evaluate import evaluate
-from engram.verbs.revert import revert
-from engram.verbs.verify import verify
+from engram.api import answer, evaluate, revert, verify
 from place import learned, setting_for
 
 

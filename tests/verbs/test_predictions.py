@@ -8,9 +8,8 @@ import pytest
 
 from command import engram, tree
 from engram import EngramError
+from engram.api import evaluate, revert
 from engram.data.rows import read_rows
-from engram.verbs.evaluate import evaluate
-from engram.verbs.revert import revert
 
 
 causal = pytest.mark.parametrize("kind", ["causal"])

@@ -8,10 +8,9 @@ import pytest
 import engram as package
 from command import engram, tree, write_rows
 from engram import EngramError
+from engram.api import probe, revert
 from engram.data.rows import read_rows
 from engram.verbs.learn import learn
-from engram.verbs.probe import probe
-from engram.verbs.revert import revert
 from place import learned, setting_for, task
 
 

@@ -11,11 +11,10 @@ import pytest
 from huggingface_hub import constants
 
 from command import engram, tree
-from engram.api import push
+from engram.api import push, rebase
 from engram.data.rows import read_rows
 from engram.lineage.lineage import Lineage
 from engram.verbs.learn import learn
-from engram.verbs.rebase import rebase
 from hub import Hub, serving
 from place import task
 

@@ -8,10 +8,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from engram import EngramError, load_config
+from engram.api import export
 from engram.lineage.loading import base_at
 from engram.models.base import load_base
 from engram.models.pins import DEFAULT
-from engram.verbs.export import export
 from engram.verbs.run import run
 from place import learned, setting_for
 

@@ -9,17 +9,12 @@ import yaml
 
 from command import engram, tree
 from engram import EngramError
+from engram.api import answer, evaluate, export, rebase, revert, verify
 from engram.config import load_config
 from engram.lineage import lineage as module
 from engram.lineage.lineage import Lineage
-from engram.verbs.answer import answer
-from engram.verbs.evaluate import evaluate
-from engram.verbs.export import export
 from engram.verbs.learn import learn
-from engram.verbs.rebase import rebase
-from engram.verbs.revert import revert
 from engram.verbs.run import run
-from engram.verbs.verify import verify
 from place import task
 from train.engine import Stopped
 

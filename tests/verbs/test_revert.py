@@ -9,16 +9,14 @@ from safetensors.torch import load_file
 
 from command import engram, tree
 from engram import EngramError
+from engram.api import evaluate, revert, verify
 from engram.config import load_config
 from engram.data.rows import read_rows
 from engram.lineage.lineage import Lineage
 from engram.models.layout import ADAPTER
 from engram.verbs import advance
-from engram.verbs.evaluate import evaluate
 from engram.verbs.init import init
 from engram.verbs.learn import learn
-from engram.verbs.revert import revert
-from engram.verbs.verify import verify
 from place import task
 
 

@@ -7,9 +7,8 @@ import pytest
 
 from command import engram, tree
 from engram import EngramError
+from engram.api import revert, show
 from engram.verbs.learn import learn
-from engram.verbs.revert import revert
-from engram.verbs.show import show
 from place import task
 
 

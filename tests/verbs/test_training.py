@@ -8,10 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from command import engram
+from engram.api import revert, show
 from engram.lineage.lineage import Lineage
 from engram.verbs.learn import learn
-from engram.verbs.revert import revert
-from engram.verbs.show import show
 from place import task
 
 

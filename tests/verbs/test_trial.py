@@ -14,11 +14,10 @@ from transformers import (
 
 from command import tree
 from engram import EngramError
+from engram.api import evaluate, export
 from engram.config import load_config
 from engram.lineage.lineage import Lineage
 from engram.lineage.loading import base_at
-from engram.verbs.evaluate import evaluate
-from engram.verbs.export import export
 from engram.verbs.init import init
 from engram.verbs.learn import learn
 from place import output, setting_for, stage_output, task

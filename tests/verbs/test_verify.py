@@ -7,9 +7,8 @@ import pytest
 
 from command import engram, tree
 from engram import EngramError
+from engram.api import revert, verify
 from engram.verbs.learn import learn
-from engram.verbs.revert import revert
-from engram.verbs.verify import verify
 from place import task
 
 

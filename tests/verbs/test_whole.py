@@ -8,14 +8,13 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from engram import EngramError
+from engram.api import evaluate, verify
 from engram.config import load_config
 from engram.lineage.lineage import Lineage
 from engram.train import stage
-from engram.verbs.evaluate import evaluate
 from engram.verbs.init import init
 from engram.verbs.learn import learn
 from engram.verbs.run import run
-from engram.verbs.verify import verify
 from place import output, stage_output, task
 from train.engine import Stopped
 
@@ -76,8 +75,9 @@ def test_row_0_is_the_untouched_base(whole_place, kind, monkeypatch):
         seen.append((task.name, output(base.network, base.tokenizer)))
         return original(base, task, *rest)
 
-    monkeypatch.setattr(stage, "score", score)
-    learn("lineage", task("colour"))
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "score", score)
+        learn("lineage", task("colour"))
     if kind == "encoder":  # has no head on the base, so no score
         assert Lineage("lineage").matrix().rows[0] == (None, None, None)
         return

@@ -1,7 +1,7 @@
 """`engram compare`: methods on the same task orders and seeds, side by side."""
 
-from pathlib import Path
-from typing import Annotated, Any
+import inspect
+from typing import Any
 
 import typer
 from rich.console import RenderableType
@@ -9,61 +9,52 @@ from rich.text import Text
 
 from engram import api
 from engram.cli.dry_run import planned_cells, size, span
+from engram.cli.from_api import Arguments, command
 from engram.cli.output import (
-    Data,
-    DryRun,
     Json,
-    Settings,
     complain,
     counted,
     grid,
     print_json,
+    print_parts,
     quiet,
     score,
     stderr_line,
-    stdout,
 )
 from engram.config import overrides
 from engram.errors import EngramError
 
 
-def compare(
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE.yaml", help="The settings of a run, and a grid.")
-    ],
-    settings: Settings = None,
-    jobs: Annotated[int, typer.Option(help="How many cells run at a time.")] = 1,
-    ray: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="Run them on this Ray cluster; local makes one."),
-    ] = None,
-    data: Data = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Run every method on the same task orders and seeds, and compare what they keep and cost.
+SETTINGS = ("grid", "data")  # parameters of the verb that are keys of its settings too
 
-    A cell that breaks stops no other. The same command again goes on where it stopped.
 
-    Example: engram compare examples/grid.yaml --jobs 2
-    """
+@command(api.compare, grid="FILE.yaml", ray="--ray ADDRESS")
+def compare(arguments: Arguments, as_json: Json = False) -> None:
+    """Example: engram compare examples/grid.yaml --jobs 2"""
     quiet()
-    given = overrides(settings) | ({"data": str(data)} if data else {})
-    for key in given:
-        if key in ("jobs", "ray", "say"):  # arguments of the call, not settings
-            raise EngramError(f"{key}: unknown key; write --{key} if that is meant")
-    if dry_run:
-        found = api.dry_run_of_compare(file, jobs, stderr_line, **given)
-        print_json(found) if as_json else [stdout().print(part) for part in planned_cells(found)]
-        return
-    found = api.compare(file, jobs, stderr_line, ray, **given)
-    print_json(found) if as_json else [stdout().print(part) for part in parts(found)]
-    broken = [cell for cell in found["cells"] if cell["error"]]
+    file, settings = arguments.pop("grid"), overrides(arguments.pop("settings", None))
+    for key in settings:
+        if key in inspect.signature(api.compare).parameters and key not in SETTINGS:
+            option = f"--{key.replace('_', '-')}"
+            raise EngramError(f"{key}: unknown key; write {option} if that is meant")
+    comparison = api.compare(file, **(settings | arguments), say=stderr_line)
+    if as_json:
+        print_json(comparison)
+    elif arguments["dry_run"]:
+        print_parts(planned_cells(comparison))
+    else:
+        print_parts(parts(comparison))
+    if not arguments["dry_run"]:
+        _complain_of_broken(comparison["cells"])
+
+
+def _complain_of_broken(cells: list[dict[str, Any]]) -> None:
+    """End with status 1 if a cell broke, and say why the first one did."""
+    broken = [cell for cell in cells if cell["error"]]
     if broken:
         first = f"{broken[0]['line']}, {broken[0]['order']}, seed {broken[0]['seed']}"
         complain(
-            f"{len(broken)} of {counted(len(found['cells']), 'cell')} broke: {first}: "
-            f"{broken[0]['error']}"
+            f"{len(broken)} of {counted(len(cells), 'cell')} broke: {first}: {broken[0]['error']}"
         )
         raise typer.Exit(1)
 

@@ -1,49 +1,17 @@
 """`engram evaluate`: a stage's scores, taken again."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
 from rich.text import Text
 
 from engram import api
-from engram.cli.output import (
-    Data,
-    Folder,
-    Json,
-    Stage,
-    grid,
-    print_json,
-    quiet,
-    score,
-    stderr,
-    stdout,
-)
+from engram.cli.from_api import Arguments, command
+from engram.cli.output import Json, grid, print_json, quiet, score, stderr, stdout
 
 
-def evaluate(
-    folder: Folder,
-    stage: Stage = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="Only this task; may be given more than once.")
-    ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(help="`generate` or `options`; the lineage's own if left out."),
-    ] = None,
-    predictions: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE.jsonl", help="Write the answer to every test row there."),
-    ] = None,
-    data: Data = None,
-    as_json: Json = False,
-) -> None:
-    """Score a stage on the tasks learned so far. Changes nothing.
-
-    Example: engram evaluate my-model --stage 1 --task reviews
-    """
+@command(api.evaluate, predictions="--predictions FILE.jsonl")
+def evaluate(arguments: Arguments, as_json: Json = False) -> None:
+    """Example: engram evaluate my-model --stage 1 --task reviews"""
     quiet()
-    cells = api.evaluate(folder, stage, task or (), mode, data, stderr().print, predictions)
+    cells = api.evaluate(**arguments, say=stderr().print)
     if as_json:
         print_json(cells)
         return

@@ -1,17 +1,14 @@
 """`engram learn`: one more task."""
 
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from engram import api
 from engram.cli.dry_run import planned
+from engram.cli.from_api import Arguments, command
 from engram.cli.output import (
-    Data,
-    DryRun,
-    Folder,
     Json,
     print_json,
+    print_parts,
     quiet,
     scores_table,
     stderr_line,
@@ -22,49 +19,24 @@ from engram.errors import EngramError
 from engram.places import where_it_goes
 
 
-def learn(
-    folder: Folder,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What the task is called.")],
-    train: Annotated[
-        str,
-        typer.Argument(metavar="TRAIN", help="Its rows: a file, or hub:OWNER/NAME[:SPLIT]."),
-    ],
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[training.KEY=VALUE]...", help="Its own training, for it alone."),
-    ] = None,
-    test: Annotated[str | None, typer.Option(help="Rows to score it on.")] = None,
-    dev: Annotated[str | None, typer.Option(help="Rows to choose settings on.")] = None,
-    metric: Annotated[str, typer.Option(help="How an answer is scored.")] = "exact_match",
-    option: Annotated[
-        list[str] | None, typer.Option(help="A possible answer; once for each of them.")
-    ] = None,
-    data: Data = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-) -> None:
-    """Learn one more task as a new stage. The same command again goes on where it was stopped.
-
-    Example: engram learn my-model reviews reviews.jsonl --test held-out.jsonl
-    """
+@command(api.learn, training="[training.KEY=VALUE]...")
+def learn(arguments: Arguments, as_json: Json = False) -> None:
+    """Example: engram learn my-model reviews reviews.jsonl --test held-out.jsonl"""
     quiet()
     from engram.cli.progress import Shown
 
-    training = own_training(settings)
-    if dry_run:
-        task = api.task_of(folder, name, train, test, dev, metric, option, training)
-        found = api.dry_run_of_learn(folder, task, stderr_line)
-        print_json(found) if as_json else [stdout().print(part) for part in planned(found)]
+    arguments["training"] = own_training(arguments.get("training"))
+    if arguments["dry_run"]:
+        plan = api.learn(**arguments, say=stderr_line)
+        print_json(plan) if as_json else print_parts(planned(plan))
         return
     with Shown() as shown:
-        entry = api.learn(
-            *(folder, name, train, test, dev, metric, option, data, [shown], shown.say),
-            training=training,
-        )
+        entry = api.learn(**arguments, callbacks=[shown], say=shown.say)
     if as_json:
         print_json(entry)
         return
-    stdout().print(f"{folder}: stage {entry['stage']} learned {name}; after it")
+    folder = arguments["folder"]
+    stdout().print(f"{folder}: stage {entry['stage']} learned {arguments['name']}; after it")
     stdout().print(scores_table(entry["scores"]))
     stdout().print(f"the history:  engram log {folder}")
 

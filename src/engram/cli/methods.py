@@ -2,69 +2,28 @@
 
 import inspect
 import textwrap
-import types
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any
 
-import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from engram.cli.output import Json, grid, print_json, quiet, stdout
-from engram.reporting.measured import measured, measured_rows, setting
+from engram import api
+from engram.cli.from_api import Arguments, command
+from engram.cli.output import Json, grid, print_json, print_parts, quiet
+from engram.reporting.measured import measured_rows, setting
 
 
-def methods(
-    name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="One method, with all there is to it.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """List the methods, or tell all about one: what it does, its keywords, its presets.
-
-    Example: engram methods recurrent_kif
-    """
+@command(api.methods, name="[NAME]")
+def methods(arguments: Arguments, as_json: Json = False) -> None:
+    """Example: engram methods recurrent_kif"""
     quiet()
-    from engram.methods import names
-
-    described = [describe(found) for found in ([name] if name else names())]
+    described = api.methods(**arguments)
     if as_json:
         print_json(described)
-    elif name:
-        _show(_one(described[0]))
+    elif arguments:
+        print_parts(_one(described[0]))
     else:
-        _show(_all(described))
-
-
-def describe(name: str) -> dict[str, Any]:
-    """A method as `--json` prints it; raises EngramError when there is none of that name."""
-    from engram.methods import find, keywords
-
-    method = find(name)
-    return {
-        "name": name,
-        "family": method.family,
-        "summary": (inspect.getdoc(method) or "").partition("\n\n")[0].replace("\n", " "),
-        "paper": method.paper,
-        "keywords": [
-            {"name": key, "type": spell(found.annotation), "default": found.default}
-            for key, found in keywords(name).items()
-        ],
-        "measured": measured(name),
-    }
-
-
-def spell(kind: Any) -> str:
-    """A keyword's type as people write it: `float | null`, or the words to choose from."""
-    if get_origin(kind) is Literal:
-        return " | ".join(map(str, get_args(kind)))
-    if isinstance(kind, types.UnionType):
-        return " | ".join(map(spell, get_args(kind)))
-    return "null" if kind is type(None) else getattr(kind, "__name__", str(kind))
-
-
-def _show(parts: list[RenderableType]) -> None:
-    for part in parts:
-        stdout().print(part)
+        print_parts(_all(described))
 
 
 def _all(described: list[dict[str, Any]]) -> list[RenderableType]:

@@ -3,14 +3,13 @@
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from logging import ERROR, getLogger
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -18,21 +17,6 @@ from rich.text import Text
 WIDE = 200  # columns of a table that does not go to a terminal
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="The lineage.")]
-Stage = Annotated[
-    int | None, typer.Option(help="Which stage; 0 is the base, the newest if left out.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what it would do and cost; write nothing.")
-]
-Data = Annotated[
-    Path | None,
-    typer.Option("--data", help="Folder of the benchmarks' rows; else ENGRAM_DATA says it."),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, laid over the YAML's."),
-]
 
 
 def stdout() -> Console:
@@ -49,6 +33,12 @@ def stderr() -> Console:
 def stderr_line(line: str) -> None:
     """A note or a warning, on one line."""
     typer.echo(" ".join(line.split()), err=True)
+
+
+def print_parts(parts: Iterable[RenderableType]) -> None:
+    """Texts and tables on stdout, one below the other."""
+    for part in parts:
+        stdout().print(part)
 
 
 def print_json(value: Any) -> None:

@@ -1,23 +1,12 @@
 """`engram probe`: rows beyond the tasks, asked of every stage."""
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.text import Text
 
 from engram import api
-from engram.cli.output import (
-    Folder,
-    Json,
-    counted,
-    grid,
-    print_json,
-    quiet,
-    score,
-    stderr,
-    stdout,
-)
+from engram.cli.from_api import Arguments, command
+from engram.cli.output import Json, counted, grid, print_json, quiet, score, stderr, stdout
 from engram.errors import EngramError
 
 
@@ -25,42 +14,30 @@ COLUMNS = ("loss", "forgetting", "recognition", "recall")
 KEPT = ("lag", "recognition kept", "recall kept", "retainability")
 
 
-def probe(
-    folder: Folder,
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="Rows to ask, some with a `foil`, never taught.")
-    ],
-    learned: Annotated[
-        int | None, typer.Option(help="The stage at which they were taught; what is kept of it.")
-    ] = None,
-    stages: Annotated[
-        str | None, typer.Option(metavar="0,2,5", help="Only these stages; all if left out.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Ask all stages rows beyond the tasks: loss, forgetting, recognition, recall. Changes nothing.
-
-    Example: engram probe my-model facts.jsonl --learned 1
-    """
-    chosen = _numbers(stages)
+@command(api.probe, rows="FILE", stages="--stages 0,2,5")
+def probe(arguments: Arguments, as_json: Json = False) -> None:
+    """Example: engram probe my-model facts.jsonl --learned 1"""
+    if "stages" in arguments:
+        arguments["stages"] = _numbers(arguments["stages"])
     quiet()
-    found = api.probe(folder, file, learned, chosen, stderr().print)
+    found = api.probe(**arguments, say=stderr().print)
     if as_json:
         print_json(found)
         return
+    learned = "learned" in arguments
     names = (*COLUMNS, *(KEPT if learned else ()))
     table = grid("stage", *names, right=names)
     for stage in found["stages"]:
         name = " ".join(["base"] if not stage["stage"] else [str(stage["stage"]), stage["task"]])
-        table.add_row(Text(name), *_cells(stage, bool(learned)))
+        table.add_row(Text(name), *_cells(stage, learned))
     stdout().print(table)
     for line in _notes(found):
         stdout().print(line)
 
 
-def _numbers(stages: str | None) -> list[int]:
+def _numbers(stages: str) -> list[int]:
     try:
-        return [int(number) for number in stages.split(",")] if stages is not None else []
+        return [int(number) for number in stages.split(",")]
     except ValueError:
         raise EngramError(f"--stages: {stages!r} is no list of stages; write it as 0,2,5") from None
 

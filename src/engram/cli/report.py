@@ -1,34 +1,19 @@
 """`engram report`: lineages as a page."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
 from rich.text import Text
 
 from engram import api
+from engram.cli.from_api import Arguments, command
 from engram.cli.output import Json, grid, print_json, score, stdout
 from engram.measure.matrix import to_dict
 from engram.reporting.groups import MEASURES, sets
 from engram.reporting.read import Run
 
 
-def report(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(metavar="FOLDER...", help="Lineages, or folders that hold some."),
-    ],
-    out: Annotated[
-        Path,
-        typer.Option(metavar="FILE.html", help="The page; its .md and .csv are put beside it."),
-    ] = Path("report.html"),
-    as_json: Json = False,
-) -> None:
-    """Make a page of lineages: what was learned and forgotten, at what cost, and how to repeat it.
-
-    Example: engram report quickstart --out report.html
-    """
-    runs, files = api.report(folders, out)
+@command(api.report, folders="FOLDER...", out="--out FILE.html")
+def report(arguments: Arguments, as_json: Json = False) -> None:
+    """Example: engram report quickstart --out report.html"""
+    runs, files = api.report(**arguments)
     if as_json:
         print_json({"files": list(map(str, files)), "lineages": list(map(_numbers, runs))})
         return

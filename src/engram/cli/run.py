@@ -10,61 +10,48 @@ from rich.text import Text
 
 from engram import api
 from engram.cli.dry_run import planned
-from engram.cli.output import (
-    Data,
-    DryRun,
-    Json,
-    Settings,
-    grid,
-    print_json,
-    quiet,
-    score,
-    stderr_line,
-    stdout,
-)
+from engram.cli.from_api import Arguments, command
+from engram.cli.output import Json, grid, print_json, print_parts, quiet, score, stderr_line
 from engram.lineage.lineage import Lineage
 from engram.measure.matrix import to_dict
 from engram.measure.show import table
 from engram.reporting import results as report
 
 
+@command(api.run, config="FILE.yaml")
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The settings of the run.")],
-    settings: Settings = None,
-    data: Data = None,
+    arguments: Arguments,
     results: Annotated[
         Path | None,
         typer.Option(metavar="FILE.json", help="Put the run's record into this result file."),
     ] = None,
-    dry_run: DryRun = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would do and cost; write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Learn a stream of tasks one after another. The same command again goes on where it stopped.
-
-    Example: engram run examples/quickstart.yaml method=recurrent_kif
-    """
-    config = api.run_config(file, settings)
-    config.data = str(data) if data else config.data
+    """Example: engram run examples/quickstart.yaml method=recurrent_kif"""
+    file, settings = arguments["config"], arguments.get("settings", [])
+    config = api.run_config(file, arguments.get("data"), settings)
     records = report.load(results) if results else []
     quiet()
     if dry_run:
-        found = api.dry_run(config, stderr_line)
-        print_json(found) if as_json else [stdout().print(part) for part in planned(found)]
+        plan = api.dry_run(config, say=stderr_line)
+        print_json(plan) if as_json else print_parts(planned(plan))
         return
     from engram.cli.progress import Shown
 
     with Shown() as shown:
-        lineage = api.run(config, [shown], shown.say)
-    new = report.record(lineage, shlex.join(["engram", "run", str(file), *(settings or [])]))
+        lineage = api.run(config, callbacks=[shown], say=shown.say)
+    new = report.record(lineage, shlex.join(["engram", "run", str(file), *settings]))
     if results:
         records = report.merge(records, new)
-        command = " && ".join(dict.fromkeys(r["command"] for r in records if "command" in r))
-        report.write(results, file.stem, command, report.device(lineage.config.threads), records)
+        typed = " && ".join(dict.fromkeys(r["command"] for r in records if "command" in r))
+        report.write(results, file.stem, typed, report.device(lineage.config.threads), records)
     if as_json:
         print_json(_answer(lineage, new))
-        return
-    for part in _report(lineage, new, records or [new], results):
-        stdout().print(part)
+    else:
+        print_parts(_report(lineage, new, records or [new], results))
 
 
 def _answer(lineage: Lineage, new: dict[str, Any]) -> dict[str, Any]:

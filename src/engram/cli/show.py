@@ -5,16 +5,15 @@ from typing import Any
 from rich.text import Text
 
 from engram import api
-from engram.cli.output import Folder, Json, Stage, counted, grid, print_json, scores_table, stdout
+from engram.cli.from_api import Arguments, command
+from engram.cli.output import Json, counted, grid, print_json, scores_table, stdout
 from engram.reporting.results import method_name
 
 
-def show(folder: Folder, stage: Stage = None, as_json: Json = False) -> None:
-    """Show a stage: what it learned, when, with which settings, its scores, what to load.
-
-    Example: engram show my-model --stage 1
-    """
-    known = api.show(folder, stage)
+@command(api.show)
+def show(arguments: Arguments, as_json: Json = False) -> None:
+    """Example: engram show my-model --stage 1"""
+    known = api.show(**arguments)
     if as_json:
         print_json(known)
         return

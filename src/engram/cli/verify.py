@@ -3,18 +3,18 @@
 import typer
 
 from engram import api
-from engram.cli.output import Folder, Json, complain, print_json, stdout
+from engram.cli.from_api import Arguments, command
+from engram.cli.output import Json, complain, print_json, stdout
 from engram.lineage.lineage import Lineage
 
 
-def verify(folder: Folder, as_json: Json = False) -> None:
-    """Check every hash of a lineage: the ledger, the stages' files, the base. Changes nothing.
-
-    Ends with status 1 if anything is not as the ledger says.
+@command(api.verify)
+def verify(arguments: Arguments, as_json: Json = False) -> None:
+    """Ends with status 1 if anything is not as the ledger says.
 
     Example: engram verify my-model
     """
-    problems = api.verify(folder)
+    problems, folder = api.verify(**arguments), arguments["folder"]
     if as_json:
         print_json({"lineage": str(folder), "ok": not problems, "problems": problems})
     elif problems:

@@ -15,11 +15,7 @@ MARKS = {".html": 'content="engram report"', ".md": "<!-- engram report -->", ".
 
 
 def report(folders: Sequence[str | Path], out: str | Path) -> tuple[list[Run], list[Path]]:
-    """Write `out` and, beside it, the same name with .md and .csv; the lineages, and the files.
-
-    Raises:
-        EngramError: a folder without a lineage, or a file in the way that is not a report.
-    """
+    """`engram.api.report`: write the page; the lineages, and the files."""
     page = Path(out)
     if page.suffix not in (".html", ".htm"):
         raise EngramError(f"{page}: the page is HTML; give --out a name that ends in .html")

@@ -19,22 +19,15 @@ from engram.train.stage import Say
 def answer(
     path: str | Path,
     prompts: Sequence[str],
-    stage: int | None = None,
-    options: Sequence[str] = (),
-    max_new_tokens: int | None = None,
-    chat: bool = False,
-    say: Say = lambda line: None,
+    stage: int | None,
+    options: Sequence[str],
+    max_new_tokens: int | None,
+    chat: bool,
+    say: Say,
 ) -> list[str]:
-    """What a stage (the newest; 0 is the base) answers to each prompt. Reads only.
-
-    A generative model writes greedily, up to `max_new_tokens` (the lineage's
-    `max_completion_length` if None), or chooses among `options`; an encoder chooses among `options`
-    or all labels it has learned. With `chat` a prompt is a user's message in the tokenizer's
-    template.
-
-    Raises:
-        EngramError: no such stage, an empty prompt, or an encoder that has not learned a label yet.
-    """
+    """`engram.api.answer`: what a stage answers to each prompt."""
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise EngramError(f"an answer has at least 1 token, not {max_new_tokens}")
     for prompt in prompts:
         if not prompt.strip():
             raise EngramError("the prompt is empty; write what the model should answer")

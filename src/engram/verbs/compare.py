@@ -28,17 +28,10 @@ Begin = Callable[[Cell, Path], processes.Running]
 Bases = dict[tuple[str, str | None], BaseInfo]  # by name and revision
 
 
-def compare(
-    grid: Grid, jobs: int = 1, say: Say = lambda line: None, begin: Begin | None = None
-) -> dict[str, Any]:
-    """Run every cell of a grid that is not finished; what all of them say together.
+def compare(grid: Grid, jobs: int, say: Say, begin: Begin | None) -> dict[str, Any]:
+    """`engram.api.compare`: run every cell that is not finished; what all of them say together.
 
-    A cell that breaks stops no other; its error stands in its place. `begin` starts one, by
-    default as a process here.
-
-    Raises:
-        EngramError: settings, rows or a base that no cell could run with, or another comparison is
-            writing to the folder.
+    `begin` starts a cell, as a process on this machine if it is None.
     """
     check_place(grid.folder, jobs)
     grid = matched(grid)

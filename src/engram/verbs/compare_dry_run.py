@@ -16,15 +16,12 @@ from engram.verbs.dry_run import dry_run as dry_run_of
 COSTS = ("steps", "seconds", "trainable", "disk_bytes")
 
 
-def dry_run(grid: Grid, jobs: int = 1, say: Say = lambda line: None) -> dict[str, Any]:
+def dry_run(grid: Grid, jobs: int, say: Say) -> dict[str, Any]:
     """What is left to run, and about how long it takes.
 
     The first cell of each line is tried as `run --dry-run` does; its time, memory and disk stand
-    for the line's other cells, and for its trials, which are a little shorter. `seconds` takes it
+    for the line's other cells, and for its trials, which are a little shorter. `seconds` assumes
     that `jobs` cells at a time are no slower than one.
-
-    Raises:
-        EngramError: whatever would stop a cell, now or in its last hour.
     """
     check_place(grid.folder, jobs)
     grid = matched(grid)

@@ -24,22 +24,14 @@ from engram.verbs.sources import reopen
 
 def evaluate(
     path: str | Path,
-    stage: int | None = None,
-    tasks: Sequence[str] = (),
-    mode: str | None = None,
-    data: str | Path | None = None,
-    say: Say = lambda line: None,
-    predictions: str | Path | None = None,
+    stage: int | None,
+    tasks: Sequence[str],
+    mode: str | None,
+    predictions: str | Path | None,
+    data: str | Path | None,
+    say: Say,
 ) -> dict[str, dict[str, Any]]:
-    """Score a stage (the newest by default; 0 is the base) on the tasks learned so far. Reads only.
-
-    `predictions` is a file to write what was answered, a JSON line a test row: `task`, `row` (from
-    1), the row itself, `prediction` and `score`.
-
-    Raises:
-        EngramError: no such stage or task, a mode the tasks do not allow, or no place for
-            `predictions`.
-    """
+    """`engram.api.evaluate`: by task, its score and how it was taken."""
     lineage = Lineage(path)
     if not lineage.stages:
         reverted = lineage.next_stage > 1

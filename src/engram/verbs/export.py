@@ -2,12 +2,13 @@
 
 import shutil
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from peft import PeftModel, PeftType
 from torch import Tensor
 
+from engram.config import Dtype
 from engram.errors import EngramError, nearest
 from engram.lineage.lineage import Lineage
 from engram.lineage.loading import as_stored, base_at, is_untouched, stage_entry
@@ -21,22 +22,8 @@ from engram.models.stage_files import save_head
 from engram.verbs.card import model_card
 
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-def export(
-    path: str | Path, out: str | Path, stage: int | None = None, dtype: str | None = None
-) -> Path:
-    """Write a stage (the newest by default) as one model that loads with plain `AutoModel...`.
-
-    W' = W + (what the adapter adds), summed in fp32 and rounded once, to `dtype` or the base's own.
-    Tokenizer and card lie beside the weights, and for encoders `head.safetensors`; the remembered
-    rows do not. A base that was quantised for learning is taken unquantised.
-
-    Raises:
-        EngramError: no such stage, `out` is not empty, an adapter that cannot be merged, or a model
-            that does not come back from its files as it was.
-    """
+def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | None) -> Path:
+    """`engram.api.export`: a stage as one plain model."""
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise EngramError(f"{out}: exists and is not empty; give a new folder")

@@ -22,19 +22,11 @@ from engram.train.stage import Say
 def probe(
     path: str | Path,
     rows: str | Path | Sequence[Mapping[str, Any]],
-    learned: int | None = None,
-    stages: Sequence[int] = (),
-    say: Say = lambda line: None,
+    learned: int | None,
+    stages: Sequence[int],
+    say: Say,
 ) -> dict[str, Any]:
-    """Ask the stages of the present history (all, or `stages`; 0 is the base) rows. Reads only.
-
-    With `learned`, the stage at which the rows were taught, that stage and the one it began from
-    are asked as well, and the others are told beside them. What the numbers mean stands in
-    `engram.measure.probes`; what cannot be known is None.
-
-    Raises:
-        EngramError: no such stage, one whose weights are gone, or rows that cannot be asked.
-    """
+    """`engram.api.probe`: what the stages make of the rows, in the terms of `measure.probes`."""
     lineage = Lineage(path)
     asked, where = read_probes(rows)
     chosen = _chosen(lineage, learned, stages, say)

@@ -27,23 +27,8 @@ FAILURES: tuple[type[Exception], ...] = (
 )
 
 
-def push(
-    path: str | Path,
-    repository: str,
-    stage: int | None = None,
-    merged: bool = False,
-    private: bool = False,
-) -> str:
-    """Upload a stage (the newest by default) to a repository of the hub; returns its address.
-
-    The repository is made if it is not there. A stage goes as it is, an adapter or whole weights,
-    or `merged` into one plain model (`export`). The card names the repository; the remembered rows
-    stay here.
-
-    Raises:
-        EngramError: no such stage, its weights are gone, a name the hub does not take, or whatever
-            the hub answers (no token, no right to write, no connection).
-    """
+def push(path: str | Path, repository: str, stage: int | None, merged: bool, private: bool) -> str:
+    """`engram.api.push`: upload a stage; returns its address."""
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
@@ -59,7 +44,7 @@ def push(
     with tempfile.TemporaryDirectory() as folder:
         ready = Path(folder) / "stage"
         if merged:
-            export(path, ready, entry["stage"])
+            export(path, ready, stage=entry["stage"], dtype=None)
         else:
             ignored = shutil.ignore_patterns(*LEFT_BEHIND)
             shutil.copytree(lineage.folder(entry), ready, ignore=ignored)

@@ -9,15 +9,8 @@ from engram.lineage.lineage import Lineage
 from engram.models.pins import differing, pin
 
 
-def rebase(path: str | Path, base: str, revision: str | None = None) -> dict[str, Any]:
-    """Point a lineage at its base's new place: a folder, a name of the hub or another commit.
-
-    The files must be the ones the lineage was made on, by their sha256; stages learned on other
-    weights would be wrong without a word. Adds a line to the ledger, and returns it.
-
-    Raises:
-        EngramError: no base there, or its files differ.
-    """
+def rebase(path: str | Path, base: str, revision: str | None) -> dict[str, Any]:
+    """`engram.api.rebase`: point a lineage at its base's new place."""
     with locked(Lineage(path).path):
         lineage = Lineage(path)
         lineage.tidy()

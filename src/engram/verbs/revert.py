@@ -9,16 +9,8 @@ from engram.lineage.lineage import Lineage
 from engram.lineage.loading import gone, is_gone
 
 
-def revert(path: str | Path, to: int | None = None) -> dict[str, Any]:
-    """Make stage `to` (the one before the newest, by default; 0 is the base) the newest again.
-
-    Adds a line to the ledger and deletes nothing: the stages after it stay on disk, inactive, and
-    `revert` goes forward to them as well. Their tasks are no longer scored and their remembered
-    rows no longer rehearsed. Returns the new line.
-
-    Raises:
-        EngramError: there is no such stage, it is the newest already, or its weights are gone.
-    """
+def revert(path: str | Path, to: int | None) -> dict[str, Any]:
+    """`engram.api.revert`: make stage `to` the newest again."""
     with locked(Lineage(path).path):
         lineage = Lineage(path)
         if to is None and not lineage.head:

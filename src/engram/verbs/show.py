@@ -8,16 +8,8 @@ from engram.lineage.lineage import Lineage
 from engram.models.layout import MEMORY
 
 
-def show(path: str | Path, stage: int | None = None) -> dict[str, Any]:
-    """What a stage (the newest; 0 is the base) is: the ledger's line, and what follows from it.
-
-    `rehearsed` says how many rows of earlier tasks were rehearsed and how often, if any were.
-    `active` says whether the stage is part of the present history, `stands_on` what to load below
-    its own files, `line_of` the stages from the base to it. Reads only.
-
-    Raises:
-        EngramError: no such stage.
-    """
+def show(path: str | Path, stage: int | None) -> dict[str, Any]:
+    """`engram.api.show`: the ledger's line of a stage, and what follows from it."""
     lineage = Lineage(path)
     number = lineage.head if stage is None else stage
     if number == 0:

@@ -11,14 +11,11 @@ from engram.models.pins import differing, pin
 
 
 def verify(path: str | Path) -> list[str]:
-    """What is not as the ledger says, a line each; none if all is well. Reads only.
+    """`engram.api.verify`: what is not as the ledger says.
 
-    The chain of the ledger's lines, every file of every stage (those of older whole weights may be
-    gone, if a later line says so), the settings, the base, and what lies in the folder and is of no
-    stage.
-
-    Raises:
-        EngramError: not a lineage, or a broken chain: past that, no line can be believed.
+    Checked are the chain of the ledger's lines, every file of every stage (those of older whole
+    weights may be gone, if a later line says so), the settings, the base, and whether anything lies
+    in the folder that belongs to no stage.
     """
     lineage = Lineage(path)
     problems = []
