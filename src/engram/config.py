@@ -13,7 +13,8 @@ import yaml
 from engram.errors import EngramError, nearest
 
 
-Mode = Literal["sequential", "joint", "per_task"]
+Mode = Literal["sequential", "joint", "union", "per_task"]
+TOGETHER = ("joint", "union")  # the modes that learn several tasks at once
 ScoringMode = Literal["generate", "options"]
 Dtype = Literal["float32", "bfloat16", "float16"]  # of an exported model
 

@@ -145,6 +145,43 @@ def test_the_numbers_are_those_of_the_cells(here, tmp_path):
     assert "seconds" not in json.dumps({k: v for k, v in found.items() if k != "costs"})
 
 
+def test_a_constant_answer_and_the_union_are_the_floor_and_the_ceiling(here, tmp_path):
+    path = grid_yaml(tmp_path, grid={"method": ["constant", "union"]}, choose=choosing())
+    tried = engram("compare", path, "--dry-run", "--json").json["lines"]
+    assert [(line["trials"], line["to_run"]) for line in tried] == [(0, 0), (2, 3)]
+    found = package.compare(path)
+    assert [cell.line.partition(",")[0] for cell in here] == ["union"] * 3
+    assert list(found["choose"]) == ["union"]
+    floor, top = found["cells"]
+    for place, task in enumerate(("colour", "animal")):
+        rows = {s: (tmp_path / f"{task}-{s}.jsonl").read_text() for s in ("train", "test")}
+        said = {
+            s: [json.loads(row)["completion"] for row in t.split("\n") if row]
+            for s, t in rows.items()
+        }
+        common = max(said["train"], key=said["train"].count)
+        share = said["test"].count(common) / len(said["test"])
+        assert floor["matrix"]["rows"][1][place] == pytest.approx(share)
+    assert (floor["mode"], floor["learning_accuracy"]) == (["constant"], None)
+    assert floor["overall"] == mean(floor["matrix"]["rows"][1])
+    assert top["matrix"]["learned_at"] == [1, 1]
+    assert (top["stored_rows"], top["stored_bytes"]) == (32, None)
+    spent = found["costs"]["lines"]
+    assert spent["constant"]["cpu_seconds"] == 0
+    assert spent["union"]["cpu_seconds"] > 0
+    assert "CPU time" in engram("compare", path).out
+
+
+def test_plain_text_has_no_constant_answer(tmp_path):
+    rows = [{"text": f"a line of text, number {n}"} for n in range(8)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = [{"name": "plain", "train": str(tmp_path / "text.jsonl")}]
+    grid = {"method": ["constant", "sequential"]}
+    ran = engram("compare", grid_yaml(tmp_path, tasks=tasks, grid=grid))
+    assert ran.status == 2
+    assert "task 'plain': its rows are plain text, for which there is no constant" in ran.err
+
+
 def test_what_is_published_stands_beside(here, tmp_path):
     published = {"replay": {"overall": 0.784, "backward_transfer": -0.028}}
     path = grid_yaml(tmp_path, grid={"method": ["sequential", "replay"]}, published=published)

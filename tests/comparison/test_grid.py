@@ -85,6 +85,26 @@ def test_a_mode_may_stand_among_the_methods():
     assert {c.method for c in configs} == {"sequential"}
 
 
+def test_constant_stands_among_the_methods_and_has_no_trials():
+    methods = {"floor": "constant", "top": "union", "replay": "replay"}
+    grid = read(grid={"method": methods}, choose=CHOOSE)
+    assert [line.constant for line in grid.lines] == [True, False, False]
+    cells = [grid.cells(line, {})[0] for line in grid.lines]
+    assert [cell.constant for cell in cells] == [True, False, False]
+    assert [cell.config.mode for cell in cells] == ["sequential", "union", "sequential"]
+    both = read(grid={"method": ["constant", "sequential"]})
+    assert len({both.cells(line, {})[0].digest for line in both.lines}) == 2
+
+
+def test_a_method_may_have_settings_of_its_own():
+    own = {"replay": {"memory.choose": "surprise", "method.replay.ratio": 1.0}}
+    grid = read(lines=own, grid={"method": ["l2", "replay"], "memory.ratio": [0.1, 0.2]})
+    configs = [grid.cells(line, {})[0].config for line in grid.lines]
+    assert [c.memory.choose for c in configs] == ["balanced", "balanced", "surprise", "surprise"]
+    assert [c.memory.ratio for c in configs] == [0.1, 0.2, 0.1, 0.2]
+    assert configs[2].method == {"replay": {"ratio": 1.0}}
+
+
 def test_orders_are_named_by_their_tasks_and_numbered_where_that_is_the_same():
     others = [{"name": "a", "train": "other.jsonl"}, *TASKS[1:]]
     grid = read(grid={"tasks": [TASKS, TASKS[::-1], others]})
@@ -135,6 +155,16 @@ MISTAKES = [
     ({"grid": {"method": ["l2", "l2"]}}, "grid: l2, generated, seed 0 stands there twice"),
     ({"baseline": "reply"}, "'reply' is not a method of the grid; did you mean 'replay'"),
     ({"compute_matched": 1}, "compute_matched takes bool, got 1"),
+    ({"grid": {"method": ["constant"]}}, "grid: nothing learns; list a method beside constant"),
+    ({"lines": {"reply": {"seed": 1}}}, "lines: reply: seed cannot be a line's own"),
+    ({"lines": {"reply": {"max_length": 1}}}, "'reply' is not a method of the grid; did you mean"),
+    ({"lines": {"replay": {"memory.rato": 1}}}, "unknown key 'rato'"),
+    ({"lines": {"replay": {"memry.ratio": 1}}}, "lines: replay: 'memry.ratio' is not a key"),
+    ({"lines": {"replay": 1}}, "lines: replay: takes keys of a run, .* got 1"),
+    (
+        {"lines": {"replay": {"threads": 1}}, "grid": {"method": ["replay"], "threads": [1, 2]}},
+        "lines: replay: threads is in the grid as well",
+    ),
     ({"grid": {"method.replay.ratio": [1]}}, "method.replay.ratio: the method is sequential"),
     ({"choose": {"values": [1]}}, "choose: key is missing"),
     ({"choose": {**CHOOSE, "sed": 1}}, "choose: unknown key 'sed'; did you mean 'seed'"),

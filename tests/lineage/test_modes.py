@@ -1,6 +1,7 @@
 """The modes, the model card, and what a lineage says of itself."""
 
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from engram.lineage.lineage import Lineage
 from engram.lineage.loading import base_at
 from engram.measure.matrix import backward_transfer, overall
 from engram.verbs import run as verb
+from engram.verbs.verify import verify
 from place import setting_for
 from tiny import KINDS
 
@@ -48,6 +50,28 @@ def test_joint_learns_the_union_of_the_tasks_so_far_from_the_base(setting, tmp_p
     lineage, seen = run(setting, tmp_path / "run", mode="joint")
     assert seen == [(5, True), (10, True)]
     assert all(cell is not None for cell in lineage.matrix().rows[-1])
+
+
+def test_union_learns_all_tasks_in_one_stage_and_scores_each(setting, tmp_path):
+    lineage, seen = run(setting, tmp_path / "run", mode="union")
+    assert seen == [(10, True)]
+    matrix = lineage.matrix()
+    assert (matrix.tasks, matrix.learned_at) == (("colour", "animal"), (1, 1))
+    assert None not in matrix.rows[1]
+    assert backward_transfer(matrix) is None
+    assert overall(matrix) == fmean(matrix.rows[1])
+    scores = {task: cell["score"] for task, cell in evaluate(tmp_path / "run").items()}
+    assert scores == dict(zip(matrix.tasks, matrix.rows[1], strict=True))
+    assert verify(tmp_path / "run") == []
+    again, seen = run(setting, tmp_path / "run", mode="union")
+    assert seen == []
+    assert again.ledger == lineage.ledger
+
+
+def test_union_tells_tasks_of_one_name_apart(setting, tmp_path):
+    stream = [setting["tasks"][0], {**setting["tasks"][0], "name": "animal"}, setting["tasks"][0]]
+    lineage, _ = run({**setting, "tasks": stream}, tmp_path / "run", mode="union")
+    assert lineage.matrix().tasks == ("colour", "animal", "colour@3")
 
 
 def test_per_task_learns_a_fresh_adapter_each_and_forgets_nothing(setting, tmp_path):

@@ -83,6 +83,9 @@ def test_a_lineage_goes_on_from_its_newest_stage(setting, tmp_path):
 def test_joint_and_whole_weights_are_tried_as_well(setting, tmp_path):
     joint = dry_run(load_config({**setting, "mode": "joint"}))
     assert [task["count"]["rows"] for task in joint["tasks"]] == [40, 80]
+    union = dry_run(load_config({**setting, "mode": "union"}))
+    assert [task["count"]["rows"] for task in union["tasks"]] == [80]
+    assert [task["test_rows"] for task in union["tasks"]] == [20]
     whole = dry_run(load_config({**setting, "adapter": None}))
     assert whole["trainable"] == whole["parameters"]
     assert whole["stage_bytes"] == 4 * whole["parameters"]

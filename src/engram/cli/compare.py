@@ -98,13 +98,23 @@ def scores(found: dict[str, Any]) -> RenderableType:
 
 def costs(found: dict[str, Any]) -> RenderableType:
     """What each line costs, a mean over its cells; the peak is the largest."""
-    right = ["time", "rows forward", "rows back", "rows kept", "kept", "peak memory", "trained"]
+    right = [
+        "time",
+        "CPU time",
+        "rows forward",
+        "rows back",
+        "rows kept",
+        "kept",
+        "peak memory",
+        "trained",
+    ]
     table = grid("method", *right, right=right)
     for line in found["lines"]:
         spent = found["costs"]["lines"][line["name"]]
         table.add_row(
             Text(line["name"]),
             _known(spent["seconds"], span),
+            _known(spent["cpu_seconds"], span),
             *(_known(line["rows"][way], _count) for way in ("forward", "backward")),
             _known(line["stored_rows"], _count),
             _known(line["stored_bytes"], size),

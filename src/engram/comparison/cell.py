@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from engram.config import Config, deciding, load_config
+from engram.config import TOGETHER, Config, deciding, load_config
 from engram.lineage.files import dump, write_text
+from engram.lineage.history import learned_by
 from engram.lineage.lineage import FREE, Lineage
 from engram.measure.matrix import summary, to_dict
 from engram.methods import make
@@ -22,7 +23,10 @@ from engram.seeds import digest
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """`settings` are the keys of a run but for the place. `also` is what decides a cell besides."""
+    """`settings` are the keys of a run but for the place. `also` is what decides a cell besides.
+
+    A `constant` cell runs nothing and leaves no files: its record is made from the rows alone.
+    """
 
     line: str
     order: str
@@ -30,6 +34,7 @@ class Cell:
     settings: dict[str, Any]
     kind: str = "cells"
     also: str = ""
+    constant: bool = False
 
     @property
     def title(self) -> str:
@@ -46,7 +51,8 @@ class Cell:
         settings["training"] = deciding(settings["training"])
         if self.also:  # which says it in place of files that are the comparison's own
             del settings["tasks"]
-        return digest({k: v for k, v in settings.items() if k not in FREE}, self.also)
+        decides = {k: v for k, v in settings.items() if k not in FREE}
+        return digest(decides, self.also, *(["constant"] if self.constant else []))
 
     @property
     def name(self) -> str:
@@ -102,6 +108,7 @@ def record(lineage: Lineage) -> dict[str, Any]:
         "varying": {
             "seconds": round(sum(s["learning"] for s in seconds), 2),
             "seconds_scoring": round(sum(s["scoring"] for s in seconds), 2),
+            "cpu_seconds": round(sum(t["seconds"]["cpu"] for t in times), 2),
             "peak_memory_bytes": max(t["peak_memory_kib"] for t in times) * 1024,
         },
     }
@@ -113,9 +120,9 @@ def _stored(lineage: Lineage) -> dict[str, int | None]:
     Joint learns all old rows again, whose bytes the lineage does not hold.
     """
     stages = lineage.stages
-    if lineage.config.mode == "joint":
+    if lineage.config.mode in TOGETHER:
         return {
-            "stored_rows": sum(e["task"]["train"]["rows"] for e in stages),
+            "stored_rows": sum(task["train"]["rows"] for e in stages for task in learned_by(e)),
             "stored_bytes": None,
         }
     rehearses = any(method.rehearses for method in make(lineage.config.method))

@@ -17,6 +17,7 @@ from engram.reporting.results import method_name, order_name
 
 PAIRED = ("tasks", "seed")  # what the cells of a line differ in
 PLACES = ("lineage", "data")
+CONSTANT = "constant"  # stands among the methods: each task's most common training answer
 KEYS = tuple(f.name for f in dataclasses.fields(Config))
 
 
@@ -48,6 +49,7 @@ class Line:
     method: str
     varied: dict[str, Any]
     settings: dict[str, Any]
+    constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,13 @@ class Grid:
     def cells(self, line: Line, chosen: dict[str, Any]) -> list[Cell]:
         """A line's cells; `chosen` is laid over its settings."""
         return [
-            Cell(line.name, order, seed, {**settings, "tasks": tasks, "seed": seed})
+            Cell(
+                line.name,
+                order,
+                seed,
+                {**settings, "tasks": tasks, "seed": seed},
+                constant=line.constant,
+            )
             for settings in [laid_over(line.settings, chosen)]
             for order, tasks in self.orders.items()
             for seed in self.seeds
@@ -108,13 +116,13 @@ def read_grid(
     orders = _orders(axes.pop("tasks", None) or [values.get("tasks")], where)
     seeds = axes.pop("seed", None) or [values.get("seed", 0)]
     choose = _choose(given["choose"], axes, where) if given.get("choose") else None
-    lines = _lines(values, axes)
+    lines = _lines(values, axes, _own_settings(given.get("lines") or {}, axes, where))
     written = {key: value for key, value in {**values, **own}.items() if key not in PLACES}
     matched = given.get("compute_matched", False)
     published = _published(given.get("published") or {}, where)
     place, baseline = Path(folder), given.get("baseline")
     grid = Grid(place, written, lines, orders, seeds, baseline, matched, choose, published)
-    _check(grid, where)
+    _check(grid, where, [*(given.get("lines") or {})])
     return grid
 
 
@@ -124,6 +132,7 @@ OWN: dict[str, Any] = {
     "compute_matched": bool,
     "choose": dict | None,
     "published": dict | None,
+    "lines": dict | None,
 }
 PUBLISHED = ("overall", "backward_transfer")
 
@@ -161,8 +170,36 @@ def _orders(streams: list[Any], where: str) -> dict[str, Any]:
     return dict(zip(numbered, streams, strict=True))
 
 
-def _lines(values: dict[str, Any], axes: dict[str, list[Any]]) -> list[Line]:
-    """Every combination of the grid's keys but orders and seeds, methods first."""
+def _own_settings(
+    given: dict[str, Any], axes: dict[str, list[Any]], where: str
+) -> dict[str, dict[str, Any]]:
+    """The keys of a run that hold for one method of the grid alone, by its name."""
+    for name, settings in given.items():
+        at = f"{where}: lines: {name}"
+        if not isinstance(settings, dict) or not settings:
+            raise EngramError(
+                f"{at}: takes keys of a run, as in {{memory.choose: surprise}}, got {settings!r}"
+            )
+        for key in settings:
+            section, _, last = str(key).rpartition(".")
+            if str(key).partition(".")[0] not in KEYS:
+                raise EngramError(
+                    f"{at}: {key!r} is not a key of a run; {where_it_goes(last, section, KEYS)}"
+                )
+            if key in (*PLACES, *PAIRED, "method"):
+                raise EngramError(f"{at}: {key} cannot be a line's own; set it for the whole grid")
+            if key in axes:
+                raise EngramError(f"{at}: {key} is in the grid as well; take one of the two")
+    return {str(name): settings for name, settings in given.items()}
+
+
+def _lines(
+    values: dict[str, Any], axes: dict[str, list[Any]], own: dict[str, dict[str, Any]]
+) -> list[Line]:
+    """Every combination of the grid's keys but orders and seeds, methods first.
+
+    `own` are the settings of single methods, by their names.
+    """
     methods = axes.pop("method", [values.get("method", "sequential")])
     if isinstance(methods, dict):  # by names of the grid's own
         named, methods = [str(name) for name in methods], list(methods.values())
@@ -174,10 +211,13 @@ def _lines(values: dict[str, Any], axes: dict[str, list[Any]]) -> list[Line]:
         settings = {**values, "method": method}
         if method in get_args(Mode)[1:]:  # `joint` in the place of a method
             settings |= {"method": "sequential", "mode": method}
+        if method == CONSTANT:
+            settings |= {"method": "sequential"}
+        settings = laid_over(settings, own.get(name, {}))
         laid = dict(zip(axes, others, strict=True))
         varied = {key: laid[key] for key in several}
         full = ", ".join([name, *(f"{key}={_short(value)}" for key, value in varied.items())])
-        lines.append(Line(full, name, varied, laid_over(settings, laid)))
+        lines.append(Line(full, name, varied, laid_over(settings, laid), method == CONSTANT))
     return lines
 
 
@@ -266,14 +306,20 @@ def _published(given: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
     return {str(name): scores for name, scores in given.items()}
 
 
-def _check(grid: Grid, where: str) -> None:
-    """That no two cells are alike, and that the names are names of the grid."""
+def _check(grid: Grid, where: str, own: list[str]) -> None:
+    """That no two cells are alike, and that the names are names of the grid.
+
+    `own` are the methods that have settings of their own.
+    """
+    if all(line.constant for line in grid.lines):
+        raise EngramError(f"{where}: grid: nothing learns; list a method beside {CONSTANT}")
     methods = list(dict.fromkeys(line.method for line in grid.lines))
     lines = [line.name for line in grid.lines]
     names = {*methods, *lines}
     for name, known in (
         *([(grid.baseline, names)] if grid.baseline is not None else ()),
         *((name, methods) for name in (grid.choose.methods if grid.choose else ())),
+        *((name, methods) for name in own),
         *((name, lines) for name in grid.published),
     ):
         if name not in known:

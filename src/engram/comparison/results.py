@@ -23,7 +23,7 @@ def choices(grid: Grid, trials: Cells, found: Found) -> dict[str, dict[str, Any]
     """By line what was tried, and which value was best; none if a trial broke or has no OP."""
     made = {}
     assert grid.choose is not None
-    for line in grid.lines:
+    for line in (line for line in grid.lines if line.name in trials):
         key, values = grid.choose.trials(line.method)
         records = [found[cell] for cell in trials[line.name]]
         errors = [f"its trial {n}: {r}" for n, r in enumerate(records, 1) if isinstance(r, str)]

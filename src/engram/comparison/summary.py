@@ -48,6 +48,7 @@ def costs_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "seconds": mean([v["seconds"] for v in varying]),
         "seconds_scoring": mean([v["seconds_scoring"] for v in varying]),
+        "cpu_seconds": mean([v["cpu_seconds"] for v in varying]),
         "peak_memory_bytes": max((v["peak_memory_bytes"] for v in varying), default=None),
     }
 

@@ -33,7 +33,7 @@ class Trials:
     def __init__(self, grid: Grid, choose: Choose):
         self.grid, self.choose = grid, choose
         self.tasks: dict[str, list[Task]] = {}
-        self.cells = {line.name: self._of(line) for line in grid.lines}
+        self.cells = {line.name: self._of(line) for line in grid.lines if not line.constant}
 
     def _of(self, line: Line) -> list[Cell]:
         """The line's trials, in the order of the values."""

@@ -1,10 +1,10 @@
 """Loading the stream of a run: its tasks, in order."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from engram.config import Config
+from engram.config import Config, Mode
 from engram.data.benchmarks import ORDERS, benchmark_task, benchmark_tasks
 from engram.data.generated import generated_tasks
 from engram.data.hub import HUB, SPLITS
@@ -53,6 +53,19 @@ def load_stream(config: Config, splits: Collection[str] = SPLITS) -> list[Task]:
         instruction=config.instruction,
         splits=splits,
     )
+
+
+def stages_of(tasks: Sequence[Task], mode: Mode) -> list[list[Task]]:
+    """The tasks that each stage of a run learns, the new one last.
+
+    In `sequential` and `per_task` a stage learns one task, in `joint` all tasks so far. `union` has
+    a single stage, which learns them all.
+    """
+    if mode == "union":
+        return [list(tasks)]
+    if mode == "joint":
+        return [list(tasks[: i + 1]) for i in range(len(tasks))]
+    return [[task] for task in tasks]
 
 
 def check_stream(config: Config) -> None:

@@ -11,6 +11,11 @@ from typing import Any
 KEPT = 2  # stages of whole weights that are kept, the newest ones
 
 
+def learned_by(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tasks that a stage has learned: one, or in mode `union` all of the stream."""
+    return [*entry.get("with", ()), entry["task"]]
+
+
 class History:
     ledger: list[dict[str, Any]]
 

@@ -12,7 +12,7 @@ import yaml
 from engram.config import Config, deciding, load_config
 from engram.errors import EngramError, nearest
 from engram.lineage.files import dump, hash_folder, locked, sync, write_text
-from engram.lineage.history import History
+from engram.lineage.history import History, learned_by
 from engram.lineage.ledger import append, read_ledger
 from engram.measure.matrix import ScoreMatrix
 from engram.models.layout import SCORES, WHOLE
@@ -208,11 +208,18 @@ class Lineage(History):
     def matrix(self) -> ScoreMatrix:
         """R over the active stages; cells that were not measured are null.
 
+        A stage of the mode `union` has learned several tasks, each a column of its own.
+
         A stage's scores.json holds `after` (its own row), and for the task it learned `before`
         (the row above it) and `base` (row 0).
         """
         stages = self.stages
-        tasks = [entry["task"]["id"] for entry in stages]
+        columns = [
+            (task["id"], number)
+            for number, entry in enumerate(stages, start=1)
+            for task in learned_by(entry)
+        ]
+        tasks = [task for task, _ in columns]
         rows: list[dict[str, Any]] = [{} for _ in range(len(stages) + 1)]
         for i, entry in enumerate(stages, start=1):
             scores = self.scores(entry)
@@ -221,7 +228,7 @@ class Lineage(History):
                     rows[row].setdefault(task, cell["score"])
         return ScoreMatrix(
             tasks=tuple(tasks),
-            learned_at=tuple(range(1, len(stages) + 1)),
+            learned_at=tuple(number for _, number in columns),
             rows=tuple(tuple(row.get(task) for task in tasks) for row in rows),
         )
 

@@ -11,10 +11,11 @@ Nothing is written here, and no weights are read.
 from collections.abc import Sequence
 from pathlib import Path
 
-from engram.config import Config
-from engram.data.stream import load_stream
+from engram.config import TOGETHER, Config
+from engram.data.stream import load_stream, stages_of
 from engram.data.task import Task
 from engram.errors import EngramError
+from engram.lineage.history import learned_by
 from engram.lineage.lineage import Lineage
 from engram.models.base import BaseInfo, read_base
 from engram.models.pins import check_pin, pin
@@ -84,10 +85,10 @@ def prepare_learn(lineage: Lineage, task: Task) -> Plan:
     Raises:
         EngramError: as `prepare`, another base than the lineage's, or rows that it cannot take.
     """
-    if lineage.config.mode == "joint":
+    if lineage.config.mode in TOGETHER:
         raise EngramError(
-            f"{lineage.path}: mode joint learns a whole stream; list its tasks in a YAML for "
-            "`engram run`"
+            f"{lineage.path}: mode {lineage.config.mode} learns a whole stream; list its tasks in "
+            "a YAML for `engram run`"
         )
     check_pin(lineage.pin)
     plan = prepare(lineage.config)
@@ -97,14 +98,16 @@ def prepare_learn(lineage: Lineage, task: Task) -> Plan:
 
 
 def check_learned_rows(lineage: Lineage, tasks: Sequence[Task]) -> None:
-    """Check that the stages of a lineage have learned just these rows.
+    """Check that the stages of a lineage have learned just these rows of a stream.
 
     Raises:
         EngramError: with the task whose rows are others.
     """
-    for entry, task in zip(lineage.stages, tasks, strict=False):
-        if entry["task"]["train"]["sha256"] != task.train.sha256:
-            raise EngramError(
-                f"{lineage.path}: stage {entry['stage']} learned other rows of {task.name!r} than "
-                "these; take the rows back or give a new folder with lineage=FOLDER"
-            )
+    for entry, learned in zip(lineage.stages, stages_of(tasks, lineage.config.mode), strict=False):
+        described = learned_by(entry)
+        for one, task in zip(described, learned[-len(described) :], strict=False):
+            if one["train"]["sha256"] != task.train.sha256:
+                raise EngramError(
+                    f"{lineage.path}: stage {entry['stage']} learned other rows of {task.name!r} "
+                    "than these; take the rows back or give a new folder with lineage=FOLDER"
+                )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from engram.config import TRAINING
+from engram.config import TOGETHER, TRAINING
 from engram.data.checks import check_task, truncated, warnings
 from engram.data.remarks import remarks
 from engram.data.rows import Row, answered
@@ -134,10 +134,10 @@ def _check_training(plan: Plan, task: Task) -> None:
         )
     if not task.training:
         return
-    if config.mode == "joint":
+    if config.mode in TOGETHER:
         raise EngramError(
-            f"task {task.name!r}: mode joint learns all tasks at once, so none has a training: of "
-            "its own; leave it out"
+            f"task {task.name!r}: mode {config.mode} learns all tasks at once, so none has a "
+            "training: of its own; leave it out"
         )
     for key in ("report_to", "run_name", "project"):
         if key in task.training:

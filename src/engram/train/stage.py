@@ -39,11 +39,12 @@ class StagePlan:
     """What a stage is to do.
 
     `stage` is its number, `learned` how many tasks the model has learned before. `learn` holds the
-    tasks whose rows are learned (one; in mode joint all so far), the new one last. `score` holds
-    the tasks to score after it, by id; None where the rows are gone. `methods` begin the task anew,
-    whatever they learned before; `arguments` are the Trainer's, but for the folder and the seed,
-    which are the stage's. `cells` are scores known beforehand. `beginning` makes the model once
-    more as it was before any task, where that is not the model with its adapter switched off.
+    tasks whose rows are learned (one; in the modes joint and union several), the new one last.
+    `score` holds the tasks to score after it, by id; None where the rows are gone. `methods` begin
+    the task anew, whatever they learned before; `arguments` are the Trainer's, but for the folder
+    and the seed, which are the stage's. `cells` are scores known beforehand. `beginning` makes the
+    model once more as it was before any task, where that is not the model with its adapter switched
+    off.
     """
 
     stage: int

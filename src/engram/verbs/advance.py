@@ -44,7 +44,10 @@ def advance(
     old: bool = True,
     total: int | None = None,
 ) -> dict[str, Any]:
-    """Learn the last of `learned` (in mode joint all of them) as the next stage; its ledger line.
+    """Learn the last of `learned` as the next stage; its ledger line.
+
+    In the modes `joint` and `union` all of `learned` are learned, from the base. In `union` no
+    stage before has them, so that the ledger line names the others under `with`.
 
     `plan` is what the lineage's settings mean. `known` holds old tasks whose rows are at hand, by
     id; the others are read again. `old` tasks are scored after it, or not. `total` is the number of
@@ -54,12 +57,13 @@ def advance(
     torch.set_num_threads(config.threads or torch.get_num_threads())
     stages, number = lineage.stages, lineage.next_stage
     follows = stages[-1] if stages and config.mode == "sequential" else None
-    entry, general = _entry(lineage, task, number)
+    entry, general = _entry(lineage, learned, number)
     name = entry["task"]["id"]
     scored = {
-        e["task"]["id"]: known.get(e["task"]["id"]) or reopen(lineage, e, data, say)
+        e["task"]["id"]: known.get(e["task"]["id"]) or reopen(lineage, e["task"], data, say)
         for e in (stages if old else ())
     }
+    others = {e["id"]: task for e, task in zip(entry.get("with", ()), learned, strict=False)}
     memory = {e["task"]["id"]: remembered(lineage, e) for e in stages if follows}
     cells = {}
     if config.mode == "per_task":  # old tasks keep their adapters, so they keep their scores
@@ -69,7 +73,7 @@ def advance(
         stage=number,
         task=name,
         learn=learned,
-        score={**scored, name: task},
+        score={**scored, **others, name: task},
         memory={GENERAL: general, **memory} if general else memory,
         config=config,
         methods=plan.methods,
@@ -100,11 +104,18 @@ def advance(
     return lineage.ledger[-1]
 
 
-def _entry(lineage: Lineage, task: Task, number: int) -> tuple[dict[str, Any], list[Row]]:
+def _entry(
+    lineage: Lineage, learned: Sequence[Task], number: int
+) -> tuple[dict[str, Any], list[Row]]:
     """The new stage's line as far as it is known beforehand, and the general rows it names."""
-    config = lineage.config
+    config, task = lineage.config, learned[-1]
     ids = [e["task"]["id"] for e in lineage.stages]
-    name = task.name if task.name not in ids else f"{task.name}@{number}"
+    others: list[dict[str, Any]] = []
+    if config.mode == "union":
+        for position, other in enumerate(learned[:-1], start=1):
+            ids.append(_unused(other.name, ids, position))
+            others.append(describe(lineage, other, ids[-1]))
+    name = _unused(task.name, ids, number + len(others))
     entry = {
         "stage": number,
         "verb": "learn",
@@ -114,6 +125,7 @@ def _entry(lineage: Lineage, task: Task, number: int) -> tuple[dict[str, Any], l
         "mode": config.mode,
         "method": config.method,
         "task": describe(lineage, task, name),
+        **({"with": others} if others else {}),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
     }
     if config.general.file is None:
@@ -121,6 +133,11 @@ def _entry(lineage: Lineage, task: Task, number: int) -> tuple[dict[str, Any], l
     rows = general_rows(config, task, number)
     entry["general"] = describe_split(lineage, rows)
     return entry, list(rows.rows)
+
+
+def _unused(name: str, ids: Sequence[str], number: int) -> str:
+    """The name of a task, with its number in the stream where another task has the name."""
+    return f"{name}@{number}" if name in ids else name
 
 
 def _beginning(lineage: Lineage, base: Base, info: BaseInfo) -> Callable[[], Base] | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from engram.comparison import processes
 from engram.comparison.cell import Cell
+from engram.comparison.constant import check_answers, constant_record
 from engram.comparison.grid import Grid
 from engram.comparison.matched import matched
 from engram.comparison.results import COSTS, RESULTS, choices, costs, results
@@ -61,10 +62,12 @@ def compare(grid: Grid, jobs: int, say: Say, begin: Begin | None) -> dict[str, A
 
 def _run(cells: Sequence[Cell], folder: Path, jobs: int, say: Say, begin: Begin) -> dict[Cell, Any]:
     """Run those that are not finished; each with its record, or the line that tells its error."""
-    found: dict[Cell, Any] = {cell: cell.record(folder) for cell in cells}
-    waiting = [cell for cell in cells if found[cell] is None]
-    if len(waiting) < len(cells):
-        say(f"{len(cells) - len(waiting)} of {len(cells)} are finished already")
+    found: dict[Cell, Any] = {cell: constant_record(cell) for cell in cells if cell.constant}
+    runs = [cell for cell in cells if not cell.constant]
+    found |= {cell: cell.record(folder) for cell in runs}
+    waiting = [cell for cell in runs if found[cell] is None]
+    if len(waiting) < len(runs):
+        say(f"{len(runs) - len(waiting)} of {len(runs)} are finished already")
     for cell in waiting:
         cell.write_settings(folder)
     ended = processes.run_all(waiting, jobs, lambda cell: begin(cell, folder))
@@ -117,6 +120,8 @@ def check(grid: Grid, trials: Trials | None, bases: Bases) -> list[str]:
         shapes.add(shape)
     for cell in (cell for line in grid.lines for cell in grid.cells(line, {})):
         check_values(cell.config)
+        if cell.constant:
+            check_answers(cell)
     if trials is None:
         return _check_rows(grid, bases)
     plan = prepared(cells[0], bases)

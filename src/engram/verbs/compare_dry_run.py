@@ -32,8 +32,12 @@ def dry_run(grid: Grid, jobs: int, say: Say) -> dict[str, Any]:
     chosen = _chosen(grid, trials) if trials else {}
     found, tried = [], {}
     for line in grid.lines:
-        own = trials.cells[line.name] if trials else []
+        own = trials.cells.get(line.name, []) if trials else []
         cells = grid.cells(line, laid(chosen, line.name))
+        if line.constant:
+            nothing = dict.fromkeys(("trials", "to_run", *COSTS), 0)
+            found.append({"name": line.name, "cells": len(cells), **nothing})
+            continue
         tried = _try(cells[0], grid, bases)
         found.append(
             {

@@ -44,9 +44,10 @@ class Trial(TrainerCallback):
         self.step_seconds.append(now - self.last)
         self.last = now
 
-    def tested(self, test: Split | None, few: Split | None, seconds: float) -> None:
-        if test and few:
-            self.test_rows = len(test.rows)
+    def tested(self, rows: int, few: Split | None, seconds: float) -> None:
+        """Note how long the scoring of a few of the stage's `rows` test rows took."""
+        if rows and few:
+            self.test_rows = rows
             self.seconds_a_test_row = seconds / len(few.rows)
 
     def learning(self, period: int) -> float:

@@ -16,8 +16,9 @@ import datasets.config
 import huggingface_hub.constants
 import torch
 
-from engram.config import Config
+from engram.config import TOGETHER, Config
 from engram.data.rows import Row
+from engram.data.stream import stages_of
 from engram.data.task import Split, Task
 from engram.data.tokens import features
 from engram.errors import EngramError
@@ -98,12 +99,11 @@ def _report(start: Start, plan: Plan, done: int, say: Say) -> dict[str, Any]:
         say(line)
     torch.set_num_threads(config.threads or torch.get_num_threads())
     memory, found = dict(start.memory), []
-    for i in range(done, len(tasks)):
-        task = tasks[i]
-        learned = tasks[: i + 1] if config.mode == "joint" else [task]
-        general = general_rows(config, task, i + 1).rows if config.general.file else ()
+    for number, learned in enumerate(stages_of(tasks, config.mode)[done:], start=done + 1):
+        task = learned[-1]
+        general = general_rows(config, task, number).rows if config.general.file else ()
         known = {GENERAL: list(general), **memory} if general else memory
-        trial = _three_steps(base, plan, learned, known, i + 1)
+        trial = _three_steps(base, plan, learned, known, number)
         found.append(trial)
         if config.mode == "sequential":
             memory[task.name] = choose(
@@ -147,7 +147,7 @@ def _three_steps(
         test=tests,
         options=task.answers(),
     )
-    if config.mode == "joint" and base.kind == "encoder":  # the head knows the labels of them all
+    if config.mode in TOGETHER and base.kind == "encoder":  # the head knows the labels of them all
         short = replace(short, options=_answers(learned))
     quick = replace(config, scoring=replace(config.scoring, forward=False))
     counted = count(made, truncated, base.kind)
@@ -173,7 +173,8 @@ def _three_steps(
                 f"task {task.name!r}: a batch of its longest rows ({trial.count.longest} tokens) "
                 "does not fit into memory; lower per_device_train_batch_size or max_length"
             ) from error
-    trial.tested(task.test, tests, seconds["score"])
+    scored = learned if config.mode == "union" else [task]
+    trial.tested(sum(len(one.test.rows) for one in scored if one.test), tests, seconds["score"])
     return trial
 
 

@@ -13,6 +13,7 @@ from engram.data.rows import references
 from engram.data.task import Task
 from engram.errors import EngramError, nearest
 from engram.lineage.files import write_text
+from engram.lineage.history import learned_by
 from engram.lineage.lineage import Lineage
 from engram.lineage.loading import as_stored, base_at, stage_entry
 from engram.measure.metrics import best, find_metric
@@ -39,7 +40,7 @@ def evaluate(
         mend = f"revert {path} --to STAGE" if reverted else f"learn {path} NAME train.jsonl"
         raise EngramError(f"{path}: {state}, so there is nothing to score; `engram {mend}`")
     entry = stage_entry(lineage, stage)
-    ids = [e["task"]["id"] for e in lineage.stages]
+    ids = [task["id"] for e in lineage.stages for task in learned_by(e)]
     for name in tasks:
         if name not in ids:
             raise EngramError(f"{path}: no task {name!r} was learned; {nearest(name, ids)}")
@@ -53,11 +54,13 @@ def evaluate(
     base = base_at(lineage, entry)
     cells, lines = {}, []
     for e in lineage.stages:
-        name = e["task"]["id"]
         if config.mode == "per_task" and stage is None:  # each task has its own adapter
             base = base_at(lineage, e)
-        if not tasks or name in tasks:
-            task = reopen(lineage, e, data, say)
+        for described in learned_by(e):
+            name = described["id"]
+            if tasks and name not in tasks:
+                continue
+            task = reopen(lineage, described, data, say)
             with as_stored(lineage, entry, base):
                 cells[name], answers = score(base, task, config, make(config.method))
             lines += _lines(name, task, answers)

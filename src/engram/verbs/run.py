@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from engram.config import Config, deciding, telling
+from engram.data.stream import stages_of
 from engram.errors import EngramError
 from engram.lineage.files import locked
 from engram.lineage.lineage import Lineage
@@ -37,23 +38,24 @@ def run(
         lineage = Lineage(path)
         lineage.tidy()
         lineage.config.training = deciding(lineage.config.training) | telling(config.training)
+        stages = stages_of(tasks, config.mode)
+        new_tasks = [learned[-1] for learned in stages]
         check_learned_rows(lineage, tasks)  # once more: another process may have learned since
         for line in plan.notes:
             say(line)
         done = lineage.stages
-        known = {entry["task"]["id"]: task for entry, task in zip(done, tasks, strict=False)}
-        for i in range(len(done), len(tasks)):
-            learned = tasks[: i + 1] if config.mode == "joint" else [tasks[i]]
+        known = {entry["task"]["id"]: task for entry, task in zip(done, new_tasks, strict=False)}
+        for i in range(len(done), len(stages)):
             entry = advance(
                 lineage,
                 plan,
-                learned,
+                stages[i],
                 known=known,
                 data=config.data,
                 callbacks=callbacks,
                 say=say,
-                old=config.scoring.old == "each" or i + 1 == len(tasks),
-                total=len(tasks),
+                old=config.scoring.old == "each" or i + 1 == len(stages),
+                total=len(stages),
             )
-            known[entry["task"]["id"]] = tasks[i]
+            known[entry["task"]["id"]] = new_tasks[i]
     return lineage

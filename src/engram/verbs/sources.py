@@ -47,10 +47,12 @@ def general_rows(config: Config, task: Task, stage: int) -> Split:
 
 
 def reopen(
-    lineage: Lineage, entry: dict[str, Any], data: str | Path | None, say: Callable[[str], None]
+    lineage: Lineage, described: dict[str, Any], data: str | Path | None, say: Callable[[str], None]
 ) -> Task | None:
-    """An old task with the test rows it was scored on; None, and a warning, if they are gone."""
-    described = entry["task"]
+    """The task of a ledger line with the test rows it was scored on.
+
+    None, and a warning, if they are gone.
+    """
     test = described.get("test")
     if test is None:
         return None
