@@ -1,7 +1,10 @@
-"""What the pages say of verbs, settings and methods, made from the source when the site is built.
+"""Write into the pages of docs/ what the source says of verbs, settings and methods.
 
-`<!-- made: NAME ARGUMENT -->` in a page calls the function NAME below with this argument, and what
-it returns stands there. `<!-- keys: CLASS -->` gives the table after it two more columns.
+    python scripts/docs_tables.py
+
+What stands between `<!-- made: NAME ARGUMENT -->` and `<!-- /made -->` is what the function NAME
+below returns for this argument. `<!-- keys: CLASS -->` before a table adds the type and the default
+of each key to its meaning. A test compares the pages with what this script would write.
 """
 
 import dataclasses
@@ -11,7 +14,8 @@ import re
 import types
 from collections.abc import Callable
 from itertools import groupby
-from textwrap import dedent
+from pathlib import Path
+from textwrap import dedent, fill
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
@@ -33,19 +37,26 @@ from engram.train import arguments  # noqa: E402
 from engram.verbs.methods import describe, spell  # noqa: E402
 
 
-MARK = re.compile(r"<!-- made: (\w+)(?: (\w+))? -->")
+DOCS = Path(__file__).parents[1] / "docs"
+MARK = re.compile(r"(<!-- made: (\w+)(?: (\w+))? -->\n).*?(<!-- /made -->)", re.DOTALL)
 KEYS = re.compile(r"<!-- keys: (\w+) -->\n+((?:\|.*\n)+)")
 EMPTY = (None, False, inspect.Parameter.empty)
 VERBS = {command.name: command.callback for command in app.registered_commands}
 
 
-def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Called by mkdocs with the text of every page."""
-    shown = {argument for name, argument in MARK.findall(markdown) if name == "verb"}
+def with_tables(page: str) -> str:
+    """A page with all that is made from the source made again.
+
+    Raises:
+        EngramError: the page shows other verbs than there are, or a table other keys than a class.
+    """
+    shown = {match[3] for match in MARK.finditer(page) if match[2] == "verb"}
     if shown and shown != set(VERBS):
         raise EngramError(f"verbs.md: shows other verbs than there are: {shown ^ set(VERBS)}")
-    markdown = KEYS.sub(lambda found: keys(*found.groups()), markdown)
-    return MARK.sub(lambda found: MAKERS[found[1]](*filter(None, [found[2]])), markdown)
+    page = KEYS.sub(lambda match: f"<!-- keys: {match[1]} -->\n{keys(match[1], match[2])}", page)
+    return MARK.sub(
+        lambda match: f"{match[1]}\n{MAKERS[match[2]](*filter(None, [match[3]]))}\n{match[4]}", page
+    )
 
 
 def table(*rows: list[str]) -> str:
@@ -83,7 +94,10 @@ def keys(cls: str, written: str) -> str:
     """A table of keys and their meanings, with the types and defaults of a dataclass."""
     found = {field.name: field for field in dataclasses.fields(getattr(config, cls))}
     cells = (line.strip("|\n").split("|") for line in written.splitlines())
-    told = {key.strip(" `"): meaning.strip() for key, meaning in list(cells)[2:]}
+    told = {
+        key.strip(" `"): meaning.partition("<br><small>")[0].strip()
+        for key, meaning in list(cells)[2:]
+    }
     if list(told) != list(found):
         raise EngramError(f"settings.md: {cls} has {list(found)}, the page {list(told)}")
     rows = [[f"`{key}`", told[key] + _small(*_of_field(found[key]))] for key in told]
@@ -165,21 +179,38 @@ def _method(one: dict[str, Any]) -> str:
         parts.append(table(["keyword", "meaning"], *rows))
     if method.neutral:
         given = ", ".join(f"`{key}: {value(word)}`" for key, word in method.neutral.items())
-        parts.append(f"With {given} it is bitwise `sequential`.\n")
+        parts.append(_wrapped(f"With {given} it is bitwise `sequential`."))
     if method.presets:
         rows = [[f"`{key}`", *cells] for key, *cells in preset_rows(method)]
         parts.append(
-            "Presets; \\* marks what the source leaves open, and in [] stands what it trains with, "
-            "which a preset does not set:\n"
+            _wrapped(
+                "Presets; \\* marks what the source leaves open, and in [] stands what it trains with, "
+                "which a preset does not set:"
+            )
         )
         parts.append(table(["keyword", *method.presets], *rows))
-        parts.append("".join(f"- {note}\n" for note in preset_notes(method)))
+        parts.append("".join(_wrapped(f"- {note}", "  ") for note in preset_notes(method)))
     if one["measured"]:
-        parts.append(f"Measured beside `sequential`: {setting()}.\n")
+        parts.append(_wrapped(f"Measured beside `sequential`: {setting()}."))
         parts.append(table(*measured_rows(one["measured"])))
     return "\n".join(parts)
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    """A paragraph in lines of 104 characters at most, the second and later ones indented."""
+    return fill(text, 104, subsequent_indent=indent, break_on_hyphens=False) + "\n"
 
 
 MAKERS: dict[str, Callable[..., str]] = {
     made.__name__: made for made in (verb, defaults, owned, refused, methods)
 }
+
+
+def main() -> None:
+    for path in sorted(DOCS.glob("*.md")):
+        page = path.read_text(encoding="utf-8")
+        path.write_text(with_tables(page), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
