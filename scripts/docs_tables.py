@@ -184,8 +184,8 @@ def _method(one: dict[str, Any]) -> str:
         rows = [[f"`{key}`", *cells] for key, *cells in preset_rows(method)]
         parts.append(
             _wrapped(
-                "Presets; \\* marks what the source leaves open, and in [] stands what it trains with, "
-                "which a preset does not set:"
+                "Presets; \\* marks what the source leaves open, and in [] stands what it trains "
+                "with, which a preset does not set:"
             )
         )
         parts.append(table(["keyword", *method.presets], *rows))
