@@ -18,7 +18,7 @@ from engram.data.rows import Row, answer
 from engram.data.tokens import prompts
 from engram.data.training_templates import CHANGES, training_template
 from engram.errors import EngramError
-from engram.measure.answers import special_in, spoken, stop_tokens
+from engram.measure.answers import answer_text, special_in, stop_tokens
 from families import llama_like
 
 
@@ -167,7 +167,7 @@ def test_what_is_asked_begins_what_is_learned(name):
             assert learned["input_ids"][: len(prompt)] == prompt, row
         around = frame(row, tokenizer, "toy")
         stops, kept = stop_tokens([around], tokenizer), special_in([answer(row)], tokenizer)
-        said = spoken(learned["input_ids"][len(prompt) :], around, tokenizer, stops, kept)
+        said = answer_text(learned["input_ids"][len(prompt) :], around, tokenizer, stops, kept)
         whole, last = answer(row).strip(), answer(row).split("</think>")[-1].strip()
         assert said in (whole, last), row
 

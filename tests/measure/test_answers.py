@@ -5,7 +5,7 @@ import pytest
 from data.templates import UNMARKED, chat_tokenizer
 from engram.data.chat import frame
 from engram.data.tokens import encode
-from engram.measure.answers import special_in, spoken, stop_tokens
+from engram.measure.answers import answer_text, special_in, stop_tokens
 
 
 ASK = {"role": "user", "content": "the cat ?"}
@@ -17,7 +17,7 @@ def row_of(content):
 
 def heard(tokenizer, row, ids):
     around = frame(row, tokenizer, "toy")
-    return spoken(ids, around, tokenizer, stop_tokens([around], tokenizer))
+    return answer_text(ids, around, tokenizer, stop_tokens([around], tokenizer))
 
 
 @pytest.mark.parametrize("template", UNMARKED)
@@ -87,5 +87,5 @@ def test_special_tokens_of_a_right_answer_are_a_part_of_it():
     right = ["<call>red"]
     ids = tokenizer("<call>red</s>", add_special_tokens=False)["input_ids"]
     kept = special_in(right, tokenizer)
-    assert spoken(ids, None, tokenizer, set(), kept) == "<call>red"
-    assert spoken(ids, None, tokenizer, set()) == "red"
+    assert answer_text(ids, None, tokenizer, set(), kept) == "<call>red"
+    assert answer_text(ids, None, tokenizer, set()) == "red"

@@ -41,9 +41,9 @@ def test_no_score_changes_when_writing_ends_with_the_decision(kind, metric, monk
     ]
     lengths, real = [], predict_module._generate
 
-    def generate(*args):
-        lengths.append([len(ids) for ids in real(*args)])
-        return real(*args)
+    def generate(*args, **settings):
+        lengths.append([len(ids) for ids in real(*args, **settings)])
+        return real(*args, **settings)
 
     monkeypatch.setattr(predict_module, "_generate", generate)
     cell, answers = evaluate(base, task_of(rows, metric), "generate", 5, 64, 24)

@@ -121,7 +121,7 @@ def test_a_long_option_is_not_favoured_for_its_mean(kind):
     base, rows = base_of(kind), rows_of_many_lengths(12)
     options = ("red", "red green blue cat dog bird up down")
     lengths = [len(option.split()) + 1 for option in options]  # the end token counts
-    pairs, _ = predict_module._pairs(base, rows, list(options), (64, 16), "rows")
+    pairs, _ = predict_module._pairs(base, rows, list(options), 64, 16, "rows")
     sums = predict_module.log_likelihoods(base, pairs, 32)
     by_sum, by_mean = [], []
     for one, other in zip(sums[::2], sums[1::2], strict=True):
@@ -252,7 +252,9 @@ def test_rows_whose_prompt_is_cut_are_counted(kind, mode):
 def test_an_option_stands_between_the_white_space_of_the_answer_it_replaces(monkeypatch):
     seen, real = [], predict_module.features
     monkeypatch.setattr(
-        predict_module, "features", lambda rows, *rest: seen.extend(rows) or real(rows, *rest)
+        predict_module,
+        "features",
+        lambda rows, *rest, **settings: seen.extend(rows) or real(rows, *rest, **settings),
     )
     rows = [{"prompt": "the answer is :", "completion": "\nred\n"}]
     predict(base_of("causal"), rows, "options", ("green", " blue "))

@@ -43,7 +43,7 @@ def texts(n: int = 12) -> list[dict]:
 
 
 def asked(base: Base, rows, length: int = 64, size: int = 4):
-    return recollect(base, read_probes(rows)[0], (length, 8), size, "rows.jsonl")
+    return recollect(base, read_probes(rows)[0], length, 8, size, "rows.jsonl")
 
 
 @torch.no_grad()
@@ -155,7 +155,7 @@ def test_a_text_is_recalled_if_its_second_half_follows_on_the_first():
         "one two three four five six blue cat",
     ]
     probes, _ = read_probes([{"text": f"{text} ." if text == "red" else text} for text in rows])
-    assert recollect(base, probes, (6, 8), 4, "rows").recalled == [1.0, 0.0, 0.0, None]
+    assert recollect(base, probes, 6, 8, 4, "rows").recalled == [1.0, 0.0, 0.0, None]
 
 
 def test_a_text_is_halved_between_words():
@@ -176,8 +176,8 @@ def test_an_encoder_does_not_know_every_answer():
 @pytest.mark.parametrize(
     ("kind", "row", "said"),
     [
-        ("causal", {"text": "red"}, "rows.jsonl, row 1: of a single token nothing is predicted"),
-        ("causal", {"text": "red red", "foil": "red"}, "with foils, row 1: of a single token"),
+        ("causal", {"text": "red"}, "rows.jsonl, row 1: the text is a single token"),
+        ("causal", {"text": "red red", "foil": "red"}, "with foils, row 1: the text is a single"),
         ("seq2seq", {"text": "red green"}, "row 1: only decoder-only models take rows of text"),
         ("encoder", {"text": "red green"}, "row 1: only decoder-only models take rows of text"),
         ("encoder", {"prompt": "up", "completion": "gren"}, "row 1: 'gren' is .*mean 'green'"),

@@ -56,9 +56,9 @@ def test_in_bf16_as_well(tmp_path, monkeypatch):
     learned(setting, "lineage")
     seen, original = [], predict._generate
 
-    def generate(*arguments):
+    def generate(*arguments, **settings):
         seen.append(torch.is_autocast_enabled("cpu"))
-        return original(*arguments)
+        return original(*arguments, **settings)
 
     monkeypatch.setattr(predict, "_generate", generate)
     evaluate("lineage")

@@ -89,7 +89,7 @@ def test_eight_bits_load_as_well():
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"adapter": None}, "a quantised base takes an adapter; set adapter="),
+        ({"adapter": None}, "a quantised base needs an adapter; set adapter="),
         ({"quantization": {"load_in_4bits": True}}, "did you mean 'load_in_4bit'"),
         ({"quantization": {"bnb_4bit_quant_type": "nf4"}}, "neither load_in_4bit nor load_in_8bit"),
         (

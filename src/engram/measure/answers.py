@@ -1,8 +1,8 @@
-"""An answer out of the tokens that a model wrote: what its chat template writes is no part of it.
+"""Extracting the answer from generated tokens, without the chat template's own text.
 
-A model learns to write a turn as the template does, with an empty think block before the content or
-a channel's name, and with what ends the turn. Of that the answer is the content. Text that stands
-where the template's would is left alone if it is another.
+A model learns to write a turn as the template does: an empty block of reasoning or a channel's name
+may come before the content, and a token that ends the turn after it. Only the content is the
+answer. Text in these places that is not the template's is left unchanged.
 """
 
 from bisect import bisect_left
@@ -16,7 +16,7 @@ from engram.data.special import ids_of
 
 
 def stop_tokens(frames: Collection[Frame], tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The tokens with which the template ends an answer, beside those that end any text."""
+    """Return the added tokens with which the template ends an answer."""
     vocabulary: Any = tokenizer.get_added_vocab()  # type: ignore[operator]
     added, stops = set(vocabulary.values()), set()
     for frame in set(frames):
@@ -26,32 +26,33 @@ def stop_tokens(frames: Collection[Frame], tokenizer: PreTrainedTokenizerBase) -
     return stops
 
 
-def spoken(
+def answer_text(
     ids: Sequence[int],
     frame: Frame | None,
     tokenizer: PreTrainedTokenizerBase,
     stops: set[int],
     kept: Collection[int] = (),
 ) -> str:
-    """The content of what was written, as text without special tokens.
+    """Return the content of a generated answer, as text without special tokens.
 
-    What stands behind the end of the thoughts, where the template knows of thoughts and the model
-    began with some, else behind the text that the template begins an answer with; up to the first
-    of `stops`, and without the text that the template writes before it.
+    The content begins after the end of the reasoning, if the template has reasoning and the model
+    wrote some, and otherwise after the text with which the template begins an answer. It ends
+    before the first of `stops`, and before the text that the template writes in front of that
+    token.
 
     Args:
-        ids: what the model wrote.
-        frame: the template's text around the answer; None for a prompt of text.
-        tokenizer: the base's own.
-        stops: `stop_tokens`.
-        kept: special tokens that are a part of the answer (`special_in`).
+        ids: the generated tokens.
+        frame: the template's text around the answer, or None for a prompt of plain text.
+        tokenizer: the base's tokenizer.
+        stops: the tokens that end an answer (`stop_tokens`).
+        kept: special tokens that are part of the answer (`special_in`).
     """
     if frame is None:
         return _text(ids, tokenizer, kept)
     start = 0
     if frame.close and _begins(ids, frame.opening, tokenizer):
-        start = _behind(ids, frame.close, tokenizer, anywhere=True)
-    start = start or _behind(ids, frame.before, tokenizer, anywhere=False)
+        start = _count_through(ids, frame.close, tokenizer, anywhere=True)
+    start = start or _count_through(ids, frame.before, tokenizer, anywhere=False)
     ids = list(ids[start:])
     stop = next((place for place, token in enumerate(ids) if token in stops), len(ids))
     text, after = _text(ids[:stop], tokenizer, kept), _text_after(frame, tokenizer, stops)
@@ -59,10 +60,10 @@ def spoken(
 
 
 def special_in(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """The special tokens that right answers are written with, but those around any text."""
+    """Return the special tokens inside correct answers, except those that surround any text."""
     around: set[Any] = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}  # type: ignore
-    written = {token for ids in ids_of(texts, tokenizer) for token in ids}
-    return (written & _special(tokenizer)) - around
+    tokens = {token for ids in ids_of(texts, tokenizer) for token in ids}
+    return (tokens & _special(tokenizer)) - around
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -78,35 +79,36 @@ def _text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, kept: Collecti
 
 
 def _text_after(frame: Frame, tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> str:
-    """What the template writes behind an answer as plain text, up to a token that ends it."""
+    """Return the plain text that the template writes after an answer, up to the end token."""
     ids, ends = ids_of([frame.after], tokenizer)[0], _special(tokenizer) | stops
     stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     return str(tokenizer.decode(ids[:stop])).strip()
 
 
 def _begins(ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether `ids` begin with the template's text; white space does not count."""
+    """Return whether `ids` begin with the template's text, ignoring white space."""
     return dense(tokenizer, ids).startswith(dense(tokenizer, ids_of([text], tokenizer)[0]))
 
 
-def _behind(
+def _count_through(
     ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase, anywhere: bool
 ) -> int:
-    """How many tokens there are up to the end of the template's text; 0 if it does not stand there.
+    """Return how many tokens reach to the end of the template's text, or 0 if it is not there.
 
-    Special tokens count and white space does not: it may be a part of the token before or behind.
+    The text must be at the start of `ids`, unless it may be `anywhere`. White space is ignored,
+    because it may be part of the token before or after; special tokens are not.
     """
     wanted = dense(tokenizer, ids_of([text], tokenizer)[0])
 
-    def stands(count: int) -> bool:
-        written = dense(tokenizer, ids[:count])
-        return wanted in written if anywhere else written.startswith(wanted)
+    def is_in_first(count: int) -> bool:
+        generated = dense(tokenizer, ids[:count])
+        return wanted in generated if anywhere else generated.startswith(wanted)
 
-    if not wanted or not stands(len(ids)):
+    if not wanted or not is_in_first(len(ids)):
         return 0
-    return bisect_left(range(len(ids) + 1), True, key=stands)
+    return bisect_left(range(len(ids) + 1), True, key=is_in_first)
 
 
 def dense(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Tokens as text, special ones too, without white space."""
+    """Return tokens as text without white space; special tokens are included."""
     return "".join(str(tokenizer.decode(list(ids))).split())

@@ -1,8 +1,9 @@
-"""When an answer is decided, so that a model which rambles need not be listened to until the end.
+"""Stopping generation early for answers that can no longer be correct.
 
-Under exact match an answer is wrong as soon as it is no beginning of a reference, whatever would
-follow. So a row stops one token behind its longest reference if what it has written by then cannot
-become right any more. The score is the same as without this rule; a wrong answer is shown so far.
+Under exact match, an answer is wrong as soon as it is not the beginning of a reference, whatever
+would follow. So a row stops one token after the length of its longest reference if its text can no
+longer become correct. The score is the same as without this rule, and a wrong answer is shown only
+up to where it stopped.
 """
 
 from collections.abc import Sequence
@@ -14,17 +15,17 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
 from engram.data.chat import Frame
 from engram.data.special import ids_of
-from engram.measure.answers import dense, special_in, spoken
+from engram.measure.answers import answer_text, dense, special_in
 
 
 class Undecided:
-    """Which answers of a list of rows may still become right.
+    """Decides which answers of a list of rows can still become correct.
 
     Args:
-        references: the right answers to each row.
-        frames: what the chat template writes around each row's answer, None for text.
-        tokenizer: the base's own.
-        stops: the template's tokens that end an answer (`measure/answers.py`).
+        references: the correct answers of each row.
+        frames: the chat template's text around each row's answer, None for plain text.
+        tokenizer: the base's tokenizer.
+        stops: the tokens that end an answer (`engram.measure.answers.stop_tokens`).
     """
 
     def __init__(
@@ -37,46 +38,48 @@ class Undecided:
         self.references, self.frames = references, frames
         self.tokenizer, self.stops = tokenizer, stops
         self.lengths = [
-            self._length(right, frame) for right, frame in zip(references, frames, strict=True)
+            self._length(texts, frame) for texts, frame in zip(references, frames, strict=True)
         ]
+        self.kept = [special_in(texts, tokenizer) for texts in references]
 
-        self.kept = [special_in(right, tokenizer) for right in references]
-
-    def _length(self, right: Sequence[str], frame: Frame | None) -> int:
-        """The tokens of the longest reference, with what the template writes before it."""
+    def _length(self, texts: Sequence[str], frame: Frame | None) -> int:
+        """Return how many tokens the longest reference has, with the template's text before it."""
         before = frame.before if frame else ""
-        return max(len(ids) for ids in ids_of([before + text for text in right], self.tokenizer))
+        return max(len(ids) for ids in ids_of([before + text for text in texts], self.tokenizer))
 
     def __call__(self, row: int, ids: Sequence[int]) -> bool:
-        """Whether `row` has to go on behind the tokens `ids` that it has written."""
+        """Return whether `row` must go on after it has generated the tokens `ids`."""
         frame = self.frames[row]
         if len(ids) <= self.lengths[row]:
             return True
         if frame is not None:
-            if frame.close is not None:  # thoughts may come first, of any length
+            if frame.close is not None:  # reasoning of any length may come first
                 return True
-            written = dense_text(dense(self.tokenizer, ids)).rstrip("\ufffd")
-            if dense_text(frame.before).startswith(written):  # the template's own is not over
+            generated = dense_text(dense(self.tokenizer, ids)).rstrip("\ufffd")
+            if dense_text(frame.before).startswith(generated):  # still in the template's own text
                 return True
-        answer = spoken(ids, frame, self.tokenizer, self.stops, self.kept[row])
+        answer = answer_text(
+            ids, frame, tokenizer=self.tokenizer, stops=self.stops, kept=self.kept[row]
+        )
+        # A character may be incomplete until its next token, and decodes to U+FFFD until then.
         answer = dense_text(answer).rstrip("\ufffd")
         after = frame.after if frame else ""
         return any(dense_text(text + after).startswith(answer) for text in self.references[row])
 
 
 class StopWhenDecided(StoppingCriteria):
-    """Ends the rows of a batch that are decided, each by itself; for `generate`.
+    """A stopping criterion for `generate` that ends each row of a batch when it is decided.
 
     Args:
-        undecided: of all rows.
-        rows: those of the batch, in its order.
-        start: where the answer begins in `generate`'s ids: behind the prompt, or behind the
-            decoder's start token.
+        undecided: decides for all rows.
+        rows: the indices of the batch's rows, in order.
+        start: the position in `generate`'s ids at which the answer begins: after the prompt, or
+            after the decoder's start token.
     """
 
     def __init__(self, undecided: Undecided, rows: Sequence[int], start: int):
         self.undecided, self.rows, self.start = undecided, rows, start
-        self.stopped: dict[int, int] = {}  # row: how many tokens it had written
+        self.stopped: dict[int, int] = {}  # by row: how many tokens it had generated
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         for row, ids in zip(self.rows, input_ids[:, self.start :].tolist(), strict=True):
@@ -86,5 +89,8 @@ class StopWhenDecided(StoppingCriteria):
 
 
 def dense_text(text: str) -> str:
-    """A text without white space and case, of which exact match knows less."""
+    """Return a text without white space and in one case.
+
+    This ignores at least the differences that exact match ignores.
+    """
     return "".join(text.casefold().split())

@@ -1,4 +1,4 @@
-"""A model on a task: answer every test row, score each answer, take the mean."""
+"""Scoring a model on a task: the mean score of its answers to the test rows."""
 
 from dataclasses import dataclass
 from statistics import fmean
@@ -19,9 +19,14 @@ from engram.models.base import Base, Kind
 
 @dataclass
 class Cell:
-    """One cell of R: the mean score over `rows` test rows, None when it cannot be known yet.
+    """One cell of the score matrix R.
 
-    `truncated` counts the rows whose prompt lost its middle to `max_length`.
+    Args:
+        score: the mean score, None if the model cannot give any of the answers yet.
+        metric: the name of the metric.
+        mode: how the model answered.
+        rows: the number of test rows.
+        truncated: the number of rows whose prompt was cut to `max_length`.
     """
 
     score: float | None
@@ -39,43 +44,61 @@ def evaluate(
     max_length: int = MAX_LENGTH,
     max_completion_length: int = MAX_COMPLETION_LENGTH,
 ) -> tuple[Cell, list[str]]:
-    """Score the model on the task's test rows; also returns what it answered, in row order.
+    """Score the model on the test rows of a task.
 
-    The score is None, and there are no answers, when the head of an encoder knows none of the
-    task's options. Raises what `scoring_mode` and `predict` raise.
+    Returns:
+        The cell, and the model's answers in the order of the rows. If the head of an encoder has
+        none of the task's options, the score is None and there are no answers.
+
+    Raises:
+        EngramError: as in `scoring_mode` and `predict`.
     """
     mode = scoring_mode(base.kind, task, mode)
     assert task.test is not None
     predictions, truncated = predict(
         base,
         task.test.rows,
-        mode,
-        task.answers(),
-        max_length,
-        max_completion_length,
-        batch_size,
+        mode=mode,
+        options=task.answers(),
+        max_length=max_length,
+        max_completion_length=max_completion_length,
+        batch_size=batch_size,
         where=f"{task.name} test",
         exact=task.metric in EXACT,
     )
     score, metric = None, find_metric(task.metric)
     if predictions:
         pairs = zip(predictions, task.test.rows, strict=True)
-        score = fmean(best(metric, said, references(row)) for said, row in pairs)
-    return Cell(score, task.metric, mode, len(task.test.rows), truncated), predictions
+        score = fmean(best(metric, prediction, references(row)) for prediction, row in pairs)
+    cell = Cell(
+        score=score,
+        metric=task.metric,
+        mode=mode,
+        rows=len(task.test.rows),
+        truncated=truncated,
+    )
+    return cell, predictions
 
 
 def scoring_mode(kind: Kind, task: Task, mode: Mode | None = None) -> Mode:
-    """The mode in which the task is scored: `options` for encoders, else `generate`, unless given.
+    """Return the mode in which a task is scored: `mode`, or the default for the kind of model.
 
-    It needs no model, so what cannot be scored is found before anything is trained.
+    The default is `options` for encoders and `generate` for others. No model is needed, so a task
+    that cannot be scored is refused before anything is trained.
 
     Raises:
-        EngramError: no test rows, an unknown metric, or a mode that this kind of model or this task
-            does not allow.
+        EngramError: the task has no test rows, the metric is unknown, or the kind of model or the
+            task does not allow the mode.
     """
     if task.test is None or not task.test.rows:
         raise EngramError(f"task {task.name!r} has no test rows to score; give it a test file")
     find_metric(task.metric)
     mode = mode or ("options" if kind == "encoder" else "generate")
-    check_mode(kind, task.test.rows, mode, task.answers(), f"{task.name} test")
+    check_mode(
+        kind,
+        task.test.rows,
+        mode=mode,
+        options=task.answers(),
+        where=f"{task.name} test",
+    )
     return mode

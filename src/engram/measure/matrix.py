@@ -1,8 +1,8 @@
-"""The score matrix R, and everything reported about forgetting as a pure function of it.
+"""The score matrix R, and the metrics of forgetting and transfer as pure functions of it.
 
-R[i, j] is the score of task j after stage i; row 0 is the untouched base. An unknown cell is None,
-and a number that needs an unknown cell, or that is a mean over nothing, is None as well: never a
-guess. Means are exact and rounded once, so the order of the tasks cannot change them.
+R[i, j] is the score of task j after stage i. Row 0 is the untouched base. An unknown cell is None.
+A metric that needs an unknown cell, or that is a mean over nothing, is None as well and never an
+estimate. Means are exact and rounded once, so they do not depend on the order of the tasks.
 """
 
 from collections.abc import Iterable
@@ -15,10 +15,18 @@ from engram.errors import EngramError
 
 @dataclass(frozen=True)
 class ScoreMatrix:
-    """R[stage, task] with, for each task, the stage (>= 1) that learned it.
+    """The scores R[stage, task], and for each task the stage that learned it.
 
-    A stage may learn no task (a merge, an edit) and then just adds a row. Raises EngramError when
-    a row has not one cell a task, or a task was learned at no stage of the matrix.
+    A stage that learned no task, such as a merge or an edit, only adds a row.
+
+    Args:
+        tasks: the names of the tasks, one for each column.
+        learned_at: for each task the stage that learned it, at least 1.
+        rows: [stages + 1, tasks], the scores; row 0 is the base.
+
+    Raises:
+        EngramError: there are no rows, a row does not have one cell for each task, or a task was
+            learned at a stage that the matrix does not have.
     """
 
     tasks: tuple[str, ...]
@@ -46,20 +54,20 @@ class ScoreMatrix:
 
     @property
     def last(self) -> int:
-        """The last stage's index; 0 when there is only the base."""
+        """The index of the last stage, 0 if there is only the base."""
         return len(self.rows) - 1
 
 
 def overall(matrix: ScoreMatrix) -> float | None:
-    """OP, overall performance: the mean over tasks of R[last, j]."""
+    """Return OP, the overall performance: the mean over tasks of R[last, j]."""
     return _mean(matrix.rows[-1])
 
 
 def backward_transfer(matrix: ScoreMatrix) -> float | None:
-    """BWT: the mean over tasks learned before the last stage of R[last, j] - R[learned_at_j, j].
+    """Return BWT, the backward transfer: the mean of R[last, j] - R[learned_at_j, j].
 
-    Negative when earlier tasks were forgotten. Lopez-Paz & Ranzato 2017,
-    https://huggingface.co/papers/1706.08840
+    The mean is over the tasks learned before the last stage. It is negative if earlier tasks were
+    forgotten. Lopez-Paz & Ranzato 2017, https://huggingface.co/papers/1706.08840
     """
     return _mean(
         _minus(matrix.rows[-1][j], matrix.rows[stage][j]) for j, stage in _earlier_tasks(matrix)
@@ -67,11 +75,11 @@ def backward_transfer(matrix: ScoreMatrix) -> float | None:
 
 
 def forward_transfer(matrix: ScoreMatrix) -> float | None:
-    """FWT: the mean over tasks with learned_at_j > 1 of R[learned_at_j - 1, j] - R[0, j].
+    """Return FWT, the forward transfer: the mean of R[learned_at_j - 1, j] - R[0, j].
 
-    What earlier tasks gave a task before it was learned. The task of stage 1 is left out: nothing
-    was learned before it, its difference is 0 by definition. Lopez-Paz & Ranzato 2017 with the
-    untouched base as their random baseline.
+    This is how much the tasks learned earlier improved a task before it was learned. The mean is
+    over the tasks with learned_at_j > 1; for the first task the difference would be 0 by
+    definition. Lopez-Paz & Ranzato 2017, with the untouched base in place of their random baseline.
     """
     return _mean(
         _minus(matrix.rows[stage - 1][j], matrix.rows[0][j])
@@ -81,11 +89,12 @@ def forward_transfer(matrix: ScoreMatrix) -> float | None:
 
 
 def forgetting(matrix: ScoreMatrix) -> float | None:
-    """The mean over tasks learned before the last stage of max_i R[i, j] - R[last, j].
+    """Return the forgetting: the mean of max_i R[i, j] - R[last, j].
 
-    i runs from learned_at_j to last - 1, so at least -BWT. Chaudhry et al. 2018 (RWalk),
-    https://huggingface.co/papers/1801.10112; their max starts at stage 1, ours where the task was
-    learned, because a score from before that is transfer, not something learned and then lost.
+    The mean is over the tasks learned before the last stage, and i runs from learned_at_j to
+    last - 1, so the result is at least -BWT. Chaudhry et al. 2018 (RWalk),
+    https://huggingface.co/papers/1801.10112. Their maximum starts at stage 1. Ours starts where the
+    task was learned, because a score before that is transfer, and not something that was learned.
     """
     return _mean(
         _minus(_max(row[j] for row in matrix.rows[stage:-1]), matrix.rows[-1][j])
@@ -94,12 +103,12 @@ def forgetting(matrix: ScoreMatrix) -> float | None:
 
 
 def learning_accuracy(matrix: ScoreMatrix) -> float | None:
-    """Plasticity: the mean over tasks of R[learned_at_j, j], the score right after learning."""
+    """Return the plasticity: the mean of R[learned_at_j, j], the scores right after learning."""
     return _mean(matrix.rows[stage][j] for j, stage in enumerate(matrix.learned_at))
 
 
 def summary(matrix: ScoreMatrix) -> dict[str, float | None]:
-    """Every number of this page by its name, as results and ledgers store them."""
+    """Return all metrics of this module by name, as results and ledgers store them."""
     return {
         "overall": overall(matrix),
         "backward_transfer": backward_transfer(matrix),
@@ -110,7 +119,7 @@ def summary(matrix: ScoreMatrix) -> dict[str, float | None]:
 
 
 def to_dict(matrix: ScoreMatrix) -> dict[str, Any]:
-    """The matrix as plain lists, ready for JSON (None becomes null)."""
+    """Return the matrix as plain lists for JSON (None becomes null)."""
     return {
         "tasks": list(matrix.tasks),
         "learned_at": list(matrix.learned_at),
@@ -119,7 +128,7 @@ def to_dict(matrix: ScoreMatrix) -> dict[str, Any]:
 
 
 def from_dict(plain: dict[str, Any]) -> ScoreMatrix:
-    """The matrix that `to_dict` wrote."""
+    """Return the matrix that `to_dict` converted."""
     return ScoreMatrix(
         tasks=tuple(plain["tasks"]),
         learned_at=tuple(plain["learned_at"]),
@@ -128,7 +137,7 @@ def from_dict(plain: dict[str, Any]) -> ScoreMatrix:
 
 
 def _earlier_tasks(matrix: ScoreMatrix) -> list[tuple[int, int]]:
-    """(column, stage learned at) of the tasks that a later stage had the chance to damage."""
+    """Return (column, stage that learned it) of each task learned before the last stage."""
     return [(j, stage) for j, stage in enumerate(matrix.learned_at) if stage < matrix.last]
 
 

@@ -1,4 +1,4 @@
-"""One answer against one reference: each metric maps (prediction, reference) to [0, 1]."""
+"""Metrics of one answer: each maps (prediction, reference) to a score in [0, 1]."""
 
 import functools
 import re
@@ -13,25 +13,26 @@ Metric = Callable[[str, str], float]
 
 
 def exact_match(prediction: str, reference: str) -> float:
-    """1 when both are the same text, ignoring case and any difference in whitespace, else 0."""
+    """Return 1 if the texts are equal, ignoring case and differences in white space, else 0."""
     return float(_plain(prediction) == _plain(reference))
 
 
 def rouge_l(prediction: str, reference: str) -> float:
-    """ROUGE-L: the F-measure of the longest common subsequence of words.
+    """Return ROUGE-L, the F-measure of the longest common subsequence of words.
 
-    Lin 2004, https://aclanthology.org/W04-1013, as computed by the package `rouge_score` with
-    Porter stemming, the setting of SuperNI's own evaluation. Its words are runs of a-z and 0-9:
-    text in other scripts has none and scores 0.
+    Lin 2004, https://aclanthology.org/W04-1013, computed by the package `rouge_score` with Porter
+    stemming, as in SuperNI's own evaluation. Its words are runs of a-z and 0-9, so a text in
+    another script has no words and scores 0.
     """
     return float(_rouge_scorer().score(reference, prediction)["rougeL"].fmeasure)
 
 
 def token_f1(prediction: str, reference: str) -> float:
-    """SQuAD's F1 of the two bags of words, without case, punctuation and the articles.
+    """Return SQuAD's F1 of the two bags of words, ignoring case, punctuation and articles.
 
-    F1 = 2 * shared / (words in prediction + words in reference). When either side has no words,
-    1 if neither has, else 0. Rajpurkar et al. 2016, https://huggingface.co/papers/1606.05250
+    F1 = 2 * shared / (words in prediction + words in reference). If one of the texts has no words,
+    the score is 1 if the other has none either, else 0. Rajpurkar et al. 2016,
+    https://huggingface.co/papers/1606.05250
     """
     predicted, expected = _squad_words(prediction), _squad_words(reference)
     if not predicted or not expected:
@@ -40,7 +41,7 @@ def token_f1(prediction: str, reference: str) -> float:
     return 2 * shared / (len(predicted) + len(expected))
 
 
-# Choosing among declared options is right or wrong, so accuracy is exact match by its other name.
+# A choice among options is either right or wrong, so accuracy is another name for exact match.
 METRICS: dict[str, Metric] = {
     "exact_match": exact_match,
     "accuracy": exact_match,
@@ -48,17 +49,21 @@ METRICS: dict[str, Metric] = {
     "token_f1": token_f1,
 }
 
-# Metrics under which an answer that is no beginning of a reference scores 0, whatever follows it.
+# With these metrics, an answer that is not the beginning of a reference scores 0 whatever follows.
 EXACT = frozenset({"exact_match", "accuracy"})
 
 
 def best(metric: Metric, prediction: str, references: Iterable[str]) -> float:
-    """The best score over all right answers, as SQuAD and Super-NaturalInstructions take it."""
+    """Return the best score over all references, as in SQuAD and Super-NaturalInstructions."""
     return max(metric(prediction, reference) for reference in references)
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of that name. Raises EngramError with the nearest name when there is none."""
+    """Return the metric with this name.
+
+    Raises:
+        EngramError: there is none; the line suggests the nearest name.
+    """
     if name not in METRICS:
         raise EngramError(f"unknown metric {name!r}; {nearest(name, METRICS)}")
     return METRICS[name]
@@ -75,7 +80,7 @@ def _squad_words(text: str) -> list[str]:
 
 @functools.cache
 def _rouge_scorer():
-    # Imported on first use: it brings nltk, which takes longer to load than most runs' scoring.
+    # Imported on first use, because loading its dependency nltk takes longer than most scoring.
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], use_stemmer=True)

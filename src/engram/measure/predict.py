@@ -1,6 +1,6 @@
-"""What a model answers: it writes (`generate`), or it chooses among given answers (`options`).
+"""Predicting a model's answers: generated text (`generate`), or a choice of options (`options`).
 
-Rows go in batches of similar length, and the predictions are those of the rows one by one.
+Rows are batched by similar length, and the predictions are the same as with a batch size of 1.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -17,7 +17,7 @@ from engram.data.messages import learned
 from engram.data.rows import Row, answer, answered, in_place_of, references
 from engram.data.tokens import IGNORED, Collator, check_known, features, prompts
 from engram.errors import EngramError, nearest
-from engram.measure.answers import special_in, spoken, stop_tokens
+from engram.measure.answers import answer_text, special_in, stop_tokens
 from engram.measure.decided import StopWhenDecided, Undecided
 from engram.measure.decoding import forced_first, greedy
 from engram.models.base import Base, Kind
@@ -27,7 +27,7 @@ from engram.models.padding import Batches
 Mode = Literal["generate", "options"]
 MAX_LENGTH = 512
 MAX_COMPLETION_LENGTH = 64
-LONG = 2**31  # tokens: nothing is cut
+LONG = 2**31  # tokens, a maximum length with which nothing is cut
 
 
 def predict(
@@ -41,46 +41,83 @@ def predict(
     where: str = "the rows",
     exact: bool = False,
 ) -> tuple[list[str], int]:
-    """The model's answer to each row, and how many prompts were truncated.
+    """Predict the model's answer to each row.
 
-    There are no answers when the head of an encoder knows none of the options. Ties go to the
-    option that sorts first. `where` begins the line of an error in a row. With `exact` an answer
-    that can no longer be one of the row's references ends one token behind the longest of these.
+    Args:
+        base: the model.
+        rows: the rows to answer. In mode options, their own answers have no effect.
+        mode: `generate` or `options`.
+        options: the answers to choose from. Ties go to the option that sorts first.
+        max_length: the most tokens of a prompt, or for causal models of prompt and completion.
+        max_completion_length: the most tokens of an answer.
+        batch_size: rows per batch.
+        where: the name of the rows, with which an error line begins.
+        exact: whether an answer that can no longer equal one of the row's references may stop
+            early, one token after the length of the longest of them.
+
+    Returns:
+        The answers in the order of the rows, and how many prompts were truncated. There are no
+        answers if the head of an encoder has none of the options.
 
     Raises:
-        EngramError: no options in mode options, an encoder in mode generate, a row of text, or an
-            option longer than `max_completion_length`.
+        EngramError: mode options has no options, mode generate has an encoder, a row is a text or
+            its answer cannot be scored, or an option is longer than `max_completion_length`.
     """
-    check_mode(base.kind, rows, mode, options, where)
-    choices, lengths = sorted(set(options or ())), (max_length, max_completion_length)
+    check_mode(base.kind, rows, mode=mode, options=options, where=where)
+    tokenizer, choices = base.tokenizer, sorted(set(options or ()))
     with evaluating(base.model):
         if mode == "options" and base.kind != "encoder":
-            pairs, truncated = _pairs(base, rows, choices, lengths, where)
-            return _choose(base, pairs, choices, batch_size), truncated
+            pairs, truncated = _pairs(
+                base,
+                rows,
+                choices,
+                max_length=max_length,
+                max_completion_length=max_completion_length,
+                where=where,
+            )
+            return _choose(base, pairs, options=choices, batch_size=batch_size), truncated
         if mode == "generate" and base.kind == "causal":
             max_length = room_for_prompt(base, max_length, max_completion_length)
-        asked, truncated = prompts(rows, base.tokenizer, base.kind, max_length, where)
-        for number, ids in enumerate(asked, 1):
-            check_known(ids, base.limits.tokens, base.tokenizer, f"{where}, row {number}")
+        prompt_ids, truncated = prompts(
+            rows, tokenizer, kind=base.kind, max_length=max_length, where=where
+        )
+        for number, ids in enumerate(prompt_ids, 1):
+            check_known(
+                ids, base.limits.tokens, tokenizer=tokenizer, where=f"{where}, row {number}"
+            )
         if mode == "options":
-            return _classify(base, asked, choices, batch_size), truncated
-        first = forced_first(base, _first_tokens(base, rows, where))
+            return _classify(base, prompt_ids, options=choices, batch_size=batch_size), truncated
         frames = _frames(base, rows, where)
-        stops = stop_tokens([one for one in frames if one], base.tokenizer)
-        undecided = None
-        if exact:
-            undecided = Undecided([references(row) for row in rows], frames, base.tokenizer, stops)
-        written = _generate(base, asked, max_completion_length, batch_size, first, stops, undecided)
-        return [
-            spoken(ids, frame, base.tokenizer, stops, special_in(references(row), base.tokenizer))
-            for ids, frame, row in zip(written, frames, rows, strict=True)
-        ], truncated
+        stops = stop_tokens([frame for frame in frames if frame], tokenizer)
+        row_references = [references(row) for row in rows]
+        generated_ids = _generate(
+            base,
+            prompt_ids,
+            max_completion_length=max_completion_length,
+            batch_size=batch_size,
+            first_token=forced_first(base, _first_tokens(base, rows, where)),
+            stops=stops,
+            undecided=Undecided(row_references, frames, tokenizer=tokenizer, stops=stops)
+            if exact
+            else None,
+        )
+        answers = [
+            answer_text(
+                ids, frame, tokenizer=tokenizer, stops=stops, kept=special_in(texts, tokenizer)
+            )
+            for ids, frame, texts in zip(generated_ids, frames, row_references, strict=True)
+        ]
+        return answers, truncated
 
 
 def check_mode(
     kind: Kind, rows: Sequence[Row], mode: Mode, options: Sequence[str] | None, where: str
 ) -> None:
-    """Raise EngramError, before any model is run, if rows of this kind cannot be answered so."""
+    """Check, before any model is run, that rows can be answered in a mode by a kind of model.
+
+    Raises:
+        EngramError: they cannot, or the answer of a row cannot be scored.
+    """
     if mode not in get_args(Mode):
         raise EngramError(f"unknown scoring mode {mode!r}; {nearest(mode, get_args(Mode))}")
     if mode == "generate" and kind == "encoder":
@@ -98,21 +135,20 @@ def check_mode(
     if calls:
         raise EngramError(
             f"{where}, row {calls}: its answer calls a tool, which can be learned but not scored; "
-            "take the row out, or let it end with the assistant's words"
+            "remove the row, or let it end with a message of the assistant"
         )
-
     left_out = next((i for i, row in enumerate(rows, 1) if not _has_weight(row)), None)
     if left_out:
         raise EngramError(
             f"{where}, row {left_out}: its answer is left out by weight: 0 or train: false, so it "
-            "is no reference to score against; take the row out, or let it end with a right answer"
+            "is no reference for scoring; remove the row, or let it end with a correct answer"
         )
 
 
 def _last_message(row: Row) -> dict[str, Any]:
-    """The assistant's last message; empty where the answer is text."""
-    said = row["messages"] if "messages" in row else row["completion"]
-    return {} if isinstance(said, str) else said[-1]
+    """Return the assistant's last message, or an empty one if the answer is plain text."""
+    completion = row["messages"] if "messages" in row else row["completion"]
+    return {} if isinstance(completion, str) else completion[-1]
 
 
 def _calls_a_tool(row: Row) -> bool:
@@ -133,38 +169,46 @@ def _generate(
     stops: Collection[int] = (),
     undecided: Undecided | None = None,
 ) -> list[list[int]]:
-    """Greedy decoding, until an end token, one of `stops`, `max_completion_length` tokens, the
-    last position, or until the answer is decided.
+    """Generate an answer to each prompt by greedy decoding.
+
+    An answer ends with an end token or one of `stops`, after `max_completion_length` tokens, at the
+    model's last position, or when it is decided.
     """
-    # A causal model writes on from the last position, so its prompts must end there.
+    # A causal model continues from the last position, so its prompts are padded on the left.
     side = "left" if base.kind == "causal" else "right"
     answers: list[list[int]] = [[]] * len(prompts)
     rooms = [_room_for_answer(base, len(prompt), max_completion_length) for prompt in prompts]
     together = base.padding.left if base.kind == "causal" else base.padding.right
-    with greedy(base, max_completion_length, _pad_id(base), first_token, stops) as settings:
-        for batch in batches(prompts, batch_size, together, rooms):
+    with greedy(
+        base,
+        max_new_tokens=max_completion_length,
+        pad_id=_pad_id(base),
+        forced_first=first_token,
+        stops=stops,
+    ) as settings:
+        for batch in batches(prompts, batch_size, together=together, apart=rooms):
             ids, mask = _pad(base, [prompts[i] for i in batch], side)
             settings.max_new_tokens = rooms[batch[0]]
             start = ids.shape[1] if base.kind == "causal" else 1  # the decoder's start token
             decided = StopWhenDecided(undecided, batch, start) if undecided else None
-            written = base.model.generate(  # type: ignore[operator]
+            generated = base.model.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=settings,
                 stopping_criteria=StoppingCriteriaList([decided] if decided else []),
             )
-            for i, ids in zip(batch, written[:, start:].tolist(), strict=True):
-                answers[i] = ids[: decided.stopped.get(i)] if decided else ids
+            for i, answer_ids in zip(batch, generated[:, start:].tolist(), strict=True):
+                answers[i] = answer_ids[: decided.stopped.get(i)] if decided else answer_ids
     return answers
 
 
 def _choose(
     base: Base, pairs: list[dict[str, Any]], options: list[str], batch_size: int
 ) -> list[str]:
-    """The option o with the largest sum_t log p(o_t | prompt, o_<t), end token included.
+    """Choose for each row the option o with the largest sum_t log p(o_t | prompt, o_<t).
 
-    The sum is that of the whole option and is not divided by its length: it is the log-probability
-    that the model answers just this, so of a long and a short option the short one often wins.
+    The end token is included. The sum is not divided by the option's length: it is the
+    log-probability that the model gives exactly this answer, so short options are favoured.
     """
     scores = log_likelihoods(base, pairs, batch_size)
     num_options = len(options)
@@ -172,23 +216,28 @@ def _choose(
     return [options[_first_best(scores[start : start + num_options])] for start in starts]
 
 
-def log_likelihoods(base: Base, made: Sequence[dict[str, Any]], batch_size: int) -> list[float]:
-    """Log p(completion | prompt) of each row of features, the sum over its tokens, in nats."""
-    found = [0.0] * len(made)
-    for batch in feature_batches(base, made, batch_size):
-        for i, value in zip(batch, _log_likelihoods(base, [made[i] for i in batch]), strict=True):
-            found[i] = value
-    return found
+def log_likelihoods(
+    base: Base, row_features: Sequence[dict[str, Any]], batch_size: int
+) -> list[float]:
+    """Return log p(completion | prompt) of each row, summed over its tokens, in nats."""
+    values = [0.0] * len(row_features)
+    for batch in feature_batches(base, row_features, batch_size):
+        batch_values = _log_likelihoods(base, [row_features[i] for i in batch])
+        for i, value in zip(batch, batch_values, strict=True):
+            values[i] = value
+    return values
 
 
-def _log_likelihoods(base: Base, made: list[dict[str, Any]]) -> list[float]:
-    """Those of a batch, from one forward."""
-    inputs = {k: v.to(_device(base)) for k, v in Collator(base.tokenizer, base.kind)(made).items()}
+def _log_likelihoods(base: Base, batch: list[dict[str, Any]]) -> list[float]:
+    """Return the log-likelihoods of a batch of features with one forward pass."""
+    collated = Collator(base.tokenizer, base.kind)(batch)
+    inputs = {name: tensor.to(_device(base)) for name, tensor in collated.items()}
     labels = inputs["labels"]
     if base.kind == "causal":
-        # Position t predicts token t + 1, and nothing the first. Logits are made only where some
-        # completion is predicted: with a large vocabulary they would take most of the memory.
-        first = min(_first_learned(row["labels"]) for row in made)
+        # Position t predicts token t + 1, so nothing predicts the first token. Logits are only made
+        # from the first learned token of the batch on: with a large vocabulary they would otherwise
+        # take most of the memory.
+        first = min(_first_learned(row["labels"]) for row in batch)
         labels = labels[:, max(1, first) :]
         del inputs["labels"]
         logits = base.model(**inputs, logits_to_keep=labels.shape[1] + 1).logits[:, :-1]
@@ -201,7 +250,7 @@ def _log_likelihoods(base: Base, made: list[dict[str, Any]]) -> list[float]:
 def _classify(
     base: Base, prompts: list[list[int]], options: list[str], batch_size: int
 ) -> list[str]:
-    """The option with the largest logit, of those that the head has a row for."""
+    """Choose for each prompt the option with the largest logit, among those that the head has."""
     labels = base.labels or []
     known = [option for option in options if option in labels]
     if not known:
@@ -217,44 +266,69 @@ def _classify(
 
 
 def _frames(base: Base, rows: Sequence[Row], where: str) -> list[Frame | None]:
-    """What the chat template writes around each answer; None for prompts of text."""
+    """Return the chat template's text around each answer, None for prompts of plain text."""
     lines = [f"{where}, row {number}" for number in range(1, len(rows) + 1)]
     return [
-        frame(row, base.tokenizer, line) if is_chat(row) else None
+        frame(row, base.tokenizer, where=line) if is_chat(row) else None
         for row, line in zip(rows, lines, strict=True)
     ]
 
 
 def _first_tokens(base: Base, rows: Sequence[Row], where: str) -> set[int]:
-    """The tokens that targets begin with; a stand-in replaces each answer, which plays no part."""
+    """Return the tokens with which targets begin.
+
+    A placeholder replaces each answer, so that the answers cannot have an effect.
+    """
     if base.kind != "seq2seq":
         return set()
-    asked = [answered(row, ".") for row in rows]
-    made, _ = features(asked, base.tokenizer, base.kind, LONG, LONG, None, where)
-    return {row["labels"][0] for row in made}
+    row_features, _ = features(
+        [answered(row, ".") for row in rows],
+        base.tokenizer,
+        kind=base.kind,
+        max_length=LONG,
+        max_completion_length=LONG,
+        labels=None,
+        where=where,
+    )
+    return {row["labels"][0] for row in row_features}
 
 
 def _pairs(
-    base: Base, rows: Sequence[Row], options: list[str], lengths: tuple[int, int], where: str
+    base: Base,
+    rows: Sequence[Row],
+    options: list[str],
+    max_length: int,
+    max_completion_length: int,
+    where: str,
 ) -> tuple[list[dict[str, Any]], int]:
-    """Features as in training for every row with every option in its answer's place, row by row."""
+    """Return the features of each row with each option as its answer, and how many are truncated.
+
+    They are the features of training, with all options of a row one after another.
+    """
     by_option, num_truncated = [], []
     for option in options:
-        asked = [answered(row, in_place_of(answer(row), option)) for row in rows]
-        place = f"{where} with option {option!r}"
-        made, truncated = features(asked, base.tokenizer, base.kind, *lengths, None, place, True)
-        by_option.append(made)
+        option_features, truncated = features(
+            [answered(row, in_place_of(answer(row), option)) for row in rows],
+            base.tokenizer,
+            kind=base.kind,
+            max_length=max_length,
+            max_completion_length=max_completion_length,
+            labels=None,
+            where=f"{where} with option {option!r}",
+            mask_history=True,
+        )
+        by_option.append(option_features)
         num_truncated.append(truncated)
     return [pair for row in zip(*by_option, strict=True) for pair in row], max(num_truncated)
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout and no gradients; after it every module trains, or not, as it did before."""
+    """Turn off dropout and gradients for a block, and restore each module's mode after it."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        # Not inference_mode: a buffer that the model makes here must be of use in training later.
+        # Not inference_mode, because training must be able to use buffers that are made here.
         with torch.no_grad():
             yield
     finally:
@@ -268,10 +342,16 @@ def batches(
     together: Batches = "any",
     apart: Sequence[int] | None = None,
 ) -> Iterator[list[int]]:
-    """Indices in batches of like lengths, the longest first: if memory runs out, then at once.
+    """Yield batches of indices of sequences of similar length.
 
-    `together` says which rows may share a batch without changing what is made of each; rows that
-    differ in `apart` never do.
+    The longest come first, so that a run that needs too much memory fails at once.
+
+    Args:
+        sequences: the sequences.
+        batch_size: the most sequences in a batch.
+        together: which sequences may share a batch without changing the model's output for them:
+            any, only those of equal length, or none.
+        apart: a number for each sequence; those with different numbers never share a batch.
     """
     order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
     groups: dict[tuple[int, int], list[int]] = {}
@@ -285,19 +365,20 @@ def batches(
 
 
 def feature_batches(
-    base: Base, made: Sequence[dict[str, Any]], batch_size: int
+    base: Base, row_features: Sequence[dict[str, Any]], batch_size: int
 ) -> Iterator[list[int]]:
-    """Indices of rows of features in batches that are padded on the right, inputs and labels."""
-    together, targets = base.padding.right, None
+    """Yield batches of indices of features, for inputs and labels that are padded on the right."""
+    together, target_lengths = base.padding.right, None
     if together == "equal" and base.kind == "seq2seq":
-        targets = [len(row["labels"]) for row in made]
-    return batches([row["input_ids"] for row in made], batch_size, together, targets)
+        target_lengths = [len(row["labels"]) for row in row_features]
+    inputs = [row["input_ids"] for row in row_features]
+    return batches(inputs, batch_size, together=together, apart=target_lengths)
 
 
 def room_for_prompt(base: Base, max_length: int, max_completion_length: int) -> int:
-    """How long a causal model's prompt may be, so that its answer fits behind it.
+    """Return how many tokens a causal model's prompt may have so that its answer fits after it.
 
-    Of a base with few positions the answer gets at most half of them.
+    If the base has few positions, at most half of them are reserved for the answer.
     """
     if base.limits.positions is None:
         return max_length
@@ -306,7 +387,7 @@ def room_for_prompt(base: Base, max_length: int, max_completion_length: int) -> 
 
 
 def _room_for_answer(base: Base, prompt_length: int, max_completion_length: int) -> int:
-    """How many tokens may be written before the base's positions end."""
+    """Return how many tokens may be generated before the base runs out of positions."""
     if base.kind == "seq2seq":
         return min(max_completion_length, base.limits.answer_positions or max_completion_length)
     if base.limits.positions is None:
@@ -317,13 +398,13 @@ def _room_for_answer(base: Base, prompt_length: int, max_completion_length: int)
 def _pad(
     base: Base, prompts: list[list[int]], side: Literal["left", "right"]
 ) -> tuple[Tensor, Tensor]:
-    """Ids [batch, longest], filled up on one side, and their attention mask."""
+    """Return ids [batch, longest], padded on one side, and their attention mask."""
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.full((len(prompts), longest), _pad_id(base))
     mask = torch.zeros_like(ids)
     for i, prompt in enumerate(prompts):
-        real = slice(longest - len(prompt), None) if side == "left" else slice(len(prompt))
-        ids[i, real], mask[i, real] = torch.tensor(prompt), 1
+        places = slice(longest - len(prompt), None) if side == "left" else slice(len(prompt))
+        ids[i, places], mask[i, places] = torch.tensor(prompt), 1
     return ids.to(_device(base)), mask.to(_device(base))
 
 
@@ -336,11 +417,11 @@ def _first_learned(labels: Sequence[int]) -> int:
 
 
 def _first_best(scores: list[float]) -> int:
-    """The index of the largest score, the first of them when there is a tie."""
+    """Return the index of the largest score, the first one in a tie."""
     return max(range(len(scores)), key=lambda i: scores[i])
 
 
 def _pad_id(base: Base) -> int:
-    """Some families (GPT-2) have no padding token; the mask hides whatever stands there."""
+    """Return the pad token, or any token for bases without one (GPT-2), as the mask hides it."""
     ids = (base.tokenizer.pad_token_id, base.tokenizer.eos_token_id, 0)
     return next(i for i in ids if i is not None)  # type: ignore[return-value]

@@ -1,46 +1,50 @@
-"""What probes say of a model's memory, as pure functions of log-probabilities (natural logarithms).
+"""Metrics of a model's memory of probes, as pure functions of log-probabilities.
 
-l(q; theta) is the log-probability that the weights theta give to the answer of row q, the sum over
-its predicted tokens, in nats. A number that is a mean over nothing is None.
+l(q; theta) is the log-probability of the answer of row q under the weights theta, summed over its
+predicted tokens, in nats. A mean over nothing is None.
 """
 
 from collections.abc import Sequence
 from statistics import fmean, quantiles
 
 
-CHANCE = {"recognition": 0.5, "recall": 0.0}  # what a model gets that was taught nothing
+CHANCE = {"recognition": 0.5, "recall": 0.0}  # the scores of a model that was taught nothing
 
 
 def mean_loss(log_likelihoods: Sequence[float], tokens: Sequence[int]) -> float:
-    """The held-out loss: - sum_q l(q) / sum_q tokens(q), in nats a predicted token.
+    """Return the held-out loss - sum_q l(q) / sum_q tokens(q), in nats per predicted token.
 
-    Every token weighs the same, whichever row it is in, as in the forgetting metric of PEFT's
+    Each token has the same weight, independent of its row, as in the forgetting metric of PEFT's
     method comparison (method_comparison/MetaMathQA/run.py).
     """
     return -sum(log_likelihoods) / sum(tokens)
 
 
 def forgetting(loss: float | None, untouched: float | None) -> float | None:
-    """Loss now - loss of the untouched base, in nats a token, as in PEFT; above 0: forgotten."""
+    """Return the loss now minus that of the untouched base, in nats per token, as in PEFT.
+
+    A value above 0 means forgetting.
+    """
     return None if loss is None or untouched is None else loss - untouched
 
 
 def recognition(taught: Sequence[float], foils: Sequence[float]) -> float | None:
-    """The share of pairs in which what was taught scores higher than its foil; a tie is a half.
+    """Return the share of pairs in which the taught answer scores higher than its foil.
 
-    Two-alternative forced choice, 0.5 for a model that cannot tell (Orhan 2023,
-    https://huggingface.co/papers/2303.17557, whose code has no rule for ties). The scores are mean
-    log-probabilities a token, as there.
+    A tie counts one half. This is two-alternative forced choice, with 0.5 for a model that cannot
+    tell the two apart (Orhan 2023, https://huggingface.co/papers/2303.17557, whose code has no rule
+    for ties). As in the paper, the scores are mean log-probabilities per token.
     """
     pairs = list(zip(taught, foils, strict=True))
     return fmean((a > b) + (a == b) / 2 for a, b in pairs) if pairs else None
 
 
 def retention(now: float | None, learned: float | None, chance: float = 0.0) -> float | None:
-    """(now - chance) / (learned - chance): what is left of a score, above chance.
+    """Return (now - chance) / (learned - chance), the part of a score above chance that is left.
 
-    1: all that the stage knew which learned it; 0: none. None where that stage was not above
-    chance. Our own, after the form of `retainability`.
+    It is 1 if the model still knows all that it knew at the stage that learned it, and 0 if it
+    knows nothing. It is None if that stage was not above chance. The metric is our own, modelled on
+    `retainability`.
     """
     if now is None or learned is None or learned <= chance:
         return None
@@ -48,10 +52,10 @@ def retention(now: float | None, learned: float | None, chance: float = 0.0) -> 
 
 
 def effectivity(before: Sequence[float], learned: Sequence[float]) -> list[float]:
-    """E(q) = l(q; learned) - l(q; before), in nats, a value a row.
+    """Return E(q) = l(q; learned) - l(q; before) for each row, in nats.
 
-    Chang et al. 2024, https://huggingface.co/papers/2406.11813, definition 2. There `learned` is
-    the best step in a window of 50 after the row was seen; here it is the end of a stage.
+    Chang et al. 2024, https://huggingface.co/papers/2406.11813, definition 2. In the paper,
+    `learned` is the best of the 50 steps after the row was seen; here it is the end of a stage.
     """
     return [b - a for a, b in zip(before, learned, strict=True)]
 
@@ -59,21 +63,22 @@ def effectivity(before: Sequence[float], learned: Sequence[float]) -> list[float
 def retainability(
     before: Sequence[float], learned: Sequence[float], later: Sequence[float]
 ) -> list[float | None]:
-    """R(q) = [l(q; later) - l(q; before)] / [l(q; learned) - l(q; before)], a value a row.
+    """Return R(q) = [l(q; later) - l(q; before)] / [l(q; learned) - l(q; before)] for each row.
 
-    Chang et al. 2024, definition 3. 1: as right after it was learned; 0: back to where it was
-    before. None for a row whose denominator is not above 0: it was not learned, so there is nothing
-    to retain. Without unit, and the same for sums and for means a token.
+    Chang et al. 2024, definition 3. It is 1 if the row is known as well as right after it was
+    learned, and 0 if it is known no better than before. It is None if the denominator is not above
+    0, because a row that was not learned cannot be retained. It has no unit, and is the same for
+    sums and for means per token.
     """
     rows = zip(before, learned, later, strict=True)
     return [(c - a) / (b - a) if b > a else None for a, b, c in rows]
 
 
 def without_outliers(values: Sequence[float], factor: float = 1.5) -> list[float]:
-    """The values in [Q1 - factor (Q3 - Q1), Q3 + factor (Q3 - Q1)], in their order.
+    """Return the values in [Q1 - factor (Q3 - Q1), Q3 + factor (Q3 - Q1)], in order.
 
-    Quartiles by linear interpolation. The factor is that of Chang et al. 2024; the default in their
-    published code is 2.
+    The quartiles are interpolated linearly. The default factor is that of Chang et al. 2024; it is
+    2 in their published code.
     """
     if len(values) < 2:
         return list(values)

@@ -1,4 +1,4 @@
-"""What a model makes of probes: how likely it finds answers and foils, and which it recalls."""
+"""Asking a model probes: the likelihoods of answers and foils, and which answers it recalls."""
 
 import re
 from collections.abc import Sequence
@@ -26,21 +26,26 @@ Features = list[dict[str, Any]]
 
 
 class Likelihood(NamedTuple):
-    """The log-probability of an answer, in nats, and how many tokens it is the sum of."""
+    """The log-probability of an answer, in nats, and the number of tokens that it sums over."""
 
     log_p: float
     tokens: int
 
     @property
     def mean(self) -> float:
+        """The log-probability per token."""
         return self.log_p / self.tokens
 
 
 @dataclass
 class Recollection:
-    """Row by row; None for a row without a foil, and for one that cannot be asked.
+    """A model's answers to probes, row by row.
 
-    `truncated` counts the rows that were too long and have been cut.
+    Args:
+        rows: the likelihood of each row's answer.
+        foils: the likelihood of each row's foil, None without a foil.
+        recalled: 1 if the model itself gives the row's answer, else 0; None if it cannot be asked.
+        truncated: how many rows were too long and were cut.
     """
 
     rows: list[Likelihood]
@@ -50,142 +55,203 @@ class Recollection:
 
 
 def recollect(
-    base: Base, probes: Sequence[Probe], lengths: tuple[int, int], batch_size: int, where: str
+    base: Base,
+    probes: Sequence[Probe],
+    max_length: int,
+    max_completion_length: int,
+    batch_size: int,
+    where: str,
 ) -> Recollection:
-    """Ask a model all probes, which are all rows of text or none of them.
+    """Ask a model all probes. Either all of them are rows of text, or none.
 
-    Of a prompt's completion the tokens count that are learned, the end token too. Of a text all
-    tokens count that something stands before, and it is recalled if its second half follows on the
-    first; it is cut behind the last place that the model takes. For an encoder a label counts as
-    one token, its log-probability is that among all labels of the head, and it is recalled if it
-    is the most probable.
+    The likelihood of a completion is over the tokens that training would learn, with the end token.
+    That of a text is over all its tokens but the first, and the text is recalled if the model
+    continues its first half with the second. A text is cut after `max_length` tokens. For an
+    encoder, a label counts as one token, its log-probability is the log-softmax over all labels of
+    the head, and it is recalled if it is the most probable.
 
     Args:
-        base: the model; of an encoder, the head must know every answer and foil.
+        base: the model. The head of an encoder must have every answer and foil.
         probes: the rows and their foils.
-        lengths: the most tokens of a row, and of a completion.
-        batch_size: rows asked at once; texts go one by one, for the sake of memory.
-        where: begins each error line.
+        max_length: the most tokens of a row.
+        max_completion_length: the most tokens of a completion.
+        batch_size: rows per batch. Texts are asked one by one, to save memory.
+        where: the beginning of each error line.
 
     Raises:
-        EngramError: a row that this model cannot take, or an answer that its head does not know.
+        EngramError: the model cannot take a row, or its head does not have an answer.
     """
-    rows, foils = [p.row for p in probes], [p.foil or p.row for p in probes]
-    named = f"{where} with foils"
+    rows, foils = [probe.row for probe in probes], [probe.foil or probe.row for probe in probes]
+    where_foils = f"{where} with foils"
+    asked: Sequence[Row | None]
     if "text" in rows[0]:
-        made, long = _text_features(base, rows, lengths[0], where)
-        others, _ = _text_features(base, foils, lengths[0], named)
-        asked = [None if cut else halves(row["text"]) for row, cut in _paired(rows, long)]
-        truncated, batch_size = sum(long), 1
+        row_features, too_long = _text_features(base, rows, max_length=max_length, where=where)
+        foil_features, _ = _text_features(base, foils, max_length=max_length, where=where_foils)
+        asked = [
+            None if is_cut else halves(row["text"])
+            for row, is_cut in zip(rows, too_long, strict=True)
+        ]
+        truncated, batch_size = sum(too_long), 1
     else:
-        made, truncated = features(
-            rows, base.tokenizer, base.kind, *lengths, base.labels, where, True
-        )
-        others, _ = features(foils, base.tokenizer, base.kind, *lengths, base.labels, named, True)
+        settings: dict[str, Any] = {
+            "kind": base.kind,
+            "max_length": max_length,
+            "max_completion_length": max_completion_length,
+            "labels": base.labels,
+            "mask_history": True,
+        }
+        row_features, truncated = features(rows, base.tokenizer, where=where, **settings)
+        foil_features, _ = features(foils, base.tokenizer, where=where_foils, **settings)
         asked = rows
+    all_features = row_features + foil_features
     with evaluating(base.model):
         if base.kind == "encoder":
-            found, recalled = _classified(base, rows, made, others, batch_size)
+            likelihoods, recalled = _classified(base, rows, all_features, batch_size=batch_size)
         else:
-            found = _likelihoods(base, made + others, batch_size)
-            recalled = _recalled(base, asked, lengths[0], batch_size, where)
-    pairs = _paired(probes, found[len(rows) :])
-    beside = [one if probe.foil else None for probe, one in pairs]
-    return Recollection(found[: len(rows)], beside, recalled, truncated)
+            likelihoods = _likelihoods(base, all_features, batch_size)
+            recalled = _recalled(
+                base, asked, max_length=max_length, batch_size=batch_size, where=where
+            )
+    return Recollection(
+        rows=likelihoods[: len(rows)],
+        foils=[
+            likelihood if probe.foil else None
+            for probe, likelihood in zip(probes, likelihoods[len(rows) :], strict=True)
+        ],
+        recalled=recalled,
+        truncated=truncated,
+    )
 
 
 def knows_answers(base: Base, probes: Sequence[Probe]) -> bool:
-    """Whether the model can give every answer and foil: an encoder's head has to have its label."""
-    said = {answer(row).strip() for p in probes for row in (p.row, p.foil) if row}
-    return base.kind != "encoder" or said <= set(base.labels or ())
+    """Return whether the model can give every answer and foil.
+
+    Only an encoder may not be able to: its head must have them as labels.
+    """
+    answers = {answer(row).strip() for probe in probes for row in (probe.row, probe.foil) if row}
+    return base.kind != "encoder" or answers <= set(base.labels or ())
 
 
 def halves(text: str) -> Row | None:
-    """A text as a prompt and its continuation, cut between two words as near to its middle as can.
+    """Split a text into prompt and completion, at the gap between words nearest to its middle.
 
-    None for a single word.
+    Returns None if the text is a single word.
     """
-    gaps = [found.start() for found in re.finditer(r"(?<=\S)\s+(?=\S)", text)]
+    gaps = [match.start() for match in re.finditer(r"(?<=\S)\s+(?=\S)", text)]
     if not gaps:
         return None
-    at = min(gaps, key=lambda gap: abs(2 * gap - len(text)))
-    return {"prompt": text[:at], "completion": text[at:]}
+    middle = min(gaps, key=lambda gap: abs(2 * gap - len(text)))
+    return {"prompt": text[:middle], "completion": text[middle:]}
 
 
 def _text_features(
-    base: Base, rows: list[Row], most: int, where: str
+    base: Base, rows: list[Row], max_length: int, where: str
 ) -> tuple[Features, list[bool]]:
-    """Features as the tokenizer makes them of plain text, and which rows were cut."""
+    """Tokenize plain text as the tokenizer does by default; also return which rows were cut."""
     if base.kind != "causal":
         raise EngramError(
             f"{where}, row 1: only decoder-only models take rows of text; give prompt and "
             "completion"
         )
-    ids: Any = base.tokenizer([row["text"] for row in rows], verbose=False)["input_ids"]
-    for number, one in enumerate(ids, 1):
-        if len(one) < 2:
+    row_ids: Any = base.tokenizer([row["text"] for row in rows], verbose=False)["input_ids"]
+    for number, ids in enumerate(row_ids, 1):
+        if len(ids) < 2:
             raise EngramError(
-                f"{where}, row {number}: of a single token nothing is predicted; give a longer text"
+                f"{where}, row {number}: the text is a single token, so nothing is predicted; give "
+                "a longer text"
             )
-    made = [{"input_ids": one[:most], "labels": one[:most]} for one in ids]
-    return made, [len(one) > most for one in ids]
+    row_features = [{"input_ids": ids[:max_length], "labels": ids[:max_length]} for ids in row_ids]
+    return row_features, [len(ids) > max_length for ids in row_ids]
 
 
-def _likelihoods(base: Base, made: Features, batch_size: int) -> list[Likelihood]:
-    """Of each row of features; equal ones have the same value to the bit, so that they tie."""
-    keys = [(tuple(row["input_ids"]), tuple(row["labels"])) for row in made]
-    distinct = dict(_paired(keys, made))
+def _likelihoods(base: Base, row_features: Features, batch_size: int) -> list[Likelihood]:
+    """Return the likelihood of each row of features.
+
+    Equal rows are computed once, so that their values are equal to the bit and they tie.
+    """
+    keys = [(tuple(row["input_ids"]), tuple(row["labels"])) for row in row_features]
+    distinct = dict(zip(keys, row_features, strict=True))
     values = log_likelihoods(base, list(distinct.values()), batch_size)
-    found = dict(_paired(list(distinct), values))
-    first = int(base.kind == "causal")  # before whose first token nothing stands
-    counts = [sum(label != IGNORED for label in row["labels"][first:]) for row in made]
-    return [Likelihood(found[key], count) for key, count in _paired(keys, counts)]
+    log_p = dict(zip(distinct, values, strict=True))
+    first = int(base.kind == "causal")  # a causal model does not predict the first token
+    counts = [sum(label != IGNORED for label in row["labels"][first:]) for row in row_features]
+    return [
+        Likelihood(log_p=log_p[key], tokens=count) for key, count in zip(keys, counts, strict=True)
+    ]
 
 
 def _recalled(
     base: Base, asked: Sequence[Row | None], max_length: int, batch_size: int, where: str
 ) -> list[float | None]:
-    """1 where the model itself goes on with the answer, else 0."""
+    """Return 1 for each row whose answer the model generates, 0 for others, None for None."""
     rows = [row for row in asked if row]
     if not rows:
         return [None] * len(asked)
-    answers = [references(row) for row in rows]
-    right = rows + [answered(row, text) for row in rows for text in row.get("references", ())]
-    made, _ = features(right, base.tokenizer, base.kind, LONG, LONG, None, where, True)
-    # All that the template writes of an answer, and one token more.
-    room = max(sum(label != IGNORED for label in row["labels"]) for row in made) + 1
-    said, _ = predict(base, rows, "generate", None, max_length, room, batch_size, where, exact=True)
-    scores = iter([best(exact_match, *pair) for pair in _paired(said, answers)])
+    with_references = rows + [
+        answered(row, text) for row in rows for text in row.get("references", ())
+    ]
+    row_features, _ = features(
+        with_references,
+        base.tokenizer,
+        kind=base.kind,
+        max_length=LONG,
+        max_completion_length=LONG,
+        labels=None,
+        where=where,
+        mask_history=True,
+    )
+    # Room for the longest answer with all that the template writes around it, and one more token.
+    longest = max(sum(label != IGNORED for label in row["labels"]) for row in row_features)
+    predictions, _ = predict(
+        base,
+        rows,
+        mode="generate",
+        max_length=max_length,
+        max_completion_length=longest + 1,
+        batch_size=batch_size,
+        where=where,
+        exact=True,
+    )
+    scores = iter(
+        [
+            best(exact_match, prediction, references(row))
+            for prediction, row in zip(predictions, rows, strict=True)
+        ]
+    )
     return [next(scores) if row else None for row in asked]
 
 
 def _classified(
-    base: Base, rows: Sequence[Row], made: Features, others: Features, batch_size: int
+    base: Base, rows: Sequence[Row], row_features: Features, batch_size: int
 ) -> tuple[list[Likelihood], list[float | None]]:
-    """An encoder's labels of both, and whether its own choice is a right answer of `rows`."""
-    log_p = _log_softmax(base, made + others, batch_size)
-    found = [of[row["labels"]] for row, of in _paired(made + others, log_p)]
-    labels, right = base.labels or [], []
-    for row, of in zip(rows, log_p, strict=False):
-        told = [
-            of[labels.index(text.strip())] for text in references(row) if text.strip() in labels
-        ]
-        right.append(float(max(of) in told))
-    return [Likelihood(one, 1) for one in found], right
+    """Return the likelihood of each label, and whether an encoder chooses a correct answer.
+
+    `row_features` are those of `rows` and then those of their foils. Only the rows are checked for
+    a correct answer.
+    """
+    log_probs = _log_softmax(base, row_features, batch_size)
+    likelihoods = [
+        Likelihood(log_p=label_log_probs[row["labels"]], tokens=1)
+        for row, label_log_probs in zip(row_features, log_probs, strict=True)
+    ]
+    labels = base.labels or []
+    recalled: list[float | None] = []
+    for row, label_log_probs in zip(rows, log_probs, strict=False):  # the foils come after the rows
+        correct = [text.strip() for text in references(row) if text.strip() in labels]
+        correct_log_probs = [label_log_probs[labels.index(text)] for text in correct]
+        recalled.append(float(max(label_log_probs) in correct_log_probs))
+    return likelihoods, recalled
 
 
-def _log_softmax(base: Base, made: Features, batch_size: int) -> list[list[float]]:
-    """The log-probability of each label of the head, row by row."""
+def _log_softmax(base: Base, row_features: Features, batch_size: int) -> list[list[float]]:
+    """Return [rows, labels], the log-probability of each label of the head."""
     device, collate = next(base.model.parameters()).device, Collator(base.tokenizer, base.kind)
-    found: list[list[float]] = [[] for _ in made]
-    for chosen in feature_batches(base, made, batch_size):
-        batch = collate([made[i] for i in chosen])
-        seen = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
-        logits: torch.Tensor = base.model(**seen).logits
-        for i, of in _paired(chosen, logits.float().log_softmax(-1).tolist()):
-            found[i] = of
-    return found
-
-
-def _paired(one: Sequence[Any], other: Sequence[Any]) -> "zip[tuple[Any, Any]]":
-    return zip(one, other, strict=True)
+    log_probs: list[list[float]] = [[] for _ in row_features]
+    for indices in feature_batches(base, row_features, batch_size):
+        batch = collate([row_features[i] for i in indices])
+        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        logits: torch.Tensor = base.model(**inputs).logits
+        batch_log_probs = logits.float().log_softmax(-1).tolist()
+        for i, label_log_probs in zip(indices, batch_log_probs, strict=True):
+            log_probs[i] = label_log_probs
+    return log_probs

@@ -7,26 +7,27 @@ from engram.measure.matrix import ScoreMatrix
 
 
 def table(matrix: ScoreMatrix, mode: str, metric: str, title: str | None = None) -> Table:
-    """One line a stage, one column a task; the score right after learning is bold, unknown is '-'.
+    """Return a table with one line per stage and one column per task.
 
-    Scores mean nothing without how they were taken, so mode and metric stand under the table.
+    The scores right after learning are bold, and unknown scores are '-'. Scores cannot be compared
+    without mode and metric, so these stand under the table.
     """
     caption = Text(f"mode: {mode}\nmetric: {metric}")
-    shown = Table(title=title, caption=caption, caption_justify="left")
-    shown.add_column("after stage", no_wrap=True)
+    score_table = Table(title=title, caption=caption, caption_justify="left")
+    score_table.add_column("after stage", no_wrap=True)
     for task in matrix.tasks:
-        shown.add_column(Text(task), justify="right")
+        score_table.add_column(Text(task), justify="right")
     for stage, row in enumerate(matrix.rows):
         cells = [
             Text(cell(score), style="bold" if learned_at == stage else "")
             for score, learned_at in zip(row, matrix.learned_at, strict=True)
         ]
-        shown.add_row(Text(_stage_name(matrix, stage)), *cells)
-    return shown
+        score_table.add_row(Text(_stage_name(matrix, stage)), *cells)
+    return score_table
 
 
 def cell(score: float | None) -> str:
-    """A score with three decimals, '-' when it is unknown."""
+    """Format a score with three decimals, or as '-' if it is unknown."""
     return "-" if score is None else f"{score:.3f}"
 
 

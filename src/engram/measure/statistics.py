@@ -1,10 +1,11 @@
-"""What repeated runs say: means over orders, their intervals, paired differences, and Holm.
+"""Statistics of repeated runs: means over orders, intervals, paired differences, and Holm's method.
 
-A cell is a run on a pair (order, seed). Seeds within one order share what the order makes easy or
-hard, so cells are not independent, and an interval over cells is too narrow for the orders that
-were not run. The order is the unit: seeds are averaged within an order first, and intervals are
-over the orders. With fewer than three orders there is none: the numbers hold on these orders.
-Methods that ran on the same pairs are compared by the differences within the pairs.
+A cell is a run with one pair (order, seed). Runs of the same order are not independent, because the
+order makes them all easier or harder, and an interval over cells would be too narrow for orders
+that were not run. The order is therefore the unit: seeds are averaged within an order first, and
+intervals are over the orders. With fewer than three orders there is no interval, and the numbers
+hold only for these orders. Methods that ran with the same pairs are compared by the differences
+within the pairs.
 """
 
 import math
@@ -14,13 +15,15 @@ from statistics import fmean, stdev
 from typing import Any, TypeVar
 
 
-FEWEST_ORDERS = 3  # for an interval
+FEWEST_ORDERS = 3  # the fewest orders for an interval
 Pair = tuple[Any, Any]  # an order and a seed
 Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Interval:
+    """A confidence interval."""
+
     low: float
     high: float
 
@@ -31,10 +34,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `orders` orders, of `cells` cells in all.
+    """A mean over orders.
 
-    `interval` is Student's over the orders and `p` the two-sided probability of a mean this far
-    from 0 if the truth is 0; both None below three orders.
+    Args:
+        cells: the number of cells.
+        orders: the number of orders.
+        mean: the mean over the orders, None without cells.
+        interval: Student's interval over the orders, None below three orders.
+        p: the two-sided probability of a mean this far from 0 if the true mean is 0, None below
+            three orders.
     """
 
     cells: int
@@ -45,22 +53,22 @@ class Estimate:
 
     @property
     def within_noise(self) -> bool | None:
-        """Whether the interval contains 0; None where there is none."""
+        """Whether the interval contains 0, None if there is no interval."""
         return None if self.interval is None else self.interval.holds_zero
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Exact and rounded once, so that the order plays no part; None for no values."""
+    """Return the mean, exact and rounded once so that the order has no effect; None if empty."""
     return fmean(values) if values else None
 
 
 def deviation(values: Sequence[float]) -> float | None:
-    """The sample standard deviation (n - 1); None below two values."""
+    """Return the sample standard deviation (n - 1), or None below two values."""
     return stdev(values) if len(values) > 1 else None
 
 
 def by_order(cells: Mapping[Pair, float]) -> dict[Hashable, float]:
-    """The mean over the seeds of each order."""
+    """Return the mean over the seeds of each order."""
     seeds: dict[Hashable, list[float]] = {}
     for (order, _), value in cells.items():
         seeds.setdefault(order, []).append(value)
@@ -68,39 +76,41 @@ def by_order(cells: Mapping[Pair, float]) -> dict[Hashable, float]:
 
 
 def over_orders(cells: Mapping[Pair, float], level: float = 0.95) -> Estimate:
-    """The mean of the orders' means, with Student's interval over the n orders from three on.
+    """Return the mean of the orders' means, and Student's interval if there are three orders.
 
-    mean -+ t_{n-1} s / sqrt(n), with s the standard deviation (n - 1) of the orders' means. It is
-    right for few orders as long as their means are close to normal.
+    The interval over n orders is mean -+ t_{n-1} s / sqrt(n), where s is the standard deviation
+    (n - 1) of the orders' means. It is valid for few orders if their means are close to normal.
     """
     means = list(by_order(cells).values())
-    middle, spread, count = mean(means), deviation(means), len(means)
-    if middle is None or spread is None or count < FEWEST_ORDERS:
-        return Estimate(len(cells), count, middle, None, None)
+    center, spread, count = mean(means), deviation(means), len(means)
+    if center is None or spread is None or count < FEWEST_ORDERS:
+        return Estimate(cells=len(cells), orders=count, mean=center, interval=None, p=None)
     error = spread / math.sqrt(count)
-    half = student_quantile((1 + level) / 2, count - 1) * error
-    interval = Interval(middle - half, middle + half)
+    half_width = student_quantile((1 + level) / 2, count - 1) * error
     if error == 0:
-        return Estimate(len(cells), count, middle, interval, float(middle == 0))
-    p = 1 - _student_within(abs(middle) / error, count - 1)
-    return Estimate(len(cells), count, middle, interval, p)
+        p = float(center == 0)
+    else:
+        p = 1 - _student_within(abs(center) / error, count - 1)
+    interval = Interval(center - half_width, center + half_width)
+    return Estimate(cells=len(cells), orders=count, mean=center, interval=interval, p=p)
 
 
 def paired(
     ours: Mapping[Pair, float], theirs: Mapping[Pair, float], level: float = 0.95
 ) -> Estimate:
-    """Ours minus theirs on the pairs (order, seed) that both have, as `over_orders`."""
+    """Return `over_orders` of ours minus theirs, on the pairs (order, seed) that both have."""
     differences = {pair: ours[pair] - theirs[pair] for pair in ours if pair in theirs}
     return over_orders(differences, level)
 
 
 def holm(probabilities: Mapping[Name, float | None]) -> dict[Name, float | None]:
-    """Holm's step-down: the probabilities adjusted for so many comparisons with one baseline.
+    """Adjust probabilities for several comparisons with one baseline by Holm's step-down method.
 
-    The k-th smallest of m, from 0, becomes the largest of (m - j) p_j over all j <= k, at most 1.
-    What is below 0.05 then differs, and the chance that one or more of such findings is wrong is at
-    most 5 %. An unknown probability stays unknown and is not counted. (Holm 1979, "A simple
-    sequentially rejective multiple test procedure".)
+    The k-th smallest of m probabilities, counted from 0, becomes the largest of (m - j) p_j over
+    all j <= k, at most 1. If all comparisons with an adjusted probability below 0.05 are called
+    different, the chance that at least one of them is not is at most 5 %. An unknown probability
+    stays unknown and is not counted. Holm 1979, "A simple sequentially rejective multiple test
+    procedure".
     """
     known = sorted((p, n) for n, p in enumerate(probabilities.values()) if p is not None)
     adjusted: list[float | None] = [None] * len(probabilities)
@@ -112,9 +122,11 @@ def holm(probabilities: Mapping[Name, float | None]) -> dict[Name, float | None]
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """The quantile of Student's t with whole degrees of freedom, for a probability from 0.5 on.
+    """Return a quantile of Student's t distribution, by bisection on the probability of |T| <= t.
 
-    By bisection on the probability of |T| <= t.
+    Args:
+        probability: at least 0.5.
+        freedom: the degrees of freedom, a whole number.
     """
     wanted, low, high = 2 * probability - 1, 0.0, 1.0
     while _student_within(high, freedom) < wanted:
@@ -126,7 +138,9 @@ def student_quantile(probability: float, freedom: int) -> float:
 
 
 def _student_within(t: float, freedom: int) -> float:
-    """P(|T| <= t) as a finite sum, with tan a = t / sqrt(n) (Abramowitz & Stegun 26.7.3, 26.7.4).
+    """Return P(|T| <= t) as a finite sum (Abramowitz & Stegun 26.7.3, 26.7.4).
+
+    With tan a = t / sqrt(n):
 
     n odd:   2 / pi (a + sin a (cos a + 2/3 cos^3 a + ... + (2 4 ...)/(3 5 ...) cos^(n-2) a))
     n even:  sin a (1 + 1/2 cos^2 a + ... + (1 3 ...)/(2 4 ...) cos^(n-2) a)

@@ -1,4 +1,4 @@
-"""A base by name or folder: causal LM, encoder-decoder, or encoder with a growing head."""
+"""Loading a base by name or folder: a causal LM, an encoder-decoder, or an encoder with a head."""
 
 import dataclasses
 import functools
@@ -33,14 +33,14 @@ from engram.places import where_it_goes
 from engram.seeds import derive, forked
 
 
-# Adapters that put tokens of their own before the text, which then has more than the labels know.
+# Adapters that put tokens of their own before the text, so that it is longer than the labels.
 PROMPTS = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
 TASK_TYPE = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
 
 
 @dataclass(frozen=True, eq=False)
 class BaseInfo:
-    """What is known of a base without its weights."""
+    """What is known about a base without loading its weights."""
 
     name: str
     revision: str | None
@@ -51,10 +51,10 @@ class BaseInfo:
 
 
 def read_base(name: str, revision: str | None = None) -> BaseInfo:
-    """Read a base's config and tokenizer, and find out how long a text and which tokens it takes.
+    """Read a base's config and tokenizer, and find its limits.
 
     Raises:
-        EngramError: there is no such base, or it is none of the three kinds.
+        EngramError: there is no such base, or it is not of one of the three kinds.
     """
     config, tokenizer = load_config_and_tokenizer(name, revision)
     kind = kind_of(config, name)
@@ -63,7 +63,15 @@ def read_base(name: str, revision: str | None = None) -> BaseInfo:
 
 @dataclass
 class Base:
-    """A model ready to learn, and what is needed to feed it."""
+    """A model that is ready to learn, with its tokenizer.
+
+    Args:
+        name: the base's name or folder.
+        kind: the kind of model.
+        model: the model, with the adapter and for encoders the head.
+        tokenizer: the base's tokenizer.
+        limits: how many positions and token ids the base has.
+    """
 
     name: str
     kind: Kind
@@ -73,31 +81,32 @@ class Base:
 
     @functools.cached_property
     def padding(self) -> Padding:
-        """Which batches leave what the model makes of a row as it is; tried when first asked."""
+        """Which batches do not change the model's output for a row; tried at first use."""
         return tried_padding(self.network, self.kind, self.tokenizer, self.limits)
 
     @property
     def network(self) -> Any:
-        """The model without an encoder's head: a `PeftModel`, or the whole `PreTrainedModel`."""
+        """The model without an encoder's head: a `PeftModel`, or a `PreTrainedModel`."""
         return self.model.backbone if isinstance(self.model, Classifier) else self.model
 
     @property
     def whole(self) -> bool:
-        """Whether all weights are trained, without an adapter."""
+        """Whether all weights are trained, so that there is no adapter."""
         return not isinstance(self.network, PeftModel)
 
     @property
     def peft(self) -> PeftModel:
-        """The part of the model that carries the adapter."""
+        """The part of the model that has the adapter."""
         assert isinstance(self.network, PeftModel)
         return self.network
 
     @property
     def labels(self) -> list[str] | None:
+        """The labels of an encoder's head, in order; None for other kinds."""
         return self.model.labels if isinstance(self.model, Classifier) else None
 
     def to(self, device: torch.device) -> None:
-        """Move the model; a quantised one lies where it was loaded."""
+        """Move the model to a device. A quantised model stays where it was loaded."""
         if not getattr(self.network, "is_quantized", False):
             self.model.to(device)
 
@@ -112,16 +121,22 @@ def load_base(
     see: Callable[[PreTrainedModel, PreTrainedTokenizerBase], None] | None = None,
     info: BaseInfo | None = None,
 ) -> Base:
-    """The base with a fresh adapter on it (an encoder also gets an empty head).
+    """Load a base and put a fresh adapter on it; an encoder also gets an empty head.
 
-    Without an adapter all weights are trained, and are loaded in fp32: small updates of a bf16
-    weight round to nothing. `quantization` goes to `BitsAndBytesConfig`; `revision` is a commit of
-    the hub; `weights` is a folder to take a whole model's weights from in place of the base's;
-    `see` is called with the model before the adapter is put on; `info` is what was read of this
-    base before, if it was.
+    Args:
+        name: the base's name or folder.
+        adapter: PEFT's settings. None trains all weights, which are then loaded in fp32, because
+            small updates of a bf16 weight would be rounded away.
+        seed: the seed of new weights.
+        quantization: the arguments of `BitsAndBytesConfig`, if the base is quantised.
+        revision: the commit of a base on the hub.
+        weights: a folder whose weights replace the base's.
+        see: called with the model and the tokenizer before the adapter is put on.
+        info: the result of `read_base` for this base, if there is one already.
 
     Raises:
-        EngramError: no such base, or settings that PEFT or bitsandbytes do not take.
+        EngramError: the base does not exist or does not load, or PEFT or bitsandbytes refuses the
+            settings.
     """
     info = info or read_base(name, revision)
     kind, tokenizer = info.kind, info.tokenizer
@@ -130,7 +145,7 @@ def load_base(
     if quantization:
         where["quantization_config"] = BitsAndBytesConfig(**quantization)  # type: ignore
     try:
-        with forked(derive(seed, "base")):  # weights that the base lacks, such as a pooler's
+        with forked(derive(seed, "base")):  # seeds the weights that the files lack, as of a pooler
             model: PreTrainedModel = AUTO[kind].from_pretrained(
                 **where,
                 dtype=torch.float32 if adapter is None else "auto",
@@ -143,8 +158,8 @@ def load_base(
     if quantization:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         for module in model.modules():
-            # On some CPUs bitsandbytes 0.50 repacks 4-bit weights at the first forward pass that is
-            # not training, for a kernel without a gradient: learning after scoring would be none.
+            # On some CPUs, bitsandbytes 0.50 repacks 4-bit weights at the first forward pass that
+            # does not train, for a kernel without a gradient: nothing would be learned afterwards.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     if see is not None and adapter is not None:
@@ -156,41 +171,41 @@ def load_base(
 
 
 def with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], seed: int) -> Any:
-    """The model with a fresh adapter of these settings on it.
+    """Put a fresh adapter with these settings on the model.
 
     Raises:
-        EngramError: PEFT refuses them, or the labels would not fit.
+        EngramError: PEFT refuses the settings, they train nothing, or the labels would not fit.
     """
     settings = {"task_type": TASK_TYPE[kind], **adapter}
     settings["peft_type"] = str(settings.get("peft_type", "LORA")).upper()
     if settings["peft_type"] in PROMPTS and kind != "seq2seq":
         raise EngramError(
-            f"adapter: {settings['peft_type']} lengthens the text by tokens of its own, and the "
-            "labels would not fit it; take LORA"
+            f"adapter: {settings['peft_type']} adds tokens of its own to the text, so the labels "
+            "would not fit it; use LORA"
         )
-    if settings["peft_type"] == "LORA":  # GPT-2's Conv1D holds its weights transposed
+    if settings["peft_type"] == "LORA":  # GPT-2's Conv1D stores its weights transposed
         transposed = any(isinstance(module, Conv1D) for module in model.modules())
         settings = {**ADAPTER, "fan_in_fan_out": transposed, **settings}
     with forked(derive(seed, "adapter")), warnings.catch_warnings():
-        # `export` separates tied weights before it merges, and `init` tries whether it can merge.
-        for told in (".*tie_word_embeddings", ".*lora_bias=True"):
-            warnings.filterwarnings("ignore", message=told, category=UserWarning)
+        # `export` separates tied weights before it merges, and `init` tests that it can merge.
+        for message in (".*tie_word_embeddings", ".*lora_bias=True"):
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
         try:
-            carried = get_peft_model(model, get_peft_config(check_adapter(settings)))
+            peft_model = get_peft_model(model, get_peft_config(check_adapter(settings)))
         except EngramError:
             raise
-        except Exception as error:  # PEFT's checks have their own kinds
-            said = one_line(error) or type(error).__name__
-            raise EngramError(f"adapter: PEFT refuses these settings: {said}") from error
-    if not any(parameter.requires_grad for parameter in carried.parameters()):
+        except Exception as error:  # PEFT's checks raise errors of many types
+            reason = one_line(error) or type(error).__name__
+            raise EngramError(f"adapter: PEFT refuses these settings: {reason}") from error
+    if not any(parameter.requires_grad for parameter in peft_model.parameters()):
         raise EngramError("adapter: nothing is trained under these settings; adapter={} is LoRA")
-    return carried
+    return peft_model
 
 
 def load_config_and_tokenizer(
     name: str, revision: str | None = None
 ) -> tuple[Any, PreTrainedTokenizerBase]:
-    """What can be read of a base without its weights.
+    """Load the config and the tokenizer of a base, without its weights.
 
     Raises:
         EngramError: there is no such base.
@@ -201,18 +216,18 @@ def load_config_and_tokenizer(
     except (OSError, ValueError) as error:
         raise EngramError(
             f"base {name!r}: no model could be loaded ({one_line(error)}); give a folder with "
-            "config.json, weights and tokenizer, a model name of the hub, default or smollm2"
+            "config.json, weights and tokenizer, a model name on the hub, default or smollm2"
             + meant(name)
         ) from error
 
 
-# The numbers of an adapter that PEFT takes and that would learn nothing, or break while learning.
+# Numbers of an adapter that PEFT does not check: outside these ranges it would not learn.
 ADAPTER_NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "r": ("a whole number from 1 to 65536", lambda x: isinstance(x, int) and 1 <= x <= 65536),
     "lora_alpha": ("a number above 0", lambda x: x > 0),
     "lora_dropout": ("at least 0 and below 1", lambda x: 0 <= x < 1),
 }
-# What PEFT writes of an adapter's life, and the engine sets itself.
+# Keys of PEFT's settings that the engine sets itself.
 ADAPTER_OWNED = {
     "inference_mode": "a stage is trained",
     "task_type": "it follows from the base",
@@ -222,33 +237,36 @@ ADAPTER_OWNED = {
 
 
 def check_adapter(settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings` if every key is one of PEFT's for that adapter type, and its numbers can learn.
+    """Check the settings of an adapter, and return them with `peft_type` in upper case.
 
     Raises:
-        EngramError: with the nearest valid key, the place where it belongs, or the reason.
+        EngramError: PEFT has no such adapter type, the type has no such key, or a number is outside
+            of its range.
     """
-    kinds = {str(k.value): v for k, v in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    kind = str(settings["peft_type"]).upper()
-    if kind not in kinds:
-        raise EngramError(f"adapter: unknown peft_type {kind!r}; {nearest(kind, kinds)}")
-    valid = [f.name for f in dataclasses.fields(kinds[kind])]
+    configs = {str(k.value): v for k, v in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    peft_type = str(settings["peft_type"]).upper()
+    if peft_type not in configs:
+        raise EngramError(
+            f"adapter: unknown peft_type {peft_type!r}; {nearest(peft_type, configs)}"
+        )
+    valid = [field.name for field in dataclasses.fields(configs[peft_type])]
     for key, value in settings.items():
         if key not in valid:
             hint = where_it_goes(str(key), "adapter", valid)
-            raise EngramError(f"adapter: {kind} has no setting {key!r}; {hint}")
+            raise EngramError(f"adapter: {peft_type} has no setting {key!r}; {hint}")
         check_finite(key, value, "adapter")
-        said, fits = ADAPTER_NUMBERS.get(key, ("", lambda _: True))
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if said and not (number and fits(value)):
-            raise EngramError(f"adapter: {key} must be {said}, got {value!r}")
-    return {**settings, "peft_type": kind}
+        expected, is_valid = ADAPTER_NUMBERS.get(key, ("", lambda _: True))
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if expected and not (is_number and is_valid(value)):
+            raise EngramError(f"adapter: {key} must be {expected}, got {value!r}")
+    return {**settings, "peft_type": peft_type}
 
 
 def check_owned(adapter: dict[str, Any] | None) -> None:
-    """Refuse keys of `adapter:` that say what the engine decides.
+    """Check that `adapter:` has no keys that the engine sets itself.
 
     Raises:
-        EngramError: with the reason.
+        EngramError: it has one; the line says why it is the engine's.
     """
     for key in adapter or {}:
         if key in ADAPTER_OWNED:
@@ -256,7 +274,7 @@ def check_owned(adapter: dict[str, Any] | None) -> None:
 
 
 def quantization_keys() -> list[str]:
-    """The keys that `quantization:` can have."""
+    """Return the keys that `quantization:` can have."""
     valid = [key for key in vars(BitsAndBytesConfig()) if not key.startswith("_")]
     return [*valid, "load_in_4bit", "load_in_8bit"]
 
@@ -264,30 +282,31 @@ def quantization_keys() -> list[str]:
 def check_quantization(
     quantization: dict[str, Any] | None, adapter: dict[str, Any] | None, kind: Kind | None = None
 ) -> None:
-    """Refuse a quantised base that could not be learned on, and keys bitsandbytes does not have.
+    """Check that a base with these settings of `quantization:` can be trained.
 
     Raises:
-        EngramError: with the nearest valid key, or the reason.
+        EngramError: there is no adapter, the base is an encoder, bitsandbytes has no such key or
+            refuses the settings, or they do not quantise.
     """
     if not quantization:
         return
     if adapter is None:
-        raise EngramError("quantization: a quantised base takes an adapter; set adapter={}")
+        raise EngramError("quantization: a quantised base needs an adapter; set adapter={}")
     if kind == "encoder":
-        raise EngramError("quantization: an encoder is small enough without; leave it out")
+        raise EngramError("quantization: an encoder is small enough without it; leave it out")
     valid = quantization_keys()
     for key, value in quantization.items():
         if key not in valid:
             raise EngramError(f"quantization: {unknown_key(key, value, 'quantization', valid)}")
         check_finite(key, value, "quantization")
     try:
-        chosen = BitsAndBytesConfig(**quantization)
+        config = BitsAndBytesConfig(**quantization)
     except (TypeError, ValueError, AttributeError) as error:
         raise EngramError(f"quantization: {one_line(error)}") from error
-    if not chosen.load_in_4bit and not chosen.load_in_8bit:
-        raise EngramError("quantization: says neither load_in_4bit nor load_in_8bit; set one")
+    if not config.load_in_4bit and not config.load_in_8bit:
+        raise EngramError("quantization: neither load_in_4bit nor load_in_8bit is set; set one")
 
 
 def one_line(error: Exception) -> str:
-    """The first sentence of a library's message."""
+    """Return the first sentence of a library's error message."""
     return " ".join(str(error).split()).split(". ")[0][:200]

@@ -6,10 +6,11 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 class Classifier(nn.Module):
-    """An encoder with a linear head, one row a label, on the masked mean of the last hidden states.
+    """An encoder with a linear head on the mean of its last hidden states.
 
-    logits = mean_t(h_t) W^T + b over the positions t of the attention mask; h [batch, time, width],
-    W [labels, width]. `grow` appends rows for new labels and keeps the old ones bitwise.
+    logits = mean_t(h_t) W^T + b, where t runs over the positions of the attention mask, h has shape
+    [batch, time, width] and W has shape [labels, width]. `grow` appends rows for new labels and
+    keeps the old rows to the bit.
     """
 
     def __init__(self, backbone: nn.Module, width: int):
@@ -18,10 +19,10 @@ class Classifier(nn.Module):
         self.labels: list[str] = []
         self.weight = nn.Parameter(torch.zeros(0, width))
         self.bias = nn.Parameter(torch.zeros(0))
-        self.pooled = nn.Identity()  # what the head sees, for who listens to its input
+        self.pooled = nn.Identity()  # for hooks that need the input of the head
 
     def grow(self, labels: tuple[str, ...], seed: int) -> None:
-        """Append a row for each label that is not known: weights N(0, 0.02^2), biases zero."""
+        """Append a row for each new label, with weights from N(0, 0.02^2) and a bias of 0."""
         new = [label for label in labels if label not in self.labels]
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randn(len(new), self.weight.shape[1], generator=generator) * 0.02
@@ -32,6 +33,7 @@ class Classifier(nn.Module):
         )
 
     def set_head(self, weight: Tensor, bias: Tensor, labels: list[str]) -> None:
+        """Replace the head by `weight` [labels, width] and `bias` [labels]."""
         self.weight, self.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
         self.labels = list(labels)
 

@@ -1,4 +1,4 @@
-"""The three kinds of base, and which one a config is of."""
+"""The three kinds of base, and how a base's kind is told from its config."""
 
 from typing import Any, Literal
 
@@ -16,7 +16,14 @@ AUTO = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM, "encod
 
 
 def kind_of(config: Any, name: str) -> Kind:
-    """BERT is in both mappings; a masked-LM family that is not a decoder is an encoder."""
+    """Return the kind of a base from its config.
+
+    BERT is in both mappings, so a family with a masked LM is an encoder, even if it also has a
+    causal LM.
+
+    Raises:
+        EngramError: the model is not a language model of one of these kinds.
+    """
     if config.is_encoder_decoder:
         return "seq2seq"
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:

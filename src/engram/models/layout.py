@@ -1,4 +1,4 @@
-"""The names of a stage's files, and of the one task that is none."""
+"""The names of a stage's files, and the name of the general rows."""
 
 ADAPTER = "adapter_model.safetensors"
 ADAPTER_SETTINGS = "adapter_config.json"
@@ -9,4 +9,4 @@ MEMORY = "memory.jsonl"
 SCORES = "scores.json"
 CARD = "README.md"
 
-GENERAL = "(general)"  # the general rows, among the old tasks
+GENERAL = "(general)"  # stands for the general rows where the names of old tasks are listed

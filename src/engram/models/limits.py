@@ -1,8 +1,8 @@
-"""How long a text and which tokens a base takes, found by trying.
+"""How many positions and token ids a base has, found by trial.
 
-The trials run on the base's architecture without its weights: a model on the meta device, of which
-only what comes before the first layer is given (untouched, so unread) memory. A forward pass that
-reaches the first layer has looked up all its tokens and positions, and stops there.
+The trials run on the base's architecture without its weights. The model is on the meta device, and
+only the parameters before the first layer get memory, which is never written. A forward pass that
+reaches the first layer has looked up all its tokens and positions, so it is stopped there.
 """
 
 from collections.abc import Callable
@@ -18,20 +18,26 @@ from engram.models.kinds import AUTO, Kind
 from engram.seeds import forked
 
 
-# A base says how many positions it has under one of these; what it says is then tried.
-SAID = ("max_position_embeddings", "max_seq_len", "n_positions")
-SAID_OF_ENCODER = ("max_encoder_position_embeddings", *SAID)
-SAID_OF_DECODER = ("max_decoder_position_embeddings", *SAID)
-UNSAID = 512  # what is tried of a base that does not say
-SHORT = 4  # tokens that every base takes
-MOST_TRIED = 2**26  # numbers in the embeddings of a text; tables of positions are far smaller
+# Keys of a config under which a base may declare its number of positions, which is then tried.
+DECLARED = ("max_position_embeddings", "max_seq_len", "n_positions")
+DECLARED_ENCODER = ("max_encoder_position_embeddings", *DECLARED)
+DECLARED_DECODER = ("max_decoder_position_embeddings", *DECLARED)
+UNDECLARED = 512  # the number of positions that is tried if a base declares none
+SHORT = 4  # a number of tokens that every base takes
+# The most numbers in the embeddings of a text that is tried; tables of positions are far smaller.
+MOST_TRIED = 2**26
 
 
 @dataclass(frozen=True)
 class Limits:
-    """`positions` of a text (of a causal base: prompt and answer; of an encoder-decoder: the
-    prompt), `answer_positions` of the decoder of an encoder-decoder, None where there is no end;
-    `tokens` is how many token ids there are, None where a base knows none.
+    """The limits of a base.
+
+    Args:
+        positions: the most tokens of a text; for a causal base prompt and answer together, for an
+            encoder-decoder the prompt. None if there is no limit.
+        answer_positions: the most tokens of the decoder of an encoder-decoder, None if there is no
+            limit.
+        tokens: the number of token ids that have an embedding, None if it is unknown.
     """
 
     positions: int | None = None
@@ -43,7 +49,7 @@ _KNOWN: dict[str, Limits] = {}
 
 
 def limits(config: Any, kind: Kind) -> Limits:
-    """What a base of this architecture takes; it is tried once a process."""
+    """Return the limits of a base with this config. They are tried once per process."""
     key = config.to_json_string(use_diff=False)
     if key not in _KNOWN:
         _KNOWN[key] = _limits(config, kind)
@@ -52,40 +58,45 @@ def limits(config: Any, kind: Kind) -> Limits:
 
 def _limits(config: Any, kind: Kind) -> Limits:
     model = skeleton(config, kind)
-    if model is None:  # an architecture that cannot be built so: what it says has to do
-        said = _said(config, SAID_OF_ENCODER)
-        return Limits(said, _said(config, SAID_OF_DECODER), None)
+    if model is None:  # it cannot be built without weights, so the config has to be trusted
+        return Limits(
+            positions=_declared(config, DECLARED_ENCODER),
+            answer_positions=_declared(config, DECLARED_DECODER),
+            tokens=None,
+        )
     tokens = _tokens(model)
-    _make_what_comes_before_the_layers(model)
+    _allocate_before_layers(model)
     if kind != "seq2seq":
-        return Limits(_tried(config, SAID, model), None, tokens)
+        return Limits(
+            positions=_tried(config, DECLARED, model), answer_positions=None, tokens=tokens
+        )
     return Limits(
-        _tried(config, SAID_OF_ENCODER, model.get_encoder()),
-        _tried(config, SAID_OF_DECODER, model.get_decoder()),
-        tokens,
+        positions=_tried(config, DECLARED_ENCODER, model.get_encoder()),
+        answer_positions=_tried(config, DECLARED_DECODER, model.get_decoder()),
+        tokens=tokens,
     )
 
 
 def skeleton(config: Any, kind: Kind) -> PreTrainedModel | None:
-    """A model of that architecture whose parameters have no memory; None if it cannot be built."""
+    """Build a model whose parameters have no memory, or return None if that is not possible."""
     try:
-        # Buffers are real: a table of positions may be one.
+        # Buffers have memory, because a table of positions may be one.
         with init_empty_weights(include_buffers=False), forked(0):
             return AUTO[kind].from_config(config).eval()
-    except Exception:  # third-party constructors; the base itself says at its loading what is wrong
+    except Exception:  # constructors raise anything; loading the base will report what is wrong
         return None
 
 
-class _Reached(Exception):  # noqa: N818  # no error
-    """The first layer was called."""
+class _Reached(Exception):  # noqa: N818  # not an error
+    """Raised when the first layer is called."""
 
 
 def _stop(module: nn.Module, args: Any) -> None:
     raise _Reached
 
 
-def _make_what_comes_before_the_layers(model: nn.Module) -> None:
-    """Memory for the parameters outside of all lists of layers, and a stop at any such layer."""
+def _allocate_before_layers(model: nn.Module) -> None:
+    """Allocate the parameters outside of all lists of layers, and stop at any layer in a list."""
     inside: set[int] = set()
     for module in model.modules():
         if isinstance(module, nn.ModuleList):
@@ -96,26 +107,27 @@ def _make_what_comes_before_the_layers(model: nn.Module) -> None:
         if id(module) in inside:
             continue
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter.device.type == "meta":  # not zeros: that would touch every page
+            if parameter.device.type == "meta":  # not zeros, which would write every page
                 empty = torch.empty(parameter.shape, dtype=parameter.dtype)
                 module._parameters[name] = nn.Parameter(empty, requires_grad=False)
 
 
-def _said(config: Any, names: tuple[str, ...]) -> int | None:
-    """The number of positions as the config says it."""
+def _declared(config: Any, names: tuple[str, ...]) -> int | None:
+    """Return the number of positions that the config declares."""
     text = config.get_text_config()
     return next((n for n in (getattr(text, name, None) for name in names) if n), None)
 
 
 def _tried(config: Any, names: tuple[str, ...], model: Callable[..., Any]) -> int | None:
-    """The largest number of tokens, up to what the config says, that the model takes."""
-    said = _said(config, names)
-    most = said or UNSAID
+    """Return the largest number of tokens, up to the declared one, that the model takes."""
+    declared = _declared(config, names)
+    most = declared or UNDECLARED
     width = getattr(config.get_text_config(), "hidden_size", 1)
     if most * width > MOST_TRIED or not _takes(model, SHORT) or _takes(model, most):
-        return said
-    taken, not_taken = SHORT, most  # of a family that counts from the padding on: two less
+        return declared
+    taken, not_taken = SHORT, most
     while not_taken - taken > 1:
+        # First try two less, the limit of families that count positions from the padding id on.
         middle = max(not_taken - 2, taken + 1) if not_taken == most else (taken + not_taken) // 2
         if _takes(model, middle):
             taken = middle
@@ -125,24 +137,24 @@ def _tried(config: Any, names: tuple[str, ...], model: Callable[..., Any]) -> in
 
 
 def _takes(model: Callable[..., Any], length: int) -> bool:
-    """Whether a text of so many tokens reaches the first layer."""
-    # A token in the middle of a tiny vocabulary: padding may not count as a position.
+    """Return whether a text of `length` tokens reaches the first layer."""
+    # SHORT is also a valid token id, and not that of padding, which may not count as a position.
     try:
         with torch.no_grad():
             model(input_ids=torch.full((1, length), SHORT))
     except _Reached:
         return True
-    except Exception:  # IndexError, RuntimeError, ValueError: each table has its own
+    except Exception:  # IndexError, RuntimeError or ValueError, depending on the kind of table
         return False
     return True
 
 
 def _tokens(model: PreTrainedModel) -> int | None:
-    """Rows of the embedding, or of the output if these are fewer."""
+    """Return the number of rows of the input or the output embeddings, the smaller one."""
     rows = []
-    for of in (model.get_input_embeddings, model.get_output_embeddings):
+    for get_embeddings in (model.get_input_embeddings, model.get_output_embeddings):
         try:
-            weight = getattr(of(), "weight", None)
+            weight = getattr(get_embeddings(), "weight", None)
         except (NotImplementedError, AttributeError):  # CANINE reads characters
             continue
         if weight is not None and weight.dim() == 2:

@@ -1,9 +1,9 @@
-"""An adapter merged into the weights below it, tied weights included.
+"""Merging an adapter into the weights below it, including tied weights.
 
-Where input embeddings and output head are one matrix, an adapter on either adds to that one alone:
-while it is learned, W + dW stands in one place and W in the other. Merged into the shared matrix,
-dW would stand in both, which is another model. So shared weights are separated before they are
-merged, and shared again where they are still the same.
+If the input embeddings and the output head share one matrix W, an adapter on one of them changes
+only that one: the model computes with W + dW in one place and with W in the other. If dW were
+merged into the shared matrix, it would be in both places, which is a different model. So shared
+weights are separated before merging, and shared again if they are still equal.
 """
 
 import warnings
@@ -15,18 +15,21 @@ from torch import nn
 
 
 def merge(network: PeftModel) -> Any:
-    """The network below the adapter, with W' = W + (what the adapter adds) in its weights.
+    """Merge the adapter into the weights below it, W' = W + dW, and return the model without it.
 
-    The adapter's model is used up. Raises what PEFT raises for an adapter that does not merge.
+    `network` must not be used afterwards.
+
+    Raises:
+        Exception: PEFT's own error for an adapter that cannot be merged.
     """
     bare: Any = network.get_base_model()
     flags = {id(config): config.tie_word_embeddings for config in _tying(bare)}
     _separate(bare)
-    with warnings.catch_warnings():  # PEFT warns of tied weights, which are taken care of here
+    with warnings.catch_warnings():  # PEFT warns about tied weights, which are handled here
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*no longer tied", category=UserWarning)
         merged: Any = network.merge_and_unload(safe_merge=True)
-    # PEFT's mark that an adapter is on it would make transformers save or load one
+    # With PEFT's marks of an adapter, transformers would try to save or load one.
     for mark in ("_hf_peft_config_loaded", "peft_config"):
         vars(merged).pop(mark, None)
     for config in _tying(merged):
@@ -36,7 +39,7 @@ def merge(network: PeftModel) -> Any:
 
 
 def _separate(model: nn.Module) -> None:
-    """Give every place that holds a shared parameter a copy of its own."""
+    """Give every module that holds a shared parameter its own copy."""
     seen: set[int] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -47,10 +50,10 @@ def _separate(model: nn.Module) -> None:
 
 
 def _tie_again(model: Any) -> None:
-    """Share what is still the same; where something is not, say so in the config if it can.
+    """Share weights that are still equal; if some are not, say so in the config if possible.
 
-    transformers ties two matrices as it loads a model, unless its config says otherwise or both are
-    in the file and differ. So the file alone would do; the config says it for other loaders.
+    When transformers loads a model, it ties two matrices unless the config forbids it or the file
+    has both and they differ. So the file alone would be enough, but other loaders need the config.
     """
     pairs = model.get_expanded_tied_weights_keys(all_submodels=True)  # {target: source}
     apart = [
@@ -71,15 +74,15 @@ def _tie_again(model: Any) -> None:
 
 
 def _tying(model: Any) -> list[Any]:
-    """The configs of a model that say whether its embeddings are tied, each once."""
+    """Return the configs of a model that say whether its embeddings are tied, each once."""
     configs = {id(c): c for c in (model.config, model.config.get_text_config())}
     return [c for c in configs.values() if hasattr(c, "tie_word_embeddings")]
 
 
 def _may_be_untied(config: Any) -> bool:
-    """Whether a config takes `tie_word_embeddings: false`, and takes it for nothing else.
+    """Return whether `tie_word_embeddings: false` in a config changes nothing but the tying.
 
-    Encoder-decoders read more out of it: whether logits are scaled, which embeddings there are.
+    In encoder-decoders it also decides whether logits are scaled and which embeddings exist.
     """
     settings = config.to_dict()
     untied = type(config).from_dict({**settings, "tie_word_embeddings": False}).to_dict()

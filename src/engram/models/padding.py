@@ -1,7 +1,7 @@
-"""Which batches leave what a model makes of a row as it is, found by trying.
+"""Which batches do not change a model's output for a row, found by trial.
 
-A row in a batch is padded. Attention masks padding exactly, a recurrence or a Fourier transform may
-not, and an expert of limited capacity drops tokens when other rows have filled it.
+A row in a batch is padded. Attention masks padding exactly, but a recurrence or a Fourier transform
+may not, and an expert of limited capacity drops tokens when other rows have filled it.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,22 @@ from engram.models.limits import Limits
 from engram.seeds import forked
 
 
-# Batches of any rows, of rows of equal length, of one row.
+# Batches of any rows, of rows of equal length only, or of a single row.
 Batches = Literal["any", "equal", "single"]
 SIDES = Literal["left", "right"]
 LENGTHS = (3, 12, 7, 5)
-# Root mean square of the difference relative to that of the value: of one fp32 model a few 1e-6,
-# in half precision up to a few hundredths.
+# Root mean square of the difference, relative to that of the value. For a model in fp32 it is a few
+# 1e-6, in half precision up to a few hundredths.
 TOLERANCE, COARSE_TOLERANCE = 1e-4, 0.05
 
 
 @dataclass(frozen=True)
 class Padding:
-    """What batches may be when prompts are padded on the left (where a causal model writes on),
-    and when rows are padded on the right (everywhere else).
+    """Which batches do not change a model's output.
+
+    Args:
+        left: when prompts are padded on the left, as they are when a causal model generates.
+        right: when rows are padded on the right, as they are otherwise.
     """
 
     left: Batches = "any"
@@ -43,16 +46,16 @@ _KNOWN: dict[tuple[str, str, str], Padding] = {}
 def tried_padding(
     network: Any, kind: Kind, tokenizer: PreTrainedTokenizerBase, limits: Limits
 ) -> Padding:
-    """Run a few short texts alone and in batches, and compare what the model makes of them.
+    """Run a few short texts alone and in batches, and compare the model's outputs.
 
-    It is done once a process for an architecture and the type of its numbers.
+    This is done once per process for each config, data type and device.
 
     Raises:
         EngramError: the model cannot be run at all.
     """
     parameter = next(network.parameters())
-    written = network.config.to_json_string(use_diff=False)
-    key = (written, str(parameter.dtype), str(parameter.device))
+    config = network.config.to_json_string(use_diff=False)
+    key = (config, str(parameter.dtype), str(parameter.device))
     if key not in _KNOWN:
         _KNOWN[key] = _tried(network, kind, tokenizer, limits)
     return _KNOWN[key]
@@ -79,28 +82,30 @@ def _tried(network: Any, kind: Kind, tokenizer: PreTrainedTokenizerBase, limits:
 
 
 class _Trial:
+    """Compares the outputs for texts in a batch with those for each text alone."""
+
     def __init__(
         self, network: Any, kind: Kind, tokenizer: PreTrainedTokenizerBase, limits: Limits
     ):
         self.network, self.kind = network, kind
         self.device = next(network.parameters()).device
-        known = limits.tokens or len(tokenizer)
+        num_tokens = limits.tokens or len(tokenizer)
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad: int = next(i for i in pads if i is not None)  # type: ignore[assignment]
         special = set(tokenizer.all_special_ids)
-        self.ids = [i for i in range(min(known, 5000)) if i not in special] or [0]
+        self.ids = [i for i in range(min(num_tokens, 5000)) if i not in special] or [0]
 
     def batches(self, side: SIDES) -> Batches:
-        """The widest choice of batches that gives each text what it is given alone."""
-        if self._same(self._texts(LENGTHS), side) and not self._turns_with_length():
+        """Return the widest choice of batches with the same outputs as for each text alone."""
+        if self._same(self._texts(LENGTHS), side) and not self._positions_depend_on_batch():
             return "any"
         return "equal" if self._same(self._texts([7] * 4), side) else "single"
 
-    def _turns_with_length(self) -> bool:
-        """Whether positions are encoded otherwise where the batch holds a long text.
+    def _positions_depend_on_batch(self) -> bool:
+        """Return whether positions are encoded differently if the batch has a long text.
 
         Some rotary embeddings (longrope, dynamic scaling) choose their frequencies by the largest
-        position of the batch. These modules are small, so they are tried at the last position.
+        position in the batch. These modules are small, so they are tried up to the last position.
         """
         longest = getattr(self.network.config.get_text_config(), "max_position_embeddings", 0) or 0
         for module in self.network.modules():
@@ -110,26 +115,27 @@ class _Trial:
             short = torch.arange(4, device=self.device)[None]
             long = torch.cat([short, torch.tensor([[longest - 1]], device=self.device)], dim=1)
             try:
-                alone, beside = module(first, short), module(first, long)
-                module(first, short)  # leaves the module as a short text does
+                alone, with_long = module(first, short), module(first, long)
+                module(first, short)  # restores the state that the module keeps
             except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
-                continue  # it wants more than positions; texts alone have to tell
+                continue  # the module needs more than positions; only the texts are compared
             if any(
-                not torch.equal(one, other[:, :4]) for one, other in zip(alone, beside, strict=True)
+                not torch.equal(one, other[:, :4])
+                for one, other in zip(alone, with_long, strict=True)
             ):
                 return True
         return False
 
     def _texts(self, lengths: Sequence[int]) -> list[list[int]]:
         generator = torch.Generator().manual_seed(0)
-        drawn = [torch.randint(len(self.ids), (n,), generator=generator) for n in lengths]
-        return [[self.ids[i] for i in text.tolist()] for text in drawn]
+        indices = [torch.randint(len(self.ids), (n,), generator=generator) for n in lengths]
+        return [[self.ids[i] for i in text.tolist()] for text in indices]
 
     def _same(self, texts: list[list[int]], side: SIDES) -> bool:
-        made = self._written if side == "left" else self._seen
-        together = made(texts)
+        outputs = self._next_token_logits if side == "left" else self._token_outputs
+        together = outputs(texts)
         for text, in_batch in zip(texts, together, strict=True):
-            alone = made([text])[0]
+            alone = outputs([text])[0]
             steps = min(len(alone), len(in_batch))
             difference = _size(alone[:steps].float() - in_batch[:steps].float())
             coarse = alone.dtype not in (torch.float32, torch.float64)
@@ -139,39 +145,40 @@ class _Trial:
                 return False
         return True
 
-    def _written(self, texts: list[list[int]]) -> list[Tensor]:
-        """Logits of the next token and, if it is the same, of the one after: [steps, tokens]."""
+    def _next_token_logits(self, texts: list[list[int]]) -> list[Tensor]:
+        """Return the logits of the next two tokens for each text, [steps, vocabulary]."""
         ids, mask = self._padded(texts, "left")
         settings = GenerationConfig(
             max_new_tokens=2, do_sample=False, pad_token_id=self.pad, eos_token_id=None
         )
-        written = self.network.generate(
+        generated = self.network.generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=settings,
             return_dict_in_generate=True,
             output_logits=True,
         )
-        return list(torch.stack(written.logits, dim=1))
+        return list(torch.stack(generated.logits, dim=1))
 
-    def _seen(self, texts: list[list[int]]) -> list[Tensor]:
-        """What is made of each token of the text: logits, or an encoder's hidden states."""
+    def _token_outputs(self, texts: list[list[int]]) -> list[Tensor]:
+        """Return the logits for each token of each text, or an encoder's hidden states."""
         ids, mask = self._padded(texts, "right")
         more = {"decoder_input_ids": ids} if self.kind == "seq2seq" else {}
         outputs = self.network(input_ids=ids, attention_mask=mask, **more)
-        seen = outputs.last_hidden_state if self.kind == "encoder" else outputs.logits
-        return [row[: len(text)] for row, text in zip(seen, texts, strict=True)]
+        values = outputs.last_hidden_state if self.kind == "encoder" else outputs.logits
+        return [row[: len(text)] for row, text in zip(values, texts, strict=True)]
 
     def _padded(self, texts: list[list[int]], side: SIDES) -> tuple[Tensor, Tensor]:
+        """Return ids [batch, longest], padded on one side, and their attention mask."""
         longest = max(len(text) for text in texts)
         ids = torch.full((len(texts), longest), self.pad)
         mask = torch.zeros_like(ids)
         for i, text in enumerate(texts):
-            real = slice(longest - len(text), None) if side == "left" else slice(len(text))
-            ids[i, real], mask[i, real] = torch.tensor(text), 1
+            places = slice(longest - len(text), None) if side == "left" else slice(len(text))
+            ids[i, places], mask[i, places] = torch.tensor(text), 1
         return ids.to(self.device), mask.to(self.device)
 
 
 def _size(values: Tensor) -> float:
-    """The root mean square."""
+    """Return the root mean square."""
     return values.square().mean().sqrt().item()

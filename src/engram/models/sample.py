@@ -1,4 +1,4 @@
-"""What a model makes of one fixed text, by which two forms of a model are compared."""
+"""A model's output for one fixed text, by which two forms of a model are compared."""
 
 from typing import Any
 
@@ -12,7 +12,10 @@ TOKENS = 16
 
 
 def sample_output(model: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """Logits [1, tokens, vocabulary], or an encoder's hidden states, without dropout, in fp32."""
+    """Return logits [1, tokens, vocabulary], or an encoder's hidden states [1, tokens, width].
+
+    They are in fp32 on the CPU, and computed without dropout.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     with torch.no_grad():
@@ -23,11 +26,11 @@ def sample_output(model: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 
 def forward(model: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """The same as the model stands, in training mode or not, with gradients or not."""
+    """Return the output of `sample_output` without changing the model's mode or the gradients."""
     embeddings: Any = model.get_input_embeddings()
-    device, most = embeddings.weight.device, len(embeddings.weight)
+    device, num_embeddings = embeddings.weight.device, len(embeddings.weight)
     ids: Any = tokenizer(TEXT, verbose=False)["input_ids"]
-    ids = [i % most for i in ids[:TOKENS]]
+    ids = [i % num_embeddings for i in ids[:TOKENS]]
     batch = {"input_ids": torch.tensor([ids], device=device)}
     batch["attention_mask"] = torch.ones_like(batch["input_ids"])
     if model.config.is_encoder_decoder:
@@ -37,5 +40,5 @@ def forward(model: Any, tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 
 def alike(one: Tensor, other: Tensor, tolerance: float) -> bool:
-    """Whether no value differs by more than `tolerance` times the largest one."""
+    """Return whether no value differs by more than `tolerance` times the largest of `other`."""
     return bool((one - other).abs().max() <= tolerance * other.abs().max())

