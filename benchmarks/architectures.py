@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -18,6 +18,8 @@ WORDS = ["alpha", "beta", "gamma", "delta", "red", "green", "blue", "cat", "dog"
 WORDS += ["one", "two", "question", "the", "is", "=", ":", "."]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 POSITIONS = 64
+# As a byte-level BPE writes them; the last one is its space.
+LETTERS = [*sorted(set("".join(WORDS))), "\u0120"]
 LEAVE_OUT = None  # a key of the common sizes that a config refuses
 
 # Keys under their usual names; a config that knows another name for one is given that below.
@@ -66,7 +68,7 @@ CAUSAL: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {},
     "ministral": {},
-    "qwen2": {},
+    "qwen2": {"vocab_size": len(SPECIAL) + len(LETTERS)},
     "qwen3": {},
     "gemma": {},
     "gemma2": {},
@@ -242,13 +244,21 @@ ARCHITECTURES = {
 }
 
 
-def tokenizer(kind: str, pad: int = 0) -> PreTrainedTokenizerFast:
-    """Words split at white space, with the special tokens of the kind; <pad> has the id `pad`."""
+def tokenizer(kind: str, pad: int = 0, letters: bool = False) -> PreTrainedTokenizerFast:
+    """Words split at white space, with the special tokens of the kind; <pad> has the id `pad`.
+
+    With `letters` a token is a letter, as a byte-level BPE without merges has them.
+    """
     order = list(SPECIAL)
     order[0], order[pad] = order[pad], order[0]
-    vocabulary = {word: i for i, word in enumerate(order + WORDS)}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    vocabulary = {word: i for i, word in enumerate(order + (LETTERS if letters else WORDS))}
+    if letters:
+        made = Tokenizer(models.BPE(vocabulary, []))
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        made.decoder = decoders.ByteLevel()
+    else:
+        made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     around = {"causal": "<s> $A", "seq2seq": "$A </s>", "encoder": "<s> $A </s>"}[kind]
     made.post_processor = processors.TemplateProcessing(
         single=around, special_tokens=[(word, vocabulary[word]) for word in ("<s>", "</s>")]
@@ -278,5 +288,6 @@ def make(name: str, folder: Path, std: float | None = None, **over: Any) -> Path
                 if parameter.dim() > 1:
                     parameter.normal_(0, std)
     model.save_pretrained(folder)
-    tokenizer(kind, config.pad_token_id).save_pretrained(folder)
+    # transformers makes a BPE of whatever tokenizer stands beside a Qwen2.
+    tokenizer(kind, config.pad_token_id, letters=name == "qwen2").save_pretrained(folder)
     return folder
