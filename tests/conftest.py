@@ -20,6 +20,33 @@ settings.register_profile("engram", deadline=None)  # no test asserts a time
 settings.load_profile("engram")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--method", help="only the tests of this method, those marked slow as well")
+
+
+def pytest_configure(config):
+    if config.getoption("--method") and config.option.markexpr == "not slow":
+        config.option.markexpr = ""
+
+
+def pytest_collection_modifyitems(config, items):
+    """With `--method`, keep the tests whose parameters name the method, first if there are more."""
+    wanted = config.getoption("--method")
+    if wanted:
+        kept = [item for item in items if method_of(item) == wanted]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+def method_of(item) -> str | None:
+    """The method that a test is about, the first that its parameter names; None without one."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    method = next(
+        (parameters[key] for key in ("name", "method", "pair") if key in parameters), None
+    )
+    return next(iter(method)) if isinstance(method, (dict, list, tuple)) else method
+
+
 def pytest_runtest_setup(item):
     """The model's package is no requirement of any extra: without it its tests say what to install.
 

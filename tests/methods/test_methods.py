@@ -1,19 +1,25 @@
-"""What every method must hold, on a Llama-, a T5- and a BERT-shaped model."""
+"""What every method must hold, on a Llama-, a T5- and a BERT-shaped model.
+
+`pytest tests/methods/test_methods.py --method NAME` runs all of it for one method. Without the
+option most methods are tried on the Llama alone; on the other models they are marked `slow`.
+"""
 
 import functools
 import importlib.util
 import inspect
+import json
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from engram import methods
 from engram.errors import EngramError
 from engram.train import lifecycle
+from engram.train.trainer import load_state
 from tiny import KINDS
 from train.engine import (
     engine,
@@ -30,6 +36,20 @@ from train.engine import (
 pytestmark = pytest.mark.own
 EVERY = methods.names()
 FROM_THE_FIRST_TASK = ("inflora",)  # its factors A are chosen and frozen there already
+# Together they rehearse, take side gradients, edit gradients and measure the weights they end with.
+ON_EVERY_KIND = ("sequential", "replay", "recurrent_kif", "ewc")
+
+
+def on_kinds(names, *more):
+    """Parameters (name, kind, *more); most are `slow` but on the causal model."""
+    return [
+        pytest.param(
+            *(name, kind, *more),
+            marks=() if kind == "causal" or name in ON_EVERY_KIND else pytest.mark.slow,
+        )
+        for name in names
+        for kind in KINDS
+    ]
 
 
 @functools.cache
@@ -48,6 +68,34 @@ def ended(kind: str, method, work, **settings):
     return weights(made.base), made
 
 
+@dataclass(frozen=True)
+class Run:
+    """A task learned after a first one, with checkpoints: several tests look at the same run."""
+
+    learned: dict[str, torch.Tensor]  # the weights after the last step
+    ended: dict[str, torch.Tensor]  # those with which the stage ends
+    states: list[dict[str, torch.Tensor]]  # what each method then stores
+    checkpoint: dict[str, torch.Tensor]  # what the first method stored after step 9, if it is one
+
+
+@functools.cache
+def _run(kind: str, method: str, every: int) -> Run:
+    with tempfile.TemporaryDirectory() as work:
+        learned_weights, made = learned(
+            kind, json.loads(method), Path(work), checkpoint_every=every
+        )
+        folder = Path(work) / "checkpoint-9"
+        checkpoint = load_state(made.methods[0], folder) if folder.exists() else {}
+    lifecycle.end_task(made.methods, made.base.model)
+    states = [{k: t.clone() for k, t in m.state_dict().items()} for m in made.methods]
+    return Run(learned_weights, weights(made.base), states, checkpoint)
+
+
+def run(kind: str, method, every: int = 3) -> Run:
+    """The run of a method, a checkpoint after `every` third step."""
+    return _run(kind, json.dumps(method), every)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [name for name in EVERY if methods.find(name).neutral is not None])
 def test_neutral_keywords_give_the_sequential_run_bitwise(name, kind, tmp_path):
@@ -58,16 +106,15 @@ def test_neutral_keywords_give_the_sequential_run_bitwise(name, kind, tmp_path):
     assert same(plain, ours)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [name for name in EVERY if name != "sequential"])
-def test_with_its_defaults_a_method_does_something(name, kind, tmp_path):
+@pytest.mark.parametrize(("name", "kind"), on_kinds(name for name in EVERY if name != "sequential"))
+def test_with_its_defaults_a_method_does_something(name, kind):
     plain = sequential(kind, whole=whole(name))
-    ours, _ = ended(kind, name, tmp_path)
-    assert not same(plain, ours)
+    assert not same(plain, run(kind, {name: {}}).ended)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [name for name in EVERY if name not in FROM_THE_FIRST_TASK])
+@pytest.mark.parametrize(
+    ("name", "kind"), on_kinds(name for name in EVERY if name not in FROM_THE_FIRST_TASK)
+)
 def test_the_first_task_without_memory_is_plain_fine_tuning_bitwise(name, kind, tmp_path):
     plain = sequential(kind, memory=0, whole=whole(name))
     ours, _ = ended(kind, name, tmp_path, memory=0)
@@ -75,7 +122,12 @@ def test_the_first_task_without_memory_is_plain_fine_tuning_bitwise(name, kind, 
 
 
 # Stopped between checkpoints on every kind; where rounds and draws have a rhythm, elsewhere too.
-STOPS = [({name: {}}, kind, 4, 3) for name in EVERY for kind in KINDS]
+STOPS = [
+    pytest.param({name: {}}, kind, 4, 3, marks=marks)
+    for name, kind, marks in (
+        (*parameters.values, parameters.marks) for parameters in on_kinds(EVERY)
+    )
+]
 RHYTHMS = [
     {"recurrent_kif": {}},
     {"recurrent_kif": {"preset": "release", "inner_steps": 4}},
@@ -87,17 +139,16 @@ STOPS += [(method, "causal", *place) for method in RHYTHMS for place in ((6, 6),
 
 @pytest.mark.parametrize(("method", "kind", "at", "every"), STOPS, ids=str)
 def test_a_run_stopped_inside_a_task_ends_in_the_same_weights(method, kind, at, every, tmp_path):
-    whole, one = learned(kind, method, tmp_path / "whole", checkpoint_every=every)
-    again, two = stopped_and_resumed(kind, method, tmp_path / "again", at, every)
-    assert same(whole, again)
-    for a, b in zip(one.methods, two.methods, strict=True):
-        a.end_task(one.model)
-        b.end_task(two.model)
-        assert same(a.state_dict(), b.state_dict())
+    whole = run(kind, method, every)
+    again, made = stopped_and_resumed(kind, method, tmp_path, at, every)
+    assert same(whole.learned, again)
+    lifecycle.end_task(made.methods, made.base.model)
+    assert same(whole.ended, weights(made.base))
+    for state, method in zip(whole.states, made.methods, strict=True):
+        assert same(state, method.state_dict())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(("name", "kind"), on_kinds(EVERY))
 def test_two_micro_batches_of_4_are_one_batch_of_8(name, kind, tmp_path):
     sizes = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
     halves = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
@@ -140,8 +191,9 @@ def test_what_a_method_declares_holds_after_every_step_of_adamw(method, kind, tm
     assert watch.checks == 10
 
 
+# tests/train/test_lifecycle.py tries l2 beside all that do something at the end of a task.
 PAIRS = [
-    [name, more]
+    pytest.param([name, more], marks=pytest.mark.slow if more == "l2" else ())
     for name in EVERY
     for more in ("replay", "l2")
     if name not in ("sequential", more) and not methods.find(name).reshapes
@@ -150,10 +202,9 @@ PAIRS = [
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_a_method_composes_with_replay_and_l2(pair, tmp_path):
-    both, made = ended("causal", pair, tmp_path / "both")
+    both, made = ended("causal", pair, tmp_path)
     assert [m.name for m in made.methods] == pair
-    first, _ = ended("causal", pair[0], tmp_path / "first")
-    assert not same(both, first)
+    assert not same(both, run("causal", {pair[0]: {}}).ended)
     assert all(torch.isfinite(tensor).all() for tensor in both.values())
 
 
@@ -180,15 +231,24 @@ def test_what_it_keeps_and_needs_stands_in_its_description(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_state_survives_safetensors(name, tmp_path):
-    _, made = learned("causal", name, tmp_path, checkpoint_every=9)
-    stored = load_file(tmp_path / "checkpoint-9" / "method.safetensors")
+    """What a checkpoint holds comes back whole into a method that has taken other steps."""
+    stored = run("causal", {name: {}}).checkpoint
     assert all(torch.isfinite(tensor).all() for tensor in stored.values())
+
+    class Load(TrainerCallback):
+        loaded = 0
+
+        def on_step_end(self, args, state, control, **kwargs):
+            method.load_state_dict({key: tensor.clone() for key, tensor in stored.items()})
+            assert same(method.state_dict(), stored)
+            self.loaded += 1
+            control.should_training_stop = True
+
+    load = Load()
+    made = engine(tiny_base("causal", 0.1, whole(name)), name, tmp_path, callbacks=[load])
     method = made.methods[0]
-    state = {k: v.clone() for k, v in method.state_dict().items()}
-    for tensor in method.state_dict().values():
-        tensor.zero_()
-    method.load_state_dict(state)
-    assert same(method.state_dict(), state)
+    made.learn()
+    assert load.loaded == 1
 
 
 def test_replay_adds_the_rows_of_its_ratio_and_keeps_the_number_of_steps(tmp_path):
