@@ -63,7 +63,7 @@ def test_a_lineage_resumes_bitwise_verifies_and_exports_what_it_is(name, setting
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
     lineage = Lineage(tmp_path / "whole")
     assert len(lineage.stages) == 3
-    verify(tmp_path / "whole")
+    assert verify(tmp_path / "whole") == []
     live = stage_output(tmp_path / "whole")
     assert torch.isfinite(live).all()
     export(tmp_path / "whole", tmp_path / "out")

@@ -88,11 +88,13 @@ def test_precision_looks_at_no_label_and_not_at_the_batch_size(kind, tmp_path):
     rows = tokenized(base, "animal", 4)
     one = engine(base, "sequential", tmp_path / "a", memory=0)
     two = engine(base, "sequential", tmp_path / "b", memory=0, per_device_train_batch_size=1)
-    other = rows
-    if kind != "seq2seq":  # which reads its answer as well, so another one is another input
-        change = (lambda x: (x + 1) % 6) if kind == "encoder" else lambda x: [min(y, 7) for y in x]
-        other = [{**row, "labels": change(row["labels"])} for row in rows]
-        assert other != rows
+    change = {
+        "causal": lambda labels: [min(label, 7) for label in labels],
+        "seq2seq": lambda labels: [*labels[:-1], 5],  # the decoder reads all labels but the last
+        "encoder": lambda label: (label + 1) % 6,
+    }[kind]
+    other = [{**row, "labels": change(row["labels"])} for row in rows]
+    assert all(changed["labels"] != row["labels"] for changed, row in zip(other, rows, strict=True))
     for measure in (fisher, sensitivity):
         found = measure(one, base.model, rows, 1)
         assert same(found, measure(two, base.model, rows, 1))
