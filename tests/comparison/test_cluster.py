@@ -14,7 +14,7 @@ def test_without_ray_the_option_says_what_to_install(tmp_path, monkeypatch):
     refused(tmp_path, "compare", path, "--ray", "local", names=("pip install '.[ray]'",))
 
 
-@pytest.mark.own
+@pytest.mark.slow  # Ray takes most of a minute to start
 @pytest.mark.filterwarnings("ignore")
 def test_cells_run_on_a_cluster(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else they wait for the other tests

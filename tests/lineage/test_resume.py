@@ -14,7 +14,10 @@ from tiny import KINDS, save_tiny, tiny_rows
 from train.engine import Stop, Stopped
 
 
-@pytest.fixture(scope="module", params=[*KINDS, "whole"])
+BASES = [*KINDS, "whole"]
+
+
+@pytest.fixture(scope="module", params=BASES)
 def setting(request, tmp_path_factory):
     """A base and three tasks on disk; the settings of a run in `lineage`.
 
@@ -111,9 +114,34 @@ PLACES = [
     dies_before_the_ledger_line,
     dies_after_a_stage,
 ]
+EVERYWHERE = (dies_inside_a_stage, dies_before_the_ledger_line)  # the rest knows of no model
 
 
-@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def slow_unless(fast: bool):
+    return () if fast else pytest.mark.slow
+
+
+on_one_base = pytest.mark.parametrize(
+    "setting",
+    [pytest.param(base, marks=slow_unless(base == "causal")) for base in BASES],
+    indirect=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("setting", "place"),
+    [
+        pytest.param(
+            base,
+            place,
+            marks=slow_unless(base == "causal" or place in EVERYWHERE),
+            id=f"{base}-{place.__name__}",
+        )
+        for base in BASES
+        for place in PLACES
+    ],
+    indirect=["setting"],
+)
 def test_a_run_killed_once_ends_in_the_same_bytes(place, setting, whole, tmp_path, monkeypatch):
     # the same depth below the data: the ledger holds paths relative to the lineage
     path = whole.parent.with_name(f"{tmp_path.name}-{whole.parent.name}") / "lineage"
@@ -127,6 +155,7 @@ def test_a_run_killed_once_ends_in_the_same_bytes(place, setting, whole, tmp_pat
     assert not (path / ".work").exists()
 
 
+@on_one_base
 def test_two_runs_of_the_same_settings_are_the_same_bytes(setting, whole):
     path = whole.parent.with_name(f"again-{whole.parent.name}") / "lineage"
     path.parent.mkdir()
@@ -140,6 +169,7 @@ def test_a_finished_run_has_nothing_to_do(setting, whole):
     assert hash_folder(whole) == before
 
 
+@on_one_base
 def test_the_kill_inside_a_stage_really_resumes_inside_it(setting, tmp_path):
     path, said = tmp_path / "lineage", []
     with pytest.raises(Stopped):
