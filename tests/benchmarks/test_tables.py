@@ -14,6 +14,9 @@ import tables
 from engram.methods import make
 
 
+pytestmark = pytest.mark.own
+
+
 def test_a_table_is_markdown():
     assert tables.markdown(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
 

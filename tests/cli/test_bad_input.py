@@ -9,6 +9,9 @@ from command import engram, refused, tree, workplace, write_rows
 from engram.lineage.files import locked
 
 
+pytestmark = pytest.mark.own
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A workplace whose lineage has learned both tasks."""

@@ -8,6 +8,9 @@ import pytest
 from command import engram, refused, workplace, write_rows
 
 
+pytestmark = pytest.mark.own
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """A workplace whose lineage has learned both tasks."""

@@ -9,6 +9,9 @@ from command import engram, refused, workplace
 from engram.lineage.files import locked
 
 
+pytestmark = pytest.mark.own
+
+
 VERBS = ("show", "try", "revert", "verify", "export", "push", "rebase")
 MORE = {"try": ("red",), "export": ("out",), "push": ("me/mine",), "rebase": ("base",)}
 

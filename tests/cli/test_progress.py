@@ -11,6 +11,9 @@ from engram.cli.progress import Pace, Shown
 from engram.measure.matrix import ScoreMatrix
 
 
+pytestmark = pytest.mark.own
+
+
 class Clock:
     """Stands until it is told to go on."""
 

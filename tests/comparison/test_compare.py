@@ -15,6 +15,9 @@ from engram.verbs import compare as verb
 from engram.verbs import verify
 
 
+pytestmark = pytest.mark.own
+
+
 FREE = (".json", ".log", "lock")
 
 

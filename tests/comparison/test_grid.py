@@ -11,6 +11,9 @@ from engram.errors import EngramError
 from engram.methods import make
 
 
+pytestmark = pytest.mark.own
+
+
 TASKS = [{"name": "a", "train": "a.jsonl"}, {"name": "b", "train": "b.jsonl"}]
 
 

@@ -9,6 +9,9 @@ from engram.comparison.trials import Trials
 from engram.lineage.files import locked
 
 
+pytestmark = pytest.mark.own
+
+
 @pytest.fixture
 def place(tmp_path):
     grid_yaml(tmp_path)

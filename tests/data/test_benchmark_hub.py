@@ -16,6 +16,9 @@ from engram.data.templates import make_templates
 from engram.errors import EngramError
 
 
+pytestmark = pytest.mark.own
+
+
 REAL = Path(os.environ.get("ENGRAM_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 

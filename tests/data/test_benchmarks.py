@@ -14,6 +14,9 @@ from engram.data.tokens import features
 from engram.errors import EngramError
 
 
+pytestmark = pytest.mark.own
+
+
 REAL = Path(os.environ.get("ENGRAM_DATA") or Path(__file__).parents[3] / "shared" / "data")
 INSTRUCTION = "What is it? Option: Tea or Milk, Bread."
 DEV_ROWS = {"mnli": 494, "cb": 56, "copa": 100, "rte": 277, "yahoo": 100}  # else 500

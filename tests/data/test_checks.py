@@ -7,6 +7,9 @@ from engram.data.task import Split, Task
 from engram.errors import EngramError
 
 
+pytestmark = pytest.mark.own
+
+
 def rows(*pairs):
     return [{"prompt": prompt, "completion": said} for prompt, said in pairs]
 

@@ -15,6 +15,9 @@ from engram.data.rows import answer, answered, hash_rows, read, read_rows, refer
 from engram.errors import EngramError
 
 
+pytestmark = pytest.mark.own
+
+
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 SYSTEM = {"role": "system", "content": "Be kind."}
 CHAT = [USER, ASSISTANT]

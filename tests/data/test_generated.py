@@ -17,6 +17,9 @@ from engram.data.words import vocabulary
 from engram.errors import EngramError
 
 
+pytestmark = pytest.mark.own
+
+
 DEFAULT_MODEL = Path(engram.data.__file__).parents[1] / "default_model"
 NUM_PRETRAINING_ROWS = 64_000  # as many as scripts/train_default_model.py draws
 

@@ -9,6 +9,9 @@ from engram.data.probes import Probe, read_probes
 from engram.errors import EngramError
 
 
+pytestmark = pytest.mark.own
+
+
 def written(folder, *rows, name="rows.jsonl"):
     file = folder / name
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,9 +1,14 @@
 """What the tokens of rows say that is probably not meant."""
 
+import pytest
+
 from data.templates import chat_tokenizer
 from engram.data.remarks import remarks
 from families import llama_like
 from tiny import tiny_rows, tiny_tokenizer
+
+
+pytestmark = pytest.mark.own
 
 
 def test_nothing_is_remarked_of_rows_that_fit():

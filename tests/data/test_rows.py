@@ -13,6 +13,9 @@ from engram.data.task import Split, Task, limit_rows
 from engram.errors import EngramError
 
 
+pytestmark = pytest.mark.own
+
+
 ROWS = [
     {"prompt": "is ice cold?", "completion": "yes"},
     {"prompt": "a, b\nc", "completion": "“no”"},

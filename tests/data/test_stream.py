@@ -8,6 +8,9 @@ from engram.data.stream import load_stream
 from engram.errors import EngramError
 
 
+pytestmark = pytest.mark.own
+
+
 ROWS = [{"prompt": f"p{i}", "completion": "ab"[i % 2]} for i in range(6)]
 
 

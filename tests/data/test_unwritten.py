@@ -7,6 +7,9 @@ from engram.data.unwritten import unwritten
 from engram.errors import EngramError
 
 
+pytestmark = pytest.mark.own
+
+
 PLAIN = "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}</s>\n{% endfor %}"
 TOOLS = (
     "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}[{{ m.role }}]\n"

@@ -9,6 +9,9 @@ from engram.lineage.files import locked, write_text
 from engram.lineage.ledger import append, read_ledger
 
 
+pytestmark = pytest.mark.own
+
+
 def test_lines_come_back_in_order_and_hold_the_hash_of_the_line_before(tmp_path):
     path = tmp_path / "ledger.jsonl"
     for stage in range(3):

@@ -46,12 +46,14 @@ def test_sequential_goes_on_from_the_stage_before(setting, tmp_path):
     assert seen == [(5, True), (5, False)]
 
 
+@pytest.mark.own
 def test_joint_learns_the_union_of_the_tasks_so_far_from_the_base(setting, tmp_path):
     lineage, seen = run(setting, tmp_path / "run", mode="joint")
     assert seen == [(5, True), (10, True)]
     assert all(cell is not None for cell in lineage.matrix().rows[-1])
 
 
+@pytest.mark.own
 def test_union_learns_all_tasks_in_one_stage_and_scores_each(setting, tmp_path):
     lineage, seen = run(setting, tmp_path / "run", mode="union")
     assert seen == [(10, True)]
@@ -68,18 +70,21 @@ def test_union_learns_all_tasks_in_one_stage_and_scores_each(setting, tmp_path):
     assert again.ledger == lineage.ledger
 
 
+@pytest.mark.own
 def test_union_tells_tasks_of_one_name_apart(setting, tmp_path):
     stream = [setting["tasks"][0], {**setting["tasks"][0], "name": "animal"}, setting["tasks"][0]]
     lineage, _ = run({**setting, "tasks": stream}, tmp_path / "run", mode="union")
     assert lineage.matrix().tasks == ("colour", "animal", "colour@3")
 
 
+@pytest.mark.own
 def test_per_task_learns_a_fresh_adapter_each_and_forgets_nothing(setting, tmp_path):
     lineage, seen = run(setting, tmp_path / "run", mode="per_task")
     assert seen == [(5, True), (5, True)]
     assert backward_transfer(lineage.matrix()) == 0
 
 
+@pytest.mark.own
 def test_scoring_old_tasks_only_at_the_end_gives_the_same_op_and_bwt(setting, tmp_path):
     each, _ = run(setting, tmp_path / "each")
     last, _ = run({**setting, "scoring": {"old": "last"}}, tmp_path / "last")
@@ -87,6 +92,7 @@ def test_scoring_old_tasks_only_at_the_end_gives_the_same_op_and_bwt(setting, tm
         assert metric(each.matrix()) == metric(last.matrix())
 
 
+@pytest.mark.own
 def test_memory_holds_rows_of_train_only_and_the_ratio_of_them(setting, tmp_path):
     lineage, _ = run(setting, tmp_path / "run")
     for entry, task in zip(lineage.stages, setting["tasks"], strict=True):
@@ -96,6 +102,7 @@ def test_memory_holds_rows_of_train_only_and_the_ratio_of_them(setting, tmp_path
         assert all(row in train for row in kept)
 
 
+@pytest.mark.own
 def test_the_same_task_learned_again_is_told_apart_by_its_stage(setting, tmp_path):
     first = setting["tasks"][0]
     again = {**first, **{split: setting["tasks"][1][split] for split in ("train", "test")}}
@@ -105,6 +112,7 @@ def test_the_same_task_learned_again_is_told_apart_by_its_stage(setting, tmp_pat
     assert lineage.matrix().tasks == ("colour", "colour@2")
 
 
+@pytest.mark.own
 def test_a_missing_or_changed_test_file_gives_null_and_a_warning(setting, tmp_path):
     files = {}
     for split in ("train", "test"):
@@ -153,6 +161,7 @@ def test_the_lines_of_the_model_card_load_the_stage(setting, tmp_path):
         assert torch.equal(names["model"](**batch).logits, base.model(**batch).logits)
 
 
+@pytest.mark.own
 def test_a_folder_that_is_no_lineage_is_told_with_the_way_to_make_one(tmp_path):
     with pytest.raises(EngramError, match="engram init"):
         Lineage(tmp_path)

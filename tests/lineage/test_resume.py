@@ -117,13 +117,16 @@ PLACES = [
 EVERYWHERE = (dies_inside_a_stage, dies_before_the_ledger_line)  # the rest knows of no model
 
 
-def slow_unless(fast: bool):
-    return () if fast else pytest.mark.slow
+def marks(base, place):
+    """Slow is what shows no more than another place or base; old versions see one base."""
+    if base != "causal" and place not in EVERYWHERE:
+        return pytest.mark.slow
+    return () if base == "causal" and place in EVERYWHERE else pytest.mark.own
 
 
 on_one_base = pytest.mark.parametrize(
     "setting",
-    [pytest.param(base, marks=slow_unless(base == "causal")) for base in BASES],
+    [pytest.param(base, marks=() if base == "causal" else pytest.mark.slow) for base in BASES],
     indirect=True,
 )
 
@@ -131,12 +134,7 @@ on_one_base = pytest.mark.parametrize(
 @pytest.mark.parametrize(
     ("setting", "place"),
     [
-        pytest.param(
-            base,
-            place,
-            marks=slow_unless(base == "causal" or place in EVERYWHERE),
-            id=f"{base}-{place.__name__}",
-        )
+        pytest.param(base, place, marks=marks(base, place), id=f"{base}-{place.__name__}")
         for base in BASES
         for place in PLACES
     ],
@@ -163,6 +161,7 @@ def test_two_runs_of_the_same_settings_are_the_same_bytes(setting, whole):
     assert contents(path) == contents(whole)
 
 
+@pytest.mark.own
 def test_a_finished_run_has_nothing_to_do(setting, whole):
     before = hash_folder(whole)
     run(setting, whole)

@@ -8,6 +8,9 @@ from engram.data.tokens import encode
 from engram.measure.answers import answer_text, special_in, stop_tokens
 
 
+pytestmark = pytest.mark.own
+
+
 ASK = {"role": "user", "content": "the cat ?"}
 
 

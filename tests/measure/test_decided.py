@@ -14,6 +14,9 @@ from measure.test_evaluate import base_of, rows_of_many_lengths
 from tiny import tiny_tokenizer
 
 
+pytestmark = pytest.mark.own
+
+
 def task_of(rows, metric):
     return Task(name="t", train=Split(rows), test=Split(rows), metric=metric)
 

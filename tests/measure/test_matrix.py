@@ -24,6 +24,9 @@ from engram.measure.matrix import (
 from engram.measure.show import table
 
 
+pytestmark = pytest.mark.own
+
+
 # Task a goes up and then falls, b falls, c is the last. Stage 3 of 4 is a merge: it learns nothing.
 BY_HAND = ScoreMatrix(
     tasks=("a", "b", "c"),

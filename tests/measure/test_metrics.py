@@ -8,6 +8,9 @@ from engram.errors import EngramError
 from engram.measure.metrics import METRICS, best, exact_match, find_metric, rouge_l, token_f1
 
 
+pytestmark = pytest.mark.own
+
+
 WORDS = st.lists(st.sampled_from(["cats", "dog", "running", "the", "red", "42"]), min_size=1)
 SENTENCES = WORDS.map(" ".join)
 

@@ -17,6 +17,9 @@ from engram.measure.probes import (
 )
 
 
+pytestmark = pytest.mark.own
+
+
 NUMBERS = st.floats(-100, 100)
 LISTS = st.lists(NUMBERS, max_size=20)
 

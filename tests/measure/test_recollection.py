@@ -13,6 +13,9 @@ from engram.models.classifier import Classifier
 from tiny import WORDS, tiny_model, tiny_rows, tiny_tokenizer
 
 
+pytestmark = pytest.mark.own
+
+
 def base_of(kind: str, bos: bool = False) -> Base:
     """A tiny model with weights large enough that its answers differ from row to row."""
     model, tokenizer = tiny_model(kind), tiny_tokenizer(kind)

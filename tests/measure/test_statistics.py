@@ -19,6 +19,9 @@ from engram.measure.statistics import (
 )
 
 
+pytestmark = pytest.mark.own
+
+
 def test_of_nothing_nothing_is_said():
     assert mean([]) is None
     assert deviation([0.5]) is None

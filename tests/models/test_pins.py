@@ -14,6 +14,9 @@ from place import setting_for
 from tiny import save_tiny
 
 
+pytestmark = pytest.mark.own
+
+
 OLD, NEW = "a" * 40, "b" * 40
 
 

@@ -7,7 +7,7 @@ from lineages import BETTER, HOSTILE, ROWS, UNKNOWN, kif_state, lineage
 from engram.reporting.making import report
 
 
-pytestmark = pytest.mark.skipif(not FOUND, reason="no chromium on this machine")
+pytestmark = [pytest.mark.own, pytest.mark.skipif(not FOUND, reason="no chromium on this machine")]
 TASKS = (HOSTILE, "a-task-with-a-name-as-long-as-it-is-without-any-space", "green")
 both_widths = pytest.mark.parametrize("width", [1280, 390])
 

@@ -16,6 +16,9 @@ from engram.reporting.importance import places
 from engram.reporting.read import read
 
 
+pytestmark = pytest.mark.own
+
+
 def test_a_lineage_is_read_as_it_stands(tmp_path):
     made = lineage(tmp_path / "one", ROWS, method="replay", seed=3)
     (run,) = read([tmp_path / "one"])

@@ -19,6 +19,9 @@ from engram.reporting.rerun import rerun
 from engram.reporting.spread import spread
 
 
+pytestmark = pytest.mark.own
+
+
 class Page(HTMLParser):
     """The tables of a page by their label, as rows of texts, and all its tags."""
 

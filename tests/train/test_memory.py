@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from engram.train.memory import Memory, choose
 
 
+pytestmark = pytest.mark.own
+
+
 def rows(n, answers=4):
     return [{"prompt": f"p{i}", "completion": f"a{i % answers}"} for i in range(n)]
 

@@ -8,6 +8,9 @@ from place import learned, setting_for
 from train.engine import Stop, Stopped
 
 
+pytestmark = pytest.mark.own
+
+
 ROWS = 24  # a task: 3 steps of 8 rows; 3 of them are remembered, and a step has each of these once
 COUNTS = {  # forward and backward in the second stage
     "sequential": ("sequential", 24, 24),

@@ -22,6 +22,9 @@ from train.engine import Stop, Stopped, engine, learned, same, stopped_and_resum
 from train.rehearsed import rehearsed
 
 
+pytestmark = pytest.mark.own
+
+
 ROWS = 24  # a task: 3 steps of 8 rows, 2 of them remembered
 REHEARSALS = {  # of the second stage: the rows for which a gradient is taken, each once in a step
     "replay": ({"replay": {"ratio": 0.5}}, 6),
@@ -88,7 +91,6 @@ def test_a_method_that_does_not_rehearse_says_nothing(setting, tmp_path):
     assert "rehearsed" not in lineage_of(setting, tmp_path / "lineage").timings()["2"]
 
 
-@pytest.mark.own
 @pytest.mark.parametrize("name", [name for name in names() if find(name).rehearses])
 def test_every_method_that_rehearses_is_seen_to_do_so(name, setting, tmp_path):
     lineage = lineage_of(setting, tmp_path / "lineage", method=name)
@@ -156,7 +158,6 @@ def test_replay_stops_rehearsing_a_row_at_the_limit(tmp_path):
     assert [len(new) for new, _ in batches] == [4] * 10
 
 
-@pytest.mark.own
 def test_a_limit_that_is_not_reached_changes_no_bit(tmp_path):
     plain, _ = learned("causal", {"replay": {"ratio": 0.5}}, tmp_path / "a")
     limited, _ = learned("causal", {"replay": {"ratio": 0.5, "max_repeats": 4}}, tmp_path / "b")
@@ -165,7 +166,6 @@ def test_a_limit_that_is_not_reached_changes_no_bit(tmp_path):
     assert not same(plain, short)
 
 
-@pytest.mark.own
 @pytest.mark.parametrize("decay", [0.0, 1.0])
 @pytest.mark.parametrize(("at", "every"), [(4, 3), (9, 4)])
 def test_a_run_stopped_before_or_after_the_limit_ends_in_the_same_bits(at, every, decay, tmp_path):

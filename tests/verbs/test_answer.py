@@ -18,6 +18,9 @@ from place import learned, setting_for
 from tiny import KINDS
 
 
+pytestmark = pytest.mark.own
+
+
 def prompts() -> list[str]:
     return [row["prompt"] for row in read_rows(Path("animal-test.jsonl"))]
 

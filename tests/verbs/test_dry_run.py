@@ -20,6 +20,9 @@ from place import setting_for
 from tiny import KINDS
 
 
+pytestmark = pytest.mark.own
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def setting(request, tmp_path_factory):
     return setting_for(request.param, tmp_path_factory.mktemp(request.param))

@@ -13,6 +13,9 @@ from place import learned, setting_for
 from tiny import tiny_rows
 
 
+pytestmark = pytest.mark.own
+
+
 @pytest.fixture(params=["causal", "seq2seq"])
 def setting(request, tmp_path):
     made = setting_for(request.param, tmp_path)

@@ -6,6 +6,9 @@ from command import refused
 from tiny import save_tiny
 
 
+pytestmark = pytest.mark.own
+
+
 REFUSED = [
     (["method=osf"], "osf: works on whole weights; set adapter=null"),
     (["method=osf", "quantization={load_in_4bit: true}"], "set adapter=null"),

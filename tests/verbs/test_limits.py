@@ -14,6 +14,9 @@ from tiny import KINDS, save_tiny
 from zoo import make, tokenizer
 
 
+pytestmark = pytest.mark.own
+
+
 def test_the_length_is_that_of_the_base_if_it_is_less_than_512(tmp_path):
     setting = setting_for("encoder", tmp_path)  # 128 positions
     lineage = learned(setting, tmp_path / "run")

@@ -9,6 +9,9 @@ from engram.api import answer, evaluate, revert, verify
 from place import learned, setting_for
 
 
+pytestmark = pytest.mark.own
+
+
 causal = pytest.mark.parametrize("kind", ["causal"], indirect=True)
 
 

@@ -12,6 +12,9 @@ from engram.api import evaluate, revert
 from engram.data.rows import read_rows
 
 
+pytestmark = pytest.mark.own
+
+
 causal = pytest.mark.parametrize("kind", ["causal"])
 
 

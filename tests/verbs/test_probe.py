@@ -14,6 +14,9 @@ from engram.verbs.learn import learn
 from place import learned, setting_for, task
 
 
+pytestmark = pytest.mark.own
+
+
 causal = pytest.mark.parametrize("kind", ["causal"])
 generative = pytest.mark.parametrize("kind", ["causal", "seq2seq"])
 FOILS = {"red": "cat", "green": "dog", "blue": "bird"}  # of colours, from the other task

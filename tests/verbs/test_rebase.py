@@ -19,6 +19,9 @@ from place import task
 from train.engine import Stopped
 
 
+pytestmark = pytest.mark.own
+
+
 causal = pytest.mark.parametrize("kind", ["causal"])
 
 

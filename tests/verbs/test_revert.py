@@ -20,6 +20,9 @@ from engram.verbs.learn import learn
 from place import task
 
 
+pytestmark = pytest.mark.own
+
+
 def test_back_by_one_to_any_and_forward_again(place):
     files = tree(Path("lineage/stages"))
     assert revert("lineage")["stage"] == 1

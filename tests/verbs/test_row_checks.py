@@ -11,6 +11,9 @@ from engram.prepare import check_tasks, prepare
 from tiny import save_tiny, tiny_rows
 
 
+pytestmark = pytest.mark.own
+
+
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 

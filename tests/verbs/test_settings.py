@@ -10,6 +10,9 @@ from engram.prepare.settings import check_settings
 from tiny import save_tiny
 
 
+pytestmark = pytest.mark.own
+
+
 NUMBERS = [  # a key, and what it refuses besides text, lists and numbers that are not finite
     ("training.learning_rate", "0 -1 true null"),
     ("training.num_train_epochs", "0 -1 true"),

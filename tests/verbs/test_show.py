@@ -12,6 +12,9 @@ from engram.verbs.learn import learn
 from place import task
 
 
+pytestmark = pytest.mark.own
+
+
 def test_the_newest_stage_and_the_one_below(place):
     newest, first, base = (show("lineage", stage) for stage in (None, 1, 0))
     assert [k["stage"] for k in (newest, first, base)] == [2, 1, 0]

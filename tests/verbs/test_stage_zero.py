@@ -10,6 +10,9 @@ from engram import answer, evaluate, export, init, learn
 from tiny import save_tiny, tiny_rows
 
 
+pytestmark = pytest.mark.own
+
+
 @pytest.mark.parametrize("adapter", [{"init_lora_weights": False, "r": 16}, {}])
 def test_what_is_asked_of_stage_0_is_asked_of_the_base(adapter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

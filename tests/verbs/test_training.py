@@ -14,6 +14,9 @@ from engram.verbs.learn import learn
 from place import task
 
 
+pytestmark = pytest.mark.own
+
+
 causal = pytest.mark.parametrize("kind", ["causal"])
 
 

@@ -12,6 +12,9 @@ from engram.verbs.learn import learn
 from place import task
 
 
+pytestmark = pytest.mark.own
+
+
 STAGE = Path("lineage/stages/0001-colour")
 causal = pytest.mark.parametrize("kind", ["causal"])
 

@@ -18,6 +18,9 @@ from engram.train.step import token_loss
 from train.engine import STRICT, engine, learned, same, tiny_base, tokenized, weights
 
 
+pytestmark = pytest.mark.own
+
+
 SEQUENTIAL = {"train_sampling_strategy": "sequential", "adam_epsilon": 1e-8}
 
 

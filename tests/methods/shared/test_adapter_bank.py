@@ -17,6 +17,9 @@ from tiny import KINDS, tiny_model, tiny_tokenizer
 from train.engine import engine, tiny_base
 
 
+pytestmark = pytest.mark.own
+
+
 def filled(base: Base) -> None:
     """Another B than zero in the new adapter."""
     torch.manual_seed(1)

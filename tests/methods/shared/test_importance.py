@@ -20,6 +20,9 @@ from engram.methods.shared.importance import (
 )
 
 
+pytestmark = pytest.mark.own
+
+
 PAPER = FusionTable(both=(1, 1), inner=(1, 0), outer=(0, 1), neither=(0, 0))
 RELEASE = FusionTable(both=(0.4, 0.6), inner=(1, 0), outer=(0, 1), neither=(0.5, 0.5))
 
