@@ -3,6 +3,7 @@
 import functools
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -51,6 +52,12 @@ WORDS = [
     "=",
 ]
 KINDS = ("causal", "seq2seq", "encoder")
+
+
+def shown_on_causal(fixture: str, kinds: tuple[str, ...] = KINDS):
+    """For a test that shows the same on every kind that `fixture` takes: slow but on the first."""
+    others = [pytest.param(kind, marks=pytest.mark.slow) for kind in kinds[1:]]
+    return pytest.mark.parametrize(fixture, [kinds[0], *others], indirect=True)
 
 
 def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:

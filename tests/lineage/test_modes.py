@@ -16,7 +16,7 @@ from engram.measure.matrix import backward_transfer, overall
 from engram.verbs import run as verb
 from engram.verbs.verify import verify
 from place import setting_for
-from tiny import KINDS
+from tiny import KINDS, shown_on_causal
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -46,6 +46,7 @@ def test_sequential_goes_on_from_the_stage_before(setting, tmp_path):
     assert seen == [(5, True), (5, False)]
 
 
+@shown_on_causal("setting")
 @pytest.mark.own
 def test_joint_learns_the_union_of_the_tasks_so_far_from_the_base(setting, tmp_path):
     lineage, seen = run(setting, tmp_path / "run", mode="joint")
@@ -53,6 +54,7 @@ def test_joint_learns_the_union_of_the_tasks_so_far_from_the_base(setting, tmp_p
     assert all(cell is not None for cell in lineage.matrix().rows[-1])
 
 
+@shown_on_causal("setting")
 @pytest.mark.own
 def test_union_learns_all_tasks_in_one_stage_and_scores_each(setting, tmp_path):
     lineage, seen = run(setting, tmp_path / "run", mode="union")
@@ -84,6 +86,7 @@ def test_per_task_learns_a_fresh_adapter_each_and_forgets_nothing(setting, tmp_p
     assert backward_transfer(lineage.matrix()) == 0
 
 
+@shown_on_causal("setting")
 @pytest.mark.own
 def test_scoring_old_tasks_only_at_the_end_gives_the_same_op_and_bwt(setting, tmp_path):
     each, _ = run(setting, tmp_path / "each")
@@ -92,6 +95,7 @@ def test_scoring_old_tasks_only_at_the_end_gives_the_same_op_and_bwt(setting, tm
         assert metric(each.matrix()) == metric(last.matrix())
 
 
+@shown_on_causal("setting")
 @pytest.mark.own
 def test_memory_holds_rows_of_train_only_and_the_ratio_of_them(setting, tmp_path):
     lineage, _ = run(setting, tmp_path / "run")
@@ -102,6 +106,7 @@ def test_memory_holds_rows_of_train_only_and_the_ratio_of_them(setting, tmp_path
         assert all(row in train for row in kept)
 
 
+@shown_on_causal("setting")
 @pytest.mark.own
 def test_the_same_task_learned_again_is_told_apart_by_its_stage(setting, tmp_path):
     first = setting["tasks"][0]
@@ -112,6 +117,7 @@ def test_the_same_task_learned_again_is_told_apart_by_its_stage(setting, tmp_pat
     assert lineage.matrix().tasks == ("colour", "colour@2")
 
 
+@shown_on_causal("setting")
 @pytest.mark.own
 def test_a_missing_or_changed_test_file_gives_null_and_a_warning(setting, tmp_path):
     files = {}

@@ -10,11 +10,11 @@ from engram.lineage.files import hash_folder
 from engram.lineage.lineage import Lineage
 from engram.train import stage
 from engram.verbs import run as verb
-from tiny import KINDS, save_tiny, tiny_rows
+from tiny import KINDS, save_tiny, shown_on_causal, tiny_rows
 from train.engine import Stop, Stopped
 
 
-BASES = [*KINDS, "whole"]
+BASES = (*KINDS, "whole")
 
 
 @pytest.fixture(scope="module", params=BASES)
@@ -124,13 +124,6 @@ def marks(base, place):
     return () if base == "causal" and place in EVERYWHERE else pytest.mark.own
 
 
-on_one_base = pytest.mark.parametrize(
-    "setting",
-    [pytest.param(base, marks=() if base == "causal" else pytest.mark.slow) for base in BASES],
-    indirect=True,
-)
-
-
 @pytest.mark.parametrize(
     ("setting", "place"),
     [
@@ -153,7 +146,7 @@ def test_a_run_killed_once_ends_in_the_same_bytes(place, setting, whole, tmp_pat
     assert not (path / ".work").exists()
 
 
-@on_one_base
+@shown_on_causal("setting", BASES)
 def test_two_runs_of_the_same_settings_are_the_same_bytes(setting, whole):
     path = whole.parent.with_name(f"again-{whole.parent.name}") / "lineage"
     path.parent.mkdir()
@@ -168,7 +161,7 @@ def test_a_finished_run_has_nothing_to_do(setting, whole):
     assert hash_folder(whole) == before
 
 
-@on_one_base
+@shown_on_causal("setting", BASES)
 def test_the_kill_inside_a_stage_really_resumes_inside_it(setting, tmp_path):
     path, said = tmp_path / "lineage", []
     with pytest.raises(Stopped):

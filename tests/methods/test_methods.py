@@ -181,8 +181,14 @@ WITH = [
 ]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", [*ALONE, *map(list, WITH)], ids=str)
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        *((name, kind) for name in ALONE for kind in KINDS),
+        *on_kinds(map(list, WITH)),
+    ],
+    ids=str,
+)
 def test_what_a_method_declares_holds_after_every_step_of_adamw(method, kind, tmp_path):
     watch = Watch()
     made = engine(tiny_base(kind, 0.1, whole(method)), method, tmp_path, callbacks=[watch])

@@ -20,7 +20,7 @@ from engram.train.surprise import surprise
 from engram.verbs import run as verb
 from engram.verbs.dry_run import dry_run
 from place import learned, setting_for
-from tiny import KINDS, tiny_rows
+from tiny import KINDS, shown_on_causal, tiny_rows
 from train.engine import Stop, Stopped, tiny_base, tokenized
 
 
@@ -123,6 +123,7 @@ def test_a_stage_keeps_what_surprised_the_model_of_the_stage_before(lineage):
         assert sorted(map(spoken, kept)) == expected(base, name, 8)
 
 
+@shown_on_causal("setting")
 def test_the_first_task_is_learned_as_with_any_other_choice(setting, lineage, tmp_path):
     balanced = learned({**setting, "memory": {"ratio": 0.2}}, tmp_path / "balanced")
     one, two = (hash_folder(of.folder(of.at(1))) for of in (lineage, balanced))
@@ -130,6 +131,7 @@ def test_the_first_task_is_learned_as_with_any_other_choice(setting, lineage, tm
     assert differ == {"memory.jsonl"}
 
 
+@shown_on_causal("setting")
 def test_a_run_that_stopped_inside_a_task_keeps_the_same_rows(setting, lineage, tmp_path):
     config, said = load_config({**setting, "lineage": str(tmp_path / "again")}), []
     with pytest.raises(Stopped):
@@ -140,6 +142,7 @@ def test_a_run_that_stopped_inside_a_task_keeps_the_same_rows(setting, lineage, 
         assert memory_of(again, stage) == memory_of(lineage, stage)
 
 
+@shown_on_causal("setting")
 def test_another_choice_is_refused_in_a_lineage(setting, lineage):
     with pytest.raises(EngramError, match="made with other settings \\(memory differ\\)"):
         learned({**setting, "memory": {"ratio": 0.2}}, lineage.path)

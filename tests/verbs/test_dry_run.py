@@ -17,7 +17,7 @@ from engram.verbs.counting import Count, sample
 from engram.verbs.dry_run import dry_run
 from engram.verbs.run import run
 from place import setting_for
-from tiny import KINDS
+from tiny import KINDS, shown_on_causal
 
 
 pytestmark = pytest.mark.own
@@ -72,6 +72,7 @@ def test_the_tokens_are_those_of_the_features(setting, tmp_path):
     assert count["learned"] == {"encoder": 40}.get(base.kind, 80)  # an answer is a word and an end
 
 
+@shown_on_causal("setting")
 def test_a_lineage_goes_on_from_its_newest_stage(setting, tmp_path):
     config = load_config({**setting, "lineage": str(tmp_path / "run")})
     with pytest.raises(KeyboardInterrupt):
@@ -83,6 +84,7 @@ def test_a_lineage_goes_on_from_its_newest_stage(setting, tmp_path):
     assert tree(tmp_path) == before
 
 
+@shown_on_causal("setting")
 def test_joint_and_whole_weights_are_tried_as_well(setting, tmp_path):
     joint = dry_run(load_config({**setting, "mode": "joint"}))
     assert [task["count"]["rows"] for task in joint["tasks"]] == [40, 80]
@@ -111,6 +113,7 @@ def test_the_seconds_of_a_round_are_counted_once_a_round():
     assert trial.learning(period=1) == 20 * 2.0
 
 
+@shown_on_causal("setting")
 def test_a_full_disk_is_told(setting, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(costs.shutil, "disk_usage", lambda place: usage(10, 9, 1))
@@ -118,6 +121,7 @@ def test_a_full_disk_is_told(setting, tmp_path, monkeypatch):
         dry_run(load_config({**setting, "lineage": str(tmp_path / "run")}))
 
 
+@shown_on_causal("setting")
 def test_rows_that_do_not_fit_into_memory_are_told(setting, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -127,6 +131,7 @@ def test_rows_that_do_not_fit_into_memory_are_told(setting, monkeypatch):
         dry_run(load_config(setting))
 
 
+@shown_on_causal("setting")
 def test_what_would_fail_at_the_last_task_is_found_at_once(setting, tmp_path):
     tasks = [dict(task) for task in setting["tasks"]]
     tasks[1]["metric"] = "rouge"
@@ -137,11 +142,13 @@ def test_what_would_fail_at_the_last_task_is_found_at_once(setting, tmp_path):
         dry_run(load_config({**setting, "tasks": tasks}))
 
 
+@shown_on_causal("setting")
 def test_a_base_that_is_not_here_is_not_downloaded(setting):
     with pytest.raises(EngramError, match="no model could be loaded"):
         dry_run(load_config({**setting, "base": "nobody/nothing"}))
 
 
+@shown_on_causal("setting")
 def test_the_command_line_prints_a_table_or_json(setting, tmp_path):
     task = setting["tasks"][0]
     made = engram("init", tmp_path / "m", "--base", setting["base"], "max_completion_length=4")

@@ -10,7 +10,7 @@ from engram.models.layout import GENERAL
 from engram.train.memory import Memory
 from engram.verbs.run import run
 from place import learned, setting_for
-from tiny import tiny_rows
+from tiny import shown_on_causal, tiny_rows
 
 
 pytestmark = pytest.mark.own
@@ -48,6 +48,7 @@ def test_general_rows_stand_in_the_memory_beside_the_old_tasks(setting, tmp_path
     assert one != two  # every stage draws its own
 
 
+@shown_on_causal("setting", ("causal", "seq2seq"))
 def test_they_are_rehearsed_from_the_first_task_on(setting, tmp_path):
     with_general = learned(setting, tmp_path / "general")
     without = learned({**setting, "general": {}}, tmp_path / "none")
@@ -58,11 +59,13 @@ def test_they_are_rehearsed_from_the_first_task_on(setting, tmp_path):
     assert one != other
 
 
+@shown_on_causal("setting", ("causal", "seq2seq"))
 def test_ratio_is_of_the_new_rows_and_more_than_all_is_all(setting, tmp_path, memories):
     learned({**setting, "general": {**setting["general"], "ratio": 3}}, tmp_path / "run")
     assert memories[0] == {GENERAL: 30}
 
 
+@shown_on_causal("setting", ("causal", "seq2seq"))
 def test_the_file_is_found_from_anywhere_and_its_move_is_told(setting, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     setting["general"] = {"file": "general.jsonl"}
