@@ -1,7 +1,8 @@
 # Needs Python 3.11, make and a package index; everything else goes into .venv folders here.
 PYTHON ?= python3.11
 METHODS = sequential replay recurrent_kif
-# Bytecode is made when a module is first imported: most of what is installed never is.
+# Bytecode is made, and kept, when a module is first imported: most of what is installed never is.
+unexport PYTHONDONTWRITEBYTECODE
 PIP = -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 # A file's tests share what its fixtures make, so a file goes to one of the two processes.
 PYTEST = -m pytest --numprocesses 2 --dist loadfile

@@ -8,6 +8,9 @@ from pathlib import Path
 
 # Before transformers is imported: it reads the variable once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# One thread each: for tensors and rows this small, several wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
