@@ -55,6 +55,7 @@ def test_joint_learns_the_union_of_the_tasks_so_far_from_the_base(setting, tmp_p
 
 
 @shown_on_causal("setting")
+@shown_on_causal("setting")
 @pytest.mark.own
 def test_union_learns_all_tasks_in_one_stage_and_scores_each(setting, tmp_path):
     lineage, seen = run(setting, tmp_path / "run", mode="union")
@@ -72,6 +73,7 @@ def test_union_learns_all_tasks_in_one_stage_and_scores_each(setting, tmp_path):
     assert again.ledger == lineage.ledger
 
 
+@shown_on_causal("setting")
 @pytest.mark.own
 def test_union_tells_tasks_of_one_name_apart(setting, tmp_path):
     stream = [setting["tasks"][0], {**setting["tasks"][0], "name": "animal"}, setting["tasks"][0]]
