@@ -1,4 +1,4 @@
-"""The YAML of a run: one dataclass, `key=value` overrides, errors that name the nearest key."""
+"""The settings of a run: a dataclass that is read from YAML and `key=value` overrides."""
 
 import dataclasses
 import math
@@ -16,34 +16,39 @@ from engram.errors import EngramError, nearest
 Mode = Literal["sequential", "joint", "union", "per_task"]
 TOGETHER = ("joint", "union")  # the modes that learn several tasks at once
 ScoringMode = Literal["generate", "options"]
-Dtype = Literal["float32", "bfloat16", "float16"]  # of an exported model
+Dtype = Literal["float32", "bfloat16", "float16"]  # the data types of an exported model
 
 ADAPTER = {"peft_type": "LORA", "r": 8, "lora_alpha": 32, "lora_dropout": 0.05}
 TRAINING = {"learning_rate": 3e-4, "num_train_epochs": 3, "per_device_train_batch_size": 8}
 
 
-# Keys of `training:` that say what is told of a run and where, and decide no byte of it.
-TELLING = ("report_to", "run_name", "project", "logging_")
+# Prefixes of the keys of `training:` that configure logging and trackers. They have no effect on
+# the bytes of a stage.
+LOGGING = ("report_to", "run_name", "project", "logging_")
 
 
-def telling(training: dict[str, Any]) -> dict[str, Any]:
-    """The keys of `training:` that may differ between runs of one lineage."""
-    return {k: v for k, v in training.items() if k.startswith(TELLING)}
+def logging_keys(training: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of `training:` that may differ between runs of one lineage."""
+    return {key: value for key, value in training.items() if key.startswith(LOGGING)}
 
 
-def deciding(training: dict[str, Any]) -> dict[str, Any]:
-    """The keys of `training:` that decide the bytes of a lineage."""
-    return {k: v for k, v in training.items() if not k.startswith(TELLING)}
+def deciding_keys(training: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of `training:` that decide the bytes of a lineage."""
+    return {key: value for key, value in training.items() if not key.startswith(LOGGING)}
 
 
 @dataclass
 class Memory:
-    """Which rows of a learned task are kept for rehearsal: `ratio` of its training rows, and more
-    where it takes more to keep `per_answer` rows of each of its answers. That holds for answers
-    that are closed: `options` that the task declares, or at most 50 distinct answers in at least
-    five times as many rows. 0 leaves the number to the ratio alone. `choose` is `balanced` over
-    the answers, or `surprise`: as many rows, those with the highest mean negative log-likelihood
-    of their answer's tokens before the task is learned (SuRe, 2511.22367).
+    """Which rows of a learned task are kept for rehearsal.
+
+    Args:
+        ratio: the share of the task's train rows that is kept.
+        choose: which rows are kept: `balanced` over the answers, or `surprise`, the rows with the
+            highest mean negative log-likelihood of their answer's tokens before the task is learned
+            (SuRe, 2511.22367).
+        per_answer: the fewest rows that are kept of each answer, even if `ratio` is exceeded. This
+            holds for closed answers: declared `options`, or at most 50 distinct answers in at least
+            five times as many rows. With 0, only the ratio decides.
     """
 
     ratio: float = 0.02
@@ -53,8 +58,11 @@ class Memory:
 
 @dataclass
 class General:
-    """Rows of general use as a second memory, for old data that is gone: `file` (as a task's), of
-    which a stage draws `ratio` rows for each row it learns.
+    """Rows of general use as a second memory, for old data that is not available any more.
+
+    Args:
+        file: where the rows are, as for a task.
+        ratio: how many of these rows a stage draws for each row that it learns.
     """
 
     file: Any = None
@@ -63,11 +71,15 @@ class General:
 
 @dataclass
 class Scoring:
-    """How tasks are scored: `mode` null means generate (options for encoders).
+    """How tasks are scored.
 
-    `forward` also scores each task on the base and just before it is learned, which the forward
-    transfer needs. `old` says when a run scores the tasks before the new one: after `each` stage,
-    or after the `last` only, for a long stream (OP and BWT are the same, forgetting is unknown).
+    Args:
+        mode: how the model answers. Null means `options` for encoders and `generate` for others.
+        batch_size: rows per batch.
+        forward: whether each task is also scored on the base and just before it is learned, as the
+            forward transfer requires.
+        old: when a run scores the tasks before the new one: after `each` stage, or only after the
+            `last`, for long streams. OP and BWT are the same, but forgetting is unknown.
     """
 
     mode: ScoringMode | None = None
@@ -78,11 +90,13 @@ class Scoring:
 
 @dataclass
 class Config:
-    """Everything that decides the bytes of a lineage. `training`, `adapter` and `quantization` go
-    verbatim to `TrainingArguments`, PEFT and `BitsAndBytesConfig`, on top of Engram's defaults;
-    `adapter` null trains all weights. `revision` is the base's, on the hub. `max_length` 0 is
-    512, or the positions of the base if these are fewer. With `mask_history` only the last of the
-    assistant's turns is learned, as in LLaMA-Factory; otherwise all are.
+    """All settings that decide the bytes of a lineage.
+
+    `training`, `adapter` and `quantization` are passed unchanged to `TrainingArguments`, PEFT and
+    `BitsAndBytesConfig`, on top of Engram's defaults. If `adapter` is null, all weights are
+    trained. `revision` is that of the base on the hub. `max_length` 0 means 512, or the base's
+    number of positions if that is smaller. With `mask_history`, only the last of the assistant's
+    turns is learned, as in LLaMA-Factory; otherwise all turns are.
     """
 
     base: str = "default"
@@ -108,11 +122,12 @@ class Config:
     lineage: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the settings as nested dicts, as they are written in YAML."""
         return dataclasses.asdict(self)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as a string; people mean a number."""
+    """Reads 1e-4 as a number, which YAML 1.1 reads as a string."""
 
 
 _Loader.add_implicit_resolver(
@@ -125,13 +140,16 @@ _Loader.add_implicit_resolver(
 def load_config(
     source: str | Path | dict[str, Any], over: list[str] | dict[str, Any] | None = None
 ) -> Config:
-    """A Config from a YAML file (or a dict) and what is laid over it, `key=value` texts or a dict.
+    """Load a Config from a YAML file or a dict.
 
-    Dots in such a key reach inside a mapping: `training.learning_rate=1e-4`.
+    Args:
+        source: the file or the dict.
+        over: overrides, as `key=value` texts or as a dict. A dot in a key reaches into a mapping:
+            `training.learning_rate=1e-4`.
 
     Raises:
-        EngramError: a missing file, YAML that does not parse, an unknown key (with the nearest
-            valid one) or a value of the wrong type.
+        EngramError: the file is missing or not valid YAML, a key is unknown, or a value has the
+            wrong type.
     """
     where = "the settings" if isinstance(source, dict) else str(source)
     return _build(Config, read_settings(source, over), where, "")
@@ -140,7 +158,7 @@ def load_config(
 def read_settings(
     source: str | Path | dict[str, Any], over: list[str] | dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The keys and values of `load_config`, as they are written."""
+    """Read the keys and values of `load_config` without checking them."""
     values = dict(source) if isinstance(source, dict) else _read_yaml(Path(source))
     for key, value in (over if isinstance(over, dict) else overrides(over)).items():
         _set(values, key, value)
@@ -148,7 +166,7 @@ def read_settings(
 
 
 def overrides(texts: list[str] | None) -> dict[str, Any]:
-    """`key=value` texts as a dict, the values read as YAML."""
+    """Parse `key=value` texts to a dict, reading the values as YAML."""
     return dict(_parse(text) for text in texts or [])
 
 
@@ -182,7 +200,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     for part in path:
         inner = values.get(part)
         if isinstance(inner, list):
-            raise EngramError(f"{key}: {part} is a list, which is given whole: {part}=[...]")
+            raise EngramError(f"{key}: {part} is a list; give all of it as {part}=[...]")
         values[part] = dict(inner) if isinstance(inner, dict) else {}
         values = values[part]
     values[last] = value
@@ -206,11 +224,12 @@ def _build(cls: type, values: dict[str, Any], where: str, section: str) -> Any:
 
 
 def unknown_key(key: Any, value: Any, section: str, valid: Iterable[str]) -> str:
-    """What is wrong with a key that a section does not have, and where it belongs.
+    """Return the error line for a key that a section does not have, with where it belongs.
 
-    `section` is "" for the top; `trainer: {learning_rate: 1}` is told by the key inside it.
+    `section` is "" for the top. In an unknown mapping such as `trainer: {learning_rate: 1}`, the
+    key inside it decides where it belongs.
     """
-    from engram.places import where_it_goes  # which looks at what stands on this module
+    from engram.places import where_it_goes  # imports modules that import this one
 
     if isinstance(value, dict) and value and not section:
         inner = next(iter(value))
@@ -219,10 +238,10 @@ def unknown_key(key: Any, value: Any, section: str, valid: Iterable[str]) -> str
 
 
 def check_finite(key: str, value: Any, where: str) -> None:
-    """Refuse nan and infinite numbers, however deep they lie in lists and mappings.
+    """Check that all numbers in a value are finite, including those in lists and mappings.
 
     Raises:
-        EngramError: with the key of the number.
+        EngramError: one is not; the line has its key.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise EngramError(f"{where}: {key} must be a finite number, got {value}")
@@ -232,7 +251,11 @@ def check_finite(key: str, value: Any, where: str) -> None:
 
 
 def checked(key: str, value: Any, kind: Any, where: str) -> Any:
-    """`value` if it fits the annotation: Literal, a plain type, or a union of them."""
+    """Return `value` if it has the type `kind`: a Literal, a plain type, or a union of these.
+
+    Raises:
+        EngramError: it has another type, or is not a choice of the Literal.
+    """
     check_finite(key, value, where)
     if kind is Any:
         return value

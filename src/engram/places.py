@@ -1,8 +1,8 @@
-"""Where a key of the settings belongs: said of a key that stands in a place that has none like it.
+"""Suggestions for unknown keys of the settings: the section to which a key belongs.
 
-Nothing is listed twice: the places are read off `Config`, `TrainingArguments`, PEFT's and
-bitsandbytes' settings and the methods' keywords. Only what other tools call these keys is a list.
-All of it is imported here and not before, because a key without fault needs none of it.
+The valid keys are read from `Config`, `TrainingArguments`, the settings of PEFT and bitsandbytes,
+and the keywords of the methods. Only other tools' names for these keys are listed here. All of
+these are imported when a suggestion is needed, because valid settings need none.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from engram.errors import nearest
 
 
-# What other tools call a key, without its punctuation; the first place is the likeliest.
+# Other tools' names for each key, without punctuation. If several keys have a name, the first one
+# is the likeliest.
 ALIASES = {
     "training.learning_rate": "lr rate learningrate",
     "training.num_train_epochs": "epoch epochs numepochs nepochs trainepochs maxepochs",
@@ -54,7 +55,7 @@ ALIASES = {
 
 
 class Place(NamedTuple):
-    """A valid key: the section it stands in ("" is the top), its name, and how to write it."""
+    """A valid key: its section ("" is the top), its name, and how it is written."""
 
     section: str
     name: str
@@ -62,36 +63,46 @@ class Place(NamedTuple):
 
 
 def where_it_goes(key: str, section: str = "", valid: Iterable[str] = ()) -> str:
-    """The end of an error line about an unknown `key` of a section, such as `training`.
+    """Return the end of an error line about an unknown `key` of a section, such as `training`.
 
-    First the keys of other sections that have just this name, or that other tools call so; then the
-    nearest by spelling, of which those of this section (`valid` are its keys) come first.
+    Keys of other sections with the same name, or for which it is another tool's name, come first.
+    Then come keys with a similar spelling, first those of the section itself.
+
+    Args:
+        key: the unknown key.
+        section: the section in which it stands, "" for the top.
+        valid: the keys of that section.
     """
     section, name = section.strip("."), key.rpartition(".")[2]
-    own = sorted(valid)
-    beyond = [place for place in places() if place.section != section]
+    section_keys = sorted(valid)
+    elsewhere = [place for place in places() if place.section != section]
     squeezed = _squeezed(name)
-    same = [
-        place for place in beyond if place.name not in own and _squeezed(place.name) == squeezed
+    same_name = [
+        place
+        for place in elsewhere
+        if place.name not in section_keys and _squeezed(place.name) == squeezed
     ]
     likeliest = list(ALIASES)
-    called = [p for p in places() if squeezed in ALIASES.get(p.written, "").split()]
-    called.sort(key=lambda place: likeliest.index(place.written))
-    here = [place for place in called if place.section == section]
+    by_alias = [place for place in places() if squeezed in ALIASES.get(place.written, "").split()]
+    by_alias.sort(key=lambda place: likeliest.index(place.written))
+    here = [place for place in by_alias if place.section == section]
     if here:
         return f"did you mean {here[0].name!r}?"
-    nearest_here, closeness = _closest(name, own)
+    nearest_here, closeness = _closest(name, section_keys)
     if closeness >= 0.9:
         return f"did you mean {nearest_here!r}?"
-    found = list(dict.fromkeys(place.written for place in [*called, *same]))
-    if found := [written for written in found if "NAME" not in written] or found:
-        return f"write {' or '.join(found[:3])}"
-    nearest_beyond, far = _closest(name, [place.name for place in beyond])
-    if far >= 0.8 and far > closeness:
-        return f"did you mean {next(p.written for p in beyond if p.name == nearest_beyond)}?"
+    suggestions = list(dict.fromkeys(place.written for place in [*by_alias, *same_name]))
+    # Prefer suggestions that are complete, without a NAME to fill in.
+    suggestions = [written for written in suggestions if "NAME" not in written] or suggestions
+    if suggestions:
+        return f"write {' or '.join(suggestions[:3])}"
+    nearest_elsewhere, similarity = _closest(name, [place.name for place in elsewhere])
+    if similarity >= 0.8 and similarity > closeness:
+        written = next(p.written for p in elsewhere if p.name == nearest_elsewhere)
+        return f"did you mean {written}?"
     if closeness >= 0.6:
         return f"did you mean {nearest_here!r}?"
-    return nearest(section if section not in _names_of_sections() else name, own)
+    return nearest(section if section not in _names_of_sections() else name, section_keys)
 
 
 def _names_of_sections() -> set[str]:
@@ -99,20 +110,20 @@ def _names_of_sections() -> set[str]:
 
 
 def _closest(word: str, names: list[str]) -> tuple[str, float]:
-    """The name nearest to a word, and how near it is from 0 to 1."""
+    """Return the name nearest to a word, and their similarity from 0 to 1."""
     scored = [(SequenceMatcher(None, word, name).ratio(), name) for name in names]
     closeness, name = max(scored, default=(0.0, ""))
     return name, closeness
 
 
 def _squeezed(name: str) -> str:
-    """`learningRate`, `learning-rate` and `learning_rate` are one name."""
+    """Return a name in lower case and without punctuation: `learning-rate` as `learningrate`."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 @cache
 def places() -> tuple[Place, ...]:
-    """Every key that the settings can have."""
+    """Return every key that the settings can have."""
     return (
         *_sections(),
         *_training(),
@@ -127,13 +138,13 @@ def places() -> tuple[Place, ...]:
 def _sections() -> list[Place]:
     from engram.config import Config
 
-    found = []
+    keys = []
     for key in dataclasses.fields(Config):
-        found.append(Place("", key.name, key.name))
-        kind: Any = key.type
-        for inner in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
-            found.append(Place(key.name, inner.name, f"{key.name}.{inner.name}"))
-    return found
+        keys.append(Place("", key.name, key.name))
+        key_type: Any = key.type
+        for inner in dataclasses.fields(key_type) if dataclasses.is_dataclass(key_type) else ():
+            keys.append(Place(key.name, inner.name, f"{key.name}.{inner.name}"))
+    return keys
 
 
 def _training() -> list[Place]:
@@ -145,8 +156,9 @@ def _training() -> list[Place]:
 def _adapter() -> list[Place]:
     from peft import LoraConfig, PeftConfig
 
-    made_by_peft = {field.name for field in dataclasses.fields(PeftConfig)} - {"peft_type"}
-    names = [f.name for f in dataclasses.fields(LoraConfig) if f.name not in made_by_peft]
+    # Keys that all adapters have, except the type, are set by PEFT and not by users.
+    set_by_peft = {field.name for field in dataclasses.fields(PeftConfig)} - {"peft_type"}
+    names = [f.name for f in dataclasses.fields(LoraConfig) if f.name not in set_by_peft]
     return [Place("adapter", name, f"adapter.{name}") for name in names]
 
 
@@ -159,17 +171,17 @@ def _quantization() -> list[Place]:
 def _methods() -> list[Place]:
     from engram.methods import keywords, names
 
-    with_it: dict[str, list[str]] = {}
+    by_keyword: dict[str, list[str]] = {}
     for method in names():
         for keyword in keywords(method):
-            with_it.setdefault(keyword, []).append(method)
-    found = [Place("method", method, f"method: {method}") for method in names()]
-    for keyword, methods in with_it.items():
-        one = methods[0] if len(methods) == 1 else "NAME"
+            by_keyword.setdefault(keyword, []).append(method)
+    keys = [Place("method", method, f"method: {method}") for method in names()]
+    for keyword, methods in by_keyword.items():
+        name = methods[0] if len(methods) == 1 else "NAME"
         which = "" if len(methods) == 1 else f" for {', '.join(methods)}"
-        written = f"method: {{{one}: {{{keyword}: ...}}}}{which}"
-        found += [Place(f"method.{method}", keyword, written) for method in methods]
-    return found
+        written = f"method: {{{name}: {{{keyword}: ...}}}}{which}"
+        keys += [Place(f"method.{method}", keyword, written) for method in methods]
+    return keys
 
 
 def _tasks() -> list[Place]:

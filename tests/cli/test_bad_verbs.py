@@ -57,7 +57,7 @@ def test_a_broken_ledger(place, verb):
     words = ("ledger.jsonl: line 1 does not follow", "restore the ledger from a copy")
     bad(place, verb, "lineage", *MORE.get(verb, ()), names=words)
     file.unlink()
-    words = ("ledger.jsonl: gone or empty", "restore it from a copy")
+    words = ("ledger.jsonl: missing or empty", "restore it from a copy")
     bad(place, verb, "lineage", *MORE.get(verb, ()), names=words)
 
 

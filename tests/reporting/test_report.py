@@ -265,7 +265,7 @@ def test_a_lineage_of_single_tasks_is_made_again_by_init_and_learn(place):
         "engram learn again 'a b' 'my rows.jsonl' training.learning_rate=0.001 "
         "--test hub:me/rows:test --metric rouge_l --option x",
         "engram learn again blue blue.jsonl",
-        "# green: its rows were made in Python, engram.learn takes them",
+        "# green: its rows were made in Python; pass them to engram.learn",
     )
 
 

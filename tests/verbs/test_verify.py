@@ -109,5 +109,5 @@ def test_a_changed_or_missing_ledger(place):
     told = engram("verify", "lineage")
     assert (told.status, told.err.count("\n")) == (2, 1)
     file.write_text("")
-    with pytest.raises(EngramError, match="gone or empty; restore it"):
+    with pytest.raises(EngramError, match="missing or empty; restore it"):
         verify("lineage")

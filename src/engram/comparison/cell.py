@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from engram.config import TOGETHER, Config, deciding, load_config
+from engram.config import TOGETHER, Config, deciding_keys, load_config
 from engram.lineage.files import dump, write_text
 from engram.lineage.history import learned_by
 from engram.lineage.lineage import FREE, Lineage
@@ -48,7 +48,7 @@ class Cell:
     def digest(self) -> str:
         """The hash of all that decides the cell's bytes, but for the contents of files."""
         settings = self.config.to_dict()
-        settings["training"] = deciding(settings["training"])
+        settings["training"] = deciding_keys(settings["training"])
         if self.also:  # which says it in place of files that are the comparison's own
             del settings["tasks"]
         decides = {k: v for k, v in settings.items() if k not in FREE}

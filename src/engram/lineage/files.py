@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, one writer at a time."""
+"""Writing files so that they appear completely or not at all, by one process at a time."""
 
 import fcntl
 import hashlib
@@ -13,12 +13,12 @@ from engram.errors import EngramError
 
 
 def dump(value: Any) -> str:
-    """JSON with sorted keys: the same value is the same bytes."""
+    """Return a value as JSON with sorted keys, so that equal values give the same bytes."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=2) + "\n"
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder's list of names is on the disk."""
+    """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -27,16 +27,16 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside, sync, rename: a reader sees the old file or the new one, never half of it."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    sync(beside)
-    beside.replace(path)
+    """Write a text file atomically: a reader sees the old file or the new one, never a part."""
+    new_file = path.with_name(f".{path.name}.new")
+    new_file.write_text(text, encoding="utf-8")
+    sync(new_file)
+    new_file.replace(path)
     sync(path.parent)
 
 
 def hash_folder(folder: Path) -> dict[str, str]:
-    """The sha256 of every file of a folder, by relative name."""
+    """Return the SHA-256 of every file in a folder, by relative name."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
@@ -45,10 +45,10 @@ def hash_folder(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's `lock`; the system lets go of it when the process ends, however it ends.
+    """Hold the folder's `lock` for a block. The system releases it when the process ends.
 
     Raises:
-        EngramError: another process is writing.
+        EngramError: another process holds the lock.
     """
     with (folder / "lock").open("a") as file:
         try:

@@ -1,4 +1,4 @@
-"""The append-only ledger: a JSON line a stage, each holding the sha256 of the line before."""
+"""The append-only ledger: JSON lines, each of which holds the SHA-256 of the line before it."""
 
 import hashlib
 import json
@@ -11,13 +11,13 @@ from engram.lineage.files import sync
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ledger, their chain of hashes checked.
+    """Read the lines of a ledger and check their chain of hashes.
 
-    A last line without its newline was never committed (the machine stopped while it was written)
+    A last line without a newline was never committed, because the process stopped while writing it,
     and is left out.
 
     Raises:
-        EngramError: a line does not parse, or its `previous` is not the hash of the line before.
+        EngramError: a line is not JSON, or its `previous` is not the hash of the line before it.
     """
     entries, previous = [], ""
     for number, line in enumerate(_whole_lines(path), start=1):
@@ -38,13 +38,13 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:
-    """Add a line and wait until it is on the disk: this is what commits a stage."""
+    """Append a line and wait until it is on the disk, which commits a stage."""
     lines = _whole_lines(path)
     previous = hashlib.sha256(lines[-1]).hexdigest() if lines else ""
     line = json.dumps({**entry, "previous": previous}, sort_keys=True, ensure_ascii=False)
     size = sum(len(line) + 1 for line in lines)
     with path.open("r+b" if path.exists() else "wb") as file:
-        file.truncate(size)  # an uncommitted half line of an earlier stop goes
+        file.truncate(size)  # removes an incomplete line of an earlier process
         file.seek(size)
         file.write(line.encode() + b"\n")
         file.flush()

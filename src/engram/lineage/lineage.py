@@ -1,4 +1,4 @@
-"""The folder that holds a model's whole history."""
+"""The lineage: a folder with a model's whole history."""
 
 import difflib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from engram.config import Config, deciding, load_config
+from engram.config import Config, deciding_keys, load_config
 from engram.errors import EngramError, nearest
 from engram.lineage.files import dump, hash_folder, locked, sync, write_text
 from engram.lineage.history import History, learned_by
@@ -20,17 +20,20 @@ from engram.seeds import digest
 
 
 FORMAT = 1
-# Keys that may differ between runs of one lineage, because they do not decide its bytes.
+# Keys that may differ between runs of one lineage, because they have no effect on its bytes.
 FREE = ("lineage", "data")
-# What lies in a new lineage before its engram.yaml, which is written last.
+# The files of a new lineage before its engram.yaml, which is written last.
 REMAINS = ("lock", "stages", "ledger.jsonl", ".engram.yaml.new")
 ADAPTER = "stages/0000-adapter"  # where a lineage began, if it was on an adapter
 
 
 class Lineage(History):
-    """A lineage on disk: `engram.yaml`, `ledger.jsonl`, `stages/`, `timings.json`, `lock`.
+    """A lineage on disk: `engram.yaml`, `ledger.jsonl`, `stages/`, `timings.json` and `lock`.
 
-    Stage 0 is the untouched base. A stage is in the ledger, or it does not exist.
+    Stage 0 is the untouched base. A stage exists if and only if it is in the ledger.
+
+    Raises:
+        EngramError: the folder is not a lineage, or a file of it is damaged.
     """
 
     def __init__(self, path: str | Path):
@@ -40,24 +43,24 @@ class Lineage(History):
             raise EngramError(f"{self.path}: not a lineage (no engram.yaml in it); {self._hint()}")
         try:
             values = yaml.safe_load(settings.read_text(encoding="utf-8"))
-            found = values.pop("format")
+            file_format = values.pop("format")
             self.written_pin = values.pop("base")
         except (yaml.YAMLError, AttributeError, KeyError) as error:
             raise EngramError(
                 f"{settings}: not a lineage's settings; restore it from a copy"
             ) from error
-        if found != FORMAT:
+        if file_format != FORMAT:
             raise EngramError(
-                f"{settings}: format {found}, this Engram reads format {FORMAT}; "
+                f"{settings}: format {file_format}, but this Engram reads format {FORMAT}; "
                 "use the release that wrote it"
             )
         self.ledger = read_ledger(self.path / "ledger.jsonl")
         if not self.ledger:
             raise EngramError(
-                f"{self.path / 'ledger.jsonl'}: gone or empty; restore it from a copy"
+                f"{self.path / 'ledger.jsonl'}: missing or empty; restore it from a copy"
             )
-        where = {"base": self.pin["name"], "revision": self.pin.get("revision")}
-        self.config: Config = load_config({**values, **where})
+        base = {"base": self.pin["name"], "revision": self.pin.get("revision")}
+        self.config: Config = load_config({**values, **base})
         self.config.general.file = moved(self.config.general.file, self.path, Path.cwd())
 
     @classmethod
@@ -68,10 +71,16 @@ class Lineage(History):
         base: dict[str, Any],
         adapter: dict[str, bytes] | None = None,
     ) -> "Lineage":
-        """A new lineage with the untouched base as stage 0, or with an `adapter`'s files on it.
+        """Create a lineage with the untouched base as stage 0.
+
+        Args:
+            path: the folder, which must not exist or be empty.
+            config: the settings.
+            base: the pin of the base.
+            adapter: the files of an adapter with which stage 0 begins, by name.
 
         Raises:
-            EngramError: the folder holds something else already.
+            EngramError: the folder already has other files.
         """
         path = Path(path)
         cls.check_vacant(path)
@@ -97,10 +106,12 @@ class Lineage(History):
 
     @staticmethod
     def check_vacant(path: str | Path) -> None:
-        """Refuse a folder that holds anything but the remains of a `create` that was stopped.
+        """Check that a lineage can be created in a folder.
+
+        Files of an earlier `create` that was stopped do not matter.
 
         Raises:
-            EngramError: the folder holds something else already.
+            EngramError: the folder already has other files.
         """
         path = Path(path)
         if not path.exists():
@@ -110,43 +121,48 @@ class Lineage(History):
             raise EngramError(f"{path}: exists and is not empty; give a new folder")
 
     def _hint(self) -> str:
-        beside = self.path.parent.glob("*/engram.yaml")
-        found = difflib.get_close_matches(self.path.name, [p.parent.name for p in beside], n=1)
-        if found:
-            return f"did you mean {self.path.with_name(found[0])}?"
+        """Return the end of an error line: a lineage with a similar name, or how to make one."""
+        names = [path.parent.name for path in self.path.parent.glob("*/engram.yaml")]
+        close = difflib.get_close_matches(self.path.name, names, n=1)
+        if close:
+            return f"did you mean {self.path.with_name(close[0])}?"
         return f"make one with `engram init {self.path}`"
 
     def check_unchanged(self, config: Config, base: dict[str, Any]) -> None:
-        """Refuse settings that differ from the ones this lineage was made with, naming the keys."""
-        mine, theirs = self.config.to_dict(), config.to_dict()
-        for settings in (mine, theirs):
-            settings["training"] = deciding(settings["training"])
-        mine["general"]["file"], theirs["general"]["file"] = (
-            moved(c.general.file, Path.cwd(), self.path) for c in (self.config, config)
-        )
-        changed = [k for k in mine if k not in FREE and k != "base" and mine[k] != theirs[k]]
-        if self._moved(base):
+        """Check that settings and a base's pin are those with which the lineage was made.
+
+        Raises:
+            EngramError: they differ; the line names the keys.
+        """
+        old, new = self.config.to_dict(), config.to_dict()
+        for settings in (old, new):
+            settings["training"] = deciding_keys(settings["training"])
+        old["general"]["file"] = moved(self.config.general.file, Path.cwd(), self.path)
+        new["general"]["file"] = moved(config.general.file, Path.cwd(), self.path)
+        changed = [key for key in old if key not in FREE and key != "base" and old[key] != new[key]]
+        if self._is_another_base(base):
             changed.append("base")
         if changed:
             raise EngramError(
                 f"{self.path}: made with other settings ({', '.join(changed)} differ); "
-                "take them back or give a new folder with lineage=FOLDER"
+                "restore them or give a new folder with lineage=FOLDER"
             )
 
-    def _moved(self, base: dict[str, Any]) -> bool:
-        """Whether a pinned base is not this one; files beside those of the base are nothing new."""
-        place = any(base.get(key) != self.pin.get(key) for key in ("name", "revision"))
+    def _is_another_base(self, base: dict[str, Any]) -> bool:
+        """Return whether a pin is of another base; files added to the base do not matter."""
+        elsewhere = any(base.get(key) != self.pin.get(key) for key in ("name", "revision"))
         pinned = self.pin.get("files", {}).items()
-        return place or any(base["files"].get(name) != sha for name, sha in pinned)
+        return elsewhere or any(base["files"].get(name) != sha for name, sha in pinned)
 
     def folder(self, entry: dict[str, Any]) -> Path:
+        """Return the folder of a stage."""
         return self.path / entry["folder"]
 
     def at(self, stage: int) -> dict[str, Any]:
-        """The ledger's line that made a stage.
+        """Return the line of the ledger that made a stage.
 
         Raises:
-            EngramError: no such stage.
+            EngramError: there is no such stage, or it is stage 0.
         """
         if stage and stage in self.made:
             return self.made[stage]
@@ -154,10 +170,10 @@ class Lineage(History):
         raise EngramError(f"{self.path}: no stage {stage}; {nearest(str(stage), stages)}")
 
     def work(self, name: str, key: str) -> Path:
-        """The folder of the unfinished stage `name`; what another unfinished task left there goes.
+        """Return the working folder of the unfinished stage `name`, and delete any other one.
 
-        `key` is the hash of all that the stage depends on: the same command finds its own
-        checkpoints again, a different one starts afresh.
+        `key` is the hash of everything that the stage depends on. The same command therefore finds
+        its own checkpoints again, and a different command starts anew.
         """
         folder = self.path / ".work" / f"{name}-{key[:16]}"
         for other in (self.path / ".work").glob("*"):
@@ -167,11 +183,14 @@ class Lineage(History):
         return folder
 
     def commit(self, built: Path, entry: dict[str, Any], timing: dict[str, Any]) -> None:
-        """Make `built` the next stage: sync, rename, then the ledger line, which is the commit."""
+        """Make the folder `built` the next stage.
+
+        It is synced and renamed before the line is added to the ledger, which is the commit.
+        """
         folder = self.path / entry["folder"]
         for path in [*built.rglob("*"), built]:
             sync(path)
-        if folder.exists():  # renamed by a run that stopped before its ledger line
+        if folder.exists():  # renamed by a run that stopped before it wrote the ledger
             shutil.rmtree(folder)
         entry = {**entry, "files": hash_folder(built)}
         if dropped := self.to_drop(entry):
@@ -184,13 +203,13 @@ class Lineage(History):
         shutil.rmtree(self.path / ".work", ignore_errors=True)
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add a line to the ledger, and do what it says of files."""
+        """Add a line to the ledger, and delete the files that it declares as dropped."""
         append(self.path / "ledger.jsonl", entry)
         self.ledger = read_ledger(self.path / "ledger.jsonl")
         self.tidy()
 
     def tidy(self) -> None:
-        """What follows from the ledger and may have been cut off by a stop after its last line."""
+        """Bring the files in line with the ledger, if a process stopped after its last line."""
         for folder in self.dropped:
             for file in (self.path / folder).glob(WHOLE):
                 file.unlink()
@@ -199,19 +218,21 @@ class Lineage(History):
             self.written_pin = self.pin
 
     def timings(self) -> dict[str, Any]:
+        """Return the timings of each stage, by its number as text."""
         path = self.path / "timings.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
     def scores(self, entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the scores that were measured at a stage (see `matrix`)."""
         return json.loads((self.folder(entry) / SCORES).read_text())
 
     def matrix(self) -> ScoreMatrix:
-        """R over the active stages; cells that were not measured are null.
+        """Return the score matrix R of the active stages; cells that were not measured are None.
 
         A stage of the mode `union` has learned several tasks, each a column of its own.
 
-        A stage's scores.json holds `after` (its own row), and for the task it learned `before`
-        (the row above it) and `base` (row 0).
+        The scores.json of a stage has `after` (the stage's own row of R), and for the task that it
+        learned `before` (the row above) and `base` (row 0).
         """
         stages = self.stages
         columns = [
@@ -234,7 +255,7 @@ class Lineage(History):
 
 
 def settings_digest(config: Config) -> str:
-    """The sha256 of the settings that a lineage is made with, wherever it and its base lie."""
+    """Return the SHA-256 of a lineage's settings, which does not depend on any folder's place."""
     settings = config.to_dict()
     for key in (*FREE, "base", "revision", "general"):
         settings.pop(key)
@@ -245,7 +266,10 @@ def settings_digest(config: Config) -> str:
 
 
 def moved(file: Any, start: Path, end: Path) -> Any:
-    """A file's path, relative to `start`, as it is written relative to `end`; else unchanged."""
+    """Convert a path that is relative to the folder `start` to one relative to the folder `end`.
+
+    `file` is a path or a mapping with `path`. Absolute paths and other values are unchanged.
+    """
     if isinstance(file, dict) and "path" in file:
         return {**file, "path": moved(file["path"], start, end)}
     if not isinstance(file, str) or file.startswith("hub:") or Path(file).is_absolute():
@@ -263,6 +287,6 @@ def _write_settings(path: Path, config: Config, base: dict[str, Any]) -> None:
 
 
 def _leave_out_default(settings: dict[str, Any]) -> None:
-    """Drop a newer key that has its default, so that older lineages, which lack it, go on."""
+    """Remove a newer key that has its default, so that it matches lineages without the key."""
     if settings["memory"]["per_answer"] == 1:
         del settings["memory"]["per_answer"]

@@ -1,6 +1,6 @@
-"""The figures, as SVG: whiskers, a scatter, a task's score over time, heat, shares over rounds.
+"""The figures of the report, as SVG.
 
-Each is readable without its colours: by labels beside the marks, markers, dashes and numbers.
+Each can be read without its colours, by labels beside the marks, markers, dashes and numbers.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ from engram.reporting.svg import (
 
 
 WIDTH = 340
-CHARACTER = 6.2  # pixels of a letter at the size of the labels
+CHARACTER = 6.2  # pixels, the width of a letter at the size of the labels
 
 
 @dataclass(frozen=True)
 class Point:
-    """In a scatter; one without a label is one lineage of several."""
+    """A point of a scatter plot. A point without a label is one of several lineages of a method."""
 
     x: float
     y: float
@@ -39,37 +39,42 @@ class Point:
 
 
 def whiskers(title: str, rows: Sequence[tuple[str, Spread, Sequence[float]]]) -> Markup:
-    """A row a method: its mean, its interval where there is one, its lineages as small strokes."""
+    """Draw one row per method: its mean, its interval if any, and its lineages as small strokes.
+
+    Args:
+        title: the title, for readers who do not see the figure.
+        rows: the label of each method, its spread, and the values of its lineages.
+    """
     known = [v for _, s, values in rows for v in (s.low, s.high, *values) if v is not None]
     marks = ticks(min(0.0, *known), max(known)) if known else [0, 1]
     left = min(150, max([len(label) for label, *_ in rows]) * CHARACTER + 14)
     height, right = 26 * len(rows) + 34, WIDTH - 42
     x = scale(marks[0], marks[-1], left, right)
     parts = [_tick_x(x(mark), height - 22, mark, 4) for mark in marks]
-    for i, (label, found, values) in enumerate(rows):
+    for i, (label, spread, values) in enumerate(rows):
         y = 16 + 26 * i
-        shown = shorten(label, int((left - 12) / CHARACTER))
-        parts.append(text(left - 10, y + 4, shown, class_="label end"))
-        if found.mean is None:
+        short_label = shorten(label, int((left - 12) / CHARACTER))
+        parts.append(text(left - 10, y + 4, short_label, class_="label end"))
+        if spread.mean is None:
             parts.append(text(left + 4, y + 4, "unknown", class_="faint"))
             continue
-        if found.low is not None and found.high is not None:
-            parts.append(line(x(found.low), y, x(found.high), y, class_="whisker"))
-            ends = (found.low, found.high)
+        if spread.low is not None and spread.high is not None:
+            parts.append(line(x(spread.low), y, x(spread.high), y, class_="whisker"))
+            ends = (spread.low, spread.high)
             parts += [line(x(v), y - 4, x(v), y + 4, class_="whisker") for v in ends]
         if len(values) > 1:
             parts += [line(x(v), y + 5, x(v), y + 9, class_="stroke") for v in values]
-        parts.append(marker(0, x(found.mean), y, class_=_lead("dot", i)))
-        parts.append(text(WIDTH - 2, y + 4, f"{found.mean:.3f}", class_="number end"))
+        parts.append(marker(0, x(spread.mean), y, class_=_lead("dot", i)))
+        parts.append(text(WIDTH - 2, y + 4, f"{spread.mean:.3f}", class_="number end"))
     return svg(WIDTH, height, title, *parts)
 
 
 def scatter(
     title: str, points: Sequence[Point], x_name: str, y_name: str, diagonal: bool = False
 ) -> Markup:
-    """Labelled points; with `diagonal` both axes are alike, with the line of no change."""
+    """Draw labelled points. With `diagonal`, both axes are equal and the line x = y is drawn."""
     height, left, top, bottom = 290, 40, 22, 250
-    right = WIDTH - (80 if diagonal else 12)  # where most points are at the right, so are labels
+    right = WIDTH - (80 if diagonal else 12)  # with a diagonal, most labels are on the right
     xs, ys = [p.x for p in points], [p.y for p in points]
     if diagonal:
         xs = ys = [*xs, *ys]
@@ -86,12 +91,12 @@ def scatter(
     named = sorted((p for p in points if p.label), key=lambda p: p.y)
     heights = apart([y(p.y) + 4 for p in named], 13, top + 8, bottom - 4)
     for p, level in zip(named, heights, strict=True):
-        shown = shorten(p.label, 24)
-        before = x(p.x) + 10 + len(shown) * CHARACTER > WIDTH
-        side, place = ("end ", x(p.x) - 9) if before else ("", x(p.x) + 9)
+        label = shorten(p.label, 24)
+        is_left = x(p.x) + 10 + len(label) * CHARACTER > WIDTH
+        side, label_x = ("end ", x(p.x) - 9) if is_left else ("", x(p.x) + 9)
         if abs(level - y(p.y) - 4) > 7:
-            parts.append(line(x(p.x), y(p.y), place, level - 4, class_="leader"))
-        parts.append(text(place, level, shown, class_=f"{side}{_lead('label', p.shape)}"))
+            parts.append(line(x(p.x), y(p.y), label_x, level - 4, class_="leader"))
+        parts.append(text(label_x, level, label, class_=f"{side}{_lead('label', p.shape)}"))
     parts += [
         marker(p.shape, x(p.x), y(p.y), 4.6, class_=_lead("dot", p.shape))
         for p in points
@@ -106,7 +111,10 @@ def trend(
     learned_at: int,
     top_score: float = 1.0,
 ) -> Markup:
-    """A task's score after every stage, a line a method; upright, where it was learned."""
+    """Draw a task's score after each stage, one line per method.
+
+    A vertical line marks the stage that learned the task.
+    """
     left, top, bottom, height = 26, 12, 112, 134
     width = 240 + min(max(len(label) for label, _ in lines) * CHARACTER, 100)
     last = max(len(values) for _, values in lines) - 1
@@ -124,9 +132,9 @@ def trend(
         dash = DASHES[i % len(DASHES)] or None
         parts.append(polyline(points, class_=_lead("line", i), stroke_dasharray=dash))
         known = [(px, py, j) for j, (px, py) in enumerate(points) if py is not None]
-        shown = {learned_at, known[-1][2] if known else -1} if last > 6 else range(last + 1)
-        kind = _lead("dot", i)
-        parts += [marker(i, px, py, 3.2, class_=kind) for px, py, j in known if j in shown]
+        marked = {learned_at, known[-1][2] if known else -1} if last > 6 else range(last + 1)
+        dot = _lead("dot", i)
+        parts += [marker(i, px, py, 3.2, class_=dot) for px, py, j in known if j in marked]
         if known:
             px, py, j = known[-1]
             ends.append((i, px, py, f"{values[j]:.2f} {shorten(label, 16)}".strip()))
@@ -139,7 +147,15 @@ def trend(
 def heat(
     title: str, rows: Sequence[str], columns: Sequence[str], cells: dict, highest: float
 ) -> Markup:
-    """Shares in per cent, by (row, column); the strength of the ground is relative to `highest`."""
+    """Draw a heat map of shares, in per cent.
+
+    Args:
+        title: the title, for readers who do not see the figure.
+        rows: the names of the rows.
+        columns: the names of the columns.
+        cells: the shares, from 0 to 1, by (row, column).
+        highest: the share with the strongest background.
+    """
     left = max([len(row) for row in rows]) * CHARACTER + 10
     wide = max(40.0, max([len(column) for column in columns]) * 5.6 + 6)
     parts = [
@@ -157,13 +173,13 @@ def heat(
                 continue
             strength = f"{0.5 * value / (highest or 1):.3f}"
             parts.append(tag("rect", **box, class_="heat", fill_opacity=strength))
-            shown = f"{100 * value:.0f}"
-            parts.append(text(x + wide / 2 - 1, y + 13, shown, class_="number middle"))
+            percent = f"{100 * value:.0f}"
+            parts.append(text(x + wide / 2 - 1, y + 13, percent, class_="number middle"))
     return svg(left + wide * len(columns), 20 + 20 * len(rows), title, *parts)
 
 
 def shares(title: str, rounds: Sequence[Sequence[float]], names: Sequence[str]) -> Markup:
-    """Of each round, the shares of the named cases, a line each."""
+    """Draw the shares of the named cases over the rounds, one line per case."""
     left, top, bottom, end = 34, 12, 112, 230
     up = ticks(0, max(max(case[: len(names)]) for case in rounds), 3)
     x = scale(1, max(len(rounds), 2), left + 8, end - 8)
@@ -183,7 +199,7 @@ def shares(title: str, rounds: Sequence[Sequence[float]], names: Sequence[str]) 
 
 
 def _lead(kind: str, number: int) -> str:
-    """The first of several is in the one colour, the others in that of the text."""
+    """Return the CSS classes of a mark: the first is coloured, the others are as the text."""
     return f"{kind} lead" if number == 0 else kind
 
 

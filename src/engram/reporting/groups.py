@@ -1,4 +1,4 @@
-"""Which lineages may stand in one table, and what they say together."""
+"""Grouping lineages whose scores may be compared, and averaging them by method."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,13 +16,20 @@ MEASURES = {
     "forgetting": "forgetting",
     "learning_accuracy": "learned",
 }
-# What may differ between lineages that repeat one another; where they lie is no setting at all.
+# Keys that may differ between lineages that repeat each other.
 REPEATED = ("seed", "tasks", "threads", "lineage", "data")
 
 
 @dataclass(frozen=True)
 class Method:
-    """Lineages that differ in seed and order at most."""
+    """Lineages that differ only in seed and order.
+
+    Args:
+        label: the method's name, with the settings that tell it from others of the same name.
+        runs: the lineages.
+        numbers: the spread of each measure of `MEASURES`.
+        seconds: the spread of the seconds of training.
+    """
 
     label: str
     runs: tuple[Run, ...]
@@ -31,21 +38,31 @@ class Method:
 
     @property
     def op(self) -> Spread:
+        """The spread of the overall performance."""
         return self.numbers["overall"]
 
     def trend(self, task: str) -> list[float | None]:
-        """A task's score after each stage, the mean over the lineages, which have one order."""
+        """Return a task's score after each stage, averaged over the lineages.
+
+        The lineages must have the same order.
+        """
         column = self.runs[0].matrix.tasks.index(task)
-        rows = zip(*(run.matrix.rows for run in self.runs), strict=True)
-        return [spread([row[column] for row in at]).mean for at in rows]
+        stages = zip(*(run.matrix.rows for run in self.runs), strict=True)
+        return [spread([row[column] for row in rows]).mean for rows in stages]
 
 
 @dataclass(frozen=True)
 class Set:
-    """Lineages of the same tasks, base and mode of scoring, by method, the best first."""
+    """Lineages with the same tasks, base and scoring, whose scores may be compared.
+
+    Args:
+        base: the base.
+        scoring: (task, mode, metric) of each task.
+        methods: the lineages by method, the best first.
+    """
 
     base: str
-    scoring: tuple[tuple[str, str, str], ...]  # task, mode, metric
+    scoring: tuple[tuple[str, str, str], ...]
     methods: tuple[Method, ...]
 
     @property
@@ -74,63 +91,73 @@ class Set:
 
     @property
     def intervals(self) -> bool:
-        """Whether a method was run on orders enough for an interval."""
+        """Whether a method was run on enough orders for an interval."""
         return any(method.op.low is not None for method in self.methods)
 
     @property
     def differing(self) -> list[tuple[str, list[tuple[str, Any]]]]:
-        """The settings in which the methods differ, other than the method, with their values."""
+        """The settings other than the method in which the methods differ, with their values."""
         flat = [(method.label, _flat(method.runs[0])) for method in self.methods]
-        keys = list(dict.fromkeys(key for _, settings in flat for key in settings))
-        ours = [key for key in keys if not key.startswith(("method.", "mode"))]
-        found = [(key, [(label, settings.get(key)) for label, settings in flat]) for key in ours]
-        return [(key, values) for key, values in found if len({str(v) for _, v in values}) > 1]
+        keys = dict.fromkeys(key for _, settings in flat for key in settings)
+        by_key = [
+            (key, [(label, settings.get(key)) for label, settings in flat])
+            for key in keys
+            if not key.startswith(("method.", "mode"))
+        ]
+        return [(key, values) for key, values in by_key if len({str(v) for _, v in values}) > 1]
 
 
 def sets(runs: Sequence[Run]) -> list[Set]:
-    """The sets of the lineages that have learned something, the largest first."""
-    found: dict[Any, list[Run]] = {}
+    """Group the lineages that have learned something into sets, the largest first."""
+    groups: dict[Any, list[Run]] = {}
     for run in runs:
         if run.stages:
-            scoring = sorted((t, *run.scoring.get(t, ("", ""))) for t in run.matrix.tasks)
-            found.setdefault((run.base, tuple(scoring)), []).append(run)
-    made = [Set(base, scoring, _methods(own)) for (base, scoring), own in found.items()]
-    return sorted(made, key=lambda one: -len(one.runs))
+            scoring = sorted((task, *run.scoring.get(task, ("", ""))) for task in run.matrix.tasks)
+            groups.setdefault((run.base, tuple(scoring)), []).append(run)
+    run_sets = [
+        Set(base=base, scoring=scoring, methods=_methods(group))
+        for (base, scoring), group in groups.items()
+    ]
+    return sorted(run_sets, key=lambda run_set: -len(run_set.runs))
 
 
 def _methods(runs: Sequence[Run]) -> tuple[Method, ...]:
-    """By settings; where two of one name differ, their labels say in what."""
-    found: dict[str, list[Run]] = {}
+    """Group lineages by their settings; labels say how methods of the same name differ."""
+    by_settings: dict[str, list[Run]] = {}
     for run in runs:
-        settings = {k: v for k, v in run.settings.items() if k not in REPEATED}
-        found.setdefault(digest(settings), []).append(run)
-    groups = list(found.values())
+        settings = {key: value for key, value in run.settings.items() if key not in REPEATED}
+        by_settings.setdefault(digest(settings), []).append(run)
+    groups = list(by_settings.values())
 
     def over(group: list[Run], values: list[float | None]) -> Spread:
         return spread(values, [run.matrix.tasks for run in group])
 
-    made = [
+    methods = [
         Method(
             label=_label(group[0], [other[0] for other in groups if other is not group]),
             runs=tuple(sorted(group, key=lambda run: (run.matrix.tasks, run.seed))),
-            numbers={n: over(group, [run.numbers[n] for run in group]) for n in MEASURES},
+            numbers={name: over(group, [run.numbers[name] for run in group]) for name in MEASURES},
             seconds=over(group, [run.seconds for run in group]),
         )
         for group in groups
     ]
-    return tuple(sorted(made, key=lambda m: (m.op.mean is None, -(m.op.mean or 0), m.label)))
+    return tuple(sorted(methods, key=lambda m: (m.op.mean is None, -(m.op.mean or 0), m.label)))
 
 
 def _label(run: Run, others: Iterable[Run]) -> str:
-    """The method's name; among others of that name, with the settings in which it differs."""
-    own, alike = _flat(run), [_flat(other) for other in others if other.method == run.method]
-    keys = [key for key in own if any(own[key] != other.get(key) for other in alike)]
-    said = [f"{key.rpartition('method.')[2]} {own[key]}" for key in keys]
-    return f"{run.method} ({', '.join(said)})" if said else run.method
+    """Return the method's name, with the settings that tell it from others of the same name."""
+    settings = _flat(run)
+    same_name = [_flat(other) for other in others if other.method == run.method]
+    differing = [
+        f"{key.rpartition('method.')[2]} {value}"
+        for key, value in settings.items()
+        if any(value != other.get(key) for other in same_name)
+    ]
+    return f"{run.method} ({', '.join(differing)})" if differing else run.method
 
 
 def _flat(run: Run) -> dict[str, Any]:
-    """The settings that a repetition shares, `{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    """Return the settings that repetitions share, with `{"a": {"b": 1}}` as `{"a.b": 1}`."""
     settings = {k: v for k, v in run.settings.items() if k not in REPEATED}
     methods = settings.pop("method")
     for method in methods if isinstance(methods, list) else [methods]:

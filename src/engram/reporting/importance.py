@@ -1,4 +1,4 @@
-"""What Recurrent-KIF found important, from the counts that it keeps with each stage."""
+"""Which weights Recurrent-KIF found important, from the counts that it stores with each stage."""
 
 import re
 from collections import Counter
@@ -13,16 +13,22 @@ from engram.models.layout import STATE
 
 LED = "recurrent_kif."
 IMPORTANT = f"{LED}important."
-LAYERS = 12  # rows of a picture; more layers are taken together
-# Parts of a parameter's name that say nothing of where it stands.
-SAID_BY_ALL = {"base_model", "model", "default", "weight", "bias", "modules_to_save", "transformer"}
+LAYERS = 12  # the most rows of a picture; neighbouring layers are combined if there are more
+# Parts of a parameter's name that do not tell its place in the model.
+IGNORED = {"base_model", "model", "default", "weight", "bias", "modules_to_save", "transformer"}
 INSIDE = re.compile(r"lora_\w+|original_module")
 
 
 @dataclass(frozen=True)
 class Identified:
-    """A stage's rounds: the shares of (both, new only, old only, neither) in each, and at each
-    place (layer, module) the share of weights that is important to the (new, old) tasks.
+    """The importance of weights at one stage.
+
+    Args:
+        task: the task that the stage learned.
+        rounds: for each round the shares of weights that are important to (both, the new task only,
+            the old tasks only, neither).
+        places: by (layer, module), the shares of weights that are important to the (new, old)
+            tasks.
     """
 
     task: str
@@ -31,7 +37,7 @@ class Identified:
 
     @property
     def cases(self) -> tuple[float, ...]:
-        """The mean shares over the rounds."""
+        """The shares of `rounds`, averaged over the rounds."""
         return tuple(sum(case) / len(self.rounds) for case in zip(*self.rounds, strict=True))
 
     @property
@@ -44,7 +50,7 @@ class Identified:
 
 
 def identified(folder: Path, task: str) -> Identified | None:
-    """What a stage's method.safetensors holds of it; None for other methods and the first task."""
+    """Read the importance at a stage from its state; None for other methods and the first task."""
     path = folder / STATE
     if not path.exists():
         return None
@@ -62,19 +68,18 @@ def identified(folder: Path, task: str) -> Identified | None:
 
 
 def _shares(counts: dict[str, list[int]]) -> dict[tuple[str, str], tuple[float, float]]:
-    """Counts by parameter, added up by place."""
-    where = places(counts)
+    """Sum up counts (weights, important to the new, to the old) by place, as shares."""
     weights, new, old = Counter(), Counter(), Counter()
-    for name, place in where.items():
-        n, inner, outer = counts[name]
-        weights[place] += n
-        new[place] += inner
-        old[place] += outer
+    for name, place in places(counts).items():
+        num_weights, num_new, num_old = counts[name]
+        weights[place] += num_weights
+        new[place] += num_new
+        old[place] += num_old
     return {place: (new[place] / n, old[place] / n) for place, n in weights.items()}
 
 
 def places(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """The (layer, module) of each parameter, by its name, in the order of the layers."""
+    """Return the (layer, module) of each parameter by its name, in the order of the layers."""
     split = {name: _split(name) for name in names}
     stacks = {stack for stack, _, _ in split.values() if stack}
     ends = {module[-1:]: set() for _, _, module in split.values()}
@@ -82,22 +87,22 @@ def places(names: Iterable[str]) -> dict[str, tuple[str, str]]:
         ends[module[-1:]].add(module)
     highest = max((layer for _, layer, _ in split.values()), default=0)
     width = -(-(highest + 1) // LAYERS)
-    found = {}
+    by_name = {}
     for name, (stack, layer, module) in sorted(split.items(), key=lambda item: item[1]):
         first = layer // width * width
         last = min(first + width - 1, highest)
         row = "-" if layer < 0 else f"{first}" if first == last else f"{first}-{last}"
         row = f"{stack} {row}" if len(stacks) > 1 and layer >= 0 else row
         short = module[-1:] if len(ends[module[-1:]]) == 1 else module[-2:]
-        found[name] = (row, ".".join(short) or "-")
-    return found
+        by_name[name] = (row, ".".join(short) or "-")
+    return by_name
 
 
 def _split(name: str) -> tuple[str, int, tuple[str, ...]]:
-    """The stack (encoder or decoder), the layer's number (-1 outside of them), the module."""
-    words = [w for w in name.split(".") if w not in SAID_BY_ALL and not INSIDE.fullmatch(w)]
-    at = next((i for i, word in enumerate(words) if word.isdigit()), None)
-    if at is None:
-        return "", -1, tuple(words)
-    stack = next((word for word in words[:at] if word in ("encoder", "decoder")), "")
-    return stack, int(words[at]), tuple(w for w in words[at + 1 :] if not w.isdigit())
+    """Return the stack (encoder or decoder), the layer (-1 if it is in none) and the module."""
+    parts = [w for w in name.split(".") if w not in IGNORED and not INSIDE.fullmatch(w)]
+    index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    if index is None:
+        return "", -1, tuple(parts)
+    stack = next((part for part in parts[:index] if part in ("encoder", "decoder")), "")
+    return stack, int(parts[index]), tuple(p for p in parts[index + 1 :] if not p.isdigit())

@@ -1,4 +1,4 @@
-"""`report`: lineages in, a page out, and its numbers as Markdown and CSV."""
+"""Writing a report on lineages: a page, and its numbers as Markdown and CSV."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,40 +10,40 @@ from engram.reporting.read import Run, read
 from engram.reporting.text import HEAD, csv_text, markdown
 
 
-# How the files begin that this verb has written and may write again.
+# A mark near the start of each file, by which a report is known and may be overwritten.
 MARKS = {".html": 'content="engram report"', ".md": "<!-- engram report -->", ".csv": HEAD}
 
 
 def report(folders: Sequence[str | Path], out: str | Path) -> tuple[list[Run], list[Path]]:
-    """`engram.api.report`: write the page; the lineages, and the files."""
+    """Write a report as `engram.api.report` does, and return the lineages and the files written."""
     page = Path(out)
     if page.suffix not in (".html", ".htm"):
         raise EngramError(f"{page}: the page is HTML; give --out a name that ends in .html")
     if not page.parent.is_dir():
         raise EngramError(f"{page}: its folder does not exist; make it first or give another --out")
     runs = read(folders)
-    made = {
+    texts = {
         page: html(runs),
         page.with_suffix(".md"): markdown(runs),
         page.with_suffix(".csv"): csv_text(runs),
     }
-    for path in made:
-        _check_own(path)
-    for path, text in made.items():
+    for path in texts:
+        _check_is_report(path)
+    for path, text in texts.items():
         write_text(path, text)
-    return runs, list(made)
+    return runs, list(texts)
 
 
-def _check_own(path: Path) -> None:
-    """A file that is there already must be an earlier report.
+def _check_is_report(path: Path) -> None:
+    """Check that a file does not exist or is an earlier report.
 
     Raises:
-        EngramError: it is something else.
+        EngramError: it is another file.
     """
     if not path.exists():
         return
     begin = path.read_bytes()[:500].decode(errors="replace") if path.is_file() else ""
     if MARKS.get(path.suffix, MARKS[".html"]) not in begin:
         raise EngramError(
-            f"{path}: is there and is not a report of Engram's; move it away or give another --out"
+            f"{path}: exists and is not a report of Engram; move it away or give another --out"
         )

@@ -1,6 +1,6 @@
-"""What each method kept and cost on the benchmark of all methods (benchmarks/methods.py).
+"""The scores and costs of each method on the benchmark of all methods (benchmarks/methods.py).
 
-`measured.json` beside this file is made from the result file by `python benchmarks/readme.py`.
+`python benchmarks/readme.py` makes `measured.json`, beside this file, from the result file.
 """
 
 import json
@@ -25,15 +25,16 @@ def _file() -> dict[str, Any]:
 
 
 def setting() -> str:
-    """On what it was measured, in a line."""
+    """Return one line about the setting of the measurement."""
     return _file()["setting"]
 
 
 def measured(name: str) -> list[dict[str, str]]:
-    """A line for each set of keywords of the method that was measured, by the keys of COLUMNS."""
+    """Return a mapping with the keys of COLUMNS for each measured set of a method's keywords."""
     return _file()["methods"].get(name, [])
 
 
-def measured_rows(found: list[dict[str, str]]) -> list[list[str]]:
-    """These lines as cells, the head first."""
-    return [list(COLUMNS.values()), *([line[key] for key in COLUMNS] for line in found)]
+def measured_rows(measurements: list[dict[str, str]]) -> list[list[str]]:
+    """Return the cells of a table of measurements, with the header first."""
+    cells = [[measurement[key] for key in COLUMNS] for measurement in measurements]
+    return [list(COLUMNS.values()), *cells]

@@ -1,4 +1,4 @@
-"""What the files of lineages say, as plain data; no model is loaded."""
+"""Reading the files of lineages as plain data, without loading a model."""
 
 import json
 import os
@@ -18,7 +18,23 @@ from engram.reporting.results import method_name, stage_seconds
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the ledger, with what timings.json knows of it."""
+    """A line of the ledger, with the timings of its stage.
+
+    Args:
+        stage: the number of the stage.
+        verb: the verb that wrote the line.
+        parent: the stage before it.
+        active: whether the stage is part of the present model.
+        task: the task that the stage learned, None if it learned none.
+        rows: the number of train rows.
+        sha256: the hash of the train rows.
+        remembered: the number of rows in the stage's memory.
+        date: when the stage was made.
+        steps: the number of optimizer steps.
+        learning: seconds of learning.
+        scoring: seconds of scoring.
+        passed: how many rows went through the model, (forward, backward).
+    """
 
     stage: int
     verb: str
@@ -32,12 +48,12 @@ class Line:
     steps: int | None = None
     learning: float | None = None
     scoring: float | None = None
-    passed: tuple[int, int] | None = None  # rows through the model, forward and back
+    passed: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """A lineage. `scoring` holds (mode, metric) of each task, as far as it was scored."""
+    """A lineage as the report shows it. `scoring` has the (mode, metric) of each scored task."""
 
     path: Path
     label: str
@@ -56,18 +72,19 @@ class Run:
 
     @property
     def stages(self) -> list[Line]:
-        """What the present model has learned."""
-        made = {line.stage: line for line in reversed(self.ledger) if line.task}
-        return [line for line in made.values() if line.active][::-1]
+        """The lines of the active stages that learned a task, oldest first."""
+        by_stage = {line.stage: line for line in reversed(self.ledger) if line.task}
+        return [line for line in by_stage.values() if line.active][::-1]
 
     @property
     def seconds(self) -> float | None:
+        """The seconds of learning of all stages, None if one of them is unknown."""
         known = [line.learning for line in self.stages]
         return None if None in known or not known else sum(s for s in known if s is not None)
 
     @property
     def passed(self) -> tuple[int, int] | None:
-        """Rows that went through the model while it learned, forward and back."""
+        """How many rows went through the model while it learned, (forward, backward)."""
         known = [line.passed for line in self.stages if line.passed]
         if not known or len(known) < len(self.stages):
             return None
@@ -75,14 +92,15 @@ class Run:
 
     @property
     def remembered(self) -> int:
+        """How many rows are in the memory of all stages."""
         return sum(line.remembered for line in self.stages)
 
 
 def read(folders: Sequence[str | Path]) -> list[Run]:
-    """Every lineage that is one of these folders or lies in one of them, each once.
+    """Read every lineage at or under these folders, each once.
 
     Raises:
-        EngramError: a folder that holds none, or a lineage whose files are not whole.
+        EngramError: there is none in a folder, or a lineage's files are damaged.
     """
     paths = [path for folder in folders for path in find(Path(folder))]
     paths = list({path.resolve(): path for path in paths}.values())
@@ -91,32 +109,32 @@ def read(folders: Sequence[str | Path]) -> list[Run]:
 
 
 def find(folder: Path) -> list[Path]:
-    """The lineages at or under a folder, in the order of their names.
+    """Return the lineages at or under a folder, sorted by name.
 
     Raises:
-        EngramError: there is none.
+        EngramError: there is none, or there is no such folder.
     """
     if not folder.is_dir():
-        beside = [p.name for p in folder.parent.glob("*/") if not p.name.startswith(".")]
-        hint = f"; {nearest(folder.name, beside)}" if beside else ""
+        siblings = [p.name for p in folder.parent.glob("*/") if not p.name.startswith(".")]
+        hint = f"; {nearest(folder.name, siblings)}" if siblings else ""
         raise EngramError(f"{folder}: no such folder{hint}")
-    found = sorted(_under(folder))
-    if not found:
+    lineages = sorted(_under(folder))
+    if not lineages:
         raise EngramError(
             f"{folder}: no lineage in it (no engram.yaml here or below); give a lineage's folder, "
             "or one that holds several"
         )
-    return found
+    return lineages
 
 
 def _under(folder: Path) -> Iterator[Path]:
-    for above, inside, files in os.walk(folder):
-        inside[:] = [name for name in inside if not name.startswith(".")]
-        if {"cells", "trials"} <= set(inside):  # a comparison: its trials only chose settings
-            inside.remove("trials")
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if {"cells", "trials"} <= set(folders):  # a comparison, whose trials only chose settings
+            folders.remove("trials")
         if "engram.yaml" in files:
-            inside.clear()
-            yield Path(above)
+            folders.clear()
+            yield Path(parent)
 
 
 def _run(path: Path, label: str) -> Run:
@@ -125,7 +143,7 @@ def _run(path: Path, label: str) -> Run:
     except (OSError, json.JSONDecodeError, KeyError) as error:
         where = getattr(error, "filename", None) or path
         raise EngramError(
-            f"{where}: missing or not as Engram wrote it; `engram verify {path}` says more"
+            f"{where}: missing or not as Engram wrote it; run `engram verify {path}` for details"
         ) from error
 
 
@@ -148,41 +166,44 @@ def _read(path: Path, label: str) -> Run:
         versions=stages[-1]["versions"] if stages else {},
         peak_mib=max((p for p in peaks if p), default=0) / 1024 or None,
         identified=tuple(
-            found for e in stages if (found := identified(lineage.folder(e), e["task"]["id"]))
+            importance
+            for entry in stages
+            if (importance := identified(lineage.folder(entry), entry["task"]["id"]))
         ),
         rerun=rerun(lineage),
     )
 
 
 def _scoring(lineage: Lineage) -> dict[str, tuple[str, str]]:
-    found = {}
+    """Return the (mode, metric) of each task that was scored."""
+    scoring = {}
     for entry in lineage.stages:
         for task, cell in lineage.scores(entry)["after"].items():
             if "mode" in cell:
-                found[task] = (cell["mode"], cell["metric"])
-    return found
+                scoring[task] = (cell["mode"], cell["metric"])
+    return scoring
 
 
 def _line(lineage: Lineage, entry: dict[str, Any], times: dict[str, Any]) -> Line:
     stage = entry["stage"]
     active = stage in {0, *(e["stage"] for e in lineage.stages)}
     if "task" not in entry:
-        return Line(stage, entry["verb"], entry["parent"], active)
-    took, train = times.get(str(stage), {}), entry["task"]["train"]
-    seconds = stage_seconds(lineage).get(stage, {}) if took else {}
-    memory = lineage.folder(entry) / MEMORY
+        return Line(stage=stage, verb=entry["verb"], parent=entry["parent"], active=active)
+    timing, train = times.get(str(stage), {}), entry["task"]["train"]
+    seconds = stage_seconds(lineage).get(stage, {}) if timing else {}
+    passes, memory = timing.get("rows"), lineage.folder(entry) / MEMORY
     return Line(
-        stage,
-        entry["verb"],
-        entry["parent"],
-        active,
+        stage=stage,
+        verb=entry["verb"],
+        parent=entry["parent"],
+        active=active,
         task=entry["task"]["id"],
         rows=train["rows"],
         sha256=train["sha256"],
         remembered=memory.read_bytes().count(b"\n") if memory.exists() else 0,
-        date=took.get("date"),
-        steps=took.get("steps"),
+        date=timing.get("date"),
+        steps=timing.get("steps"),
         learning=seconds.get("learning"),
         scoring=seconds.get("scoring"),
-        passed=(took["rows"]["forward"], took["rows"]["backward"]) if "rows" in took else None,
+        passed=(passes["forward"], passes["backward"]) if passes is not None else None,
     )

@@ -1,4 +1,4 @@
-"""How to make a lineage once more: a YAML, and the commands."""
+"""How to make a lineage again: a YAML of its settings, and the commands."""
 
 import dataclasses
 import json
@@ -19,37 +19,41 @@ FOLDER = "again"
 
 @dataclass(frozen=True)
 class Rerun:
-    """`settings` is what to write to FILE; a task made in Python has no command, only a note."""
+    """The settings to write to FILE, and the commands to run.
+
+    A task whose rows were made in Python has a comment in place of a command.
+    """
 
     settings: str
     commands: tuple[str, ...]
 
 
 def rerun(lineage: Lineage) -> Rerun:
-    """A run is made again by one command, a lineage of single tasks by `init` and `learn`s."""
+    """Return how to make a lineage again: by one `run`, or by `init` and a `learn` per task."""
     settings = yaml.safe_dump(_settings(lineage.config), sort_keys=False, allow_unicode=True)
     if lineage.config.tasks is not None:
         return Rerun(settings, (f"engram run {FILE} lineage={FOLDER}",))
-    made = f"engram init {FOLDER} --config {FILE}"
-    return Rerun(settings, (made, *(_learn(lineage, entry["task"]) for entry in lineage.stages)))
+    init = f"engram init {FOLDER} --config {FILE}"
+    return Rerun(settings, (init, *(_learn(lineage, entry["task"]) for entry in lineage.stages)))
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """What is not a default, in the order of the settings' own page."""
-    plain = dataclasses.asdict(Config())
-    given = {k: v for k, v in config.to_dict().items() if k not in FREE and v != plain[k]}
-    for key in ("memory", "general", "scoring"):
-        if key in given:
-            given[key] = {k: v for k, v in given[key].items() if v != plain[key][k]}
-    return {"base": config.base, **given}
+    """Return the settings that are not defaults, in the order of `Config`."""
+    defaults = dataclasses.asdict(Config())
+    changed = {k: v for k, v in config.to_dict().items() if k not in FREE and v != defaults[k]}
+    for section in ("memory", "general", "scoring"):
+        if section in changed:
+            values = changed[section].items()
+            changed[section] = {k: v for k, v in values if v != defaults[section][k]}
+    return {"base": config.base, **changed}
 
 
 def _learn(lineage: Lineage, task: dict[str, Any]) -> str:
-    """The command that learned a task from files or from the hub."""
+    """Return the command that learns a task from files or from the hub."""
     train, test = (_rows(lineage, task.get(split)) for split in ("train", "test"))
     if train is None or (test is None and "test" in task):
         name = " ".join(task["name"].split())
-        return f"# {name}: its rows were made in Python, engram.learn takes them"
+        return f"# {name}: its rows were made in Python; pass them to engram.learn"
     words = ["engram", "learn", FOLDER, task["name"], train]
     words += [f"training.{key}={json.dumps(v)}" for key, v in task.get("training", {}).items()]
     words += ["--test", test] if test else []
@@ -60,7 +64,7 @@ def _learn(lineage: Lineage, task: dict[str, Any]) -> str:
 
 
 def _rows(lineage: Lineage, split: dict[str, Any] | None) -> str | None:
-    """A split as it is typed; a path as seen from here, as the YAML's are."""
+    """Return the rows of a split as they are typed; paths are relative to the working directory."""
     source = (split or {}).get("source") or {}
     if "hub" in source:
         return f"hub:{source['hub']}:{source['split']}"

@@ -1,4 +1,4 @@
-"""The one form of every result file, read, merged and written; nothing here imports torch.
+"""Reading, merging and writing result files, which all have one format. torch is not imported.
 
 {"benchmark", "command", "versions", "device", "date", "records": [{"method", "order", "seed",
 "overall", "backward_transfer", "forward_transfer", "seconds", "seconds_scoring", ...}]}
@@ -17,24 +17,28 @@ from engram.lineage.lineage import Lineage
 from engram.measure.matrix import backward_transfer, forward_transfer, overall
 
 
-KEY = ("method", "order", "seed")  # one record each
+KEY = ("method", "order", "seed")  # the keys that identify a record
 PACKAGES = ("engram", "torch", "transformers", "peft")
 
 
 def method_name(method: Any, mode: str = "sequential") -> str:
-    """A record's name of a method: with its preset, several joined by `+`; a mode's own name."""
+    """Return the name of a method in a record.
+
+    A preset is appended to the method's name, and several methods are joined by `+`. A mode other
+    than sequential stands in place of the method.
+    """
     if mode != "sequential":
         return mode
-    named = []
+    names = []
     for part in method if isinstance(method, list) else [method]:
-        for name, given in (part if isinstance(part, dict) else {part: {}}).items():
-            preset = (given or {}).get("preset")
-            named.append(f"{name}_{preset}" if preset else str(name))
-    return "+".join(named)
+        for name, keywords in (part if isinstance(part, dict) else {part: {}}).items():
+            preset = (keywords or {}).get("preset")
+            names.append(f"{name}_{preset}" if preset else str(name))
+    return "+".join(names)
 
 
 def order_name(tasks: Any) -> str:
-    """A record's name of what stands under `tasks:`."""
+    """Return the name of the setting `tasks:` in a record."""
     if isinstance(tasks, list):
         return "+".join(str(task.get("name") or task.get("benchmark")) for task in tasks)
     return str(tasks)
@@ -59,17 +63,17 @@ def record(lineage: Lineage, command: str) -> dict[str, Any]:
 
 
 def stage_seconds(lineage: Lineage) -> dict[int, dict[str, float]]:
-    """By stage, the seconds of learning (preparing and training) and of scoring."""
-    times, found = lineage.timings(), {}
+    """Return for each stage the seconds of learning (preparing and training) and of scoring."""
+    times, by_stage = lineage.timings(), {}
     for entry in lineage.stages:
-        took = times.get(str(entry["stage"]), {}).get("seconds", {})
-        learning = took.get("prepare", 0.0) + took.get("train", 0.0)
-        found[entry["stage"]] = {"learning": learning, "scoring": took.get("score", 0.0)}
-    return found
+        seconds = times.get(str(entry["stage"]), {}).get("seconds", {})
+        learning = seconds.get("prepare", 0.0) + seconds.get("train", 0.0)
+        by_stage[entry["stage"]] = {"learning": learning, "scoring": seconds.get("score", 0.0)}
+    return by_stage
 
 
 def device(threads: int | None) -> str:
-    """The kind of machine, as result files name it."""
+    """Return the kind of machine, as it is named in result files."""
     import torch
 
     if torch.cuda.is_available():
@@ -78,16 +82,16 @@ def device(threads: int | None) -> str:
 
 
 def load(path: Path) -> list[dict[str, Any]]:
-    """The records of a result file; none if there is no file yet.
+    """Read the records of a result file; there are none if the file does not exist yet.
 
     Raises:
-        EngramError: the file is there and is something else.
+        EngramError: the file is not a result file.
     """
     if not path.exists():
         return []
     try:
         records = json.loads(path.read_text(encoding="utf-8"))["records"]
-        if all(set(KEY) <= set(found) for found in records):
+        if all(set(KEY) <= set(record) for record in records):
             return records
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -95,10 +99,10 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 
 def merge(records: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records with `new`: in the place of its like (method, order, seed), else last."""
-    key = [new[k] for k in KEY]
-    kept = [found if [found[k] for k in KEY] != key else new for found in records]
-    return kept if new in kept else [*kept, new]
+    """Return the records with `new`, which replaces the one with the same KEY or comes last."""
+    new_key = [new[k] for k in KEY]
+    merged = [new if [old[k] for k in KEY] == new_key else old for old in records]
+    return merged if new in merged else [*merged, new]
 
 
 def write(

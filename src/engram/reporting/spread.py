@@ -1,4 +1,4 @@
-"""A mean, its spread and its interval over a few lineages of one method."""
+"""The mean, the deviation and the interval over a few lineages of one method."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from engram.measure.statistics import deviation, mean, over_orders
 
 @dataclass(frozen=True)
 class Spread:
-    """Of `count` values; None where they are too few, or one of them is unknown."""
+    """Statistics of `count` values; None if there are too few, or if one of them is unknown."""
 
     count: int
     mean: float | None = None
@@ -20,17 +20,24 @@ class Spread:
 def spread(
     values: Sequence[float | None], orders: Sequence[Hashable] = (), level: float = 0.95
 ) -> Spread:
-    """The mean over orders, the deviation of all values (n - 1), and the interval over orders.
+    """Return the mean over orders, the deviation of all values (n - 1), and the interval.
 
-    `orders` names the order of each value; they are all of one if it is left out. There is no
-    interval below three orders.
+    Args:
+        values: the values, None for unknown ones.
+        orders: the order of each value. Without it, all values have the same order.
+        level: the level of the interval over orders, which needs at least three of them.
     """
     known = [value for value in values if value is not None]
     count = len(values)
     if mean(known) is None or len(known) < count:
         return Spread(count)
-    named = orders or [None] * count
-    cells = {(order, n): v for n, (order, v) in enumerate(zip(named, known, strict=True))}
-    found = over_orders(cells, level)
-    low, high = (found.interval.low, found.interval.high) if found.interval else (None, None)
-    return Spread(count, found.mean, deviation(known), low, high)
+    orders = orders or [None] * count
+    cells = {(order, n): v for n, (order, v) in enumerate(zip(orders, known, strict=True))}
+    estimate = over_orders(cells, level)
+    return Spread(
+        count=count,
+        mean=estimate.mean,
+        deviation=deviation(known),
+        low=estimate.interval.low if estimate.interval else None,
+        high=estimate.interval.high if estimate.interval else None,
+    )

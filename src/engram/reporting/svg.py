@@ -1,4 +1,4 @@
-"""The parts that every figure is made of. What is not markup already is escaped."""
+"""The elements of all figures. Everything that is not `Markup` is escaped."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,11 +9,11 @@ from markupsafe import Markup, escape
 Scale = Callable[[float], float]
 
 DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 4", "12 3", "1 4", "6 2 1 2 1 2")
-SIZE = 4.2  # half a marker's width
+SIZE = 4.2  # pixels, half the width of a marker
 _DIAMOND = ((0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0))
 _PLUS = ((-0.35, -1.2), (0.35, -1.2), (0.35, -0.35), (1.2, -0.35), (1.2, 0.35), (0.35, 0.35))
 _PLUS += ((0.35, 1.2), (-0.35, 1.2), (-0.35, 0.35), (-1.2, 0.35), (-1.2, -0.35), (-0.35, -0.35))
-# Corners of each kind of marker in half widths; the first is a circle.
+# The corners of each kind of marker, in half widths. The first kind, without corners, is a circle.
 SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
     (),
     ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
@@ -27,18 +27,22 @@ SHAPES: tuple[tuple[tuple[float, float], ...], ...] = (
 
 
 def tag(name: str, *inside: object, **attributes: object) -> Markup:
-    """An element; `class_` is class, `stroke_width` stroke-width; None leaves an attribute out."""
-    given = Markup("").join(
+    """Return an element.
+
+    `class_` stands for the attribute class, and `stroke_width` for stroke-width. An attribute that
+    is None is left out.
+    """
+    attribute_text = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _plain(value))
         for key, value in attributes.items()
         if value is not None
     )
     body = Markup("").join(escape(part) for part in inside)
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), given, body)
+    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), attribute_text, body)
 
 
 def svg(width: float, height: float, title: str, *inside: Markup, **attributes: object) -> Markup:
-    """A figure of this size in pixels, named for those who do not see it."""
+    """Return a figure; its size is in pixels, and its title is for readers who do not see it."""
     box = f"0 0 {_plain(width)} {_plain(height)}"
     attributes = {"class_": "figure", **attributes}
     sized = {"viewBox": box, "width": width, "height": height, "role": "img", "aria_label": title}
@@ -54,7 +58,7 @@ def line(x1: float, y1: float, x2: float, y2: float, **attributes: object) -> Ma
 
 
 def marker(shape: int, x: float, y: float, size: float = SIZE, **attributes: object) -> Markup:
-    """The kinds of marker come round again after the last."""
+    """Return a marker at (x, y). The shapes start again after the last one."""
     corners = SHAPES[shape % len(SHAPES)]
     if not corners:
         return tag("circle", cx=x, cy=y, r=size, **attributes)
@@ -63,7 +67,7 @@ def marker(shape: int, x: float, y: float, size: float = SIZE, **attributes: obj
 
 
 def polyline(points: Sequence[tuple[float, float | None]], **attributes: object) -> Markup:
-    """A line with a gap at every point without a height."""
+    """Return a line through the points, with a gap at each point whose y is None."""
     pieces, pen = [], "M"
     for x, y in points:
         if y is None:
@@ -75,14 +79,14 @@ def polyline(points: Sequence[tuple[float, float | None]], **attributes: object)
 
 
 def scale(low: float, high: float, start: float, end: float) -> Scale:
-    """Values from `low` to `high` on pixels from `start` to `end`."""
+    """Return a function that maps values from `low` to `high` to pixels from `start` to `end`."""
     return lambda value: start + (value - low) / ((high - low) or 1) * (end - start)
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Some `count` round numbers, from at or below `low` to at or above `high`."""
+    """Return about `count` round numbers, from at most `low` to at least `high`."""
     span = high - low
-    if span < 0.05 * max(abs(high), 0.5):  # all but one value: something to see it against
+    if span < 0.05 * max(abs(high), 0.5):  # the values are nearly equal, so widen the range
         return ticks(low - 0.1 * max(abs(low), 0.5), high + 0.1 * max(abs(high), 0.5), count)
     power = 10 ** math.floor(math.log10(span / count))
     step = next(power * f for f in (1, 2, 2.5, 5, 10) if span / (power * f) <= count)
@@ -91,11 +95,12 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def shorten(words: str, most: int) -> str:
+    """Cut a text to at most `most` characters."""
     return words if len(words) <= most else words[: most - 1] + "…"
 
 
 def apart(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places for labels near `wanted`, at least `gap` from each other where there is room."""
+    """Return positions for labels near `wanted`, at least `gap` apart if there is room."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     placed, last = [0.0] * len(wanted), low - gap
     for i in order:

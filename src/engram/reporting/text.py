@@ -1,4 +1,4 @@
-"""The numbers of the page as Markdown for people, and as CSV, one number a line, for programs."""
+"""The numbers of the report as Markdown, and as CSV with one number per line."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ COLUMNS = (
 HEAD = ",".join(COLUMNS)
 COSTS = ("training s", "rows forward", "rows back", "rows kept", "peak MiB")
 PASSED = ("rows_forward", "rows_back")
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet would calculate
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these a spreadsheet's formulas begin
 MEANING = {
     "overall": "the mean score of all tasks after the last stage",
     "backward_transfer": "what tasks gained since they were learned; below 0 they were forgotten",
@@ -37,30 +37,31 @@ MEANING = {
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """A summary and a cost table a part, a score matrix a lineage."""
+    """Return a summary and a table of costs for each set, and a score matrix for each lineage."""
     parts = ["<!-- engram report -->", "# Engram report"]
-    found = sets(runs)
-    for i, one in enumerate(found, 1):
-        parts += [f"## Part {i}"] if len(found) > 1 else []
-        parts += _part(one)
+    run_sets = sets(runs)
+    for i, run_set in enumerate(run_sets, 1):
+        parts += [f"## Part {i}"] if len(run_sets) > 1 else []
+        parts += _part(run_set)
     for run in runs:
         if not run.stages:
             parts.append(f"{_cell(run.label)}: nothing learned yet.")
-    told = "; ".join(f"{MEASURES[name]}: {meaning}" for name, meaning in MEANING.items())
+    meanings = "; ".join(f"{MEASURES[name]}: {meaning}" for name, meaning in MEANING.items())
     parts.append(
-        f"{told}; -: unknown. ±: the standard deviation over a method's lineages. In brackets: the "
-        "95 % interval over orders, the seeds of an order averaged; with fewer than three orders "
-        "there is none, and the numbers hold on these orders."
+        f"{meanings}; -: unknown. ±: the standard deviation over a method's lineages. In brackets: "
+        "the 95 % interval over orders, after averaging the seeds of each order; with fewer than "
+        "three orders there is none, and the numbers hold only for these orders."
     )
     return "\n\n".join(parts) + "\n"
 
 
-def _part(one: Set) -> list[str]:
-    head = f"Base {_cell(one.base)}; scored by {one.mode} ({_cell(one.metric)}); "
-    head += f"{len(one.runs)} lineage(s), {len(one.orders)} order(s), seeds {one.seeds}."
+def _part(run_set: Set) -> list[str]:
+    head = f"Base {_cell(run_set.base)}; scored by {run_set.mode} ({_cell(run_set.metric)}); "
+    head += f"{len(run_set.runs)} lineage(s), {len(run_set.orders)} order(s), "
+    head += f"seeds {run_set.seeds}."
     summary = [["method", "lineages", *MEASURES.values()]]
     costs = [["lineage", "method", "seed", "OP", *COSTS]]
-    for method in one.methods:
+    for method in run_set.methods:
         spreads = [_spread(method.numbers[name]) for name in MEASURES]
         summary.append([method.label, str(len(method.runs)), *spreads])
         for run in method.runs:
@@ -68,24 +69,24 @@ def _part(one: Set) -> list[str]:
             plain = ["-" if count is None else f"{count:.0f}" for count in counts]
             numbers = [number(run.numbers["overall"]), seconds(run.seconds), *plain]
             costs.append([run.label, method.label, str(run.seed), *numbers])
-    matrices = [text for run in one.runs for text in (f"### {_cell(run.label)}", _matrix(run))]
+    matrices = [text for run in run_set.runs for text in (f"### {_cell(run.label)}", _matrix(run))]
     return [head, _table(summary), _table(costs), *matrices]
 
 
-def _spread(found: Spread) -> str:
-    if found.deviation is None:
-        return number(found.mean)
-    if found.low is None:
-        return f"{number(found.mean)} ± {number(found.deviation)}"
-    low, high = number(found.low), number(found.high)
-    return f"{number(found.mean)} ± {number(found.deviation)} [{low}, {high}]"
+def _spread(spread: Spread) -> str:
+    if spread.deviation is None:
+        return number(spread.mean)
+    if spread.low is None:
+        return f"{number(spread.mean)} ± {number(spread.deviation)}"
+    low, high = number(spread.low), number(spread.high)
+    return f"{number(spread.mean)} ± {number(spread.deviation)} [{low}, {high}]"
 
 
 def _matrix(run: Run) -> str:
-    m = run.matrix
-    names = ["base", *(f"{i} {task}" for i, task in enumerate(m.tasks, 1))]
-    rows = [[name, *map(number, row)] for name, row in zip(names, m.rows, strict=True)]
-    return _table([["after stage", *m.tasks], *rows])
+    matrix = run.matrix
+    names = ["base", *(f"{i} {task}" for i, task in enumerate(matrix.tasks, 1))]
+    rows = [[name, *map(number, row)] for name, row in zip(names, matrix.rows, strict=True)]
+    return _table([["after stage", *matrix.tasks], *rows])
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -94,7 +95,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(words: str) -> str:
-    """Text stays text: no cell, tag, link or emphasis of its own."""
+    """Escape a text so that it cannot make a cell, tag, link or emphasis."""
     if words == "---":
         return words
     escaped = re.sub(r"([\\`*_\[\]|<>#~!&])", r"\\\1", " ".join(words.split()))
@@ -102,40 +103,41 @@ def _cell(words: str) -> str:
 
 
 def csv_text(runs: Sequence[Run]) -> str:
-    """All numbers at full precision; an unknown one is empty."""
+    """Return all numbers at full precision; unknown ones are empty."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for i, one in enumerate(sets(runs), 1):
-        for row in _rows(one):
+    for i, run_set in enumerate(sets(runs), 1):
+        for row in _rows(run_set):
             value = row[-1]
             writer.writerow([i, *map(_safe, row[:-1]), "" if value is None else repr(value)])
     return out.getvalue()
 
 
-def _rows(one: Set) -> Iterator[tuple]:
-    for method in one.methods:
+def _rows(run_set: Set) -> Iterator[tuple]:
+    """Yield the lines of a set, without the number of its part (see `COLUMNS`)."""
+    for method in run_set.methods:
         for name in (*MEASURES, "seconds"):
-            found = method.seconds if name == "seconds" else method.numbers[name]
+            spread = method.seconds if name == "seconds" else method.numbers[name]
             for key in ("mean", "deviation", "low", "high"):
                 measure = f"{name}_{key}"
-                value = getattr(found, key)
-                yield method.label, "", "", "", one.mode, measure, "", "", value
+                value = getattr(spread, key)
+                yield method.label, "", "", "", run_set.mode, measure, "", "", value
         for run in method.runs:
             order = " ".join(run.matrix.tasks)
-            known = (method.label, run.label, order, run.seed)
-            more = {"seconds": run.seconds, "rows_kept": run.remembered, "peak_mib": run.peak_mib}
-            more |= dict(zip(PASSED, run.passed or (None, None), strict=True))
-            for name, value in {**run.numbers, **more}.items():
-                yield *known, one.mode, name, "", "", value
+            names = (method.label, run.label, order, run.seed)
+            costs = {"seconds": run.seconds, "rows_kept": run.remembered, "peak_mib": run.peak_mib}
+            costs |= dict(zip(PASSED, run.passed or (None, None), strict=True))
+            for name, value in {**run.numbers, **costs}.items():
+                yield *names, run_set.mode, name, "", "", value
             for stage, row in enumerate(run.matrix.rows):
                 for task, value in zip(run.matrix.tasks, row, strict=True):
                     mode = run.scoring.get(task, ("",))[0]
-                    yield *known, mode, "score", stage, task, value
+                    yield *names, mode, "score", stage, task, value
 
 
 def _safe(value: object) -> object:
-    """Text that a spreadsheet would take for a formula is quoted by an apostrophe."""
+    """Put an apostrophe before a text that a spreadsheet would read as a formula."""
     if isinstance(value, str) and value.lstrip(" ").startswith(FORMULA):
         return f"'{value}"
     return value

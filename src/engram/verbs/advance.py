@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from engram.config import deciding
+from engram.config import deciding_keys
 from engram.data.rows import Row
 from engram.data.task import Task
 from engram.lineage.lineage import Lineage
@@ -85,7 +85,7 @@ def advance(
         beginning=_beginning(lineage, base, plan.info),
     )
     head = lineage.ledger[-1].get("previous", "")
-    decides = {**config.to_dict(), "training": deciding(config.training)}
+    decides = {**config.to_dict(), "training": deciding_keys(config.training)}
     key = digest(entry, decides, head)
     work = lineage.work(entry["folder"].rpartition("/")[2], key)
     built = work / "stage"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from engram.config import Config, deciding, telling
+from engram.config import Config, deciding_keys, logging_keys
 from engram.data.stream import stages_of
 from engram.errors import EngramError
 from engram.lineage.files import locked
@@ -37,7 +37,8 @@ def run(
         callbacks = [tracked, *callbacks]
         lineage = Lineage(path)
         lineage.tidy()
-        lineage.config.training = deciding(lineage.config.training) | telling(config.training)
+        stored = deciding_keys(lineage.config.training)
+        lineage.config.training = stored | logging_keys(config.training)
         stages = stages_of(tasks, config.mode)
         new_tasks = [learned[-1] for learned in stages]
         check_learned_rows(lineage, tasks)  # once more: another process may have learned since
