@@ -65,7 +65,7 @@ def test_what_differs_after_holms_correction_is_marked():
 def test_the_first_value_that_was_tried_is_the_default(method):
     key, tried = defaults.SWEEPS[method]
     made = make(method)[0]
-    value = made.burst.rate if key == "learning_rate" else getattr(made, key)
+    value = made.memory_steps.rate if key == "learning_rate" else getattr(made, key)
     assert value == tried[0]
 
 

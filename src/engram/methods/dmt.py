@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from engram.errors import EngramError
-from engram.methods.shared.spread import Spread
+from engram.methods.shared.rehearsal_schedule import RehearsalSchedule
 from engram.seeds import derive
 from engram.train.method import Family, Method, TaskContext
 
@@ -15,20 +15,21 @@ class DMT(Method):
 
         rows of an epoch = new rows + floor(share * remembered rows)
 
-    The second stage of Dong et al. 2023 (2310.05492): after special abilities, general data with a
-    fraction k of the special data mixed in. Here k is `memory.ratio` times `share`; the paper tries
-    fractions down to 1/256, and accounts of which it took as best differ, so none is the default.
-    A share below 1 is drawn once a task, from each old task in proportion to its rows, and is the
-    same in every epoch; the order is not. Where `replay` adds so many old rows to each new one,
-    here the memory decides: a short task rehearses as much as a long one.
+    This is the second stage of Dong et al. 2023 (2310.05492): after special abilities, general data
+    is learned with a fraction k of the special data mixed in. Here k is `memory.ratio` times
+    `share`. The paper tries fractions down to 1/256, and accounts differ on which one it found
+    best, so none of them is the default. With a share below 1 the rows are drawn once a task, from
+    each old task in proportion to its rows; they are the same in every epoch, in another order.
+    `replay` adds a number of old rows for each new one; here the size of the memory decides, so a
+    short task rehearses as much as a long one.
 
-    The paper's epoch is longer by the old rows. Ours adds them to the micro-batches, evenly, so
-    that the number of steps and the schedule are those of `sequential`.
+    The paper's epoch is longer by the old rows. Ours adds them to the micro-batches, evenly, so the
+    number of steps and the schedule are those of `sequential`.
 
     State: none beyond the memory. Old rows: needed. Cost: that of the rows added.
 
     Args:
-        share: of the remembered rows that are learned, 0 to 1.
+        share: of the remembered rows that is learned, 0 to 1.
     """
 
     family: ClassVar[Family] = "data and schedule"
@@ -47,7 +48,8 @@ class DMT(Method):
         return super().begin_task(model, context)
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        self.spread = Spread(self.rows, self.context.seed, args, train_dataloader)
+        seed = self.context.seed
+        self.schedule = RehearsalSchedule(self.rows, seed, args, train_dataloader)
 
     def rehearse(self, batch: int, size: int) -> list[dict[str, Any]]:
-        return self.spread.draw(batch, len(self.rows))
+        return self.schedule.draw(batch, len(self.rows))

@@ -1,6 +1,6 @@
 """A step on given rows, whoever owns the model: its loss, its gradient in micro-batches, the step.
 
-Engram's own engine (`trainer.py`) and the one over another Trainer (`host.py`) both take these.
+Engram's own engine (`trainer.py`) and a callback of another Trainer both take these.
 """
 
 from collections.abc import Callable, Sequence

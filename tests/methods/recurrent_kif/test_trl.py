@@ -9,9 +9,17 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from engram.errors import EngramError
-from engram.methods.recurrent_kif.another_trainer_memory import features_by_task
+from engram.methods.recurrent_kif.callback_memory import features_by_task
 from engram.methods.recurrent_kif.method import RecurrentKIF
-from methods.recurrent_kif.host import PLAIN, base_of, engrams, farthest, features, guest, trained
+from methods.recurrent_kif.plain_trainer import (
+    PLAIN,
+    base_of,
+    engram_engine,
+    farthest,
+    features,
+    kif_callback,
+    trained,
+)
 from tiny import tiny_rows, tiny_tokenizer
 from train.engine import Stop, Stopped, same
 
@@ -132,9 +140,9 @@ def test_rows_that_sft_cannot_prepare_are_told_in_one_line(tmp_path):
 def test_in_sft_it_ends_in_the_weights_of_engrams_own_engine(accumulation, tmp_path):
     base, settings = base_of("causal"), {"gradient_accumulation_steps": accumulation}
     rows = features("causal", "colour", 40)
-    sft(tmp_path, rows, [guest("causal", **ROUNDS)], base, **settings).train()
+    sft(tmp_path, rows, [kif_callback("causal", **ROUNDS)], base, **settings).train()
     other = base_of("causal")
-    engrams(other, tmp_path, ROUNDS, **settings).learn()
+    engram_engine(other, tmp_path, ROUNDS, **settings).learn()
     off, far = farthest(trained(base.model), trained(other.model))
     assert far <= 3  # a score at the threshold may change its side
     assert off < 0.01

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from engram.errors import EngramError
-from engram.methods.recurrent_kif.another_trainer import CallbackMethod
+from engram.methods.recurrent_kif.callback import StandaloneMethod
 from engram.methods.recurrent_kif.fusion import FusionTable, Momentum, after_fusion
 from engram.methods.recurrent_kif.outer import OuterLearner
 from engram.methods.recurrent_kif.presets import OPEN, RECURRENT_KIF, TRAINING
@@ -22,7 +22,7 @@ IMPORTANT = "important."  # leads a parameter's name in the state
 
 
 @dataclass(eq=False)
-class RecurrentKIF(CallbackMethod):
+class RecurrentKIF(StandaloneMethod):
     """Finds what the new and the old tasks need, again and again, and fuses both updates by it.
 
     A round: Q = `inner_steps` optimizer steps on the new task take the weights from t0 to tQ, then
@@ -97,7 +97,7 @@ class RecurrentKIF(CallbackMethod):
     memory: InitVar[Any] = None
 
     def __post_init__(self, memory: Any):
-        self.given = memory
+        self.memory_rows = memory
         self.table = table_of(self.fusion or RECURRENT_KIF["paper"]["fusion"])
         if self.inner_steps < 1 or self.outer_steps < 0 or not 0 <= self.quantile <= 1:
             raise EngramError(

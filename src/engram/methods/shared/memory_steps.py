@@ -1,6 +1,6 @@
-"""A burst: steps on remembered rows that train the modules which a task changed most, and no other.
+"""A few steps on remembered rows that train only the modules which the task changed most.
 
-What the bursts of `fpf`, after a task, and of `k_fpf`, inside one, have in common.
+`fpf` takes them once, after a task; `k_fpf` takes them several times during it.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,19 +19,20 @@ from engram.train.step import rows_of_a_step
 
 
 def modules(names: Iterable[str]) -> dict[str, list[str]]:
-    """The names of parameters by their module; a LoRA pair belongs to the layer it sits on."""
-    found: dict[str, list[str]] = {}
+    """Group the names of parameters by module; a LoRA pair belongs to the layer that it adapts."""
+    names_of: dict[str, list[str]] = {}
     for name in names:
         module = name.partition(".lora_")[0] if ".lora_" in name else name.rpartition(".")[0]
-        found.setdefault(module, []).append(name)
-    return found
+        names_of.setdefault(module, []).append(name)
+    return names_of
 
 
 @torch.no_grad()
 def changed_most(now: Named, start: Named, share: float) -> list[str]:
-    """The names in the `share` of the modules, one at least, that changed most since `start`.
+    """The parameters of the `share` of the modules, at least one, that changed most since `start`.
 
-    A module's change is ||w - start||_1 / |w| over all its tensors; of equals the first ones.
+    The change of a module is ||w - start||_1 / |w| over all its tensors. Of modules that changed
+    equally, the first ones are taken.
     """
     change = {}
     for module, names in modules(start).items():
@@ -44,15 +45,18 @@ def changed_most(now: Named, start: Named, share: float) -> list[str]:
 
 
 @dataclass
-class Burst:
-    """The settings of a method's bursts, and how one is run.
+class MemorySteps:
+    """A fixed number of steps on memory, which a method takes once or several times in a task.
 
     Args:
         method: the name of the method, for messages and seeds.
-        share: of the modules that are trained.
-        steps: in a burst.
-        rows: remembered rows a step; None is the training's batch.
-        rate: learning rate, constant; None is the training's, by its schedule.
+        share: of the modules that are trained, above 0 to 1, rounded down; at least one is.
+        steps: how many steps are taken each time, >= 0.
+        rows: remembered rows in a step; None is as many as a full step of the training has.
+        rate: a constant learning rate, above 0; None is the training's, with its schedule.
+
+    Raises:
+        EngramError: a value is out of its range.
     """
 
     method: str
@@ -82,40 +86,53 @@ class Burst:
         number: int,
         rates: dict[int, float] | None = None,
     ) -> None:
-        """Burst `number`, from 0, of a task that began with the weights `start`.
+        """Take the steps, for the `number`-th time in the task, from 0.
 
-        `rates` are those of the training's step before the burst, by the id of a parameter, which
-        it keeps. None is for a burst after the training, whose schedule is over: it goes through
-        the same schedule again, over its own steps. The other modules get no gradient, so clipping
-        does not count them and their bits stay. The AdamW is new for each burst and without weight
-        decay: the Trainer's optimizer never hears of it.
+        The other modules get no gradient, so they do not count in clipping and keep their bits. The
+        AdamW is a new one each time and has no weight decay; the Trainer's optimizer and its
+        moments stay as they are.
+
+        Args:
+            engine: takes the steps.
+            context: of the task: its memory, and the seed.
+            model: the model.
+            start: the weights with which the task began.
+            number: how many times the steps were taken before.
+            rates: the learning rate of each parameter, by its `id`, in the training's step before
+                these. None after the training, when its schedule is over: the steps then go through
+                the same schedule once more.
         """
-        args, moving = engine.args, trained(model)
-        start = {name: tensor for name, tensor in start.items() if name in moving}
-        chosen = [moving[name] for name in changed_most(dict(moving), start, self.share)]  # pyright: ignore
-        kept = {id(p) for p in chosen}
+        args, parameters = engine.args, trained(model)
+        start = {name: tensor for name, tensor in start.items() if name in parameters}
+        names = changed_most(dict(parameters), start, self.share)  # pyright: ignore
+        chosen = [parameters[name] for name in names]
+        chosen_ids = {id(p) for p in chosen}
 
-        def only() -> None:
+        def drop_other_gradients() -> None:
             for p in engine.parameters:
-                if id(p) not in kept:
+                if id(p) not in chosen_ids:
                     p.grad = None
 
-        at: dict[float, list[nn.Parameter]] = {}
+        by_rate: dict[float, list[nn.Parameter]] = {}
         for p in chosen:
             scheduled = args.learning_rate if rates is None else rates[id(p)]
-            at.setdefault(scheduled if self.rate is None else self.rate, []).append(p)
-        groups = [{"params": parameters, "lr": rate} for rate, parameters in at.items()]
-        betas = (args.adam_beta1, args.adam_beta2)
-        optimizer = torch.optim.AdamW(groups, betas=betas, eps=args.adam_epsilon, weight_decay=0)
-        fixed = rates is not None or self.rate is not None
-        factor = _constant if fixed else _schedule(args, optimizer, self.steps)
-        count = self.rows or rows_of_a_step(args)
+            by_rate.setdefault(scheduled if self.rate is None else self.rate, []).append(p)
+        optimizer = torch.optim.AdamW(
+            [{"params": group, "lr": rate} for rate, group in by_rate.items()],
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+            weight_decay=0,
+        )
+        constant = rates is not None or self.rate is not None
+        factor = _constant if constant else _schedule(args, optimizer, self.steps)
+        row_count = self.rows or rows_of_a_step(args)
         for i in range(self.steps):
-            for group, rate in zip(optimizer.param_groups, at, strict=True):
+            for group, rate in zip(optimizer.param_groups, by_rate, strict=True):
                 group["lr"] = rate * factor(i)
             step = number * self.steps + i
-            drawn = context.memory.step(step, count)
-            engine.fit_step(drawn, optimizer, derive(context.seed, self.method, step), only)
+            rows = context.memory.step(step, row_count)
+            seed = derive(context.seed, self.method, step)
+            engine.fit_step(rows, optimizer, seed, drop_other_gradients)
 
 
 def _constant(step: int) -> float:

@@ -1,4 +1,9 @@
-"""Recurrent-KIF as a callback of another Trainer: what the engine would do for it is done here."""
+"""Recurrent-KIF as a callback of any `transformers.Trainer`, without Engram's engine.
+
+Engram's engine calls a method's hooks, holds complete gradients for it and takes its steps on
+memory. Another Trainer does none of this. `StandaloneMethod` calls the hooks from the events of
+`transformers.TrainerCallback`, and `CallbackSteps` takes the steps and keeps the gradients.
+"""
 
 import hashlib
 import inspect
@@ -21,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from engram.data.tokens import Kind
 from engram.errors import EngramError
-from engram.methods.recurrent_kif.another_trainer_memory import features_by_task, is_sft
+from engram.methods.recurrent_kif.callback_memory import features_by_task, is_sft
 from engram.methods.shared.importance import flatten, write_back
 from engram.seeds import derive, forked
 from engram.train.memory import Memory
@@ -32,23 +37,28 @@ from engram.train.trainer import STATE, load_state, save_state
 
 Batch = dict[str, Any]
 CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-INSIDE = ("lomo", "layerwise")  # in the name of an optimizer that steps inside backward
+# Parts of the names of optimizers that step inside the backward pass.
+STEPS_IN_BACKWARD = ("lomo", "layerwise")
 
 
-class Host:
-    """The `Steps` protocol over the arguments of a callback's events.
+class CallbackSteps:
+    """Gives a callback the two things that only Engram's engine has: see `train.method.Steps`.
 
-    Under several processes every one of them takes the same steps on the same rows, so that the
-    weights stay equal without a word between them.
+    These are steps on other rows than the Trainer's (`fit_step`), and the gradients of the
+    Trainer's own step before they are clipped (`complete_gradients`). A callback only sees
+    gradients that are clipped already, so hooks copy them when they are accumulated.
+
+    With several processes, each of them takes the same steps on the same rows, so the weights stay
+    equal without any communication.
 
     Args:
-        args: the Trainer's.
-        model: the Trainer's, not wrapped.
-        collate: features to a batch, the Trainer's own.
+        args: the Trainer's arguments.
+        model: the Trainer's model, not wrapped for distributed training.
+        collate: makes a batch of features; the Trainer's own collator.
         kind: how the loss reads the labels of a batch.
     """
 
-    name = "host"  # of its tensors in a checkpoint
+    name = "callback"  # the prefix of its tensors in a checkpoint
 
     def __init__(
         self,
@@ -60,40 +70,41 @@ class Host:
         self.args, self.model, self.collate = args, model, collate
         self.kind: Kind = kind
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.heard = [torch.zeros_like(p) for p in self.parameters]
-        self.hearing = True
+        self.unclipped = [torch.zeros_like(p) for p in self.parameters]
+        self.recording = True
         self.hooks = [
-            p.register_post_accumulate_grad_hook(partial(self._hear, at=at))
-            for at, p in enumerate(self.parameters)
+            p.register_post_accumulate_grad_hook(partial(self._record, index=index))
+            for index, p in enumerate(self.parameters)
         ]
 
     def close(self) -> None:
+        """Remove the hooks from the model's parameters."""
         while self.hooks:
             self.hooks.pop().remove()
-        self.heard = []
+        self.unclipped = []
 
     # --- gradients of the Trainer's own step
 
-    def _hear(self, parameter: Tensor, at: int) -> None:
-        """After each micro-batch; what the last one of a step leaves is the whole gradient."""
-        if self.hearing:
+    def _record(self, parameter: Tensor, index: int) -> None:
+        """Copy a gradient after each micro-batch; after the last one of a step it is complete."""
+        if self.recording:
             assert parameter.grad is not None
-            self.heard[at].copy_(parameter.grad)
+            self.unclipped[index].copy_(parameter.grad)
 
     @contextmanager
     def complete_gradients(self) -> Iterator[None]:
-        """`.grad` as it was before clipping, of all processes; then as the Trainer has it again."""
-        if self.args.world_size > 1:  # a hook comes before the processes have shared theirs
-            flat = flatten(self.heard)
+        """Within the context, `.grad` is what it was before clipping, of all processes together."""
+        if self.args.world_size > 1:  # the hooks run before DDP averages over the processes
+            flat = flatten(self.unclipped)
             torch.distributed.all_reduce(flat)
-            write_back(flat / self.args.world_size, self.heard)
+            write_back(flat / self.args.world_size, self.unclipped)
         clipped = [p.grad for p in self.parameters]
-        self._put(self.heard)
+        self._set_gradients(self.unclipped)
         yield
-        self._put(clipped)
-        torch._foreach_zero_(self.heard)  # pyright: ignore[reportPrivateImportUsage]
+        self._set_gradients(clipped)
+        torch._foreach_zero_(self.unclipped)  # pyright: ignore[reportPrivateImportUsage]
 
-    def _put(self, gradients: Sequence[Tensor | None]) -> None:
+    def _set_gradients(self, gradients: Sequence[Tensor | None]) -> None:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
 
@@ -106,6 +117,7 @@ class Host:
         seed: int,
         inspect: Callable[[], Any] = lambda: None,
     ) -> None:
+        """As `ContinualTrainer.fit_step`: backward, `inspect`, clip, step."""
         self._backward(rows, seed)
         inspect()
         clip_and_step(self.parameters, optimizer, self.args.max_grad_norm)
@@ -113,19 +125,19 @@ class Host:
     def _backward(self, rows: list[dict[str, Any]], seed: int) -> None:
         size = self.args.per_device_train_batch_size
         self.model.train()
-        self.hearing = False
-        accumulate(rows, seed, size, self.collate, self.kind, self._backward_one)
-        self.hearing = True
+        self.recording = False
+        accumulate(rows, seed, size, self.collate, self.kind, self._backward_batch)
+        self.recording = True
 
-    def _backward_one(self, batch: Batch, items: Tensor) -> None:
+    def _backward_batch(self, batch: Batch, items: Tensor) -> None:
         batch = for_model(batch, self.args)
         loss, _ = task_loss(self.model, self.model, batch, self.kind, items.to(self.args.device))
         loss.backward()
 
-    # --- what a checkpoint says of the weights beside it
+    # --- a checkpoint names the weights that it belongs to
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The sha256 of the trainable weights, as bytes."""
+        """The SHA-256 of the trainable weights, as bytes."""
         digest = hashlib.sha256()
         for parameter in self.parameters:
             digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
@@ -133,27 +145,32 @@ class Host:
 
 
 def for_model(batch: Batch, args: TrainingArguments) -> Batch:
-    """A batch of the collator's as the model takes it."""
-    moved: Batch = send_to_device(dict(batch), args.device)
-    if "position_ids" in moved and "attention_mask" not in moved:
-        moved["use_cache"] = False  # with a cache, rows laid end to end would see each other
-    return moved
+    """A batch of the collator, on the device and with the inputs that the model takes."""
+    inputs: Batch = send_to_device(dict(batch), args.device)
+    if "position_ids" in inputs and "attention_mask" not in inputs:
+        # Rows that are packed end to end would attend to each other through a cache.
+        inputs["use_cache"] = False
+    return inputs
 
 
-class CallbackMethod(Method):
-    """A method that also works as `callbacks=[...]` of any Trainer, with the memory it is given.
+class StandaloneMethod(Method):
+    """A method that can also be used alone, as `callbacks=[method]` of any Trainer.
 
-    In Engram's engine the context and the engine are there before training begins, and nothing here
-    does anything. Elsewhere it does for the method what that engine would. A subclass calls
-    `set_up` first in its `on_train_begin`, and `resume` last.
+    In Engram's engine the task's context and the engine are there before training begins, and the
+    events below do nothing. In another Trainer they do what the engine would do. A subclass calls
+    `set_up` first in its `on_train_begin` and `resume` last.
+
+    `memory_rows` is the memory as the user passed it to the constructor: a dataset, or one for each
+    task by its name; None in Engram's engine, which has a memory of its own.
     """
 
-    given: Any = None  # the memory, as the user gave it
+    memory_rows: Any = None
 
     @property
-    def host(self) -> Host | None:
+    def steps(self) -> CallbackSteps | None:
+        """What stands in for the engine in another Trainer; None in Engram's own engine."""
         engine = getattr(self, "engine", None)
-        return engine if isinstance(engine, Host) else None
+        return engine if isinstance(engine, CallbackSteps) else None
 
     def set_up(
         self,
@@ -164,46 +181,51 @@ class CallbackMethod(Method):
         processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Make what Engram's engine would have made before training.
+        """Make the task's context and what stands in for the engine.
 
         Raises:
-            EngramError: the memory, the model or the Trainer's arguments are not for it.
+            EngramError: the memory, the model or the Trainer's arguments do not fit the method.
         """
-        if hasattr(self, "engine") and not self.host:
-            return
-        self.tear_down()  # an earlier training that did not end
-        trained, collate = train_dataloader.dataset, train_dataloader.collate_fn
-        tasks = features_by_task(self.given, args, trained, processing_class, self.name)
+        if hasattr(self, "engine") and not self.steps:
+            return  # this is Engram's engine
+        self.tear_down()  # an earlier training may have been interrupted
+        train_dataset, collate = train_dataloader.dataset, train_dataloader.collate_fn
+        tasks = features_by_task(
+            self.memory_rows, args, train_dataset, tokenizer=processing_class, where=self.name
+        )
         memory = Memory(tasks, derive(args.seed, "memory"))
         self.begin_task(model, TaskContext("", 0, derive(args.seed, self.name), memory, {}))
         rows = memory.draw(0, 1) if memory else []
-        if not memory and excess(args) > 1 and not isinstance(trained, IterableDataset):
-            rows = [trained[0]] if hasattr(trained, "__getitem__") else []
-        with forked(0):  # a collator may draw
+        if (
+            not memory
+            and gradient_excess(args) > 1
+            and not isinstance(train_dataset, IterableDataset)
+        ):
+            rows = [train_dataset[0]] if hasattr(train_dataset, "__getitem__") else []
+        with forked(0):  # a collator may draw random numbers
             batch = dict(collate(rows)) if rows else {}
         warn_if_mis_scaled(args, model, batch, self.name)
         if memory:
-            check_host(args, state, model, self.name)
+            check_trainer(args, state, model, self.name)
             kind = kind_of_batch(model, batch, self.name)
-            self.engine = Host(args, model, collate, kind)  # type: ignore[assignment]  # its Steps
+            self.engine = CallbackSteps(args, model, collate, kind)  # type: ignore[assignment]
 
     def resume(self, args: TrainingArguments, state: Any) -> None:
-        """Take up the state of the checkpoint that the Trainer resumes from.
+        """Load the state of the checkpoint that the Trainer resumes from.
 
         Raises:
-            EngramError: it is not there, or belongs to other weights.
+            EngramError: the state is missing, or belongs to other weights.
         """
-        if not self.host or not state.global_step:
+        if not self.steps or not state.global_step:
             return
-        folder = checkpoint(args, state)
+        folder = checkpoint_folder(args, state)
         if not (folder / STATE).exists():
             raise EngramError(
                 f"{self.name}: cannot resume at step {state.global_step}: {folder / STATE} is "
                 "missing; resume from a checkpoint saved with this callback, under its output_dir"
             )
-        if not torch.equal(
-            load_state(self.host, folder)["weights"], self.host.state_dict()["weights"]
-        ):
+        saved, present = load_state(self.steps, folder), self.steps.state_dict()
+        if not torch.equal(saved["weights"], present["weights"]):
             raise EngramError(
                 f"{self.name}: cannot resume at step {state.global_step}: {folder / STATE} belongs "
                 "to other weights; set output_dir to that of the run that saved the checkpoint"
@@ -211,35 +233,36 @@ class CallbackMethod(Method):
         self.load_state_dict(load_state(self, folder))
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if self.host:
-            with self.host.complete_gradients():
+        if self.steps:
+            with self.steps.complete_gradients():
                 self.edit_gradients(model)  # type: ignore[arg-type]
 
     def on_save(self, args, state, control, **kwargs):
-        if self.host and args.should_save:
-            save_state([self, self.host], checkpoint(args, state))
+        if self.steps and args.should_save:
+            save_state([self, self.steps], checkpoint_folder(args, state))
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
-        if self.host:
+        if self.steps:
             self.end_task(model)  # type: ignore[arg-type]
             self.tear_down()
 
     def tear_down(self) -> None:
-        if self.host:
-            self.host.close()
+        """Leave nothing in the model, so that the method can train again."""
+        if self.steps:
+            self.steps.close()
             del self.engine
 
 
-def checkpoint(args: TrainingArguments, state: Any) -> Path:
-    """The folder that a Trainer saves in, and resumes from, at this step."""
+def checkpoint_folder(args: TrainingArguments, state: Any) -> Path:
+    """The folder in which a Trainer saves at this step, and from which it resumes."""
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
-def check_host(args: TrainingArguments, state: Any, model: nn.Module, where: str) -> None:
-    """Refuse settings under which a callback does not see whole weights or true gradients.
+def check_trainer(args: TrainingArguments, state: Any, model: nn.Module, where: str) -> None:
+    """Refuse a Trainer in which a callback cannot see whole weights or true gradients.
 
     Raises:
-        EngramError: with the way out.
+        EngramError: with the setting to change.
     """
     accelerator = AcceleratorState()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -254,13 +277,13 @@ def check_host(args: TrainingArguments, state: Any, model: nn.Module, where: str
             len({p.device for p in parameters}) > 1
         ),
         f"optim={optim}, which steps inside backward; use adamw_torch": any(
-            name in optim for name in INSIDE
+            name in optim for name in STEPS_IN_BACKWARD
         ),
         "learning_rate 0, which has no schedule; set it above 0": not args.learning_rate,
         "a hyperparameter search; train with settings that are found": state.is_hyper_param_search,
     }
-    for fault, found in faults.items():
-        if found:
+    for fault, present in faults.items():
+        if present:
             raise EngramError(f"{where}: this Trainer has {fault}")
 
 
@@ -270,15 +293,15 @@ def kind_of_batch(model: nn.Module, batch: dict[str, Any], where: str) -> Kind:
     Raises:
         EngramError: it is not cross-entropy over next tokens, target tokens or classes.
     """
-    bare = _bare(model)
+    bare = _without_peft(model)
     labels, config = batch.get("labels"), getattr(bare, "config", None)
     if isinstance(labels, Tensor) and not labels.is_floating_point() and config is not None:
         if labels.dim() == 1:
             return "encoder"
         if config.is_encoder_decoder:
             return "seq2seq"
-        named = any(c.__name__ in CAUSAL for c in type(bare).__mro__)
-        if named or getattr(bare, "loss_type", None) == "ForCausalLM":
+        listed = any(c.__name__ in CAUSAL for c in type(bare).__mro__)
+        if listed or getattr(bare, "loss_type", None) == "ForCausalLM":
             return "causal"
     raise EngramError(
         f"{where}: cannot rehearse with {type(bare).__name__} and these features; it takes causal "
@@ -286,8 +309,8 @@ def kind_of_batch(model: nn.Module, batch: dict[str, Any], where: str) -> Kind:
     )
 
 
-def excess(args: TrainingArguments) -> int:
-    """How many times too large a gradient is that a mis-scaling Trainer makes."""
+def gradient_excess(args: TrainingArguments) -> int:
+    """By what factor gradients are too large where the model ignores `num_items_in_batch`."""
     processes = max(args.world_size, args.n_gpu) if args.average_tokens_across_devices else 1
     return args.gradient_accumulation_steps * processes
 
@@ -296,32 +319,32 @@ def excess(args: TrainingArguments) -> int:
 def warn_if_mis_scaled(
     args: TrainingArguments, model: nn.Module, batch: dict[str, Any], where: str
 ) -> None:
-    """Warn of a model that takes `num_items_in_batch`, and ignores it.
+    """Warn of a model that takes `num_items_in_batch` and ignores it.
 
-    The Trainer then takes its loss for one over the whole accumulated batch and adds up means where
-    it should divide. Found by trying: the loss must depend on the number.
+    The Trainer then takes the model's loss for one over the whole accumulated batch, and adds up
+    means that it should divide. Whether the model does so is found by trying: its loss must depend
+    on the number.
     """
-    bare = _bare(model)
+    bare = _without_peft(model)
     parameters = inspect.signature(type(bare).forward).parameters.values()
-    swallows = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
-    asked = "labels" in batch and getattr(bare, "accepts_loss_kwargs", swallows)
-    if excess(args) == 1 or not asked or is_sft(args) or args.label_smoothing_factor:
+    has_kwargs = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
+    is_passed = "labels" in batch and getattr(bare, "accepts_loss_kwargs", has_kwargs)
+    if gradient_excess(args) == 1 or not is_passed or is_sft(args) or args.label_smoothing_factor:
         return
     training, batch = model.training, for_model(batch, args)
     model.eval()
     numbers = torch.tensor([1, 2], device=args.device)
     outputs = [model(**batch, num_items_in_batch=number) for number in numbers]
     model.train(training)
-    one, two = (made["loss"] if isinstance(made, dict) else made[0] for made in outputs)
-    if torch.equal(one, two):
+    losses = [output["loss"] if isinstance(output, dict) else output[0] for output in outputs]
+    if torch.equal(losses[0], losses[1]):
         warnings.warn(
             f"{where}: {type(bare).__name__} ignores num_items_in_batch, so the gradients of this "
-            f"Trainer are {excess(args)} times too large; train without gradient accumulation, or "
-            "set trainer.model_accepts_loss_kwargs = False",
+            f"Trainer are {gradient_excess(args)} times too large; train without gradient "
+            "accumulation, or set trainer.model_accepts_loss_kwargs = False",
             stacklevel=2,
         )
 
 
-def _bare(model: Any) -> Any:
-    """Without PEFT around it."""
+def _without_peft(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -17,15 +17,15 @@ from engram import methods
 from engram.errors import EngramError
 from engram.methods.recurrent_kif.method import RecurrentKIF
 from engram.models.base import Base
-from methods.recurrent_kif.host import (
+from methods.recurrent_kif.plain_trainer import (
     PLAIN,
     base_of,
     collator,
-    engrams,
+    engram_engine,
     farthest,
     features,
-    foreign,
-    guest,
+    kif_callback,
+    plain_trainer,
     run,
     trained,
 )
@@ -50,15 +50,15 @@ NEUTRAL = methods.find("recurrent_kif").neutral
         ("encoder", 1, Trainer, TrainingArguments),
     ],
 )
-def test_a_guest_ends_in_the_weights_of_engrams_own_engine(
+def test_a_callback_ends_in_the_weights_of_engrams_own_engine(
     kind, accumulation, trainer, arguments, tmp_path
 ):
     settings = {"rows": 44, "gradient_accumulation_steps": accumulation}
     theirs = {"trainer": trainer, "arguments": arguments}
-    method = guest(kind, **ROUNDS)
+    method = kif_callback(kind, **ROUNDS)
     ours = run(kind, tmp_path, method, **settings, **theirs)
     base = base_of(kind)
-    engine = engrams(base, tmp_path, ROUNDS, **settings)
+    engine = engram_engine(base, tmp_path, ROUNDS, **settings)
     engine.learn()
     assert len(method.shares) == len(engine.methods[0].shares) == (3, 2)[accumulation - 1]
     farthest_off, far = farthest(ours, trained(base.model))
@@ -69,8 +69,8 @@ def test_a_guest_ends_in_the_weights_of_engrams_own_engine(
 @pytest.mark.parametrize("off", [{"max_grad_norm": 0.0}, {"weight_decay": 0.0}])
 def test_clipping_and_weight_decay_bind_in_these_runs(off, tmp_path):
     assert not same(
-        run("causal", tmp_path, guest("causal", **ROUNDS)),
-        run("causal", tmp_path, guest("causal", **ROUNDS), **off),
+        run("causal", tmp_path, kif_callback("causal", **ROUNDS)),
+        run("causal", tmp_path, kif_callback("causal", **ROUNDS), **off),
     )
 
 
@@ -78,8 +78,8 @@ def test_a_full_model_is_learned_as_by_the_engine(tmp_path):
     ours, theirs = (
         Base("t", "causal", tiny_model("causal"), tiny_tokenizer("causal")) for _ in "ab"
     )
-    run("causal", tmp_path, guest("causal", **ROUNDS), ours)
-    engrams(theirs, tmp_path, ROUNDS).learn()
+    run("causal", tmp_path, kif_callback("causal", **ROUNDS), ours)
+    engram_engine(theirs, tmp_path, ROUNDS).learn()
     assert farthest(trained(ours.model), trained(theirs.model))[0] < 1e-6
 
 
@@ -87,8 +87,8 @@ def test_a_full_model_is_learned_as_by_the_engine(tmp_path):
 def test_other_keywords_do_the_same_in_both(keywords, tmp_path):
     preset = RecurrentKIF.presets.get(keywords.get("preset"), keywords)
     base = base_of("causal")
-    engrams(base, tmp_path, {**preset, **ROUNDS}).learn()
-    ours = run("causal", tmp_path, guest("causal", **{**preset, **ROUNDS}))
+    engram_engine(base, tmp_path, {**preset, **ROUNDS}).learn()
+    ours = run("causal", tmp_path, kif_callback("causal", **{**preset, **ROUNDS}))
     assert farthest(ours, trained(base.model))[0] < 1e-6
 
 
@@ -115,7 +115,7 @@ def test_memory_is_a_dataset_or_one_a_task_and_may_have_columns_of_its_own(tmp_p
     assert not same(listed, learned({"a": rows[:2], "b": rows[2:]}))  # balanced over the tasks
 
 
-# --- and a guest with manners
+# --- it leaves the Trainer as it was
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq", "encoder"])
@@ -126,9 +126,9 @@ def test_without_memory_it_is_plain_training_bitwise(kind, memory, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq", "encoder"])
-def test_neutral_keywords_leave_the_host_its_weights_and_its_draws_bitwise(kind, tmp_path):
+def test_neutral_keywords_leave_the_trainers_weights_and_draws_bitwise(kind, tmp_path):
     plain = run(kind, tmp_path)
-    assert same(plain, run(kind, tmp_path, guest(kind, **{**ROUNDS, **NEUTRAL})))
+    assert same(plain, run(kind, tmp_path, kif_callback(kind, **{**ROUNDS, **NEUTRAL})))
 
 
 def test_importance_is_of_complete_gradients_before_clipping(tmp_path):
@@ -157,27 +157,27 @@ def test_importance_is_of_complete_gradients_before_clipping(tmp_path):
 
 
 def test_nothing_is_left_behind_and_the_callback_can_train_again(tmp_path):
-    base, method = base_of("causal"), guest("causal", **ROUNDS)
+    base, method = base_of("causal"), kif_callback("causal", **ROUNDS)
     first = run("causal", tmp_path, method, base)
     assert not any(p._post_accumulate_grad_hooks for p in base.model.parameters())
-    assert method.host is None
+    assert method.steps is None
     assert not hasattr(method, "rounds")
     assert same(first, run("causal", tmp_path, method))
 
 
 def test_a_training_that_broke_off_leaves_no_hooks_in_the_next(tmp_path):
-    method = guest("causal", **ROUNDS)
+    method = kif_callback("causal", **ROUNDS)
     with pytest.raises(Stopped):
         run("causal", tmp_path, method, callbacks=[Stop(3)])
     again = run("causal", tmp_path, method)
-    assert same(again, run("causal", tmp_path, guest("causal", **ROUNDS)))
+    assert same(again, run("causal", tmp_path, kif_callback("causal", **ROUNDS)))
 
 
 def test_after_another_trainer_it_works_in_engrams_engine(tmp_path):
-    run("causal", tmp_path, guest("causal", **ROUNDS))
+    run("causal", tmp_path, kif_callback("causal", **ROUNDS))
     base = base_of("causal")
-    method = engrams(base, tmp_path, ROUNDS).methods[0]
-    assert method.host is None
+    method = engram_engine(base, tmp_path, ROUNDS).methods[0]
+    assert method.steps is None
     keywords = methods.keywords("recurrent_kif").keys()
     assert keywords == {*RecurrentKIF.presets["paper"], "refresh"}  # no `memory`, as for a Trainer
     with pytest.raises(EngramError, match="no keyword 'memory'"):
@@ -193,7 +193,9 @@ def test_the_last_partial_round_is_in_the_last_checkpoint(tmp_path):
     prune = {"fusion": dict.fromkeys(("both", "inner", "outer", "neither"), (0, 0))}
     base = base_of("causal")
     start = trained(base.model)
-    final = run("causal", tmp_path, guest("causal", **ROUNDS, **prune), base, save_strategy="epoch")
+    final = run(
+        "causal", tmp_path, kif_callback("causal", **ROUNDS, **prune), base, save_strategy="epoch"
+    )
     assert same(final, start)
     saved = load_file(tmp_path / "checkpoint-10" / "adapter_model.safetensors")
     assert saved
@@ -216,23 +218,27 @@ def test_the_last_partial_round_is_in_the_last_checkpoint(tmp_path):
 def test_a_resumed_run_ends_in_the_same_weights(kind, keywords, settings, at, every, tmp_path):
     keywords = {**RecurrentKIF.presets.get(keywords.get("preset"), keywords), **ROUNDS}
     saving = {"save_strategy": "steps", "save_steps": every, **settings}
-    whole = run(kind, tmp_path / "whole", guest(kind, **keywords), **saving)
+    whole = run(kind, tmp_path / "whole", kif_callback(kind, **keywords), **saving)
     work = tmp_path / "again"
     with pytest.raises(Stopped):
-        run(kind, work, guest(kind, **keywords), callbacks=[Stop(at)], **saving)
+        run(kind, work, kif_callback(kind, **keywords), callbacks=[Stop(at)], **saving)
     base = base_of(kind)
-    foreign(base, work, guest(kind, **keywords), **saving).train(resume_from_checkpoint=True)
+    plain_trainer(base, work, kif_callback(kind, **keywords), **saving).train(
+        resume_from_checkpoint=True
+    )
     assert same(whole, trained(base.model))
 
 
 def test_without_its_saved_state_or_with_anothers_it_refuses_to_resume(tmp_path):
     def resume(work):
         base = base_of("causal")
-        foreign(base, work, guest("causal", **ROUNDS)).train(resume_from_checkpoint=str(found))
+        plain_trainer(base, work, kif_callback("causal", **ROUNDS)).train(
+            resume_from_checkpoint=str(found)
+        )
 
     saving = {"save_strategy": "steps", "save_steps": 3}
     run("causal", tmp_path / "plain", **saving)
-    run("causal", tmp_path / "ours", guest("causal", **ROUNDS), **saving)
+    run("causal", tmp_path / "ours", kif_callback("causal", **ROUNDS), **saving)
     found = tmp_path / "plain" / "checkpoint-6"
     for work, said in (("plain", "method.safetensors is missing"), ("ours", "other weights")):
         with pytest.raises(EngramError, match=said) as caught:

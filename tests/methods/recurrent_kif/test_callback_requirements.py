@@ -1,4 +1,4 @@
-"""What a guest asks of its Trainer, what it warns of, and the steps that it takes there."""
+"""What the callback requires of a Trainer, what it warns of, and the steps that it takes."""
 
 import warnings
 from functools import partial
@@ -16,17 +16,17 @@ from transformers import (
 from transformers.training_args import OptimizerNames
 
 from engram.errors import EngramError
-from engram.methods.recurrent_kif import another_trainer
-from engram.methods.recurrent_kif.another_trainer import Host
+from engram.methods.recurrent_kif import callback
+from engram.methods.recurrent_kif.callback import CallbackSteps
 from engram.methods.recurrent_kif.method import RecurrentKIF
 from engram.train.step import aside
-from methods.recurrent_kif.host import (
+from methods.recurrent_kif.plain_trainer import (
     PLAIN,
     base_of,
     collator,
     features,
-    foreign,
-    guest,
+    kif_callback,
+    plain_trainer,
     run,
 )
 from tiny import tiny_model, tiny_rows
@@ -60,16 +60,16 @@ def test_settings_that_hide_weights_or_gradients_are_refused(
     accelerator, arguments, said, monkeypatch
 ):
     state = {"mixed_precision": "no", "distributed_type": "NO", **accelerator}
-    monkeypatch.setattr(another_trainer, "AcceleratorState", lambda: SimpleNamespace(**state))
+    monkeypatch.setattr(callback, "AcceleratorState", lambda: SimpleNamespace(**state))
     args = SimpleNamespace(**{"optim": "adamw_torch", "learning_rate": 1e-3, **arguments})
     search = SimpleNamespace(is_hyper_param_search=False)
     with pytest.raises(EngramError, match=said) as caught:
-        another_trainer.check_host(args, search, tiny_model("causal"), "recurrent_kif")  # type: ignore[arg-type]
+        callback.check_trainer(args, search, tiny_model("causal"), "recurrent_kif")  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
 def test_the_real_state_of_accelerate_has_the_words_that_are_asked_for(tmp_path):
-    foreign(base_of("causal"), tmp_path)
+    plain_trainer(base_of("causal"), tmp_path)
     assert AcceleratorState().distributed_type == "NO"
     assert AcceleratorState().mixed_precision == "no"
 
@@ -79,7 +79,7 @@ def test_a_model_whose_loss_it_does_not_know_is_refused():
     batch = {"labels": torch.zeros(1, 4, dtype=torch.int64)}
     for labels in (batch, {"labels": torch.zeros(1, 4)}, {}):
         with pytest.raises(EngramError, match="cannot rehearse with BertForMaskedLM"):
-            another_trainer.kind_of_batch(model, labels, "recurrent_kif")
+            callback.kind_of_batch(model, labels, "recurrent_kif")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_model_whose_loss_it_does_not_know_is_refused():
 @pytest.mark.parametrize("memory", [0, 6])
 def test_a_model_whose_accumulated_loss_is_not_divided_is_warned_of(kind, name, memory, tmp_path):
     with pytest.warns(UserWarning, match=f"{name}.* 2 times too large") as caught:
-        run(kind, tmp_path, guest(kind, memory, **ROUNDS), gradient_accumulation_steps=2)
+        run(kind, tmp_path, kif_callback(kind, memory, **ROUNDS), gradient_accumulation_steps=2)
     assert "\n" not in str(caught[0].message)
 
 
@@ -103,7 +103,7 @@ def test_a_model_whose_accumulated_loss_is_not_divided_is_warned_of(kind, name, 
 def test_no_warning_where_the_loss_is_right(kind, settings, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        run(kind, tmp_path, guest(kind, **ROUNDS), **settings)
+        run(kind, tmp_path, kif_callback(kind, **ROUNDS), **settings)
 
 
 @pytest.mark.parametrize("divided", [False, True])
@@ -117,7 +117,7 @@ def test_the_warning_is_true_and_its_remedy_works(divided, tmp_path):
     for size, accumulation in ((8, 1), (4, 2)):
         settings = {"gradient_accumulation_steps": accumulation, "max_steps": 1}
         settings |= {"per_device_train_batch_size": size, "max_grad_norm": 0.0}
-        made = foreign(base_of("encoder", 0.0), tmp_path, callbacks=[Norm()], **settings)
+        made = plain_trainer(base_of("encoder", 0.0), tmp_path, callbacks=[Norm()], **settings)
         made.model_accepts_loss_kwargs = not divided
         made.train()
     assert norms[1] / norms[0] == pytest.approx(1 if divided else 2, rel=1e-3)
@@ -133,7 +133,7 @@ def test_rows_laid_end_to_end_do_not_see_each_other(tmp_path):
     ]
     args = TrainingArguments(output_dir=str(tmp_path), **PLAIN)
     collators = (collator(base), DataCollatorWithFlattening())
-    hosts = [Host(args, base.model, c, "causal") for c in collators]
-    padded, flat = (aside(h.parameters, partial(h._backward, rows, 0)) for h in hosts)
+    both = [CallbackSteps(args, base.model, c, "causal") for c in collators]
+    padded, flat = (aside(s.parameters, partial(s._backward, rows, 0)) for s in both)
     for a, b in zip(padded, flat, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

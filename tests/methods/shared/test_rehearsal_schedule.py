@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
-from engram.methods.shared.spread import Spread
+from engram.methods.shared.rehearsal_schedule import RehearsalSchedule
 
 
 pytestmark = pytest.mark.own
 
 
 class Loader:
-    """What `Spread` asks of a loader, for a process whose micro-batches are these."""
+    """What `RehearsalSchedule` asks of a loader, for a process whose micro-batches are these."""
 
     def __init__(self, rows: int, batches: list[Any]):
         self.dataset, self.batches = range(rows), batches
@@ -32,9 +32,9 @@ def drawn(rows: int, size: int, processes: int, memory: int, old: int, epochs=1,
     found = []
     for process in range(processes):
         loader = Loader(rows, list(BatchSamplerShard(sampler, processes, process)))
-        spread = Spread([{"id": i} for i in range(memory)], 3, args, loader)
+        schedule = RehearsalSchedule([{"id": i} for i in range(memory)], 3, args, loader)
         own = [
-            spread.draw((e * len(loader) + b) * processes + process, old)
+            schedule.draw((e * len(loader) + b) * processes + process, old)
             for e in range(epochs)
             for b in range(len(loader))
         ]

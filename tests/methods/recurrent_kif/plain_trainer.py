@@ -1,4 +1,4 @@
-"""A foreign Trainer on the tiny models, and Engram's own engine on the same draws."""
+"""A plain_trainer Trainer on the tiny models, and Engram's own engine on the same draws."""
 
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def collator(base: Base) -> Any:
     return DataCollatorForSeq2Seq(base.tokenizer, base.model)
 
 
-def foreign(
+def plain_trainer(
     base: Base,
     work: Path,
     callback: Any = None,
@@ -80,8 +80,10 @@ def foreign(
     )
 
 
-def engrams(base: Base, work: Path, keywords: dict, rows: int = 40, **training) -> ContinualTrainer:
-    """Engram's own engine, with the draws that a guest makes."""
+def engram_engine(
+    base: Base, work: Path, keywords: dict, rows: int = 40, **training
+) -> ContinualTrainer:
+    """Engram's own engine, with the random draws that the callback makes."""
     arguments = {"per_device_train_batch_size": 4, "num_train_epochs": 1, **STRICT, **training}
     memory = Memory({"animal": features(base.kind, "animal", 6)}, derive(SEED, "memory"))
     method = RecurrentKIF(**keywords)
@@ -91,7 +93,7 @@ def engrams(base: Base, work: Path, keywords: dict, rows: int = 40, **training) 
     return ContinualTrainer(base, [method], features(base.kind, "colour", rows), args)
 
 
-def guest(kind: str, n: int = 6, **keywords: Any) -> RecurrentKIF:
+def kif_callback(kind: str, n: int = 6, **keywords: Any) -> RecurrentKIF:
     return RecurrentKIF(memory={"animal": features(kind, "animal", n)}, **keywords)
 
 
@@ -100,9 +102,9 @@ def trained(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def run(kind: str, work: Path, callback: Any = None, base: Any = None, **settings: Any) -> dict:
-    """The weights that a foreign Trainer ends in."""
+    """The weights that a plain_trainer Trainer ends in."""
     base = base or base_of(kind)
-    foreign(base, work, callback, **settings).train()
+    plain_trainer(base, work, callback, **settings).train()
     return trained(base.model)
 
 

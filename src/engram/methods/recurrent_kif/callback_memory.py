@@ -1,4 +1,4 @@
-"""The memory that a user gives to a callback, as features for the collator of its Trainer."""
+"""The memory that a user passes to a callback, as features for the collator of its Trainer."""
 
 import importlib
 from collections.abc import Mapping
@@ -16,34 +16,38 @@ Features = list[dict[str, Any]]
 
 
 def features_by_task(
-    given: Any, args: TrainingArguments, trained: Any, tokenizer: Any, where: str
+    memory: Any, args: TrainingArguments, train_dataset: Any, tokenizer: Any, where: str
 ) -> dict[str, Features]:
-    """Features by task; the collator takes them as it takes the rows of `trained`.
+    """The memory's features by task, as the collator takes them of the Trainer's own dataset.
 
     Args:
-        given: None, a dataset of features or of raw rows, or one for each task by its name.
-        args: the Trainer's. Where they are SFTTrainer's, rows are prepared as it prepares its own.
-        trained: the dataset that the Trainer reads.
+        memory: None, a dataset of features or of raw rows, or one for each task by its name.
+        args: the Trainer's arguments. If they are SFTTrainer's, rows are prepared by SFTTrainer.
+        train_dataset: the dataset that the Trainer trains on.
         tokenizer: the Trainer's processing class, if it has one.
-        where: begins each error line.
+        where: the start of each error message.
 
     Raises:
-        EngramError: rows that are no dictionaries, or raw ones where nothing can tokenize them.
+        EngramError: rows are not dictionaries, or they are raw and this Trainer cannot tokenize
+            them.
     """
-    if given is None:
+    if memory is None:
         return {}
-    tasks = given if isinstance(given, Mapping) else {"memory": given}
-    return {str(k): _features(v, args, trained, tokenizer, where) for k, v in tasks.items()}
+    tasks = memory if isinstance(memory, Mapping) else {"memory": memory}
+    return {
+        str(task): _features(dataset, args, train_dataset, tokenizer, where)
+        for task, dataset in tasks.items()
+    }
 
 
 def is_sft(args: TrainingArguments) -> bool:
-    """Whether these are arguments of TRL's SFTTrainer, told without importing it."""
+    """Whether these are arguments of TRL's SFTTrainer, found out without importing TRL."""
     bases = type(args).__mro__
     return any(c.__name__ == "SFTConfig" and c.__module__.startswith("trl.") for c in bases)
 
 
 def _features(
-    dataset: Any, args: TrainingArguments, trained: Any, tokenizer: Any, where: str
+    dataset: Any, args: TrainingArguments, train_dataset: Any, tokenizer: Any, where: str
 ) -> Features:
     rows = list(dataset)
     if not all(isinstance(row, Mapping) for row in rows):
@@ -59,14 +63,15 @@ def _features(
             "tokenizing them; give features, made as those of its train_dataset"
         )
     # The Trainer has dropped the columns that its model does not take.
-    columns = trained.column_names if isinstance(trained, Dataset) else None
+    columns = train_dataset.column_names if isinstance(train_dataset, Dataset) else None
     return [{k: v for k, v in row.items() if columns is None or k in columns} for row in rows]
 
 
 def _as_sft(dataset: Any, args: Any, tokenizer: Any, where: str) -> Features:
-    """By SFTTrainer's own preparation, which needs little of the trainer; packing would mix tasks.
+    """Prepare the rows by SFTTrainer's own function, which needs only a few of its attributes.
 
-    It does nothing to what has `input_ids` and `labels` but cut it to `max_length`.
+    Packing is off, because it would mix tasks. Rows that have `input_ids` and `labels` are only cut
+    to `max_length`.
     """
     sft: Any = importlib.import_module("trl.trainer.sft_trainer")
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.from_list(dataset)
