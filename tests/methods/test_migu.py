@@ -180,7 +180,9 @@ def test_a_matrix_that_is_tied_to_the_embeddings_is_left_alone(tmp_path):
     base.model.lm_head.weight = base.model.model.embed_tokens.weight
     made = engine(base, "migu", tmp_path)
     made.methods[0].on_train_begin(made.args, None, None, model=base.model)
-    assert all(weight is not base.model.lm_head.weight for weight in made.methods[0].seen.sums)
+    assert all(
+        weight is not base.model.lm_head.weight for weight in made.methods[0].magnitudes.sums
+    )
 
 
 def test_the_first_task_has_no_hooks_and_a_later_one_takes_its_own_away(tmp_path):

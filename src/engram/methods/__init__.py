@@ -1,4 +1,4 @@
-"""The methods: a file each, or a folder with `method.py` in it, found by its name."""
+"""The methods. Each is a file, or a folder with a `method.py`, and is found by its name."""
 
 import importlib
 import inspect
@@ -12,15 +12,15 @@ from engram.train.method import Method
 
 
 def names() -> list[str]:
-    """The names a user can type."""
+    """The names that stand under `method:` in the settings."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "shared")
 
 
 def find(name: str) -> type[Method]:
-    """The method class in the file, or the folder, of that name.
+    """The method class in the file or folder of that name.
 
     Raises:
-        EngramError: no such method, with the nearest name.
+        EngramError: there is no such method; the message has the nearest name.
     """
     if name not in names():
         raise EngramError(f"unknown method {name!r}; {where_it_goes(name, 'method', names())}")
@@ -32,22 +32,23 @@ def find(name: str) -> type[Method]:
 
 
 def keywords(name: str) -> dict[str, inspect.Parameter]:
-    """A method's keywords with their types and defaults: its configuration.
+    """The settings of a method: its constructor's keywords, with their types and defaults.
 
-    What is keyword-only is no setting but an object that only Python can give.
+    A keyword-only parameter is not a setting: it takes an object that only Python can pass.
     """
-    found = inspect.signature(find(name)).parameters.items()
-    return {key: parameter for key, parameter in found if parameter.kind != parameter.KEYWORD_ONLY}
+    parameters = inspect.signature(find(name)).parameters
+    return {key: p for key, p in parameters.items() if p.kind != p.KEYWORD_ONLY}
 
 
 def make(spec: Any) -> list[Method]:
-    """Methods from what stands under `method:` in a YAML.
+    """Make the methods that stand under `method:` in the settings.
 
-    A name; a mapping of names to keywords, `{replay: {ratio: 0.5}}`; or a list of both. The keyword
-    `preset` takes a published set of keywords, the others are laid over it.
+    Args:
+        spec: a name; a mapping of names to keywords, `{replay: {ratio: 0.5}}`; or a list of both.
+            The keyword `preset` names a published set of keywords; the other keywords override it.
 
     Raises:
-        EngramError: an unknown method, keyword or preset, or a value of the wrong type.
+        EngramError: a method, keyword or preset is unknown, or a value has the wrong type.
     """
     parts = spec if isinstance(spec, list) else [spec]
     methods = []
@@ -56,53 +57,54 @@ def make(spec: Any) -> list[Method]:
             part = {part: {}}
         if not isinstance(part, dict) or not part:
             raise EngramError(f"method: expected a name or {{name: keywords}}, got {part!r}")
-        for name, given in part.items():
-            if not isinstance(given, dict | None):
-                raise EngramError(_no_mapping(name, given))
-            methods.append(_one(str(name), dict(given or {})))
+        for name, settings in part.items():
+            if not isinstance(settings, dict | None):
+                raise EngramError(_not_keywords(name, settings))
+            methods.append(_make_one(str(name), dict(settings or {})))
     if len({type(m) for m in methods}) < len(methods):
         raise EngramError("method: the same method is named twice; name it once")
     _check_shapes(methods)
     return methods
 
 
-def _no_mapping(name: Any, given: Any) -> str:
-    """What is wrong with `method: {NAME: VALUE}` where VALUE holds no keywords."""
+def _not_keywords(name: Any, value: Any) -> str:
+    """The error message for `method: {NAME: VALUE}` where VALUE is not a mapping of keywords."""
     if name not in names():
         return f"unknown method {name!r}; {where_it_goes(str(name), 'method', names())}"
-    return f"method: {name} takes {{keyword: value}}, got {given!r}; see `engram methods {name}`"
+    return f"method: {name} takes {{keyword: value}}, got {value!r}; see `engram methods {name}`"
 
 
 def _check_shapes(methods: list[Method]) -> None:
-    """Where a method makes new weights for a task, the others must not look for the old ones."""
-    shapers = [m.name for m in methods if m.reshapes]
-    if len(shapers) > 1:
+    """Refuse lists in which one method makes new weights for a task and another needs the old."""
+    reshaping = [m.name for m in methods if m.reshapes]
+    if len(reshaping) > 1:
         raise EngramError(
-            f"method: {' and '.join(shapers)} each change which weights there are; take one of them"
+            f"method: {' and '.join(reshaping)} each change which weights there are; take one of "
+            "them"
         )
-    for method in methods if shapers else ():
+    for method in methods if reshaping else ():
         if method.follows:
             raise EngramError(
-                f"method: {shapers[0]} makes new weights for each task, and {method.name} follows "
-                f"the same ones from task to task; leave {method.name} out"
+                f"method: {reshaping[0]} makes new weights for each task, and {method.name} "
+                f"follows the same ones from task to task; leave {method.name} out"
             )
-    if shapers and not methods[0].reshapes:
+    if reshaping and not methods[0].reshapes:
         raise EngramError(
-            f"method: {shapers[0]} makes the weights that the others see; name it first"
+            f"method: {reshaping[0]} makes the weights that the others see; name it first"
         )
 
 
-def _one(name: str, given: dict[str, Any]) -> Method:
+def _make_one(name: str, settings: dict[str, Any]) -> Method:
     method, valid = find(name), keywords(name)
-    if (preset := given.pop("preset", None)) is not None:
+    if (preset := settings.pop("preset", None)) is not None:
         if preset not in method.presets:
             raise EngramError(
                 f"{name}: unknown preset {preset!r}; {nearest(preset, method.presets)}"
             )
-        given = {**method.presets[preset], **given}
-    for key, value in given.items():
+        settings = {**method.presets[preset], **settings}
+    for key, value in settings.items():
         if key not in valid:
             hint = where_it_goes(str(key), f"method.{name}", valid)
             raise EngramError(f"{name} has no keyword {key!r}; {hint}")
-        given[key] = checked(key, value, valid[key].annotation, name)
-    return method(**given)
+        settings[key] = checked(key, value, valid[key].annotation, name)
+    return method(**settings)

@@ -7,32 +7,34 @@ from torch import nn
 
 from engram.errors import EngramError
 from engram.seeds import derive
-from engram.train.method import Family, Method
+from engram.train.method import Family, Keeps, Method
 from engram.train.step import rows_of_a_step
 
 
 class AGEM(Method):
-    """Takes out of the gradient what would raise the loss on remembered rows.
+    """Removes from the gradient what would raise the loss on remembered rows.
 
         if <g, r> < 0:   g <- g - strength <g, r> / ||r||^2  r
 
-    with r the gradient of remembered rows at the same weights, over all trained weights as one
-    vector, before clipping (Chaudhry et al. 2019, 1812.00420). Afterwards <g, r> = 0; Adam's step
-    need not hold it, since it divides elementwise. The rows are drawn anew for each step, in turns
-    over the old tasks; the authors keep one batch of each. r = 0 leaves g as it is.
+    where r is the gradient of remembered rows at the same weights, over all trained weights as one
+    vector, before clipping (Chaudhry et al. 2019, 1812.00420). Afterwards <g, r> = 0. Adam divides
+    the gradient elementwise, so its step need not be orthogonal to r. The rows are drawn anew for
+    each step, taking turns over the old tasks; the authors keep one batch for each task. Where
+    r = 0, g stays as it is.
 
     State: none beyond the memory. Old rows: needed. Cost: one more forward and backward pass of
     `rows` rows a step.
 
     Args:
         strength: share of the projection, 0 to 1; 1 is the paper's.
-        rows: remembered rows a step; null is the training's batch.
+        rows: remembered rows in a step; null is as many as a full step of the training has.
     """
 
     family: ClassVar[Family] = "gradient and weights"
     paper: ClassVar[str] = "https://huggingface.co/papers/1812.00420"
     rehearses: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
+    keeps: ClassVar[Keeps] = Keeps(share=0.65, second_loss=0.3)
 
     def __init__(self, strength: float = 1.0, rows: int | None = None):
         if not 0 <= strength <= 1 or (rows is not None and rows < 1):

@@ -12,49 +12,53 @@ from engram.errors import EngramError
 from engram.methods.shared.fisher import learned_places
 from engram.seeds import derive
 from engram.train.memory import Memory
-from engram.train.method import Engine, Family, Loss, Method, TaskContext
+from engram.train.method import Engine, Family, Keeps, Loss, Method, TaskContext
 from engram.train.parameters import Named, known_labels
 from engram.train.step import rows_of_a_step
 
 
 Row = dict[str, Any]
-Kept = tuple[Tensor, Tensor]  # values and choices of one row
+Kept = tuple[Tensor, Tensor]  # (logits, their indices in the vocabulary) [places, top] of one row
 FIELDS = ("rows", "places", "values", "choices")
 
 
 class Logits:
-    """What is kept of the rows of a memory, each as it was when it first was looked at."""
+    """The stored logits of the rows of a memory, taken when each row first appeared in it.
+
+    Args:
+        state: the tensors of an earlier `Logits.state`.
+    """
 
     def __init__(self, state: Named):
         self.state = {name: state[name] for name in FIELDS if name in state}
         self.kept: dict[int, Kept] = {}
-        self.keys: dict[int, int] = {}  # by the identity of a row: a memory draws its own objects
+        self.keys: dict[int, int] = {}  # by `id` of a row: a memory draws the same objects
 
     def complete(
         self, tasks: Mapping[str, list[Row]], engine: Engine, top: int, known: int | None
     ) -> None:
-        """Look at the rows that are new, and drop what is kept of rows that are gone."""
-        old, size = _unstacked(self.state), engine.args.per_device_train_batch_size
+        """Compute the logits of the rows that are new, and drop those of rows that are gone."""
+        stored, size = _unstacked(self.state), engine.args.per_device_train_batch_size
         by_key: dict[int, Row] = {}
         for task, rows in tasks.items():
             for row in rows:
                 self.keys[id(row)] = derive(0, task, str(row["input_ids"]), str(row["labels"]))
                 by_key.setdefault(self.keys[id(row)], row)
-        new = [key for key in by_key if key not in old]
+        new = [key for key in by_key if key not in stored]
         for i in range(0, len(new), size):
             keys = new[i : i + size]
-            seen = looked_at([by_key[key] for key in keys], engine, top, known)
-            old.update(zip(keys, seen, strict=True))
-        self.kept = {key: old[key] for key in by_key}
+            logits = top_logits([by_key[key] for key in keys], engine, top, known)
+            stored.update(zip(keys, logits, strict=True))
+        self.kept = {key: stored[key] for key in by_key}
         self.state = _stacked(self.kept)
 
     def of(self, rows: Sequence[Row]) -> Kept:
-        """What is kept of rows of that memory, one below the other."""
+        """The stored logits of some rows of the memory, concatenated over their places."""
         return _below([self.kept[self.keys[id(row)]] for row in rows])
 
 
-def looked_at(rows: list[Row], engine: Engine, top: int, known: int | None) -> Iterator[Kept]:
-    """The `top` largest logits at the places of each row's answer, of the first `known` choices."""
+def top_logits(rows: list[Row], engine: Engine, top: int, known: int | None) -> Iterator[Kept]:
+    """The `top` largest of the first `known` logits, at the places of each row's answer."""
     batch, outputs = engine.look(rows)
     z = learned_places(outputs.logits, batch["labels"], engine.kind)[:, :known]
     values, choices = z.topk(min(top, z.shape[1]))
@@ -64,14 +68,17 @@ def looked_at(rows: list[Row], engine: Engine, top: int, known: int | None) -> I
 
 
 def squares(z: Tensor, values: Tensor, choices: Tensor) -> Tensor:
-    """The sum of (z - value)^2 over what is kept; z [places, vocabulary]."""
+    """The sum of (z - value)^2 over the stored logits; z [places, vocabulary].
+
+    `values` and `choices` are [places, stored]; a choice of -1 is padding.
+    """
     values, choices = values.to(z.device), choices.to(z.device, torch.int64)
     gap = z.gather(1, choices.clamp(min=0)) - values
     return (gap.square() * (choices >= 0)).sum()
 
 
 def _places(labels: Tensor, kind: Kind) -> list[int]:
-    """How many places of an answer each row has."""
+    """How many places the answer of each row has."""
     labels = labels[:, 1:] if kind == "causal" else labels
     return labels.ne(IGNORED).reshape(len(labels), -1).sum(1).tolist()
 
@@ -103,33 +110,37 @@ def _unstacked(state: Named) -> dict[int, Kept]:
 
 
 class DER(Method):
-    """Holds the logits on remembered rows near those of the time when their task had ended.
+    """Keeps the logits on remembered rows near those that the model had when their task ended.
 
         g += alpha d/dw mean (z - z_then)^2 + beta d/dw task(other rows)
 
-    with the mean over the rows' answer places and the logits kept of each, and an independent
-    second draw for the task loss: DER++, or DER with beta 0 (Buzzega et al. 2020, 2004.07211). The
-    authors keep all logits, as the model sees the row while it learns it; of a vocabulary we keep
-    the `top_k` largest, of an encoder the labels that it knew then, of the model as the task left
-    it, both times in evaluation mode. So the mean is over fewer and larger logits than theirs; the
-    defaults lie in the ranges of their code for images. A row that is seen in the memory for the
-    first time (of general use, say) gets the logits of the stage before.
+    where the mean is over the places of the rows' answers and the logits kept of each place, and
+    the task loss is on an independent second draw of rows. This is DER++, and DER with beta 0
+    (Buzzega et al. 2020, 2004.07211).
+
+    The authors keep all logits, as the model gives them while it learns the row. Here the `top_k`
+    largest of a vocabulary are kept (of an encoder, those of the labels that it knew), as the model
+    gives them in evaluation mode when the task has ended. So the mean is over fewer and larger
+    logits than theirs; the defaults lie in the ranges of their code for images. A row that appears
+    in the memory later (a row of general use, for example) gets the logits of the stage before.
 
     State: 8 bytes for each logit kept, O(remembered rows x places x top_k). Old rows: needed. Cost:
     two more forward and backward passes of `rows` rows a step, one with beta 0; one forward pass of
     the newest task's remembered rows.
 
     Args:
-        alpha: weight of the logits' distance, >= 0.
+        alpha: weight of the distance of the logits, >= 0.
         beta: weight of the task loss on remembered rows, >= 0.
-        top_k: logits kept at each place of an answer, >= 1.
-        rows: remembered rows a step and draw; null is the training's batch.
+        top_k: how many logits are kept at each place of an answer, >= 1.
+        rows: remembered rows in a step and draw; null is as many as a full step of the training
+            has.
     """
 
     family: ClassVar[Family] = "rehearsal"
     paper: ClassVar[str] = "https://huggingface.co/papers/2004.07211"
     rehearses: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"alpha": 0.0, "beta": 0.0}
+    keeps: ClassVar[Keeps] = Keeps(share=0.7, second_loss=0.3)
 
     def __init__(
         self, alpha: float = 1.0, beta: float = 0.5, top_k: int = 32, rows: int | None = None
@@ -149,7 +160,7 @@ class DER(Method):
     def on_step_begin(self, args, state, control, **kwargs):
         self.step = state.global_step
         self.count = self.rows or rows_of_a_step(args)
-        if not self.complete:  # the first step, of weights that the stage before left, or resumed
+        if not self.complete:  # the first step: the weights are those of the stage before
             encoder, labels = self.engine.kind == "encoder", self.labels
             known = None if labels is None else int(labels)
             top = sys.maxsize if encoder else self.top_k
@@ -167,7 +178,10 @@ class DER(Method):
             self._add(self.beta, self.engine.side_gradient(rows, seed))
 
     def _distance(self, rows: list[dict[str, Any]]) -> Loss:
-        """The mean of (z - z_then)^2, to be summed over the rows' micro-batches in their order."""
+        """The mean of (z - z_then)^2, as a loss to be summed over the micro-batches of the rows.
+
+        The micro-batches must come in the order of the rows.
+        """
         values, choices = self.logits.of(rows)
         count, start = (choices >= 0).sum(), 0
 

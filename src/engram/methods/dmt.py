@@ -7,7 +7,7 @@ from torch import nn
 from engram.errors import EngramError
 from engram.methods.shared.rehearsal_schedule import RehearsalSchedule
 from engram.seeds import derive
-from engram.train.method import Family, Method, TaskContext
+from engram.train.method import Family, Keeps, Method, TaskContext
 
 
 class DMT(Method):
@@ -36,6 +36,7 @@ class DMT(Method):
     paper: ClassVar[str] = "https://huggingface.co/papers/2310.05492"
     rehearses: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"share": 0.0}
+    keeps: ClassVar[Keeps] = Keeps(share=0.6, second_loss=0.3)
 
     def __init__(self, share: float = 1.0):
         if not 0 <= share <= 1:

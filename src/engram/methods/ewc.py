@@ -7,6 +7,7 @@ from torch import nn
 from engram.errors import EngramError
 from engram.methods.shared.fisher import drawn_rows, fisher, relative
 from engram.methods.shared.quadratic_pull import QuadraticPull
+from engram.train.method import Keeps
 from engram.train.parameters import Named
 
 
@@ -38,6 +39,7 @@ class EWC(QuadraticPull):
     """
 
     paper: ClassVar[str] = "https://huggingface.co/papers/1612.00796"
+    keeps: ClassVar[Keeps] = Keeps(share=0.5, second_loss=0.4)
 
     def __init__(
         self,

@@ -9,23 +9,25 @@ from engram.config import Config
 from engram.data.tokens import Kind
 from engram.errors import EngramError
 from engram.methods.shared.fisher import learned_places
-from engram.methods.shared.teacher import Heard, Source, Teacher, check_base
-from engram.train.method import Family, Method, TaskContext
+from engram.methods.shared.teacher import HeadInputs, Source, Teacher, check_base
+from engram.train.method import Family, Keeps, Method, TaskContext
 
 
 class FeatureDistillation(Method):
-    """Holds the last hidden states on new rows near those that the old model has there.
+    """Keeps the last hidden states on new rows near those of the old model.
 
         loss = task + strength mean (||h - h_old||^2 / ||h_old||^2)
 
-    over the places that predict the answer, with h what the output head sees (an encoder's pooled
-    mean); the head's own weights get no gradient of it (FeatKD in Smith et al. 2023, 2203.17269,
-    where it never helped: a baseline). The paper's layer and weight are not known to us: the last
-    layer, the division and the default are ours. Divided by the old features' own square, place by
-    place, the term is as large for a base whose features are large as for one whose are small. The
-    teacher is LwF's, in evaluation mode: the weights of the stage before or (`base`) the base with
-    its adapter off, from the first task on. At the start of a task the term and its gradient are
-    zero for `previous`.
+    over the places that predict the answer, where h is the input of the output head (of an encoder,
+    the pooled mean). The weights of the head get no gradient of this term. It is FeatKD in Smith et
+    al. 2023 (2203.17269), where it never helped, so it serves as a baseline. We do not know which
+    layer and weight the paper used: the last layer, the division and the default are ours. Divided
+    by the square of the old features, place by place, the term has the same size for a base with
+    large features as for one with small ones.
+
+    The teacher is that of `lwf`, in evaluation mode: the weights of the stage before, or (`base`)
+    the base with its adapter switched off, from the first task on. With `previous`, the term and
+    its gradient are zero at the start of a task.
 
     State: a copy of the trained weights while a task is learned, none after it. Old rows: none.
     Cost: one more forward pass of every batch.
@@ -38,6 +40,7 @@ class FeatureDistillation(Method):
     family: ClassVar[Family] = "distillation"
     paper: ClassVar[str] = "https://huggingface.co/papers/2203.17269"
     neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
+    keeps: ClassVar[Keeps] = Keeps(second_loss=0.5)
 
     def __init__(self, strength: float = 10.0, teacher: Source = "previous"):
         if strength < 0:
@@ -51,27 +54,27 @@ class FeatureDistillation(Method):
             check_base(self.name, config)
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
-        taught = context.stage > 1 or self.source == "base"
-        self.teacher = Teacher(model, self.source) if taught else None
+        has_teacher = context.stage > 1 or self.source == "base"
+        self.teacher = Teacher(model, self.source) if has_teacher else None
         return super().begin_task(model, context)
 
     def on_train_begin(self, args, state, control, model: Any = None, **kwargs):
         self.model = model
-        self.heard = Heard(model) if self.teacher else None
+        self.head_inputs = HeadInputs(model) if self.teacher else None
 
     def extra_loss(self, model: nn.Module, inputs: dict[str, Tensor], outputs: Any) -> Any:
-        if self.teacher is None or self.heard is None:
+        if self.teacher is None or self.head_inputs is None:
             return None
         kind, labels = self.engine.kind, inputs["labels"]
         self.teacher(self.model, inputs, kind)
-        new = learned_places(self.heard.student, labels, kind)
-        old = learned_places(self.heard.teacher, labels, kind)
+        new = learned_places(self.head_inputs.student, labels, kind)
+        old = learned_places(self.head_inputs.teacher, labels, kind)
         return self.strength * relative_distance(new, old)
 
     def end_task(self, model: nn.Module) -> None:
-        if self.heard is not None:
-            self.heard.close()
-        self.teacher = self.heard = None
+        if self.head_inputs is not None:
+            self.head_inputs.close()
+        self.teacher = self.head_inputs = None
 
 
 def relative_distance(new: Tensor, old: Tensor) -> Tensor:

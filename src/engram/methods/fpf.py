@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from engram.methods.shared.memory_steps import MemorySteps
-from engram.train.method import Family, Method, TaskContext
+from engram.train.method import Family, Keeps, Method, TaskContext
 from engram.train.parameters import Named, snapshot, trained
 
 
@@ -42,6 +42,7 @@ class FPF(Method):
     rehearses: ClassVar[bool] = True
     follows: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"steps": 0}
+    keeps: ClassVar[Keeps] = Keeps(share=0.45, second_loss=1.0, keywords={"learning_rate": 0.005})
 
     def __init__(
         self,

@@ -8,26 +8,26 @@ from torch import nn
 
 from engram.errors import EngramError
 from engram.seeds import derive
-from engram.train.method import Family, Method, TaskContext
+from engram.train.method import Family, Keeps, Method, TaskContext
 from engram.train.parameters import trained
 
 
 class HFT(Method):
     """Freezes half of the matrices while a task is learned, another half for each task.
 
-    Of every kind of matrix (the same place in each layer) a random `share` of the layers' is
-    frozen, rounded down, drawn anew at every stage (Hui et al. 2024, 2404.18466). The authors draw
-    2 of 4 attention matrices and 1 or 2 of 3 feed-forward ones in every layer, by the names of
-    Llama; counting over the layers takes the same halves without knowing names. A LoRA pair is
-    frozen as one. What stands once in the model (embeddings, heads) is trained. Frozen weights keep
-    their bits: no optimizer sees them. With grouped queries half of the matrices is not half of the
-    parameters.
+    For every kind of matrix (the same place in each layer), a random `share` of the layers' is
+    frozen, rounded down, and drawn anew at every stage (Hui et al. 2024, 2404.18466). The authors
+    draw 2 of 4 attention matrices and 1 or 2 of 3 feed-forward matrices in every layer, by the
+    names that Llama has; drawing over the layers freezes as many without knowing names. The two
+    matrices of a LoRA pair are frozen together. What the model has once (embeddings, heads) is
+    trained. Frozen weights keep their bits, because no optimizer has them. With grouped queries,
+    half of the matrices is not half of the parameters.
 
-    State: none. Old rows: none. Cost: less than `sequential`, frozen weights have no moments.
+    State: none. Old rows: none. Cost: less than `sequential`, as frozen weights have no moments.
 
     Args:
-        share: of each kind that is frozen, 0 to 1.
-        first: whether to freeze in the first task too, for what pre-training taught.
+        share: of the matrices of each kind that is frozen, 0 to 1.
+        first: whether to freeze in the first task too, to protect what pre-training taught.
     """
 
     family: ClassVar[Family] = "gradient and weights"
@@ -35,6 +35,7 @@ class HFT(Method):
     begin_phase: ClassVar[Literal[1]] = 1
     end_phase: ClassVar[Literal[1]] = 1
     neutral: ClassVar[dict[str, Any]] = {"share": 0.0}
+    keeps: ClassVar[Keeps] = Keeps(share=0.08, second_loss=0.3)
 
     def __init__(self, share: float = 0.5, first: bool = False):
         if not 0 <= share <= 1:
@@ -59,15 +60,16 @@ class HFT(Method):
 
 
 def _kinds(names: list[str]) -> dict[str, dict[str, list[str]]]:
-    """The parameters' names by the kind of matrix and its layer; what stands once is left out.
+    """The names of the parameters, by the kind of matrix and the layer.
 
-    The kind is the module's name without its layer's number, the layer that number.
+    The kind is the name of the module without the number of its layer. A kind that only one layer
+    has is left out.
     """
-    found: dict[str, dict[str, list[str]]] = {}
+    kinds: dict[str, dict[str, list[str]]] = {}
     for name in names:
         module = re.sub(r"\.(lora_\w+\..*|weight|bias)$", "", name)
         layer = re.search(r"\.(\d+)\.", module)
         if layer:
             kind = module[: layer.start(1)] + "N" + module[layer.end(1) :]
-            found.setdefault(kind, {}).setdefault(layer[1].zfill(6), []).append(name)
-    return {kind: layers for kind, layers in found.items() if len(layers) > 1}
+            kinds.setdefault(kind, {}).setdefault(layer[1].zfill(6), []).append(name)
+    return {kind: layers for kind, layers in kinds.items() if len(layers) > 1}

@@ -14,22 +14,22 @@ from engram.methods.shared import adapter_bank
 from engram.methods.shared.fisher import drawn_rows
 from engram.methods.shared.lora import factors, layers
 from engram.methods.shared.subspace import Span, grown, leading
-from engram.train.method import Engine, Family, Method, TaskContext
+from engram.train.method import Engine, Family, Keeps, Method, TaskContext
 from engram.train.parameters import Named
 
 
 def second_moments(
     engine: Engine, modules: Mapping[str, Any], rows: Sequence[dict[str, Any]]
 ) -> Named:
-    """C = mean of x x^T over the tokens x that each module is fed, in fp32, [inputs, inputs].
+    """C = mean of x x^T over the input tokens x of each module, in fp32, [inputs, inputs].
 
-    It is zero where a module is fed none. Rows are taken one by one, so that none is padded: of an
-    encoder-decoder a module is fed tokens of either half, and no mask has to be guessed.
+    It is zero where a module has no input. Rows are taken one at a time, so that none is padded:
+    in an encoder-decoder it would be unclear which of the two masks belongs to a module's input.
     """
     sums: Named = {}
     counts = dict.fromkeys(modules, 0)
 
-    def added(name: str):
+    def adding_to(name: str):
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             with torch.autocast(args[0].device.type, enabled=False):
                 x = args[0].detach().float().flatten(0, -2)
@@ -38,7 +38,7 @@ def second_moments(
 
         return hook
 
-    hooks = [module.register_forward_pre_hook(added(name)) for name, module in modules.items()]
+    hooks = [module.register_forward_pre_hook(adding_to(name)) for name, module in modules.items()]
     for row in rows:
         engine.look([row])
     for hook in hooks:
@@ -49,36 +49,38 @@ def second_moments(
 
 
 class InfLoRA(Method):
-    """Trains only B of each task's LoRA; A reads what is new in the task's inputs, and is frozen.
+    """Trains only B of each task's LoRA; the frozen A reads what is new in the task's inputs.
 
         A_t = (r leading left singular vectors of (I - P) C_t)^T / sqrt(3),   B_t = 0 at the start
 
-    C_t is the mean of x x^T over the tokens that a layer is fed by the task's rows, P projects onto
-    the span of the old tasks' inputs: what B_t writes cannot be read from those (Liang & Li 2024,
-    2404.00228). After a task the span takes the fewest directions more with which it holds
-    `threshold` of ||C||^2, as in the authors' code: the energy is of C's squared eigenvalues, so
-    0.98 keeps fewer directions than GPM's 0.98 of the inputs does. Of a span of more than half of
-    the dimensions its complement is kept (DualGPM). Adapters are joined by rank as in `olora`.
+    C_t is the mean of x x^T over the tokens that a layer gets from the task's rows, and P projects
+    onto the span of the old tasks' inputs: the new adapter does not react to those inputs (Liang &
+    Li 2024, 2404.00228). After a task, the span is extended by the fewest directions with which it
+    holds `threshold` of ||C||^2, as in the authors' code. This is the energy of C's squared
+    eigenvalues, so 0.98 keeps fewer directions than GPM's 0.98 of the inputs does. If a span has
+    more than half of the dimensions, its complement is stored (DualGPM). The adapters are joined by
+    rank as in `olora`.
 
-    Theirs raises the threshold to 1 over the tasks, whose number is not known here. They adapt
-    keys and values, here `target_modules` says which; they do not scale the adapter, here its
+    The authors raise the threshold to 1 over the tasks; here the number of tasks is not known. They
+    adapt keys and values; here `target_modules` decides. They do not scale the adapter; here its
     lora_alpha / r stands before B. Where fewer than r directions are left, the other rows of A are
-    zero. An encoder's head is trained as ever.
+    zero. An encoder's head is trained as usual.
 
-    State: a basis a layer, at most half of [inputs, inputs]; the adapter grows, O(tasks). Old rows:
-    none. Cost: `rows` forward passes before and after each task, one by one; a matrix [inputs,
-    inputs] and its eigenvectors a layer. The first task is not plain fine-tuning, its A is chosen
-    too, so there are no neutral keywords.
+    State: a basis for each layer, at most half of [inputs, inputs]; the adapter grows, O(tasks).
+    Old rows: none. Cost: `rows` forward passes before and after each task, one row at a time; a
+    matrix [inputs, inputs] and its eigenvectors for each layer. The first task is not plain
+    fine-tuning, because its A is chosen too, so there are no neutral keywords.
 
     Args:
         threshold: share of the inputs' energy that the span is to hold, between 0 and 1.
-        rows: of the task, drawn for C; all if it has no more.
+        rows: how many rows of the task are drawn to measure C; all of them if it has fewer.
     """
 
     family: ClassVar[Family] = "adapters"
     paper: ClassVar[str] = "https://huggingface.co/papers/2404.00228"
     needs: ClassVar[Literal["lora"]] = "lora"
     reshapes: ClassVar[bool] = True
+    keeps: ClassVar[Keeps] = Keeps(share=0.25, second_loss=0.2)
 
     def __init__(self, threshold: float = 0.98, rows: int = 256):
         if not 0 < threshold < 1 or rows < 1:
@@ -103,13 +105,13 @@ class InfLoRA(Method):
 
     @torch.no_grad()
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        if state.global_step:  # the checkpoint has them
+        if state.global_step:  # resumed: A is in the checkpoint
             return
         assert model is not None
         for name, moment in self._moments(model).items():
             a = self.a[name]
-            found, _ = leading(moment, self._span(name, moment).free())
-            rows = found[:, : len(a)].mT / math.sqrt(3)
+            directions, _ = leading(moment, self._span(name, moment).free())
+            rows = directions[:, : len(a)].mT / math.sqrt(3)
             a.zero_()[: len(rows)] = rows
 
     @torch.no_grad()
@@ -140,6 +142,6 @@ class InfLoRA(Method):
 
 
 def _spans(state: dict[str, Tensor]) -> dict[str, Span]:
-    """The spans of the layers: of some the basis is stored, of some the complement's."""
+    """The spans of the layers; for some the basis is stored, for others that of the complement."""
     parts = [(name.partition("."), tensor) for name, tensor in state.items()]
     return {name: Span(t, way == "free") for (way, _, name), t in parts if way in ("used", "free")}

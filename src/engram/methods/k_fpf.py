@@ -6,7 +6,7 @@ from torch import nn
 
 from engram.errors import EngramError
 from engram.methods.shared.memory_steps import MemorySteps
-from engram.train.method import Family, Method, TaskContext
+from engram.train.method import Family, Keeps, Method, TaskContext
 from engram.train.parameters import Named, snapshot
 
 
@@ -44,6 +44,7 @@ class KFPF(Method):
     paper: ClassVar[str] = "https://huggingface.co/papers/2304.04158"
     rehearses: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"steps": 0}
+    keeps: ClassVar[Keeps] = Keeps(second_loss=0.5, keywords={"learning_rate": 0.005})
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from engram.methods.shared.quadratic_pull import Parabola, QuadraticPull
-from engram.train.method import TaskContext
+from engram.train.method import Keeps, TaskContext
 from engram.train.parameters import snapshot
 
 
@@ -32,6 +32,7 @@ class L2(QuadraticPull):
 
     paper: ClassVar[str] = "https://huggingface.co/papers/2203.17269"
     uniform: ClassVar[bool] = True
+    keeps: ClassVar[Keeps] = Keeps(share=0.8, keywords={"strength": 1.0})
 
     def __init__(self, strength: float = 0.1, towards: Literal["previous", "base"] = "previous"):
         super().__init__(strength)

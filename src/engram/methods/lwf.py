@@ -9,20 +9,20 @@ from engram.data.tokens import Kind
 from engram.errors import EngramError
 from engram.methods.shared.fisher import learned_places
 from engram.methods.shared.teacher import Source, Teacher, check_base
-from engram.train.method import Family, Method, TaskContext
+from engram.train.method import Family, Keeps, Method, TaskContext
 from engram.train.parameters import known_labels
 
 
 class LwF(Method):
-    """Holds the answers on new rows near those that the old model gives to them.
+    """Keeps the answers on new rows near those that the old model gives to them.
 
         loss = task + strength T^2 mean KL(softmax(z_old / T) || softmax(z / T))
 
-    over the places of the answer alone, not of the prompt (Li & Hoiem 2016, 1606.09282). The
-    teacher has the weights of the previous stage, or (`base`) is the base with its adapter off,
-    which protects what pre-training taught, from the first task on. It runs in evaluation mode. An
-    encoder's new labels are left out. Many codes leave out T^2: at T 2 their strength counts four
-    times less. At the start of a task the term and its gradient are zero for `previous`.
+    over the places of the answer, not of the prompt (Li & Hoiem 2016, 1606.09282). The teacher has
+    the weights of the previous stage, or (`base`) is the base with its adapter switched off, which
+    protects what pre-training taught, from the first task on. It runs in evaluation mode. New
+    labels of an encoder are left out. Many codes leave out T^2; with T = 2, their strength counts
+    four times less. With `previous`, the term and its gradient are zero at the start of a task.
 
     State: a copy of the trained weights while a task is learned, none after it but the number of an
     encoder's labels. Old rows: none. Cost: one more forward pass of every batch.
@@ -36,6 +36,7 @@ class LwF(Method):
     family: ClassVar[Family] = "distillation"
     paper: ClassVar[str] = "https://huggingface.co/papers/1606.09282"
     neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
+    keeps: ClassVar[Keeps] = Keeps(share=0.55, keywords={"strength": 1.0})
 
     def __init__(
         self,
@@ -57,15 +58,15 @@ class LwF(Method):
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.labels = context.state.get("labels")
-        taught = context.stage > 1 or self.source == "base"
-        self.teacher = Teacher(model, self.source) if taught else None
+        has_teacher = context.stage > 1 or self.source == "base"
+        self.teacher = Teacher(model, self.source) if has_teacher else None
         return super().begin_task(model, context)
 
     def extra_loss(self, model: nn.Module, inputs: dict[str, Tensor], outputs: Any) -> Any:
         if self.teacher is None:
             return None
-        taught = self.teacher(self.model, inputs, self.engine.kind)
-        old = self._places(taught.logits, inputs) / self.temperature
+        teacher_outputs = self.teacher(self.model, inputs, self.engine.kind)
+        old = self._places(teacher_outputs.logits, inputs) / self.temperature
         new = self._places(outputs.logits, inputs) / self.temperature
         distance = nn.functional.kl_div(
             new.log_softmax(-1), old.log_softmax(-1), reduction="batchmean", log_target=True

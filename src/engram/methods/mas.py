@@ -7,6 +7,7 @@ from torch import nn
 from engram.errors import EngramError
 from engram.methods.shared.fisher import drawn_rows, relative, sensitivity
 from engram.methods.shared.quadratic_pull import QuadraticPull
+from engram.train.method import Keeps
 from engram.train.parameters import Named
 
 
@@ -33,6 +34,7 @@ class MAS(QuadraticPull):
 
     paper: ClassVar[str] = "https://huggingface.co/papers/1711.09601"
     factor: ClassVar[float] = 2.0
+    keeps: ClassVar[Keeps] = Keeps(share=0.8, second_loss=0.6)
 
     def __init__(self, strength: float = 0.1, rows: int = 128):
         super().__init__(strength)

@@ -14,18 +14,19 @@ from engram.config import Config
 from engram.data.tokens import IGNORED, Kind
 from engram.errors import EngramError
 from engram.methods.shared.lora import layers
-from engram.train.method import Family, Method
+from engram.train.method import Family, Keeps, Method
 
 
-# What a decoder's attention reads of the encoder: keys and values of as many tokens as that has.
+# Cross-attention's keys and values in a decoder, whose inputs are the encoder's tokens.
 READS_ENCODER = re.compile(r"(EncDecAttention|encoder_attn|cross_attn)\.(k|v)")
 
 
 def linear(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-    """The trained matrices of linear layers: name, module whose output i row i makes, matrix.
+    """The trained matrices of linear layers: (name, module, matrix).
 
-    LoRA's A is a layer of its own; of B the module is the whole layer, W x + s B A x. The head over
-    the vocabulary is left out, tied or not, and any LoRA on it.
+    Row i of the matrix makes output i of the module. LoRA's A is a module of its own; for B, the
+    module is the whole layer, W x + s B A x. The head over the vocabulary is left out, whether tied
+    or not, and so is any LoRA on it.
     """
     carriers: dict[Any, Any] = {
         b: layer for _, layer in layers(model) for b in layer.lora_B.values()
@@ -39,9 +40,9 @@ def linear(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
 
 
 class Magnitudes:
-    """For every trained linear matrix the sums |y_i| of its outputs, one a row, over kept tokens.
+    """Sums |y_i| over tokens, for each row i of every trained linear matrix.
 
-    Taken by forward hooks in passes of training, between `open` and `close`, until `reset`.
+    Forward hooks add to the sums in training passes, between `open` and `close`, until `reset`.
     """
 
     def __init__(self, model: nn.Module):
@@ -55,7 +56,7 @@ class Magnitudes:
             self.handles.append(module.register_forward_hook(add))
 
     def open(self, inputs: dict[str, Tensor]) -> None:
-        """Of the next pass the tokens of this batch that are no padding count."""
+        """Start to count; tokens of this batch that are padding are left out."""
         masks = (inputs["attention_mask"] != 0, inputs["labels"] != IGNORED)
         self.kept = [mask for mask in masks if mask.dim() == 2]
 
@@ -71,7 +72,7 @@ class Magnitudes:
             handle.remove()
 
     def totals(self, processes: int) -> dict[nn.Parameter, Tensor]:
-        """The sums over all processes, which each see a part of the batch."""
+        """The sums over all processes, each of which has a part of the batch."""
         if processes > 1:
             flat = torch.cat(list(self.sums.values()))
             torch.distributed.all_reduce(flat)
@@ -96,7 +97,7 @@ class Magnitudes:
 def largest(sums: Tensor, threshold: float) -> Tensor:
     """The mask of the ceil((1 - threshold) n) largest of n sums, and of those equal to the least.
 
-    The count is exact: the threshold is read as the decimal it prints as.
+    The count is exact: the threshold is read as the decimal number that it prints as.
     """
     count = math.ceil((1 - Fraction(str(threshold))) * len(sums))
     return sums >= sums.topk(count).values[-1]
@@ -107,16 +108,17 @@ class MIGU(Method):
 
         n_i = sum over the step's tokens |y_i|,   g_i <- 0 unless n_i is among the largest
 
-    (1 - threshold) of the layer's rows, rounded up (Du et al. 2024, 2406.17245; the authors'
-    interpolated quantile keeps at most one row less; equal sums are kept together). A's rows are
-    chosen by |A x|, B's by the output of the whole layer, |W x + s B A x|: the paper's form, where
-    the published LoRA code seems to mask nothing. Padding is not counted (the authors count it);
-    remembered rows in the batch are. Biases and an encoder's head are not masked, nor is the head
-    over the vocabulary, which the authors mask with whatever is tied to it.
+    (1 - threshold) of the layer's rows, rounded up (Du et al. 2024, 2406.17245). The authors'
+    interpolated quantile keeps at most one row less; rows with equal sums are kept together. The
+    rows of A are chosen by |A x|, those of B by the output of the whole layer, |W x + s B A x|.
+    This is the paper's form; the published code for LoRA seems to mask nothing. Padding is not
+    counted (the authors count it); remembered rows in the batch are. Biases and an encoder's head
+    are not masked, nor is the head over the vocabulary, which the authors mask with whatever is
+    tied to it.
 
-    By default gradients alone are masked, as the authors do: Adam's momentum and weight decay still
-    move the other rows. `strict` puts those back after the step. What methods named after it add
-    to the gradient is not masked.
+    By default only gradients are masked, as the authors do: Adam's momentum and weight decay still
+    move the other rows. `strict` restores those after the step. What methods named after this one
+    add to the gradient is not masked.
 
     State: none. Old rows: none. Cost: a sum over the outputs of each layer; with `strict` a copy of
     the masked rows. The first task is plain fine-tuning.
@@ -129,12 +131,13 @@ class MIGU(Method):
     family: ClassVar[Family] = "gradient and weights"
     paper: ClassVar[str] = "https://huggingface.co/papers/2406.17245"
     neutral: ClassVar[dict[str, Any]] = {"threshold": 0.0}
+    keeps: ClassVar[Keeps] = Keeps(share=0.2, second_loss=0.3, keywords={"strict": True})
 
     def __init__(self, threshold: float = 0.7, strict: bool = False):
         if not 0 <= threshold < 1:
             raise EngramError(f"migu: needs 0 <= threshold < 1, got {threshold}; 0 masks nothing")
         self.threshold, self.strict = threshold, strict
-        self.seen: Magnitudes | None = None
+        self.magnitudes: Magnitudes | None = None
 
     def check(self, config: Config, kind: Kind) -> None:
         super().check(config, kind)
@@ -146,26 +149,28 @@ class MIGU(Method):
     def on_train_begin(self, args, state, control, model: Any = None, **kwargs):
         self.processes, self.held = args.world_size, []
         if self.context.stage > 1:
-            self.seen = Magnitudes(model)
-            if not self.seen.sums:
+            self.magnitudes = Magnitudes(model)
+            if not self.magnitudes.sums:
                 raise EngramError("migu: finds no linear layer that is trained; set adapter={}")
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if self.seen:
-            self.seen.reset()
+        if self.magnitudes:
+            self.magnitudes.reset()
 
     def before_step(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.seen:
-            self.seen.open(inputs)
+        if self.magnitudes:
+            self.magnitudes.open(inputs)
         return inputs
 
     def extra_loss(self, model: nn.Module, inputs: dict[str, Tensor], outputs: Any) -> None:
-        if self.seen:  # the batch's own pass is over; further ones are other methods'
-            self.seen.close()
+        if (
+            self.magnitudes
+        ):  # the batch's own forward pass is over; other methods may make further ones
+            self.magnitudes.close()
 
     @torch.no_grad()
     def edit_gradients(self, model: nn.Module) -> None:
-        sums = self.seen.totals(self.processes) if self.seen else {}
+        sums = self.magnitudes.totals(self.processes) if self.magnitudes else {}
         for weight, of_weight in sums.items():
             if weight.grad is not None:
                 masked = ~largest(of_weight, self.threshold)
@@ -180,6 +185,6 @@ class MIGU(Method):
         self.held = []
 
     def end_task(self, model: nn.Module) -> None:
-        if self.seen:
-            self.seen.remove()
-        self.seen = None
+        if self.magnitudes:
+            self.magnitudes.remove()
+        self.magnitudes = None

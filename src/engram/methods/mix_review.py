@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from engram.errors import EngramError
 from engram.methods.shared.rehearsal_schedule import RehearsalSchedule
-from engram.train.method import Family, Method
+from engram.train.method import Family, Keeps, Method
 
 
 class MixReview(Method):
@@ -35,6 +35,7 @@ class MixReview(Method):
     paper: ClassVar[str] = "https://huggingface.co/papers/1910.07117"
     rehearses: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"mix": 0.0}
+    keeps: ClassVar[Keeps] = Keeps(share=0.7, second_loss=0.3)
 
     def __init__(self, mix: float = 1.0, decay: float = 0.7):
         if mix < 0 or not 0 <= decay <= 1:

@@ -10,7 +10,7 @@ from engram.data.tokens import Kind
 from engram.errors import EngramError
 from engram.methods.shared import adapter_bank
 from engram.methods.shared.lora import factors
-from engram.train.method import Family, Method, TaskContext
+from engram.train.method import Family, Keeps, Method, TaskContext
 
 
 class OLoRA(Method):
@@ -20,15 +20,17 @@ class OLoRA(Method):
 
     The model is the sum of all adapters (Wang et al. 2023, 2310.14152). The term is zero where each
     row of A_new is orthogonal to all rows of A_old, so that the new adapter reads other directions
-    of the input than the old ones do; what it writes (B) is free. It is an L1, as in the authors'
-    code, and sums over layers: it grows with the model and the tasks, and begins in the hundreds or
-    thousands. Their second term, on the new factors' norm, is 0 in their runs and is left out.
+    of the input than the old ones do; what it writes (B) is free. As in the authors' code, the term
+    is an L1 norm and sums over layers: it grows with the model and with the number of tasks, and
+    begins in the hundreds or thousands. Their second term, on the norm of the new factors, has
+    weight 0 in their runs and is left out.
+
     After a task its adapter is joined to the old ones by rank, which is exact: a stage is one plain
-    adapter of rank r times the number of tasks, and inference needs no task.
+    adapter of rank r times the number of tasks, and inference does not need to know the task.
 
     State: the rank of one task; the adapter grows, O(tasks). Old rows: none. Cost: one product of
-    small matrices a layer. The first task is plain fine-tuning. There are no neutral keywords: even
-    with strength 0 a task has an adapter of its own.
+    small matrices for each layer. The first task is plain fine-tuning. There are no neutral
+    keywords: even with strength 0 a task has an adapter of its own.
 
     Args:
         strength: lambda, >= 0.
@@ -38,6 +40,7 @@ class OLoRA(Method):
     paper: ClassVar[str] = "https://huggingface.co/papers/2310.14152"
     needs: ClassVar[Literal["lora"]] = "lora"
     reshapes: ClassVar[bool] = True
+    keeps: ClassVar[Keeps] = Keeps(share=0.4, second_loss=0.4)
 
     def __init__(self, strength: float = 0.5):
         if strength < 0:

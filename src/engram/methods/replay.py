@@ -3,38 +3,39 @@
 from typing import Any, ClassVar
 
 from engram.errors import EngramError
-from engram.train.method import Family, Method
+from engram.train.method import Family, Keeps, Method
 from engram.train.step import rows_of_a_step
 
 
 class Replay(Method):
-    """Adds `ratio` remembered rows for each new row to every batch (Robins 1995, Chaudhry 2019).
+    """Adds `ratio` remembered rows for each new row to every batch.
 
-    loss = (sum over new and remembered tokens of cross-entropy) / (number of both)
+        loss = (sum over new and remembered tokens of cross-entropy) / (number of both)
 
-    The rows come from the memory in turns over the old tasks, without replacement until exhausted.
-    Where a step asks for more of them than the memory has, it has each row once, of whatever age.
-    They are added by the collator, so the number of steps and the schedule are those of
-    `sequential`. The default, one remembered row for two new ones, passes as many memory rows as
-    Recurrent-KIF's outer steps do with their defaults (4 steps after every 8): matched compute.
+    This is experience replay (Robins 1995, Chaudhry et al. 2019). The rows come from the memory,
+    taking turns over the old tasks, without replacement until they are exhausted. Where a step asks
+    for more rows than the memory has, it gets each row once. The collator adds them, so the number
+    of steps and the schedule are those of `sequential`. The default, one remembered row for two new
+    ones, takes as many memory rows as the outer steps of Recurrent-KIF do by default (4 steps after
+    every 8), so that both have the same budget.
 
-    With a `decay` an old task of age a is drawn in proportion to a^-decay, as people meet things
-    again (Gandhi et al. 2024, 2401.10393), age 1 for the newest old task and one more for each
-    before it; `general:` rows count as the oldest. In the paper, as recalled, age 1 is that of the
-    new task itself.
+    With a `decay`, an old task of age a is drawn in proportion to a^-decay, as people meet things
+    again (Gandhi et al. 2024, 2401.10393). The newest old task has age 1, each one before it is one
+    older, and `general:` rows count as the oldest. In the paper, as we recall it, age 1 is that of
+    the new task itself.
 
     A few rows that are repeated many times can cost a model much of its capacity (Hernandez et al.
-    2022, 2205.10487, of pre-training). With `max_repeats` a row that has come so often in a task is
-    left out from then on, and its place in the batch stays empty: the rows of other tasks do not
-    come more often for it. Once all rows have had their share, batches go without old rows. Which
-    draws fall away follows from their numbers, so a run that stopped needs no further state. A
-    batch that is not full skips draws, and these count as well: of a task shorter than a batch the
-    rows come less often than they may. `engram show` says how often they came.
+    2022, 2205.10487, for pre-training). With `max_repeats`, a row that has come so often in a task
+    is left out from then on, and its place in the batch stays empty, so that the rows of other
+    tasks do not come more often for it. Once all rows have come so often, batches have no old rows.
+    Which draws are left out follows from their numbers, so a resumed run needs no stored state. The
+    draws that a batch skips because it is not full count as well: if a task is shorter than a
+    batch, its rows come less often than they may. `engram show` says how often they came.
 
     State: none beyond the memory. Old rows: needed.
 
     Args:
-        ratio: remembered rows per new row, >= 0; fractions are carried over from batch to batch.
+        ratio: remembered rows for each new row, >= 0; fractions carry over from batch to batch.
         decay: exponent of the power law, >= 0; 0 draws from all old tasks alike.
         max_repeats: how often a remembered row is rehearsed in one task at most, >= 1; null is
             without a limit.
@@ -44,6 +45,7 @@ class Replay(Method):
     paper: ClassVar[str] = "https://huggingface.co/papers/1902.10486"
     rehearses: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"ratio": 0.0}
+    keeps: ClassVar[Keeps] = Keeps(share=0.7, second_loss=0.3)
 
     def __init__(self, ratio: float = 0.5, decay: float = 0.0, max_repeats: int | None = None):
         if ratio < 0:
@@ -54,7 +56,7 @@ class Replay(Method):
             raise EngramError(f"replay: decay must be >= 0, got {decay}; 0 treats all tasks alike")
         if max_repeats is not None and max_repeats < 1:
             raise EngramError(
-                f"replay: max_repeats must be >= 1, got {max_repeats}; null is without a limit"
+                f"replay: max_repeats must be >= 1, got {max_repeats}; null sets no limit"
             )
         self.ratio, self.decay, self.max_repeats = ratio, decay, max_repeats
 
@@ -74,7 +76,7 @@ class Replay(Method):
         return memory.draw(start, count, self.decay, self.max_repeats)
 
     def _part_of_all(self, batch: int, size: int) -> list[dict[str, Any]]:
-        """What a micro-batch takes of all remembered rows, which its step shares out."""
+        """The part of a micro-batch, where its step has each remembered row once."""
         memory, args = self.context.memory, self.engine.args
         parts = args.gradient_accumulation_steps * args.world_size  # micro-batches of a step
         epoch, place = divmod(batch, self.batches)

@@ -6,9 +6,10 @@ from engram.train.method import Family, Method
 
 
 class Sequential(Method):
-    """Plain fine-tuning on each task in turn, from the weights of the task before.
+    """Fine-tunes on each task in turn, from the weights of the task before.
 
-    The lower bound that every other method is measured against. State: none. Old rows: not needed.
+    It is the lower bound with which the other methods are compared. State: none. Old rows: not
+    needed.
     """
 
     family: ClassVar[Family] = "baseline"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from engram.errors import EngramError
 from engram.methods.shared.fisher import relative
 from engram.methods.shared.quadratic_pull import QuadraticPull, starting_with
+from engram.train.method import Keeps
 from engram.train.parameters import Named, snapshot, trained
 
 
@@ -47,6 +48,7 @@ class SI(QuadraticPull):
 
     paper: ClassVar[str] = "https://huggingface.co/papers/1703.04200"
     factor: ClassVar[float] = 2.0
+    keeps: ClassVar[Keeps] = Keeps(share=0.7, second_loss=0.4)
 
     def __init__(self, strength: float = 0.1, damping: float = 1.0):
         super().__init__(strength)

@@ -9,29 +9,30 @@ from torch import Tensor, nn
 
 from engram.errors import EngramError
 from engram.methods.shared.lora import factors
-from engram.train.method import Family, Method, TaskContext
+from engram.train.method import Family, Keeps, Method, TaskContext
 from engram.train.parameters import Named
 
 
 class SLAO(Method):
-    """Learns each task from an orthonormal A, then folds its B into one running adapter.
+    """Learns each task from an orthonormal A, then merges its B into one running adapter.
 
         start   A <- Q^T of A_prev^T = Q R,   B <- B_prev, as its task left it, before merging
         end     A stays as trained,   B <- B_merged + rate (B - B_merged),   rate 1 / sqrt(i)
 
     for the i-th task, in each LoRA layer ("Merge before Forget", Qiao & Mahdavi 2025, 2512.23017).
-    The signs of Q are such that R has no negative diagonal (0 counts as positive), so the result
-    does not hang on the library. A's rows become orthonormal and span what they did; but B Q^T is
-    not B A: what the model computes jumps when a task starts. No code of the authors was found;
-    the equations are taken from accounts of the paper. What is trained beside A and B, such as
-    an encoder's head, stays as trained. The first task is plain fine-tuning.
+    The signs of Q are chosen so that the diagonal of R is not negative (0 counts as positive),
+    which makes the result independent of the linear algebra library. The rows of A become
+    orthonormal and span what they did; but B Q^T is not B A, so the model's outputs jump when a
+    task starts. No code of the authors was found; the equations are taken from accounts of the
+    paper. What is trained beside A and B, such as an encoder's head, stays as trained. The first
+    task is plain fine-tuning.
 
     State: the last task's B before merging, where it differs, and i: O(1) in tasks. Old rows: none.
-    Cost: a QR of each A once a task.
+    Cost: a QR decomposition of each A once a task.
 
     Args:
         merging: the rate from the second task on, 0 to 1; null is 1 / sqrt(i), 1 merges nothing.
-        orthogonal: whether a task starts from Q^T, or goes on from A.
+        orthogonal: whether a task starts from Q^T; if not, it goes on from A.
     """
 
     family: ClassVar[Family] = "adapters"
@@ -40,6 +41,7 @@ class SLAO(Method):
     follows: ClassVar[bool] = True
     begin_phase: ClassVar[Literal[1]] = 1
     neutral: ClassVar[dict[str, Any]] = {"merging": 1.0, "orthogonal": False}
+    keeps: ClassVar[Keeps] = Keeps(share=0.2, second_loss=1.0, keywords={"merging": 0.3})
 
     def __init__(self, merging: float | None = None, orthogonal: bool = True):
         if merging is not None and not 0 <= merging <= 1:
@@ -62,7 +64,7 @@ class SLAO(Method):
         return super().begin_task(model, context)
 
     def _start(self, model: nn.Module) -> None:
-        """Set the weights with which a task begins, from those with which the one before ended."""
+        """Turn the weights with which the last task ended into those that this one starts from."""
         for name, (a, b, _) in factors(model).items() if self.tasks > 0 else ():
             b.copy_(self.tuned.get(name, b))
             if self.orthogonal:

@@ -14,40 +14,42 @@ from engram.methods.shared.importance import (
     score,
     update,
 )
-from engram.train.method import Family, Method, TaskContext
+from engram.train.method import Family, Keeps, Method, TaskContext
 from engram.train.parameters import HEAD_NAMES, Named, snapshot, trained
 
 
 class TaSL(Method):
-    """After a task, averages each tensor with its old self as it mattered to the old and new tasks.
+    """Averages each tensor with its old self after a task, by its importance to new and old tasks.
 
         I = |w g|,  S <- beta S + (1 - beta) I,  U <- beta U + (1 - beta) |I - S|
         a tensor's score: the mean of S U over its entries, then min-max scaled over all tensors
-        w <- w_prev + kept (w - w_prev),  kept: new if important to both, 1 if to the new task,
-             0 if to the old ones, 1/2 if to neither
+        w <- w_prev + kept (w - w_prev),  kept: `new` if important to both, 1 if only to the new
+             task, 0 if only to the old ones, 1/2 if to neither
         old scores <- new x new scores + (1 - new) x old scores, scaled again
 
-    Important is a score strictly above all but the `share` of tensors (Feng et al. 2024,
-    2408.05200, 2408.09857). As in the authors' code, each A or B (or whole matrix) is a tensor of
-    its own, and I is read after the optimizer's step, with its new weights and clipped gradients,
-    but not after the first. Equal scores are scaled to 0. An encoder's head stays as trained; a
-    tensor not trained before counts as unimportant to the old tasks. TasLoRA, the form that weighs
-    single ranks, is left out. The first task is plain fine-tuning.
+    A tensor is important if its score is above those of all but the `share` of the tensors (Feng et
+    al. 2024, 2408.05200, 2408.09857). As in the authors' code, each A or B (or whole matrix) is a
+    tensor of its own, and I is read after the optimizer's step, with the new weights and the
+    clipped gradients, but not after the first step. Scores that are all equal are scaled to 0. An
+    encoder's head stays as trained; a tensor that was not trained before counts as unimportant to
+    the old tasks. TasLoRA, the form that weighs single ranks, is left out. The first task is plain
+    fine-tuning.
 
-    State: a number a tensor, O(1) in tasks; while a task is learned, S and U and a copy of the
-    trained weights. Old rows: none. Cost: a pass over the trained weights a step.
+    State: a number for each tensor, O(1) in tasks; while a task is learned, S and U and a copy of
+    the trained weights. Old rows: none. Cost: a pass over the trained weights a step.
 
     Args:
-        share: of the tensors that count as important, 0 to 1.
+        share: of the tensors that counts as important, 0 to 1.
         beta: of the running means S and U, from 0 to less than 1.
         new: weight of the new task against the old where both matter, and of its scores, 0 to 1.
-        strength: how far the weights go from the trained (0) to the averaged ones (1).
+        strength: how far the weights move from the trained (0) to the averaged ones (1).
     """
 
     family: ClassVar[Family] = "adapters"
     paper: ClassVar[str] = "https://huggingface.co/papers/2408.05200"
     follows: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
+    keeps: ClassVar[Keeps] = Keeps(share=0.55, second_loss=1.8)
 
     def __init__(
         self, share: float = 0.2, beta: float = 0.85, new: float = 0.3, strength: float = 1.0
@@ -109,6 +111,6 @@ class TaSL(Method):
 
 
 def scaled(scores: Tensor) -> Tensor:
-    """From 0, the least, to 1, the greatest; zeros if all are equal."""
+    """Scores mapped linearly to 0 (the least) to 1 (the greatest); zeros if all are equal."""
     least, most = scores.aminmax()
     return (scores - least) / (most - least) if most > least else torch.zeros_like(scores)

@@ -6,22 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from engram.errors import EngramError
-from engram.train.method import Family, Method, TaskContext
+from engram.train.method import Family, Keeps, Method, TaskContext
 from engram.train.parameters import HEAD_NAMES, Named, known_labels, snapshot, trained
 
 
 class WiSEFT(Method):
-    """After a task, moves the weights part of the way back to the previous stage.
+    """Moves the weights part of the way back to the previous stage after a task.
 
         w <- w_prev + share (w - w_prev)
 
-    WiSE-FT (Wortsman et al. 2022, 2109.01903) averages a fine-tuned model with the one it began
-    from; here that is the stage before. A share of 1/t at stage t makes w the mean of all stages.
-    The average is of what is trained: with LoRA of the factors A and B, whose product is then not
-    the average of the products. The new rows of an encoder's head stay as they were learned.
+    WiSE-FT (Wortsman et al. 2022, 2109.01903) averages a fine-tuned model with the one that it
+    started from; here that is the stage before. With a share of 1/t at stage t, w is the mean of
+    all stages. The average is over what is trained: with LoRA, over the factors A and B, whose
+    product is then not the average of the products. The new rows of an encoder's head stay as they
+    were learned.
 
     State: a copy of the trained weights while a task is learned, none after it but the number of an
-    encoder's labels. Old rows: none. Cost: none to speak of. The first task is plain fine-tuning.
+    encoder's labels. Old rows: none. Cost: negligible. The first task is plain fine-tuning.
 
     Args:
         share: of the new task, 0 to 1; null is 1/t.
@@ -31,6 +32,7 @@ class WiSEFT(Method):
     paper: ClassVar[str] = "https://huggingface.co/papers/2109.01903"
     follows: ClassVar[bool] = True
     neutral: ClassVar[dict[str, Any]] = {"share": 1.0}
+    keeps: ClassVar[Keeps] = Keeps(share=0.5, second_loss=1.2)
 
     def __init__(self, share: float | None = 0.5):
         if share is not None and not 0 <= share <= 1:

@@ -1,14 +1,14 @@
-"""In which order the methods of a list begin and end a task, whatever their order in the list.
+"""The order in which the methods of a list begin and end a task.
 
-    begin   phase 0: most; they see the weights with which the stage before ended (a teacher, an
-                     earlier self to average with, a base to return to)
-            phase 1: those that change these weights, or which of them are trained
-    end     phase 0: most; what changes weights does so in the order of the list
-            phase 1: those that let weights be trained again
-            phase 2: those that measure the weights with which the stage ends, or keep them
+    begin   phase 0: most methods. They see the weights with which the stage before ended (for a
+                     teacher, an average with the old weights, or a base to return to).
+            phase 1: methods that change these weights, or which of them are trained.
+    end     phase 0: most methods. Those that change weights do so in the order of the list.
+            phase 1: methods that make frozen weights trainable again.
+            phase 2: methods that measure or store the weights with which the stage ends.
 
-Within a phase the list's order holds. Events of the Trainer and the hooks of a step come in the
-list's order throughout.
+Within a phase, methods come in the order of the list. So do the events of the Trainer and the hooks
+of a step.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from engram.train.parameters import Named, snapshot
 def begin_task(
     methods: Sequence[Method], model: nn.Module, context: Callable[[Method], TaskContext]
 ) -> nn.Module:
-    """Call `begin_task` of all methods, each with its own context; the model to train."""
+    """Call `begin_task` of all methods, each with its context; return the model to train."""
     for method in sorted(methods, key=lambda method: method.begin_phase):
         model = method.begin_task(model, context(method))
     return model
@@ -36,9 +36,9 @@ def end_task(methods: Sequence[Method], model: nn.Module) -> None:
 
 
 def next_start(methods: Sequence[Method], model: nn.Module) -> Named:
-    """Copies of the trained weights as the next task will begin with them.
+    """Copies of the trained weights with which the next task will begin.
 
-    To be called in phase 2 of the end of a task.
+    It must be called in phase 2 of the end of a task, when all methods have changed the weights.
     """
     with ExitStack() as stack:
         for method in methods:

@@ -1,8 +1,8 @@
-"""What a method is: a callback of the Trainer, with the few hooks that a callback cannot have."""
+"""The base class of all methods: a `TrainerCallback` with the few hooks that a callback lacks."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
@@ -27,12 +27,12 @@ Family = Literal[
 ]
 
 
-# Of a batch and the model's outputs on it.
+# A function of a batch and of the model's outputs on it.
 Loss = Callable[[dict[str, Tensor], Any], Tensor]
 
 
 class Steps(Protocol):
-    """What a method may ask of whoever owns the step, Engram's engine or another Trainer."""
+    """What a method may use of the engine, in Engram's own engine and in any other Trainer."""
 
     args: TrainingArguments
 
@@ -49,9 +49,9 @@ class Steps(Protocol):
 
 
 class Engine(Steps, Protocol):
-    """What a method may ask of Engram's engine (`train/trainer.py`)."""
+    """What a method may use of Engram's own engine, `train.trainer.ContinualTrainer`."""
 
-    train_dataset: Any  # the features of the task, a list
+    train_dataset: Any  # the features of the task's rows, a list
 
     @property
     def kind(self) -> Kind: ...
@@ -67,11 +67,16 @@ class Engine(Steps, Protocol):
 
 @dataclass
 class TaskContext:
-    """What a method may know of the task that is about to be learned.
+    """What a method is told about the task that is about to be learned.
 
-    `stage` counts the tasks that the model has learned, with this one: 1 is the first, also where
-    stages were reverted. `seed` belongs to this stage; `state` holds the tensors the same method
-    stored with the stage before (empty at the first).
+    Args:
+        task: the name of the task.
+        stage: how many tasks the model will have learned with this one; 1 is the first task.
+            Reverted stages do not count.
+        seed: belongs to this stage and method; random draws come from `derive(seed, purpose)`.
+        memory: the remembered rows of earlier tasks, as features.
+        state: the tensors that the method stored with the stage before (`Method.state_dict`), on
+            the CPU; empty at the first task.
     """
 
     task: str
@@ -81,22 +86,49 @@ class TaskContext:
     state: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Keeps:
+    """What a method must reach on the small stream of tests/methods/test_toy_stream.py.
+
+    The stream has two tasks, of which plain fine-tuning forgets the first one.
+
+    Args:
+        share: of the loss that plain fine-tuning adds on the first task, at least this share must
+            be avoided. The default is for a new method; a better one raises it.
+        second_loss: the loss on the second task, in nats, may be this at most. Before the task is
+            learned it is above 5.
+        keywords: the method's keywords there, where its defaults are not meant for such a stream.
+    """
+
+    share: float = 0.3
+    second_loss: float = 0.7
+    keywords: dict[str, Any] = field(default_factory=dict)
+
+
 class Method(TrainerCallback):
     """How old knowledge is protected while a task is learned.
 
-    A subclass is one file; its constructor's keywords, with their types and defaults, are its
-    configuration. It inherits every event of `transformers.TrainerCallback`; the hooks below are
-    called by the engine, in the order in which they stand here. Methods compose in a list.
+    A subclass is one file. The keywords of its constructor, with their types and defaults, are its
+    settings. It inherits every event of `transformers.TrainerCallback`; the engine calls the hooks
+    below in the order in which they are defined. Methods can be combined in a list. CONTRIBUTING.md
+    has a complete example, and the state that a method sees in each hook.
 
-    `rehearses` says whether it looks at old rows; `needs` whether it works on LoRA or on whole
-    weights alone. `reshapes` says whether it changes which weights there are, `follows` whether it
-    compares weights, by their names, with those of an earlier task: of a list one method at most
-    reshapes, stands first and goes with none that follows. `begin_phase` and `end_phase` say when
-    its `begin_task` and `end_task` come among those of a list (`train/lifecycle.py`). `neutral`
-    holds keywords with which the method's code runs and the result is bitwise that of `sequential`;
-    None if there are none (the docstring says why). `presets` are published sets of keywords by
-    name, `left_open` says why a keyword of theirs is our choice, `trained_with` the `training:` of
-    their source.
+    Attributes:
+        family: the group in which `engram methods` lists it.
+        paper: a link to its paper.
+        rehearses: whether it uses remembered rows.
+        needs: `lora` if it works on LoRA's factors only, `whole` if on whole weights only.
+        reshapes: whether it changes which weights there are. At most one method of a list may; it
+            must stand first, and no method of the list may be one that `follows`.
+        follows: whether it compares weights, by their names, with those of an earlier task.
+        begin_phase, end_phase: when its `begin_task` and its `end_task` come among those of a list
+            (`train/lifecycle.py`).
+        neutral: keywords with which the method's code runs and the result is bitwise that of
+            `sequential`; None if there are none (the docstring says why).
+        keeps: what it must reach on a small stream in the tests.
+        presets: published sets of keywords, by name.
+        left_open: for a preset's keywords that the source does not give: why we chose the value.
+        trained_with: for each preset the `training:` settings of its source.
     """
 
     family: ClassVar[Family]
@@ -108,6 +140,7 @@ class Method(TrainerCallback):
     begin_phase: ClassVar[Literal[0, 1]] = 0
     end_phase: ClassVar[Literal[0, 1, 2]] = 0
     neutral: ClassVar[dict[str, Any] | None] = None
+    keeps: ClassVar[Keeps] = Keeps()
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     left_open: ClassVar[dict[str, dict[str, str]]] = {}
     trained_with: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -117,16 +150,16 @@ class Method(TrainerCallback):
 
     @property
     def name(self) -> str:
-        """The name of the method's file or folder, which is what users type."""
+        """The name of the method's file or folder, which stands under `method:` in the settings."""
         return type(self).__module__.removesuffix(".method").rpartition(".")[2]
 
     @property
     def period(self) -> int:
-        """After how many optimizer steps `on_step_end` has more to do; 1 if each is alike."""
+        """Every how many optimizer steps `on_step_end` has additional work; 1 if all are alike."""
         return 1
 
     def check(self, config: Config, kind: Kind) -> None:
-        """Refuse settings under which it cannot work, before anything is trained or written.
+        """Refuse settings with which the method cannot work, before anything is trained.
 
         Raises:
             EngramError: with the setting to change.
@@ -142,54 +175,68 @@ class Method(TrainerCallback):
             )
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
-        """Before the Trainer is built, so before an optimizer sees the parameters.
+        """Called before the Trainer is built; returns the model to train.
 
-        In phase 0 the model has the weights with which the stage before ended.
+        In phase 0 the model has the weights with which the stage before ended, also when a run is
+        resumed inside the task: the weights of a checkpoint are loaded later.
         """
         self.context = context
         return model
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer | None:
-        """An optimizer in place of the Trainer's, or None."""
+        """Return an optimizer in place of the Trainer's, or None."""
         return None
 
     def rehearse(self, batch: int, size: int) -> list[dict[str, Any]]:
-        """Features of old rows to add to micro-batch number `batch`, from 0, of `size` new rows."""
+        """Return features of old rows to add to a micro-batch, in the collator.
+
+        Args:
+            batch: the number of the micro-batch, from 0, over all processes and epochs of the task.
+            size: how many new rows it has.
+        """
         return []
 
     def before_step(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Before the forward pass of each micro-batch."""
+        """Called before the forward pass of each micro-batch; returns the inputs to use."""
         return inputs
 
     def extra_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], outputs: Any
     ) -> Tensor | None:
-        """A term beside the task loss: a mean over the micro-batch, or a constant of the weights.
+        """Return a term to add to the task loss of a micro-batch, or None.
 
-        The engine weighs it by the micro-batch's share of the learned tokens of the whole step.
+        It is a mean over the micro-batch, or a function of the weights alone. The engine weights it
+        by the micro-batch's share of the tokens that are learned in the whole step.
         """
         return None
 
     def edit_gradients(self, model: nn.Module) -> None:
-        """Once an optimizer step: gradients complete and synchronised, not clipped yet."""
+        """Called once for each optimizer step, to read or change `.grad` in place.
+
+        The gradients are complete: accumulated over the micro-batches and averaged over the
+        processes, but not clipped yet. The weights are those before the step.
+        """
 
     def end_task(self, model: nn.Module) -> None:
-        """After training, before scoring, in the order of the phases."""
+        """Called after training and before scoring, in the order of `end_phase`."""
 
     def next_start(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Around a look at the weights with which the next task will begin.
+        """A context in which the model has the weights with which the next task will begin.
 
         They are those with which the stage ends, unless this method's `begin_task` changes them.
         """
         return nullcontext()
 
     def inference(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Around evaluation and generation."""
+        """A context around evaluation and generation."""
         return nullcontext()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors to save with every checkpoint of the task and with the stage."""
+        """The tensors to save with every checkpoint inside the task, and with the stage."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take up the state of a checkpoint; comes after `on_train_begin`."""
+        """Load the state of a checkpoint when a run is resumed inside a task.
+
+        It is called after `on_train_begin`, with tensors on the CPU.
+        """

@@ -193,9 +193,9 @@ class Recorder(RecurrentKIF):
         )
         super().on_step_end(args, state, control, optimizer=optimizer, **kwargs)
 
-    def _remember(self, inner):
+    def _outer_steps(self, inner):
         before, reached = self.moments(), flatten(self.parameters)
-        super()._remember(inner)
+        super()._outer_steps(inner)
         self.log["inner_moments"].append((before, self.moments()))
         self.log["rates"].append(self.learner.optimizer.param_groups[0]["lr"])
         self.log["rounds"].append((reached, flatten(self.parameters)))
@@ -291,8 +291,8 @@ class TwoRates(RecurrentKIF):
         first, second = {"params": parameters[::2]}, {"params": parameters[1::2], "lr": 1e-3}
         return torch.optim.AdamW([first, second], 1e-2)
 
-    def _remember(self, inner):
-        super()._remember(inner)
+    def _outer_steps(self, inner):
+        super()._outer_steps(inner)
         groups = self.learner.optimizer.param_groups
         self.outer_rates.append([(len(group["params"]), group["lr"]) for group in groups])
 

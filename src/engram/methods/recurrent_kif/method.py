@@ -15,46 +15,47 @@ from engram.methods.recurrent_kif.presets import OPEN, RECURRENT_KIF, TRAINING
 from engram.methods.recurrent_kif.rates import Rates
 from engram.methods.recurrent_kif.rounds import Rounds, table_of
 from engram.methods.shared.importance import Importance, flatten
-from engram.train.method import Family, TaskContext
+from engram.train.method import Family, Keeps, TaskContext
 
 
-IMPORTANT = "important."  # leads a parameter's name in the state
+IMPORTANT = "important."  # the prefix of a parameter's name in the state
 
 
 @dataclass(eq=False)
 class RecurrentKIF(StandaloneMethod):
-    """Finds what the new and the old tasks need, again and again, and fuses both updates by it.
+    """Finds again and again which weights the new and the old tasks need, and fuses both updates.
 
     A round: Q = `inner_steps` optimizer steps on the new task take the weights from t0 to tQ, then
     S = `outer_steps` steps on memory, by an AdamW of their own, take them to tS. Each side smooths
-    the sensitivity |w g| of its gradients (before clipping, at the weights they were taken at) over
-    its steps; the weights above the global `quantile` are important to that side. Then
+    the sensitivity |w g| of its gradients (before clipping, at the weights at which they were
+    taken) over its steps; the weights above the global `quantile` are important to that side. Then
 
         t0' = t0 + w_in (tQ - t0) + w_out (tS - tQ),   (w_in, w_out) = fusion[important to whom]
 
-    and the next round starts from t0'. The inner map starts afresh each round, the outer one lasts
-    for the task. The last, shorter round is fused too. The first task is plain fine-tuning.
+    and the next round starts from t0'. The inner map starts afresh in each round, the outer one
+    lasts for the task. The last, shorter round is fused too. The first task is plain fine-tuning.
 
-    The outer steps of a round have the mean rate of its inner steps, as these were taken, so that
-    both sides move in the proportion of S to Q at any place of any schedule.
+    The outer steps of a round have the mean rate of its inner steps, as these were taken, so both
+    sides move in the proportion of S to Q at any place of any schedule.
 
     State: t0, two maps (four with the uncertainty) and the outer optimizer's two moments, each of
-    the trainable weights' size, O(1) in tasks; after the task only counts are kept: the shares of
+    the trainable weights' size, O(1) in tasks. After the task only counts are kept: the shares of
     the four cases by round, and how many weights of each parameter were important to either side.
     Old rows: needed. Cost: S/Q more steps, 1.5 times the passes of `sequential`.
 
-    It is also a callback of any `transformers.Trainer`, SFTTrainer too: `RecurrentKIF(memory=...)`,
-    with a dataset of features or raw rows, or one for each task by its name (docs/trl.md).
+    It is also a callback of any `transformers.Trainer`, including SFTTrainer:
+    `RecurrentKIF(memory=...)`, with a dataset of features or raw rows, or one for each task by its
+    name (docs/trl.md).
 
     Args:
         inner_steps: Q, steps on the new task in a round.
         outer_steps: S, steps on memory in a round.
         quantile: share of the weights that are not important, 0 to 1.
         fusion: (w_in, w_out) for weights important to `both`, `inner`, `outer` or `neither`;
-            null is the paper's; {soft: T}: w_in = 1 - w_out = e^(a/T) / (e^(a/T) + e^(b/T)), a and
-            b the weight's inner and outer score in the range 0 to 1.
-        refresh: whether the outer map goes on after the task's first round; if not, the old tasks'
-            needs are taken as they were found then (a control, the paper's ablation).
+            null is the paper's. {soft: T}: w_in = 1 - w_out = e^(a/T) / (e^(a/T) + e^(b/T)), where
+            a and b are the inner and outer score of the weight, scaled to 0..1.
+        refresh: whether the outer map is updated after the task's first round. If not, the needs of
+            the old tasks are those found in that round (a control, the paper's ablation).
         score: `sensitivity`, or `sensitivity_uncertainty` (times the smoothed deviation).
         beta_inner: smoothing of the inner map, 0 (none) to 1.
         beta_outer: smoothing of the outer map.
@@ -62,11 +63,11 @@ class RecurrentKIF(StandaloneMethod):
         outer_learning_rate: of the memory steps; null is the training's own.
         outer_schedule: `inner` (the rate times the mean of the training's schedule over the steps
             of the round) or `constant`.
-        outer_batch_size: remembered rows a memory step; null is those of a full step of the
-            training, of all its processes.
-        outer_optimizer: `own`, or `shared`: the memory steps by the training's optimizer and at the
-            mean rate of the round, with its moments mixed up. A control, this is a fault of the
-            released code.
+        outer_batch_size: remembered rows in a memory step; null is as many as a full step of the
+            training has, over all its processes.
+        outer_optimizer: `own`; or `shared`, where the training's optimizer takes the memory steps
+            at the mean rate of the round, so that its moments mix both sides. This is a control; it
+            is a fault of the released code.
         momentum: of the inner optimizer at a fusion: `keep`, `reset`, or `scale` (the first moment
             by the share of tQ - t0 that was kept).
     """
@@ -78,6 +79,7 @@ class RecurrentKIF(StandaloneMethod):
     left_open: ClassVar[dict[str, dict[str, str]]] = OPEN
     trained_with: ClassVar[dict[str, dict[str, Any]]] = TRAINING
     neutral: ClassVar[dict[str, Any]] = {"fusion": dict.fromkeys(FusionTable._fields, (1, 0))}
+    keeps: ClassVar[Keeps] = Keeps(share=0.75, second_loss=0.5)
 
     inner_steps: int = 8
     outer_steps: int = 4
@@ -135,8 +137,13 @@ class RecurrentKIF(StandaloneMethod):
             self.parameters = self.engine.parameters
             trained = kwargs["model"].named_parameters()
             self.names = [name for name, parameter in trained if parameter.requires_grad]
-            score = (self.score, self.quantile, self.beta_uncertainty)
-            self.rounds = Rounds(self.parameters, self.table, *score)
+            self.rounds = Rounds(
+                self.parameters,
+                self.table,
+                score=self.score,
+                quantile=self.quantile,
+                beta_uncertainty=self.beta_uncertainty,
+            )
             self.learner = OuterLearner(
                 self.engine,
                 self.context,
@@ -159,10 +166,10 @@ class RecurrentKIF(StandaloneMethod):
             self.inner_rates.record(optimizer)
 
     def on_step_end(self, args, state, control, **kwargs):
-        whole = state.global_step % self.inner_steps == 0
-        if self.running and (whole or state.global_step == state.max_steps):
+        round_is_over = state.global_step % self.inner_steps == 0
+        if self.running and (round_is_over or state.global_step == state.max_steps):
             reached = flatten(self.parameters)
-            self._remember(self.inner_rates.mean())
+            self._outer_steps(self.inner_rates.mean())
             self.inner_rates.clear()
             fused, shares, counts = self.rounds.fuse(reached)
             after_fusion(self.momentum, kwargs["optimizer"], self.rounds.start, reached, fused)
@@ -174,15 +181,15 @@ class RecurrentKIF(StandaloneMethod):
     def _observe(self, maps: Importance, beta: float) -> None:
         self.rounds.observe(maps, beta)
 
-    def _remember(self, inner: list[float]) -> None:
-        """The outer steps: from tQ to tS on memory, whose gradients feed the outer map.
+    def _outer_steps(self, inner_rates: list[float]) -> None:
+        """Take the outer steps on memory, from tQ to tS; their gradients update the outer map.
 
-        `inner` are the mean rates of the round's inner steps, one for each parameter group.
+        `inner_rates` are the mean rates of the round's inner steps, one for each parameter group.
         """
-        done = len(self.shares)
-        looks = self.refresh or not done
+        round_number = len(self.shares)
         observe = partial(self._observe, self.rounds.outer, self.beta_outer)
-        self.learner.learn(done, inner, observe if looks else lambda: None)
+        inspect = observe if self.refresh or round_number == 0 else lambda: None
+        self.learner.learn(round_number, inner_rates, inspect)
 
     def end_task(self, model: nn.Module) -> None:
         if self.running:
@@ -199,8 +206,11 @@ class RecurrentKIF(StandaloneMethod):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.shares = list(state["shares"]) if "shares" in state else []
-        found = (name for name in state if name.startswith(IMPORTANT))
-        self.important = {name.removeprefix(IMPORTANT): state[name] for name in found}
+        self.important = {
+            name.removeprefix(IMPORTANT): tensor
+            for name, tensor in state.items()
+            if name.startswith(IMPORTANT)
+        }
         if self.running:
             self.inner_rates.load_state_dict(state)
             self.rounds.load(state)

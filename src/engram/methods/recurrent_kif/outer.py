@@ -1,4 +1,4 @@
-"""The outer learner: steps on memory, by an optimizer of their own, between the Trainer's steps."""
+"""The outer steps: steps on memory between the Trainer's steps, with an optimizer of their own."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,20 +18,20 @@ ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 class OuterLearner:
-    """Takes the weights some steps further on memory, and leaves the training's moments alone.
+    """Takes steps on memory, and leaves the moments of the training's optimizer as they are.
 
-    Its AdamW has the training's betas and no weight decay. Where the training's parameter groups
-    begin with different rates, it has a group for each of these.
+    Its AdamW has the betas of the training and no weight decay. If the training's parameter groups
+    begin with different rates, it has a group for each of these rates.
 
     Args:
         engine: takes the steps.
-        context: of the task: its memory, and the seed of the steps.
-        args: the training's own.
-        training: the training's own optimizer.
-        steps: how many in a round.
+        context: the task's; it has the memory and the seed of the steps.
+        args: the training's arguments.
+        training: the training's optimizer.
+        steps: number of steps in a round.
         rate: learning rate; None is the training's, group by group.
-        constant: whether the rate stays what it is, or follows the training's schedule.
-        rows: remembered rows a step, fewer where the memory has fewer; None is as many as a full
+        constant: whether the rate is constant, or follows the training's schedule.
+        rows: remembered rows in a step, fewer if the memory has fewer; None is as many as a full
             step of the training has.
         shared: whether the training's optimizer takes these steps too, at its own rates.
     """
@@ -68,7 +68,7 @@ class OuterLearner:
         )
 
     def learn(self, number: int, inner: Sequence[float], inspect: Callable[[], Any]) -> None:
-        """The steps of round `number`, from 0.
+        """Take the steps of round `number`, from 0.
 
         `inner` are the mean rates of the round's steps on the new task, one for each parameter
         group of the training's optimizer. `inspect` is called in each step when its gradients are
@@ -84,7 +84,7 @@ class OuterLearner:
             _set_rates(self.optimizer, before)
 
     def _rates(self, inner: Sequence[float]) -> list[float]:
-        """The rates of the own optimizer's groups, by the mean rates of the training's."""
+        """The rates of this optimizer's groups, given the mean rates of the training's groups."""
         rates = []
         for group in self.groups:
             base = self.initial[group] if self.rate is None else self.rate
@@ -117,7 +117,7 @@ def _set_rates(optimizer: Any, rates: Sequence[Any]) -> None:
 def _groups(
     parameters: Sequence[nn.Parameter], training: Any, initial: Sequence[float]
 ) -> dict[int, list[nn.Parameter]]:
-    """The parameters by the first group of the training's optimizer that begins with their rate."""
+    """The parameters by initial rate; the key is the first training group that has this rate."""
     number = {id(p): i for i, group in enumerate(training.param_groups) for p in group["params"]}
     groups: dict[int, list[nn.Parameter]] = {}
     for parameter in parameters:
@@ -139,9 +139,10 @@ def adam_tensors(optimizer: Optimizer, parameters: Sequence[Tensor]) -> dict[str
 def load_adam_tensors(
     optimizer: Optimizer, parameters: Sequence[Tensor], tensors: dict[str, Tensor]
 ) -> None:
-    """The inverse of `adam_tensors`; other names are passed over.
+    """The inverse of `adam_tensors`; tensors with other names are ignored.
 
-    The moments go to where their parameters lie; the step stays where torch keeps it, on the CPU.
+    The moments are moved to the devices of their parameters; the step stays on the CPU, where torch
+    keeps it.
     """
     for i, p in enumerate(parameters):
         for key in ADAM_STATE:

@@ -1,7 +1,7 @@
-"""Recurrent-KIF's keywords as its two sources have them.
+"""The keywords of Recurrent-KIF as its two sources give them.
 
-`paper` is the paper; `release` is the table, betas, score and learning rate of the released code,
-never its faults. OPEN names what a source leaves open, with the reason for the value chosen.
+`paper` is the paper. `release` has the fusion table, betas, score and learning rate of the released
+code, but not its faults. OPEN says what a source leaves open and why our value was chosen.
 """
 
 from typing import Any
@@ -40,8 +40,8 @@ RECURRENT_KIF: dict[str, dict[str, Any]] = {
     },
 }
 
-# What the sources train with, for your `training:`; a preset does not set it. The paper's own is
-# not given, the release's is that of its T5-large script.
+# What the sources train with, to copy into `training:`; a preset does not set it. The paper does
+# not give it; that of the release is from its script for T5-large.
 TRAINING: dict[str, dict[str, Any]] = {
     "paper": {},
     "release": {
@@ -64,6 +64,6 @@ OPEN: dict[str, dict[str, str]] = {
         "momentum": "not given; the inner optimizer goes on",
     },
     "release": {
-        "outer_schedule": "its warm-up is never stepped, which leaves the rate at zero",
+        "outer_schedule": "the warm-up in its code is never stepped, which leaves the rate at zero",
     },
 }

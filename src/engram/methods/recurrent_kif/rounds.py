@@ -1,4 +1,4 @@
-"""What Recurrent-KIF keeps of a task: where the round started, and what both sides need."""
+"""The state of Recurrent-KIF during a task: the start of the round and both importance maps."""
 
 import warnings
 from typing import Any
@@ -12,31 +12,31 @@ from engram.methods.shared import importance
 from engram.methods.shared.importance import Importance, ScoreKind, flatten, important
 
 
-def table_of(given: dict[str, Any]) -> FusionTable | Soft:
-    """What the keyword `fusion` writes: a table of the four cases, or `{soft: temperature}`.
+def table_of(setting: dict[str, Any]) -> FusionTable | Soft:
+    """Read the keyword `fusion`: a table of the four cases, or `{soft: temperature}`.
 
     Raises:
-        EngramError: neither of the two, or a temperature that is not above 0.
+        EngramError: it is neither of the two, or the temperature is not above 0.
     """
-    if set(given) == {"soft"}:
-        temperature = given["soft"]
+    if set(setting) == {"soft"}:
+        temperature = setting["soft"]
         if not isinstance(temperature, int | float) or not temperature > 0:
             raise EngramError(
                 f"recurrent_kif: fusion: soft takes a temperature above 0, got {temperature!r}"
             )
         return Soft(float(temperature))
-    if set(given) != set(FusionTable._fields):
+    if set(setting) != set(FusionTable._fields):
         cases = ", ".join(FusionTable._fields)
         raise EngramError(
-            f"recurrent_kif: fusion takes the cases {cases}, or soft alone, got {sorted(given)}"
+            f"recurrent_kif: fusion takes the cases {cases}, or soft alone, got {sorted(setting)}"
         )
-    for case, weights in given.items():
+    for case, weights in setting.items():
         pair = isinstance(weights, list | tuple) and len(weights) == 2
         if not pair or not all(isinstance(w, int | float) for w in weights):
             raise EngramError(
                 f"recurrent_kif: fusion: {case} takes two weights, such as [1, 0], got {weights!r}"
             )
-    return FusionTable(**{case: (float(w[0]), float(w[1])) for case, w in given.items()})
+    return FusionTable(**{case: (float(w[0]), float(w[1])) for case, w in setting.items()})
 
 
 class Rounds:
@@ -61,18 +61,19 @@ class Rounds:
         self.outer = Importance.zeros(self.start, score)
 
     def observe(self, maps: Importance, beta: float) -> None:
-        """The gradients and the weights, as they are now, into the inner or the outer map."""
+        """Add the present gradients and weights to the inner or the outer map."""
         weights = flatten(self.parameters)
         gradients = importance.flatten_gradients(self.parameters)
         if not importance.update(maps, weights, gradients, beta, self.beta_uncertainty):
             warnings.warn("recurrent_kif: a gradient is not finite, left out", stacklevel=2)
 
     def fuse(self, reached: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Fuse the inner step, which `reached` these weights, with the outer one, up to now.
+        """Fuse the update up to `reached` (inner) with that from there to now (outer).
 
-        Returns the fused weights, which are written to the parameters, the shares of the four
-        cases, and a row a parameter: its weights, and how many of them are important to the inner
-        and to the outer step.
+        Returns:
+            The fused weights, which are also written to the parameters; the shares of the four
+            cases; and for each parameter the number of its weights, and how many of them are
+            important to the inner and to the outer side.
         """
         inner_scores, outer_scores = importance.score(self.inner), importance.score(self.outer)
         inner_mask = important(inner_scores, self.quantile)
@@ -88,7 +89,7 @@ class Rounds:
         return fused, fusion.case_shares(inner_mask, outer_mask).cpu(), counts.cpu()
 
     def begin(self, start: Tensor) -> None:
-        """The next round, from the weights `start`."""
+        """Begin the next round, from the weights `start`."""
         self.start, self.inner = start, Importance.zeros(start, self.score)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,10 +1,11 @@
-"""A bank of LoRA adapters, one a task, that is stored as one plain adapter.
+"""LoRA adapters, one for each task, that are stored as one plain adapter.
 
     delta W = s sum_t B_t A_t = s [B_1 ... B_t] [A_1; ...; A_t],   s = lora_alpha / r
 
-r and lora_alpha add up over the tasks, so s stays what it was. While a task is learned, its adapter
-is `new`, active beside `default`, which holds all earlier ones and is frozen; joined, they are
-`default` again. A method keeps the rank of one task, from which the next adapter is made.
+r and lora_alpha add up over the tasks, so s does not change. While a task is learned, its adapter
+is called `new`; it is active beside `default`, which holds all earlier ones and is frozen. After
+the task the two are joined, and are `default` again. A method stores the rank of one task, with
+which it makes the next adapter.
 """
 
 import copy
@@ -22,17 +23,18 @@ from engram.seeds import derive, forked
 
 
 OLD, NEW = "default", "new"
-# Settings of an adapter that do not keep its rank from growing.
+# Settings of an adapter with which its rank can grow.
 FIT = {
     *("peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules"),
     *("exclude_modules", "layers_to_transform", "layers_pattern", "fan_in_fan_out"),
 }
 UNSET = (None, False, "none", [], {})
-STARTS = (True, "gaussian")  # values of init_lora_weights with B = 0, which leave the base alone
+# Values of init_lora_weights that set B to 0 and do not change the base.
+STARTS = (True, "gaussian")
 
 
 def check(name: str, config: Config) -> None:
-    """Refuse an adapter whose rank cannot simply grow.
+    """Refuse settings of an adapter with which its rank cannot grow.
 
     Raises:
         EngramError: with the setting to change.
@@ -50,7 +52,7 @@ def rank(model: nn.Module) -> int:
     """The rank of `default`.
 
     Raises:
-        EngramError: it sits on an embedding, whose factors have other shapes.
+        EngramError: it adapts an embedding, whose factors have other shapes.
     """
     for name, layer in layers(model):
         if OLD not in layer.lora_A:
@@ -62,7 +64,7 @@ def rank(model: nn.Module) -> int:
 
 
 def add(model: nn.Module, rank: int, seed: int) -> None:
-    """Freeze `default` and train `new` of that rank beside it: A drawn from `seed`, B zero."""
+    """Freeze `default`, and add `new` with the given rank: A is drawn from `seed`, B is zero."""
     peft, settings = _peft(model), copy.deepcopy(_settings(model))
     settings.lora_alpha = type(settings.lora_alpha)(settings.lora_alpha * rank / settings.r)
     settings.r, settings.inference_mode = rank, False
@@ -74,17 +76,17 @@ def add(model: nn.Module, rank: int, seed: int) -> None:
 
 @torch.no_grad()
 def join(model: nn.Module) -> None:
-    """Put `new` into `default`, which is then trained as a whole, if there is a `new`."""
+    """Join `new`, if there is one, to `default`, which is then trainable as a whole."""
     peft = _peft(model)
     if NEW not in peft.peft_config:
         return
     joined, new = _settings(model), _settings(model, NEW)
     joined.r, joined.lora_alpha = joined.r + new.r, joined.lora_alpha + new.lora_alpha
-    old, own = factors(model, OLD), factors(model, NEW)
+    old_factors, new_factors = factors(model, OLD), factors(model, NEW)
     for name, layer in layers(model):
         a, b = layer.lora_A[OLD], layer.lora_B[OLD]
-        a.weight = nn.Parameter(torch.cat([old[name].a, own[name].a], 0))
-        b.weight = nn.Parameter(torch.cat([old[name].b, own[name].b], 1))
+        a.weight = nn.Parameter(torch.cat([old_factors[name].a, new_factors[name].a], 0))
+        b.weight = nn.Parameter(torch.cat([old_factors[name].b, new_factors[name].b], 1))
         a.out_features = b.in_features = layer.r[OLD] = joined.r
         layer.lora_alpha[OLD] = joined.lora_alpha
         layer.scaling[OLD] = joined.lora_alpha / joined.r

@@ -1,9 +1,9 @@
 """Which weights matter, and how two updates are fused by it: pure functions on flat fp32 buffers.
 
-All trainable weights lie one after the other in one flat buffer of n values, so a score, a mask or
-a fusion is a handful of kernels whatever the number of tensors, and one threshold is global over
-all of them. The maths is Recurrent-KIF's, https://huggingface.co/papers/2502.17510; it knows
-nothing of models, optimizers or rounds.
+All trainable weights lie one after the other in one flat buffer of n values. So a score, a mask or
+a fusion takes a few kernels whatever the number of tensors, and one threshold is global over all
+of them. The mathematics is that of Recurrent-KIF, https://huggingface.co/papers/2502.17510. The
+functions know nothing of models, optimizers or rounds.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from torch import Tensor
 
 ScoreKind = Literal["sensitivity", "sensitivity_uncertainty"]
 
-# Values whose histogram is taken at once: bounds the temporaries to some 70 MB whatever n is.
+# How many values go into a histogram at once; bounds the temporaries to about 70 MB for any n.
 CHUNK = 2**22
 HALF = 16  # bits of a 32-bit float that one histogram sees
 LOWER_HALF, WITHOUT_SIGN = 0xFFFF, 0x7FFF
@@ -47,7 +47,7 @@ def flatten_gradients(parameters: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def write_back(flat: Tensor, parameters: Sequence[Tensor]) -> None:
-    """Copies the buffer into the parameters in place; they keep their dtype and their storage."""
+    """Copy the buffer into the parameters in place; they keep their dtype and their storage."""
     pieces = flat.split([parameter.numel() for parameter in parameters])
     shaped = [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
     torch._foreach_copy_(list(parameters), shaped)  # pyright: ignore[reportPrivateImportUsage]
@@ -57,7 +57,7 @@ def write_back(flat: Tensor, parameters: Sequence[Tensor]) -> None:
 
 
 class Importance(NamedTuple):
-    """Running maps over one flat buffer; `uncertainty` is None where the score does without it."""
+    """Running maps over one flat buffer; `uncertainty` is None if the score does not use it."""
 
     sensitivity: Tensor
     uncertainty: Tensor | None
@@ -76,17 +76,18 @@ def update(
     beta_sensitivity: float,
     beta_uncertainty: float,
 ) -> bool:
-    """Smooths the sensitivity of one more gradient into the maps, in place.
+    """Smooth the sensitivity of one more gradient into the maps, in place.
 
-    The sensitivity of a weight is the first-order estimate of what the loss changes if it is set
-    to zero, so `weights` must be the ones the gradient was taken at:
+    The sensitivity of a weight is the first-order estimate of how much the loss changes if the
+    weight is set to zero, so `weights` must be those at which the gradient was taken:
 
         I <- |w g|;  S <- b1 S + (1 - b1) I;  U <- b2 U + (1 - b2) |I - S|    (U sees the new S)
 
-    Both maps start at zero without bias correction: a common factor does not move a quantile mask.
+    Both maps start at zero without bias correction, because a common factor does not change a
+    quantile mask.
 
-    `gradients` is used as scratch space and lost. If any sensitivity is not finite, nothing is
-    updated and False is returned (one wait for the device).
+    `gradients` is used as scratch space and overwritten. If any sensitivity is not finite, nothing
+    is updated and False is returned (which waits once for the device).
     """
     sensitivity = torch.mul(weights, gradients, out=gradients).abs_()
     if not sensitivity.amax().isfinite():  # amax passes NaN on
@@ -99,7 +100,7 @@ def update(
 
 
 def score(state: Importance) -> Tensor:
-    """S, the map itself and no copy, or S U where uncertainty is kept."""
+    """S (the map itself, not a copy), or S U if there is an uncertainty."""
     if state.uncertainty is None:
         return state.sensitivity
     return state.sensitivity * state.uncertainty
@@ -112,16 +113,15 @@ def score(state: Importance) -> Tensor:
 def quantile_threshold(scores: Tensor, q: float) -> Tensor:
     """The value at index floor(q (n - 1)) of the ascending scores, exactly, without sorting.
 
-    This is the lower neighbour of the linear interpolation of `torch.quantile`. No score lies
-    between the two neighbours, so `scores > threshold` is the same set for both, unless the
-    interpolation rounds up to the upper neighbour itself (or that one is infinite).
-    q is read as the decimal it prints as and the index is computed exactly, where `torch.quantile`
-    rounds it to fp32 and so can take one score more or less as n nears its limit of 2^24. Here n
-    has no limit.
+    This is the lower of the two neighbours between which `torch.quantile` interpolates. No score
+    lies between the two, so `scores > threshold` is the same set for both, unless the interpolation
+    rounds up to the upper neighbour (or that one is infinite). q is read as the decimal number that
+    it prints as, and the index is computed exactly. `torch.quantile` rounds it to fp32, so that it
+    can take one score more or less as n nears its limit of 2^24. Here n has no limit.
 
-    The bits of a non-negative float, read as an integer, have the order of the floats. So one
-    histogram of the upper 16 bits finds the bin of the wanted value, and one of the lower 16 bits
-    of that bin's members finds the value: ties, denormals and infinities are ordinary numbers.
+    The bits of non-negative floats, read as integers, have the same order as the floats. So one
+    histogram of the upper 16 bits finds the bin of the value, and one of the lower 16 bits of that
+    bin's members finds the value. Ties, denormals and infinities need no special treatment.
     `kthvalue` and numpy's `partition` are exact too, but slower (benchmarks/quantile.py), and both
     copy all n values.
 
@@ -154,12 +154,12 @@ def _bin_of(index: int, chunks: Iterable[Tensor], num_bins: int) -> tuple[int, i
     """The bin that holds the value of this rank, and the rank within that bin."""
     counts = reduce(torch.add, (torch.bincount(chunk, minlength=num_bins) for chunk in chunks))
     below = counts.cumsum(0)
-    found = int(torch.searchsorted(below, index, right=True))
-    return found, index - (int(below[found - 1]) if found else 0)
+    number = int(torch.searchsorted(below, index, right=True))
+    return number, index - (int(below[number - 1]) if number else 0)
 
 
 def important(scores: Tensor, q: float) -> Tensor:
-    """The mask of the scores strictly above their q-quantile: some 1 - q of them, less by ties."""
+    """The mask of the scores above their q-quantile: about 1 - q of them, fewer with ties."""
     return scores > quantile_threshold(scores, q)
 
 

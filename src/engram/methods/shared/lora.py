@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class Factors(NamedTuple):
-    """A layer's LoRA: delta W = scaling B A, with A [r, in] and B [out, r]."""
+    """The LoRA of a layer: delta W = scaling B A, with A [r, in] and B [out, r]."""
 
     a: nn.Parameter
     b: nn.Parameter
     scaling: float
 
     def delta(self) -> Tensor:
-        """What it adds to the weight [out, in], in fp32."""
+        """The matrix delta W [out, in], in fp32."""
         return self.scaling * self.b.detach().float() @ self.a.detach().float()
 
 
@@ -27,7 +27,7 @@ def layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
 
 
 def factors(model: nn.Module, adapter: str = "default") -> dict[str, Factors]:
-    """The factors of one adapter by the name of the layer they sit on."""
+    """The factors of one adapter, by the name of the layer that they adapt."""
     return {
         name: Factors(
             layer.lora_A[adapter].weight,  # type: ignore[arg-type]

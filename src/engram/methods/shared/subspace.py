@@ -22,10 +22,12 @@ def complement(basis: Tensor) -> Tensor:
 
 
 def leading(moment: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns of `space` turned so that the first hold most of `moment` [d, d], and how much.
+    """Rotate the columns of `space` so that the first ones hold most of `moment` [d, d].
 
-    They are the left singular vectors of Q Q^T C, C the moment; how much, the squares of its
-    singular values in fp64, adds up to ||Q^T C||^2.
+    Returns:
+        The rotated columns, which are the left singular vectors of Q Q^T C with Q the space and C
+        the moment, and the energy that each of them holds: the squared singular values, in fp64,
+        which add up to ||Q^T C||^2.
     """
     part = _wide(space).mT @ _wide(moment)
     energies, turn = torch.linalg.eigh(part @ part.mT)
@@ -33,7 +35,7 @@ def leading(moment: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Span(NamedTuple):
-    """A subspace, as a basis of it or, if `outside`, of all that is orthogonal to it."""
+    """A subspace, given by a basis of it or, if `outside`, by a basis of its complement."""
 
     basis: Tensor
     outside: bool = False
@@ -44,9 +46,10 @@ class Span(NamedTuple):
 
 
 def grown(span: Span, moment: Tensor, threshold: float) -> Span:
-    """The span with the fewest directions more that make it hold `threshold` of ||moment||^2.
+    """Extend the span by the fewest directions with which it holds `threshold` of ||moment||^2.
 
-    DualGPM's update: once the span has more than half of the dimensions, what is outside is kept.
+    This is DualGPM's update: if the span then has more than half of the dimensions, the basis of
+    its complement is stored instead.
     """
     directions, energies = leading(moment, span.free())
     total = _wide(moment).square().sum()
@@ -58,5 +61,8 @@ def grown(span: Span, moment: Tensor, threshold: float) -> Span:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In fp64, for which not every accelerator is made: few large inputs are most of the energy."""
+    """To fp64, because a few large inputs hold most of the energy.
+
+    Accelerators other than CUDA may lack fp64, so their tensors are moved to the CPU.
+    """
     return (tensor if tensor.is_cuda else tensor.cpu()).double()

@@ -20,8 +20,9 @@ Source = Literal["previous", "base"]
 class Teacher:
     """The model as the stage before left it, or the base with its adapter off.
 
-    It shares all frozen weights with the student, in evaluation mode and without gradients. To be
-    made in `begin_task`, where the weights are those of the stage before, also when a run resumes.
+    It shares all frozen weights with the student, and runs in evaluation mode without gradients. It
+    must be made in `begin_task`, where the weights are those of the stage before, also when a run
+    is resumed.
     """
 
     def __init__(self, model: nn.Module, source: Source):
@@ -29,32 +30,35 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, model: Any, inputs: dict[str, Tensor], kind: Kind) -> Any:
-        """Its outputs on a batch; `model` is the student."""
+        """The teacher's outputs on a batch; `model` is the student."""
 
-        def taught(**seen: Tensor) -> Any:
+        def teacher(**arguments: Tensor) -> Any:
             if self.old is not None:
-                return functional_call(model, self.old, (), seen)
+                return functional_call(model, self.old, (), arguments)
             with network(model).disable_adapter():
-                return model(**seen)
+                return model(**arguments)
 
         training, flags = model.training, [(p, p.requires_grad) for p in model.parameters()]
         model.eval()
-        _, outputs = task_loss(taught, model, inputs, kind)  # type: ignore[arg-type]
+        _, outputs = task_loss(teacher, model, inputs, kind)  # type: ignore[arg-type]
         model.train(training)
-        for parameter, flag in flags:  # PEFT thaws every active adapter as it switches it on
+        for parameter, flag in flags:  # PEFT makes an adapter trainable when it switches it on
             parameter.requires_grad_(flag)
         return outputs
 
 
-class Heard:
-    """What the output head was last given, with gradients (`student`) and without (`teacher`)."""
+class HeadInputs:
+    """The last input of the output head in a pass with gradients (`student`) and in one without.
+
+    The pass without gradients is the teacher's. A forward hook records both, until `close`.
+    """
 
     def __init__(self, model: nn.Module):
         self.last: dict[bool, Tensor] = {}
-        self.hook = head(model).register_forward_pre_hook(self._hear)
+        self.hook = head(model).register_forward_pre_hook(self._record)
 
-    def _hear(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        self.last[torch.is_grad_enabled()] = given[0]
+    def _record(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.last[torch.is_grad_enabled()] = inputs[0]
 
     @property
     def student(self) -> Tensor:
@@ -70,27 +74,29 @@ class Heard:
 
 
 def network(model: nn.Module) -> Any:
-    """The part that may carry an adapter: an encoder without its head, else the model."""
+    """The part of a model that may have an adapter: an encoder without its head, else the model."""
     return model.backbone if isinstance(model, Classifier) else model
 
 
 def head(model: Any) -> nn.Module:
-    """The module whose input is what the output head sees; an adapter may be wrapped around it.
+    """The output head; an adapter may be wrapped around it. Of an encoder, the pooling before it.
 
     Raises:
-        EngramError: the model does not say which one it is.
+        EngramError: the model does not name its head.
     """
-    found = model.pooled if isinstance(model, Classifier) else model.get_output_embeddings()
-    if found is None:
+    module = model.pooled if isinstance(model, Classifier) else model.get_output_embeddings()
+    if module is None:
         raise EngramError("base: it does not name its output head; distil its logits with lwf")
-    return found
+    return module
 
 
 def check_base(name: str, config: Config, logits_of: Kind | None = None) -> None:
-    """Refuse a base that cannot teach: `logits_of` is the kind of model whose logits are asked for.
+    """Refuse a base that cannot be the teacher.
+
+    `logits_of` is the kind of the model, if the method compares logits.
 
     Raises:
-        EngramError: there is no adapter to switch off, or no head that the base has.
+        EngramError: there is no adapter to switch off, or the base has no head.
     """
     if config.adapter is None or logits_of == "encoder":
         raise EngramError(
