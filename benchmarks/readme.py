@@ -3,10 +3,11 @@
 python benchmarks/readme.py
 """
 
+import inspect
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import defaults
 import long_sequence_table
@@ -15,6 +16,10 @@ import methods_table
 import picture
 import standard_cl_table
 import tables
+
+from engram.methods import find, names
+from engram.reporting import measured as stored
+from engram.train.method import Family
 
 
 HERE = Path(__file__).parent
@@ -53,9 +58,35 @@ def probes(records: list[dict[str, Any]]) -> str:
     return tables.markdown(("probe", "rate", "OP", "BWT", "learned"), lines)
 
 
+def method_list() -> str:
+    """Every method as Markdown, by family: what it does, and what it kept where it was measured.
+
+    The first paragraph of a method's docstring says what it does. `measured.json`, which is made
+    from the result file, has the score beside `sequential`, a range where several were measured.
+    """
+    families = get_args(Family)
+    lines = []
+    for name in sorted(names(), key=lambda name: (families.index(find(name).family), name)):
+        method = find(name)
+        summary = (inspect.getdoc(method) or "").partition("\n\n")[0].replace("\n", " ")
+        differences = sorted({line["difference"] for line in stored.measured(name)}, key=float)
+        lines.append(
+            [
+                f"`{name}`",
+                summary.removesuffix("."),
+                "needed" if method.rehearses else "none",
+                " to ".join(dict.fromkeys([differences[0], differences[-1]]))
+                if differences
+                else "-",
+            ]
+        )
+    return tables.markdown(("method", "what it does", "old rows", "OP - sequential"), lines, texts=3)
+
+
 def with_tables(text: str) -> str:
     """`text` with what stands between the markers made anew from the result files."""
     tables = {
+        "method_list": method_list(),
         "standard_cl": standard_cl_table.markdown(results("standard_cl")["summary"]),
         "methods": methods_table.markdown(results("methods")["summary"]),
         "standard_cl_why": probes(results("standard_cl_why")["records"]),

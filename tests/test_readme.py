@@ -52,13 +52,6 @@ def test_every_verb_of_the_command_line_stands_in_the_readme():
         assert f"`engram {command.name}" in README
 
 
-def test_every_method_stands_in_the_readme():
-    from engram.methods import names
-
-    for name in names():
-        assert f"| `{name}` |" in README
-
-
 def test_the_quickstarts_settings_are_the_ones_of_the_makefile():
     config = load_config(ROOT / "examples" / "quickstart.yaml")
     assert config.tasks == "generated"
