@@ -80,7 +80,9 @@ def method_list() -> str:
                 else "-",
             ]
         )
-    return tables.markdown(("method", "what it does", "old rows", "OP - sequential"), lines, texts=3)
+    return tables.markdown(
+        ("method", "what it does", "old rows", "OP - sequential"), lines, texts=3
+    )
 
 
 def with_tables(text: str) -> str:

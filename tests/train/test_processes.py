@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from methods.recurrent_kif.host import farthest
+from methods.recurrent_kif.plain_trainer import farthest
 from tiny import KINDS
 from train.engine import same
 from train.two_processes import METHODS, in_another_trainer, learned
@@ -45,7 +45,7 @@ def in_two_processes(folder: Path, names: list[str]) -> dict[str, tuple[dict, di
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     """One launch for all that is not slow: the processes' imports take most of it."""
-    return in_two_processes(tmp_path_factory.mktemp("two"), [*SOME, "guest"])
+    return in_two_processes(tmp_path_factory.mktemp("two"), [*SOME, "callback"])
 
 
 def check(name: str, ranks: tuple[dict, dict], work: Path) -> None:
@@ -69,6 +69,6 @@ def test_so_they_do_on_every_kind(tmp_path):
 
 def test_so_they_do_in_another_trainer(both, tmp_path):
     """Each of the two takes half of the batch: the hook's gradients are of one half only."""
-    one, (first, second) = in_another_trainer(tmp_path), both["guest"]
+    one, (first, second) = in_another_trainer(tmp_path), both["callback"]
     assert same(first, second)
     assert farthest(one, first)[1] <= 3  # a score at the threshold may change its side

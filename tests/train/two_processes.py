@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import engram
-from methods.recurrent_kif.host import base_of, foreign, guest, trained
+from methods.recurrent_kif.plain_trainer import base_of, kif_callback, plain_trainer, trained
 from train.engine import engine, tiny_base, weights
 
 
@@ -35,7 +35,7 @@ def in_another_trainer(work: Path, processes: int = 1) -> dict[str, torch.Tensor
     """The weights that transformers' own Trainer ends in, with Recurrent-KIF as its callback."""
     base = base_of("causal", 0.0)
     training = {"per_device_train_batch_size": 4 // processes, **backend(processes)}
-    foreign(base, work, guest("causal", **ROUNDS), **training).train()
+    plain_trainer(base, work, kif_callback("causal", **ROUNDS), **training).train()
     return trained(base.model)
 
 
@@ -51,7 +51,7 @@ if __name__ == "__main__":
     folder, names = Path(sys.argv[1]), sys.argv[2:]
     for name in names:
         work = folder / "work"
-        made = in_another_trainer(work, 2) if name == "guest" else learned(name, work, 2)
+        made = in_another_trainer(work, 2) if name == "callback" else learned(name, work, 2)
         save_file(made, folder / f"{name}-{os.environ['RANK']}.safetensors")
     torch.distributed.barrier()  # or the one that ends first takes the other's connection away
     torch.distributed.destroy_process_group()
