@@ -14,7 +14,7 @@ from data.templates import MARKED, UNMARKED, chat_tokenizer
 from engram.data.tokens import features
 from engram.errors import EngramError
 from families import llama_like
-from methods.recurrent_kif.host import PLAIN
+from methods.recurrent_kif.plain_trainer import PLAIN
 from tiny import tiny_model, tiny_tokenizer
 
 
