@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tables
-from standard_cl_cell import minilm
+import table_text
+from minilm import minilm
 
 from engram.config import load_config
 from engram.data.benchmarks import benchmark_split
@@ -176,7 +176,7 @@ def markdown(records: list[dict[str, Any]]) -> str:
             cells.append(str(len(ours)))
         lines.append([f"`{method}`".replace('"', ""), *cells])
     heads = [f"{stream} {what}" for stream in STREAMS for what in ("OP", "BWT", "learned", "n")]
-    return tables.markdown(("method", *heads), lines)
+    return table_text.markdown(("method", *heads), lines)
 
 
 def main() -> None:

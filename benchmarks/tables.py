@@ -1,53 +1,367 @@
-"""What the benchmarks' tables share: Markdown, means with their spread, paired differences."""
+"""The tables and pictures of the benchmarks, made from their result files.
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+    python benchmarks/tables.py                          # READMEs, docs and `methods NAME` show
+    python benchmarks/tables.py --take methods FOLDER... # results/methods.json from comparisons
 
-from engram.measure.statistics import Pair, deviation, holm, over_orders, paired
+A result file holds records, one for each run: a method on an order with a seed. `--take` makes them
+from the `compare.json` and `costs.json` of one or more finished comparisons.
+"""
 
+import argparse
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any, get_args
 
-LEVEL = 0.05  # of what differs
+import defaults
+import picture
+from table_text import difference_text, markdown, spread_text
 
-
-def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]], texts: int = 1) -> str:
-    """A table whose columns after the first `texts` are numbers."""
-    rule = ("---",) * texts + ("---:",) * (len(heads) - texts)
-    return "\n".join("| " + " | ".join(line) + " |" for line in (heads, rule, *lines))
-
-
-def spread(cells: Mapping[Pair, float]) -> dict[str, float | None]:
-    """The mean over orders, seeds averaged within each, and the deviation of all cells."""
-    return {"mean": over_orders(cells).mean, "deviation": deviation(list(cells.values()))}
-
-
-def difference(ours: Mapping[Pair, float], theirs: Mapping[Pair, float]) -> dict[str, Any]:
-    """Ours minus theirs on the pairs (order, seed) both have, with the interval over orders."""
-    found = paired(ours, theirs)
-    low, high = (found.interval.low, found.interval.high) if found.interval else (None, None)
-    about = {"pairs": found.cells, "orders": found.orders, "mean": found.mean}
-    return about | {"low": low, "high": high, "p": found.p, "within_noise": found.within_noise}
-
-
-def correct(entries: Iterable[dict[str, Any]], key: str) -> None:
-    """Holm's correction over the differences under `key`, those with one baseline."""
-    differences = [entry[key] for entry in entries if key in entry]
-    adjusted = holm({n: found["p"] for n, found in enumerate(differences)})
-    for found, p in zip(differences, adjusted.values(), strict=True):
-        found["p_holm"] = p
-        found["differs"] = None if p is None else p < LEVEL
+from engram.comparison.grid import laid_over
+from engram.comparison.summary import difference, mark_what_differs, score
+from engram.measure.statistics import mean
+from engram.methods import find, make, names
+from engram.reporting.measured import COLUMNS as MEASURED
+from engram.reporting.measured import measured
+from engram.reporting.results import write
+from engram.train.method import Family
 
 
-def spread_text(value: Mapping[str, float | None], form: str) -> str:
-    if value["mean"] is None:
-        return "-"
-    wide = value["deviation"]
-    return f"{value['mean']:{form}}" + ("" if wide is None else f" ± {wide:.3f}")
+HERE = Path(__file__).parent
+DOCS = HERE.parent / "docs"
+READMES = (HERE.parent / "README.md", HERE / "README.md")
+COSTS = HERE.parent / "src" / "engram" / "reporting" / "measured.json"
+COSTS_SETTING = (
+    "the benchmark `methods`, an encoder of 22.7 M parameters with LoRA on four tasks of 400 rows, "
+    "one thread, two seeds of two orders; time, memory and OP beside `sequential`, on these orders"
+)
+# Arxiv 2502.17510: T5-large, order 1, OP and BWT in percent; None for what is not in its table.
+ABLATION: dict[str, tuple[float, float] | None] = {
+    "full": (77.9, -3.4),
+    "no_refresh": (74.8, -4.8),
+    "no_masks": (52.3, -21.5),
+    "one_pair": (72.1, -11.2),
+    "soft_weights": (76.1, -4.1),
+    "no_shared": (75.8, -4.3),
+    "slow_map": None,
+}
+REFERENCES = {"replay": "OP - replay [95 %]", "mask_free": "OP - mask-free [95 %]"}
+Records = list[dict[str, Any]]
 
 
-def difference_text(value: Mapping[str, Any] | None) -> str:
-    if value is None or value["mean"] is None:
-        return "-"
-    if value["within_noise"] is None:
-        return f"{value['mean']:+.3f}"
-    said = " *" if value.get("differs") else " (noise)" if value["within_noise"] else ""
-    return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]{said}"
+def results(name: str) -> dict[str, Any]:
+    return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def by_method(records: Records) -> dict[str, dict[Any, dict[str, Any]]]:
+    """For each method its records by (order, seed), in the order of their first appearance."""
+    found: dict[str, dict[Any, dict[str, Any]]] = {}
+    for record in records:
+        found.setdefault(record["method"], {})[record["order"], record["seed"]] = record
+    return found
+
+
+def known(cells: dict[Any, dict[str, Any]], key: str) -> dict[Any, float]:
+    return {pair: r[key] for pair, r in cells.items() if r.get(key) is not None}
+
+
+def scores_table(records: Records) -> str:
+    """Each method's scores, its differences to replay and `mask_free`, and its training time."""
+    methods = by_method(records)
+    operation = {method: known(cells, "overall") for method, cells in methods.items()}
+    to: dict[str, dict[str, dict[str, Any]]] = {}
+    for other in REFERENCES:
+        to[other] = {m: difference(operation[m], operation[other]) for m in methods if m != other}
+        mark_what_differs(list(to[other].values()))
+    plain, lines = methods["sequential"], []
+    for method, cells in methods.items():
+        rate = next(reversed(cells.values()))["learning_rate"]
+        seconds = score(known(cells, "seconds"))["mean"]
+        ratio = mean([r["seconds"] / plain[pair]["seconds"] for pair, r in cells.items()])
+        line = (
+            method,
+            f"{rate:g}" if rate else "-",
+            str(len(cells)),
+            spread_text(score(operation[method]), ".3f"),
+            spread_text(score(known(cells, "backward_transfer")), "+.3f"),
+            spread_text(score(known(cells, "learning_accuracy")), ".3f"),
+            *(difference_text(to[other].get(method)) for other in REFERENCES),
+            f"{seconds:.0f}" if seconds else "-",
+            f"{ratio:.2f}" if ratio else "-",
+        )
+        lines.append(line)
+    heads = ("method", "rate", "n", "OP", "BWT", "learned", *REFERENCES.values())
+    return markdown((*heads, "CPU s", "x sequential"), lines)
+
+
+def methods_lines(records: Records) -> list[dict[str, str]]:
+    """Each method's scores and costs beside plain fine-tuning, by column.
+
+    What trains whole weights is measured against `sequential_whole`.
+    """
+    methods, lines = by_method(records), []
+    to: dict[bool, dict[str, dict[str, Any]]] = {False: {}, True: {}}
+    for method, cells in methods.items():
+        whole = next(iter(cells.values()))["whole"]
+        plain = methods["sequential_whole" if whole else "sequential"]
+        if "sequential" not in method:
+            to[whole][method] = difference(known(cells, "overall"), known(plain, "overall"))
+    for differences in to.values():
+        mark_what_differs(list(differences.values()))
+    for method, cells in methods.items():
+        one = next(iter(cells.values()))
+        plain = methods["sequential_whole" if one["whole"] else "sequential"]
+        both = [(r, plain[pair]) for pair, r in cells.items() if pair in plain]
+        peak = mean([(r["peak_memory_kib"] - p["peak_memory_kib"]) / 1024 for r, p in both])
+        state = mean([r["state_bytes"] / 1e6 for r in cells.values()])
+        line = {
+            "method": method,
+            "keywords": _keywords(one["keywords"], one["changed"]),
+            "rate": f"{one['learning_rate']:g}",
+            "n": str(len(cells)),
+            "OP": spread_text(score(known(cells, "overall")), ".3f"),
+            "OP - sequential": difference_text(to[one["whole"]].get(method)),
+            "BWT": spread_text(score(known(cells, "backward_transfer")), "+.3f"),
+            "learned": spread_text(score(known(cells, "learning_accuracy")), ".3f"),
+            "time x": f"{_times(both):.2f}",
+            "peak MB +": f"{peak:+.0f}",
+            "state MB": f"{state:.1f}",
+            "rows kept": str(one["remembered_rows"] if one["rehearses"] else 0),
+        }
+        lines.append(line)
+    return lines
+
+
+def methods_table(records: Records) -> str:
+    lines = methods_lines(records)
+    return markdown([*lines[0]], [[*line.values()] for line in lines], texts=2)
+
+
+def _times(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> float | None:
+    """CPU seconds relative to the plain run: of all learning, or where unknown of the training."""
+    for key in ("cpu_seconds", "seconds"):
+        ratios = [r[key] / plain[key] for r, plain in pairs if key in r and key in plain]
+        if ratios:
+            return mean(ratios)
+    return None
+
+
+def _keywords(method: Any, changed: dict[str, Any]) -> str:
+    keywords = [*method.values()] if isinstance(method, dict) else []
+    said = [f"{k}={v}" for given in keywords for k, v in given.items()]
+    said += [f"memory.{k}={v}" for k, v in changed.get("memory", {}).items()]
+    return ", ".join(said) or "-"
+
+
+def costs_of_methods(records: Records) -> str:
+    """The text of the file from which `engram methods NAME` says what a method cost."""
+    given = {record["method"]: record["keywords"] for record in records}
+    found: dict[str, list[dict[str, str]]] = {}
+    for line in methods_lines(records):
+        keywords = given[line["method"]]
+        name = keywords if isinstance(keywords, str) else "+".join(keywords)
+        if line["method"] not in ("joint", "sequential_whole") and name != "sequential":
+            row = {key: line[column] for key, column in MEASURED.items()}
+            found.setdefault(name, []).append(row)
+    return json.dumps({"setting": COSTS_SETTING, "methods": found}, indent=1) + "\n"
+
+
+def trials_table(trials: Records) -> str:
+    """The trials of learning rates: a line a method, its rates side by side."""
+    trials = [r for r in trials if r["learning_rate"]]  # `constant` has no rate to choose
+    rates = sorted({r["learning_rate"] for r in trials})
+    found = {(r["method"], r["learning_rate"]): r for r in trials}
+    forms = {"overall": ".3f", "backward_transfer": "+.3f"}
+    lines = []
+    for method in dict.fromkeys(r["method"] for r in trials):
+        own = [found.get((method, rate), {}) for rate in rates]
+        lines.append([method, *(_number(r.get(k), f) for r in own for k, f in forms.items())])
+    heads = [f"{name} at {rate:g}" for rate in rates for name in ("OP", "BWT")]
+    return markdown(("method", *heads), lines)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
+
+
+def ablation_table(records: Records) -> str:
+    """The ablation, with the paper's numbers beside it."""
+    methods = by_method(records)
+    variants = [variant for variant in ABLATION if variant in methods]
+    full = known(methods["full"], "overall")
+    to = {v: difference(known(methods[v], "overall"), full) for v in variants if v != "full"}
+    mark_what_differs(list(to.values()))
+    keys = {"overall": ".3f", "backward_transfer": "+.3f", "learning_accuracy": ".3f"}
+    lines = []
+    for variant in variants:
+        cells = methods[variant].values()
+        ours = [_number(mean([r[key] for r in cells]), form) for key, form in keys.items()]
+        change = difference_text(to.get(variant))
+        lines.append([variant, str(len(cells)), ours[0], change, *ours[1:], *_published(variant)])
+    heads = ("variant", "n", "OP", "OP - full", "BWT", "learned", "paper: OP", "OP - full", "BWT")
+    return markdown(heads, lines)
+
+
+def _published(variant: str) -> tuple[str, str, str]:
+    found, full = ABLATION[variant], ABLATION["full"]
+    if found is None or full is None:
+        return "-", "-", "-"
+    change = found[0] - full[0]
+    return f"{found[0]:.1f}", f"{change:+.1f}" if change else "-", f"{found[1]:+.1f}"
+
+
+def probes_table(records: Records) -> str:
+    """One keyword changed at a time, on held-out rows."""
+    keys = ("overall", "backward_transfer", "learning_accuracy")
+    lines = [
+        [r["method"], f"{r['learning_rate']:g}", *(_number(r.get(k), ".3f") for k in keys)]
+        for r in records
+    ]
+    return markdown(("probe", "rate", "OP", "BWT", "learned"), lines)
+
+
+def likeness_table(records: Records) -> str:
+    """How alike all texts look to the encoder after some stages."""
+    base, *methods = records
+    stages = list(dict.fromkeys(stage for r in methods for stage in r["similarity"]))
+    lines = []
+    for r in methods:
+        seen = [base["similarity"]["0"], *(r["similarity"][stage] for stage in stages)]
+        lines.append([r["method"], *(f"{value:.2f}" for value in seen)])
+    return markdown(("method", "base", *(f"stage {stage}" for stage in stages)), lines)
+
+
+def method_list() -> str:
+    """Every method as Markdown, by family: what it does, and what it kept where it was measured.
+
+    The first paragraph of a method's docstring says what it does. `measured.json`, which is made
+    from the result file, has the score beside `sequential`, a range where several were measured.
+    """
+    families = get_args(Family)
+    lines = []
+    for name in sorted(names(), key=lambda name: (families.index(find(name).family), name)):
+        method = find(name)
+        summary = (inspect.getdoc(method) or "").partition("\n\n")[0].replace("\n", " ")
+        differences = sorted({line["difference"] for line in measured(name)}, key=float)
+        span = dict.fromkeys([differences[0], differences[-1]]) if differences else ["-"]
+        old_rows = "needed" if method.rehearses else "none"
+        lines.append([f"`{name}`", summary.removesuffix("."), old_rows, " to ".join(span)])
+    return markdown(("method", "what it does", "old rows", "OP - sequential"), lines, texts=3)
+
+
+def with_tables(text: str) -> str:
+    """`text` with what stands between the markers made anew from the result files."""
+    long = results("long_sequence")
+    compared = [r for r in long["records"] if r["method"] not in ABLATION]
+    tables = {
+        "method_list": method_list(),
+        "standard_cl": scores_table(results("standard_cl")["records"]),
+        "methods": methods_table(results("methods")["records"]),
+        "standard_cl_why": probes_table(results("standard_cl_why")["records"]),
+        "long_sequence": scores_table(compared),
+        "long_sequence_trials": trials_table(long["trials"]),
+        "long_sequence_why": likeness_table(results("long_sequence_why")["records"]),
+        "defaults": defaults.markdown(results("defaults")["records"]),
+        "ablation": ablation_table(long["records"]),
+    }
+    for name, table in tables.items():
+        pattern = rf"(<!-- {name}:[^>]*-->\n).*?(<!-- /{name} -->)"
+        text = re.sub(pattern, lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.DOTALL)
+    return text
+
+
+def pictures() -> dict[str, str]:
+    """The SVGs of docs/, by name."""
+    compared = [r for r in results("long_sequence")["records"] if r["method"] not in ABLATION]
+    return {
+        "methods": picture.picture(results("methods")["records"], "OP of every method"),
+        "long_sequence": picture.picture(compared, "OP after fifteen tasks"),
+    }
+
+
+def taken(folder: Path) -> tuple[Records, Records]:
+    """The records of a finished comparison and of its trials, in the form of the result files.
+
+    `state_bytes` is what the next task needs besides the model, remembered rows included.
+    """
+    compared = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+    varying = json.loads((folder / "costs.json").read_text(encoding="utf-8"))["cells"]
+    settings, chosen = compared["settings"], compared["choose"] or {}
+    methods = {line["name"]: line["settings"] for line in compared["lines"]}
+    records, trials = [], []
+    for cell in compared["cells"]:
+        line = cell["line"]
+        choice = chosen.get(line, {})
+        over = {choice["key"]: choice["chosen"]} if choice else {}
+        told = _told(settings, methods[line], line, over)
+        spent = varying.get(cell["name"], {})
+        records.append(
+            {
+                "method": line,
+                "order": _order(cell["order"]),
+                "seed": cell["seed"],
+                **{k: cell[k] for k in ("overall", "backward_transfer", "learning_accuracy")},
+                "matrix": cell["matrix"],
+                "seconds": spent.get("cpu_seconds", 0.0),
+                "cpu_seconds": spent.get("cpu_seconds", 0.0),
+                "peak_memory_kib": spent.get("peak_memory_bytes", 0) // 1024,
+                "state_bytes": cell["stored_bytes"] or 0,
+                "remembered_rows": cell["stored_rows"],
+                **told,
+            }
+        )
+        if cell["mode"] == ["constant"]:
+            records[-1]["learning_rate"] = 0.0
+    for line, choice in chosen.items():
+        for value, overall in zip(choice["values"], choice["overall"], strict=True):
+            told = _told(settings, methods[line], line, {choice["key"]: value})
+            trials.append({"method": line, "overall": overall, "backward_transfer": None, **told})
+    return records, trials
+
+
+def _told(settings: dict[str, Any], method: Any, line: str, over: dict[str, Any]) -> dict[str, Any]:
+    """What a cell was run with: its method, its rate, and what else is the line's own."""
+    own = settings.get("lines", {}).get(line, {})
+    laid = laid_over({**settings, "method": method}, {**own, **over})
+    changed = {"memory": {k[7:]: v for k, v in own.items() if k.startswith("memory.")}}
+    return {
+        "keywords": laid["method"],
+        "learning_rate": laid["training"]["learning_rate"],
+        "whole": laid["adapter"] is None,
+        "rehearses": any(one.rehearses for one in make(laid["method"])),
+        "changed": changed if changed["memory"] else {},
+    }
+
+
+def _order(name: str) -> int | str:
+    last = name.rpartition("_")[2]
+    return int(last) if last.isdigit() else name
+
+
+def take(name: str, folders: list[Path]) -> None:
+    """Write the result file `name` from finished comparisons."""
+    parts = [taken(folder) for folder in folders]
+    records = [record for own, _ in parts for record in own]
+    trials = [trial for _, own in parts for trial in own]
+    command = f"python benchmarks/tables.py --take {name} FOLDER..."
+    path = HERE / "results" / f"{name}.json"
+    write(path, name, command, "cpu, 1 thread a process", records, trials=trials)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Tables and pictures from the result files.")
+    parser.add_argument("--take", nargs="+", metavar=("NAME", "FOLDER"))
+    args = parser.parse_args()
+    if args.take:
+        name, *folders = args.take
+        take(name, [Path(folder) for folder in folders])
+    COSTS.write_text(costs_of_methods(results("methods")["records"]), encoding="utf-8")
+    for name, drawn in pictures().items():
+        (DOCS / f"{name}.svg").write_text(drawn, encoding="utf-8")
+    for path in READMES:
+        path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

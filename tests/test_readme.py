@@ -1,7 +1,6 @@
 """What the README says is what the files say."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,13 +19,16 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_tables_are_made_from_the_result_files(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import readme
+    import tables
 
-    for path in readme.READMES:
+    for path in tables.READMES:
         text = path.read_text(encoding="utf-8")
         assert "-->\n| " in text
-        assert readme.with_tables(text) == text
-    sys.modules.pop("readme")
+        assert tables.with_tables(text) == text
+    for name, drawn in tables.pictures().items():
+        assert (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8") == drawn
+    costs = tables.costs_of_methods(tables.results("methods")["records"])
+    assert tables.COSTS.read_text(encoding="utf-8") == costs
 
 
 def test_the_result_files_have_the_common_form():

@@ -1,5 +1,6 @@
 """The lines of the benchmarks' tables."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,15 +11,20 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import defaults
 import tables
+from table_text import difference_text, markdown, spread_text
 
+from engram.comparison.grid import read_grid
+from engram.comparison.summary import difference, mark_what_differs, score
 from engram.methods import make
 
 
 pytestmark = pytest.mark.own
 
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
 
 def test_a_table_is_markdown():
-    assert tables.markdown(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
+    assert markdown(("a", "b"), [("x", "1")]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
 
 
 def cells(*values: float, seed: int = 0) -> dict:
@@ -27,9 +33,9 @@ def cells(*values: float, seed: int = 0) -> dict:
 
 
 def test_a_spread_of_one_value_has_no_deviation():
-    assert tables.spread_text(tables.spread(cells(0.5)), ".3f") == "0.500"
-    assert tables.spread_text(tables.spread(cells(0.4, 0.6)), "+.3f") == "+0.500 ± 0.141"
-    assert tables.spread_text(tables.spread({}), ".3f") == "-"
+    assert spread_text(score(cells(0.5)), ".3f") == "0.500"
+    assert spread_text(score(cells(0.4, 0.6)), "+.3f") == "+0.500 ± 0.141"
+    assert spread_text(score({}), ".3f") == "-"
 
 
 @pytest.mark.parametrize(
@@ -43,19 +49,21 @@ def test_a_spread_of_one_value_has_no_deviation():
     ],
 )
 def test_a_difference_is_of_common_pairs_and_says_when_it_is_noise(ours, told):
-    assert tables.difference_text(tables.difference(ours, cells(0.1, 0.1, 0.1))) == told
-    assert tables.difference_text(None) == "-"
+    assert difference_text(difference(ours, cells(0.1, 0.1, 0.1))) == told
+    assert difference_text(None) == "-"
 
 
 def test_what_differs_after_holms_correction_is_marked():
     plain = cells(0.1, 0.1, 0.1)
     near, far = cells(0.2, 0.21, 0.24), cells(0.3, 0.3, 0.3001)
-    entries = [{"to": tables.difference(ours, plain)} for ours in (near, far)]
-    tables.correct(entries, "to")
+    entries = [{"to": difference(ours, plain)} for ours in (near, far)]
+    mark_what_differs([entry["to"] for entry in entries if "to" in entry])
     assert [entry["to"]["differs"] for entry in entries] == [True, True]
-    entries += [{"to": tables.difference(cells(0.4, 0.0, 0.2), plain)}, {}]
-    tables.correct(entries, "to")  # one more comparison, and less survives
-    told = [tables.difference_text(entry.get("to")) for entry in entries]
+    entries += [{"to": difference(cells(0.4, 0.0, 0.2), plain)}, {}]
+    mark_what_differs(
+        [entry["to"] for entry in entries if "to" in entry]
+    )  # one more comparison, and less survives
+    told = [difference_text(entry.get("to")) for entry in entries]
     assert told[0] == "+0.117 [+0.065, +0.168]" + " *" * (entries[0]["to"]["p_holm"] < 0.05)
     assert told[1] == "+0.200 [+0.200, +0.200] *"
     assert told[2:] == ["+0.100 [-0.397, +0.597] (noise)", "-"]
@@ -80,3 +88,61 @@ def test_defaults_line_up_both_bases():
     assert line == (
         "| `{ewc: {strength: 1.0}}` | 0.600 | -0.100 | 0.800 | 2 | 0.200 | -0.100 | 0.800 | 1 |"
     )
+
+
+GRIDS = {
+    "standard_cl": ["standard_cl"],
+    "methods": ["methods", "methods_whole"],
+    "long_sequence": ["long_sequence", "long_sequence_ablation"],
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_grids_compare_what_was_published(name):
+    """The same methods on the same orders and seeds, with the same trials."""
+    found = tables.results(name)
+    grids = [read_grid(FOLDER / f"{grid}.yaml") for grid in GRIDS[name]]
+    cells = [cell for grid in grids for line in grid.lines for cell in grid.cells(line, {})]
+    assert sorted((cell.line, tables._order(cell.order), cell.seed) for cell in cells) == sorted(
+        (record["method"], record["order"], record["seed"]) for record in found["records"]
+    )
+    choose = grids[0].choose
+    assert choose
+    setting = found["setting"]
+    assert choose.held_out == setting["held_out_rows"] / setting["train_rows"]
+    for cell in cells:
+        config = cell.config
+        assert config.rows["train"] == setting["train_rows"]
+        assert config.rows["test"] == setting["test_rows"]
+        assert round(config.memory.ratio * setting["train_rows"]) == setting["memory_rows"]
+        assert config.max_length == setting["max_length"]
+        training = {**setting["training"]}
+        batch = setting.get("batch", training["per_device_train_batch_size"])
+        training["per_device_train_batch_size"] = batch
+        assert training.items() <= config.training.items()
+
+
+def test_records_are_taken_from_a_comparison(tmp_path):
+    settings = {"adapter": None, "training": {"learning_rate": 0.1}}
+    settings["lines"] = {"replay": {"memory.choose": "surprise"}}
+    scores = {"overall": 0.5, "backward_transfer": None, "learning_accuracy": 0.6, "matrix": {}}
+    counts = {"stored_bytes": 7, "stored_rows": 3, "mode": ["options"]}
+    cell = {"line": "replay", "order": "standard_cl_2", "seed": 1, "name": "cell"}
+    choice = {"key": "method.replay.ratio", "chosen": 2.0, "values": [1.0, 2.0]}
+    compared = {
+        "settings": settings,
+        "lines": [{"name": "replay", "settings": "replay"}],
+        "choose": {"replay": {**choice, "overall": [0.1, 0.2]}},
+        "cells": [{**cell, **scores, **counts}],
+    }
+    spent = {"cells": {"cell": {"cpu_seconds": 4.0, "peak_memory_bytes": 2048}}}
+    (tmp_path / "compare.json").write_text(json.dumps(compared))
+    (tmp_path / "costs.json").write_text(json.dumps(spent))
+    [record], trials = tables.taken(tmp_path)
+    assert (record["method"], record["order"], record["seed"]) == ("replay", 2, 1)
+    assert record["keywords"] == {"replay": {"ratio": 2.0}}
+    assert record["changed"] == {"memory": {"choose": "surprise"}}
+    assert (record["whole"], record["rehearses"], record["learning_rate"]) == (True, True, 0.1)
+    assert (record["cpu_seconds"], record["peak_memory_kib"]) == (4.0, 2)
+    assert [trial["overall"] for trial in trials] == [0.1, 0.2]
+    assert [trial["keywords"]["replay"]["ratio"] for trial in trials] == [1.0, 2.0]

@@ -1,1 +1,1 @@
-"""A package, so that `methods` is this folder even where `benchmarks/methods.py` is in reach."""
+"""A package, so that its modules have names of their own."""

@@ -4,7 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engram.comparison.grid import Grid, Line
-from engram.measure.statistics import Interval, deviation, holm, mean, over_orders, paired
+from engram.measure.statistics import (
+    Interval,
+    Pair,
+    deviation,
+    holm,
+    mean,
+    over_orders,
+    paired,
+)
 
 
 SCORES = (
@@ -15,7 +23,6 @@ SCORES = (
     "learning_accuracy",
 )
 LEVEL = 0.05  # of what differs
-Pair = tuple[str, int]  # order and seed
 Records = Mapping[str, Mapping[Pair, Mapping[str, Any]]]  # by line, then by pair
 
 
@@ -28,18 +35,21 @@ def lines(grid: Grid, records: Records) -> list[dict[str, Any]]:
     """
     found = [_line(grid, line, records) for line in grid.lines]
     for baseline in {entry["baseline"] for entry in found}:
-        _correct([e for e in found if e["baseline"] == baseline and e["to_baseline"]])
+        compared = [e for e in found if e["baseline"] == baseline and e["to_baseline"]]
+        for key in SCORES:
+            mark_what_differs([entry["to_baseline"][key] for entry in compared])
     return found
 
 
-def _correct(entries: list[dict[str, Any]]) -> None:
-    """Holm's correction over the lines that are compared with one baseline, score by score."""
-    for key in SCORES:
-        differences = [entry["to_baseline"][key] for entry in entries]
-        adjusted = holm({n: found["p"] for n, found in enumerate(differences)})
-        for found, p in zip(differences, adjusted.values(), strict=True):
-            found["p_holm"] = p
-            found["differs"] = None if p is None else p < LEVEL
+def mark_what_differs(differences: Sequence[dict[str, Any]]) -> None:
+    """Add Holm's correction to `difference`s that are all taken to one baseline.
+
+    `p_holm` is the corrected probability, and `differs` whether it is below 5 %.
+    """
+    adjusted = holm({n: found["p"] for n, found in enumerate(differences)})
+    for found, p in zip(differences, adjusted.values(), strict=True):
+        found["p_holm"] = p
+        found["differs"] = None if p is None else p < LEVEL
 
 
 def costs_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -64,10 +74,12 @@ def _line(grid: Grid, line: Line, records: Records) -> dict[str, Any]:
         "varied": line.varied,
         "cells": len(own),
         "of": of,
-        **{key: _score(_known(own, key)) for key in SCORES},
+        **{key: score(_known(own, key)) for key in SCORES},
         "published": grid.published.get(line.name),
         "baseline": None if against is None else against.name,
-        "to_baseline": {key: _difference(own, theirs, key) for key in SCORES} if theirs else None,
+        "to_baseline": {key: difference(_known(own, key), _known(theirs, key)) for key in SCORES}
+        if theirs
+        else None,
         "rows": {way: _mean(own, lambda r, w=way: r["rows"][w]) for way in ("forward", "backward")},
         **{k: _mean(own, lambda r, k=k: r[k]) for k in ("stored_rows", "stored_bytes")},
         "trainable": max((record["trainable"] for record in own.values()), default=None),
@@ -78,14 +90,16 @@ def _known(records: Mapping[Pair, Mapping[str, Any]], key: str) -> dict[Any, flo
     return {pair: found[key] for pair, found in records.items() if found[key] is not None}
 
 
-def _score(known: dict[Any, float]) -> dict[str, Any]:
+def score(known: Mapping[Pair, float]) -> dict[str, Any]:
+    """The mean over orders with its interval, and the deviation of all cells."""
     found = over_orders(known)
     about = {"mean": found.mean, "deviation": deviation(list(known.values()))}
     return about | {"cells": found.cells, "orders": found.orders} | _ends(found.interval)
 
 
-def _difference(own: Any, theirs: Any, key: str) -> dict[str, Any]:
-    found = paired(_known(own, key), _known(theirs, key))
+def difference(ours: Mapping[Pair, float], theirs: Mapping[Pair, float]) -> dict[str, Any]:
+    """Ours minus theirs on the pairs that both have, with the interval over orders."""
+    found = paired(ours, theirs)
     about = {"mean": found.mean, "pairs": found.cells, "orders": found.orders, "p": found.p}
     return about | {"within_noise": found.within_noise} | _ends(found.interval)
 

@@ -1,6 +1,6 @@
-"""The scores and costs of each method on the benchmark of all methods (benchmarks/methods.py).
+"""The scores and costs of each method on the benchmark of all methods (benchmarks/methods.yaml).
 
-`python benchmarks/readme.py` makes `measured.json`, beside this file, from the result file.
+`python benchmarks/tables.py` makes `measured.json`, beside this file, from the result file.
 """
 
 import json
