@@ -125,7 +125,7 @@ def learn(
 
 
 def run(
-    config: Config | str | Path,
+    config: Config | str | Path | dict[str, Any],
     data: str | Path | None = None,
     *,
     callbacks: Sequence["TrainerCallback"] = (),
@@ -155,7 +155,7 @@ def run(
 
 
 def dry_run(
-    config: Config | str | Path,
+    config: Config | str | Path | dict[str, Any],
     data: str | Path | None = None,
     *,
     say: Say = silent,
@@ -173,16 +173,16 @@ def dry_run(
 
 
 def run_config(
-    config: Config | str | Path,
+    config: Config | str | Path | dict[str, Any],
     data: str | Path | None = None,
     settings: list[str] | dict[str, Any] | None = None,
 ) -> Config:
     """The settings of a run, with a place for its lineage."""
     if not isinstance(config, Config):
-        stem = Path(config).stem
-        config = load_config(config, settings)
-        name = method_name(config.method, config.mode)
-        config.lineage = config.lineage or str(Path(stem) / name)
+        source, config = config, load_config(config, settings)
+        if not config.lineage and not isinstance(source, dict):
+            name = method_name(config.method, config.mode)
+            config.lineage = str(Path(Path(source).stem) / name)
     config.data = str(data) if data else config.data
     return config
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import engram as package
 from command import engram, tree, workplace
@@ -202,6 +203,9 @@ def test_in_python_the_verbs_are_as_short(place, tmp_path):
     assert entry["stage"] == 1
     assert package.evaluate(folder)["cats"]["score"] == entry["scores"]["cats"]
     again = package.run(package.load_config(place / "run.yaml"))
+    settings = yaml.safe_load((place / "run.yaml").read_text())
+    settings["training"]["learning_rate"] = 1e-2  # YAML 1.1 reads a text here
+    assert package.run(settings).matrix() == again.matrix()
     assert again.matrix() == package.run(place / "run.yaml").matrix()
     with pytest.raises(package.EngramError, match="training differ"):
         package.run(place / "run.yaml", **{"training.num_train_epochs": 2})

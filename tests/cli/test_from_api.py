@@ -1,13 +1,14 @@
 """A command is its verb's signature: what becomes of each kind of parameter."""
 
+import contextlib
 import inspect
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 import typer
-from typer.testing import CliRunner
 
 from command import engram
 from engram import api
@@ -61,8 +62,10 @@ def invoke(*arguments: str, **spelled: str) -> tuple[dict[str, Any], str]:
 
     program = typer.Typer(rich_markup_mode=None, add_completion=False)
     program.command()(handler)
-    result = CliRunner().invoke(program, list(arguments))
-    return received, result.output
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        program(list(arguments), standalone_mode=False)
+    return received, printed.getvalue()
 
 
 def test_what_was_not_typed_is_left_to_the_verb_unless_it_has_a_value():
