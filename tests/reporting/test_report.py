@@ -115,7 +115,7 @@ def test_seeds_of_one_order_have_a_mean_and_a_deviation_and_no_interval(place):
     engram("report", "runs")
     page = Page(place / "report.html")
     assert re.fullmatch(r"0\.\d{3} ± 0\.\d{3}", page.tables["Summary by method"][1][2])
-    assert "hold on these orders" in " ".join(page.text.split())
+    assert "hold only for these orders" in " ".join(page.text.split())
     found = values(place / "report.csv")
     assert found["sequential", "overall_low", "", ""] == ""
     assert float(found["sequential", "overall_deviation", "", ""]) > 0
@@ -184,7 +184,7 @@ def test_what_cannot_be_compared_stands_in_parts_of_its_own(place):
     lineage(place / "runs/b", BETTER, mode="options")
     engram("report", "runs")
     text = (place / "report.html").read_text()
-    assert "they stand in\n2 parts" in text
+    assert "they are shown in\n2 parts" in text
     assert re.findall(r"<h2>(.*?)</h2>", text) == [
         "Part 1: 3 tasks, generate",
         "Part 2: 3 tasks, options",
@@ -239,7 +239,7 @@ def test_a_lineage_of_a_release_that_kept_no_counts_says_so(place):
     state = {k: v for k, v in kif_state().items() if "important" not in k}
     lineage(place / "runs/a", ROWS, method="recurrent_kif", state=state)
     engram("report", "runs")
-    assert "did not keep it" in (place / "report.html").read_text()
+    assert "did not store it" in (place / "report.html").read_text()
 
 
 def test_the_page_says_how_to_run_a_lineage_again(place):

@@ -22,7 +22,7 @@ class History:
     ledger: list[dict[str, Any]]
 
     @property
-    def made(self) -> dict[int, dict[str, Any]]:
+    def stage_entries(self) -> dict[int, dict[str, Any]]:
         """The line that made each stage, by the stage's number."""
         return {entry["stage"]: entry for entry in reversed(self.ledger)}
 
@@ -38,7 +38,7 @@ class History:
 
     def line(self, stage: int) -> list[dict[str, Any]]:
         """Return the lines of a stage and its ancestors, oldest first, without stage 0."""
-        entries, ancestors = self.made, []
+        entries, ancestors = self.stage_entries, []
         while stage:
             ancestors.append(entries[stage])
             stage = entries[stage]["parent"]

@@ -164,9 +164,9 @@ class Lineage(History):
         Raises:
             EngramError: there is no such stage, or it is stage 0.
         """
-        if stage and stage in self.made:
-            return self.made[stage]
-        stages = [str(number) for number in self.made]
+        if stage and stage in self.stage_entries:
+            return self.stage_entries[stage]
+        stages = [str(number) for number in self.stage_entries]
         raise EngramError(f"{self.path}: no stage {stage}; {nearest(str(stage), stages)}")
 
     def work(self, name: str, key: str) -> Path:

@@ -48,7 +48,7 @@ class ScoreMatrix:
         for task, stage in zip(self.tasks, self.learned_at, strict=True):
             if not 1 <= stage <= self.last:
                 raise EngramError(
-                    f"task {task!r} is said to be learned at stage {stage}, "
+                    f"task {task!r} was learned at stage {stage}, "
                     f"but the score matrix has stages 1 to {self.last}"
                 )
 

@@ -83,11 +83,11 @@ def recollect(
     """
     rows, foils = [probe.row for probe in probes], [probe.foil or probe.row for probe in probes]
     where_foils = f"{where} with foils"
-    asked: Sequence[Row | None]
+    questions: Sequence[Row | None]
     if "text" in rows[0]:
         row_features, too_long = _text_features(base, rows, max_length=max_length, where=where)
         foil_features, _ = _text_features(base, foils, max_length=max_length, where=where_foils)
-        asked = [
+        questions = [
             None if is_cut else halves(row["text"])
             for row, is_cut in zip(rows, too_long, strict=True)
         ]
@@ -102,7 +102,7 @@ def recollect(
         }
         row_features, truncated = features(rows, base.tokenizer, where=where, **settings)
         foil_features, _ = features(foils, base.tokenizer, where=where_foils, **settings)
-        asked = rows
+        questions = rows
     all_features = row_features + foil_features
     with evaluating(base.model):
         if base.kind == "encoder":
@@ -110,7 +110,7 @@ def recollect(
         else:
             likelihoods = _likelihoods(base, all_features, batch_size)
             recalled = _recalled(
-                base, asked, max_length=max_length, batch_size=batch_size, where=where
+                base, questions, max_length=max_length, batch_size=batch_size, where=where
             )
     return Recollection(
         rows=likelihoods[: len(rows)],
@@ -181,12 +181,12 @@ def _likelihoods(base: Base, row_features: Features, batch_size: int) -> list[Li
 
 
 def _recalled(
-    base: Base, asked: Sequence[Row | None], max_length: int, batch_size: int, where: str
+    base: Base, questions: Sequence[Row | None], max_length: int, batch_size: int, where: str
 ) -> list[float | None]:
-    """Return 1 for each row whose answer the model generates, 0 for others, None for None."""
-    rows = [row for row in asked if row]
+    """Return 1 for each question whose answer the model generates, 0 for others, None for None."""
+    rows = [row for row in questions if row]
     if not rows:
-        return [None] * len(asked)
+        return [None] * len(questions)
     with_references = rows + [
         answered(row, text) for row in rows for text in row.get("references", ())
     ]
@@ -218,7 +218,7 @@ def _recalled(
             for prediction, row in zip(predictions, rows, strict=True)
         ]
     )
-    return [next(scores) if row else None for row in asked]
+    return [next(scores) if row else None for row in questions]
 
 
 def _classified(

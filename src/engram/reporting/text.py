@@ -29,9 +29,9 @@ PASSED = ("rows_forward", "rows_back")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these a spreadsheet's formulas begin
 MEANING = {
     "overall": "the mean score of all tasks after the last stage",
-    "backward_transfer": "what tasks gained since they were learned; below 0 they were forgotten",
-    "forward_transfer": "what a task gained before it was learned",
-    "forgetting": "how far tasks fell from their best",
+    "backward_transfer": "how much tasks gained since learning; below 0 they were forgotten",
+    "forward_transfer": "how much a task gained before it was learned",
+    "forgetting": "how far tasks fell from their best score",
     "learning_accuracy": "the mean score right after learning",
 }
 

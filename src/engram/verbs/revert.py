@@ -14,20 +14,20 @@ def revert(path: str | Path, to: int | None) -> dict[str, Any]:
     with locked(Lineage(path).path):
         lineage = Lineage(path)
         if to is None and not lineage.head:
-            made = max(lineage.made)
+            made = max(lineage.stage_entries)
             raise EngramError(
                 f"{path}: stage 0 is the newest, so there is nothing to revert; go forward again "
                 f"with --to {made}"
                 if made
                 else f"{path}: nothing was learned yet, so there is nothing to revert"
             )
-        target = lineage.made[lineage.head]["parent"] if to is None else to
-        if target not in lineage.made:
-            stages = map(str, lineage.made)
+        target = lineage.stage_entries[lineage.head]["parent"] if to is None else to
+        if target not in lineage.stage_entries:
+            stages = map(str, lineage.stage_entries)
             raise EngramError(f"{path}: no stage {target}; {nearest(str(target), stages)}")
         if target == lineage.head:
             raise EngramError(f"{path}: stage {target} is the newest already; nothing to revert")
-        made = lineage.made[target]
+        made = lineage.stage_entries[target]
         if is_gone(lineage, made):
             raise EngramError(gone(lineage, made))
         lineage.append({"stage": target, "verb": "revert", "parent": lineage.head})
