@@ -10,6 +10,9 @@ from tiny import KINDS
 from train.engine import engine, tiny_base, tokenized
 
 
+pytestmark = pytest.mark.own
+
+
 def term(made, rows):
     """The term of a batch, with the model as it is."""
     batch = made._prepare_inputs(made.collate(rows))

@@ -30,7 +30,11 @@ from train.engine import Stop, Stopped
 
 AUTO = {"causal": AutoModelForCausalLM, "encoder": AutoModel}
 TASKS = ("colour", "animal", "count")
-PLACES = [("causal", "olora"), ("encoder", "olora"), ("causal", "inflora")]
+PLACES = [
+    ("causal", "olora"),
+    pytest.param("encoder", "olora", marks=pytest.mark.own),
+    pytest.param("causal", "inflora", marks=pytest.mark.own),
+]
 pytestmark = pytest.mark.parametrize(("kind", "method"), PLACES)
 
 

@@ -67,6 +67,7 @@ def test_a_callback_ends_in_the_weights_of_engrams_own_engine(
 
 
 @pytest.mark.parametrize("off", [{"max_grad_norm": 0.0}, {"weight_decay": 0.0}])
+@pytest.mark.own
 def test_clipping_and_weight_decay_bind_in_these_runs(off, tmp_path):
     assert not same(
         run("causal", tmp_path, kif_callback("causal", **ROUNDS)),
@@ -74,6 +75,7 @@ def test_clipping_and_weight_decay_bind_in_these_runs(off, tmp_path):
     )
 
 
+@pytest.mark.own
 def test_a_full_model_is_learned_as_by_the_engine(tmp_path):
     ours, theirs = (
         Base("t", "causal", tiny_model("causal"), tiny_tokenizer("causal")) for _ in "ab"
@@ -84,6 +86,7 @@ def test_a_full_model_is_learned_as_by_the_engine(tmp_path):
 
 
 @pytest.mark.parametrize("keywords", [{"outer_optimizer": "shared"}, {"preset": "release"}])
+@pytest.mark.own
 def test_other_keywords_do_the_same_in_both(keywords, tmp_path):
     preset = RecurrentKIF.presets.get(keywords.get("preset"), keywords)
     base = base_of("causal")
@@ -92,6 +95,7 @@ def test_other_keywords_do_the_same_in_both(keywords, tmp_path):
     assert farthest(ours, trained(base.model))[0] < 1e-6
 
 
+@pytest.mark.own
 def test_memory_is_a_dataset_or_one_a_task_and_may_have_columns_of_its_own(tmp_path):
     rows = [{**row, "origin": "old"} for row in features("causal", "animal", 6)]
 
@@ -131,6 +135,7 @@ def test_neutral_keywords_leave_the_trainers_weights_and_draws_bitwise(kind, tmp
     assert same(plain, run(kind, tmp_path, kif_callback(kind, **{**ROUNDS, **NEUTRAL})))
 
 
+@pytest.mark.own
 def test_importance_is_of_complete_gradients_before_clipping(tmp_path):
     seen = []
 
@@ -215,6 +220,7 @@ def test_the_last_partial_round_is_in_the_last_checkpoint(tmp_path):
     ],
 )
 @pytest.mark.parametrize(("at", "every"), [(5, 3), (8, 4)])
+@pytest.mark.own
 def test_a_resumed_run_ends_in_the_same_weights(kind, keywords, settings, at, every, tmp_path):
     keywords = {**RecurrentKIF.presets.get(keywords.get("preset"), keywords), **ROUNDS}
     saving = {"save_strategy": "steps", "save_steps": every, **settings}
