@@ -55,7 +55,6 @@ def test_joint_learns_the_union_of_the_tasks_so_far_from_the_base(setting, tmp_p
 
 
 @shown_on_causal("setting")
-@shown_on_causal("setting")
 @pytest.mark.own
 def test_union_learns_all_tasks_in_one_stage_and_scores_each(setting, tmp_path):
     lineage, seen = run(setting, tmp_path / "run", mode="union")
@@ -81,6 +80,7 @@ def test_union_tells_tasks_of_one_name_apart(setting, tmp_path):
     assert lineage.matrix().tasks == ("colour", "animal", "colour@3")
 
 
+@shown_on_causal("setting")
 @pytest.mark.own
 def test_per_task_learns_a_fresh_adapter_each_and_forgets_nothing(setting, tmp_path):
     lineage, seen = run(setting, tmp_path / "run", mode="per_task")
