@@ -130,7 +130,7 @@ def _kind(kind: Any) -> str:
 
 def defaults() -> str:
     """Engram's own defaults of what goes verbatim to a library."""
-    own = {"training": config.TRAINING, "adapter": config.ADAPTER}
+    own = {"training": config.DEFAULT_TRAINING, "adapter": config.DEFAULT_ADAPTER}
     return f"```yaml\n{yaml.safe_dump(own, sort_keys=False)}```\n"
 
 

@@ -18,8 +18,8 @@ TOGETHER = ("joint", "union")  # the modes that learn several tasks at once
 ScoringMode = Literal["generate", "options"]
 Dtype = Literal["float32", "bfloat16", "float16"]  # the data types of an exported model
 
-ADAPTER = {"peft_type": "LORA", "r": 8, "lora_alpha": 32, "lora_dropout": 0.05}
-TRAINING = {"learning_rate": 3e-4, "num_train_epochs": 3, "per_device_train_batch_size": 8}
+DEFAULT_ADAPTER = {"peft_type": "LORA", "r": 8, "lora_alpha": 32, "lora_dropout": 0.05}
+DEFAULT_TRAINING = {"learning_rate": 3e-4, "num_train_epochs": 3, "per_device_train_batch_size": 8}
 
 
 # Prefixes of the keys of `training:` that configure logging and trackers. They have no effect on

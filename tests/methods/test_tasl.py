@@ -6,7 +6,7 @@ import torch
 from transformers import TrainerCallback
 
 from engram.errors import EngramError
-from engram.methods.tasl import TaSL, scaled
+from engram.methods.tasl import TaSL
 from engram.train.parameters import HEAD_NAMES, snapshot, trained
 from tiny import KINDS
 from train.engine import engine, tiny_base
@@ -123,11 +123,6 @@ def test_bf16_weights_are_averaged_in_fp32():
     with torch.no_grad():
         method._average([True], [True])
     assert torch.equal(p, torch.lerp(before.float(), learned.float(), 0.3).bfloat16())
-
-
-def test_scores_are_scaled_and_equal_ones_are_nothing():
-    assert scaled(torch.tensor([3.0, 1.0, 2.0])).tolist() == [1.0, 0.0, 0.5]
-    assert scaled(torch.full((4,), 7.0)).tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize("keywords", [{"share": 1.2}, {"beta": 1.0}, {"new": -1}, {"strength": 2}])

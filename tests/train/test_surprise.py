@@ -5,16 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from engram.api import verify
 from engram.config import load_config
 from engram.data.tokens import features
 from engram.errors import EngramError
 from engram.lineage.files import hash_folder
-from engram.lineage.lineage import Lineage
 from engram.lineage.loading import base_at
-from engram.seeds import derive, digest
+from engram.seeds import derive
 from engram.train.memory import choose
 from engram.train.surprise import surprise
 from engram.verbs import run as verb
@@ -156,21 +153,6 @@ def test_a_dry_run_and_joint_training_take_it_too(tmp_path):
     joint = learned(setting, tmp_path / "run")
     kept = memory_of(joint, 2)  # of the new task, whatever else was learned with it
     assert sorted(map(spoken, kept)) == expected(base_at(joint, None), "animal", 3, 16)
-
-
-def test_a_lineage_older_than_the_choice_opens_and_is_unchanged(tmp_path):
-    setting = setting_for("causal", tmp_path, n=16)
-    path = tmp_path / "run"
-    learned({**setting, "tasks": setting["tasks"][:1]}, path)
-    settings = yaml.safe_load((path / "engram.yaml").read_text())
-    assert settings["memory"].pop("choose") == "balanced"
-    (path / "engram.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    older = Lineage(path)
-    assert older.config.memory.choose == "balanced"
-    assert verify(path) == []
-    counted = {k: v for k, v in settings.items() if k not in ("format", "base", "general")}
-    counted = {k: v for k, v in counted.items() if k not in ("revision", "lineage", "data")}
-    assert older.ledger[0]["settings"] == digest(counted, settings["general"]["ratio"])
 
 
 def test_an_unknown_choice_is_told(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engram.models.layout import ADAPTER
+from engram.models.layout import ADAPTER_WEIGHTS
 from place import learned, setting_for
 from tiny import KINDS, tiny_model
 
@@ -38,6 +38,6 @@ def test_a_bf16_base_is_learned_on_in_autocast_and_the_adapter_is_fp32(kind, tmp
     handle.remove()
     assert set(seen) <= {torch.bfloat16}
     assert len(seen) > 0
-    first, last = (load_file(lineage.folder(e) / ADAPTER) for e in lineage.stages)
+    first, last = (load_file(lineage.folder(e) / ADAPTER_WEIGHTS) for e in lineage.stages)
     assert {t.dtype for t in last.values()} == {torch.float32}
     assert any(not torch.equal(first[name], last[name]) for name in first)

@@ -13,7 +13,7 @@ from engram.api import evaluate, revert, verify
 from engram.config import load_config
 from engram.data.rows import read_rows
 from engram.lineage.lineage import Lineage
-from engram.models.layout import ADAPTER
+from engram.models.layout import ADAPTER_WEIGHTS
 from engram.verbs import advance
 from engram.verbs.init import init
 from engram.verbs.learn import learn
@@ -165,9 +165,9 @@ def test_the_first_task_after_a_revert_to_the_base_is_a_first_task(place):
     revert("halves", 0)
     learn("halves", task("animal"))
     lineage = Lineage("halves")
-    stage = load_file(lineage.folder(lineage.stages[-1]) / ADAPTER)
+    stage = load_file(lineage.folder(lineage.stages[-1]) / ADAPTER_WEIGHTS)
     assert all(tensor.any() for name, tensor in stage.items() if "lora_B" in name)
     learn("halves", task("colour"))
     lineage = Lineage("halves")
-    second = load_file(lineage.folder(lineage.stages[-1]) / ADAPTER)
+    second = load_file(lineage.folder(lineage.stages[-1]) / ADAPTER_WEIGHTS)
     assert sum(torch.equal(second[name], stage[name]) for name in stage) == len(stage) // 2

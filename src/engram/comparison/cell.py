@@ -16,7 +16,7 @@ from engram.lineage.history import learned_by
 from engram.lineage.lineage import FREE, Lineage
 from engram.measure.matrix import summary, to_dict
 from engram.methods import make
-from engram.models.layout import MEMORY, STATE
+from engram.models.layout import MEMORY, METHOD_STATE
 from engram.reporting.results import stage_seconds
 from engram.seeds import digest
 
@@ -131,7 +131,7 @@ def _stored(lineage: Lineage) -> dict[str, int | None]:
     size = sum(file.stat().st_size for file in files)
     return {
         "stored_rows": rows,
-        "stored_bytes": size + _tensors(lineage.folder(stages[-1]) / STATE),
+        "stored_bytes": size + _tensors(lineage.folder(stages[-1]) / METHOD_STATE),
     }
 
 

@@ -13,6 +13,7 @@ from engram.data.columns import (
     ASKED,
     PREFERENCES,
     SYSTEM,
+    Row,
     check_left_out,
     is_numbered,
     label_columns,
@@ -30,7 +31,6 @@ from engram.data.messages import (
 from engram.errors import EngramError
 
 
-Row = dict[str, Any]
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 

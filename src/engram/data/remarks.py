@@ -9,7 +9,7 @@ from engram.data.causal import CausalRow, causal_prompts, causal_rows
 from engram.data.chat import is_chat
 from engram.data.rows import Row, answer
 from engram.data.special import ids_of
-from engram.data.tokens import Kind
+from engram.models.kinds import Kind
 
 
 def remarks(

@@ -12,7 +12,7 @@ the assistant's turns are learned. The whole of a `{"text"}` row is learned.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -24,12 +24,13 @@ from engram.data.special import check_tokens, end_token, ids_of, missing_around,
 from engram.data.text import completion_text, prompt_text, row_texts
 from engram.data.truncate import cut_middle, token_lines
 from engram.errors import EngramError, nearest
+from engram.models.kinds import Kind
 
 
 __all__ = [
     "IGNORED",
     "Collator",
-    "Kind",
+    "Features",
     "Tokens",
     "answer",
     "check_known",
@@ -40,7 +41,7 @@ __all__ = [
     "prompts",
 ]
 
-Kind = Literal["causal", "seq2seq", "encoder"]
+Features = dict[str, Any]  # a tokenized row: token ids, attention mask and labels
 IGNORED = -100  # the label of a position without loss, as everywhere in PyTorch
 STAND_IN = 2  # tokens of room that a causal prompt leaves for an answer: one, and the end token
 

@@ -24,7 +24,7 @@ FORMAT = 1
 FREE = ("lineage", "data")
 # The files of a new lineage before its engram.yaml, which is written last.
 REMAINS = ("lock", "stages", "ledger.jsonl", ".engram.yaml.new")
-ADAPTER = "stages/0000-adapter"  # where a lineage began, if it was on an adapter
+STARTING_ADAPTER = "stages/0000-adapter"  # where a lineage began, if it was on an adapter
 
 
 class Lineage(History):
@@ -92,14 +92,14 @@ class Lineage(History):
             settings = settings_digest(config)
             entry = {"stage": 0, "verb": "init", "parent": None, "base": base, "settings": settings}
             if adapter:
-                (path / ADAPTER).mkdir()
+                (path / STARTING_ADAPTER).mkdir()
                 for name, content in adapter.items():
-                    (path / ADAPTER / name).write_bytes(content)
-                    sync(path / ADAPTER / name)
-                sync(path / ADAPTER)
+                    (path / STARTING_ADAPTER / name).write_bytes(content)
+                    sync(path / STARTING_ADAPTER / name)
+                sync(path / STARTING_ADAPTER)
                 sync(path / "stages")
-                files = hash_folder(path / ADAPTER)
-                entry |= {"kind": "adapter", "folder": ADAPTER, "files": files}
+                files = hash_folder(path / STARTING_ADAPTER)
+                entry |= {"kind": "adapter", "folder": STARTING_ADAPTER, "files": files}
             append(path / "ledger.jsonl", entry)
             _write_settings(path, config, base)
         return cls(path)
@@ -117,7 +117,7 @@ class Lineage(History):
         if not path.exists():
             return
         remains = path.is_dir() and {p.name for p in path.iterdir()} <= set(REMAINS)
-        if not remains or any(p != path / ADAPTER for p in path.glob("stages/*")):
+        if not remains or any(p != path / STARTING_ADAPTER for p in path.glob("stages/*")):
             raise EngramError(f"{path}: exists and is not empty; give a new folder")
 
     def _hint(self) -> str:
@@ -259,9 +259,6 @@ def settings_digest(config: Config) -> str:
     settings = config.to_dict()
     for key in (*FREE, "base", "revision", "general"):
         settings.pop(key)
-    if settings["memory"]["choose"] == "balanced":  # what lineages older than this key do
-        del settings["memory"]["choose"]
-    _leave_out_default(settings)
     return digest(settings, config.general.ratio)
 
 
@@ -281,12 +278,5 @@ def _write_settings(path: Path, config: Config, base: dict[str, Any]) -> None:
     settings = {"format": FORMAT, **config.to_dict(), "base": base}
     for key in FREE:
         settings.pop(key)
-    _leave_out_default(settings)
     settings["general"]["file"] = moved(config.general.file, Path.cwd(), path)
     write_text(path / "engram.yaml", yaml.safe_dump(settings, sort_keys=False))
-
-
-def _leave_out_default(settings: dict[str, Any]) -> None:
-    """Remove a newer key that has its default, so that it matches lineages without the key."""
-    if settings["memory"]["per_answer"] == 1:
-        del settings["memory"]["per_answer"]

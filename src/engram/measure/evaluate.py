@@ -14,7 +14,8 @@ from engram.measure.predict import (
     check_mode,
     predict,
 )
-from engram.models.base import Base, Kind
+from engram.models.base import Base
+from engram.models.kinds import Kind
 
 
 @dataclass

@@ -20,7 +20,8 @@ from engram.errors import EngramError, nearest
 from engram.measure.answers import answer_text, special_in, stop_tokens
 from engram.measure.decided import StopWhenDecided, Undecided
 from engram.measure.decoding import forced_first, greedy
-from engram.models.base import Base, Kind
+from engram.models.base import Base
+from engram.models.kinds import Kind
 from engram.models.padding import Batches
 
 

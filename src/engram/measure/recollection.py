@@ -9,7 +9,7 @@ import torch
 
 from engram.data.probes import Probe
 from engram.data.rows import Row, answer, answered, references
-from engram.data.tokens import IGNORED, Collator, features
+from engram.data.tokens import IGNORED, Collator, Features, features
 from engram.errors import EngramError
 from engram.measure.metrics import best, exact_match
 from engram.measure.predict import (
@@ -20,9 +20,6 @@ from engram.measure.predict import (
     predict,
 )
 from engram.models.base import Base
-
-
-Features = list[dict[str, Any]]
 
 
 class Likelihood(NamedTuple):
@@ -146,7 +143,7 @@ def halves(text: str) -> Row | None:
 
 def _text_features(
     base: Base, rows: list[Row], max_length: int, where: str
-) -> tuple[Features, list[bool]]:
+) -> tuple[list[Features], list[bool]]:
     """Tokenize plain text as the tokenizer does by default; also return which rows were cut."""
     if base.kind != "causal":
         raise EngramError(
@@ -164,7 +161,7 @@ def _text_features(
     return row_features, [len(ids) > max_length for ids in row_ids]
 
 
-def _likelihoods(base: Base, row_features: Features, batch_size: int) -> list[Likelihood]:
+def _likelihoods(base: Base, row_features: list[Features], batch_size: int) -> list[Likelihood]:
     """Return the likelihood of each row of features.
 
     Equal rows are computed once, so that their values are equal to the bit and they tie.
@@ -222,7 +219,7 @@ def _recalled(
 
 
 def _classified(
-    base: Base, rows: Sequence[Row], row_features: Features, batch_size: int
+    base: Base, rows: Sequence[Row], row_features: list[Features], batch_size: int
 ) -> tuple[list[Likelihood], list[float | None]]:
     """Return the likelihood of each label, and whether an encoder chooses a correct answer.
 
@@ -243,7 +240,7 @@ def _classified(
     return likelihoods, recalled
 
 
-def _log_softmax(base: Base, row_features: Features, batch_size: int) -> list[list[float]]:
+def _log_softmax(base: Base, row_features: list[Features], batch_size: int) -> list[list[float]]:
     """Return [rows, labels], the log-probability of each label of the head."""
     device, collate = next(base.model.parameters()).device, Collator(base.tokenizer, base.kind)
     log_probs: list[list[float]] = [[] for _ in row_features]

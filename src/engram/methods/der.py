@@ -7,17 +7,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from engram.data.tokens import IGNORED, Kind
+from engram.data.tokens import Features
 from engram.errors import EngramError
-from engram.methods.shared.fisher import learned_places
 from engram.seeds import derive
+from engram.train.losses import learned_places, places_of_rows
 from engram.train.memory import Memory
 from engram.train.method import Engine, Family, Keeps, Loss, Method, TaskContext
 from engram.train.parameters import Named, known_labels
 from engram.train.step import rows_of_a_step
 
 
-Row = dict[str, Any]
 Kept = tuple[Tensor, Tensor]  # (logits, their indices in the vocabulary) [places, top] of one row
 FIELDS = ("rows", "places", "values", "choices")
 
@@ -35,11 +34,11 @@ class Logits:
         self.keys: dict[int, int] = {}  # by `id` of a row: a memory draws the same objects
 
     def complete(
-        self, tasks: Mapping[str, list[Row]], engine: Engine, top: int, known: int | None
+        self, tasks: Mapping[str, list[Features]], engine: Engine, top: int, known: int | None
     ) -> None:
         """Compute the logits of the rows that are new, and drop those of rows that are gone."""
         stored, size = _unstacked(self.state), engine.args.per_device_train_batch_size
-        by_key: dict[int, Row] = {}
+        by_key: dict[int, Features] = {}
         for task, rows in tasks.items():
             for row in rows:
                 self.keys[id(row)] = derive(0, task, str(row["input_ids"]), str(row["labels"]))
@@ -52,17 +51,17 @@ class Logits:
         self.kept = {key: stored[key] for key in by_key}
         self.state = _stacked(self.kept)
 
-    def of(self, rows: Sequence[Row]) -> Kept:
+    def of(self, rows: Sequence[Features]) -> Kept:
         """The stored logits of some rows of the memory, concatenated over their places."""
         return _below([self.kept[self.keys[id(row)]] for row in rows])
 
 
-def top_logits(rows: list[Row], engine: Engine, top: int, known: int | None) -> Iterator[Kept]:
+def top_logits(rows: list[Features], engine: Engine, top: int, known: int | None) -> Iterator[Kept]:
     """The `top` largest of the first `known` logits, at the places of each row's answer."""
     batch, outputs = engine.look(rows)
     z = learned_places(outputs.logits, batch["labels"], engine.kind)[:, :known]
     values, choices = z.topk(min(top, z.shape[1]))
-    counts = _places(batch["labels"], engine.kind)
+    counts = places_of_rows(batch["labels"], engine.kind)
     parts = values.cpu().split(counts), choices.to("cpu", torch.int32).split(counts)
     return zip(*parts, strict=True)
 
@@ -75,12 +74,6 @@ def squares(z: Tensor, values: Tensor, choices: Tensor) -> Tensor:
     values, choices = values.to(z.device), choices.to(z.device, torch.int64)
     gap = z.gather(1, choices.clamp(min=0)) - values
     return (gap.square() * (choices >= 0)).sum()
-
-
-def _places(labels: Tensor, kind: Kind) -> list[int]:
-    """How many places the answer of each row has."""
-    labels = labels[:, 1:] if kind == "causal" else labels
-    return labels.ne(IGNORED).reshape(len(labels), -1).sum(1).tolist()
 
 
 def _below(kept: Sequence[Kept]) -> Kept:

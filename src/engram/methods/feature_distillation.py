@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from engram.config import Config
-from engram.data.tokens import Kind
 from engram.errors import EngramError
-from engram.methods.shared.fisher import learned_places
 from engram.methods.shared.teacher import HeadInputs, Source, Teacher, check_base
+from engram.models.kinds import Kind
+from engram.train.losses import learned_places
 from engram.train.method import Family, Keeps, Method, TaskContext
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from engram.config import Config
-from engram.data.tokens import Kind
 from engram.errors import EngramError
 from engram.methods.shared import adapter_bank
 from engram.methods.shared.fisher import drawn_rows
 from engram.methods.shared.lora import factors, layers
 from engram.methods.shared.subspace import Span, grown, leading
+from engram.models.kinds import Kind
 from engram.train.method import Engine, Family, Keeps, Method, TaskContext
 from engram.train.parameters import Named
 

@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from engram.config import Config
-from engram.data.tokens import Kind
 from engram.errors import EngramError
-from engram.methods.shared.fisher import learned_places
 from engram.methods.shared.teacher import Source, Teacher, check_base
+from engram.models.kinds import Kind
+from engram.train.losses import learned_places
 from engram.train.method import Family, Keeps, Method, TaskContext
 from engram.train.parameters import known_labels
 

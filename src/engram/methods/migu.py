@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from engram.config import Config
-from engram.data.tokens import IGNORED, Kind
+from engram.data.tokens import IGNORED
 from engram.errors import EngramError
 from engram.methods.shared.lora import layers
+from engram.models.kinds import Kind
 from engram.train.method import Family, Keeps, Method
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from engram.config import Config
-from engram.data.tokens import Kind
 from engram.errors import EngramError
 from engram.methods.shared import adapter_bank
 from engram.methods.shared.lora import factors
+from engram.models.kinds import Kind
 from engram.train.method import Family, Keeps, Method, TaskContext
 
 

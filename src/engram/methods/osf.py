@@ -8,7 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from engram.errors import EngramError
 from engram.methods.shared.subspace import without
-from engram.models.classifier import Classifier
+from engram.models.classifier import without_head
 from engram.train.method import Family, Keeps, Method, TaskContext
 
 
@@ -103,7 +103,7 @@ class Held(NamedTuple):
 
 def matrices(model: nn.Module) -> list[nn.Parameter]:
     """The trained weights of the linear layers. Conv1D's are transposed, which changes nothing."""
-    network: Any = model.backbone if isinstance(model, Classifier) else model
+    network = without_head(model)
     embeddings = [m for m in network.modules() if isinstance(m, nn.Embedding)]
     free = {id(m.weight) for m in (*embeddings, network.get_output_embeddings()) if m is not None}
     linear = [m for m in network.modules() if isinstance(m, nn.Linear | Conv1D)]

@@ -12,6 +12,7 @@ from engram.methods.shared.importance import (
     flatten_gradients,
     important,
     score,
+    unit_range,
     update,
 )
 from engram.train.method import Family, Keeps, Method, TaskContext
@@ -81,11 +82,11 @@ class TaSL(Method):
     def end_task(self, model: nn.Module) -> None:
         assert self.maps is not None
         parts = score(self.maps).split([p.numel() for p in self.units.values()])
-        scores = scaled(torch.stack([part.mean() for part in parts]).cpu())
+        scores = unit_range(torch.stack([part.mean() for part in parts]).cpu())
         if self.old:
             old = torch.stack([self.old.get(name, torch.tensor(0.0)) for name in self.units])
             self._average(self._important(scores), self._important(old))
-            scores = scaled(self.new * scores + (1 - self.new) * old)
+            scores = unit_range(self.new * scores + (1 - self.new) * old)
         self.old = self.old | {n: x.clone() for n, x in zip(self.units, scores, strict=True)}
         self.before, self.units, self.maps = {}, {}, None
 
@@ -108,9 +109,3 @@ class TaSL(Method):
         if self.maps:
             device = self.maps.sensitivity.device
             self.maps = Importance(state["s"].to(device), state["u"].to(device))
-
-
-def scaled(scores: Tensor) -> Tensor:
-    """Scores mapped linearly to 0 (the least) to 1 (the greatest); zeros if all are equal."""
-    least, most = scores.aminmax()
-    return (scores - least) / (most - least) if most > least else torch.zeros_like(scores)

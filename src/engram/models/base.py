@@ -22,9 +22,9 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from engram.config import ADAPTER, check_finite, unknown_key
+from engram.config import DEFAULT_ADAPTER, check_finite, unknown_key
 from engram.errors import EngramError, nearest
-from engram.models.classifier import Classifier
+from engram.models.classifier import Classifier, without_head
 from engram.models.kinds import AUTO, Kind, kind_of
 from engram.models.limits import Limits, limits
 from engram.models.padding import Padding, tried_padding
@@ -87,7 +87,7 @@ class Base:
     @property
     def network(self) -> Any:
         """The model without an encoder's head: a `PeftModel`, or a `PreTrainedModel`."""
-        return self.model.backbone if isinstance(self.model, Classifier) else self.model
+        return without_head(self.model)
 
     @property
     def whole(self) -> bool:
@@ -185,7 +185,7 @@ def with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], se
         )
     if settings["peft_type"] == "LORA":  # GPT-2's Conv1D stores its weights transposed
         transposed = any(isinstance(module, Conv1D) for module in model.modules())
-        settings = {**ADAPTER, "fan_in_fan_out": transposed, **settings}
+        settings = {**DEFAULT_ADAPTER, "fan_in_fan_out": transposed, **settings}
     with forked(derive(seed, "adapter")), warnings.catch_warnings():
         # `export` separates tied weights before it merges, and `init` tests that it can merge.
         for message in (".*tie_word_embeddings", ".*lora_bias=True"):

@@ -1,8 +1,15 @@
 """An encoder with a linear head that grows."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
+
+
+def without_head(model: nn.Module) -> Any:
+    """What may carry an adapter: an encoder without its head, else the model."""
+    return model.backbone if isinstance(model, Classifier) else model
 
 
 class Classifier(nn.Module):

@@ -1,10 +1,10 @@
 """The names of a stage's files, and the name of the general rows."""
 
-ADAPTER = "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_SETTINGS = "adapter_config.json"
 WHOLE = "model*.safetensors*"  # the shards of whole weights, and their index
-HEAD = "head.safetensors"
-STATE = "method.safetensors"
+HEAD_WEIGHTS = "head.safetensors"
+METHOD_STATE = "method.safetensors"
 MEMORY = "memory.jsonl"
 SCORES = "scores.json"
 CARD = "README.md"

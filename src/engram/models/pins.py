@@ -79,7 +79,7 @@ def check_pin(pinned: dict[str, Any]) -> None:
 def differing(pinned: dict[str, Any], present: dict[str, Any]) -> list[str]:
     """Return the files of `pinned` that are missing or different in `present`, sorted."""
     return sorted(
-        name for name, sha in pinned.get("files", {}).items() if present["files"].get(name) != sha
+        name for name, sha in pinned["files"].items() if present["files"].get(name) != sha
     )
 
 

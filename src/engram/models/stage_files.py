@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from engram.errors import EngramError
 from engram.models.base import Base
 from engram.models.classifier import Classifier
-from engram.models.layout import ADAPTER, ADAPTER_SETTINGS, HEAD
+from engram.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, HEAD_WEIGHTS
 
 
 def save_weights(base: Base, folder: Path) -> None:
@@ -37,7 +37,7 @@ def _save_adapter(base: Base, folder: Path) -> None:
     tensors = _without_sharing(
         {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     )
-    save_file(tensors, folder / ADAPTER, metadata={"format": "pt"})
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config = base.peft.peft_config["default"].to_dict()
     config |= {"base_model_name_or_path": base.name, "inference_mode": True}
     text = json.dumps(plain(config), sort_keys=True, indent=2)
@@ -60,7 +60,7 @@ def save_head(model: Classifier, folder: Path) -> None:
     names = json.dumps(dict(enumerate(model.labels)), ensure_ascii=False)
     save_file(
         {name: tensor.detach().cpu() for name, tensor in head.items()},
-        folder / HEAD,
+        folder / HEAD_WEIGHTS,
         metadata={"id2label": names},
     )
 
@@ -77,11 +77,11 @@ def load_weights(base: Base, folder: Path, head: bool = True) -> None:
     mismatches: list[str] = []
     try:
         if not base.whole:
-            result = set_peft_model_state_dict(base.peft, load_file(folder / ADAPTER))
+            result = set_peft_model_state_dict(base.peft, load_file(folder / ADAPTER_WEIGHTS))
             mismatches = _mismatches(base.peft, result)
         if head and isinstance(base.model, Classifier):
-            stored = load_file(folder / HEAD)
-            with safe_open(folder / HEAD, "pt") as file:  # type: ignore[no-untyped-call]
+            stored = load_file(folder / HEAD_WEIGHTS)
+            with safe_open(folder / HEAD_WEIGHTS, "pt") as file:  # type: ignore[no-untyped-call]
                 labels = json.loads(file.metadata()["id2label"])
             base.model.set_head(stored["weight"], stored["bias"], list(labels.values()))
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from engram.config import TOGETHER, TRAINING
+from engram.config import DEFAULT_TRAINING, TOGETHER
 from engram.data.checks import check_task, truncated, warnings
 from engram.data.remarks import remarks
 from engram.data.rows import Row, answered
@@ -125,7 +125,7 @@ def _make_features(plan: Plan) -> Callable[..., Any]:
 
 def _check_training(plan: Plan, task: Task) -> None:
     config = plan.config
-    training = {**TRAINING, **config.training, **task.training}
+    training = {**DEFAULT_TRAINING, **config.training, **task.training}
     batch, count = training["per_device_train_batch_size"], len(task.train.rows)
     if training.get("dataloader_drop_last") and count < batch:
         raise EngramError(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from engram.models.layout import STATE
+from engram.models.layout import METHOD_STATE
 
 
 LED = "recurrent_kif."
@@ -51,7 +51,7 @@ class Identified:
 
 def identified(folder: Path, task: str) -> Identified | None:
     """Read the importance at a stage from its state; None for other methods and the first task."""
-    path = folder / STATE
+    path = folder / METHOD_STATE
     if not path.exists():
         return None
     with safe_open(path, framework="np") as file:

@@ -7,11 +7,11 @@ from engram.errors import EngramError
 from engram.lineage.files import write_text
 from engram.reporting.page import html
 from engram.reporting.read import Run, read
-from engram.reporting.text import HEAD, csv_text, markdown
+from engram.reporting.text import CSV_HEADER, csv_text, markdown
 
 
 # A mark near the start of each file, by which a report is known and may be overwritten.
-MARKS = {".html": 'content="engram report"', ".md": "<!-- engram report -->", ".csv": HEAD}
+MARKS = {".html": 'content="engram report"', ".md": "<!-- engram report -->", ".csv": CSV_HEADER}
 
 
 def report(folders: Sequence[str | Path], out: str | Path) -> tuple[list[Run], list[Path]]:

@@ -23,7 +23,7 @@ COLUMNS = (
     "task",
     "value",
 )
-HEAD = ",".join(COLUMNS)
+CSV_HEADER = ",".join(COLUMNS)
 COSTS = ("training s", "rows forward", "rows back", "rows kept", "peak MiB")
 PASSED = ("rows_forward", "rows_back")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these a spreadsheet's formulas begin

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.training_args import OptimizerNames
 from transformers.utils.import_utils import is_liger_kernel_available
 
-from engram.config import TRAINING, check_finite, unknown_key
+from engram.config import DEFAULT_TRAINING, check_finite, unknown_key
 from engram.errors import EngramError, nearest
 
 
@@ -137,7 +137,7 @@ def training_arguments(
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused on a CPU
-        **TRAINING,
+        **DEFAULT_TRAINING,
         **training,
         "report_to": "none",  # the trackers it names are opened by `tracking.Tracked`
     }

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
 from engram.config import Config
-from engram.data.tokens import Kind
 from engram.errors import EngramError
+from engram.models.kinds import Kind
 from engram.train.memory import Memory
 
 

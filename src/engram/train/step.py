@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainingArguments
 
-from engram.data.tokens import IGNORED, Kind
 from engram.models.decoder import decoder_inputs
+from engram.models.kinds import Kind
 from engram.seeds import forked
+from engram.train.losses import count_items, token_loss
 
 
 def rows_of_a_step(args: TrainingArguments) -> int:
@@ -24,27 +25,6 @@ def rows_of_a_step(args: TrainingArguments) -> int:
     """
     micro_batches = args.gradient_accumulation_steps * args.world_size
     return args.per_device_train_batch_size * micro_batches
-
-
-def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int, kind: Kind) -> Tensor:
-    """Summed cross-entropy over the labels that are not -100, divided by `num_items`.
-
-    One rule for the three kinds: logits [batch, time, vocabulary] and labels [batch, time] (for a
-    causal model position t predicts label t + 1), or [batch, labels] and [batch] for encoders. With
-    the number of items of the whole accumulated batch, k micro-batches add up to one large batch.
-    """
-    if kind == "causal":
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    loss = nn.functional.cross_entropy(
-        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-    return loss / num_items
-
-
-def count_items(batch: dict[str, Tensor], kind: Kind) -> Tensor:
-    """How many terms `token_loss` sums in a batch."""
-    labels = batch["labels"][:, 1:] if kind == "causal" else batch["labels"]
-    return labels.ne(IGNORED).sum()
 
 
 def task_loss(

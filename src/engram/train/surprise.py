@@ -12,11 +12,10 @@ slow learner that averages the weights of the fast one, is not built.
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
-
-from engram.data.tokens import IGNORED, Collator, Kind
+from engram.data.tokens import Collator
 from engram.measure.predict import evaluating, feature_batches
 from engram.models.base import Base
+from engram.train.losses import row_losses
 from engram.train.step import task_loss
 
 
@@ -30,18 +29,7 @@ def surprise(base: Base, rows: Sequence[dict[str, Any]], size: int) -> list[floa
             batch = collate([rows[i] for i in chosen])
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             _, outputs = task_loss(base.model, base.model, batch, base.kind)
-            means = mean_loss(outputs.logits, batch["labels"], base.kind).tolist()
+            means = row_losses(outputs.logits, batch["labels"], base.kind).tolist()
             for i, mean in zip(chosen, means, strict=True):
                 found[i] = mean
     return found
-
-
-def mean_loss(logits: Tensor, labels: Tensor, kind: Kind) -> Tensor:
-    """The mean cross-entropy of each row of a batch, over its labels that are not -100."""
-    if kind == "causal":
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    losses = nn.functional.cross_entropy(
-        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    learned = labels.ne(IGNORED).view(len(labels), -1)
-    return losses.view_as(learned).sum(1) / learned.sum(1)

@@ -12,16 +12,16 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from engram.data.tokens import Collator, Kind
+from engram.data.tokens import Collator
 from engram.models.base import Base
+from engram.models.kinds import Kind
+from engram.models.layout import METHOD_STATE
 from engram.train.lifecycle import next_start
+from engram.train.losses import count_items
 from engram.train.method import Loss, Method
 from engram.train.passes import Passes
 from engram.train.rehearsals import Rehearsals
-from engram.train.step import accumulate, aside, clip_and_step, count_items, task_loss
-
-
-STATE = "method.safetensors"
+from engram.train.step import accumulate, aside, clip_and_step, task_loss
 
 
 class RehearsalCollator:
@@ -249,19 +249,19 @@ class Stateful(Protocol):
 def save_state(methods: Sequence[Stateful], folder: Path) -> None:
     """`method.safetensors`: the tensors of all methods, each name led by its method's."""
     state = {f"{m.name}.{k}": v for m in methods for k, v in m.state_dict().items()}
-    beside = folder / f".{STATE}"
+    beside = folder / f".{METHOD_STATE}"
     save_file(state, beside, metadata={"format": "pt"})
-    beside.replace(folder / STATE)
+    beside.replace(folder / METHOD_STATE)
 
 
 def load_state(method: Stateful, folder: Path) -> dict[str, Tensor]:
     """The tensors that `save_state` wrote for this method; none if it was not among them."""
-    state = load_file(folder / STATE)
+    state = load_file(folder / METHOD_STATE)
     led = f"{method.name}."
     return {name.removeprefix(led): t for name, t in state.items() if name.startswith(led)}
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in a work folder."""
-    found = [p.parent for p in folder.glob(f"checkpoint-*/{STATE}")]
+    found = [p.parent for p in folder.glob(f"checkpoint-*/{METHOD_STATE}")]
     return max(found, key=lambda p: int(p.name.partition("-")[2]), default=None)

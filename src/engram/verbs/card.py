@@ -2,10 +2,10 @@
 
 from typing import Any, Literal
 
-from engram.models.base import Kind as Family
+from engram.models.kinds import Kind
 
 
-Kind = Literal["adapter", "weights", "merged"]
+Form = Literal["adapter", "weights", "merged"]
 LOAD = {
     "causal": "AutoModelForCausalLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
@@ -16,7 +16,7 @@ WHAT = {
     "weights": "All weights of `{base}`, trained",
     "merged": "`{base}` with what was learned merged into its weights",
 }
-HEAD = """
+HEAD_CODE = """
 path = cached_file("PLACE", "head.safetensors")
 head = load_file(path)
 with safe_open(path, "pt") as file:
@@ -29,7 +29,7 @@ label = labels[(mean @ head["weight"].T + head["bias"]).argmax(-1).item()]
 
 
 def model_card(
-    family: Family, pinned: dict[str, Any], entry: dict[str, Any] | None, kind: Kind, place: str
+    family: Kind, pinned: dict[str, Any], entry: dict[str, Any] | None, kind: Form, place: str
 ) -> str:
     """`README.md` of a stage (None: the base), with the YAML header of the hub.
 
@@ -42,7 +42,7 @@ def model_card(
     if "revision" in pinned:  # a folder's name says nothing on the hub
         about.insert(0, f"base_model: {name}")
     what = WHAT[kind].format(base=name)
-    head = HEAD if family == "encoder" and entry is not None and "task" in entry else ""
+    head = HEAD_CODE if family == "encoder" and entry is not None and "task" in entry else ""
     code = _code(family, name, kind, place, head)
     return "\n".join(["---", *about, "---", "", *_about(entry, what), *code])
 
@@ -67,7 +67,7 @@ def _about(entry: dict[str, Any] | None, what: str) -> list[str]:
     ]
 
 
-def _code(family: Family, name: str, kind: Kind, place: str, head: str) -> list[str]:
+def _code(family: Kind, name: str, kind: Form, place: str, head: str) -> list[str]:
     auto, adapter = LOAD[family], kind == "adapter"
     lines = []
     if head:

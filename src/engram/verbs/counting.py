@@ -8,7 +8,8 @@ from typing import Any
 from transformers import TrainingArguments
 
 from engram.data.rows import Row
-from engram.data.tokens import IGNORED, Kind
+from engram.data.tokens import IGNORED
+from engram.models.kinds import Kind
 
 
 @dataclass

@@ -10,12 +10,11 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from engram.config import ADAPTER, Config
+from engram.config import DEFAULT_ADAPTER, Config
 from engram.errors import EngramError
 from engram.lineage.lineage import Lineage
 from engram.models.base import load_base, one_line
-from engram.models.layout import ADAPTER as WEIGHTS
-from engram.models.layout import ADAPTER_SETTINGS as SETTINGS
+from engram.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from engram.models.pins import pin
 from engram.models.sample import TEXT
 from engram.models.stage_files import load_weights
@@ -73,7 +72,10 @@ def begin(path: str | Path, plan: Plan, adapter: str | Path | None = None) -> Li
     if adapter:
         _check_tokenizer(Path(adapter), base.tokenizer)
         load_weights(base, Path(adapter), head=False)
-        files = {name: (Path(adapter) / name).read_bytes() for name in (WEIGHTS, SETTINGS)}
+        files = {
+            name: (Path(adapter) / name).read_bytes()
+            for name in (ADAPTER_WEIGHTS, ADAPTER_SETTINGS)
+        }
     if config.adapter is not None:
         trial.check(base)
     config.threads = config.threads or torch.get_num_threads()
@@ -92,10 +94,10 @@ def adapter_settings(folder: Path, config: Config) -> dict[str, Any]:
         given = "null" if config.adapter is None else ", ".join(config.adapter)
         raise EngramError(f"adapter: {folder} brings its own settings; leave out {given}")
     written = _read(folder)
-    if not (folder / WEIGHTS).is_file():
+    if not (folder / ADAPTER_WEIGHTS).is_file():
         pickled = (folder / "adapter_model.bin").exists()
         raise EngramError(
-            f"{folder}: no {WEIGHTS} in it"
+            f"{folder}: no {ADAPTER_WEIGHTS} in it"
             + ("; a pickle is not loaded, save the adapter again with safetensors" * pickled)
             + ("; give the folder that PEFT's save_pretrained wrote" * (not pickled))
         )
@@ -111,7 +113,7 @@ def adapter_settings(folder: Path, config: Config) -> dict[str, Any]:
         for key, value in written.items()
         if key in defaults
         and key not in HISTORY
-        and (key in ADAPTER or value not in (defaults[key], None))
+        and (key in DEFAULT_ADAPTER or value not in (defaults[key], None))
     }
 
 
@@ -151,10 +153,11 @@ def _check_tokenizer(folder: Path, own: PreTrainedTokenizerBase) -> None:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    file = folder / SETTINGS
+    file = folder / ADAPTER_SETTINGS
     if not file.is_file():
         raise EngramError(
-            f"{folder}: no {SETTINGS} in it; give the folder that PEFT's save_pretrained wrote"
+            f"{folder}: no {ADAPTER_SETTINGS} in it; give the folder that PEFT's save_pretrained "
+            "wrote"
         )
     try:
         written = json.loads(file.read_text(encoding="utf-8"))

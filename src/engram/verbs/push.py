@@ -13,12 +13,12 @@ from engram.errors import EngramError
 from engram.lineage.lineage import Lineage
 from engram.lineage.loading import gone, is_gone, stage_entry
 from engram.models.base import kind_of, load_config_and_tokenizer, one_line
-from engram.models.layout import ADAPTER_SETTINGS, CARD, MEMORY, STATE
+from engram.models.layout import ADAPTER_SETTINGS, CARD, MEMORY, METHOD_STATE
 from engram.verbs.card import model_card
 from engram.verbs.export import export
 
 
-LEFT_BEHIND = (MEMORY, STATE)  # rows of the tasks, and what only learning needs
+LEFT_BEHIND = (MEMORY, METHOD_STATE)  # rows of the tasks, and what only learning needs
 # Those of the HTTP library that the client stands on, of the system and of its upload of blocks.
 FAILURES: tuple[type[Exception], ...] = (
     *HfHubHTTPError.__bases__,  # type: ignore[assignment]

@@ -14,11 +14,6 @@ def rebase(path: str | Path, base: str, revision: str | None) -> dict[str, Any]:
     with locked(Lineage(path).path):
         lineage = Lineage(path)
         lineage.tidy()
-        if not lineage.pin.get("files"):
-            raise EngramError(
-                f"{path}: the base's files were not pinned when it was made, so another place "
-                "cannot be checked; make a new lineage with `engram init --adapter STAGE`"
-            )
         found = pin(base, revision)
         if changed := differing(lineage.pin, found):
             raise EngramError(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from engram.config import ADAPTER, TRAINING
+from engram.config import DEFAULT_ADAPTER, DEFAULT_TRAINING
 from engram.lineage.lineage import Lineage
 from engram.models.layout import MEMORY
 
@@ -36,7 +36,7 @@ def show(path: str | Path, stage: int | None) -> dict[str, Any]:
     memory = lineage.folder(entry) / MEMORY
     with_memory = memory.read_text(encoding="utf-8").count("\n") if memory.exists() else 0
     settings = {
-        "training": {**TRAINING, **config.training, **entry["task"].get("training", {})},
+        "training": {**DEFAULT_TRAINING, **config.training, **entry["task"].get("training", {})},
         "adapter": _adapter(config.adapter),
         "quantization": config.quantization,
         "seed": config.seed,
@@ -49,4 +49,4 @@ def _adapter(given: dict[str, Any] | None) -> dict[str, Any] | None:
     """The settings with Engram's defaults, which are those of a LoRA."""
     if given is None or str(given.get("peft_type", "LORA")).upper() != "LORA":
         return given
-    return {**ADAPTER, **given}
+    return {**DEFAULT_ADAPTER, **given}

@@ -26,8 +26,7 @@ def verify(path: str | Path) -> list[str]:
     for folder in sorted((lineage.path / "stages").glob("*")):
         if folder.relative_to(lineage.path).as_posix() not in known:
             problems.append(f"{folder}: of no stage in the ledger; a run was stopped, or delete it")
-    written = lineage.ledger[0].get("settings")
-    if written not in (None, settings_digest(lineage.config)):
+    if lineage.ledger[0]["settings"] != settings_digest(lineage.config):
         problems.append(f"{lineage.path / 'engram.yaml'}: has other settings than it was made with")
     if lineage.written_pin != lineage.pin:
         problems.append(f"{lineage.path / 'engram.yaml'}: names another base than the ledger")

@@ -13,8 +13,8 @@ from engram.methods.recurrent_kif import presets
 from engram.methods.recurrent_kif.method import RecurrentKIF
 from engram.methods.shared import importance
 from engram.methods.shared.importance import flatten
+from engram.train.losses import token_loss
 from engram.train.memory import Memory
-from engram.train.step import token_loss
 from train.engine import STRICT, engine, learned, same, tiny_base, tokenized, weights
 
 

@@ -15,6 +15,7 @@ from engram.methods.shared.importance import (
     important,
     quantile_threshold,
     score,
+    unit_range,
     update,
     write_back,
 )
@@ -304,3 +305,8 @@ def test_the_shares_of_the_four_cases_are_counted_in_the_tables_order():
     torch.testing.assert_close(
         case_shares(inner_mask, outer_mask), torch.tensor([0.1, 0.2, 0.4, 0.3])
     )
+
+
+def test_the_unit_range_is_from_the_least_to_the_greatest_and_equal_scores_are_zero():
+    assert unit_range(torch.tensor([3.0, 1.0, 2.0])).tolist() == [1.0, 0.0, 0.5]
+    assert unit_range(torch.full((4,), 7.0)).tolist() == [0.0] * 4

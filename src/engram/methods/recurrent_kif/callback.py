@@ -24,15 +24,16 @@ from torch.utils.data import IterableDataset
 from transformers import TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from engram.data.tokens import Kind
 from engram.errors import EngramError
 from engram.methods.recurrent_kif.callback_memory import features_by_task, is_sft
 from engram.methods.shared.importance import flatten, write_back
+from engram.models.kinds import Kind
+from engram.models.layout import METHOD_STATE
 from engram.seeds import derive, forked
 from engram.train.memory import Memory
 from engram.train.method import Method, TaskContext
 from engram.train.step import accumulate, clip_and_step, task_loss
-from engram.train.trainer import STATE, load_state, save_state
+from engram.train.trainer import load_state, save_state
 
 
 Batch = dict[str, Any]
@@ -219,16 +220,17 @@ class StandaloneMethod(Method):
         if not self.steps or not state.global_step:
             return
         folder = checkpoint_folder(args, state)
-        if not (folder / STATE).exists():
+        file = folder / METHOD_STATE
+        if not file.exists():
             raise EngramError(
-                f"{self.name}: cannot resume at step {state.global_step}: {folder / STATE} is "
-                "missing; resume from a checkpoint saved with this callback, under its output_dir"
+                f"{self.name}: cannot resume at step {state.global_step}: {file} is missing; "
+                "resume from a checkpoint saved with this callback, under its output_dir"
             )
         saved, present = load_state(self.steps, folder), self.steps.state_dict()
         if not torch.equal(saved["weights"], present["weights"]):
             raise EngramError(
-                f"{self.name}: cannot resume at step {state.global_step}: {folder / STATE} belongs "
-                "to other weights; set output_dir to that of the run that saved the checkpoint"
+                f"{self.name}: cannot resume at step {state.global_step}: {file} belongs to other "
+                "weights; set output_dir to that of the run that saved the checkpoint"
             )
         self.load_state_dict(load_state(self, folder))
 

@@ -8,16 +8,16 @@ from typing import Any
 from datasets import Dataset
 from transformers import TrainingArguments
 
+from engram.data.tokens import Features
 from engram.errors import EngramError
 
 
 RAW = ("prompt", "completion", "messages", "text", "conversations")
-Features = list[dict[str, Any]]
 
 
 def features_by_task(
     memory: Any, args: TrainingArguments, train_dataset: Any, tokenizer: Any, where: str
-) -> dict[str, Features]:
+) -> dict[str, list[Features]]:
     """The memory's features by task, as the collator takes them of the Trainer's own dataset.
 
     Args:
@@ -48,7 +48,7 @@ def is_sft(args: TrainingArguments) -> bool:
 
 def _features(
     dataset: Any, args: TrainingArguments, train_dataset: Any, tokenizer: Any, where: str
-) -> Features:
+) -> list[Features]:
     rows = list(dataset)
     if not all(isinstance(row, Mapping) for row in rows):
         raise EngramError(
@@ -67,7 +67,7 @@ def _features(
     return [{k: v for k, v in row.items() if columns is None or k in columns} for row in rows]
 
 
-def _as_sft(dataset: Any, args: Any, tokenizer: Any, where: str) -> Features:
+def _as_sft(dataset: Any, args: Any, tokenizer: Any, where: str) -> list[Features]:
     """Prepare the rows by SFTTrainer's own function, which needs only a few of its attributes.
 
     Packing is off, because it would mix tasks. Rows that have `input_ids` and `labels` are only cut

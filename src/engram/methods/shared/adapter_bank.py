@@ -18,7 +18,7 @@ from torch import nn
 from engram.config import Config
 from engram.errors import EngramError
 from engram.methods.shared.lora import factors, layers
-from engram.models.classifier import Classifier
+from engram.models.classifier import without_head
 from engram.seeds import derive, forked
 
 
@@ -95,7 +95,7 @@ def join(model: nn.Module) -> None:
 
 
 def _peft(model: nn.Module) -> PeftModel:
-    network = model.backbone if isinstance(model, Classifier) else model
+    network = without_head(model)
     assert isinstance(network, PeftModel)
     return network
 

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from engram.data.task import limit_rows
-from engram.data.tokens import IGNORED, Kind
+from engram.data.tokens import Features
 from engram.seeds import derive
+from engram.train.losses import learned_places
 from engram.train.method import Engine
 from engram.train.parameters import Named, trained
 
 
-Row = dict[str, Any]
 Batch = dict[str, Tensor]
 
 
-def fisher(engine: Engine, model: nn.Module, rows: Sequence[Row], seed: int) -> Named:
+def fisher(engine: Engine, model: nn.Module, rows: Sequence[Features], seed: int) -> Named:
     """The diagonal of the Fisher information: E_x E_{y ~ p(y|x)} (d log p(y|x) / dw)^2.
 
     The labels y are drawn from the model, each token given the true text before it. With the
@@ -37,7 +37,7 @@ def fisher(engine: Engine, model: nn.Module, rows: Sequence[Row], seed: int) -> 
     return _mean(engine, model, rows, seed, likelihood, torch.square)
 
 
-def sensitivity(engine: Engine, model: nn.Module, rows: Sequence[Row], seed: int) -> Named:
+def sensitivity(engine: Engine, model: nn.Module, rows: Sequence[Features], seed: int) -> Named:
     """E_x |d ||f(x)||^2 / dw|, with f the logits less their mean, averaged over a row's places.
 
     Adding one number to all logits does not change the softmax, so their mean is subtracted.
@@ -69,22 +69,15 @@ def sampled(logits: Tensor, seed: int) -> Tensor:
     return drawn.flatten().to(logits.device)
 
 
-def drawn_rows(rows: Sequence[Row], count: int, seed: int) -> Sequence[Row]:
+def drawn_rows(rows: Sequence[Features], count: int, seed: int) -> Sequence[Features]:
     """`count` rows drawn without replacement, or all rows if there are not more."""
     return limit_rows(rows, count, derive(seed, "rows"))
-
-
-def learned_places(logits: Tensor, labels: Tensor, kind: Kind) -> Tensor:
-    """The logits [places, choices], in fp32, where there is a label to be learned."""
-    if kind == "causal":
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    return logits[labels != IGNORED].float()
 
 
 def _mean(
     engine: Engine,
     model: nn.Module,
-    rows: Sequence[Row],
+    rows: Sequence[Features],
     seed: int,
     loss: Callable[[Batch, Any, int], Tensor],
     of: Callable[[Tensor], Tensor],

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from engram.config import Config
-from engram.data.tokens import Kind
 from engram.errors import EngramError
-from engram.models.classifier import Classifier
+from engram.models.classifier import Classifier, without_head
+from engram.models.kinds import Kind
 from engram.train.parameters import snapshot
 from engram.train.step import task_loss
 
@@ -35,7 +35,7 @@ class Teacher:
         def teacher(**arguments: Tensor) -> Any:
             if self.old is not None:
                 return functional_call(model, self.old, (), arguments)
-            with network(model).disable_adapter():
+            with without_head(model).disable_adapter():
                 return model(**arguments)
 
         training, flags = model.training, [(p, p.requires_grad) for p in model.parameters()]
@@ -71,11 +71,6 @@ class HeadInputs:
     def close(self) -> None:
         self.hook.remove()
         self.last = {}
-
-
-def network(model: nn.Module) -> Any:
-    """The part of a model that may have an adapter: an encoder without its head, else the model."""
-    return model.backbone if isinstance(model, Classifier) else model
 
 
 def head(model: Any) -> nn.Module:
