@@ -3,6 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from engram import places
 from engram.errors import EngramError
 
 
@@ -72,3 +73,13 @@ def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module 'engram' has no attribute {name!r}")
     return getattr(importlib.import_module(f"engram.{HOMES[name]}"), name)
+
+
+def _every_key() -> tuple[places.Place, ...]:
+    """All keys of the settings, read off the modules that take them when a key is wrong."""
+    from engram.keys import every_key
+
+    return every_key()
+
+
+places.every_key = _every_key

@@ -1,16 +1,14 @@
 """Suggestions for unknown keys of the settings: the section to which a key belongs.
 
-The valid keys are read from `Config`, `TrainingArguments`, the settings of PEFT and bitsandbytes,
-and the keywords of the methods. Only other tools' names for these keys are listed here. All of
-these are imported when a suggestion is needed, because valid settings need none.
+Only other tools' names for the keys are listed here. The valid keys are read from the modules that
+take them (`engram.keys`), which import this module. They are therefore passed in from above:
+`engram` sets `every_key` when it is imported.
 """
 
-import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import SequenceMatcher
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from engram.errors import nearest
 
@@ -62,6 +60,9 @@ class Place(NamedTuple):
     written: str
 
 
+every_key: Callable[[], tuple[Place, ...]] = tuple  # until `engram` sets `engram.keys.every_key`
+
+
 def where_it_goes(key: str, section: str = "", valid: Iterable[str] = ()) -> str:
     """Return the end of an error line about an unknown `key` of a section, such as `training`.
 
@@ -75,7 +76,7 @@ def where_it_goes(key: str, section: str = "", valid: Iterable[str] = ()) -> str
     """
     section, name = section.strip("."), key.rpartition(".")[2]
     section_keys = sorted(valid)
-    elsewhere = [place for place in places() if place.section != section]
+    elsewhere = [place for place in every_key() if place.section != section]
     squeezed = _squeezed(name)
     same_name = [
         place
@@ -83,7 +84,9 @@ def where_it_goes(key: str, section: str = "", valid: Iterable[str] = ()) -> str
         if place.name not in section_keys and _squeezed(place.name) == squeezed
     ]
     likeliest = list(ALIASES)
-    by_alias = [place for place in places() if squeezed in ALIASES.get(place.written, "").split()]
+    by_alias = [
+        place for place in every_key() if squeezed in ALIASES.get(place.written, "").split()
+    ]
     by_alias.sort(key=lambda place: likeliest.index(place.written))
     here = [place for place in by_alias if place.section == section]
     if here:
@@ -106,7 +109,7 @@ def where_it_goes(key: str, section: str = "", valid: Iterable[str] = ()) -> str
 
 
 def _names_of_sections() -> set[str]:
-    return {place.section for place in places()}
+    return {place.section for place in every_key()}
 
 
 def _closest(word: str, names: list[str]) -> tuple[str, float]:
@@ -119,78 +122,3 @@ def _closest(word: str, names: list[str]) -> tuple[str, float]:
 def _squeezed(name: str) -> str:
     """Return a name in lower case and without punctuation: `learning-rate` as `learningrate`."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-@cache
-def places() -> tuple[Place, ...]:
-    """Return every key that the settings can have."""
-    return (
-        *_sections(),
-        *_training(),
-        *_adapter(),
-        *_quantization(),
-        *_methods(),
-        *_tasks(),
-        *_compare(),
-    )
-
-
-def _sections() -> list[Place]:
-    from engram.config import Config
-
-    keys = []
-    for key in dataclasses.fields(Config):
-        keys.append(Place("", key.name, key.name))
-        key_type: Any = key.type
-        for inner in dataclasses.fields(key_type) if dataclasses.is_dataclass(key_type) else ():
-            keys.append(Place(key.name, inner.name, f"{key.name}.{inner.name}"))
-    return keys
-
-
-def _training() -> list[Place]:
-    from engram.train.arguments import settable
-
-    return [Place("training", name, f"training.{name}") for name in settable()]
-
-
-def _adapter() -> list[Place]:
-    from peft import LoraConfig, PeftConfig
-
-    # Keys that all adapters have, except the type, are set by PEFT and not by users.
-    set_by_peft = {field.name for field in dataclasses.fields(PeftConfig)} - {"peft_type"}
-    names = [f.name for f in dataclasses.fields(LoraConfig) if f.name not in set_by_peft]
-    return [Place("adapter", name, f"adapter.{name}") for name in names]
-
-
-def _quantization() -> list[Place]:
-    from engram.models.base import quantization_keys
-
-    return [Place("quantization", name, f"quantization.{name}") for name in quantization_keys()]
-
-
-def _methods() -> list[Place]:
-    from engram.methods import keywords, names
-
-    by_keyword: dict[str, list[str]] = {}
-    for method in names():
-        for keyword in keywords(method):
-            by_keyword.setdefault(keyword, []).append(method)
-    keys = [Place("method", method, f"method: {method}") for method in names()]
-    for keyword, methods in by_keyword.items():
-        name = methods[0] if len(methods) == 1 else "NAME"
-        which = "" if len(methods) == 1 else f" for {', '.join(methods)}"
-        written = f"method: {{{name}: {{{keyword}: ...}}}}{which}"
-        keys += [Place(f"method.{method}", keyword, written) for method in methods]
-    return keys
-
-
-def _tasks() -> list[Place]:
-    from engram.data.stream import KEYS
-
-    return [Place("tasks", name, f"tasks: [{{{name}: ...}}]") for name in KEYS]
-
-
-def _compare() -> list[Place]:
-    from engram.comparison.grid import OWN
-
-    return [Place("compare", name, f"{name} in the YAML of `engram compare`") for name in OWN]
