@@ -1,15 +1,13 @@
 """Replay on the compute of Recurrent-KIF: as many remembered rows as its outer steps pass."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from engram.comparison.grid import Grid, Line
 from engram.config import load_config
 from engram.errors import EngramError
-from engram.methods import make
 from engram.methods.recurrent_kif.method import RecurrentKIF
-from engram.train.arguments import training_arguments
+from engram.prepare.settings import check_settings
 
 
 def matched(grid: Grid) -> Grid:
@@ -37,10 +35,9 @@ def ratio(line: Line) -> float | None:
     S outer steps of b rows after every Q steps on batches of B rows: S b / (Q B). The last, shorter
     round of a task has all S steps as well, so it passes a little more than this.
     """
-    config = load_config(line.settings)
-    args = training_arguments(config.training, Path("unused"), 0, 0)
+    methods, args = check_settings(load_config(line.settings))
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    for method in make(config.method):
+    for method in methods:
         if isinstance(method, RecurrentKIF):
             rows = method.outer_steps * (method.outer_batch_size or batch)
             return rows / (method.inner_steps * batch)

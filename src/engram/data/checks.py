@@ -195,15 +195,24 @@ def _leak(task: Task, name: str, train_task: Task, pairs: list[tuple[int, int]])
     )
 
 
-def truncated(split: Split, where: str, rows: Iterable[int], max_length: int) -> list[str]:
-    """Return a warning about `rows`, the indices of rows whose prompt `max_length` cuts."""
+def truncated(
+    split: Split, where: str, rows: Iterable[int], max_length: int, room: int | None = None
+) -> list[str]:
+    """Return a warning about `rows`, the indices of rows whose prompt `max_length` cuts.
+
+    It may also be cut to `room`, the positions of the base that the answer leaves to the prompt.
+    """
     cut = list(rows)
     if not cut:
         return []
+    limit, mend = f"max_length: {max_length}", "raise max_length"
+    if room is not None and room < max_length:
+        limit = f"the {room} positions that the answer leaves to them"
+        mend = "lower max_completion_length"
     return [
-        f"{where}: {len(cut)} of {len(split.rows)} rows are longer than max_length: {max_length} "
-        f"(first: {split.place(cut[0])}), so the middle of their prompt is cut out; raise "
-        "max_length, or shorten them"
+        f"{where}: {len(cut)} of {len(split.rows)} rows are longer than {limit} "
+        f"(first: {split.place(cut[0])}), so the middle of their prompt is cut out; {mend}, or "
+        "shorten them"
     ]
 
 

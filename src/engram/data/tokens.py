@@ -25,12 +25,14 @@ from engram.data.text import completion_text, prompt_text, row_texts
 from engram.data.truncate import cut_middle, token_lines
 from engram.errors import EngramError, nearest
 from engram.models.kinds import Kind
+from engram.models.token_cache import IGNORED, TokenCache, Tokens
 
 
 __all__ = [
     "IGNORED",
     "Collator",
     "Features",
+    "TokenCache",
     "Tokens",
     "answer",
     "check_known",
@@ -42,34 +44,7 @@ __all__ = [
 ]
 
 Features = dict[str, Any]  # a tokenized row: token ids, attention mask and labels
-IGNORED = -100  # the label of a position without loss, as everywhere in PyTorch
 STAND_IN = 2  # tokens of room that a causal prompt leaves for an answer: one, and the end token
-
-
-@dataclass
-class Tokens:
-    """The token ids of a row, with special tokens.
-
-    Args:
-        prompt: the ids that the model reads before the completion.
-        completion: the ids that the model learns. For a causal row they begin with the first token
-            that has a loss, and include the tokens between the turns that are learned.
-        truncated: how many tokens of the row were cut.
-        ignored: the indices in `completion` of the tokens without a loss.
-    """
-
-    prompt: list[int]
-    completion: list[int]
-    truncated: int = 0
-    ignored: tuple[int, ...] = ()
-
-    @property
-    def labels(self) -> list[int]:
-        """The labels of the completion: its ids, with -100 for the tokens without a loss."""
-        labels = list(self.completion)
-        for place in self.ignored:
-            labels[place] = IGNORED
-        return labels
 
 
 def encode(
@@ -87,9 +62,39 @@ def encode(
         kind=kind,
         max_length=max_length,
         max_completion_length=max_completion_length,
-        where="the row",
+        lines=["the row"],
         mask_history=mask_history,
     )[0]
+
+
+def encode_all(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind,
+    max_length: int,
+    max_completion_length: int,
+    where: str,
+    mask_history: bool = False,
+    cache: TokenCache | None = None,
+) -> list[Tokens]:
+    """Tokenize rows as `features` does, which has the same arguments and errors."""
+
+    def tokenize(some_rows: Sequence[Row], lines: Sequence[str]) -> list[Tokens]:
+        return _encode(
+            some_rows,
+            tokenizer,
+            kind=kind,
+            max_length=max_length,
+            max_completion_length=max_completion_length,
+            lines=lines,
+            mask_history=mask_history,
+        )
+
+    lines = _lines(rows, where)
+    if cache is None:
+        return tokenize(rows, lines)
+    settings = ("row", kind, max_length, max_completion_length, mask_history)
+    return cache.tokens(rows, lines, settings=settings, tokenize=tokenize)
 
 
 def features(
@@ -101,6 +106,7 @@ def features(
     labels: Sequence[str] | None,
     where: str,
     mask_history: bool = False,
+    cache: TokenCache | None = None,
 ) -> tuple[list[dict[str, Any]], int]:
     """Tokenize rows into the features that the collator takes.
 
@@ -115,6 +121,7 @@ def features(
         labels: the answers that an encoder can give, in the order of its head; otherwise None.
         where: the name of the rows, such as "agnews train"; it begins each error line.
         mask_history: whether only the last of the assistant's turns is learned.
+        cache: the tokens of rows under this tokenizer; a row in it is not tokenized again.
 
     Returns:
         The features of each row, `input_ids` and `labels`, and the number of rows that were cut.
@@ -123,7 +130,7 @@ def features(
         EngramError: a completion is too long or leaves no room for its prompt, a row has no prompt
             although the model needs one, or an encoder's answer is not among the labels.
     """
-    encoded_rows = _encode(
+    encoded_rows = encode_all(
         rows,
         tokenizer,
         kind=kind,
@@ -131,6 +138,7 @@ def features(
         max_completion_length=max_completion_length,
         where=where,
         mask_history=mask_history,
+        cache=cache,
     )
     truncated = sum(tokens.truncated > 0 for tokens in encoded_rows)
     if kind == "encoder":
@@ -184,27 +192,47 @@ def prompts(
     kind: Kind,
     max_length: int,
     where: str,
-) -> tuple[list[list[int]], int]:
+    cache: TokenCache | None = None,
+) -> tuple[list[list[int]], list[int]]:
     """Tokenize the prompts of rows without their answers.
 
     The prompt of a row with several turns asks for the last one. A causal prompt leaves room for an
-    answer of one token.
+    answer of one token. A row that is in the `cache` is not tokenized again.
 
     Returns:
-        The ids of each prompt, and the number of prompts that were cut.
+        The ids of each prompt, and the indices of the prompts that were cut.
 
     Raises:
         EngramError: a row has no prompt, or `max_length` leaves no room for it.
     """
+
+    def tokenize(some_rows: Sequence[Row], lines: Sequence[str]) -> list[Tokens]:
+        return _encode_prompts(some_rows, tokenizer, kind=kind, max_length=max_length, lines=lines)
+
     lines = _lines(rows, where)
+    if cache is None:
+        encoded = tokenize(rows, lines)
+    else:
+        settings = ("prompt", kind, max_length)
+        encoded = cache.tokens(rows, lines, settings=settings, tokenize=tokenize)
+    cut = [i for i, tokens in enumerate(encoded) if tokens.truncated]
+    return [tokens.prompt for tokens in encoded], cut
+
+
+def _encode_prompts(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind,
+    max_length: int,
+    lines: Sequence[str],
+) -> list[Tokens]:
     if kind == "causal":
         causal = causal_prompts(rows, tokenizer, lines)
         for prompt, line in zip(causal, lines, strict=True):
             _cut(prompt, max_length - STAND_IN, max_length, tokenizer=tokenizer, where=line)
-        return [prompt.ids for prompt in causal], sum(prompt.cut > 0 for prompt in causal)
+        return [Tokens(prompt.ids, [], prompt.cut) for prompt in causal]
     texts = [prompt_text(row, tokenizer, line) for row, line in zip(rows, lines, strict=True)]
-    encoded = _prompts(rows, texts, tokenizer=tokenizer, max_length=max_length, lines=lines)
-    return [tokens.prompt for tokens in encoded], sum(tokens.truncated > 0 for tokens in encoded)
+    return _prompts(rows, texts, tokenizer=tokenizer, max_length=max_length, lines=lines)
 
 
 @dataclass
@@ -258,10 +286,9 @@ def _encode(
     kind: Kind,
     max_length: int,
     max_completion_length: int,
-    where: str,
+    lines: Sequence[str],
     mask_history: bool,
 ) -> list[Tokens]:
-    lines = _lines(rows, where)
     if kind == "causal":
         encoded_rows = causal_rows(rows, tokenizer, lines=lines, mask_history=mask_history)
         return [

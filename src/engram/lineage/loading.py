@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from engram.config import DEFAULT_ADAPTER, Config
 from engram.errors import EngramError
 from engram.lineage.lineage import Lineage
-from engram.models.base import Base, BaseInfo, load_base
+from engram.models.base import Base, BaseInfo, is_quantized, load_base
 from engram.models.layout import ADAPTER_SETTINGS, WHOLE
 from engram.models.stage_files import load_weights
+from engram.models.traces import AsLoaded, traces
 
 
 def base_at(lineage: Lineage, entry: dict[str, Any] | None, info: BaseInfo | None = None) -> Base:
@@ -42,9 +44,97 @@ def base_at(lineage: Lineage, entry: dict[str, Any] | None, info: BaseInfo | Non
     )
     if entry:
         load_weights(base, lineage.folder(entry), head=entry["verb"] != "init")
+    _to_accelerator(base)
+    return base
+
+
+class BaseLoader:
+    """Loads the model of one stage after another, and the weights of the base once for them all.
+
+    The base with its adapter stays in memory while a lineage learns; a stage puts its adapter on it
+    from its files, as a lineage does that goes on from there. The model is loaded again where it is
+    not certain that this gives the same bits:
+
+    - All weights are trained, so there is no base below them: a stage is loaded from its own files.
+    - The base is quantised: what bitsandbytes keeps of a weight is not looked into.
+    - The stage has an adapter of another shape, as the methods make that join adapters.
+    - Learning has left a trace beside the trained weights (`models/traces.py`).
+    """
+
+    def __init__(self, info: BaseInfo):
+        self.info = info
+        self.base: Base | None = None
+
+    def at(self, lineage: Lineage, entry: dict[str, Any] | None) -> Base:
+        """As `base_at`. The model that was returned before must not be used any more."""
+        entry = entry or lineage.origin
+        adapter = _adapter(lineage, entry)
+        base = self._kept(adapter, begins=entry is None)
+        if base is None:
+            base = base_at(lineage, entry, self.info)
+            self.keep(base, adapter, begins=entry is None)
+        elif entry:
+            load_weights(base, lineage.folder(entry), head=entry["verb"] != "init")
+        return self._handed(base)
+
+    def fresh(self, config: Config) -> Base:
+        """The base with a fresh adapter, where there is no lineage yet."""
+        base = self._kept(config.adapter, begins=True)
+        if base is None:
+            base = load_base(
+                config.base,
+                config.adapter,
+                config.seed,
+                config.quantization,
+                config.revision,
+                info=self.info,
+            )
+        return self._handed(base)
+
+    def keep(self, base: Base, adapter: dict[str, Any] | None, begins: bool = True) -> None:
+        """Keep a base that was just loaded with this adapter; `begins` if it is a fresh one."""
+        if is_quantized(base):
+            return
+        self.base, self.adapter, self.begins = base, adapter, begins
+        self.loaded = AsLoaded(base.model, keep_trained=begins and not base.whole)
+
+    def _kept(self, adapter: dict[str, Any] | None, begins: bool) -> Base | None:
+        """The base that is kept, as it was loaded; None where it has to be loaded (again)."""
+        base, self.base = self.base, None  # let go of it before another one is loaded
+        if base is None or (begins and not self.begins):
+            return None
+        if not _alike(self.adapter, adapter):
+            return None
+        if not self.loaded.restore(base.model):
+            return None
+        if begins:
+            self.loaded.begin(base.model)
+        self.base = base
+        return base
+
+    def _handed(self, base: Base) -> Base:
+        """The base where it learns; whole weights become those of a stage, and are not kept."""
+        before = next(base.model.parameters()).device
+        _to_accelerator(base)
+        if next(base.model.parameters()).device != before:
+            vars(base).pop("padding", None)  # it was tried where the base lay
+            if self.base:
+                self.loaded.traces = traces(base.model)  # they say where it lies
+        if base.whole:
+            self.base = None
+        return base
+
+
+def _alike(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+    """Whether two adapters' settings mean the same; a stage says the defaults of LoRA as well."""
+    if one is None or other is None:
+        return one is other
+    return {**DEFAULT_ADAPTER, **one} == {**DEFAULT_ADAPTER, **other}
+
+
+def _to_accelerator(base: Base) -> None:
     if torch.accelerator.is_available():
         base.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
-    return base
 
 
 def is_untouched(lineage: Lineage, entry: dict[str, Any] | None, base: Base) -> bool:

@@ -22,6 +22,7 @@ from engram.measure.decided import StopWhenDecided, Undecided
 from engram.measure.decoding import forced_first, greedy
 from engram.models.base import Base
 from engram.models.kinds import Kind
+from engram.models.limits import Limits
 from engram.models.padding import Batches
 
 
@@ -77,11 +78,22 @@ def predict(
                 where=where,
             )
             return _choose(base, pairs, options=choices, batch_size=batch_size), truncated
-        if mode == "generate" and base.kind == "causal":
-            max_length = room_for_prompt(base, max_length, max_completion_length)
-        prompt_ids, truncated = prompts(
-            rows, tokenizer, kind=base.kind, max_length=max_length, where=where
+        if mode == "generate":
+            max_length = room_for_prompt(
+                base.kind,
+                base.limits,
+                max_length=max_length,
+                max_completion_length=max_completion_length,
+            )
+        prompt_ids, cut = prompts(
+            rows,
+            tokenizer,
+            kind=base.kind,
+            max_length=max_length,
+            where=where,
+            cache=base.cache,
         )
+        truncated = len(cut)
         for number, ids in enumerate(prompt_ids, 1):
             check_known(
                 ids, base.limits.tokens, tokenizer=tokenizer, where=f"{where}, row {number}"
@@ -290,6 +302,7 @@ def _first_tokens(base: Base, rows: Sequence[Row], where: str) -> set[int]:
         max_completion_length=LONG,
         labels=None,
         where=where,
+        cache=base.cache,
     )
     return {row["labels"][0] for row in row_features}
 
@@ -317,6 +330,7 @@ def _pairs(
             labels=None,
             where=f"{where} with option {option!r}",
             mask_history=True,
+            cache=base.cache,
         )
         by_option.append(option_features)
         num_truncated.append(truncated)
@@ -376,15 +390,15 @@ def feature_batches(
     return batches(inputs, batch_size, together=together, apart=target_lengths)
 
 
-def room_for_prompt(base: Base, max_length: int, max_completion_length: int) -> int:
-    """Return how many tokens a causal model's prompt may have so that its answer fits after it.
+def room_for_prompt(kind: Kind, limits: Limits, max_length: int, max_completion_length: int) -> int:
+    """Return how many tokens a prompt may have so that a causal model's answer fits after it.
 
     If the base has few positions, at most half of them are reserved for the answer.
     """
-    if base.limits.positions is None:
+    if kind != "causal" or limits.positions is None:
         return max_length
-    reserved = min(max_completion_length, base.limits.positions // 2)
-    return min(max_length, base.limits.positions - reserved)
+    reserved = min(max_completion_length, limits.positions // 2)
+    return min(max_length, limits.positions - reserved)
 
 
 def _room_for_answer(base: Base, prompt_length: int, max_completion_length: int) -> int:

@@ -29,6 +29,7 @@ from engram.models.kinds import AUTO, Kind, kind_of
 from engram.models.limits import Limits, limits
 from engram.models.padding import Padding, tried_padding
 from engram.models.pins import locate, meant
+from engram.models.token_cache import TokenCache
 from engram.places import where_it_goes
 from engram.seeds import derive, forked
 
@@ -40,7 +41,10 @@ TASK_TYPE = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATU
 
 @dataclass(frozen=True, eq=False)
 class BaseInfo:
-    """What is known about a base without loading its weights."""
+    """What is known about a base without loading its weights.
+
+    `cache` holds the tokens that its tokenizer made of rows.
+    """
 
     name: str
     revision: str | None
@@ -48,6 +52,7 @@ class BaseInfo:
     tokenizer: PreTrainedTokenizerBase
     kind: Kind
     limits: Limits
+    cache: TokenCache = field(default_factory=TokenCache)
 
 
 def read_base(name: str, revision: str | None = None) -> BaseInfo:
@@ -78,6 +83,7 @@ class Base:
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     limits: Limits = field(default_factory=Limits)
+    cache: TokenCache | None = None
 
     @functools.cached_property
     def padding(self) -> Padding:
@@ -107,8 +113,13 @@ class Base:
 
     def to(self, device: torch.device) -> None:
         """Move the model to a device. A quantised model stays where it was loaded."""
-        if not getattr(self.network, "is_quantized", False):
+        if not is_quantized(self):
             self.model.to(device)
+
+
+def is_quantized(base: Base) -> bool:
+    """Return whether the weights below the adapter are quantised."""
+    return bool(getattr(base.network, "is_quantized", False))
 
 
 def load_base(
@@ -167,7 +178,7 @@ def load_base(
     network: Any = model if adapter is None else with_adapter(model, kind, adapter, seed)
     if kind == "encoder":
         network = Classifier(network, info.config.hidden_size)
-    return Base(name, kind, network, tokenizer, info.limits)
+    return Base(name, kind, network, tokenizer, info.limits, info.cache)
 
 
 def with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], seed: int) -> Any:

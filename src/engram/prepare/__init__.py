@@ -17,6 +17,7 @@ from engram.data.task import Task
 from engram.errors import EngramError
 from engram.lineage.history import learned_by
 from engram.lineage.lineage import Lineage
+from engram.lineage.loading import BaseLoader
 from engram.models.base import BaseInfo, read_base
 from engram.models.pins import check_pin, pin
 from engram.prepare.fitting import fit
@@ -50,7 +51,8 @@ def prepare(config: Config, info: BaseInfo | None = None) -> Plan:
     fit(config, info)
     for method in methods:
         method.check(config, info.kind)
-    return Plan(config, info, methods, [(config.training, config.checkpoint_every, arguments)])
+    made = [(config.training, config.checkpoint_every, arguments)]
+    return Plan(config, info, methods, made, BaseLoader(info))
 
 
 def prepare_run(config: Config, info: BaseInfo | None = None) -> Plan:

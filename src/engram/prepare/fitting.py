@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from engram.config import Config
 from engram.data.rows import Row
 from engram.data.text import row_texts
-from engram.data.tokens import check_known, features
+from engram.data.tokens import check_known
 from engram.errors import EngramError
 from engram.measure.predict import MAX_LENGTH
 from engram.models.base import BaseInfo
@@ -61,19 +61,12 @@ def _check_special(base: str, tokenizer: PreTrainedTokenizerBase, takes: Limits)
     check_known(ids, takes.tokens, tokenizer, f"base {base!r}")
 
 
-def known_features(
-    tokens: int | None, rows: Sequence[Row], *, tokenizer: Any, where: str, **more: Any
-) -> tuple[list[dict[str, Any]], int]:
-    """`features`, after which each id is known to be among the `tokens` of the base."""
-    made, truncated = features(rows, tokenizer=tokenizer, where=where, **more)
-    for number, row in enumerate(made, 1):
-        labels = row["labels"] if isinstance(row["labels"], list) else []
-        check_known([*row["input_ids"], *labels], tokens, tokenizer, f"{where}, row {number}")
-    return made, truncated
-
-
 def check_prompts_known(tokens: int | None, rows: Sequence[Row], tokenizer: Any, task: str) -> None:
-    """The same of prompts that are scored, before they are cut."""
+    """Check that all tokens of prompts that are scored are known, before they are cut.
+
+    Raises:
+        EngramError: with the row and the token.
+    """
     for number, row in enumerate(rows, 1):
         if tokens is not None and tokens < len(tokenizer) and "text" not in row:
             text, _ = row_texts(row, tokenizer, f"{task} test, row {number}")

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from engram.config import Config
 from engram.data.task import Task
+from engram.lineage.loading import BaseLoader
 from engram.models.base import BaseInfo
 from engram.train.arguments import training_arguments
 from engram.train.method import Method
@@ -18,14 +19,16 @@ class Plan:
     """The checked settings of a lineage, and what is made of them for all of its tasks.
 
     `config` is complete: what the base decides is filled in. `methods` are those of every stage;
-    each begins a task anew. `tasks` are those of the verb, in their order, and `notes` are what is
-    to be said of them before they are learned, a line each.
+    each begins a task anew. `loader` loads the base once for all stages. `tasks` are those of the
+    verb, in their order, and `notes` are what is to be said of them before they are learned, a line
+    each.
     """
 
     config: Config
     info: BaseInfo
     methods: list[Method]
     made: list[tuple[dict[str, Any], int, TrainingArguments]]
+    loader: BaseLoader
     tasks: list[Task] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

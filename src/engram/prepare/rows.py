@@ -1,23 +1,22 @@
 """Whether the rows of tasks can be learned and scored, before anything is trained or written."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 from engram.config import DEFAULT_TRAINING, TOGETHER
 from engram.data.checks import check_task, truncated, warnings
 from engram.data.remarks import remarks
 from engram.data.rows import Row, answered
 from engram.data.stream import file_split
-from engram.data.task import Task
-from engram.data.tokens import encode
+from engram.data.task import Split, Task
+from engram.data.tokens import check_known, encode_all, features, prompts
 from engram.data.unwritten import unwritten
 from engram.errors import EngramError
 from engram.measure.evaluate import scoring_mode
 from engram.measure.metrics import find_metric
+from engram.measure.predict import room_for_prompt
 from engram.models.base import check_quantization
 from engram.models.layout import GENERAL
-from engram.prepare.fitting import check_prompts_known, known_features
+from engram.prepare.fitting import check_prompts_known
 from engram.prepare.plan import Plan
 from engram.prepare.settings import check_one_process
 
@@ -38,51 +37,51 @@ def check_tasks(plan: Plan, tasks: Sequence[Task]) -> list[str]:
             raise EngramError(
                 f"task {task.name!r}: that is what the general rows are called; rename it"
             )
-    config, kind, tokenizer = plan.config, plan.info.kind, plan.info.tokenizer
-    tokens = plan.info.limits.tokens
-    check_quantization(config.quantization, config.adapter, kind)
-    make_features = _make_features(plan)
-    notes = check_general(plan)
-    lines = warnings(tasks)
+    check_quantization(plan.config.quantization, plan.config.adapter, plan.info.kind)
+    notes, lines = check_general(plan), warnings(tasks)
     for task in tasks:
         _check_training(plan, task)
         if not task.train.rows:
             raise EngramError(f"task {task.name!r} has no training rows; give at least one")
-        answers, labels = task.answers(), None
-        if kind == "encoder":
-            labels = list(answers or ())
-        where = f"{task.name} train"
-        _, cut = make_features(task.train.rows, labels=labels, where=where)
-        lines += remarks(task.train.rows, tokenizer, kind, where)
-        lines += unwritten(task.train.rows, tokenizer, where)
-        if cut:
-            long = _long(plan, task.train.rows)
-            lines += truncated(task.train, where, long, config.max_length)
+        lines += _check_train(plan, task)
         find_metric(task.metric)
         for split in filter(None, (task.train, task.dev, task.test)):
             notes += split.notes
-        if task.test is None:
-            continue
-        check_prompts_known(tokens, task.test.rows, tokenizer, task.name)
-        mode = scoring_mode(kind, task, config.scoring.mode)
-        where = f"{task.name} test"
-        # As `predict` asks them: with a stand-in for the answer, which the model is not shown.
-        questions = [answered(row, ".") for row in task.test.rows]
-        _, cut = make_features(questions, labels=["."], where=where)
-        if cut:
-            long = _long(plan, questions)
-            lines += truncated(task.test, where, long, config.max_length)
-        if mode == "options" and kind != "encoder":
-            options = [{"prompt": "?", "completion": option} for option in answers or ()]
-            make_features(options, labels=None, where=f"{task.name} options")
+        if task.test is not None:
+            lines += _check_test(plan, task, task.test)
     return [*dict.fromkeys(notes), *(f"warning: {line}" for line in lines)]
 
 
-def _long(plan: Plan, rows: Sequence[Row]) -> list[int]:
-    """The rows, by index, whose prompt is cut."""
-    tokenizer, kind = plan.info.tokenizer, plan.info.kind
-    lengths = (plan.config.max_length, plan.config.max_completion_length)
-    return [i for i, row in enumerate(rows) if encode(row, tokenizer, kind, *lengths).truncated]
+def _check_train(plan: Plan, task: Task) -> list[str]:
+    """Make the features of a task's train rows; what is to be said of them."""
+    tokenizer, rows, where = plan.info.tokenizer, task.train.rows, f"{task.name} train"
+    cut = _make_features(plan, rows, where, list(task.answers() or ()))
+    return [
+        *remarks(rows, tokenizer, plan.info.kind, where),
+        *unwritten(rows, tokenizer, where),
+        *truncated(task.train, where, cut, plan.config.max_length),
+    ]
+
+
+def _check_test(plan: Plan, task: Task, test: Split) -> list[str]:
+    """Make the prompts of a task's test rows as `predict` does; what is to be said of them."""
+    config, info, where = plan.config, plan.info, f"{task.name} test"
+    known, room = info.limits.tokens, config.max_length
+    check_prompts_known(known, test.rows, info.tokenizer, task.name)
+    mode, answers = scoring_mode(info.kind, task, config.scoring.mode), task.answers()
+    if mode == "options" and info.kind != "encoder":
+        # With a stand-in for the answer: each option in its place would take too long to try.
+        cut = _make_features(plan, [answered(row, ".") for row in test.rows], where)
+        options = [{"prompt": "?", "completion": option} for option in answers or ()]
+        _make_features(plan, options, f"{task.name} options")
+    else:
+        if mode == "generate":
+            lengths = (config.max_length, config.max_completion_length)
+            room = room_for_prompt(info.kind, info.limits, *lengths)
+        asked, cut = prompts(test.rows, info.tokenizer, info.kind, room, where, info.cache)
+        for number, ids in enumerate(asked, 1):
+            check_known(ids, known, info.tokenizer, f"{where}, row {number}")
+    return truncated(test, where, cut, config.max_length, room)
 
 
 def check_general(plan: Plan) -> list[str]:
@@ -106,21 +105,45 @@ def check_general(plan: Plan) -> list[str]:
             "general: an encoder learns only the labels of its tasks; leave general out"
         )
     split = file_split(general.file, None, plan.config.seed)
-    _make_features(plan)(split.rows, labels=None, where="general")
+    _make_features(plan, split.rows, "general")
     return list(split.notes)
 
 
-def _make_features(plan: Plan) -> Callable[..., Any]:
-    """`features` under the settings, of which the base knows every token."""
-    return partial(
-        known_features,
-        plan.info.limits.tokens,
-        tokenizer=plan.info.tokenizer,
-        kind=plan.info.kind,
-        max_length=plan.config.max_length,
-        max_completion_length=plan.config.max_completion_length,
-        mask_history=plan.config.mask_history,
+def _make_features(
+    plan: Plan, rows: Sequence[Row], where: str, labels: Sequence[str] | None = None
+) -> list[int]:
+    """Make the features of rows, whose tokens are kept for the stages; which were cut, by index.
+
+    Raises:
+        EngramError: a row that the base cannot learn, or a token that it does not know.
+    """
+    config, info = plan.config, plan.info
+    made, _ = features(
+        rows,
+        info.tokenizer,
+        info.kind,
+        config.max_length,
+        config.max_completion_length,
+        labels,
+        where,
+        config.mask_history,
+        info.cache,
     )
+    for number, row in enumerate(made, 1):
+        learned = row["labels"] if isinstance(row["labels"], list) else []
+        ids = [*row["input_ids"], *learned]
+        check_known(ids, info.limits.tokens, info.tokenizer, f"{where}, row {number}")
+    encoded = encode_all(
+        rows,
+        info.tokenizer,
+        info.kind,
+        config.max_length,
+        config.max_completion_length,
+        where,
+        config.mask_history,
+        info.cache,
+    )
+    return [i for i, tokens in enumerate(encoded) if tokens.truncated]
 
 
 def _check_training(plan: Plan, task: Task) -> None:

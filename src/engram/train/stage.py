@@ -112,6 +112,8 @@ def learn_stage(
     if built:
         scores = {"after": after, "before": before, "base": untouched, "truncated": truncated}
         _write(base, methods, plan, kept, scores, built)
+    for method in methods:  # which go on to the next task: the optimizer does not
+        del method.engine
     rows_passed = {"forward": passes.forward, "backward": passes.backward}
     counts = {"steps": engine.state.global_step, "rows": rows_passed, "trainable": trainable}
     if any(method.rehearses for method in methods) and rehearsals.rows:
@@ -188,9 +190,17 @@ def _features(base: Base, plan: StagePlan) -> tuple[list[dict], dict[str, list[d
             base.model.grow(answers, derive(plan.seed, "head"))  # type: ignore[operator]
 
     def tokenized(rows: Sequence[Row], where: str) -> tuple[list[dict], int]:
-        limits = (plan.config.max_length, plan.config.max_completion_length)
-        last = plan.config.mask_history
-        return features(rows, base.tokenizer, base.kind, *limits, base.labels, where, last)
+        return features(
+            rows,
+            base.tokenizer,
+            base.kind,
+            plan.config.max_length,
+            plan.config.max_completion_length,
+            base.labels,
+            where,
+            plan.config.mask_history,
+            base.cache,
+        )
 
     new, truncated = [], 0
     for task in plan.learn:

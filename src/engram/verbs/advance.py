@@ -68,7 +68,7 @@ def advance(
     cells = {}
     if config.mode == "per_task":  # old tasks keep their adapters, so they keep their scores
         cells = {e["task"]["id"]: lineage.scores(e)["after"][e["task"]["id"]] for e in stages}
-    base = base_at(lineage, follows, plan.info)
+    base = plan.loader.at(lineage, follows)
     stage_plan = StagePlan(
         stage=number,
         task=name,

@@ -23,14 +23,14 @@ from engram.data.task import Split, Task
 from engram.data.tokens import features
 from engram.errors import EngramError
 from engram.lineage.lineage import Lineage
-from engram.lineage.loading import base_at
-from engram.models.base import Base, BaseInfo, load_base
+from engram.models.base import Base, BaseInfo
 from engram.models.layout import GENERAL
 from engram.prepare import Plan, prepare_learn, prepare_run
 from engram.train.memory import choose
 from engram.train.stage import Say, StagePlan, learn_stage
 from engram.verbs.costs import STEPS, Trial, check_disk, costs
 from engram.verbs.counting import count, length, sample, steps_of
+from engram.verbs.init import try_base
 from engram.verbs.sources import general_rows, remembered
 
 
@@ -62,9 +62,8 @@ def dry_run(
             lineage = Lineage(path)
             start, done = _at_the_head(lineage, plan), len(lineage.stages)
         else:
-            loaded = (config.base, config.adapter, config.seed, config.quantization)
-            base = load_base(*loaded, revision=config.revision, info=plan.info)
-            start, done = Start(path, base), 0
+            try_base(plan)
+            start, done = Start(path, plan.loader.fresh(config)), 0
         return _report(start, plan, done, say)
 
 
@@ -85,7 +84,7 @@ def _at_the_head(lineage: Lineage, plan: Plan) -> Start:
     follows = stages[-1] if stages and sequential else None
     return Start(
         lineage.path,
-        base_at(lineage, follows, plan.info),
+        plan.loader.at(lineage, follows),
         lineage.head,
         {e["task"]["id"]: remembered(lineage, e) for e in stages if follows},
         sum(e["task"]["test"]["rows"] for e in stages if "test" in e["task"]),
@@ -191,6 +190,7 @@ def _features(config: Config, base: Base, learned: Sequence[Task]) -> tuple[list
             labels,
             f"{task.name} train",
             config.mask_history,
+            base.cache,
         )
         made, truncated = made + some, truncated + cut
     return made, truncated

@@ -55,10 +55,33 @@ def begin(path: str | Path, plan: Plan, adapter: str | Path | None = None) -> Li
     Raises:
         EngramError: as `init`.
     """
+    config, files = plan.config, None
+    config.threads = config.threads or torch.get_num_threads()
+    try_base(plan, adapter)
+    if adapter:
+        files = {
+            name: (Path(adapter) / name).read_bytes()
+            for name in (ADAPTER_WEIGHTS, ADAPTER_SETTINGS)
+        }
+    pinned = pin(config.base, config.revision)
+    config.revision = pinned.get("revision")
+    return Lineage.create(path, config, pinned, files)
+
+
+def try_base(plan: Plan, adapter: str | Path | None = None) -> None:
+    """Load the base with a fresh adapter, or with `adapter`, and try the adapter (`Trial`).
+
+    The plan's loader keeps the base for the first stage. The trial is made on a copy that shares
+    its weights; where there is none, the base is used up, and it is loaded again.
+
+    Raises:
+        EngramError: the weights do not load or do not fit, or the adapter would fail later.
+    """
     config = plan.config
+    torch.set_num_threads(config.threads or torch.get_num_threads())
     check_start(config.adapter or {})
     trial = Trial(config.adapter or {})
-    base = load_base(  # weights or an adapter that do not fit
+    base = load_base(
         config.base,
         config.adapter,
         config.seed,
@@ -67,21 +90,16 @@ def begin(path: str | Path, plan: Plan, adapter: str | Path | None = None) -> Li
         see=trial.see,
         info=plan.info,
     )
+    if not adapter:
+        plan.loader.keep(base, config.adapter)
     base.padding  # noqa: B018  # runs a short text: what the base cannot do is said here
-    files = None
     if adapter:
         _check_tokenizer(Path(adapter), base.tokenizer)
         load_weights(base, Path(adapter), head=False)
-        files = {
-            name: (Path(adapter) / name).read_bytes()
-            for name in (ADAPTER_WEIGHTS, ADAPTER_SETTINGS)
-        }
     if config.adapter is not None:
         trial.check(base)
-    config.threads = config.threads or torch.get_num_threads()
-    pinned = pin(config.base, config.revision)
-    config.revision = pinned.get("revision")
-    return Lineage.create(path, config, pinned, files)
+        if trial.used_up:
+            plan.loader.base = None
 
 
 def adapter_settings(folder: Path, config: Config) -> dict[str, Any]:

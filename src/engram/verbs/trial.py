@@ -6,21 +6,25 @@ It is found by trying, not by a list of settings, so what PEFT adds in later rel
 """
 
 import contextlib
+import math
 import tempfile
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from engram.errors import EngramError
-from engram.models.base import Base, one_line
+from engram.models.base import Base, is_quantized, one_line
 from engram.models.merging import merge
 from engram.models.sample import alike, forward, sample_output
 from engram.models.stage_files import load_weights, save_weights
+from engram.models.traces import sharing_copy
 from engram.seeds import derive, forked
 
 
@@ -28,6 +32,7 @@ FAILURES = (
     *(RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError),
     *(ImportError, AssertionError, OSError, EngramError),
 )
+MOST_COPIED = 2**31  # bytes that a trial may take beside the base
 NOISE = 0.02  # standard deviation of what is added to the trained weights
 USUAL = ("peft_type", "r", "lora_alpha", "lora_dropout", "task_type")
 # Starts that PEFT computes from rows that it is given in Python.
@@ -35,18 +40,25 @@ FROM_ROWS = ("eva", "corda", "lora_ga")
 
 
 class Trial:
-    """`see` the base without its adapter, then `check` it with the adapter on: it is used up."""
+    """`see` the base without its adapter, then `check` it with the adapter on.
+
+    What is tried is a copy that shares the base's weights. Where that is not possible, or would
+    take much memory, it is the base itself, which is `used_up` then.
+    """
 
     def __init__(self, adapter: dict[str, Any]):
         self.adapter = adapter
         self.weights: list[tuple[Tensor, Tensor]] = []
         self.output: Tensor | None = None
+        self.used_up = False
 
     def see(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Remember what the base says, and some of every weight."""
         self.weights = [(weight, _some(weight)) for weight in model.parameters()]
+        tried = sharing_copy(model, trained=False)
+        self.used_up = tried is None
         with contextlib.suppress(*FAILURES):  # what the base alone cannot do is said elsewhere
-            self.output = sample_output(model, tokenizer)
+            self.output = sample_output(model if tried is None else tried, tokenizer)
 
     def check(self, base: Base) -> None:
         """Try the adapter.
@@ -58,21 +70,28 @@ class Trial:
             self._refuse_start()
         if self.output is None:
             return
+        shared = Counter(
+            p.untyped_storage().data_ptr()
+            for p in base.peft.parameters()
+            if p.requires_grad and p.numel()
+        )
+        if max(shared.values(), default=1) > 1:
+            self._refuse("two trained weights are one memory, which would be updated twice")
+        copied = sharing_copy(base.model) if _copied_bytes(base) <= MOST_COPIED else None
+        self.used_up = self.used_up or copied is None
+        base = base if copied is None else replace(base, model=copied)
         with forked(derive(0, "trial")), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PEFT warns of is tried
             learned = self._learn(base)
             self._check_files(base, learned)
             if base.kind != "encoder":  # which is not scored without a head, nor taught by its base
                 self._check_off(base)
-            if not getattr(base.network, "is_quantized", False):  # exported unquantised
+            if not is_quantized(base):  # exported unquantised
                 self._check_merged(base, learned)
 
     def _learn(self, base: Base) -> Tensor:
         """A step's forward and backward pass, and the output with weights that have moved."""
         trained = [p for p in base.peft.parameters() if p.requires_grad]
-        shared = Counter(p.untyped_storage().data_ptr() for p in trained if p.numel())
-        if max(shared.values(), default=1) > 1:
-            self._refuse("two trained weights are one memory, which would be updated twice")
         _move(trained)
         try:
             base.network.train()
@@ -157,6 +176,14 @@ def _move(trained: list[torch.nn.Parameter]) -> None:
     with torch.no_grad():
         for parameter in trained:
             parameter.add_(torch.randn_like(parameter), alpha=NOISE)
+
+
+def _copied_bytes(base: Base) -> float:
+    """What merging the adapter writes anew: the weights that it sits on."""
+    if is_quantized(base):  # whose weights are more than their tensors
+        return math.inf
+    layers = [m for m in base.peft.modules() if isinstance(m, BaseTunerLayer)]
+    return sum(p.nbytes for layer in layers for p in layer.get_base_layer().parameters())
 
 
 def _some(weight: Tensor) -> Tensor:

@@ -1,0 +1,105 @@
+"""The tokens of a row, and a cache of them, so that each row is tokenized once."""
+
+import json
+from array import array
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+
+Row = dict[str, Any]  # as `data.rows` has it
+IGNORED = -100  # the label of a position without loss, as everywhere in PyTorch
+
+
+@dataclass
+class Tokens:
+    """The token ids of a row, with special tokens.
+
+    Args:
+        prompt: the ids that the model reads before the completion.
+        completion: the ids that the model learns. For a causal row they begin with the first token
+            that has a loss, and include the tokens between the turns that are learned.
+        truncated: how many tokens of the row were cut.
+        ignored: the indices in `completion` of the tokens without a loss.
+    """
+
+    prompt: list[int]
+    completion: list[int]
+    truncated: int = 0
+    ignored: tuple[int, ...] = ()
+
+    @property
+    def labels(self) -> list[int]:
+        """The labels of the completion: its ids, with -100 for the tokens without a loss."""
+        labels = list(self.completion)
+        for place in self.ignored:
+            labels[place] = IGNORED
+        return labels
+
+
+class _Kept(NamedTuple):
+    """`Tokens`, in four bytes a token: a run keeps those of all its rows."""
+
+    prompt: array
+    completion: array
+    truncated: int
+    ignored: array
+
+
+class TokenCache:
+    """The tokens of rows under one tokenizer.
+
+    A row is found by its content, so the remembered rows of an earlier task are found again when
+    they are read from their stage. The order of keys inside a row's messages counts, since a chat
+    template may write them as they come; that of the row's own keys does not.
+    """
+
+    def __init__(self):
+        self._kept: dict[bytes, _Kept] = {}
+
+    def tokens(
+        self,
+        rows: Sequence[Row],
+        lines: Sequence[str],
+        settings: Hashable,
+        tokenize: Callable[[Sequence[Row], Sequence[str]], list[Tokens]],
+    ) -> list[Tokens]:
+        """Return the tokens of each row, and tokenize the rows that are not known yet.
+
+        Args:
+            rows: any rows.
+            lines: the beginning of an error line about each row.
+            settings: all that the tokens depend on besides the row and the tokenizer.
+            tokenize: returns the tokens of some of the rows, given these and their lines.
+        """
+        keys = [_key(row, settings) for row in rows]
+        first: dict[bytes, int] = {}
+        for i, key in enumerate(keys):
+            if key not in self._kept:
+                first.setdefault(key, i)
+        places = list(first.values())
+        new: list[Tokens] = []
+        if places:
+            new = tokenize([rows[i] for i in places], [lines[i] for i in places])
+        for key, tokens in zip(first, new, strict=True):
+            self._kept[key] = _Kept(
+                array("i", tokens.prompt),
+                array("i", tokens.completion),
+                tokens.truncated,
+                array("i", tokens.ignored),
+            )
+        return [_unpacked(self._kept[key]) for key in keys]
+
+
+def _unpacked(kept: _Kept) -> Tokens:
+    """New lists, which belong to the caller."""
+    return Tokens(
+        kept.prompt.tolist(), kept.completion.tolist(), kept.truncated, tuple(kept.ignored)
+    )
+
+
+def _key(row: Row, settings: Hashable) -> bytes:
+    parts = [json.dumps(row[name], ensure_ascii=False) for name in sorted(row)]
+    text = json.dumps([sorted(row), parts, repr(settings)], ensure_ascii=False)
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
