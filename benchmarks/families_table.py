@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from math import log
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 
@@ -48,7 +49,7 @@ VERSIONS = ("torch", "transformers", "peft", "accelerate")
 COLOURS = {"alpha": "red", "beta": "green", "gamma": "blue", "delta": "red"}
 # Of several lengths, so that a batch is padded.
 ROWS = tuple(
-    {"prompt": f"{'one two ' * (i % 4)}the {a} {b} is", "completion": COLOURS[a]}
+    {"prompt": f"{'one two ' * (i % 4)}the {a} {b} is", "completion": f" {COLOURS[a]}"}
     for i, (a, b) in enumerate((a, b) for a in COLOURS for b in COLOURS)
 )
 LENGTHS = 56, 8  # of a row and of its answer, in tokens: room for letters, where a token is one
@@ -163,24 +164,31 @@ def table(families: list[Family]) -> str:
     lines = [
         "# Model families",
         "",
-        f"{len(families)} of the architectures in `benchmarks/architectures.py`, as tiny models",
-        "with random weights, made by `python benchmarks/families_table.py --write NAME ...`. Each",
-        "learned sixteen rows by heart with LoRA. *Loss* is that of an answer's tokens before and",
-        "after. *Batches* are those in which rows are scored, which is found by trying: some",
-        "architectures make something else of a row that is padded. *Alone* is the largest",
-        "difference between the losses of a row alone and in a batch; the answers were the same.",
-        "*Export* is the largest difference of the exported model's logits, over the largest.",
+        *wrap(
+            f"{len(families)} of the architectures in `benchmarks/architectures.py`, as tiny "
+            "models with random weights, made by `python benchmarks/families_table.py "
+            "--write NAME ...`. Each was trained on sixteen rows with LoRA. *Loss* is the "
+            "mean loss of an answer's tokens before and after training, and *right* is the "
+            "share of these rows that are then answered right. *Batches* says in which "
+            "batches rows are scored; this is found by trying, because some architectures "
+            "give other results for a row that is padded. *Alone* is the largest difference "
+            "between the losses of a row alone and in a batch; the answers were the same. "
+            "*Export* is the largest difference of the exported model's logits, relative to "
+            "the largest logit.",
+            width=96,
+        ),
         "",
         f"With {libraries} on Python {platform.python_version()}.",
         "",
-        "| architecture | kind | loss | batches | alone | export |",
-        "| --- | --- | --- | --- | ---: | ---: |",
+        "| architecture | kind | loss | right | batches | alone | export |",
+        "| --- | --- | --- | ---: | --- | ---: | ---: |",
     ]
     for one in sorted(done, key=lambda one: (one.kind, one.name)):
         other = "" if one.same_answers else ", other answers"
         lines.append(
             f"| {one.name} | {one.kind} | {one.loss_before:.2f} to {one.loss_after:.2f} "
-            f"| {one.batches} | {one.batch_difference:.0e}{other} | {one.export_difference:.0e} |"
+            f"| {one.score:.2f} | {one.batches} | {one.batch_difference:.0e}{other} "
+            f"| {one.export_difference:.0e} |"
         )
     lines += ["", "Refused by `init`, with the reason it gives:", ""]
     lines += ["| architecture | kind | reason |", "| --- | --- | --- |"]
