@@ -186,7 +186,7 @@ def test_replay_hands_its_limit_to_the_draw_with_its_decay(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_below_1_is_refused(limit):
-    with pytest.raises(EngramError, match=f"max_repeats must be >= 1, got {limit}; null is"):
+    with pytest.raises(EngramError, match=f"max_repeats must be >= 1, got {limit}; null sets"):
         make({"replay": {"max_repeats": limit}})
 
 
