@@ -55,22 +55,21 @@ def test_every_base_has_all_three_benchmarks():
     assert sorted(f"{base}-{part}" for base in bases for part in parts) == GRIDS
 
 
-ALL_LINES = ("t5_large-standard", "llama2_7b-standard")  # of the others two lines
+ALL_LINES = (
+    "t5_large-standard"  # llama2_7b-standard has the same; of the others two lines are tried
+)
+IN_EVERY_RUN = (ALL_LINES, "qwen3_0.6b-long_sequence", "qwen3_0.6b-superni")
 
 
 @pytest.mark.parametrize(
-    ("name", "whole"),
-    [
-        *((name, False) for name in GRIDS if name not in ALL_LINES),
-        ("t5_large-standard", True),
-        pytest.param("llama2_7b-standard", True, marks=pytest.mark.slow),  # the same lines
-        ("llama2_7b-standard", False),
-    ],
+    "name",
+    [pytest.param(name, marks=() if name in IN_EVERY_RUN else pytest.mark.slow) for name in GRIDS],
 )
-def test_a_dry_run_finds_nothing_to_mend(name, whole, data, bases, tmp_path, monkeypatch):
+def test_a_dry_run_finds_nothing_to_mend(name, data, bases, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for order, tasks in ORDERS.items():
         monkeypatch.setitem(ORDERS, order, tasks[:2])
+    whole = name == ALL_LINES
     base = bases / ("seq2seq" if name.startswith("t5") else "causal")
     few = ["grid.method={recurrent_kif_paper: recurrent_kif, replay: replay}", "published=null"]
     command = ("compare", FOLDER / f"{name}.yaml", f"base={base}", *SMALL, *([] if whole else few))

@@ -96,8 +96,10 @@ def run(kind: str, method, every: int = 3) -> Run:
     return _run(kind, json.dumps(method), every)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [name for name in EVERY if methods.find(name).neutral is not None])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    on_kinds(name for name in EVERY if methods.find(name).neutral is not None),
+)
 def test_neutral_keywords_give_the_sequential_run_bitwise(name, kind, tmp_path):
     neutral = methods.find(name).neutral
     plain = sequential(kind, whole=whole(name))
@@ -183,10 +185,7 @@ WITH = [
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [
-        *((name, kind) for name in ALONE for kind in KINDS),
-        *on_kinds(map(list, WITH)),
-    ],
+    on_kinds([*ALONE, *map(list, WITH)]),
     ids=str,
 )
 def test_what_a_method_declares_holds_after_every_step_of_adamw(method, kind, tmp_path):

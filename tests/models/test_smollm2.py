@@ -99,7 +99,7 @@ def test_its_template_and_special_tokens_are_those_of_smollm2_instruct():
     )
 
 
-@pytest.mark.own
+@pytest.mark.slow
 @pytest.mark.smollm2
 def test_it_answers_a_question(tmp_path):
     made = engram("init", tmp_path / "m", "--base", "smollm2", "max_completion_length=12")

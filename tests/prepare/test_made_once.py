@@ -83,6 +83,7 @@ def contents(path):
     return {n: h for n, h in hash_folder(path).items() if n not in ("timings.json", "lock")}
 
 
+@pytest.mark.own
 def test_a_run_makes_each_thing_once(kind, setting, tmp_path, monkeypatch):
     counts = Counts(kind, monkeypatch)
     run(load_config({**setting, "lineage": str(tmp_path / "run")}))
@@ -95,6 +96,7 @@ def test_a_run_makes_each_thing_once(kind, setting, tmp_path, monkeypatch):
     assert (len(train), len(asked)) == (4 * 8, 4 * 4)
 
 
+@pytest.mark.own
 def test_so_does_a_dry_run_but_for_the_arguments_of_its_three_steps(
     kind, setting, tmp_path, monkeypatch
 ):
@@ -124,7 +126,9 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("kind", ["causal", "encoder"], indirect=True)
+@pytest.mark.parametrize(
+    "kind", ["causal", pytest.param("encoder", marks=pytest.mark.own)], indirect=True
+)
 def test_a_base_that_stays_gives_the_bytes_of_one_that_is_loaded_again(
     variant, kind, setting, tmp_path, monkeypatch
 ):

@@ -105,6 +105,7 @@ def test_after_a_rebase_the_adapter_names_the_new_place(place, hub):
 
 
 @causal
+@pytest.mark.slow  # most of it is imports; the other tests patch the client of this process
 def test_from_the_command_line_with_the_client_of_its_own_process(place):
     """The reference: nothing is patched; the address of the hub comes from the environment."""
     with serving(Hub()) as hub:
