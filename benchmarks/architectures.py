@@ -171,7 +171,14 @@ SEQ2SEQ: dict[str, dict[str, Any]] = {
     "mt5": T5,
     "umt5": T5,
     "longt5": T5,
-    "switch_transformers": {**T5, "num_experts": 4, "expert_capacity": 8},
+    "switch_transformers": {
+        **T5,
+        "num_decoder_layers": 2,
+        "num_sparse_encoder_layers": 1,
+        "num_sparse_decoder_layers": 1,
+        "num_experts": 4,
+        "expert_capacity": 8,
+    },
     "bart": ENCODER_DECODER,
     "mbart": ENCODER_DECODER,
     "plbart": ENCODER_DECODER,
@@ -280,6 +287,7 @@ def make(name: str, folder: Path, std: float | None = None, **over: Any) -> Path
     kind, own = ARCHITECTURES[name]
     sizes = {k: v for k, v in {**SIZES, **own, **over}.items() if v is not LEAVE_OUT}
     config = AutoConfig.for_model(name, **sizes)
+    config.architectures = config.architectures or []  # which AutoModel goes through for some
     torch.manual_seed(0)
     model = AUTO[kind].from_config(config)
     if std:

@@ -63,6 +63,7 @@ SETTINGS: dict[str, Any] = {
     "scoring": {"forward": False},
     "checkpoint_every": 0,
 }
+MORE_STEPS = {"xlm-roberta-xl": 160}  # what learns more slowly from random weights
 
 
 @dataclass
@@ -96,9 +97,11 @@ def family(name: str, folder: Path) -> Family:
     """Learn, score and export one architecture in `folder`."""
     result = Family(name, ARCHITECTURES[name][0])
     task = Task("colours", Split(ROWS), test=Split(ROWS))
+    steps = MORE_STEPS.get(name, SETTINGS["training"]["max_steps"])
+    settings = {**SETTINGS, "training": {**SETTINGS["training"], "max_steps": steps}}
     try:
         base = make(name, folder / "base", std=0.1)
-        init(folder / "lineage", load_config({**SETTINGS, "base": str(base)}))
+        init(folder / "lineage", load_config({**settings, "base": str(base)}))
     except EngramError as error:
         result.refused = " ".join(str(error).replace(f"{folder}/", "").split())
         return result

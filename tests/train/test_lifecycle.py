@@ -40,7 +40,7 @@ KEPT = [
 def precision_of(method, made, model):
     """Measured once more where it is a function of the weights; SI's is of the whole training."""
     if method.name == "si":
-        return method.precision
+        return method.measure_precision(model)
     rows = drawn_rows(made.train_dataset, method.rows, method.context.seed)
     return relative(MEASURES[method.name](made, model, rows, method.context.seed))
 

@@ -90,7 +90,11 @@ class SI(QuadraticPull):
         self.path, self.start = {}, {}
 
     def measure_precision(self, model: nn.Module) -> Named:
-        return self.precision
+        # Zero for a weight that was frozen while the task was learned, as `hft` freezes half.
+        return {
+            name: self.precision.get(name, torch.zeros_like(p, dtype=torch.float32))
+            for name, p in trained(model).items()
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
         path = {f"path.{name}": tensor for name, tensor in self.path.items()}
