@@ -228,9 +228,14 @@ def test_a_tokenizer_beside_the_adapter(bare):
     own.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     own.save_pretrained("mine")
     refused("mine: the adapter was trained with another tokenizer .*chat template differs")
-    own.chat_template = None
-    own.add_tokens(["unheard"])
+    own.save_pretrained("base")
+    own.chat_template = None  # a base that has one, and an adapter trained without it
     Path("mine/chat_template.jinja").unlink(missing_ok=True)
+    own.save_pretrained("mine")
+    refused("mine: the adapter was trained with another tokenizer .*chat template differs")
+    Path("base/chat_template.jinja").unlink(missing_ok=True)
+    own.save_pretrained("base")
+    own.add_tokens(["unheard"])
     own.save_pretrained("mine")
     refused("its vocabulary differs.*give base=FOLDER")
 

@@ -155,7 +155,7 @@ def _check_tokenizer(folder: Path, own: PreTrainedTokenizerBase) -> None:
     differs = [
         what
         for what, same in (
-            ("chat template", other.chat_template in (None, own.chat_template)),
+            ("chat template", other.chat_template == own.chat_template),
             ("vocabulary", other.get_vocab() == own.get_vocab()),
             ("end token", other.eos_token_id == own.eos_token_id),
             ("reading of a text", other(TEXT)["input_ids"] == own(TEXT)["input_ids"]),
