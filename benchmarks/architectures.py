@@ -245,9 +245,9 @@ ENCODER: dict[str, dict[str, Any]] = {
 }
 AUTO = {"causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM, "encoder": AutoModel}
 ARCHITECTURES = {
-    name: (kind, own)
+    name: (kind, sizes)
     for kind, group in (("causal", CAUSAL), ("seq2seq", SEQ2SEQ), ("encoder", ENCODER))
-    for name, own in group.items()
+    for name, sizes in group.items()
 }
 
 
@@ -260,18 +260,18 @@ def tokenizer(kind: str, pad: int = 0, letters: bool = False) -> PreTrainedToken
     order[0], order[pad] = order[pad], order[0]
     vocabulary = {word: i for i, word in enumerate(order + (LETTERS if letters else WORDS))}
     if letters:
-        made = Tokenizer(models.BPE(vocabulary, []))
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        made.decoder = decoders.ByteLevel()
+        backend = Tokenizer(models.BPE(vocabulary, []))
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
     else:
-        made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-        made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     around = {"causal": "<s> $A", "seq2seq": "$A </s>", "encoder": "<s> $A </s>"}[kind]
-    made.post_processor = processors.TemplateProcessing(
+    backend.post_processor = processors.TemplateProcessing(
         single=around, special_tokens=[(word, vocabulary[word]) for word in ("<s>", "</s>")]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=made,
+        tokenizer_object=backend,
         pad_token="<pad>",
         bos_token="<s>",
         eos_token="</s>",
@@ -284,8 +284,8 @@ def make(name: str, folder: Path, std: float | None = None, **over: Any) -> Path
 
     With `std` all matrices are drawn with it: many configs begin with logits that are all alike.
     """
-    kind, own = ARCHITECTURES[name]
-    sizes = {k: v for k, v in {**SIZES, **own, **over}.items() if v is not LEAVE_OUT}
+    kind, own_sizes = ARCHITECTURES[name]
+    sizes = {k: v for k, v in {**SIZES, **own_sizes, **over}.items() if v is not LEAVE_OUT}
     config = AutoConfig.for_model(name, **sizes)
     config.architectures = config.architectures or []  # which AutoModel goes through for some
     torch.manual_seed(0)

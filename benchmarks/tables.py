@@ -56,10 +56,10 @@ def results(name: str) -> dict[str, Any]:
 
 def by_method(records: Records) -> dict[str, dict[Any, dict[str, Any]]]:
     """For each method its records by (order, seed), in the order of their first appearance."""
-    found: dict[str, dict[Any, dict[str, Any]]] = {}
+    methods: dict[str, dict[Any, dict[str, Any]]] = {}
     for record in records:
-        found.setdefault(record["method"], {})[record["order"], record["seed"]] = record
-    return found
+        methods.setdefault(record["method"], {})[record["order"], record["seed"]] = record
+    return methods
 
 
 def known(cells: dict[Any, dict[str, Any]], key: str) -> dict[Any, float]:
@@ -149,34 +149,36 @@ def _times(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> float | None:
 
 def _keywords(method: Any, changed: dict[str, Any]) -> str:
     keywords = [*method.values()] if isinstance(method, dict) else []
-    said = [f"{k}={v}" for given in keywords for k, v in given.items()]
-    said += [f"memory.{k}={v}" for k, v in changed.get("memory", {}).items()]
-    return ", ".join(said) or "-"
+    texts = [f"{k}={v}" for keyword_set in keywords for k, v in keyword_set.items()]
+    texts += [f"memory.{k}={v}" for k, v in changed.get("memory", {}).items()]
+    return ", ".join(texts) or "-"
 
 
 def costs_of_methods(records: Records) -> str:
     """The text of the file from which `engram methods NAME` says what a method cost."""
-    given = {record["method"]: record["keywords"] for record in records}
-    found: dict[str, list[dict[str, str]]] = {}
+    keywords_by_method = {record["method"]: record["keywords"] for record in records}
+    rows_by_method: dict[str, list[dict[str, str]]] = {}
     for line in methods_lines(records):
-        keywords = given[line["method"]]
+        keywords = keywords_by_method[line["method"]]
         name = keywords if isinstance(keywords, str) else "+".join(keywords)
         if line["method"] not in ("joint", "sequential_whole") and name != "sequential":
             row = {key: line[column] for key, column in MEASURED.items()}
-            found.setdefault(name, []).append(row)
-    return json.dumps({"setting": COSTS_SETTING, "methods": found}, indent=1) + "\n"
+            rows_by_method.setdefault(name, []).append(row)
+    return json.dumps({"setting": COSTS_SETTING, "methods": rows_by_method}, indent=1) + "\n"
 
 
 def trials_table(trials: Records) -> str:
     """The trials of learning rates: a line a method, its rates side by side."""
     trials = [r for r in trials if r["learning_rate"]]  # `constant` has no rate to choose
     rates = sorted({r["learning_rate"] for r in trials})
-    found = {(r["method"], r["learning_rate"]): r for r in trials}
+    trial_by_rate = {(r["method"], r["learning_rate"]): r for r in trials}
     forms = {"overall": ".3f", "backward_transfer": "+.3f"}
     lines = []
     for method in dict.fromkeys(r["method"] for r in trials):
-        own = [found.get((method, rate), {}) for rate in rates]
-        lines.append([method, *(_number(r.get(k), f) for r in own for k, f in forms.items())])
+        method_trials = [trial_by_rate.get((method, rate), {}) for rate in rates]
+        lines.append(
+            [method, *(_number(r.get(k), f) for r in method_trials for k, f in forms.items())]
+        )
     heads = [f"{name} at {rate:g}" for rate in rates for name in ("OP", "BWT")]
     return markdown(("method", *heads), lines)
 
@@ -204,11 +206,11 @@ def ablation_table(records: Records) -> str:
 
 
 def _published(variant: str) -> tuple[str, str, str]:
-    found, full = ABLATION[variant], ABLATION["full"]
-    if found is None or full is None:
+    published, full = ABLATION[variant], ABLATION["full"]
+    if published is None or full is None:
         return "-", "-", "-"
-    change = found[0] - full[0]
-    return f"{found[0]:.1f}", f"{change:+.1f}" if change else "-", f"{found[1]:+.1f}"
+    change = published[0] - full[0]
+    return f"{published[0]:.1f}", f"{change:+.1f}" if change else "-", f"{published[1]:+.1f}"
 
 
 def probes_table(records: Records) -> str:
@@ -294,7 +296,7 @@ def taken(folder: Path) -> tuple[Records, Records]:
         line = cell["line"]
         choice = chosen.get(line, {})
         over = {choice["key"]: choice["chosen"]} if choice else {}
-        told = _told(settings, methods[line], line, over)
+        run_with = _run_with(settings, methods[line], line, over)
         spent = varying.get(cell["name"], {})
         records.append(
             {
@@ -308,23 +310,27 @@ def taken(folder: Path) -> tuple[Records, Records]:
                 "peak_memory_kib": spent.get("peak_memory_bytes", 0) // 1024,
                 "state_bytes": cell["stored_bytes"] or 0,
                 "remembered_rows": cell["stored_rows"],
-                **told,
+                **run_with,
             }
         )
         if cell["mode"] == ["constant"]:
             records[-1]["learning_rate"] = 0.0
     for line, choice in chosen.items():
         for value, overall in zip(choice["values"], choice["overall"], strict=True):
-            told = _told(settings, methods[line], line, {choice["key"]: value})
-            trials.append({"method": line, "overall": overall, "backward_transfer": None, **told})
+            run_with = _run_with(settings, methods[line], line, {choice["key"]: value})
+            trials.append(
+                {"method": line, "overall": overall, "backward_transfer": None, **run_with}
+            )
     return records, trials
 
 
-def _told(settings: dict[str, Any], method: Any, line: str, over: dict[str, Any]) -> dict[str, Any]:
-    """What a cell was run with: its method, its rate, and what else is the line's own."""
-    own = settings.get("lines", {}).get(line, {})
-    laid = laid_over({**settings, "method": method}, {**own, **over})
-    changed = {"memory": {k[7:]: v for k, v in own.items() if k.startswith("memory.")}}
+def _run_with(
+    settings: dict[str, Any], method: Any, line: str, over: dict[str, Any]
+) -> dict[str, Any]:
+    """What a cell was run with: its method, its rate, and what else is set for the line alone."""
+    line_settings = settings.get("lines", {}).get(line, {})
+    laid = laid_over({**settings, "method": method}, {**line_settings, **over})
+    changed = {"memory": {k[7:]: v for k, v in line_settings.items() if k.startswith("memory.")}}
     return {
         "keywords": laid["method"],
         "learning_rate": laid["training"]["learning_rate"],
@@ -342,8 +348,8 @@ def _order(name: str) -> int | str:
 def take(name: str, folders: list[Path]) -> None:
     """Write the result file `name` from finished comparisons."""
     parts = [taken(folder) for folder in folders]
-    records = [record for own, _ in parts for record in own]
-    trials = [trial for _, own in parts for trial in own]
+    records = [record for part, _ in parts for record in part]
+    trials = [trial for _, part in parts for trial in part]
     command = f"python benchmarks/tables.py --take {name} FOLDER..."
     path = HERE / "results" / f"{name}.json"
     write(path, name, command, "cpu, 1 thread a process", records, trials=trials)

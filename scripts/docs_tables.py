@@ -69,16 +69,16 @@ def verb(name: str) -> str:
     """What `engram NAME --help` says."""
     usage, rows = f"engram {name}", [["argument", "meaning"]]
     for param in inspect.signature(VERBS[name]).parameters.values():
-        kind, told = get_args(param.annotation)
-        named = told.metavar or param.name.upper()
-        if isinstance(told, OptionInfo):
-            given = [word for word in (told.default, *(told.param_decls or ())) if word]
-            option = next((w for w in given if str(w).startswith("--")), f"--{param.name}")
-            named = f"{option} {told.metavar or _sort(kind)}".rstrip()
+        kind, info = get_args(param.annotation)
+        named = info.metavar or param.name.upper()
+        if isinstance(info, OptionInfo):
+            spellings = [word for word in (info.default, *(info.param_decls or ())) if word]
+            option = next((w for w in spellings if str(w).startswith("--")), f"--{param.name}")
+            named = f"{option} {info.metavar or _sort(kind)}".rstrip()
         else:
             usage += f" {named}"
         default = "" if param.default in EMPTY else f" Default: `{param.default}`."
-        rows.append([f"`{named}`".replace("|", "\\|"), (told.help or "") + default])
+        rows.append([f"`{named}`".replace("|", "\\|"), (info.help or "") + default])
     about = (inspect.getdoc(VERBS[name]) or "").partition("Example:")[0].strip()
     return f"{about}\n\n```text\n{usage} [OPTIONS]\n```\n\n{table(*rows)}"
 
@@ -86,21 +86,21 @@ def verb(name: str) -> str:
 def _sort(kind: Any) -> str:
     """What an option takes: TEXT, INT, PATH, or nothing."""
     sorts = {"str": "TEXT", "int": "INT", "Path": "PATH", "bool": ""}
-    found = re.findall(r"\w+", f"{kind} {spell(kind)}")
-    return next(sorts[word] for word in found if word in sorts)
+    words = re.findall(r"\w+", f"{kind} {spell(kind)}")
+    return next(sorts[word] for word in words if word in sorts)
 
 
 def keys(cls: str, written: str) -> str:
     """A table of keys and their meanings, with the types and defaults of a dataclass."""
-    found = {field.name: field for field in dataclasses.fields(getattr(config, cls))}
+    fields = {field.name: field for field in dataclasses.fields(getattr(config, cls))}
     cells = (line.strip("|\n").split("|") for line in written.splitlines())
-    told = {
+    meanings = {
         key.strip(" `"): meaning.partition("<br><small>")[0].strip()
         for key, meaning in list(cells)[2:]
     }
-    if list(told) != list(found):
-        raise EngramError(f"settings.md: {cls} has {list(found)}, the page {list(told)}")
-    rows = [[f"`{key}`", told[key] + _small(*_of_field(found[key]))] for key in told]
+    if list(meanings) != list(fields):
+        raise EngramError(f"settings.md: {cls} has {list(fields)}, the page {list(meanings)}")
+    rows = [[f"`{key}`", meanings[key] + _small(*_of_field(fields[key]))] for key in meanings]
     return table(["key", "meaning"], *rows)
 
 
@@ -124,14 +124,14 @@ def _kind(kind: Any) -> str:
         return " or ".join(map(_kind, get_args(kind)))
     if get_origin(kind) is Literal:
         return " or ".join(f"`{word}`" for word in get_args(kind))
-    said = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "mapping"}
-    return said.get(get_origin(kind) or kind) or {"Any": "anything"}.get(spell(kind), spell(kind))
+    words = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "mapping"}
+    return words.get(get_origin(kind) or kind) or {"Any": "anything"}.get(spell(kind), spell(kind))
 
 
 def defaults() -> str:
-    """Engram's own defaults of what goes verbatim to a library."""
-    own = {"training": config.DEFAULT_TRAINING, "adapter": config.DEFAULT_ADAPTER}
-    return f"```yaml\n{yaml.safe_dump(own, sort_keys=False)}```\n"
+    """Engram's own defaults of what is passed verbatim to a library."""
+    values = {"training": config.DEFAULT_TRAINING, "adapter": config.DEFAULT_ADAPTER}
+    return f"```yaml\n{yaml.safe_dump(values, sort_keys=False)}```\n"
 
 
 def owned() -> str:
@@ -139,9 +139,9 @@ def owned() -> str:
     valid = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     rows = [["keys", "instead"]]
     for reason, prefixes in groupby(arguments.OWNED, arguments.OWNED.__getitem__):
-        found = dict.fromkeys(k for prefix in prefixes for k in valid if k.startswith(prefix))
-        if found:
-            rows.append([", ".join(f"`{key}`" for key in found), reason])
+        owned_keys = dict.fromkeys(k for prefix in prefixes for k in valid if k.startswith(prefix))
+        if owned_keys:
+            rows.append([", ".join(f"`{key}`" for key in owned_keys), reason])
     return table(*rows)
 
 
@@ -153,23 +153,23 @@ def refused() -> str:
 
 def methods() -> str:
     """All that `engram methods` and `engram methods NAME` say."""
-    found = [describe(name) for name in names()]
+    descriptions = [describe(name) for name in names()]
     rows = [["method", "what it does"]]
-    for one in found:
+    for one in descriptions:
         old = "old rows needed" if find(one["name"]).rehearses else "no old rows"
         about = f"{one['summary']}<br><small>{one['family']}; {old}</small>"
         rows.append([f"[`{one['name']}`](#{one['name']})", about])
-    return table(*rows) + "".join(f"\n## {one['name']}\n\n{_method(one)}" for one in found)
+    return table(*rows) + "".join(f"\n## {one['name']}\n\n{_method(one)}" for one in descriptions)
 
 
 def _method(one: dict[str, Any]) -> str:
     method = find(one["name"])
-    about, _, told = (inspect.getdoc(method) or "").partition("Args:\n")
+    about, _, arguments_text = (inspect.getdoc(method) or "").partition("Args:\n")
     paper = f"; [its paper]({one['paper']})" if one["paper"] else ""
     parts = [f"Family: {one['family']}{paper}.\n\n{about.strip()}\n"]
     meanings = {
-        found[1]: " ".join(found[2].split())
-        for found in re.finditer(r"^(\w+): (.*(?:\n +.*)*)", dedent(told), re.MULTILINE)
+        match[1]: " ".join(match[2].split())
+        for match in re.finditer(r"^(\w+): (.*(?:\n +.*)*)", dedent(arguments_text), re.MULTILINE)
     }
     rows, kinds = [], keywords(one["name"])
     for key in one["keywords"]:
@@ -178,8 +178,8 @@ def _method(one: dict[str, Any]) -> str:
     if rows:
         parts.append(table(["keyword", "meaning"], *rows))
     if method.neutral:
-        given = ", ".join(f"`{key}: {value(word)}`" for key, word in method.neutral.items())
-        parts.append(_wrapped(f"With {given} it is bitwise `sequential`."))
+        keyword_texts = ", ".join(f"`{key}: {value(word)}`" for key, word in method.neutral.items())
+        parts.append(_wrapped(f"With {keyword_texts} it is bitwise `sequential`."))
     if method.presets:
         rows = [[f"`{key}`", *cells] for key, *cells in preset_rows(method)]
         parts.append(
@@ -202,7 +202,7 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 
 MAKERS: dict[str, Callable[..., str]] = {
-    made.__name__: made for made in (verb, defaults, owned, refused, methods)
+    maker.__name__: maker for maker in (verb, defaults, owned, refused, methods)
 }
 
 

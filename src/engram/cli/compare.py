@@ -59,30 +59,30 @@ def _complain_of_broken(cells: list[dict[str, Any]]) -> None:
         raise typer.Exit(1)
 
 
-def parts(found: dict[str, Any]) -> list[RenderableType]:
+def parts(comparison: dict[str, Any]) -> list[RenderableType]:
     """What a person is told of a comparison."""
     lines = [
         "OP: the mean score after the last stage, ± over all cells; [..]: the 95 % interval over",
         "orders, the seeds of an order averaged. With fewer than three orders there is none, and",
         "the numbers hold on these orders.",
-        *(_about_baseline(found["baseline"]) if found["baseline"] else ()),
-        *_chosen(found),
-        f"results:      {found['folder']}/compare.json",
+        *(_about_baseline(comparison["baseline"]) if comparison["baseline"] else ()),
+        *_chosen(comparison),
+        f"results:      {comparison['folder']}/compare.json",
     ]
-    return [scores(found), costs(found), Text("\n".join(lines))]
+    return [scores(comparison), costs(comparison), Text("\n".join(lines))]
 
 
-def scores(found: dict[str, Any]) -> RenderableType:
+def scores(comparison: dict[str, Any]) -> RenderableType:
     """How well each line of the comparison does."""
     right = ["cells", "OP", "BWT", "FWT"]
-    if found["baseline"]:
-        right.insert(2, f"OP - {found['baseline']}")
-    published = any(line["published"] for line in found["lines"])
+    if comparison["baseline"]:
+        right.insert(2, f"OP - {comparison['baseline']}")
+    published = any(line["published"] for line in comparison["lines"])
     right += ["published OP", "published BWT"] if published else []
     table = grid("method", *right, right=right)
-    for line in found["lines"]:
+    for line in comparison["lines"]:
         cells = [f"{line['cells']} of {line['of']}", spread(line["overall"])]
-        if found["baseline"]:
+        if comparison["baseline"]:
             cells.append(difference(line["to_baseline"]))
         means = [line[key]["mean"] for key in ("backward_transfer", "forward_transfer")]
         cells += [score(value, sign=True) for value in means]
@@ -96,7 +96,7 @@ def scores(found: dict[str, Any]) -> RenderableType:
     return table
 
 
-def costs(found: dict[str, Any]) -> RenderableType:
+def costs(comparison: dict[str, Any]) -> RenderableType:
     """What each line costs, a mean over its cells; the peak is the largest."""
     right = [
         "time",
@@ -109,8 +109,8 @@ def costs(found: dict[str, Any]) -> RenderableType:
         "trained",
     ]
     table = grid("method", *right, right=right)
-    for line in found["lines"]:
-        spent = found["costs"]["lines"][line["name"]]
+    for line in comparison["lines"]:
+        spent = comparison["costs"]["lines"][line["name"]]
         table.add_row(
             Text(line["name"]),
             _known(spent["seconds"], span),
@@ -128,15 +128,15 @@ def spread(value: dict[str, Any]) -> str:
     """Mean, standard deviation and interval of a score."""
     if value["deviation"] is None:
         return score(value["mean"])
-    said = f"{value['mean']:.3f} ± {value['deviation']:.3f}"
+    text = f"{value['mean']:.3f} ± {value['deviation']:.3f}"
     if value["low"] is None:
-        return said
-    return f"{said} [{score(value['low'])}, {score(value['high'])}]"
+        return text
+    return f"{text} [{score(value['low'])}, {score(value['high'])}]"
 
 
-def difference(found: dict[str, Any] | None) -> str:
+def difference(to_baseline: dict[str, Any] | None) -> str:
     """A mean difference and its interval; what differs after Holm's correction, and noise."""
-    value = (found or {}).get("overall")
+    value = (to_baseline or {}).get("overall")
     if value is None or value["low"] is None:
         return score(value and value["mean"], sign=True)
     low, high = (score(value[end], sign=True) for end in ("low", "high"))
@@ -151,9 +151,11 @@ def _about_baseline(baseline: str) -> list[str]:
     ]
 
 
-def _chosen(found: dict[str, Any]) -> list[str]:
-    made = (found["choose"] or {}).items()
-    return [f"chosen:       {name}: {c['key']}={c['chosen']}" for name, c in made if not c["error"]]
+def _chosen(comparison: dict[str, Any]) -> list[str]:
+    chosen = (comparison["choose"] or {}).items()
+    return [
+        f"chosen:       {name}: {c['key']}={c['chosen']}" for name, c in chosen if not c["error"]
+    ]
 
 
 def _known(value: Any, shown: Any) -> str:

@@ -1,4 +1,4 @@
-"""What a dry run found, for people."""
+"""Shows a dry run on the terminal: a table of the tasks, and the totals below it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,37 +13,37 @@ from engram.reporting.results import method_name
 COLUMNS = ("rows", "tokens", "longest", "truncated", "steps", "learning", "scoring")
 
 
-def planned(found: dict[str, Any]) -> Iterator[RenderableType]:
+def planned(plan: dict[str, Any]) -> Iterator[RenderableType]:
     """A table of the tasks, and what they cost together."""
     table = grid("task", *COLUMNS, right=COLUMNS)
-    seconds = zip(found["seconds_learning"], found["seconds_scoring"], strict=True)
-    for task, (learning, scoring) in zip(found["tasks"], seconds, strict=True):
+    seconds = zip(plan["seconds_learning"], plan["seconds_scoring"], strict=True)
+    for task, (learning, scoring) in zip(plan["tasks"], seconds, strict=True):
         count = task["count"]
         numbers = (count["rows"], count["tokens"], count["longest"], count["truncated"])
         cells = [*(f"{n:,}" for n in (*numbers, task["steps"])), span(learning), span(scoring)]
         table.add_row(Text(task["task"]), *cells)
     yield table
-    trained = found["trainable"] / found["parameters"]
+    trained = plan["trainable"] / plan["parameters"]
     lines = [
-        f"base:        {found['base']} ({found['kind']}), on {found['device']}, "
-        f"{counted(found['threads'], 'thread')}",
-        f"method:      {method_name(found['method'], found['mode'])}",
-        f"parameters:  {found['trainable']:,} of {found['parameters']:,} are trained "
+        f"base:        {plan['base']} ({plan['kind']}), on {plan['device']}, "
+        f"{counted(plan['threads'], 'thread')}",
+        f"method:      {method_name(plan['method'], plan['mode'])}",
+        f"parameters:  {plan['trainable']:,} of {plan['parameters']:,} are trained "
         f"({100 * trained:.2g} %)",
-        f"memory:      {size(found['peak_memory_bytes'])} at its peak, on the longest rows",
-        f"disk:        {size(found['disk_bytes'])} ({size(found['stage_bytes'])} a stage), "
-        f"{size(found['disk_free_bytes'])} free",
-        f"time:        about {span(found['seconds'])} for {found['steps']:,} steps and the scoring",
+        f"memory:      {size(plan['peak_memory_bytes'])} at its peak, on the longest rows",
+        f"disk:        {size(plan['disk_bytes'])} ({size(plan['stage_bytes'])} a stage), "
+        f"{size(plan['disk_free_bytes'])} free",
+        f"time:        about {span(plan['seconds'])} for {plan['steps']:,} steps and the scoring",
         "nothing was written; leave out --dry-run to do it",
     ]
     yield Text("\n".join(lines))
 
 
-def planned_cells(found: dict[str, Any]) -> Iterator[RenderableType]:
+def planned_cells(plan: dict[str, Any]) -> Iterator[RenderableType]:
     """A table of a comparison's lines, each with what one of its cells costs, and the whole."""
     right = ("cells", "trials", "to run", "steps", "a cell", "trained")
     table = grid("method", *right, right=right)
-    for line in found["lines"]:
+    for line in plan["lines"]:
         counts = (line[key] for key in ("cells", "trials", "to_run", "steps"))
         table.add_row(
             Text(line["name"]),
@@ -53,11 +53,11 @@ def planned_cells(found: dict[str, Any]) -> Iterator[RenderableType]:
         )
     yield table
     yield Text(
-        f"device:      {found['device']}, {counted(found['threads'], 'thread')} a cell\n"
-        f"memory:      {size(found['peak_memory_bytes'])} at its peak, for one cell\n"
-        f"disk:        {size(found['disk_bytes'])}, {size(found['disk_free_bytes'])} free\n"
-        f"time:        about {span(found['seconds'])} for {counted(found['to_run'], 'cell')}, "
-        f"{found['jobs']} at a time\n"
+        f"device:      {plan['device']}, {counted(plan['threads'], 'thread')} a cell\n"
+        f"memory:      {size(plan['peak_memory_bytes'])} at its peak, for one cell\n"
+        f"disk:        {size(plan['disk_bytes'])}, {size(plan['disk_free_bytes'])} free\n"
+        f"time:        about {span(plan['seconds'])} for {counted(plan['to_run'], 'cell')}, "
+        f"{plan['jobs']} at a time\n"
         "nothing was written; leave out --dry-run to do it"
     )
 

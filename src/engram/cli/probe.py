@@ -20,18 +20,18 @@ def probe(arguments: Arguments, as_json: Json = False) -> None:
     if "stages" in arguments:
         arguments["stages"] = _numbers(arguments["stages"])
     quiet()
-    found = api.probe(**arguments, say=stderr().print)
+    probed = api.probe(**arguments, say=stderr().print)
     if as_json:
-        print_json(found)
+        print_json(probed)
         return
     learned = "learned" in arguments
     names = (*COLUMNS, *(KEPT if learned else ()))
     table = grid("stage", *names, right=names)
-    for stage in found["stages"]:
+    for stage in probed["stages"]:
         name = " ".join(["base"] if not stage["stage"] else [str(stage["stage"]), stage["task"]])
         table.add_row(Text(name), *_cells(stage, learned))
     stdout().print(table)
-    for line in _notes(found):
+    for line in _notes(probed):
         stdout().print(line)
 
 
@@ -52,14 +52,14 @@ def _cells(stage: dict[str, Any], learned: bool) -> list[str]:
     return [*cells, lag, *map(score, numbers)]
 
 
-def _notes(found: dict[str, Any]) -> list[str]:
+def _notes(probed: dict[str, Any]) -> list[str]:
     """What a number means nothing without."""
-    asked = f"{counted(found['rows'], 'row')}, {counted(found['foils'], 'foil')}"
-    cut = f", {found['truncated']} cut to fit" if found["truncated"] else ""
-    notes = [f"{asked}{cut}; loss and forgetting in nats a token"]
-    if taught := found["effectivity"]:
+    counts = f"{counted(probed['rows'], 'row')}, {counted(probed['foils'], 'foil')}"
+    cut = f", {probed['truncated']} cut to fit" if probed["truncated"] else ""
+    notes = [f"{counts}{cut}; loss and forgetting in nats a token"]
+    if taught := probed["effectivity"]:
         notes += [f"effectivity {score(taught['mean'], sign=True)} nats a row, {_over(taught)}"]
-    last = found["stages"][-1]["retainability"]
+    last = probed["stages"][-1]["retainability"]
     if last:
         missing = f"{last['not_learned']} that were not learned"
         notes += [f"retainability of the last stage {_over(last)} and {missing}"]

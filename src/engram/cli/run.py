@@ -86,13 +86,13 @@ def summary(records: list[dict[str, Any]]) -> RenderableType:
     varied = [key for key in ("order", "seed") if len({str(r[key]) for r in records}) > 1]
     right = ["OP", "BWT", "FWT", "seconds"]
     shown = grid("method", *varied, *right, right=right)
-    for found in records:
+    for record in records:
         shown.add_row(
-            found["method"],
-            *(str(found[key]) for key in varied),
-            score(found["overall"]),
-            score(found["backward_transfer"], sign=True),
-            score(found.get("forward_transfer"), sign=True),
-            f"{found['seconds']:.1f}",
+            record["method"],
+            *(str(record[key]) for key in varied),
+            score(record["overall"]),
+            score(record["backward_transfer"], sign=True),
+            score(record.get("forward_transfer"), sign=True),
+            f"{record['seconds']:.1f}",
         )
     return shown

@@ -37,8 +37,8 @@ class Choose:
 
     def trials(self, method: str) -> tuple[str, list[Any]]:
         """The key that is chosen for a method, and the values that are tried."""
-        own = self.methods.get(method)
-        return (own["key"], own["values"]) if own else (self.key, self.values)
+        own_choice = self.methods.get(method)
+        return (own_choice["key"], own_choice["values"]) if own_choice else (self.key, self.values)
 
 
 @dataclass(frozen=True)
@@ -103,26 +103,30 @@ def read_grid(
     """
     where = "the settings" if isinstance(source, dict) else str(source)
     values = read_settings(source, over)
-    own = {key: values.pop(key) for key in (*OWN,) if key in values}
+    grid_keys = {key: values.pop(key) for key in (*OWN,) if key in values}
     for key, value in values.items():
         if key not in KEYS:
             raise EngramError(f"{where}: {unknown_key(key, value, '', (*KEYS, *OWN))}")
-    given = {key: checked(key, own[key], kind, where) for key, kind in OWN.items() if key in own}
-    axes = _axes(given.get("grid"), where)
+    grid_values = {
+        key: checked(key, grid_keys[key], kind, where)
+        for key, kind in OWN.items()
+        if key in grid_keys
+    }
+    axes = _axes(grid_values.get("grid"), where)
     values = {**values, "threads": values.get("threads") or 1}
     folder = values.pop("lineage", None) or ("" if isinstance(source, dict) else Path(where).stem)
     if not folder:
         raise EngramError("lineage: missing; say where the comparison goes")
     orders = _orders(axes.pop("tasks", None) or [values.get("tasks")], where)
     seeds = axes.pop("seed", None) or [values.get("seed", 0)]
-    choose = _choose(given["choose"], axes, where) if given.get("choose") else None
-    lines = _lines(values, axes, _own_settings(given.get("lines") or {}, axes, where))
-    written = {key: value for key, value in {**values, **own}.items() if key not in PLACES}
-    matched = given.get("compute_matched", False)
-    published = _published(given.get("published") or {}, where)
-    place, baseline = Path(folder), given.get("baseline")
+    choose = _choose(grid_values["choose"], axes, where) if grid_values.get("choose") else None
+    lines = _lines(values, axes, _own_settings(grid_values.get("lines") or {}, axes, where))
+    written = {key: value for key, value in {**values, **grid_keys}.items() if key not in PLACES}
+    matched = grid_values.get("compute_matched", False)
+    published = _published(grid_values.get("published") or {}, where)
+    place, baseline = Path(folder), grid_values.get("baseline")
     grid = Grid(place, written, lines, orders, seeds, baseline, matched, choose, published)
-    _check(grid, where, [*(given.get("lines") or {})])
+    _check(grid, where, [*(grid_values.get("lines") or {})])
     return grid
 
 
@@ -171,10 +175,10 @@ def _orders(streams: list[Any], where: str) -> dict[str, Any]:
 
 
 def _own_settings(
-    given: dict[str, Any], axes: dict[str, list[Any]], where: str
+    settings_by_method: dict[str, Any], axes: dict[str, list[Any]], where: str
 ) -> dict[str, dict[str, Any]]:
     """The keys of a run that hold for one method of the grid alone, by its name."""
-    for name, settings in given.items():
+    for name, settings in settings_by_method.items():
         at = f"{where}: lines: {name}"
         if not isinstance(settings, dict) or not settings:
             raise EngramError(
@@ -190,15 +194,15 @@ def _own_settings(
                 raise EngramError(f"{at}: {key} cannot be a line's own; set it for the whole grid")
             if key in axes:
                 raise EngramError(f"{at}: {key} is in the grid as well; take one of the two")
-    return {str(name): settings for name, settings in given.items()}
+    return {str(name): settings for name, settings in settings_by_method.items()}
 
 
 def _lines(
-    values: dict[str, Any], axes: dict[str, list[Any]], own: dict[str, dict[str, Any]]
+    values: dict[str, Any], axes: dict[str, list[Any]], own_settings: dict[str, dict[str, Any]]
 ) -> list[Line]:
     """Every combination of the grid's keys but orders and seeds, methods first.
 
-    `own` are the settings of single methods, by their names.
+    `own_settings` are those of single methods, by their names.
     """
     methods = axes.pop("method", [values.get("method", "sequential")])
     if isinstance(methods, dict):  # by names of the grid's own
@@ -213,7 +217,7 @@ def _lines(
             settings |= {"method": "sequential", "mode": method}
         if method == CONSTANT:
             settings |= {"method": "sequential"}
-        settings = laid_over(settings, own.get(name, {}))
+        settings = laid_over(settings, own_settings.get(name, {}))
         laid = dict(zip(axes, others, strict=True))
         varied = {key: laid[key] for key in several}
         full = ", ".join([name, *(f"{key}={_short(value)}" for key, value in varied.items())])
@@ -244,27 +248,31 @@ def _label(method: Any, methods: list[Any]) -> str:
     if [method_name(other) for other in methods].count(name) == 1:
         return name
     parts = method if isinstance(method, list) else [method]
-    given = [keywords for part in parts if isinstance(part, dict) for keywords in part.values()]
-    said = [f"{k}={_short(v)}" for found in given for k, v in (found or {}).items()]
-    return f"{name}({', '.join(said)})" if said else name
+    keyword_sets = [
+        keywords for part in parts if isinstance(part, dict) for keywords in part.values()
+    ]
+    keyword_texts = [
+        f"{k}={_short(v)}" for keyword_set in keyword_sets for k, v in (keyword_set or {}).items()
+    ]
+    return f"{name}({', '.join(keyword_texts)})" if keyword_texts else name
 
 
 def _short(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _choose(given: dict[str, Any], axes: dict[str, list[Any]], where: str) -> Choose:
+def _choose(written: dict[str, Any], axes: dict[str, list[Any]], where: str) -> Choose:
     kinds = {f.name: f.type for f in dataclasses.fields(Choose)}
-    for key in given:
+    for key in written:
         if key not in kinds:
             raise EngramError(f"{where}: choose: unknown key {key!r}; {nearest(str(key), kinds)}")
     for key in ("key", "values"):
-        if key not in given:
+        if key not in written:
             raise EngramError(
                 f"{where}: choose: {key} is missing, as in choose: {{key: training.learning_rate, "
                 "values: [1e-4, 1e-3]}"
             )
-    built = {k: checked(k, v, kinds[k], f"{where}: choose") for k, v in given.items()}
+    built = {k: checked(k, v, kinds[k], f"{where}: choose") for k, v in written.items()}
     choose = Choose(**built)
     if not 0 < choose.held_out < 1:
         raise EngramError(
@@ -272,11 +280,14 @@ def _choose(given: dict[str, Any], axes: dict[str, list[Any]], where: str) -> Ch
             f"{choose.held_out}"
         )
     count = len(choose.values)
-    for name, own in {"": {"key": choose.key, "values": choose.values}, **choose.methods}.items():
+    for name, choice in {
+        "": {"key": choose.key, "values": choose.values},
+        **choose.methods,
+    }.items():
         at = f"{where}: choose" + (f": methods: {name}" if name else "")
-        listed = own.get("values") if isinstance(own, dict) else None
-        if not isinstance(own, dict) or set(own) != {"key", "values"}:
-            raise EngramError(f"{at}: takes key and values, got {own!r}")
+        listed = choice.get("values") if isinstance(choice, dict) else None
+        if not isinstance(choice, dict) or set(choice) != {"key", "values"}:
+            raise EngramError(f"{at}: takes key and values, got {choice!r}")
         if not isinstance(listed, list) or not listed:
             raise EngramError(f"{at}: values takes a list of values, got {listed!r}")
         if len(listed) != count:
@@ -284,17 +295,17 @@ def _choose(given: dict[str, Any], axes: dict[str, list[Any]], where: str) -> Ch
                 f"{at}: {len(listed)} values for {count} of the others; every method gets the same "
                 "number of trials"
             )
-        if str(own["key"]).partition(".")[0] not in KEYS or own["key"] in (*PLACES, *PAIRED):
-            section, _, name = str(own["key"]).rpartition(".")
+        if str(choice["key"]).partition(".")[0] not in KEYS or choice["key"] in (*PLACES, *PAIRED):
+            section, _, name = str(choice["key"]).rpartition(".")
             hint = where_it_goes(name, section, KEYS)
-            raise EngramError(f"{at}: {own['key']!r} is not a key to choose; {hint}")
-        if own["key"] in axes:
-            raise EngramError(f"{at}: {own['key']} is in the grid as well; take one of the two")
+            raise EngramError(f"{at}: {choice['key']!r} is not a key to choose; {hint}")
+        if choice["key"] in axes:
+            raise EngramError(f"{at}: {choice['key']} is in the grid as well; take one of the two")
     return choose
 
 
-def _published(given: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
-    for name, scores in given.items():
+def _published(scores_by_line: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    for name, scores in scores_by_line.items():
         at = f"{where}: published: {name}"
         if not isinstance(scores, dict) or not scores:
             raise EngramError(f"{at}: takes {' and '.join(PUBLISHED)}, got {scores!r}")
@@ -303,13 +314,13 @@ def _published(given: dict[str, Any], where: str) -> dict[str, dict[str, Any]]:
                 raise EngramError(f"{at}: unknown key {key!r}; {nearest(str(key), PUBLISHED)}")
             if not isinstance(value, int | float) or not -1 <= value <= 1:
                 raise EngramError(f"{at}: {key} is a share, from -1 to 1, got {value!r}")
-    return {str(name): scores for name, scores in given.items()}
+    return {str(name): scores for name, scores in scores_by_line.items()}
 
 
-def _check(grid: Grid, where: str, own: list[str]) -> None:
+def _check(grid: Grid, where: str, methods_with_settings: list[str]) -> None:
     """That no two cells are alike, and that the names are names of the grid.
 
-    `own` are the methods that have settings of their own.
+    `methods_with_settings` are the methods that have settings of their own.
     """
     if all(line.constant for line in grid.lines):
         raise EngramError(f"{where}: grid: nothing learns; list a method beside {CONSTANT}")
@@ -319,7 +330,7 @@ def _check(grid: Grid, where: str, own: list[str]) -> None:
     for name, known in (
         *([(grid.baseline, names)] if grid.baseline is not None else ()),
         *((name, methods) for name in (grid.choose.methods if grid.choose else ())),
-        *((name, methods) for name in own),
+        *((name, methods) for name in methods_with_settings),
         *((name, lines) for name in grid.published),
     ):
         if name not in known:

@@ -45,31 +45,35 @@ def ratio(line: Line) -> float | None:
 
 
 def _matched(line: Line, grid: Grid) -> Line:
-    method, given = line.settings["method"], {}
+    method, keywords_by_method = line.settings["method"], {}
     parts = method if isinstance(method, list) else [method]
     for part in parts:
-        given |= part if isinstance(part, dict) else {part: {}}
-    if "replay" not in given:
+        keywords_by_method |= part if isinstance(part, dict) else {part: {}}
+    if "replay" not in keywords_by_method:
         return line
     others = [other for other in grid.lines if other.varied == line.varied]
-    ratios = {other.name: found for other in others if (found := ratio(other)) is not None}
+    ratios = {
+        other.name: rows_ratio for other in others if (rows_ratio := ratio(other)) is not None
+    }
     if not ratios:
         raise EngramError(
             f"compute_matched: there is no recurrent_kif to match {line.name} with; add it to the "
             "grid, or leave compute_matched out"
         )
     if len(set(ratios.values())) > 1:
-        told = ", ".join(f"{name}: {value:g}" for name, value in ratios.items())
+        listed_ratios = ", ".join(f"{name}: {value:g}" for name, value in ratios.items())
         raise EngramError(
-            f"compute_matched: {line.name} cannot match rows per new row that differ ({told}); "
-            "compare them in grids of their own"
+            f"compute_matched: {line.name} cannot match rows per new row that differ "
+            f"({listed_ratios}); compare them in grids of their own"
         )
-    keywords: dict[str, Any] = dict(given["replay"] or {})
+    keywords: dict[str, Any] = dict(keywords_by_method["replay"] or {})
     if "ratio" in keywords:
         raise EngramError(
             f"compute_matched: sets the ratio of {line.name}; leave its ratio out, or "
             "compute_matched"
         )
-    given["replay"] = {**keywords, "ratio": next(iter(ratios.values()))}
-    made = [{name: found} for name, found in given.items()]
-    return replace(line, settings={**line.settings, "method": made if len(made) > 1 else made[0]})
+    keywords_by_method["replay"] = {**keywords, "ratio": next(iter(ratios.values()))}
+    methods = [{name: settings} for name, settings in keywords_by_method.items()]
+    return replace(
+        line, settings={**line.settings, "method": methods if len(methods) > 1 else methods[0]}
+    )

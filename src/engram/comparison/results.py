@@ -15,23 +15,24 @@ from engram.reporting.results import PACKAGES, device
 RESULTS, COSTS = "compare.json", "costs.json"
 FORMAT = 1
 
-Found = Mapping[Cell, Mapping[str, Any] | str]  # a cell's record, or the line that tells its error
+# A cell's record, or the line that tells its error.
+Outcomes = Mapping[Cell, Mapping[str, Any] | str]
 Cells = Mapping[str, Sequence[Cell]]  # by line
 
 
-def choices(grid: Grid, trials: Cells, found: Found) -> dict[str, dict[str, Any]]:
+def choices(grid: Grid, trials: Cells, outcomes: Outcomes) -> dict[str, dict[str, Any]]:
     """By line what was tried, and which value was best; none if a trial broke or has no OP."""
-    made = {}
+    chosen = {}
     assert grid.choose is not None
     for line in (line for line in grid.lines if line.name in trials):
         key, values = grid.choose.trials(line.method)
-        records = [found[cell] for cell in trials[line.name]]
+        records = [outcomes[cell] for cell in trials[line.name]]
         errors = [f"its trial {n}: {r}" for n, r in enumerate(records, 1) if isinstance(r, str)]
         scores = [None if isinstance(record, str) else record["overall"] for record in records]
         known = [score for score in scores if score is not None]
         if len(known) < len(scores) and not errors:
             errors = ["its trials have no score"]
-        made[line.name] = {
+        chosen[line.name] = {
             "key": key,
             "values": values,
             "overall": scores,
@@ -39,14 +40,18 @@ def choices(grid: Grid, trials: Cells, found: Found) -> dict[str, dict[str, Any]
             "trials": [f"{cell.kind}/{cell.name}" for cell in trials[line.name]],
             "error": errors[0] if errors else None,
         }
-    return made
+    return chosen
 
 
-def results(grid: Grid, cells: Cells, chosen: dict[str, Any], found: Found) -> dict[str, Any]:
+def results(grid: Grid, cells: Cells, chosen: dict[str, Any], outcomes: Outcomes) -> dict[str, Any]:
     """All that is decided by the settings and the rows."""
     records = {
-        name: {(cell.order, cell.seed): r for cell in own if not isinstance(r := found[cell], str)}
-        for name, own in cells.items()
+        name: {
+            (cell.order, cell.seed): r
+            for cell in line_cells
+            if not isinstance(r := outcomes[cell], str)
+        }
+        for name, line_cells in cells.items()
     }
     return {
         "format": FORMAT,
@@ -56,29 +61,36 @@ def results(grid: Grid, cells: Cells, chosen: dict[str, Any], found: Found) -> d
         "seeds": grid.seeds,
         "choose": chosen or None,
         "lines": lines(grid, records),
-        "cells": [_cell(cell, found[cell]) for own in cells.values() for cell in own],
+        "cells": [
+            _cell(cell, outcomes[cell]) for line_cells in cells.values() for cell in line_cells
+        ],
     }
 
 
-def costs(cells: Cells, found: Found) -> dict[str, Any]:
+def costs(cells: Cells, outcomes: Outcomes) -> dict[str, Any]:
     """What differs between identical runs: seconds, peak memory, the machine."""
-    own = {n: [r for c in some if not isinstance(r := found[c], str)] for n, some in cells.items()}
-    threads = next((cell.config.threads for some in cells.values() for cell in some), None)
+    records_by_line = {
+        n: [r for c in line_cells if not isinstance(r := outcomes[c], str)]
+        for n, line_cells in cells.items()
+    }
+    threads = next(
+        (cell.config.threads for line_cells in cells.values() for cell in line_cells), None
+    )
     return {
         "device": device(threads),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "lines": {name: costs_of(records) for name, records in own.items()},
+        "lines": {name: costs_of(records) for name, records in records_by_line.items()},
         "cells": {
             cell.name: record["varying"]
-            for some in cells.values()
-            for cell in some
-            if not isinstance(record := found[cell], str)
+            for line_cells in cells.values()
+            for cell in line_cells
+            if not isinstance(record := outcomes[cell], str)
         },
     }
 
 
-def _cell(cell: Cell, found: Mapping[str, Any] | str) -> dict[str, Any]:
-    about = {"line": cell.line, "order": cell.order, "seed": cell.seed, "name": cell.name}
-    if isinstance(found, str):
-        return {**about, "error": found}
-    return {**about, "error": None, **{k: v for k, v in found.items() if k != "varying"}}
+def _cell(cell: Cell, outcome: Mapping[str, Any] | str) -> dict[str, Any]:
+    identity = {"line": cell.line, "order": cell.order, "seed": cell.seed, "name": cell.name}
+    if isinstance(outcome, str):
+        return {**identity, "error": outcome}
+    return {**identity, "error": None, **{k: v for k, v in outcome.items() if k != "varying"}}

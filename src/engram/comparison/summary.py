@@ -33,12 +33,14 @@ def lines(grid: Grid, records: Records) -> list[dict[str, Any]]:
     it does so after Holm's correction over the lines with the same baseline. A score that is
     unknown for a pair, or whose cell broke, is left out; `cells` says how many there are of `of`.
     """
-    found = [_line(grid, line, records) for line in grid.lines]
-    for baseline in {entry["baseline"] for entry in found}:
-        compared = [e for e in found if e["baseline"] == baseline and e["to_baseline"]]
+    entries = [_line(grid, line, records) for line in grid.lines]
+    for baseline in {entry["baseline"] for entry in entries}:
+        compared = [
+            entry for entry in entries if entry["baseline"] == baseline and entry["to_baseline"]
+        ]
         for key in SCORES:
             mark_what_differs([entry["to_baseline"][key] for entry in compared])
-    return found
+    return entries
 
 
 def mark_what_differs(differences: Sequence[dict[str, Any]]) -> None:
@@ -46,10 +48,10 @@ def mark_what_differs(differences: Sequence[dict[str, Any]]) -> None:
 
     `p_holm` is the corrected probability, and `differs` whether it is below 5 %.
     """
-    adjusted = holm({n: found["p"] for n, found in enumerate(differences)})
-    for found, p in zip(differences, adjusted.values(), strict=True):
-        found["p_holm"] = p
-        found["differs"] = None if p is None else p < LEVEL
+    adjusted = holm({n: entry["p"] for n, entry in enumerate(differences)})
+    for entry, p in zip(differences, adjusted.values(), strict=True):
+        entry["p_holm"] = p
+        entry["differs"] = None if p is None else p < LEVEL
 
 
 def costs_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -64,44 +66,55 @@ def costs_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _line(grid: Grid, line: Line, records: Records) -> dict[str, Any]:
-    own, of = records[line.name], len(grid.orders) * len(grid.seeds)
-    against = grid.baseline_of(line)
-    theirs = {} if against is None or against == line else records[against.name]
+    line_records, of = records[line.name], len(grid.orders) * len(grid.seeds)
+    baseline = grid.baseline_of(line)
+    baseline_records = {} if baseline is None or baseline == line else records[baseline.name]
     return {
         "name": line.name,
         "method": line.method,
         "settings": line.settings["method"],
         "varied": line.varied,
-        "cells": len(own),
+        "cells": len(line_records),
         "of": of,
-        **{key: score(_known(own, key)) for key in SCORES},
+        **{key: score(_known(line_records, key)) for key in SCORES},
         "published": grid.published.get(line.name),
-        "baseline": None if against is None else against.name,
-        "to_baseline": {key: difference(_known(own, key), _known(theirs, key)) for key in SCORES}
-        if theirs
+        "baseline": None if baseline is None else baseline.name,
+        "to_baseline": {
+            key: difference(_known(line_records, key), _known(baseline_records, key))
+            for key in SCORES
+        }
+        if baseline_records
         else None,
-        "rows": {way: _mean(own, lambda r, w=way: r["rows"][w]) for way in ("forward", "backward")},
-        **{k: _mean(own, lambda r, k=k: r[k]) for k in ("stored_rows", "stored_bytes")},
-        "trainable": max((record["trainable"] for record in own.values()), default=None),
+        "rows": {
+            way: _mean(line_records, lambda r, w=way: r["rows"][w])
+            for way in ("forward", "backward")
+        },
+        **{k: _mean(line_records, lambda r, k=k: r[k]) for k in ("stored_rows", "stored_bytes")},
+        "trainable": max((record["trainable"] for record in line_records.values()), default=None),
     }
 
 
 def _known(records: Mapping[Pair, Mapping[str, Any]], key: str) -> dict[Any, float]:
-    return {pair: found[key] for pair, found in records.items() if found[key] is not None}
+    return {pair: record[key] for pair, record in records.items() if record[key] is not None}
 
 
 def score(known: Mapping[Pair, float]) -> dict[str, Any]:
     """The mean over orders with its interval, and the deviation of all cells."""
-    found = over_orders(known)
-    about = {"mean": found.mean, "deviation": deviation(list(known.values()))}
-    return about | {"cells": found.cells, "orders": found.orders} | _ends(found.interval)
+    spread = over_orders(known)
+    summary = {"mean": spread.mean, "deviation": deviation(list(known.values()))}
+    return summary | {"cells": spread.cells, "orders": spread.orders} | _ends(spread.interval)
 
 
 def difference(ours: Mapping[Pair, float], theirs: Mapping[Pair, float]) -> dict[str, Any]:
     """Ours minus theirs on the pairs that both have, with the interval over orders."""
-    found = paired(ours, theirs)
-    about = {"mean": found.mean, "pairs": found.cells, "orders": found.orders, "p": found.p}
-    return about | {"within_noise": found.within_noise} | _ends(found.interval)
+    comparison = paired(ours, theirs)
+    summary = {
+        "mean": comparison.mean,
+        "pairs": comparison.cells,
+        "orders": comparison.orders,
+        "p": comparison.p,
+    }
+    return summary | {"within_noise": comparison.within_noise} | _ends(comparison.interval)
 
 
 def _ends(interval: Interval | None) -> dict[str, float | None]:

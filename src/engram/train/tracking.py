@@ -32,7 +32,7 @@ class StageCallback(TrainerCallback):
     """A callback of every task's Trainer that is also told what no Trainer knows."""
 
     def begin(self, task: str, number: int, total: int | None, steps: int) -> None:
-        """The stage of `task`, `number` of `total` (None: who knows), follows after `steps`."""
+        """Begin the stage of `task`, `number` of `total` (None if unknown), after `steps` steps."""
 
     def stage_done(
         self, task: str, scores: Mapping[str, float | None], matrix: ScoreMatrix

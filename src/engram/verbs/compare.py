@@ -52,9 +52,9 @@ def compare(grid: Grid, jobs: int, say: Say, begin: Begin | None) -> dict[str, A
             say(line)
         cells = {line.name: grid.cells(line, laid(chosen, line.name)) for line in grid.lines}
         broken = {n: choice["error"] for n, choice in chosen.items() if choice["error"]}
-        found = run([cell for cell in _all(cells) if cell.line not in broken])
-        found |= {c: broken[c.line] for c in _all(cells) if c.line in broken}
-        compared, spent = results(grid, cells, chosen, found), costs(cells, found)
+        outcomes = run([cell for cell in _all(cells) if cell.line not in broken])
+        outcomes |= {c: broken[c.line] for c in _all(cells) if c.line in broken}
+        compared, spent = results(grid, cells, chosen, outcomes), costs(cells, outcomes)
         write_text(grid.folder / RESULTS, dump(compared))
         write_text(grid.folder / COSTS, dump(spent))
     return {"folder": str(grid.folder), **compared, "costs": spent}
@@ -62,10 +62,10 @@ def compare(grid: Grid, jobs: int, say: Say, begin: Begin | None) -> dict[str, A
 
 def _run(cells: Sequence[Cell], folder: Path, jobs: int, say: Say, begin: Begin) -> dict[Cell, Any]:
     """Run those that are not finished; each with its record, or the line that tells its error."""
-    found: dict[Cell, Any] = {cell: constant_record(cell) for cell in cells if cell.constant}
+    outcomes: dict[Cell, Any] = {cell: constant_record(cell) for cell in cells if cell.constant}
     runs = [cell for cell in cells if not cell.constant]
-    found |= {cell: cell.record(folder) for cell in runs}
-    waiting = [cell for cell in runs if found[cell] is None]
+    outcomes |= {cell: cell.record(folder) for cell in runs}
+    waiting = [cell for cell in runs if outcomes[cell] is None]
     if len(waiting) < len(runs):
         say(f"{len(runs) - len(waiting)} of {len(runs)} are finished already")
     for cell in waiting:
@@ -73,18 +73,18 @@ def _run(cells: Sequence[Cell], folder: Path, jobs: int, say: Say, begin: Begin)
     ended = processes.run_all(waiting, jobs, lambda cell: begin(cell, folder))
     for number, (cell, status) in enumerate(ended, 1):
         if status:
-            found[cell] = processes.what_broke(cell, folder, status)
-            told = f"broke: {found[cell]}"
+            outcomes[cell] = processes.what_broke(cell, folder, status)
+            outcome_text = f"broke: {outcomes[cell]}"
         else:
-            found[cell] = cell.write_record(folder)
-            op = found[cell]["overall"]
-            told = "no OP" if op is None else f"OP {op:.3f}"
-        say(f"{number}/{len(waiting)} {cell.title}: {told}")
-    return found
+            outcomes[cell] = cell.write_record(folder)
+            op = outcomes[cell]["overall"]
+            outcome_text = "no OP" if op is None else f"OP {op:.3f}"
+        say(f"{number}/{len(waiting)} {cell.title}: {outcome_text}")
+    return outcomes
 
 
 def _all(cells: dict[str, list[Cell]]) -> list[Cell]:
-    return [cell for own in cells.values() for cell in own]
+    return [cell for line_cells in cells.values() for cell in line_cells]
 
 
 def laid(chosen: dict[str, Any], line: str) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def laid(chosen: dict[str, Any], line: str) -> dict[str, Any]:
 
 
 def check_place(folder: Path, jobs: int) -> None:
-    """Raise EngramError if cells cannot go there, or so many at a time."""
+    """Raise EngramError if `folder` cannot hold the cells, or `jobs` is below 1."""
     if jobs < 1:
         raise EngramError(f"jobs: must be at least 1, got {jobs}")
     if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= OURS):

@@ -30,42 +30,42 @@ def dry_run(grid: Grid, jobs: int, say: Say) -> dict[str, Any]:
     for line in check(grid, trials, bases):
         say(line)
     chosen = _chosen(grid, trials) if trials else {}
-    found, tried = [], {}
+    entries, tried = [], {}
     for line in grid.lines:
-        own = trials.cells.get(line.name, []) if trials else []
+        line_trials = trials.cells.get(line.name, []) if trials else []
         cells = grid.cells(line, laid(chosen, line.name))
         if line.constant:
             nothing = dict.fromkeys(("trials", "to_run", *COSTS), 0)
-            found.append({"name": line.name, "cells": len(cells), **nothing})
+            entries.append({"name": line.name, "cells": len(cells), **nothing})
             continue
         tried = _try(cells[0], grid, bases)
-        found.append(
+        entries.append(
             {
                 "name": line.name,
                 "cells": len(cells),
-                "trials": len(own),
-                "to_run": sum(cell.record(grid.folder) is None for cell in [*cells, *own]),
+                "trials": len(line_trials),
+                "to_run": sum(cell.record(grid.folder) is None for cell in [*cells, *line_trials]),
                 **{key: tried[key] for key in COSTS},
             }
         )
-    total = {"disk_bytes": sum(line["disk_bytes"] * line["to_run"] for line in found)}
+    total = {"disk_bytes": sum(line["disk_bytes"] * line["to_run"] for line in entries)}
     check_disk(grid.folder, total)
     return {
         "folder": str(grid.folder),
         "device": tried["device"],
         "threads": tried["threads"],
         "jobs": jobs,
-        "lines": found,
+        "lines": entries,
         "peak_memory_bytes": tried["peak_memory_bytes"],  # of the process, so of all lines
-        "to_run": sum(line["to_run"] for line in found),
-        "seconds": sum(line["seconds"] * line["to_run"] for line in found) / jobs,
+        "to_run": sum(line["to_run"] for line in entries),
+        "seconds": sum(line["seconds"] * line["to_run"] for line in entries) / jobs,
         **total,
     }
 
 
 def _chosen(grid: Grid, trials: Trials) -> dict[str, Any]:
     """What finished trials have chosen, which the cells that are there were run with."""
-    cells = [cell for own in trials.cells.values() for cell in own]
+    cells = [cell for line_cells in trials.cells.values() for cell in line_cells]
     return choices(grid, trials.cells, {c: c.record(grid.folder) or "not run yet" for c in cells})
 
 

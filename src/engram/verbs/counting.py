@@ -39,7 +39,7 @@ def length(feature: dict[str, Any], kind: Kind) -> int:
 
 
 def steps_of(args: TrainingArguments, rows: int) -> int:
-    """The optimizer steps that the Trainer takes on so many rows."""
+    """The number of optimizer steps that the Trainer takes on that many rows."""
     if args.max_steps > 0:
         return args.max_steps
     batches = math.ceil(rows / (args.per_device_train_batch_size * args.world_size))

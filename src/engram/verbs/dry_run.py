@@ -97,13 +97,13 @@ def _report(start: Start, plan: Plan, done: int, say: Say) -> dict[str, Any]:
     for line in plan.notes:
         say(line)
     torch.set_num_threads(config.threads or torch.get_num_threads())
-    memory, found = dict(start.memory), []
+    memory, trials = dict(start.memory), []
     for number, learned in enumerate(stages_of(tasks, config.mode)[done:], start=done + 1):
         task = learned[-1]
         general = general_rows(config, task, number).rows if config.general.file else ()
         known = {GENERAL: list(general), **memory} if general else memory
         trial = _three_steps(base, plan, learned, known, number)
-        found.append(trial)
+        trials.append(trial)
         if config.mode == "sequential":
             memory[task.name] = choose(
                 task.train.rows,
@@ -112,7 +112,7 @@ def _report(start: Start, plan: Plan, done: int, say: Say) -> dict[str, Any]:
                 options=task.options,
                 per_answer=config.memory.per_answer,
             )
-    total = costs(plan, base, found, start.scored)
+    total = costs(plan, base, trials, start.scored)
     check_disk(start.path, total)
     return {
         "lineage": str(start.path),
@@ -122,7 +122,7 @@ def _report(start: Start, plan: Plan, done: int, say: Say) -> dict[str, Any]:
         "mode": config.mode,
         "device": str(next(base.model.parameters()).device),
         "threads": torch.get_num_threads(),
-        "tasks": [asdict(trial) for trial in found],
+        "tasks": [asdict(trial) for trial in trials],
         **total,
     }
 
@@ -133,12 +133,12 @@ def _three_steps(
     """Learn the longest and some other rows of a task, and score a batch of it."""
     config, task = plan.config, learned[-1]
     rows = [row for one in learned for row in one.train.rows]
-    made, truncated = _features(config, base, learned)
+    task_features, truncated = _features(config, base, learned)
     training = {**config.training, **task.training}
     args = plan.arguments(training)
     each = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    chosen = sample(rows, [length(feature, base.kind) for feature in made], each, STEPS)
-    few = {"max_steps": STEPS, "train_sampling_strategy": "sequential", "report_to": "none"}
+    chosen = sample(rows, [length(feature, base.kind) for feature in task_features], each, STEPS)
+    trial_keys = {"max_steps": STEPS, "train_sampling_strategy": "sequential", "report_to": "none"}
     tests = task.test and replace(task.test, rows=task.test.rows[: config.scoring.batch_size])
     short = replace(
         task,
@@ -149,7 +149,7 @@ def _three_steps(
     if config.mode in TOGETHER and base.kind == "encoder":  # the head knows the labels of them all
         short = replace(short, options=_answers(learned))
     quick = replace(config, scoring=replace(config.scoring, forward=False))
-    counted = count(made, truncated, base.kind)
+    counted = count(task_features, truncated, base.kind)
     trial = Trial(task.name, counted, steps_of(args, len(rows)), len(memory))
     named = {task.name: short}
     stage_plan = StagePlan(
@@ -160,7 +160,7 @@ def _three_steps(
         memory=memory,
         config=quick,
         methods=plan.methods,
-        arguments=plan.arguments({**training, **few}, checkpoint_every=0),
+        arguments=plan.arguments({**training, **trial_keys}, checkpoint_every=0),
         learned=number - 1,
         callbacks=[trial],
     )
@@ -178,11 +178,11 @@ def _three_steps(
 
 
 def _features(config: Config, base: Base, learned: Sequence[Task]) -> tuple[list, int]:
-    made, truncated = [], 0
+    all_features, truncated = [], 0
     limits = (config.max_length, config.max_completion_length)
     for task in learned:
         labels = list(task.answers() or ()) if base.kind == "encoder" else None
-        some, cut = features(
+        task_features, cut = features(
             task.train.rows,
             base.tokenizer,
             base.kind,
@@ -192,8 +192,8 @@ def _features(config: Config, base: Base, learned: Sequence[Task]) -> tuple[list
             config.mask_history,
             base.cache,
         )
-        made, truncated = made + some, truncated + cut
-    return made, truncated
+        all_features, truncated = all_features + task_features, truncated + cut
+    return all_features, truncated
 
 
 def _answers(tasks: Sequence[Task]) -> tuple[str, ...]:

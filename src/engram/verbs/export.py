@@ -79,15 +79,15 @@ def _merged(base: Base, where: str) -> Any:
 
 
 def _check_written(folder: Path, base: Base, expected: Tensor) -> None:
-    """That the model comes back from its files as it was, whatever its family makes of them.
+    """Check that the model that is read back from its files gives the same output.
 
     Raises:
         EngramError: it does not; the files are gone then.
     """
     written = AUTO[base.kind].from_pretrained(folder, dtype="auto")
-    found = sample_output(written, base.tokenizer)
+    output = sample_output(written, base.tokenizer)
     tolerance = 1e-3 if written.dtype == torch.float32 else 0.1
-    if expected.isfinite().all() and not alike(found, expected, tolerance):
+    if expected.isfinite().all() and not alike(output, expected, tolerance):
         shutil.rmtree(folder)
         raise EngramError(
             f"export: read back in {str(written.dtype).removeprefix('torch.')}, the model is not "

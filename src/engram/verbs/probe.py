@@ -28,22 +28,22 @@ def probe(
 ) -> dict[str, Any]:
     """`engram.api.probe`: what the stages make of the rows, in the terms of `measure.probes`."""
     lineage = Lineage(path)
-    asked, where = read_probes(rows)
+    probe_rows, where = read_probes(rows)
     chosen = _chosen(lineage, learned, stages, say)
     check_pin(lineage.pin)
     torch.set_num_threads(lineage.config.threads or torch.get_num_threads())
-    found: dict[int, Recollection | None] = {}
+    by_stage: dict[int, Recollection | None] = {}
     for number in reversed(chosen):  # the newest first, whose head knows the most labels
-        found[number] = _at(lineage, number, asked, where, strict=not found)
-    known = [one for one in found.values() if one]
+        by_stage[number] = _at(lineage, number, probe_rows, where, strict=not by_stage)
+    known = [one for one in by_stage.values() if one]
     return {
         "lineage": str(path),
-        "rows": len(asked),
-        "foils": sum(one.foil is not None for one in asked),
+        "rows": len(probe_rows),
+        "foils": sum(one.foil is not None for one in probe_rows),
         "truncated": known[0].truncated if known else 0,
         "learned": learned,
-        "effectivity": _effectivity(lineage, found, learned),
-        "stages": [_told(lineage, found, number, learned) for number in chosen],
+        "effectivity": _effectivity(lineage, by_stage, learned),
+        "stages": [_of_stage(lineage, by_stage, number, learned) for number in chosen],
     }
 
 
@@ -70,7 +70,7 @@ def _chosen(lineage: Lineage, learned: int | None, stages: Sequence[int], say: S
 
 
 def _at(
-    lineage: Lineage, number: int, asked: list[Probe], where: str, strict: bool
+    lineage: Lineage, number: int, probe_rows: list[Probe], where: str, strict: bool
 ) -> Recollection | None:
     """One stage's answers; None for an encoder that has not learned all of their labels yet.
 
@@ -80,7 +80,7 @@ def _at(
     config = lineage.config
     entry = stage_entry(lineage, number)
     base = base_at(lineage, entry)
-    if not knows_answers(base, asked) and not (strict and base.labels):
+    if not knows_answers(base, probe_rows) and not (strict and base.labels):
         return None
     with ExitStack() as stack:
         for method in make(config.method):
@@ -90,7 +90,7 @@ def _at(
         stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16))  # as in `score`
         return recollect(
             base,
-            asked,
+            probe_rows,
             max_length=config.max_length,
             max_completion_length=config.max_completion_length,
             batch_size=config.scoring.batch_size,
@@ -108,13 +108,13 @@ def _before(lineage: Lineage, stage: int) -> int:
     return history[history.index(stage) - 1] if lineage.config.mode == "sequential" else 0
 
 
-def _told(
-    lineage: Lineage, found: dict[int, Recollection | None], number: int, learned: int | None
+def _of_stage(
+    lineage: Lineage, by_stage: dict[int, Recollection | None], number: int, learned: int | None
 ) -> dict[str, Any]:
     """All numbers of a stage."""
-    history, scores = _history(lineage), _scores(found[number])
-    untouched = _scores(found.get(0))["loss"]
-    told: dict[str, Any] = {
+    history, scores = _history(lineage), _scores(by_stage[number])
+    untouched = _scores(by_stage.get(0))["loss"]
+    numbers_of_stage: dict[str, Any] = {
         "stage": number,
         "task": lineage.at(number)["task"]["id"] if number else None,
         "loss": scores["loss"],
@@ -124,22 +124,24 @@ def _told(
     }
     lag = history.index(number) - history.index(learned) if learned else -1
     if learned and lag >= 0:
-        then = _scores(found[learned])
-        told["lag"] = lag
-        told["retention"] = {
+        then = _scores(by_stage[learned])
+        numbers_of_stage["lag"] = lag
+        numbers_of_stage["retention"] = {
             name: numbers.retention(scores[name], then[name], chance)
             for name, chance in numbers.CHANCE.items()
         }
-        told["retainability"] = _retainability(lineage, found, number, learned)
-    return told
+        numbers_of_stage["retainability"] = _retainability(lineage, by_stage, number, learned)
+    return numbers_of_stage
 
 
-def _scores(found: Recollection | None) -> dict[str, float | None]:
-    if found is None:
+def _scores(recollection: Recollection | None) -> dict[str, float | None]:
+    if recollection is None:
         return dict.fromkeys(("loss", *numbers.CHANCE))
-    pairs = [(a.mean, b.mean) for a, b in zip(found.rows, found.foils, strict=True) if b]
-    recalled = [one for one in found.recalled if one is not None]
-    log_p, tokens = zip(*found.rows, strict=True)
+    pairs = [
+        (a.mean, b.mean) for a, b in zip(recollection.rows, recollection.foils, strict=True) if b
+    ]
+    recalled = [one for one in recollection.recalled if one is not None]
+    log_p, tokens = zip(*recollection.rows, strict=True)
     return {
         "loss": numbers.mean_loss(log_p, tokens),
         "recognition": numbers.recognition([a for a, _ in pairs], [b for _, b in pairs]),
@@ -148,17 +150,17 @@ def _scores(found: Recollection | None) -> dict[str, float | None]:
 
 
 def _effectivity(
-    lineage: Lineage, found: dict[int, Recollection | None], learned: int | None
+    lineage: Lineage, by_stage: dict[int, Recollection | None], learned: int | None
 ) -> dict[str, Any] | None:
     stages = (_before(lineage, learned), learned) if learned else ()
-    sides = [_log_p(found[n]) for n in stages]
+    sides = [_log_p(by_stage[n]) for n in stages]
     return _spread(numbers.effectivity(*sides)) if sides and all(sides) else None
 
 
 def _retainability(
-    lineage: Lineage, found: dict[int, Recollection | None], number: int, learned: int
+    lineage: Lineage, by_stage: dict[int, Recollection | None], number: int, learned: int
 ) -> dict[str, Any] | None:
-    sides = [_log_p(found[n]) for n in (_before(lineage, learned), learned, number)]
+    sides = [_log_p(by_stage[n]) for n in (_before(lineage, learned), learned, number)]
     if not all(sides):
         return None
     values = numbers.retainability(*sides)
@@ -166,8 +168,8 @@ def _retainability(
     return {**_spread(kept), "not_learned": len(values) - len(kept)}
 
 
-def _log_p(found: Recollection | None) -> list[float]:
-    return [one.log_p for one in found.rows] if found else []
+def _log_p(recollection: Recollection | None) -> list[float]:
+    return [one.log_p for one in recollection.rows] if recollection else []
 
 
 def _spread(values: list[float]) -> dict[str, Any]:

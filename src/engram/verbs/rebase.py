@@ -14,17 +14,17 @@ def rebase(path: str | Path, base: str, revision: str | None) -> dict[str, Any]:
     with locked(Lineage(path).path):
         lineage = Lineage(path)
         lineage.tidy()
-        found = pin(base, revision)
-        if changed := differing(lineage.pin, found):
+        new_pin = pin(base, revision)
+        if changed := differing(lineage.pin, new_pin):
             raise EngramError(
                 f"{base}: not the base of {path}: {', '.join(changed)} "
                 f"{'differs' if len(changed) == 1 else 'differ'}; for another model, make a new "
                 "lineage with `engram init --adapter STAGE`"
             )
-        if all(found.get(key) == lineage.pin.get(key) for key in ("name", "revision")):
+        if all(new_pin.get(key) == lineage.pin.get(key) for key in ("name", "revision")):
             raise EngramError(f"{path}: the base lies there already; nothing to rebase")
-        files = {name: found["files"][name] for name in lineage.pin["files"]}
-        moved = {**found, "files": files}
+        files = {name: new_pin["files"][name] for name in lineage.pin["files"]}
+        moved = {**new_pin, "files": files}
         lineage.append(
             {"stage": lineage.head, "verb": "rebase", "parent": lineage.head, "base": moved}
         )

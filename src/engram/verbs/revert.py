@@ -14,11 +14,11 @@ def revert(path: str | Path, to: int | None) -> dict[str, Any]:
     with locked(Lineage(path).path):
         lineage = Lineage(path)
         if to is None and not lineage.head:
-            made = max(lineage.stage_entries)
+            newest = max(lineage.stage_entries)
             raise EngramError(
                 f"{path}: stage 0 is the newest, so there is nothing to revert; go forward again "
-                f"with --to {made}"
-                if made
+                f"with --to {newest}"
+                if newest
                 else f"{path}: nothing was learned yet, so there is nothing to revert"
             )
         target = lineage.stage_entries[lineage.head]["parent"] if to is None else to
@@ -27,8 +27,8 @@ def revert(path: str | Path, to: int | None) -> dict[str, Any]:
             raise EngramError(f"{path}: no stage {target}; {nearest(str(target), stages)}")
         if target == lineage.head:
             raise EngramError(f"{path}: stage {target} is the newest already; nothing to revert")
-        made = lineage.stage_entries[target]
-        if is_gone(lineage, made):
-            raise EngramError(gone(lineage, made))
+        stage_entry = lineage.stage_entries[target]
+        if is_gone(lineage, stage_entry):
+            raise EngramError(gone(lineage, stage_entry))
         lineage.append({"stage": target, "verb": "revert", "parent": lineage.head})
         return lineage.ledger[-1]

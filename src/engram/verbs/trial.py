@@ -112,21 +112,21 @@ class Trial:
                 save_weights(base, Path(folder))
                 _move([p for p in base.peft.parameters() if p.requires_grad])
                 load_weights(base, Path(folder), head=False)
-                found = sample_output(base.network, base.tokenizer)
+                reloaded = sample_output(base.network, base.tokenizer)
             except FAILURES as error:
                 reason = one_line(error).removeprefix(f"{folder}: ")
                 self._refuse(f"its files cannot be written and read ({reason})")
-        if not torch.equal(found, learned):
+        if not torch.equal(reloaded, learned):
             self._refuse("it does not come back from its files as it was")
 
     def _check_off(self, base: Base) -> None:
         assert self.output is not None
         try:
             with base.peft.disable_adapter():
-                found = sample_output(base.network, base.tokenizer)
+                switched_off = sample_output(base.network, base.tokenizer)
         except FAILURES as error:
             self._refuse(f"it cannot be switched off ({one_line(error)})")
-        if not alike(found, self.output, 1e-5 if _dtype(base) == torch.float32 else 1e-2):
+        if not alike(switched_off, self.output, 1e-5 if _dtype(base) == torch.float32 else 1e-2):
             self._refuse("switched off, it does not leave the base as it was")
 
     def _check_merged(self, base: Base, learned: Tensor) -> None:
@@ -139,8 +139,8 @@ class Trial:
             return
         except FAILURES as error:
             self._refuse(f"it would not merge for an export ({one_line(error)})")
-        found = sample_output(merged, base.tokenizer)
-        if not alike(found, learned, 1e-3 if dtype == torch.float32 else 0.1):
+        merged_output = sample_output(merged, base.tokenizer)
+        if not alike(merged_output, learned, 1e-3 if dtype == torch.float32 else 0.1):
             self._refuse("merged into the weights for an export it would be another model")
 
     def _refuse(self, why: str) -> Any:

@@ -35,13 +35,13 @@ def verify(path: str | Path) -> list[str]:
 
 def _stage(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
     folder, pinned = lineage.folder(entry), entry["files"]
-    found = hash_folder(folder) if folder.is_dir() else {}
+    hashes = hash_folder(folder) if folder.is_dir() else {}
     gone = entry["folder"] in lineage.dropped
     missing = [
-        name for name in pinned if name not in found and not (gone and Path(name).match(WHOLE))
+        name for name in pinned if name not in hashes and not (gone and Path(name).match(WHOLE))
     ]
-    changed = [name for name in pinned if found.get(name, pinned[name]) != pinned[name]]
-    added = [name for name in found if name not in pinned]
+    changed = [name for name in pinned if hashes.get(name, pinned[name]) != pinned[name]]
+    added = [name for name in hashes if name not in pinned]
     return [
         f"{folder / name}: {what}"
         for names, what in ((missing, "missing"), (changed, "changed"), (added, "added"))
