@@ -162,14 +162,23 @@ def held_out(name: str, stream: Stream, seed: int, data: str, folder: Path) -> d
 
 
 def markdown(records: list[dict[str, Any]]) -> str:
-    """A line for each keyword's value: the means over the cells of both bases."""
+    """A line for each keyword's value on both bases.
+
+    The means are over the orders in which every value of a base was run, so that lines compare.
+    """
     lines = []
+    orders = {stream: _shared_orders(records, stream) for stream in STREAMS}
     names = ["sequential", *SWEEPS]
     tried = dict.fromkeys(r["method"] for r in records)
     for method in sorted(tried, key=lambda text: names.index(re.findall(r"\w+", text)[0])):
         cells = []
         for stream in STREAMS:
-            ours = [r for r in records if (r["method"], r["base"]) == (method, stream)]
+            ours = [
+                record
+                for record in records
+                if (record["method"], record["base"]) == (method, stream)
+                and record["order"] in orders[stream]
+            ]
             for key in ("overall", "backward_transfer", "learning_accuracy"):
                 values = [r[key] for r in ours]
                 cells.append(f"{sum(values) / len(values):.3f}" if values else "-")
@@ -177,6 +186,15 @@ def markdown(records: list[dict[str, Any]]) -> str:
         lines.append([f"`{method}`".replace('"', ""), *cells])
     heads = [f"{stream} {what}" for stream in STREAMS for what in ("OP", "BWT", "learned", "n")]
     return table_text.markdown(("method", *heads), lines)
+
+
+def _shared_orders(records: list[dict[str, Any]], stream: str) -> set[int]:
+    """The orders of the tasks that all methods have been run in."""
+    by_method: dict[str, set[int]] = {}
+    for record in records:
+        if record["base"] == stream:
+            by_method.setdefault(record["method"], set()).add(record["order"])
+    return set.intersection(*by_method.values()) if by_method else set()
 
 
 def main() -> None:

@@ -274,5 +274,13 @@ def checked(key: str, value: Any, kind: Any, where: str) -> Any:
     names = [str(a) for o in options or (kind,) for a in get_args(o) if isinstance(a, str)]
     if isinstance(value, str) and names:
         raise EngramError(f"{where}: {key}: {value!r} is not a choice; {nearest(value, names)}")
-    wanted = getattr(kind, "__name__", str(kind)).replace("typing.", "")
+    wanted = " or ".join(_in_words(option) for option in get_args(kind) or (kind,))
     raise EngramError(f"{where}: {key} takes {wanted}, got {value!r}")
+
+
+def _in_words(kind: Any) -> str:
+    """Return a type as users of a YAML know it."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    words |= {dict: "a mapping", list: "a list", type(None): "null"}
+    origin = getattr(kind, "__origin__", kind)
+    return words.get(origin) or getattr(kind, "__name__", str(kind))

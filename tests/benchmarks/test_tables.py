@@ -78,16 +78,20 @@ def test_the_first_value_that_was_tried_is_the_default(method):
 
 
 def test_defaults_line_up_both_bases():
-    cells = [("minilm", 0.5), ("minilm", 0.7), ("smollm2", 0.2)]
+    ewc, plain = '{"ewc": {"strength": 1.0}}', '"sequential"'
+    cells = [("minilm", ewc, 1, 0.5), ("minilm", ewc, 2, 0.7)]
+    cells += [("smollm2", ewc, 1, 0.2), ("smollm2", plain, 1, 0.1), ("smollm2", plain, 2, 0.9)]
     records = [
-        {"base": base, "method": '{"ewc": {"strength": 1.0}}', "overall": op}
+        {"base": base, "method": method, "order": order, "overall": op}
         | {"backward_transfer": -0.1, "learning_accuracy": 0.8}
-        for base, op in cells
+        for base, method, order, op in cells
     ]
-    *_, line = defaults.markdown(records).splitlines()
+    *_, without_minilm, line = defaults.markdown(records).splitlines()
     assert line == (
         "| `{ewc: {strength: 1.0}}` | 0.600 | -0.100 | 0.800 | 2 | 0.200 | -0.100 | 0.800 | 1 |"
     )
+    # The second order of one line alone is left out, so that lines compare.
+    assert without_minilm == "| `sequential` | - | - | - | 0 | 0.100 | -0.100 | 0.800 | 1 |"
 
 
 GRIDS = {

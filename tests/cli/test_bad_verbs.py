@@ -145,3 +145,15 @@ def test_a_training_of_its_own(place):
     bad(place, *learn, "training.learning_rat=1", names=words)
     words = ("task 'more'", "learning_rate must be a number above 0", "'fast'")
     bad(place, *learn, "training.learning_rate=fast", names=words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("learn", "lineage"), "learn: Missing argument 'NAME'; see `engram learn --help`"),
+        (("try", "lineage", "--stage", 0), "try: Missing argument 'PROMPT...'"),
+        (("evaluate", "lineage", "--stage", "abc"), "evaluate: Invalid value for '--stage'"),
+    ],
+)
+def test_a_command_that_does_not_fit_its_verb_is_told_in_one_line(place, arguments, named):
+    bad(place, *arguments, names=(named,))

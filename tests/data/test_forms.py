@@ -439,7 +439,8 @@ def test_columns_are_told_of_a_table_and_of_a_dataset(tmp_path, monkeypatch):
     notes = read("a.csv").notes
     assert notes == (
         "a.csv: left out, as they are not part of a row: (one without a name)",
-        "a.csv: text beside label is read as prompt and completion",
+        "a.csv: text beside label is read as prompt and completion, with nothing between them; "
+        "write the columns prompt and completion to put a space or a line break there",
     )
     rows = [{"text": "fine", "label": 1, "id": 7}, {"text": "bad", "label": 0, "id": 8}]
     write_dataset(tmp_path / "acme" / "moods", {"train": rows}, ["bad", "good"])

@@ -309,3 +309,12 @@ def test_a_text_of_which_nothing_is_left_is_an_error_that_names_its_row(kind, pa
     if part == "prompt":
         with pytest.raises(EngramError, match="makes no token of the prompt"):
             prompts(rows, tokenizer, kind, 64, "green test")
+
+
+def test_an_answer_in_messages_of_which_nothing_is_left_is_an_error():
+    tokenizer = tiny_tokenizer("causal")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("red", "")  # type: ignore[assignment]
+    tokenizer.chat_template = TEMPLATE
+    lost = {"messages": [CHAT["messages"][0], {"role": "assistant", "content": "red"}]}
+    with pytest.raises(EngramError, match=r"toy, row 2: .* makes no token of the answer 'red'"):
+        features([CHAT, lost], tokenizer, "causal", 64, 8, None, "toy")

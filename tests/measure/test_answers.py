@@ -5,7 +5,7 @@ import pytest
 from data.templates import UNMARKED, chat_tokenizer
 from engram.data.chat import frame
 from engram.data.tokens import encode
-from engram.measure.answers import answer_text, special_in, stop_tokens
+from engram.measure.answers import answer_text, special_in, stop_tokens, without_reasoning
 
 
 pytestmark = pytest.mark.own
@@ -82,6 +82,22 @@ def test_an_answer_without_thoughts_may_hold_the_text_that_ends_thoughts():
     for text, answer in (("Answer: red", "Answer: red"), ("Thought: up\nAnswer: red", "red")):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert heard(tokenizer, row_of("one"), ids) == answer
+
+
+def test_reasoning_that_stands_in_a_right_answer_is_cut_from_it_as_from_what_is_generated():
+    contents = {
+        "thoughts of the last turn alone": "<think>\nup\n</think>\n\nred dog",
+        "thoughts dropped": "<think>up</think>red dog",
+    }
+    for name, content in contents.items():
+        tokenizer, row = chat_tokenizer(UNMARKED[name]), row_of(content)
+        learned = encode(row, tokenizer, "causal", 512, 512).completion
+        wanted = without_reasoning(content, frame(row, tokenizer, "toy"))
+        assert heard(tokenizer, row, learned) == wanted == "red dog"
+    assert without_reasoning("<think>up</think>", frame(row, tokenizer, "toy"))  # and nothing else
+    plain = frame(row, chat_tokenizer(UNMARKED["chatml"]), "toy")
+    assert without_reasoning("<think>up</think>red", plain) == "<think>up</think>red"
+    assert without_reasoning("red", None) == "red"
 
 
 def test_special_tokens_of_a_right_answer_are_a_part_of_it():

@@ -293,7 +293,7 @@ def test_replay_passes_as_many_memory_rows_as_recurrent_kif(tmp_path):
     [
         ("recurent_kif", "did you mean 'recurrent_kif'"),
         ({"replay": {"ration": 1}}, "did you mean 'ratio'"),
-        ({"replay": {"ratio": "much"}}, "takes float"),
+        ({"replay": {"ratio": "much"}}, "takes a number"),
         ({"recurrent_kif": {"preset": "papper"}}, "did you mean 'paper'"),
         ({"recurrent_kif": {"score": "sensitivty"}}, "did you mean 'sensitivity'"),
         ({"recurrent_kif": {"fusion": {"both": [1, 1]}}}, "takes the cases"),

@@ -46,9 +46,14 @@ class _Verbs(TyperGroup):
             raise typer.Exit(2) from None
         except UsageError as error:
             option = getattr(error, "option_name", None)
-            if option is None:
+            verb = ctx.invoked_subcommand
+            if verb is None:  # no verb of that name
                 raise
-            complain(f"error: {ctx.invoked_subcommand}: {_no_option(error, option)}")
+            if option is None:
+                reason = " ".join(error.format_message().split()).rstrip(".")
+                complain(f"error: {verb}: {reason}; see `engram {verb} --help`")
+            else:
+                complain(f"error: {verb}: {_no_option(error, option)}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             resumed = ctx.invoked_subcommand in RESUMED

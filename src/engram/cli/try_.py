@@ -16,3 +16,5 @@ def try_(arguments: Arguments, as_json: Json = False) -> None:
         return
     for answer in answers:
         stdout().print(answer)
+        if not answer.strip():
+            stderr().print("(the answer is empty)")

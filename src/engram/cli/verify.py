@@ -4,7 +4,7 @@ import typer
 
 from engram import api
 from engram.cli.from_api import Arguments, command
-from engram.cli.output import Json, complain, print_json, stdout
+from engram.cli.output import Json, complain, counted, print_json, stdout
 from engram.lineage.lineage import Lineage
 
 
@@ -21,7 +21,7 @@ def verify(arguments: Arguments, as_json: Json = False) -> None:
         for problem in problems:
             complain(problem)
     else:
-        stages = sum("task" in entry for entry in Lineage(folder).ledger)
-        stdout().print(f"{folder}: ledger, base and {stages} stages are as they were written")
+        stages = counted(sum("task" in entry for entry in Lineage(folder).ledger), "stage")
+        stdout().print(f"{folder}: ledger, base and {stages} are as they were written")
     if problems:
         raise typer.Exit(1)

@@ -194,6 +194,10 @@ def _chat(
 ) -> CausalRow:
     """Tokenize a row of messages."""
     messages = conversation(row)
+    answers = [str(m.get("content") or "") for m in messages if m["role"] == "assistant"]
+    check_tokens(
+        answers, ids_of(answers, tokenizer), lines=[where] * len(answers), part="the answer"
+    )
     text, prompt = write(messages, row, tokenizer, where), prompt_text(row, tokenizer, where)
     ids, prompt_ids = ids_of([text, prompt], tokenizer)
     same = common_prefix(prompt_ids, ids)

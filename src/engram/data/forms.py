@@ -53,7 +53,11 @@ class Notes:
             names = ", ".join(self.left_out)
             lines.append(f"{where}: left out, as they are not part of a row: {names}")
         if self.labelled:
-            lines.append(f"{where}: text beside label is read as prompt and completion")
+            lines.append(
+                f"{where}: text beside label is read as prompt and completion, with nothing "
+                "between them; write the columns prompt and completion to put a space or a line "
+                "break there"
+            )
         return tuple(lines)
 
 

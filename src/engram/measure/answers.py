@@ -5,6 +5,7 @@ may come before the content, and a token that ends the turn after it. Only the c
 answer. Text in these places that is not the template's is left unchanged.
 """
 
+import re
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -57,6 +58,22 @@ def answer_text(
     stop = next((place for place, token in enumerate(ids) if token in stops), len(ids))
     text, after = _text(ids[:stop], tokenizer, kept), _text_after(frame, tokenizer, stops)
     return text.removesuffix(after).rstrip() if after else text
+
+
+def without_reasoning(text: str, frame: Frame | None) -> str:
+    """Return a correct answer without the reasoning that stands in it, as `answer_text` cuts it.
+
+    A content such as `<think>two and two</think>four` holds both. It is unchanged if the template
+    has no reasoning, if the content does not begin as the template begins reasoning, or if nothing
+    comes after it.
+    """
+    if frame is None or not frame.close:
+        return text
+    opening, close = ("".join(part.split()) for part in (frame.opening, frame.close))
+    if not "".join(text.split()).startswith(opening):
+        return text
+    end = re.search(r"\s*".join(map(re.escape, close)), text)
+    return (text[end.end() :].strip() if end else "") or text
 
 
 def special_in(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -12,6 +12,7 @@ from engram.measure.predict import (
     MAX_LENGTH,
     Mode,
     check_mode,
+    correct_answers,
     predict,
 )
 from engram.models.base import Base
@@ -69,8 +70,12 @@ def evaluate(
     )
     score, metric = None, find_metric(task.metric)
     if predictions:
-        pairs = zip(predictions, task.test.rows, strict=True)
-        score = fmean(best(metric, prediction, references(row)) for prediction, row in pairs)
+        if mode == "generate":
+            correct = correct_answers(base, task.test.rows, f"{task.name} test")
+        else:  # the options are whole answers
+            correct = [references(row) for row in task.test.rows]
+        pairs = zip(predictions, correct, strict=True)
+        score = fmean(best(metric, prediction, texts) for prediction, texts in pairs)
     cell = Cell(
         score=score,
         metric=task.metric,

@@ -17,7 +17,7 @@ from engram.data.messages import learned
 from engram.data.rows import Row, answer, answered, in_place_of, references
 from engram.data.tokens import IGNORED, Collator, check_known, features, prompts
 from engram.errors import EngramError, nearest
-from engram.measure.answers import answer_text, special_in, stop_tokens
+from engram.measure.answers import answer_text, special_in, stop_tokens, without_reasoning
 from engram.measure.decided import StopWhenDecided, Undecided
 from engram.measure.decoding import forced_first, greedy
 from engram.models.base import Base
@@ -284,6 +284,17 @@ def _frames(base: Base, rows: Sequence[Row], where: str) -> list[Frame | None]:
     return [
         frame(row, base.tokenizer, where=line) if is_chat(row) else None
         for row, line in zip(rows, lines, strict=True)
+    ]
+
+
+def correct_answers(base: Base, rows: Sequence[Row], where: str) -> list[list[str]]:
+    """Return all correct answers of each row, as text that `predict` can return for them.
+
+    It differs from `references` where a content holds reasoning before the answer itself.
+    """
+    return [
+        [without_reasoning(text, frame) for text in references(row)]
+        for row, frame in zip(rows, _frames(base, rows, where), strict=True)
     ]
 
 

@@ -14,6 +14,7 @@ from engram.errors import EngramError
 from engram.measure.metrics import best, exact_match
 from engram.measure.predict import (
     LONG,
+    correct_answers,
     evaluating,
     feature_batches,
     log_likelihoods,
@@ -211,8 +212,10 @@ def _recalled(
     )
     scores = iter(
         [
-            best(exact_match, prediction, references(row))
-            for prediction, row in zip(predictions, rows, strict=True)
+            best(exact_match, prediction, texts)
+            for prediction, texts in zip(
+                predictions, correct_answers(base, rows, where), strict=True
+            )
         ]
     )
     return [next(scores) if row else None for row in questions]

@@ -92,12 +92,18 @@ class Trial:
     def _learn(self, base: Base) -> Tensor:
         """A step's forward and backward pass, and the output with weights that have moved."""
         trained = [p for p in base.peft.parameters() if p.requires_grad]
+        start = [p.detach().clone() for p in trained]
         _move(trained)
         try:
             base.network.train()
             loss = forward(base.network, base.tokenizer).float().square().mean()
             if loss.requires_grad:
                 loss.backward()
+            # What gets no gradient stays as it begins: some layers read their weights themselves.
+            with torch.no_grad():
+                for parameter, beginning in zip(trained, start, strict=True):
+                    if parameter.grad is None:
+                        parameter.copy_(beginning)
             learned = sample_output(base.network, base.tokenizer)
         except FAILURES as error:
             self._refuse(f"a step of training fails ({one_line(error)})")
