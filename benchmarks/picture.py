@@ -4,8 +4,8 @@ import re
 from importlib.resources import files
 from typing import Any
 
-from engram.reporting import figures
-from engram.reporting.spread import spread
+from perdure.reporting import figures
+from perdure.reporting.spread import spread
 
 
 def picture(records: list[dict[str, Any]], title: str) -> str:
@@ -25,7 +25,7 @@ def picture(records: list[dict[str, Any]], title: str) -> str:
 
 def _style() -> str:
     """What of the report's style the figure needs, in light and in dark."""
-    css = files("engram.reporting").joinpath("page.css").read_text(encoding="utf-8")
+    css = files("perdure.reporting").joinpath("page.css").read_text(encoding="utf-8")
     dark = re.search(r"@media \(prefers-color-scheme: dark\) \{.*?\n\}", css, re.DOTALL)
     light = re.search(r":root \{.*?\}", css, re.DOTALL)
     own = re.findall(r"^\.figure.*?\}", css, re.DOTALL | re.MULTILINE)

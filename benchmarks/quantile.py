@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engram.methods.recurrent_kif.fusion import FusionTable, fuse
-from engram.methods.shared.importance import (
+from perdure.methods.recurrent_kif.fusion import FusionTable, fuse
+from perdure.methods.shared.importance import (
     Importance,
     flatten,
     flatten_gradients,
@@ -27,7 +27,7 @@ from engram.methods.shared.importance import (
     update,
     write_back,
 )
-from engram.reporting.results import write
+from perdure.reporting.results import write
 
 
 RESULTS = Path(__file__).parent / "results" / "quantile.json"
@@ -59,7 +59,7 @@ def thresholds(n: int) -> list[dict[str, Any]]:
     scores = (torch.randn(n) * torch.randn(n)).square_().mul_(1e-12)
     rank = 8 * (n - 1) // 10
     methods: dict[str, Callable[[], Any]] = {
-        "engram": lambda: quantile_threshold(scores, Q),
+        "perdure": lambda: quantile_threshold(scores, Q),
         "numpy_partition": lambda: np.partition(scores.numpy(), rank)[rank],
         "torch_kthvalue": lambda: scores.kthvalue(rank + 1).values,
     }

@@ -18,20 +18,20 @@ import defaults
 import picture
 from table_text import difference_text, markdown, spread_text
 
-from engram.comparison.grid import laid_over
-from engram.comparison.summary import difference, mark_what_differs, score
-from engram.measure.statistics import mean
-from engram.methods import find, make, names
-from engram.reporting.measured import COLUMNS as MEASURED
-from engram.reporting.measured import measured
-from engram.reporting.results import write
-from engram.train.method import Family
+from perdure.comparison.grid import laid_over
+from perdure.comparison.summary import difference, mark_what_differs, score
+from perdure.measure.statistics import mean
+from perdure.methods import find, make, names
+from perdure.reporting.measured import COLUMNS as MEASURED
+from perdure.reporting.measured import measured
+from perdure.reporting.results import write
+from perdure.train.method import Family
 
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 READMES = (HERE.parent / "README.md", HERE / "README.md")
-COSTS = HERE.parent / "src" / "engram" / "reporting" / "measured.json"
+COSTS = HERE.parent / "src" / "perdure" / "reporting" / "measured.json"
 COSTS_SETTING = (
     "the benchmark `methods`, an encoder of 22.7 M parameters with LoRA on four tasks of 400 rows, "
     "one thread, two seeds of two orders; time, memory and OP beside `sequential`, on these orders"
@@ -155,7 +155,7 @@ def _keywords(method: Any, changed: dict[str, Any]) -> str:
 
 
 def costs_of_methods(records: Records) -> str:
-    """The text of the file from which `engram methods NAME` says what a method cost."""
+    """The text of the file from which `perdure methods NAME` says what a method cost."""
     keywords_by_method = {record["method"]: record["keywords"] for record in records}
     rows_by_method: dict[str, list[dict[str, str]]] = {}
     for line in methods_lines(records):

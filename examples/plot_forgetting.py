@@ -12,12 +12,12 @@ import matplotlib
 
 
 matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "engram"  # the same scores are the same file
+matplotlib.rcParams["svg.hashsalt"] = "perdure"  # the same scores are the same file
 
 import matplotlib.pyplot as plt
 
-from engram import Lineage
-from engram.measure.matrix import overall
+from perdure import Lineage
+from perdure.measure.matrix import overall
 
 
 NAMES = {"recurrent_kif": "Recurrent-KIF", "replay": "replay", "sequential": "plain fine-tuning"}
@@ -25,7 +25,7 @@ MARKERS = "os^Dv*PX"
 
 
 def main(folder: Path, output: Path) -> None:
-    lineages = {p.parent.name: Lineage(p.parent) for p in folder.glob("*/engram.yaml")}
+    lineages = {p.parent.name: Lineage(p.parent) for p in folder.glob("*/lineage.yaml")}
     order = sorted(lineages, key=lambda name: overall(lineages[name].matrix()) or 0)
     figure, axes = plt.subplots(
         1, len(order), figsize=(3.4 * len(order), 3.1), sharey=True, squeeze=False

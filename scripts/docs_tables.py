@@ -21,20 +21,20 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from typer.models import OptionInfo
 
-from engram import config
-from engram.cli import app
-from engram.cli.methods import preset_notes, preset_rows, value
-from engram.cli.output import quiet
-from engram.errors import EngramError
-from engram.reporting.measured import measured_rows, setting
+from perdure import config
+from perdure.cli import app
+from perdure.cli.methods import preset_notes, preset_rows, value
+from perdure.cli.output import quiet
+from perdure.errors import PerdureError
+from perdure.reporting.measured import measured_rows, setting
 
 
 quiet()  # before the libraries below are imported
 from transformers import TrainingArguments  # noqa: E402
 
-from engram.methods import find, keywords, names  # noqa: E402
-from engram.train import arguments  # noqa: E402
-from engram.verbs.methods import describe, spell  # noqa: E402
+from perdure.methods import find, keywords, names  # noqa: E402
+from perdure.train import arguments  # noqa: E402
+from perdure.verbs.methods import describe, spell  # noqa: E402
 
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -48,11 +48,11 @@ def with_tables(page: str) -> str:
     """A page with all that is made from the source made again.
 
     Raises:
-        EngramError: the page shows other verbs than there are, or a table other keys than a class.
+        PerdureError: the page shows other verbs than there are, or a table other keys than a class.
     """
     shown = {match[3] for match in MARK.finditer(page) if match[2] == "verb"}
     if shown and shown != set(VERBS):
-        raise EngramError(f"verbs.md: shows other verbs than there are: {shown ^ set(VERBS)}")
+        raise PerdureError(f"verbs.md: shows other verbs than there are: {shown ^ set(VERBS)}")
     page = KEYS.sub(lambda match: f"<!-- keys: {match[1]} -->\n{keys(match[1], match[2])}", page)
     return MARK.sub(
         lambda match: f"{match[1]}\n{MAKERS[match[2]](*filter(None, [match[3]]))}\n{match[4]}", page
@@ -66,8 +66,8 @@ def table(*rows: list[str]) -> str:
 
 
 def verb(name: str) -> str:
-    """What `engram NAME --help` says."""
-    usage, rows = f"engram {name}", [["argument", "meaning"]]
+    """What `perdure NAME --help` says."""
+    usage, rows = f"perdure {name}", [["argument", "meaning"]]
     for param in inspect.signature(VERBS[name]).parameters.values():
         kind, info = get_args(param.annotation)
         named = info.metavar or param.name.upper()
@@ -99,7 +99,7 @@ def keys(cls: str, written: str) -> str:
         for key, meaning in list(cells)[2:]
     }
     if list(meanings) != list(fields):
-        raise EngramError(f"settings.md: {cls} has {list(fields)}, the page {list(meanings)}")
+        raise PerdureError(f"settings.md: {cls} has {list(fields)}, the page {list(meanings)}")
     rows = [[f"`{key}`", meanings[key] + _small(*_of_field(fields[key]))] for key in meanings]
     return table(["key", "meaning"], *rows)
 
@@ -129,7 +129,7 @@ def _kind(kind: Any) -> str:
 
 
 def defaults() -> str:
-    """Engram's own defaults of what is passed verbatim to a library."""
+    """Perdure's own defaults of what is passed verbatim to a library."""
     values = {"training": config.DEFAULT_TRAINING, "adapter": config.DEFAULT_ADAPTER}
     return f"```yaml\n{yaml.safe_dump(values, sort_keys=False)}```\n"
 
@@ -152,7 +152,7 @@ def refused() -> str:
 
 
 def methods() -> str:
-    """All that `engram methods` and `engram methods NAME` say."""
+    """All that `perdure methods` and `perdure methods NAME` say."""
     descriptions = [describe(name) for name in names()]
     rows = [["method", "what it does"]]
     for one in descriptions:

@@ -1,10 +1,10 @@
-"""Train the default model that ships in `src/engram/default_model` and write it there.
+"""Train the default model that ships in `src/perdure/default_model` and write it there.
 
     python scripts/train_default_model.py            # train, save
     python scripts/train_default_model.py --check    # train, compare with the shipped weights
 
 A Llama of 0.9 million parameters with one token a word, on generated text
-(`engram.data.pretraining`), on one thread: 3 minutes. Final: held-out loss 0.2096 (0.02 of each
+(`perdure.data.pretraining`), on one thread: 3 minutes. Final: held-out loss 0.2096 (0.02 of each
 prompt word counts; the rest of it is the prompts' own entropy), exact match 0.992.
 The seed, the order of the rows and the thread count are fixed: the same machine and the same torch
 give the same file, byte for byte. Another machine may round differently in the last places.
@@ -23,11 +23,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from engram.data.pretraining import pretraining_rows
-from engram.data.words import vocabulary
+from perdure.data.pretraining import pretraining_rows
+from perdure.data.words import vocabulary
 
 
-SHIPPED = Path(__file__).parents[1] / "src" / "engram" / "default_model"
+SHIPPED = Path(__file__).parents[1] / "src" / "perdure" / "default_model"
 SEED = 0
 STEPS = 2000
 BATCH_SIZE = 32

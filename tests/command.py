@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engram.cli import main
+from perdure.cli import main
 from tiny import save_tiny, tiny_rows
 
 
@@ -21,8 +21,8 @@ class Result(NamedTuple):
         return json.loads(self.out)
 
 
-def engram(*arguments: object) -> Result:
-    """Run `engram ARGUMENTS`."""
+def perdure(*arguments: object) -> Result:
+    """Run `perdure ARGUMENTS`."""
     out, err = io.StringIO(), io.StringIO()
     status = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -46,9 +46,9 @@ def tree(folder: Path) -> dict[str, str]:
 def refused(folder: Path, *arguments: object, names: tuple[str, ...]) -> None:
     """The command fails as every bad input does, and its line holds these words."""
     before = tree(folder)
-    status, out, err = engram(*arguments)
+    status, out, err = perdure(*arguments)
     assert (status, out) == (2, ""), err
-    assert err.startswith("engram: error: ")
+    assert err.startswith("perdure: error: ")
     assert err.count("\n") == 1, err
     for name in names:
         assert name in err

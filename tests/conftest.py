@@ -19,8 +19,8 @@ from hypothesis import settings
 
 
 torch.set_num_threads(1)
-settings.register_profile("engram", deadline=None)  # no test asserts a time
-settings.load_profile("engram")
+settings.register_profile("perdure", deadline=None)  # no test asserts a time
+settings.load_profile("perdure")
 
 
 def pytest_addoption(parser):
@@ -56,12 +56,12 @@ def pytest_runtest_setup(item):
     The first test that needs the model converts it, if the cache does not have it.
     """
     if item.get_closest_marker("smollm2"):
-        from engram.errors import EngramError
-        from engram.models.smollm2 import smollm2
+        from perdure.errors import PerdureError
+        from perdure.models.smollm2 import smollm2
 
         try:
             smollm2()
-        except EngramError as error:
+        except PerdureError as error:
             pytest.skip(str(error))
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engram.config import load_config
-from engram.data.stream import file_split
-from engram.data.task import Task
-from engram.lineage.lineage import Lineage
-from engram.lineage.loading import base_at, stage_entry
-from engram.verbs import run as verb
+from perdure.config import load_config
+from perdure.data.stream import file_split
+from perdure.data.task import Task
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import base_at, stage_entry
+from perdure.verbs import run as verb
 from tiny import save_tiny, tiny_rows
 
 
@@ -56,7 +56,7 @@ def output(model: Any, tokenizer: Any, prompt: str = tiny_rows("colour")[0]["pro
 
 
 def stage_output(path: str | Path, stage: int | None = None) -> Tensor:
-    """`output` of a stage as Engram loads it, without an encoder's head."""
+    """`output` of a stage as Perdure loads it, without an encoder's head."""
     lineage = Lineage(path)
     base = base_at(lineage, stage_entry(lineage, stage))
     return output(base.network, base.tokenizer)

@@ -4,11 +4,11 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import engram
+import perdure
 
 
-ROOT = Path(engram.__file__).parent
-# From the top. `engram/__init__.py`, which only names what is public, is above all of them.
+ROOT = Path(perdure.__file__).parent
+# From the top. `perdure/__init__.py`, which only names what is public, is above all of them.
 ORDER = (
     *("cli", "api", "keys", "verbs", "comparison", "reporting", "prepare", "lineage", "methods"),
     *("train", "measure", "data", "models", "config", "places", "seeds", "errors"),
@@ -18,12 +18,12 @@ ORDER = (
 def imports(file: Path) -> Iterator[tuple[str, ...]]:
     """The modules of the package that a file imports, anywhere in it, as paths of names."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "engram":
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "perdure":
             path = tuple(node.module.split(".")[1:])  # type: ignore[union-attr]
             yield from ((*path, alias.name) for alias in node.names)
         elif isinstance(node, ast.Import):
             names = (alias.name.split(".") for alias in node.names)
-            yield from (tuple(name[1:]) for name in names if name[0] == "engram")
+            yield from (tuple(name[1:]) for name in names if name[0] == "perdure")
 
 
 def home(file: Path) -> str:

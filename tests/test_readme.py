@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from engram.config import load_config
-from engram.methods import make
+from perdure.config import load_config
+from perdure.methods import make
 
 
 pytestmark = pytest.mark.own
@@ -48,10 +48,10 @@ def test_the_yaml_is_one_that_a_run_takes():
 
 
 def test_every_verb_of_the_command_line_stands_in_the_readme():
-    from engram.cli import app
+    from perdure.cli import app
 
     for command in app.registered_commands:
-        assert f"`engram {command.name}" in README
+        assert f"`perdure {command.name}" in README
 
 
 def test_the_quickstarts_settings_are_the_ones_of_the_makefile():

@@ -13,9 +13,9 @@ import defaults
 import tables
 from table_text import difference_text, markdown, spread_text
 
-from engram.comparison.grid import read_grid
-from engram.comparison.summary import difference, mark_what_differs, score
-from engram.methods import make
+from perdure.comparison.grid import read_grid
+from perdure.comparison.summary import difference, mark_what_differs, score
+from perdure.methods import make
 
 
 pytestmark = pytest.mark.own

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from command import engram, refused, tree, workplace, write_rows
-from engram.lineage.files import locked
+from command import perdure, refused, tree, workplace, write_rows
+from perdure.lineage.files import locked
 
 
 pytestmark = pytest.mark.own
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.own
 def made(tmp_path_factory) -> Path:
     """A workplace whose lineage has learned both tasks."""
     folder = workplace(tmp_path_factory.mktemp("made"))
-    assert engram("run", folder / "run.yaml").status == 0
+    assert perdure("run", folder / "run.yaml").status == 0
     return folder
 
 
@@ -106,7 +106,7 @@ def test_a_folder_that_is_not_a_lineage(place):
         ("evaluate", place / "base"),
         ("log", place / "base"),
     ):
-        refused(place, *arguments, names=("base: not a lineage", "engram init"))
+        refused(place, *arguments, names=("base: not a lineage", "perdure init"))
 
 
 def test_a_lineage_by_almost_its_name(made):
@@ -241,8 +241,8 @@ def test_an_unknown_scoring_mode(made):
 
 
 def test_nothing_to_evaluate(place):
-    assert engram("init", place / "new", "--base", place / "base").status == 0
-    refused(place, "evaluate", place / "new", names=("nothing was learned yet", "engram learn"))
+    assert perdure("init", place / "new", "--base", place / "base").status == 0
+    refused(place, "evaluate", place / "new", names=("nothing was learned yet", "perdure learn"))
 
 
 def test_an_unknown_preset(place):
@@ -258,9 +258,9 @@ def test_an_override_without_a_value(place):
 
 
 def test_a_benchmark_without_its_rows(place, monkeypatch):
-    monkeypatch.delenv("ENGRAM_DATA", raising=False)
+    monkeypatch.delenv("PERDURE_DATA", raising=False)
     run = ("run", place / "run.yaml", "tasks=standard_cl_1")
-    refused(place, *run, names=("--data FOLDER", "ENGRAM_DATA"))
+    refused(place, *run, names=("--data FOLDER", "PERDURE_DATA"))
     refused(place, *run, "--data", place, names=("train.jsonl.gz",))
 
 
@@ -275,7 +275,7 @@ def test_results_that_are_something_else(place):
 
 def test_an_unknown_option_is_status_2(place):
     before = tree(place)
-    assert engram("run", place / "run.yaml", "--resluts", "x").status == 2
+    assert perdure("run", place / "run.yaml", "--resluts", "x").status == 2
     assert tree(place) == before
 
 

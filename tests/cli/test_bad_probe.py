@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from command import engram, refused, workplace, write_rows
+from command import perdure, refused, workplace, write_rows
 
 
 pytestmark = pytest.mark.own
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.own
 def made(tmp_path_factory) -> Path:
     """A workplace whose lineage has learned both tasks."""
     folder = workplace(tmp_path_factory.mktemp("made"))
-    assert engram("run", folder / "run.yaml").status == 0
+    assert perdure("run", folder / "run.yaml").status == 0
     return folder
 
 
@@ -68,7 +68,7 @@ def test_rows_that_cannot_be_asked(place, tmp_path):
 def test_a_base_that_is_another_one_now(made, tmp_path, monkeypatch):
     shutil.copytree(made, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
-    assert engram("rebase", "lineage", "base").status == 0
+    assert perdure("rebase", "lineage", "base").status == 0
     Path("base/config.json").write_text(Path("base/config.json").read_text() + " ")
     words = ("config.json differs", "put its files back")
     refused(tmp_path / "here", "probe", "lineage", "colour.jsonl", names=words)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from command import engram, refused, workplace
-from engram.lineage.files import locked
+from command import perdure, refused, workplace
+from perdure.lineage.files import locked
 
 
 pytestmark = pytest.mark.own
@@ -20,7 +20,7 @@ MORE = {"try": ("red",), "export": ("out",), "push": ("me/mine",), "rebase": ("b
 def made(tmp_path_factory) -> Path:
     """A workplace whose lineage has learned both tasks."""
     folder = workplace(tmp_path_factory.mktemp("made"))
-    assert engram("run", folder / "run.yaml").status == 0
+    assert perdure("run", folder / "run.yaml").status == 0
     return folder
 
 
@@ -38,7 +38,7 @@ def bad(place: Path, *arguments: object, names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_no_lineage_there(place, verb):
-    bad(place, verb, "base", *MORE.get(verb, ()), names=("base: not a lineage", "engram init"))
+    bad(place, verb, "base", *MORE.get(verb, ()), names=("base: not a lineage", "perdure init"))
     bad(place, verb, "linage", *MORE.get(verb, ()), names=("did you mean lineage?",))
 
 
@@ -63,13 +63,13 @@ def test_a_broken_ledger(place, verb):
 
 @pytest.mark.parametrize("verb", ["try", "export", "evaluate", "learn"])
 def test_a_base_that_is_another_one_now(place, verb):
-    assert engram("rebase", "lineage", "base").status == 0
+    assert perdure("rebase", "lineage", "base").status == 0
     more = {"learn": ("more", "colour.jsonl")} | MORE
     Path("base/config.json").write_text(Path("base/config.json").read_text() + " ")
-    words = ("config.json differs", "put its files back", "engram rebase")
+    words = ("config.json differs", "put its files back", "perdure rebase")
     bad(place, verb, "lineage", *more.get(verb, ()), names=words)
     shutil.rmtree("base")
-    words = ("no such folder", "engram rebase")
+    words = ("no such folder", "perdure rebase")
     bad(place, verb, "lineage", *more.get(verb, ()), names=words)
 
 
@@ -83,7 +83,7 @@ def test_try(place):
 def test_revert(place):
     bad(place, "revert", "lineage", "--to", 7, names=("no stage 7", "valid: 0, 1, 2"))
     bad(place, "revert", "lineage", "--to", 2, names=("stage 2 is the newest already",))
-    assert engram("init", "new", "--base", "base").status == 0
+    assert perdure("init", "new", "--base", "base").status == 0
     bad(place, "revert", "new", names=("nothing was learned yet",))
 
 
@@ -150,7 +150,7 @@ def test_a_training_of_its_own(place):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("learn", "lineage"), "learn: Missing argument 'NAME'; see `engram learn --help`"),
+        (("learn", "lineage"), "learn: Missing argument 'NAME'; see `perdure learn --help`"),
         (("try", "lineage", "--stage", 0), "try: Missing argument 'PROMPT...'"),
         (("evaluate", "lineage", "--stage", "abc"), "evaluate: Invalid value for '--stage'"),
     ],

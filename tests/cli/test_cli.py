@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-import engram as package
-from command import engram, tree, workplace
-from engram.train.stage import learn_stage
-from engram.verbs import advance
+import perdure as package
+from command import perdure, tree, workplace
+from perdure.train.stage import learn_stage
+from perdure.verbs import advance
 
 
 VERBS = ("init", "learn", "run", "compare", "evaluate", "probe", "log", "methods")
@@ -24,7 +24,7 @@ HEAVY = ("torch", "transformers", "peft", "datasets")
 def place(tmp_path_factory) -> Path:
     """A workplace whose lineage has learned both tasks, with the run's result file."""
     folder = workplace(tmp_path_factory.mktemp("place"))
-    ran = engram("run", folder / "run.yaml", "--results", folder / "results" / "all.json")
+    ran = perdure("run", folder / "run.yaml", "--results", folder / "results" / "all.json")
     assert ran.status == 0, ran.err
     (folder / "said.txt").write_text(ran.out)
     (folder / "progress.txt").write_text(ran.err)
@@ -38,13 +38,16 @@ def loaded_by(code: str) -> list[str]:
     return json.loads(done.stderr.replace("'", '"'))
 
 
-def test_import_engram_loads_nothing_heavy():
-    assert loaded_by("import engram") == []
-    assert loaded_by("import engram; engram.Config, engram.Lineage, engram.Task, engram.run") == []
+def test_import_perdure_loads_nothing_heavy():
+    assert loaded_by("import perdure") == []
+    assert (
+        loaded_by("import perdure; perdure.Config, perdure.Lineage, perdure.Task, perdure.run")
+        == []
+    )
 
 
 def test_help_loads_nothing_heavy():
-    lines = "from engram.cli import main\n"
+    lines = "from perdure.cli import main\n"
     for arguments in (["--help"], *([verb, "--help"] for verb in VERBS)):
         lines += f"try: main({arguments})\nexcept SystemExit as e: assert not e.code\n"
     assert loaded_by(lines) == []
@@ -52,9 +55,9 @@ def test_help_loads_nothing_heavy():
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_an_example_in_its_help_and_prints_json(verb):
-    help = engram(verb, "--help")
+    help = perdure(verb, "--help")
     assert help.status == 0
-    assert f"Example: engram {verb}" in help.out
+    assert f"Example: perdure {verb}" in help.out
     assert "--json" in help.out
 
 
@@ -63,7 +66,7 @@ def test_run_prints_the_matrix_the_summary_and_what_to_type_next(place):
     for words in ("base", "1 colour", "2 animal", "OP", "BWT", "mode: generate"):
         assert words in said
     assert f"lineage:      {place}/lineage" in said
-    assert "engram init my-model" in said
+    assert "perdure init my-model" in said
 
 
 def test_run_tells_each_task_it_has_learned_on_stderr(place):
@@ -76,7 +79,7 @@ def test_run_tells_each_task_it_has_learned_on_stderr(place):
 
 def test_run_again_changes_nothing_and_prints_the_same_numbers(place):
     before = tree(place)
-    found = engram("run", place / "run.yaml", "--json")
+    found = perdure("run", place / "run.yaml", "--json")
     assert tree(place) == before
     keys = ["method", "overall", "backward_transfer", "forward_transfer", "lineage", "matrix"]
     assert list(found.json) == keys
@@ -88,9 +91,9 @@ def test_run_again_changes_nothing_and_prints_the_same_numbers(place):
 
 def test_run_writes_results_that_a_second_method_joins(place):
     file = place / "results" / "all.json"
-    engram("run", place / "run.yaml", "--results", file)  # the same run: the same record
+    perdure("run", place / "run.yaml", "--results", file)  # the same run: the same record
     other = ("method={recurrent_kif: {preset: paper}}", f"lineage={place}/other")
-    ran = engram("run", place / "run.yaml", *other, "--results", file)
+    ran = perdure("run", place / "run.yaml", *other, "--results", file)
     assert ran.status == 0, ran.err
     results = json.loads(file.read_text())
     assert list(results) == ["benchmark", "command", "versions", "device", "date", "records"]
@@ -109,52 +112,52 @@ def test_a_yaml_without_a_lineage_puts_it_under_its_own_name(place, monkeypatch,
     monkeypatch.chdir(tmp_path)
     text = (place / "run.yaml").read_text()
     (tmp_path / "short.yaml").write_text(re.sub("lineage: .*\n", "", text))
-    ran = engram("run", "short.yaml", "method=replay", "rows.train=8", "--json")
+    ran = perdure("run", "short.yaml", "method=replay", "rows.train=8", "--json")
     assert ran.json["lineage"] == "short/replay"
-    assert (tmp_path / "short" / "replay" / "engram.yaml").exists()
+    assert (tmp_path / "short" / "replay" / "lineage.yaml").exists()
 
 
 def test_init_learn_log_and_evaluate(place):
     folder = place / "mine"
     settings = ("adapter.r=2", "training.num_train_epochs=1", "threads=1", "scoring.forward=false")
-    made = engram("init", folder, "--base", place / "base", *settings)
+    made = perdure("init", folder, "--base", place / "base", *settings)
     assert made.status == 0, made.err
-    assert f"engram learn {folder}" in made.out
+    assert f"perdure learn {folder}" in made.out
     rows = (place / "colour.jsonl", "--test", place / "colour-test.jsonl")
-    learned = engram("learn", folder, "colour", *rows, "--json")
+    learned = perdure("learn", folder, "colour", *rows, "--json")
     assert learned.json["stage"] == 1
     assert learned.json["task"]["id"] == "colour"
-    again = engram("learn", folder, "colour", *rows)
+    again = perdure("learn", folder, "colour", *rows)
     assert "learned already, as stage 1" in again.err
-    log = engram("log", folder, "--json").json
+    log = perdure("log", folder, "--json").json
     assert [line["verb"] for line in log] == ["init", "learn"]
     assert log[1]["scores"] == learned.json["scores"]
-    assert "colour" in engram("log", folder).out
-    cells = engram("evaluate", folder, "--json").json
+    assert "colour" in perdure("log", folder).out
+    cells = perdure("evaluate", folder, "--json").json
     assert cells["colour"]["score"] == learned.json["scores"]["colour"]
     assert cells["colour"]["rows"] == 8
 
 
 def test_init_takes_the_yaml_of_a_run(place):
     folder = place / "from-yaml"
-    made = engram("init", folder, "--config", place / "run.yaml", "--json", "seed=5")
+    made = perdure("init", folder, "--config", place / "run.yaml", "--json", "seed=5")
     assert made.json["lineage"] == str(folder)
     assert package.Lineage(folder).config.seed == 5
-    assert engram("log", folder).out.count("no stage yet") == 1
+    assert perdure("log", folder).out.count("no stage yet") == 1
 
 
 def test_evaluate_changes_nothing_and_takes_stage_task_and_mode(place):
     before = tree(place)
-    found = engram("evaluate", place / "lineage", "--stage", 1, "--task", "animal", "--json").json
+    found = perdure("evaluate", place / "lineage", "--stage", 1, "--task", "animal", "--json").json
     assert list(found) == ["animal"]
     assert found["animal"]["mode"] == "generate"
-    shown = engram("evaluate", place / "lineage", "--stage", 0, "--mode", "options")
+    shown = perdure("evaluate", place / "lineage", "--stage", 0, "--mode", "options")
     assert "options" in shown.out
     assert tree(place) == before
 
 
 def test_methods_lists_every_method_with_its_family():
-    listed, told = engram("methods", "--json").json, engram("methods").out
+    listed, told = perdure("methods", "--json").json, perdure("methods").out
     assert {"sequential", "replay", "recurrent_kif"} <= {method["name"] for method in listed}
     for method in listed:
         assert list(method) == ["name", "family", "summary", "paper", "keywords", "measured"]
@@ -169,12 +172,12 @@ def test_methods_lists_every_method_with_its_family():
 
 
 def test_methods_name_prints_keywords_and_the_presets_with_what_is_open():
-    told = engram("methods", "recurrent_kif").out
+    told = perdure("methods", "recurrent_kif").out
     for words in ("inner_steps", "float | null", "inner | constant", "preset: paper", "release"):
         assert words in told
     assert re.search(r"outer_learning_rate +null \* +0.001", told)
     assert "* paper, outer_learning_rate: not given" in told
-    found = engram("methods", "recurrent_kif", "--json").json
+    found = perdure("methods", "recurrent_kif", "--json").json
     assert [method["name"] for method in found] == ["recurrent_kif"]
 
 
@@ -187,11 +190,11 @@ def test_the_keyboard_stops_a_run_which_then_goes_on(tmp_path, monkeypatch):
         return learn_stage(base, plan, *rest)
 
     monkeypatch.setattr(advance, "learn_stage", stopped)
-    status, out, err = engram("run", place / "run.yaml")
+    status, out, err = perdure("run", place / "run.yaml")
     assert (status, out) == (130, "")
-    assert err.splitlines()[-1] == "engram: stopped; the same command goes on from here"
+    assert err.splitlines()[-1] == "perdure: stopped; the same command goes on from here"
     monkeypatch.undo()
-    assert engram("run", place / "run.yaml", "--json").json["matrix"]["learned_at"] == [1, 2]
+    assert perdure("run", place / "run.yaml", "--json").json["matrix"]["learned_at"] == [1, 2]
 
 
 def test_in_python_the_verbs_are_as_short(place, tmp_path):
@@ -207,5 +210,5 @@ def test_in_python_the_verbs_are_as_short(place, tmp_path):
     settings["training"]["learning_rate"] = 1e-2  # YAML 1.1 reads a text here
     assert package.run(settings).matrix() == again.matrix()
     assert again.matrix() == package.run(place / "run.yaml").matrix()
-    with pytest.raises(package.EngramError, match="training differ"):
+    with pytest.raises(package.PerdureError, match="training differ"):
         package.run(place / "run.yaml", **{"training.num_train_epochs": 2})

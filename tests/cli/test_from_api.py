@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 import pytest
 import typer
 
-from command import engram
-from engram import api
-from engram.cli import app
-from engram.cli.from_api import command, described
+from command import perdure
+from perdure import api
+from perdure.cli import app
+from perdure.cli.from_api import command, described
 
 
 def verb(
@@ -115,7 +115,7 @@ def test_every_command_is_made_from_a_verb_whose_parameters_are_all_explained(na
     function = getattr(api, "answer" if name == "try" else str(name))
     summary, meanings = described(function)
     assert set(meanings) == set(inspect.signature(function).parameters)
-    said = " ".join(engram(name, "--help").out.split())
+    said = " ".join(perdure(name, "--help").out.split())
     assert summary.replace("\n", " ") in said
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is not parameter.KEYWORD_ONLY:

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from engram.cli.progress import Pace, Shown
-from engram.measure.matrix import ScoreMatrix
+from perdure.cli.progress import Pace, Shown
+from perdure.measure.matrix import ScoreMatrix
 
 
 pytestmark = pytest.mark.own

@@ -5,10 +5,10 @@ from typing import Any
 
 import yaml
 
-from engram import api
-from engram.comparison.cell import Cell
-from engram.comparison.grid import Grid, read_grid
-from engram.config import load_config
+from perdure import api
+from perdure.comparison.cell import Cell
+from perdure.comparison.grid import Grid, read_grid
+from perdure.config import load_config
 from place import setting_for
 
 
@@ -54,6 +54,6 @@ def run_here(cell: Cell, folder: Path) -> Ended:
     try:
         api.run(load_config(cell.file(folder, ".yaml")))
     except ValueError as error:
-        cell.file(folder, ".log").write_text(f"engram: error: {error}\n")
+        cell.file(folder, ".log").write_text(f"perdure: error: {error}\n")
         return Ended(2)
     return Ended(0)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from command import engram, refused
+from command import perdure, refused
 from comparison.grids import grid_yaml
 
 
@@ -21,7 +21,7 @@ def test_cells_run_on_a_cluster(tmp_path, monkeypatch):
     import ray
 
     path = grid_yaml(tmp_path, grid={"method": ["agem"]})
-    ran = engram("compare", path, "--ray", "local", "--json")
+    ran = perdure("compare", path, "--ray", "local", "--json")
     try:
         assert ran.status == 0, ran.err
         assert [cell["error"] for cell in ran.json["cells"]] == [None]

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-import engram as package
-from command import engram, tree
+import perdure as package
+from command import perdure, tree
 from comparison.grids import Ended, grid_yaml, run_here
-from engram.comparison import processes
-from engram.comparison.grid import read_grid
-from engram.measure.statistics import deviation, mean, paired
-from engram.verbs import compare as verb
-from engram.verbs import verify
+from perdure.comparison import processes
+from perdure.comparison.grid import read_grid
+from perdure.measure.statistics import deviation, mean, paired
+from perdure.verbs import compare as verb
+from perdure.verbs import verify
 
 
 pytestmark = pytest.mark.own
@@ -41,7 +41,7 @@ def compared(tmp_path_factory):
     path = grid_yaml(
         place, grid={"method": ["sequential", "replay"], "seed": [3]}, baseline="replay"
     )
-    ran = engram("compare", path, "--jobs", 2)
+    ran = perdure("compare", path, "--jobs", 2)
     assert ran.status == 0, ran.err
     return place, ran
 
@@ -51,13 +51,13 @@ def kept_of(folder: Path) -> dict[str, str]:
     own = [f"cells/{path.name}" for path in (folder / "cells").glob("*.yaml")]
     found = {n: h for n, h in tree(folder).items() if not n.endswith(FREE) or "/stages/" in n}
     found = {name: sha for name, sha in found.items() if name not in own}
-    assert any(name.endswith("engram.yaml") for name in found)
+    assert any(name.endswith("lineage.yaml") for name in found)
     return found | {"compare.json": (folder / "compare.json").read_text()}
 
 
 def test_neither_jobs_nor_where_cells_run_changes_a_byte(compared, here):
     place, _ = compared
-    again = engram("compare", place / "grid.yaml", f"lineage={place}/new")
+    again = perdure("compare", place / "grid.yaml", f"lineage={place}/new")
     assert again.status == 0, again.err
     assert len(here) == 2
     kept = kept_of(place / "new")
@@ -71,7 +71,7 @@ def test_a_cell_is_a_lineage_with_the_settings_that_make_it_beside_it(compared):
     assert verify.verify(folder) == []
     settings = folder.with_name(f"{folder.name}.yaml")
     assert (
-        engram("run", settings, "--json").json["overall"]
+        perdure("run", settings, "--json").json["overall"]
         == (json.loads((place / "out" / "compare.json").read_text())["cells"][1]["overall"])
     )
 
@@ -79,7 +79,7 @@ def test_a_cell_is_a_lineage_with_the_settings_that_make_it_beside_it(compared):
 def test_what_is_finished_is_not_run_again(compared, here):
     place, _ = compared
     before = tree(place)
-    again = engram("compare", place / "grid.yaml", "--json")
+    again = perdure("compare", place / "grid.yaml", "--json")
     assert here == []
     assert "2 of 2 are finished already" in again.err
     assert tree(place) == before
@@ -95,7 +95,7 @@ def test_a_damaged_record_is_made_again(compared, here):
     record = next((place / "out" / "cells").glob("replay*.json"))
     whole = record.read_text()
     record.write_text(whole[:40])
-    assert "1 of 2 are finished already" in engram("compare", place / "grid.yaml", "--json").err
+    assert "1 of 2 are finished already" in perdure("compare", place / "grid.yaml", "--json").err
     assert record.read_text() == whole
     assert [cell.name for cell in here] == [record.stem]
     assert tree(place) == before
@@ -150,7 +150,7 @@ def test_the_numbers_are_those_of_the_cells(here, tmp_path):
 
 def test_a_constant_answer_and_the_union_are_the_floor_and_the_ceiling(here, tmp_path):
     path = grid_yaml(tmp_path, grid={"method": ["constant", "union"]}, choose=choosing())
-    tried = engram("compare", path, "--dry-run", "--json").json["lines"]
+    tried = perdure("compare", path, "--dry-run", "--json").json["lines"]
     assert [(line["trials"], line["to_run"]) for line in tried] == [(0, 0), (2, 3)]
     found = package.compare(path)
     assert [cell.line.partition(",")[0] for cell in here] == ["union"] * 3
@@ -172,7 +172,7 @@ def test_a_constant_answer_and_the_union_are_the_floor_and_the_ceiling(here, tmp
     spent = found["costs"]["lines"]
     assert spent["constant"]["cpu_seconds"] == 0
     assert spent["union"]["cpu_seconds"] > 0
-    assert "CPU time" in engram("compare", path).out
+    assert "CPU time" in perdure("compare", path).out
 
 
 def test_plain_text_has_no_constant_answer(tmp_path):
@@ -180,7 +180,7 @@ def test_plain_text_has_no_constant_answer(tmp_path):
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = [{"name": "plain", "train": str(tmp_path / "text.jsonl")}]
     grid = {"method": ["constant", "sequential"]}
-    ran = engram("compare", grid_yaml(tmp_path, tasks=tasks, grid=grid))
+    ran = perdure("compare", grid_yaml(tmp_path, tasks=tasks, grid=grid))
     assert ran.status == 2
     assert "task 'plain': its rows are plain text, for which there is no constant" in ran.err
 
@@ -188,7 +188,7 @@ def test_plain_text_has_no_constant_answer(tmp_path):
 def test_what_is_published_stands_beside(here, tmp_path):
     published = {"replay": {"overall": 0.784, "backward_transfer": -0.028}}
     path = grid_yaml(tmp_path, grid={"method": ["sequential", "replay"]}, published=published)
-    ran = engram("compare", path)
+    ran = perdure("compare", path)
     assert ran.status == 0, ran.err
     for words in ("published OP", "published BWT", "0.784", "-0.028"):
         assert words in ran.out
@@ -199,7 +199,7 @@ def test_what_is_published_stands_beside(here, tmp_path):
 def test_a_dry_run_counts_what_is_left_and_writes_nothing(here, tmp_path):
     path = grid_yaml(tmp_path, choose=choosing())
     before = tree(tmp_path)
-    ran = engram("compare", path, "--dry-run", "--jobs", 2, "--json")
+    ran = perdure("compare", path, "--dry-run", "--jobs", 2, "--json")
     assert ran.status == 0, ran.err
     assert tree(tmp_path) == before
     found = ran.json
@@ -212,7 +212,7 @@ def test_a_dry_run_counts_what_is_left_and_writes_nothing(here, tmp_path):
     assert found["seconds"] == sum(4 * line["seconds"] for line in found["lines"]) / 2
     assert found["peak_memory_bytes"] > 2**20
     package.compare(path)
-    shown = engram("compare", path, "--dry-run")
+    shown = perdure("compare", path, "--dry-run")
     assert "for 0 cells, 1 at a time" in shown.out
     assert len(here) == 8
 
@@ -223,22 +223,22 @@ def test_a_cell_that_breaks_stops_no_other_and_is_told(here, tmp_path):
     bad = grid.cells(grid.lines[0], {})[1].lineage(tmp_path / "out")
     bad.mkdir(parents=True)
     (bad / "something").write_text("else")
-    ran = engram("compare", path, "--json")
+    ran = perdure("compare", path, "--json")
     assert ran.status == 1
     assert len(here) == 4
     told = "1 of 4 cells broke: sequential, colour+animal, seed 1: "
-    assert f"engram: {told}{bad}: exists and is not empty" in ran.err.splitlines()[-1]
+    assert f"perdure: {told}{bad}: exists and is not empty" in ran.err.splitlines()[-1]
     cells = {(c["line"], c["seed"]): c["error"] for c in ran.json["cells"]}
     assert [key for key, error in cells.items() if error] == [("sequential", 1)]
     first, second = ran.json["lines"]
     assert (first["cells"], first["of"], second["cells"]) == (1, 2, 2)
     assert second["to_baseline"]["overall"]["pairs"] == 1
     assert second["to_baseline"]["overall"]["within_noise"] is None
-    shown = engram("compare", path)
+    shown = perdure("compare", path)
     assert len(here) == 5  # it alone is tried again
     assert "1 of 2" in shown.out
     (bad / "something").unlink()
-    assert engram("compare", path).status == 0
+    assert perdure("compare", path).status == 0
 
 
 def choosing(**more):
@@ -331,13 +331,13 @@ def test_the_keyboard_stops_every_cell_and_the_same_command_goes_on(tmp_path, mo
 
     monkeypatch.setattr(processes, "start", start)
     monkeypatch.setattr(verb.Cell, "write_record", stopped)
-    ran = engram("compare", path, "--jobs", 2)
+    ran = perdure("compare", path, "--jobs", 2)
     assert (ran.status, ran.out) == (130, "")
-    assert ran.err.splitlines()[-1] == "engram: stopped; the same command goes on from here"
+    assert ran.err.splitlines()[-1] == "perdure: stopped; the same command goes on from here"
     assert endless.told == ["terminate", "wait"]
     monkeypatch.undo()
     monkeypatch.setattr(processes, "start", begin)
-    assert engram("compare", path).status == 0
+    assert perdure("compare", path).status == 0
 
 
 def test_no_more_cells_run_at_a_time_than_jobs():
@@ -373,5 +373,5 @@ def test_what_broke_is_told_in_a_line(tmp_path):
     assert processes.what_broke(cell, tmp_path, 1) == "ended with status 1"
     log.write_text("1/2 a: 3 steps\n\nTraceback:\n  x\nRuntimeError: no\n")
     assert processes.what_broke(cell, tmp_path, 1) == "RuntimeError: no"
-    log.write_text("engram: error: a: b\nend\n")
+    log.write_text("perdure: error: a: b\nend\n")
     assert processes.what_broke(cell, tmp_path, 2) == "a: b"

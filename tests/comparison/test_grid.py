@@ -5,10 +5,10 @@ import re
 import pytest
 
 from comparison.grids import grid_yaml, read, simple
-from engram.comparison.grid import read_grid
-from engram.comparison.matched import matched
-from engram.errors import EngramError
-from engram.methods import make
+from perdure.comparison.grid import read_grid
+from perdure.comparison.matched import matched
+from perdure.errors import PerdureError
+from perdure.methods import make
 
 
 pytestmark = pytest.mark.own
@@ -76,7 +76,7 @@ def test_methods_may_have_names_of_the_grids_own():
     ],
 )
 def test_what_is_published_is_checked(published, told):
-    with pytest.raises(EngramError, match=re.escape(told)):
+    with pytest.raises(PerdureError, match=re.escape(told)):
         read(published=published)
 
 
@@ -137,7 +137,7 @@ def test_a_yaml_names_the_folder_if_no_lineage_is_given(tmp_path):
     assert str(read_grid(path, {"lineage": None}).folder) == "grid"
     assert read_grid(path, ["grid.seed=[7]"]).seeds == [7]
     assert "lineage" not in read_grid(path).written
-    with pytest.raises(EngramError, match="lineage: missing"):
+    with pytest.raises(PerdureError, match="lineage: missing"):
         read_grid(simple(lineage=None))
 
 
@@ -190,7 +190,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("more", "told"), MISTAKES)
 def test_a_mistake_gets_a_line(more, told):
-    with pytest.raises(EngramError, match=told) as caught:
+    with pytest.raises(PerdureError, match=told) as caught:
         read(**more)
     assert "\n" not in str(caught.value)
 
@@ -233,5 +233,5 @@ def test_replay_is_matched_under_the_same_other_values():
     ],
 )
 def test_what_cannot_be_matched_is_refused(methods, told):
-    with pytest.raises(EngramError, match=told):
+    with pytest.raises(PerdureError, match=told):
         matched(read(grid={"method": methods}, compute_matched=True))

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from command import engram, tree
-from engram.comparison.grid import read_grid
-from engram.data.benchmarks import ORDERS, TASKS, superni
+from command import perdure, tree
+from perdure.comparison.grid import read_grid
+from perdure.data.benchmarks import ORDERS, TASKS, superni
 from tiny import save_tiny
 
 
@@ -73,7 +73,7 @@ def test_a_dry_run_finds_nothing_to_mend(name, data, bases, tmp_path, monkeypatc
     base = bases / ("seq2seq" if name.startswith("t5") else "causal")
     few = ["grid.method={recurrent_kif_paper: recurrent_kif, replay: replay}", "published=null"]
     command = ("compare", FOLDER / f"{name}.yaml", f"base={base}", *SMALL, *([] if whole else few))
-    ran = engram(*command, "--data", data, "--dry-run", "--json")
+    ran = perdure(*command, "--data", data, "--dry-run", "--json")
     assert ran.status == 0, ran.err
     found = ran.json
     settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())

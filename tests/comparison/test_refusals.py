@@ -4,9 +4,9 @@ import pytest
 
 from command import refused
 from comparison.grids import grid_yaml
-from engram.comparison.grid import read_grid
-from engram.comparison.trials import Trials
-from engram.lineage.files import locked
+from perdure.comparison.grid import read_grid
+from perdure.comparison.trials import Trials
+from perdure.lineage.files import locked
 
 
 pytestmark = pytest.mark.own

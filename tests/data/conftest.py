@@ -5,5 +5,5 @@ import pytest
 def hub(tmp_path, monkeypatch):
     """An empty working directory, where folders stand for datasets of the hub."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("ENGRAM_DATA", raising=False)
+    monkeypatch.delenv("PERDURE_DATA", raising=False)
     return tmp_path

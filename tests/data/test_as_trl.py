@@ -11,10 +11,10 @@ from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 from data.templates import MARKED, UNMARKED, chat_tokenizer
-from engram.data.tokens import features
-from engram.errors import EngramError
 from families import llama_like
 from methods.recurrent_kif.plain_trainer import PLAIN
+from perdure.data.tokens import features
+from perdure.errors import PerdureError
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -103,7 +103,7 @@ def test_text(rows, make, tmp_path):
 def test_messages(template, tmp_path):
     rows, tokenizer = CONVERSATIONS, chat_tokenizer(MARKED[template])
     if "must take turns" in MARKED[template]:
-        with pytest.raises(EngramError, match="toy, row 5: the chat template refuses it"):
+        with pytest.raises(PerdureError, match="toy, row 5: the chat template refuses it"):
             ours(rows, tokenizer)
         rows = rows[:4]
     made = ours(rows, tokenizer)

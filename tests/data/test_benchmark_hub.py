@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 from hub_folder import write_dataset
 
-from engram.data.benchmarks import benchmark_split, benchmark_task, benchmark_tasks, from_hub
-from engram.data.benchmarks.recipes import RECIPES
-from engram.data.benchmarks.superni import APART, HUB, NAMES, ORDERS
-from engram.data.hub import address
-from engram.data.opening import open_split
-from engram.data.templates import make_templates
-from engram.errors import EngramError
+from perdure.data.benchmarks import benchmark_split, benchmark_task, benchmark_tasks, from_hub
+from perdure.data.benchmarks.recipes import RECIPES
+from perdure.data.benchmarks.superni import APART, HUB, NAMES, ORDERS
+from perdure.data.hub import address
+from perdure.data.opening import open_split
+from perdure.data.templates import make_templates
+from perdure.errors import PerdureError
 
 
 pytestmark = pytest.mark.own
 
 
-REAL = Path(os.environ.get("ENGRAM_DATA") or Path(__file__).parents[3] / "shared" / "data")
+REAL = Path(os.environ.get("PERDURE_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_each_recipe_makes_rows_in_the_shape_of_the_folder_form(hub, small, task
 
 def test_the_recipes_have_the_options_of_the_folder_form():
     if not (REAL / "long_sequence").is_dir():
-        pytest.skip("the benchmarks' rows are not here: set ENGRAM_DATA to their folder")
+        pytest.skip("the benchmarks' rows are not here: set PERDURE_DATA to their folder")
     for task in benchmark_tasks("long_sequence_1", REAL):
         assert RECIPES[task.name].shown() == task.options
 
@@ -96,15 +96,15 @@ def test_the_source_says_the_form_and_draws_as_for_a_folder(hub, small):
 def test_a_folder_is_used_if_there_is_one_and_asked_for_again(hub, small, monkeypatch):
     make_up(hub, "rte")
     source = benchmark_task("rte").test.source
-    with pytest.raises(EngramError, match="no file"):
+    with pytest.raises(PerdureError, match="no file"):
         benchmark_task("rte", hub / "none")
     assert open_split(source, hub / "none").source == source  # what came from the hub stays so
-    monkeypatch.setenv("ENGRAM_DATA", "none")
-    with pytest.raises(EngramError, match="no file"):
+    monkeypatch.setenv("PERDURE_DATA", "none")
+    with pytest.raises(PerdureError, match="no file"):
         benchmark_task("rte")
-    monkeypatch.delenv("ENGRAM_DATA")
+    monkeypatch.delenv("PERDURE_DATA")
     folder = {key: value for key, value in source.items() if key not in ("from", "revision")}
-    with pytest.raises(EngramError, match="not part of Engram; name their folder with --data"):
+    with pytest.raises(PerdureError, match="not part of Perdure; name their folder with --data"):
         open_split(folder)
 
 
@@ -113,7 +113,9 @@ def test_the_names_of_labels_count_and_not_their_order(hub, small):
     for row in benchmark_task("mnli").test.rows:
         assert f"<{row['completion'].strip()}>" in row["prompt"].split("\n")[1]
     make_up(hub, "mnli", names=["entailment", "neutral", "contradiction", "maybe"])
-    with pytest.raises(EngramError, match="its labels are entailment, neutral, contradiction, may"):
+    with pytest.raises(
+        PerdureError, match="its labels are entailment, neutral, contradiction, may"
+    ):
         benchmark_task("mnli")
 
 
@@ -127,7 +129,7 @@ def test_rows_without_a_label_are_left_out(hub, small):
 def test_a_small_task_has_no_dev(hub, small):
     make_up(hub, "cb", rows=9)
     assert benchmark_task("cb").dev is None
-    with pytest.raises(EngramError, match="cb: its hub form has no dev rows"):
+    with pytest.raises(PerdureError, match="cb: its hub form has no dev rows"):
         benchmark_split("cb", "dev", form="hub")
 
 
@@ -137,7 +139,7 @@ def test_a_dataset_that_has_changed_is_an_error_that_says_so(hub, small):
         path.write_text(path.read_text().replace('"text"', '"body"'))
     (folder / "README.md").unlink()
     said = "agnews: hub:fancyzhx/ag_news:train: no column 'text'.*--data FOLDER"
-    with pytest.raises(EngramError, match=said):
+    with pytest.raises(PerdureError, match=said):
         benchmark_task("agnews")
 
 

@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from engram.config import load_config
-from engram.data.benchmarks import ORDERS, benchmark_split, benchmark_tasks
-from engram.data.stream import load_stream, open_split
-from engram.data.tokens import features
-from engram.errors import EngramError
+from perdure.config import load_config
+from perdure.data.benchmarks import ORDERS, benchmark_split, benchmark_tasks
+from perdure.data.stream import load_stream, open_split
+from perdure.data.tokens import features
+from perdure.errors import PerdureError
 
 
 pytestmark = pytest.mark.own
 
 
-REAL = Path(os.environ.get("ENGRAM_DATA") or Path(__file__).parents[3] / "shared" / "data")
+REAL = Path(os.environ.get("PERDURE_DATA") or Path(__file__).parents[3] / "shared" / "data")
 INSTRUCTION = "What is it? Option: Tea or Milk, Bread."
 DEV_ROWS = {"mnli": 494, "cb": 56, "copa": 100, "rte": 277, "yahoo": 100}  # else 500
 needs_rows = pytest.mark.skipif(
     not (REAL / "long_sequence").is_dir(),
-    reason="the benchmarks' rows are not here: set ENGRAM_DATA to their folder",
+    reason="the benchmarks' rows are not here: set PERDURE_DATA to their folder",
 )
 
 
@@ -80,26 +80,26 @@ def test_without_instruction_the_text_alone_remains(made_up):
 
 
 def test_the_folder_may_come_from_the_environment(made_up, monkeypatch):
-    monkeypatch.setenv("ENGRAM_DATA", str(made_up))
+    monkeypatch.setenv("PERDURE_DATA", str(made_up))
     assert benchmark_tasks("standard_cl_1")[0].name == "dbpedia"
-    monkeypatch.delenv("ENGRAM_DATA")
-    with pytest.raises(EngramError, match=r"the hub cannot be reached.*--data FOLDER or the env"):
+    monkeypatch.delenv("PERDURE_DATA")
+    with pytest.raises(PerdureError, match=r"the hub cannot be reached.*--data FOLDER or the env"):
         benchmark_tasks("standard_cl_1")
 
 
 def test_wrong_names_are_errors_that_name_the_nearest(made_up):
-    with pytest.raises(EngramError, match="did you mean 'standard_cl_1'"):
+    with pytest.raises(PerdureError, match="did you mean 'standard_cl_1'"):
         benchmark_tasks("standard-cl-1", made_up)
-    with pytest.raises(EngramError, match="did you mean 'train'"):
+    with pytest.raises(PerdureError, match="did you mean 'train'"):
         benchmark_tasks("standard_cl_1", made_up, {"trian": 5})
-    with pytest.raises(EngramError, match=r"no file .*train\.jsonl\.gz"):
+    with pytest.raises(PerdureError, match=r"no file .*train\.jsonl\.gz"):
         benchmark_tasks("long_sequence_1", made_up)
 
 
 def test_a_prompt_without_options_is_an_error(made_up):
     path = made_up / "long_sequence" / "dbpedia" / "train.jsonl.gz"
     path.write_bytes(gzip.compress(b'{"prompt": "What?", "completion": "Tea"}\n'))
-    with pytest.raises(EngramError, match="the first line of a prompt must end in"):
+    with pytest.raises(PerdureError, match="the first line of a prompt must end in"):
         benchmark_tasks("standard_cl_1", made_up)
 
 
@@ -126,7 +126,7 @@ def test_superni_is_generated_and_rows_without_an_answer_are_left_out(tmp_path):
         assert task.metric == ("exact_match" if task.name in ("task363", "task875") else "rouge_l")
         assert [row["completion"] for row in task.test.rows] == [" a b. ", " c"]
         assert open_split(task.test.source, tmp_path) == task.test
-    with pytest.raises(EngramError, match="leave out instruction: false"):
+    with pytest.raises(PerdureError, match="leave out instruction: false"):
         benchmark_tasks("superni_1", tmp_path, instruction=False)
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from engram.data import checks
-from engram.data.task import Split, Task
-from engram.errors import EngramError
+from perdure.data import checks
+from perdure.data.task import Split, Task
+from perdure.errors import PerdureError
 
 
 pytestmark = pytest.mark.own
@@ -143,7 +143,7 @@ def test_messages_beside_plain_text():
     ],
 )
 def test_a_name_under_which_nobody_finds_the_task(name, said):
-    with pytest.raises(EngramError, match=said):
+    with pytest.raises(PerdureError, match=said):
         checks.check_task(task(rows(*SENT), name=name))
 
 
@@ -164,12 +164,12 @@ def test_names_that_are_names(name):
     ],
 )
 def test_options_that_are_none(options, said):
-    with pytest.raises(EngramError, match=said):
+    with pytest.raises(PerdureError, match=said):
         checks.check_task(task(rows(*SENT), options=options))
 
 
 def test_an_answer_of_the_test_outside_the_options_is_refused_too():
     made = task(rows(*SENT), rows(("new", "Good")), options=("good", "bad"))
-    with pytest.raises(EngramError, match=r"b\.csv, row 2: .* 'Good' .* did you mean 'good'"):
+    with pytest.raises(PerdureError, match=r"b\.csv, row 2: .* 'Good' .* did you mean 'good'"):
         checks.check_task(made)
     checks.check_task(task(rows(*SENT), rows(("new", " good\n")), options=("good", "bad")))

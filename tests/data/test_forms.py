@@ -8,11 +8,11 @@ import pyarrow.parquet
 import pytest
 from hub_folder import write_dataset
 
-from engram.data.forms import as_row, mapping
-from engram.data.messages import learned
-from engram.data.opening import file_split
-from engram.data.rows import answer, answered, hash_rows, read, read_rows, references
-from engram.errors import EngramError
+from perdure.data.forms import as_row, mapping
+from perdure.data.messages import learned
+from perdure.data.opening import file_split
+from perdure.data.rows import answer, answered, hash_rows, read, read_rows, references
+from perdure.errors import PerdureError
 
 
 pytestmark = pytest.mark.own
@@ -33,7 +33,7 @@ CALLING = [
 
 
 def refused(record):
-    with pytest.raises(EngramError) as error:
+    with pytest.raises(PerdureError) as error:
         as_row(record, "a.jsonl, row 1")
     assert str(error.value).startswith("a.jsonl, row 1: ")
     assert "\n" not in str(error.value)
@@ -451,9 +451,9 @@ def test_columns_are_told_of_a_table_and_of_a_dataset(tmp_path, monkeypatch):
 
 
 def test_a_dataset_goes_by_the_same_rules(hub_rows):
-    with pytest.raises(EngramError, match=r"row 1: chosen makes it a row of preferences"):
+    with pytest.raises(PerdureError, match=r"row 1: chosen makes it a row of preferences"):
         hub_rows([{"prompt": "a", "chosen": "b", "rejected": "c"}])
-    with pytest.raises(EngramError, match=r"row 1: .*labels: \[NAME OF 0"):
+    with pytest.raises(PerdureError, match=r"row 1: .*labels: \[NAME OF 0"):
         hub_rows([{"text": "a", "label": 0}])
     assert hub_rows([{"messages": CALLING, "tools": json.dumps([TOOL])}, {"messages": CHAT}])[
         0
@@ -474,12 +474,12 @@ def hub_rows(tmp_path, monkeypatch):
 def test_an_image_of_a_dataset_is_refused_before_it_is_opened(tmp_path, monkeypatch):
     import datasets
 
-    from engram.data import hub
+    from perdure.data import hub
 
     features = datasets.Features({"text": datasets.Value("string"), "picture": datasets.Image()})
     made = datasets.Dataset.from_dict({"text": ["a"], "picture": ["no-such.png"]}, features)
     monkeypatch.setattr(hub, "load", lambda *args: (made, None))
-    with pytest.raises(EngramError, match="'picture' holds data of type Image"):
+    with pytest.raises(PerdureError, match="'picture' holds data of type Image"):
         file_split("hub:acme/pictures", None, 0)
 
 
@@ -498,7 +498,7 @@ def test_a_list_of_right_answers_goes_through_a_template(tmp_path):
 def test_labels_name_integers_that_a_table_writes_as_1_0(tmp_path):
     path = tmp_path / "moods.csv"
     path.write_text("text,label\nfine,1.0\nbad,0.0\n")
-    with pytest.raises(EngramError, match=r"labels: \[NAME OF 0"):
+    with pytest.raises(PerdureError, match=r"labels: \[NAME OF 0"):
         read_rows(path)
     source = {"path": str(path), "prompt": "{text}", "completion": "{label}"}
     rows = file_split(source | {"labels": ["bad", "good"]}, None, 0).rows
@@ -571,7 +571,7 @@ def test_every_format_gives_the_same_rows(tmp_path):
 )
 def test_a_file_that_is_not_as_its_name_says(name, content, said, tmp_path):
     (tmp_path / name).write_text(content)
-    with pytest.raises(EngramError) as error:
+    with pytest.raises(PerdureError) as error:
         read_rows(tmp_path / name)
     assert said in str(error.value)
     assert name in str(error.value)

@@ -9,18 +9,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import engram.data
-from engram.data.generated import SPLITS, TASKS, generated_rows, generated_tasks, question
-from engram.data.pretraining import pretraining_rows
-from engram.data.stream import open_split
-from engram.data.words import vocabulary
-from engram.errors import EngramError
+import perdure.data
+from perdure.data.generated import SPLITS, TASKS, generated_rows, generated_tasks, question
+from perdure.data.pretraining import pretraining_rows
+from perdure.data.stream import open_split
+from perdure.data.words import vocabulary
+from perdure.errors import PerdureError
 
 
 pytestmark = pytest.mark.own
 
 
-DEFAULT_MODEL = Path(engram.data.__file__).parents[1] / "default_model"
+DEFAULT_MODEL = Path(perdure.data.__file__).parents[1] / "default_model"
 NUM_PRETRAINING_ROWS = 64_000  # as many as scripts/train_default_model.py draws
 
 
@@ -71,14 +71,14 @@ def test_a_split_is_made_again_from_its_source():
 
 
 def test_unknown_names_are_told_in_one_line():
-    with pytest.raises(EngramError, match="did you mean 'topic'"):
+    with pytest.raises(PerdureError, match="did you mean 'topic'"):
         generated_rows("topik", "train", 1)
-    with pytest.raises(EngramError, match="valid: test, train"):
+    with pytest.raises(PerdureError, match="valid: test, train"):
         generated_rows("topic", "dev", 1)
 
 
 def test_generating_rows_does_not_import_torch():
-    modules = "engram.data.generated, engram.data.pretraining"
+    modules = "perdure.data.generated, perdure.data.pretraining"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

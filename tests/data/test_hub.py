@@ -3,10 +3,10 @@ import json
 import pytest
 from hub_folder import write_dataset
 
-from engram.data import hub as module
-from engram.data.hub import address, describe
-from engram.data.opening import file_split, open_split
-from engram.errors import EngramError
+from perdure.data import hub as module
+from perdure.data.hub import address, describe
+from perdure.data.opening import file_split, open_split
+from perdure.errors import PerdureError
 
 
 MOOD = {"prompt": "{text} ?", "completion": "{label}"}
@@ -37,7 +37,7 @@ def test_an_address_says_dataset_config_split_and_revision(text, said):
 
 @pytest.mark.parametrize("text", ["hub:a", "hub:json", "hub:a/b:c:d:e", "hub:a/b::d", "hub:a/b:"])
 def test_an_address_of_another_form_is_an_error(text):
-    with pytest.raises(EngramError, match="is written hub:OWNER/NAME, hub:OWNER/NAME:SPLIT"):
+    with pytest.raises(PerdureError, match="is written hub:OWNER/NAME, hub:OWNER/NAME:SPLIT"):
         address(text, "train")
 
 
@@ -69,7 +69,7 @@ def test_labels_become_their_names_or_others(moods):
 
 
 def test_a_split_without_labels_is_an_error_that_names_the_row(moods):
-    with pytest.raises(EngramError, match="hub:acme/moods:test, row 2: label is -1, no label"):
+    with pytest.raises(PerdureError, match="hub:acme/moods:test, row 2: label is -1, no label"):
         file_split({"hub": "acme/moods:test", **MOOD}, None, 0)
 
 
@@ -79,7 +79,9 @@ def test_a_row_keeps_its_number_when_some_are_drawn(hub):
     last = int(file_split("hub:acme/plain", 4, 0).rows[-1]["prompt"][1:])
     rows[last]["completion"] = ""
     write_dataset(folder, {"train": rows})
-    with pytest.raises(EngramError, match=f"acme/plain:train, row {last + 1}: completion is empty"):
+    with pytest.raises(
+        PerdureError, match=f"acme/plain:train, row {last + 1}: completion is empty"
+    ):
         file_split("hub:acme/plain", 4, 0)
 
 
@@ -94,7 +96,7 @@ def test_a_row_keeps_its_number_when_some_are_drawn(hub):
     ],
 )
 def test_a_wrong_name_is_one_line_with_the_nearest(moods, given, said):
-    with pytest.raises(EngramError, match=said) as error:
+    with pytest.raises(PerdureError, match=said) as error:
         file_split(given, None, 0)
     assert "\n" not in str(error.value)
     assert str(error.value).startswith("hub:")
@@ -103,7 +105,7 @@ def test_a_wrong_name_is_one_line_with_the_nearest(moods, given, said):
 def test_columns_that_are_no_row_are_an_error_that_names_them(hub):
     write_dataset(hub / "acme" / "odd", {"train": [{"q": "a", "a": "b"}]})
     with pytest.raises(
-        EngramError,
+        PerdureError,
         match=r'its keys: q, a; make rows of them with prompt: "\{q\}", completion: "\{a\}"',
     ):
         file_split("hub:acme/odd", None, 0)
@@ -114,7 +116,7 @@ def test_the_config_must_be_named_where_there_are_several(hub):
     card = (folder / "README.md").read_text()
     again = card.split("configs:\n")[1].split("---")[0].replace("config_name: x", "config_name: y")
     (folder / "README.md").write_text(card.removesuffix("---\n") + again + "---\n")
-    with pytest.raises(EngramError, match="the config is missing; valid: x, y"):
+    with pytest.raises(PerdureError, match="the config is missing; valid: x, y"):
         file_split("hub:acme/two", None, 0)
     assert file_split("hub:acme/two:y:train", None, 0).rows == ({"text": "a"},)
 
@@ -123,16 +125,16 @@ def test_no_code_of_a_dataset_is_run(hub):
     folder = hub / "acme" / "script"
     folder.mkdir(parents=True)
     (folder / "script.py").write_text("raise SystemExit(3)")
-    with pytest.raises(EngramError, match="no code of a dataset is run"):
+    with pytest.raises(PerdureError, match="no code of a dataset is run"):
         file_split("hub:acme/script", None, 0)
 
 
 def test_a_folder_without_data_and_a_broken_file_are_errors(hub):
     (hub / "acme" / "empty").mkdir(parents=True)
-    with pytest.raises(EngramError, match="hub:acme/empty:train: cannot be read"):
+    with pytest.raises(PerdureError, match="hub:acme/empty:train: cannot be read"):
         file_split("hub:acme/empty", None, 0)
     (hub / "acme" / "empty" / "train.jsonl").write_text('{"text": \n')
-    with pytest.raises(EngramError, match=r"cannot be read \(JSON parse error"):
+    with pytest.raises(PerdureError, match=r"cannot be read \(JSON parse error"):
         file_split("hub:acme/empty", None, 0)
 
 

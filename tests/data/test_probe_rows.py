@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from engram.data.probes import Probe, read_probes
-from engram.errors import EngramError
+from perdure.data.probes import Probe, read_probes
+from perdure.errors import PerdureError
 
 
 pytestmark = pytest.mark.own
@@ -68,14 +68,14 @@ def test_a_table_and_a_gzipped_file(tmp_path):
 def test_a_row_that_cannot_be_asked_is_named(row, said, tmp_path):
     rows = ({"prompt": "a", "completion": "b"}, row)
     for given in (rows, written(tmp_path, *rows)):
-        with pytest.raises(EngramError, match=said):
+        with pytest.raises(PerdureError, match=said):
             read_probes(given)
 
 
 def test_no_rows(tmp_path):
-    with pytest.raises(EngramError, match="the rows: there are none"):
+    with pytest.raises(PerdureError, match="the rows: there are none"):
         read_probes([])
-    with pytest.raises(EngramError, match="holds no rows"):
+    with pytest.raises(PerdureError, match="holds no rows"):
         read_probes(written(tmp_path))
-    with pytest.raises(EngramError, match=r"did you mean 'rows\.jsonl'"):
+    with pytest.raises(PerdureError, match=r"did you mean 'rows\.jsonl'"):
         read_probes(tmp_path / "row.jsonl")

@@ -3,8 +3,8 @@
 import pytest
 
 from data.templates import chat_tokenizer
-from engram.data.remarks import remarks
 from families import llama_like
+from perdure.data.remarks import remarks
 from tiny import tiny_rows, tiny_tokenizer
 
 

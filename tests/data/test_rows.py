@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram.data.rows import answer, as_row, hash_rows, read_rows
-from engram.data.stream import open_split
-from engram.data.task import Split, Task, limit_rows
-from engram.errors import EngramError
+from perdure.data.rows import answer, as_row, hash_rows, read_rows
+from perdure.data.stream import open_split
+from perdure.data.task import Split, Task, limit_rows
+from perdure.errors import PerdureError
 
 
 pytestmark = pytest.mark.own
@@ -66,7 +66,7 @@ def test_a_csv_cell_may_be_very_long(tmp_path):
 def test_blank_lines_are_passed_over_but_counted(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a"}\n\n{"text": 3}\n')
-    with pytest.raises(EngramError, match=r"rows\.jsonl, row 3: text must be text, not int"):
+    with pytest.raises(PerdureError, match=r"rows\.jsonl, row 3: text must be text, not int"):
         read_rows(path)
 
 
@@ -80,7 +80,7 @@ def test_sharegpt_rows_become_messages():
     raw = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}
     assert as_row(raw, "r") == {"messages": [USER, ASSISTANT]}
     raw["conversations"][0]["from"] = "humman"
-    with pytest.raises(EngramError, match="did you mean 'human'"):
+    with pytest.raises(PerdureError, match="did you mean 'human'"):
         as_row(raw, "r")
 
 
@@ -118,7 +118,7 @@ def test_the_answer_is_what_is_said_last():
 )
 def test_a_row_that_is_none_is_an_error_that_names_it(row, said, tmp_path):
     path = write(tmp_path / "rows.jsonl", [*ROWS, row])
-    with pytest.raises(EngramError, match=said) as error:
+    with pytest.raises(PerdureError, match=said) as error:
         read_rows(path)
     assert str(error.value).startswith(f"{path}, row 3")
     assert "\n" not in str(error.value)
@@ -127,7 +127,7 @@ def test_a_row_that_is_none_is_an_error_that_names_it(row, said, tmp_path):
 def test_a_file_that_cannot_be_read_is_an_error_that_says_why(tmp_path):
     def said(name, content):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(EngramError) as error:
+        with pytest.raises(PerdureError) as error:
             read_rows(tmp_path / name)
         assert name in str(error.value)
         return str(error.value)
@@ -147,11 +147,11 @@ def test_a_file_that_cannot_be_read_is_an_error_that_says_why(tmp_path):
 
 def test_a_missing_file_is_an_error_that_names_the_nearest(tmp_path):
     write(tmp_path / "train.jsonl", ROWS)
-    with pytest.raises(EngramError, match=r"no file .*tran\.jsonl: did you mean 'train\.jsonl'"):
+    with pytest.raises(PerdureError, match=r"no file .*tran\.jsonl: did you mean 'train\.jsonl'"):
         read_rows(tmp_path / "tran.jsonl")
-    with pytest.raises(EngramError, match="no folder"):
+    with pytest.raises(PerdureError, match="no folder"):
         read_rows(tmp_path / "none" / "train.jsonl")
-    with pytest.raises(EngramError, match="is a folder"):
+    with pytest.raises(PerdureError, match="is a folder"):
         read_rows(tmp_path)
 
 
@@ -169,7 +169,7 @@ def test_a_split_is_opened_again_from_its_source(tmp_path):
     assert len(split.rows) == 7
     assert split.sha256 == open_split(split.source).sha256
     assert open_split({"path": source["path"]}).rows == tuple(rows)
-    with pytest.raises(EngramError, match="no rows can be opened from"):
+    with pytest.raises(PerdureError, match="no rows can be opened from"):
         open_split({"file": "x"})
 
 
@@ -190,7 +190,7 @@ def test_limited_rows_are_some_of_the_rows_in_order_and_the_seed_decides(n, limi
 
 
 def test_a_limit_of_no_rows_is_an_error():
-    with pytest.raises(EngramError, match="at least 1, got 0"):
+    with pytest.raises(PerdureError, match="at least 1, got 0"):
         limit_rows(ROWS, 0, seed=0)
 
 

@@ -3,9 +3,9 @@ import json
 import pytest
 from hub_folder import write_dataset
 
-from engram.config import load_config
-from engram.data.stream import load_stream
-from engram.errors import EngramError
+from perdure.config import load_config
+from perdure.data.stream import load_stream
+from perdure.errors import PerdureError
 
 
 pytestmark = pytest.mark.own
@@ -50,7 +50,7 @@ def test_a_task_may_have_training_settings_of_its_own(place):
     own = {"learning_rate": 1e-3, "max_steps": 2}
     tasks = stream({"train": "reviews.jsonl", "training": own}, {"train": "reviews.jsonl"})
     assert [task.training for task in tasks] == [own, {}]
-    with pytest.raises(EngramError, match="task reviews: training takes a mapping, got 3"):
+    with pytest.raises(PerdureError, match="task reviews: training takes a mapping, got 3"):
         stream({"train": "reviews.jsonl", "training": 3})
 
 
@@ -66,5 +66,5 @@ def test_a_task_may_have_training_settings_of_its_own(place):
     ],
 )
 def test_a_task_that_is_none_is_an_error(place, task, said):
-    with pytest.raises(EngramError, match=said):
+    with pytest.raises(PerdureError, match=said):
         stream(task)

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from engram.data.opening import file_split, open_split
-from engram.data.templates import make_templates
-from engram.errors import EngramError
+from perdure.data.opening import file_split, open_split
+from perdure.data.templates import make_templates
+from perdure.errors import PerdureError
 
 
 GIVEN = {"prompt": "Text: {text}\nMood {{x}}:", "completion": "{label}", "labels": ["bad", "good"]}
@@ -27,7 +27,7 @@ def test_columns_fill_the_templates_and_labels_name_the_answers():
 
 def test_an_empty_cell_is_no_text_and_an_empty_prompt_an_error():
     assert row({"text": None, "label": 0})["prompt"] == "Text: \nMood {x}:"
-    with pytest.raises(EngramError, match="row 1: prompt is empty"):
+    with pytest.raises(PerdureError, match="row 1: prompt is empty"):
         row({"text": None, "label": 0}, prompt="{text}")
 
 
@@ -36,7 +36,7 @@ def test_an_empty_cell_is_no_text_and_an_empty_prompt_an_error():
     ["{label.__class__}", "{label[0]}", "{label!r}", "{label:>9}", "{}", "{ }", "{a.b!r:3}"],
 )
 def test_nothing_but_a_columns_name_stands_in_braces(field):
-    with pytest.raises(EngramError, match=r"t: completion: .* is no plain column name") as error:
+    with pytest.raises(PerdureError, match=r"t: completion: .* is no plain column name") as error:
         make_templates(GIVEN | {"completion": field}, "t")
     assert field in str(error.value)
 
@@ -52,7 +52,7 @@ def test_nothing_but_a_columns_name_stands_in_braces(field):
     ],
 )
 def test_templates_that_are_none_are_errors(given, said):
-    with pytest.raises(EngramError, match=said):
+    with pytest.raises(PerdureError, match=said):
         make_templates(GIVEN | given, "t")
 
 
@@ -66,7 +66,7 @@ def test_templates_that_are_none_are_errors(given, said):
     ],
 )
 def test_a_record_that_does_not_fit_is_an_error_that_names_it(raw, said):
-    with pytest.raises(EngramError, match=said) as error:
+    with pytest.raises(PerdureError, match=said) as error:
         row(raw)
     assert str(error.value).startswith("t, row 1: ")
 
@@ -109,5 +109,5 @@ def test_a_plain_mapping_is_a_plain_path(tmp_path):
     ],
 )
 def test_a_mapping_that_names_no_rows_is_an_error(given, said):
-    with pytest.raises(EngramError, match=said):
+    with pytest.raises(PerdureError, match=said):
         file_split(given, None, 0)

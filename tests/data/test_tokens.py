@@ -2,9 +2,9 @@ import pytest
 import torch
 from tokenizers import normalizers
 
-from engram.data.tokens import Collator, completion_text, encode, features, prompt_text, prompts
-from engram.errors import EngramError
 from families import llama_like
+from perdure.data.tokens import Collator, completion_text, encode, features, prompt_text, prompts
+from perdure.errors import PerdureError
 from tiny import KINDS, tiny_rows, tiny_tokenizer
 
 
@@ -123,10 +123,10 @@ def test_a_row_of_text_is_learned_whole_by_causal_models_alone():
     made, _ = features([row], tiny_tokenizer("causal"), "causal", 5, 2, None, "toy train")
     assert made[0]["labels"] == made[0]["input_ids"]
     assert len(made[0]["labels"]) == 5
-    with pytest.raises(EngramError, match="toy train, row 1: the text is 1 tokens longer"):
+    with pytest.raises(PerdureError, match="toy train, row 1: the text is 1 tokens longer"):
         features([row], tiny_tokenizer("causal"), "causal", 4, 2, None, "toy train")
     for kind in ("seq2seq", "encoder"):
-        with pytest.raises(EngramError, match="toy train, row 1: a row of text has no prompt"):
+        with pytest.raises(PerdureError, match="toy train, row 1: a row of text has no prompt"):
             features([row], tiny_tokenizer(kind), kind, 64, 8, ["red"], "toy train")
 
 
@@ -150,13 +150,13 @@ def test_a_template_without_an_end_token_gets_none():  # as in TRL
 
 def test_a_chat_template_that_does_not_serve_is_an_error():
     tokenizer = llama_like()
-    with pytest.raises(EngramError, match=r"toy train, row 2 has messages, .* no chat"):
+    with pytest.raises(PerdureError, match=r"toy train, row 2 has messages, .* no chat"):
         features([ROW, CHAT], tokenizer, "causal", 64, 16, None, "toy train")
     tokenizer.chat_template = "{{ messages | length }}"
-    with pytest.raises(EngramError, match="message 2: this turn cannot be found"):
+    with pytest.raises(PerdureError, match="message 2: this turn cannot be found"):
         encode(CHAT, tokenizer, "causal", 64, 16)
     tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
-    with pytest.raises(EngramError, match=r"refuses it \(no system, please\)"):
+    with pytest.raises(PerdureError, match=r"refuses it \(no system, please\)"):
         encode(CHAT, tokenizer, "causal", 64, 16)
 
 
@@ -165,9 +165,9 @@ def test_encoder_features_carry_the_index_of_the_answer():
     tokenizer = tiny_tokenizer("encoder")
     made, _ = features(rows, tokenizer, "encoder", 8, 8, ["blue", "red"], "toy test")
     assert [feature["labels"] for feature in made] == [1, 0]
-    with pytest.raises(EngramError, match="toy test, row 2: 'blue' is not one of the answers"):
+    with pytest.raises(PerdureError, match="toy test, row 2: 'blue' is not one of the answers"):
         features(rows, tokenizer, "encoder", 8, 8, ["blew", "red"], "toy test")
-    with pytest.raises(EngramError, match="declare options"):
+    with pytest.raises(PerdureError, match="declare options"):
         features(rows, tokenizer, "encoder", 8, 8, None, "toy test")
 
 
@@ -176,19 +176,19 @@ def test_a_completion_that_does_not_fit_is_an_error_that_names_its_row(kind):
     tokenizer = tiny_tokenizer(kind)
     long = {"prompt": "the cat", "completion": "one two three"}
     with pytest.raises(
-        EngramError, match="toy train, row 2: the completion has 4 tokens, more than"
+        PerdureError, match="toy train, row 2: the completion has 4 tokens, more than"
     ):
         features([ROW, long], tokenizer, kind, 64, 3, None, "toy train")
 
 
 def test_a_completion_that_leaves_no_room_for_the_prompt_is_an_error():
-    with pytest.raises(EngramError, match="toy train, row 1: max_length: 3 leaves no room"):
+    with pytest.raises(PerdureError, match="toy train, row 1: max_length: 3 leaves no room"):
         features([ROW], tiny_tokenizer("causal"), "causal", 3, 8, None, "toy train")
 
 
 def test_a_tokenizer_without_an_end_token_is_an_error():
     tokenizer = tiny_tokenizer("encoder")
-    with pytest.raises(EngramError, match="no end token"):
+    with pytest.raises(PerdureError, match="no end token"):
         encode(ROW, tokenizer, "causal", 64, 8)
 
 
@@ -268,7 +268,7 @@ def test_all_turns_of_the_assistant_are_learned_or_the_last_or_those_with_a_weig
         kept = [label for label in made.labels if label != -100]
         assert tokenizer.decode(kept).endswith("two </s>\n")
         assert "one" not in tokenizer.decode(kept)
-        with pytest.raises(EngramError, match="toy, row 1: nothing of it is learned"):
+        with pytest.raises(PerdureError, match="toy, row 1: nothing of it is learned"):
             learned_of([TALK[0], TALK[1] | left_out])
 
 
@@ -291,7 +291,7 @@ def test_nothing_that_is_learned_is_cut_out_of_several_turns():
         assert (len(made[0]["input_ids"]), cut) == (room, 1)
         kept = [label for label in made[0]["labels"] if label != -100]
         assert tokenizer.decode(kept).split() == ["one", "</s>", "two", "</s>"]
-    with pytest.raises(EngramError, match="leaves no room for the prompt"):
+    with pytest.raises(PerdureError, match="leaves no room for the prompt"):
         features([{"messages": talk}], tokenizer, "causal", 5, 99, None, "toy")
 
 
@@ -304,10 +304,10 @@ def test_a_text_of_which_nothing_is_left_is_an_error_that_names_its_row(kind, pa
     rows = [{**SHORT, "completion": "dog"}, lost]
     if kind == "encoder" and part == "completion":
         return  # an answer is a label to it, no text
-    with pytest.raises(EngramError, match=r"green train, row 2: .* makes no token of .* 'red'"):
+    with pytest.raises(PerdureError, match=r"green train, row 2: .* makes no token of .* 'red'"):
         features(rows, tokenizer, kind, 64, 8, ["dog"], "green train")
     if part == "prompt":
-        with pytest.raises(EngramError, match="makes no token of the prompt"):
+        with pytest.raises(PerdureError, match="makes no token of the prompt"):
             prompts(rows, tokenizer, kind, 64, "green test")
 
 
@@ -316,5 +316,5 @@ def test_an_answer_in_messages_of_which_nothing_is_left_is_an_error():
     tokenizer.backend_tokenizer.normalizer = normalizers.Replace("red", "")  # type: ignore[assignment]
     tokenizer.chat_template = TEMPLATE
     lost = {"messages": [CHAT["messages"][0], {"role": "assistant", "content": "red"}]}
-    with pytest.raises(EngramError, match=r"toy, row 2: .* makes no token of the answer 'red'"):
+    with pytest.raises(PerdureError, match=r"toy, row 2: .* makes no token of the answer 'red'"):
         features([CHAT, lost], tokenizer, "causal", 64, 8, None, "toy")

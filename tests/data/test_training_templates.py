@@ -12,14 +12,14 @@ from trl import chat_template_utils
 
 from data.templates import MARKED
 from data.test_as_trl import CALL, TOOL, as_trl, day, ours  # noqa: F401 (a fixture)
-from engram.data.chat import frame, turns
-from engram.data.remarks import remarks
-from engram.data.rows import Row, answer
-from engram.data.tokens import prompts
-from engram.data.training_templates import CHANGES, training_template
-from engram.errors import EngramError
-from engram.measure.answers import answer_text, special_in, stop_tokens
 from families import llama_like
+from perdure.data.chat import frame, turns
+from perdure.data.remarks import remarks
+from perdure.data.rows import Row, answer
+from perdure.data.tokens import prompts
+from perdure.data.training_templates import CHANGES, training_template
+from perdure.errors import PerdureError
+from perdure.measure.answers import answer_text, special_in, stop_tokens
 
 
 pytestmark = [
@@ -125,7 +125,7 @@ def taken(rows: list[Row], tokenizer: PreTrainedTokenizerFast, template: str) ->
         try:
             tokenizer.apply_chat_template(said, tools=tools, chat_template=template)
         except (TemplateError, TypeError):
-            with pytest.raises(EngramError, match="toy, row 1: the chat template refuses it"):
+            with pytest.raises(PerdureError, match="toy, row 1: the chat template refuses it"):
                 ours([row], tokenizer)
         else:
             kept.append(row)
@@ -160,7 +160,7 @@ def test_what_is_asked_begins_what_is_learned(name):
     for row in PLAIN[:3] + PLAIN[4:] + THOUGHTS + CALLS[:1] + CALLS[2:4]:
         try:
             learned = ours([row], tokenizer, mask_history=True)[0]
-        except EngramError:  # as TRL does
+        except PerdureError:  # as TRL does
             continue
         prompt = prompts([row], tokenizer, "causal", 4096, "toy")[0][0]
         if "nothink" not in name or row not in THOUGHTS:  # which asks for none

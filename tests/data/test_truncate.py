@@ -6,9 +6,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from engram.data.tokens import encode, features
-from engram.data.truncate import cut_middle, token_lines
 from families import llama_like, t5_like
+from perdure.data.tokens import encode, features
+from perdure.data.truncate import cut_middle, token_lines
 from tiny import KINDS, WORDS, tiny_tokenizer
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from data.templates import chat_tokenizer
-from engram.data.unwritten import unwritten
-from engram.errors import EngramError
+from perdure.data.unwritten import unwritten
+from perdure.errors import PerdureError
 
 
 pytestmark = pytest.mark.own
@@ -47,11 +47,11 @@ def test_each_key_that_is_not_written_has_a_line():
 
 def test_a_turn_of_calls_alone_is_not_learned_as_an_empty_answer():
     rows = [row_of(content="red"), row_of(tool_calls=[CALL])]
-    with pytest.raises(EngramError, match=r"toy train, row 2: .* does not write tool_calls"):
+    with pytest.raises(PerdureError, match=r"toy train, row 2: .* does not write tool_calls"):
         unwritten(rows, chat_tokenizer(PLAIN.replace("m.content", "m.content or ''")), "toy train")
     assert unwritten(rows, chat_tokenizer(TOOLS), "toy train") == []
 
 
 def test_a_template_that_writes_no_text_is_refused():
-    with pytest.raises(EngramError, match="does not write the messages' text"):
+    with pytest.raises(PerdureError, match="does not write the messages' text"):
         unwritten([row_of(content="red")], chat_tokenizer(PARTS), "toy train")

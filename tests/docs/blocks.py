@@ -9,8 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from command import engram
-from engram.models.pins import DEFAULT
+from command import perdure
+from perdure.models.pins import DEFAULT
 
 
 BLOCK = re.compile(r"(?:^<!-- exits (\d+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -54,8 +54,8 @@ def run_block(text: str, status: int = 0) -> None:
 
 def run_command(command: str, status: int) -> None:
     """Run a command, and check the status it ends with."""
-    if command.startswith("engram ") and not SHELL & set(command):
-        done = engram(*shlex.split(command)[1:])
+    if command.startswith("perdure ") and not SHELL & set(command):
+        done = perdure(*shlex.split(command)[1:])
         found, said = done.status, done.out + done.err
     else:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

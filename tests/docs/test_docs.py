@@ -23,13 +23,13 @@ from huggingface_hub import constants
 
 from comparison.grids import run_here
 from docs.blocks import blocks, blocks_of, put_base, run_block
-from engram.comparison import processes
-from engram.config import load_config
-from engram.measure.matrix import ScoreMatrix, summary
-from engram.measure.metrics import METRICS
-from engram.methods import make
-from engram.models.base import check_quantization
 from hub import Hub, serving
+from perdure.comparison import processes
+from perdure.config import load_config
+from perdure.measure.matrix import ScoreMatrix, summary
+from perdure.measure.metrics import METRICS
+from perdure.methods import make
+from perdure.models.base import check_quantization
 
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def place(tmp_path, monkeypatch):
     """The folder of a page, and a hub that takes what is pushed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(processes, "start", run_here)
-    monkeypatch.delenv("ENGRAM_DATA", raising=False)
+    monkeypatch.delenv("PERDURE_DATA", raising=False)
     put_base(tmp_path)
     with serving(Hub()) as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
@@ -60,7 +60,7 @@ def test_the_commands_of_a_page_run(page, place, monkeypatch):
         if language == "bash":
             # Only a push may talk to the hub; everything else is offline.
             with monkeypatch.context() as patch:
-                patch.setattr(constants, "HF_HUB_OFFLINE", not text.startswith("engram push"))
+                patch.setattr(constants, "HF_HUB_OFFLINE", not text.startswith("perdure push"))
                 run_block(text, status)
         elif language == "python" and page.stem != "trl":
             exec(compile(text, str(page), "exec"), names)
@@ -99,8 +99,8 @@ def test_the_commands_of_the_readme_run(place):
     (settings,) = blocks_of(README, "yaml")
     Path("stream.yaml").write_text(f"{settings}max_completion_length: 8\n")  # so that it is quick
     lines = [line for text in blocks_of(README, "") for line in text.splitlines()]
-    verbs = [line for line in lines if line.startswith("engram ")]
-    inline = re.findall(r"`(engram run stream\.yaml[^`]*)`", README.read_text(encoding="utf-8"))
+    verbs = [line for line in lines if line.startswith("perdure ")]
+    inline = re.findall(r"`(perdure run stream\.yaml[^`]*)`", README.read_text(encoding="utf-8"))
     assert len(verbs) >= 4
     assert len(inline) >= 2
     run_block("\n".join([*verbs, *inline]))

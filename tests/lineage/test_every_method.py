@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engram import methods
-from engram.api import export, verify
-from engram.config import load_config
-from engram.lineage.files import hash_folder
-from engram.lineage.lineage import Lineage
-from engram.verbs import run as verb
+from perdure import methods
+from perdure.api import export, verify
+from perdure.config import load_config
+from perdure.lineage.files import hash_folder
+from perdure.lineage.lineage import Lineage
+from perdure.verbs import run as verb
 from place import output, setting_for, stage_output
 from tiny import tiny_rows
 from train.engine import Stop, Stopped, whole

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from engram.errors import EngramError
-from engram.lineage.files import locked, write_text
-from engram.lineage.ledger import append, read_ledger
+from perdure.errors import PerdureError
+from perdure.lineage.files import locked, write_text
+from perdure.lineage.ledger import append, read_ledger
 
 
 pytestmark = pytest.mark.own
@@ -28,10 +28,10 @@ def test_a_changed_or_removed_line_is_found(tmp_path):
         append(path, {"stage": stage})
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[1].replace('"stage": 1', '"stage": 7') + lines[2])
-    with pytest.raises(EngramError, match="line 3 does not follow"):
+    with pytest.raises(PerdureError, match="line 3 does not follow"):
         read_ledger(path)
     path.write_text(lines[0] + lines[2])
-    with pytest.raises(EngramError, match="line 2 does not follow"):
+    with pytest.raises(PerdureError, match="line 2 does not follow"):
         read_ledger(path)
 
 
@@ -48,7 +48,7 @@ def test_a_half_line_was_never_committed_and_the_next_append_takes_its_place(tmp
 
 
 def test_a_second_writer_is_refused_and_the_first_one_lets_go_at_its_end(tmp_path):
-    with locked(tmp_path), pytest.raises(EngramError, match="another process"), locked(tmp_path):
+    with locked(tmp_path), pytest.raises(PerdureError, match="another process"), locked(tmp_path):
         pass
     with locked(tmp_path):
         pass

@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from engram import EngramError, load_config
-from engram.api import evaluate
-from engram.data.rows import read_rows
-from engram.lineage.lineage import Lineage
-from engram.lineage.loading import base_at
-from engram.measure.matrix import backward_transfer, overall
-from engram.verbs import run as verb
-from engram.verbs.verify import verify
+from perdure import PerdureError, load_config
+from perdure.api import evaluate
+from perdure.data.rows import read_rows
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import base_at
+from perdure.measure.matrix import backward_transfer, overall
+from perdure.verbs import run as verb
+from perdure.verbs.verify import verify
 from place import setting_for
 from tiny import KINDS, shown_on_causal
 
@@ -146,12 +146,12 @@ def test_evaluate_gives_the_scores_of_the_stage(setting, tmp_path):
 
 
 def test_the_lines_of_the_model_card_load_the_stage(setting, tmp_path):
-    """They run as they stand, without Engram, and give what the stage gives."""
+    """They run as they stand, without Perdure, and give what the stage gives."""
     lineage, _ = run(setting, tmp_path / "run")
     folder = lineage.folder(lineage.stages[-1])
     card = (folder / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0]
-    assert "engram" not in code
+    assert "perdure" not in code
     prompt = read_rows(setting["tasks"][1]["test"])[0]["prompt"]
     names: dict = {}
     exec(code.replace("STAGE", str(folder)).replace("some text", prompt), names)
@@ -171,5 +171,5 @@ def test_the_lines_of_the_model_card_load_the_stage(setting, tmp_path):
 
 @pytest.mark.own
 def test_a_folder_that_is_no_lineage_is_told_with_the_way_to_make_one(tmp_path):
-    with pytest.raises(EngramError, match="engram init"):
+    with pytest.raises(PerdureError, match="perdure init"):
         Lineage(tmp_path)

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from engram.config import load_config
-from engram.lineage import lineage as lineage_module
-from engram.lineage.files import hash_folder
-from engram.lineage.lineage import Lineage
-from engram.train import stage
-from engram.verbs import run as verb
+from perdure.config import load_config
+from perdure.lineage import lineage as lineage_module
+from perdure.lineage.files import hash_folder
+from perdure.lineage.lineage import Lineage
+from perdure.train import stage
+from perdure.verbs import run as verb
 from tiny import KINDS, save_tiny, shown_on_causal, tiny_rows
 from train.engine import Stop, Stopped
 

@@ -3,9 +3,9 @@
 import pytest
 
 from data.templates import UNMARKED, chat_tokenizer
-from engram.data.chat import frame
-from engram.data.tokens import encode
-from engram.measure.answers import answer_text, special_in, stop_tokens, without_reasoning
+from perdure.data.chat import frame
+from perdure.data.tokens import encode
+from perdure.measure.answers import answer_text, special_in, stop_tokens, without_reasoning
 
 
 pytestmark = pytest.mark.own

@@ -2,15 +2,15 @@
 
 import pytest
 
-import engram.measure.predict as predict_module
-from engram.data.chat import Frame
-from engram.data.rows import references
-from engram.data.task import Split, Task
-from engram.measure.decided import Undecided
-from engram.measure.evaluate import evaluate
-from engram.measure.metrics import best, find_metric
-from engram.measure.predict import predict
+import perdure.measure.predict as predict_module
 from measure.test_evaluate import base_of, rows_of_many_lengths
+from perdure.data.chat import Frame
+from perdure.data.rows import references
+from perdure.data.task import Split, Task
+from perdure.measure.decided import Undecided
+from perdure.measure.evaluate import evaluate
+from perdure.measure.metrics import best, find_metric
+from perdure.measure.predict import predict
 from tiny import tiny_tokenizer
 
 

@@ -7,9 +7,9 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import processors
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
-from engram.measure.predict import predict
-from engram.models.base import Base
 from measure.test_evaluate import base_of, rows_of_many_lengths
+from perdure.measure.predict import predict
+from perdure.models.base import Base
 from tiny import tiny_tokenizer
 
 

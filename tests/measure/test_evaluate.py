@@ -6,12 +6,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-import engram.measure.predict as predict_module
-from engram.data.task import Split, Task
-from engram.errors import EngramError
-from engram.measure.evaluate import evaluate, predict, scoring_mode
-from engram.models.base import Base
-from engram.models.classifier import Classifier
+import perdure.measure.predict as predict_module
+from perdure.data.task import Split, Task
+from perdure.errors import PerdureError
+from perdure.measure.evaluate import evaluate, predict, scoring_mode
+from perdure.models.base import Base
+from perdure.models.classifier import Classifier
 from tiny import WORDS, tiny_model, tiny_rows, tiny_tokenizer
 
 
@@ -297,7 +297,7 @@ def test_messages_are_answered_as_the_prompt_that_their_template_makes():
     ],
 )
 def test_what_cannot_be_scored_is_one_line_before_any_model_is_needed(kind, mode, changes, message):
-    with pytest.raises(EngramError, match=message):
+    with pytest.raises(PerdureError, match=message):
         scoring_mode(kind, colour_task(**changes), mode)
 
 
@@ -312,7 +312,7 @@ def test_the_mode_is_options_for_encoders_and_generate_for_models_that_write():
 
 
 def test_an_option_that_is_too_long_is_named_with_its_row():
-    with pytest.raises(EngramError, match=r"with option 'red green blue', row 1: .* 4 tokens"):
+    with pytest.raises(PerdureError, match=r"with option 'red green blue', row 1: .* 4 tokens"):
         predict(base_of("causal"), rows_of_many_lengths(2), "options", ("red green blue",), 64, 3)
 
 
@@ -320,5 +320,5 @@ def test_an_option_that_is_too_long_is_named_with_its_row():
 def test_a_turn_that_is_left_out_is_no_reference(left_out):
     ask = {"role": "user", "content": "the cat ?"}
     rows = [{"messages": [ask, {"role": "assistant", "content": "red", **left_out}]}]
-    with pytest.raises(EngramError, match=r"rows, row 1: its answer is left out by weight: 0"):
+    with pytest.raises(PerdureError, match=r"rows, row 1: its answer is left out by weight: 0"):
         predict(base_of("causal"), rows, "generate", None, 64, 8, where="rows")

@@ -9,8 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from engram.errors import EngramError
-from engram.measure.matrix import (
+from perdure.errors import PerdureError
+from perdure.measure.matrix import (
     ScoreMatrix,
     backward_transfer,
     forgetting,
@@ -21,7 +21,7 @@ from engram.measure.matrix import (
     summary,
     to_dict,
 )
-from engram.measure.show import table
+from perdure.measure.show import table
 
 
 pytestmark = pytest.mark.own
@@ -184,7 +184,7 @@ def test_a_matrix_survives_the_way_to_json_and_back(matrix):
     ],
 )
 def test_a_matrix_that_does_not_fit_together_is_refused(tasks, learned_at, rows, message):
-    with pytest.raises(EngramError, match=message):
+    with pytest.raises(PerdureError, match=message):
         ScoreMatrix(tasks, learned_at, rows)
 
 
@@ -203,5 +203,5 @@ def test_markup_in_a_task_name_is_shown_as_it_is():
 
 
 def test_the_ruler_does_not_import_torch():
-    code = "import engram.measure.show, sys; assert 'torch' not in sys.modules"
+    code = "import perdure.measure.show, sys; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

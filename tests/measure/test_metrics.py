@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram.errors import EngramError
-from engram.measure.metrics import METRICS, best, exact_match, find_metric, rouge_l, token_f1
+from perdure.errors import PerdureError
+from perdure.measure.metrics import METRICS, best, exact_match, find_metric, rouge_l, token_f1
 
 
 pytestmark = pytest.mark.own
@@ -89,6 +89,6 @@ def test_word_order_counts_for_rouge_l_and_not_for_token_f1(words, random):
 
 
 def test_an_unknown_metric_is_an_error_that_names_the_nearest():
-    with pytest.raises(EngramError, match="unknown metric 'rougeL'; did you mean 'rouge_l'"):
+    with pytest.raises(PerdureError, match="unknown metric 'rougeL'; did you mean 'rouge_l'"):
         find_metric("rougeL")
     assert find_metric("accuracy")("Yes", "yes") == 1.0

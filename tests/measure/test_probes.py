@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram.measure.probes import (
+from perdure.measure.probes import (
     effectivity,
     forgetting,
     mean_loss,

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
-from engram.data.probes import read_probes
-from engram.errors import EngramError
-from engram.measure.probes import mean_loss
-from engram.measure.recollection import halves, knows_answers, recollect
-from engram.models.base import Base
-from engram.models.classifier import Classifier
+from perdure.data.probes import read_probes
+from perdure.errors import PerdureError
+from perdure.measure.probes import mean_loss
+from perdure.measure.recollection import halves, knows_answers, recollect
+from perdure.models.base import Base
+from perdure.models.classifier import Classifier
 from tiny import WORDS, tiny_model, tiny_rows, tiny_tokenizer
 
 
@@ -197,5 +197,5 @@ def test_an_encoder_does_not_know_every_answer():
     ],
 )
 def test_a_row_that_the_model_cannot_take_is_named(kind, row, said):
-    with pytest.raises(EngramError, match=said):
+    with pytest.raises(PerdureError, match=said):
         asked(base_of(kind), [row])

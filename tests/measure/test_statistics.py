@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engram.measure.statistics import (
+from perdure.measure.statistics import (
     Estimate,
     Interval,
     deviation,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import engram.methods.si
+import perdure.methods.si
 from train.engine import learned, same, stopped_and_resumed
 
 
@@ -16,9 +16,9 @@ PAGE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 def test_the_example_learns_and_resumes_as_si_does(tmp_path, monkeypatch):
     shipped, engine = learned("causal", "si", tmp_path / "shipped")
     (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    namespace = {"__name__": "engram.methods.si"}  # where a method stands says its name
+    namespace = {"__name__": "perdure.methods.si"}  # where a method stands says its name
     exec(compile(block, PAGE.name, "exec"), namespace)
-    monkeypatch.setattr(engram.methods.si, "SI", namespace["SI"])
+    monkeypatch.setattr(perdure.methods.si, "SI", namespace["SI"])
     example, made = stopped_and_resumed("causal", "si", tmp_path / "example", 4, 3)
     assert type(made.methods[0]) is namespace["SI"]
     assert same(example, shipped)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from engram.errors import EngramError
-from engram.methods import make
-from engram.train.memory import Memory
-from engram.train.method import TaskContext
-from engram.train.parameters import trained
+from perdure.errors import PerdureError
+from perdure.methods import make
+from perdure.train.memory import Memory
+from perdure.train.method import TaskContext
+from perdure.train.parameters import trained
 from tiny import KINDS
 from train.engine import Stop, Stopped, engine, same, tiny_base, tokenized
 
@@ -257,5 +257,5 @@ def test_a_run_that_resumes_takes_the_logits_of_its_checkpoint(tmp_path, monkeyp
     "wrong", [{"alpha": -0.1}, {"beta": -1.0}, {"top_k": 0}, {"rows": 0}], ids=str
 )
 def test_a_wrong_keyword_is_told(wrong):
-    with pytest.raises(EngramError, match="der: needs alpha and beta >= 0"):
+    with pytest.raises(PerdureError, match="der: needs alpha and beta >= 0"):
         make({"der": wrong})

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from engram.errors import EngramError
-from engram.methods import make
+from perdure.errors import PerdureError
+from perdure.methods import make
 from train.rehearsed import rehearsed
 
 
@@ -62,5 +62,5 @@ def test_the_same_seed_spreads_the_same_rows(tmp_path):
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_a_share_of_more_than_all_is_refused(share):
-    with pytest.raises(EngramError, match="0 <= share <= 1"):
+    with pytest.raises(PerdureError, match="0 <= share <= 1"):
         make({"dmt": {"share": share}})

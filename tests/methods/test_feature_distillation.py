@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from engram.errors import EngramError
-from engram.methods import make
-from engram.methods.feature_distillation import relative_distance
-from engram.train.parameters import trained
+from perdure.errors import PerdureError
+from perdure.methods import make
+from perdure.methods.feature_distillation import relative_distance
+from perdure.train.parameters import trained
 from tiny import KINDS
 from train.engine import engine, tiny_base, tokenized
 
@@ -155,9 +155,9 @@ def test_after_the_task_nothing_listens_any_more(tmp_path):
 
 
 def test_without_an_adapter_there_is_no_base_to_switch_to(tmp_path):
-    with pytest.raises(EngramError, match="take teacher previous"):
+    with pytest.raises(PerdureError, match="take teacher previous"):
         engine(
             tiny_base("causal", whole=True), {"feature_distillation": {"teacher": "base"}}, tmp_path
         )
-    with pytest.raises(EngramError, match="strength must be >= 0"):
+    with pytest.raises(PerdureError, match="strength must be >= 0"):
         make({"feature_distillation": {"strength": -1.0}})

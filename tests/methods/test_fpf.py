@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from engram.errors import EngramError
-from engram.methods import make
-from engram.methods.shared.memory_steps import changed_most, modules
+from perdure.errors import PerdureError
+from perdure.methods import make
+from perdure.methods.shared.memory_steps import changed_most, modules
 from tiny import KINDS
 from train.engine import engine, tiny_base, weights
 
@@ -190,5 +190,5 @@ def test_weights_that_another_method_froze_are_left_out(tmp_path):
     ],
 )
 def test_a_wrong_keyword_is_told(name, keywords, said):
-    with pytest.raises(EngramError, match=f"{name}: .*{said}"):
+    with pytest.raises(PerdureError, match=f"{name}: .*{said}"):
         make({name: keywords})

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engram.methods.hft import _kinds
-from engram.train.parameters import snapshot, trained
+from perdure.methods.hft import _kinds
+from perdure.train.parameters import snapshot, trained
 from tiny import KINDS, tiny_model
 from train.engine import engine, tiny_base
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from engram.methods.inflora import second_moments
-from engram.methods.shared import adapter_bank
-from engram.methods.shared.lora import factors, layers
-from engram.methods.shared.subspace import Span, complement, grown, leading
-from engram.train.parameters import trained
+from perdure.methods.inflora import second_moments
+from perdure.methods.shared import adapter_bank
+from perdure.methods.shared.lora import factors, layers
+from perdure.methods.shared.subspace import Span, complement, grown, leading
+from perdure.train.parameters import trained
 from place import output
 from tiny import KINDS
 from train.engine import engine, tiny_base, tokenized

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from engram.errors import EngramError
-from engram.methods import make
+from perdure.errors import PerdureError
+from perdure.methods import make
 from train.engine import engine, learned, same, stopped_and_resumed, tiny_base, weights
 
 
@@ -129,5 +129,5 @@ def test_a_stopped_run_chooses_the_same_modules(at, every, tmp_path):
 
 
 def test_fewer_than_no_bursts_are_refused():
-    with pytest.raises(EngramError, match="k must be >= 0"):
+    with pytest.raises(PerdureError, match="k must be >= 0"):
         make({"k_fpf": {"k": -1}})

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from engram.errors import EngramError
-from engram.models.classifier import Classifier
-from engram.train.parameters import known_labels, trained
+from perdure.errors import PerdureError
+from perdure.models.classifier import Classifier
+from perdure.train.parameters import known_labels, trained
 from tiny import KINDS
 from train.engine import engine, tiny_base, tokenized
 
@@ -74,7 +74,7 @@ def test_the_base_teaches_from_the_first_task_on(kind, tmp_path):
 
 
 def test_an_encoder_has_no_base_that_answers(tmp_path):
-    with pytest.raises(EngramError, match="take teacher previous"):
+    with pytest.raises(PerdureError, match="take teacher previous"):
         engine(tiny_base("encoder"), {"lwf": {"teacher": "base"}}, tmp_path)
 
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from engram import methods
-from engram.errors import EngramError
-from engram.train import lifecycle
-from engram.train.trainer import load_state
+from perdure import methods
+from perdure.errors import PerdureError
+from perdure.train import lifecycle
+from perdure.train.trainer import load_state
 from tiny import KINDS
 from train.engine import (
     engine,
@@ -303,7 +303,7 @@ def test_replay_passes_as_many_memory_rows_as_recurrent_kif(tmp_path):
     ],
 )
 def test_a_wrong_method_is_told_in_one_line(spec, said):
-    with pytest.raises(EngramError, match=said) as caught:
+    with pytest.raises(PerdureError, match=said) as caught:
         methods.make(spec)
     assert "\n" not in str(caught.value)
 

@@ -8,10 +8,10 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import TrainerCallback
 
-from engram.config import Config
-from engram.errors import EngramError
-from engram.methods.migu import MIGU, largest
-from engram.train.parameters import trained
+from perdure.config import Config
+from perdure.errors import PerdureError
+from perdure.methods.migu import MIGU, largest
+from perdure.train.parameters import trained
 from tiny import KINDS
 from train.engine import engine, tiny_base
 
@@ -217,12 +217,12 @@ def test_equal_sums_are_kept_together():
 
 
 def test_what_it_cannot_do_is_told_in_one_line(tmp_path):
-    with pytest.raises(EngramError, match="0 <= threshold < 1"):
+    with pytest.raises(PerdureError, match="0 <= threshold < 1"):
         MIGU(threshold=1.0)
-    with pytest.raises(EngramError, match=r"set adapter.use_dora=false"):
+    with pytest.raises(PerdureError, match=r"set adapter.use_dora=false"):
         MIGU().check(Config(adapter={"use_dora": True}), "causal")
     made = engine(tiny_base("causal"), "migu", tmp_path)
     for p in made.base.model.parameters():
         p.requires_grad_(False)
-    with pytest.raises(EngramError, match="finds no linear layer"):
+    with pytest.raises(PerdureError, match="finds no linear layer"):
         made.methods[0].on_train_begin(made.args, None, None, model=made.base.model)

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from engram.errors import EngramError
-from engram.methods import make
+from perdure.errors import PerdureError
+from perdure.methods import make
 from train.rehearsed import rehearsed
 
 
@@ -57,5 +57,5 @@ def test_they_are_spread_evenly_and_a_step_has_them_as_one_batch_or_two(tmp_path
 
 @pytest.mark.parametrize("spec", [{"mix": -1.0}, {"decay": -0.1}, {"decay": 1.5}])
 def test_bad_keywords_are_refused(spec):
-    with pytest.raises(EngramError, match="needs mix >= 0 and 0 <= decay <= 1"):
+    with pytest.raises(PerdureError, match="needs mix >= 0 and 0 <= decay <= 1"):
         make({"mix_review": spec})

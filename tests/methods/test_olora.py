@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engram.train.parameters import trained
+from perdure.train.parameters import trained
 from tiny import KINDS
 from train.engine import engine, tiny_base, tokenized
 

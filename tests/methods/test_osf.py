@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from engram.config import Config
-from engram.errors import EngramError
-from engram.methods import make
-from engram.methods.osf import Held, matrices
-from engram.models.base import Base
-from engram.models.classifier import Classifier
-from engram.seeds import forked
+from perdure.config import Config
+from perdure.errors import PerdureError
+from perdure.methods import make
+from perdure.methods.osf import Held, matrices
+from perdure.models.base import Base
+from perdure.models.classifier import Classifier
+from perdure.seeds import forked
 from tiny import KINDS, tiny_model, tiny_tokenizer
 from train.engine import STRICT, engine, learned, tiny_base
 
@@ -191,7 +191,7 @@ def test_what_other_methods_do_in_between_is_taken_back_at_the_end(tmp_path):
 def test_it_takes_whole_weights_alone():
     method = make("osf")[0]
     method.check(Config(adapter=None), "causal")
-    with pytest.raises(EngramError, match="set adapter=null"):
+    with pytest.raises(PerdureError, match="set adapter=null"):
         method.check(Config(), "causal")
 
 
@@ -206,5 +206,5 @@ def test_at_a_share_of_one_the_matrices_stay_and_the_head_learns(tmp_path):
 
 @pytest.mark.parametrize("keywords", [{"share": -0.1}, {"share": 1.1}, {"tasks": 0}])
 def test_a_wrong_share_is_told(keywords):
-    with pytest.raises(EngramError, match="osf: needs"):
+    with pytest.raises(PerdureError, match="osf: needs"):
         make({"osf": keywords})

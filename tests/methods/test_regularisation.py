@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from engram import methods
-from engram.errors import EngramError
-from engram.methods.shared.fisher import fisher, relative, sampled, sensitivity
-from engram.methods.shared.quadratic_pull import Parabola
-from engram.train.parameters import snapshot, trained
+from perdure import methods
+from perdure.errors import PerdureError
+from perdure.methods.shared.fisher import fisher, relative, sampled, sensitivity
+from perdure.methods.shared.quadratic_pull import Parabola
+from perdure.train.parameters import snapshot, trained
 from tiny import KINDS
 from train.engine import engine, learned, same, tiny_base, tokenized
 
@@ -243,5 +243,5 @@ def test_the_more_strength_the_nearer_to_the_old_weights(method, tmp_path):
     ids=str,
 )
 def test_what_cannot_be_is_told(spec):
-    with pytest.raises(EngramError):
+    with pytest.raises(PerdureError):
         methods.make(spec)

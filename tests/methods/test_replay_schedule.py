@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram.errors import EngramError
-from engram.methods import make
-from engram.train.memory import Memory, turns
+from perdure.errors import PerdureError
+from perdure.methods import make
+from perdure.train.memory import Memory, turns
 from train.engine import engine, tiny_base
 
 
@@ -87,5 +87,5 @@ def test_replay_hands_its_decay_to_the_draw(tmp_path):
 
 
 def test_a_decay_below_0_is_refused():
-    with pytest.raises(EngramError, match="decay must be >= 0, got -1"):
+    with pytest.raises(PerdureError, match="decay must be >= 0, got -1"):
         make({"replay": {"decay": -1.0}})

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from engram import methods
-from engram.errors import EngramError
-from engram.methods.shared.fisher import relative
-from engram.methods.si import path_precision
-from engram.train import lifecycle
-from engram.train.parameters import snapshot, trained
+from perdure import methods
+from perdure.errors import PerdureError
+from perdure.methods.shared.fisher import relative
+from perdure.methods.si import path_precision
+from perdure.train import lifecycle
+from perdure.train.parameters import snapshot, trained
 from train.engine import STRICT, engine, learned, same, tiny_base, weights
 
 
@@ -155,5 +155,5 @@ def test_the_path_ends_where_the_training_does_whoever_moves_the_weights_then(tm
 
 @pytest.mark.parametrize("keywords", [{"strength": -1.0}, {"damping": 0.0}], ids=str)
 def test_values_out_of_range_are_refused(keywords):
-    with pytest.raises(EngramError, match=r"si: \w+ must be"):
+    with pytest.raises(PerdureError, match=r"si: \w+ must be"):
         methods.make({"si": keywords})

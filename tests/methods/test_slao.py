@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from engram.config import Config
-from engram.errors import EngramError
-from engram.methods.shared.lora import factors
-from engram.methods.slao import SLAO
-from engram.train.memory import Memory
-from engram.train.method import TaskContext
-from engram.train.parameters import snapshot
+from perdure.config import Config
+from perdure.errors import PerdureError
+from perdure.methods.shared.lora import factors
+from perdure.methods.slao import SLAO
+from perdure.train.memory import Memory
+from perdure.train.method import TaskContext
+from perdure.train.parameters import snapshot
 from tiny import KINDS
 from train.engine import engine, same, tiny_base
 
@@ -152,12 +152,12 @@ def test_a_stopped_task_merges_with_the_stage_and_not_the_checkpoint():
 
 
 def test_what_it_cannot_do_is_told_in_one_line():
-    with pytest.raises(EngramError, match="merging must be from 0 to 1"):
+    with pytest.raises(PerdureError, match="merging must be from 0 to 1"):
         SLAO(merging=1.5)
-    with pytest.raises(EngramError, match="set adapter"):
+    with pytest.raises(PerdureError, match="set adapter"):
         SLAO().check(Config(adapter=None), "causal")
     model = tiny_base("causal").model
     f = next(iter(factors(model).values()))
     f.a.data = torch.zeros(40, 32)
-    with pytest.raises(EngramError, match="too few for 40"):
+    with pytest.raises(PerdureError, match="too few for 40"):
         begun(SLAO(), model, {}, 1)

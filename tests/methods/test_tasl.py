@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from engram.errors import EngramError
-from engram.methods.tasl import TaSL
-from engram.train.parameters import HEAD_NAMES, snapshot, trained
+from perdure.errors import PerdureError
+from perdure.methods.tasl import TaSL
+from perdure.train.parameters import HEAD_NAMES, snapshot, trained
 from tiny import KINDS
 from train.engine import engine, tiny_base
 
@@ -127,5 +127,5 @@ def test_bf16_weights_are_averaged_in_fp32():
 
 @pytest.mark.parametrize("keywords", [{"share": 1.2}, {"beta": 1.0}, {"new": -1}, {"strength": 2}])
 def test_keywords_out_of_range_are_told(keywords):
-    with pytest.raises(EngramError, match="tasl: needs share, new and strength"):
+    with pytest.raises(PerdureError, match="tasl: needs share, new and strength"):
         TaSL(**keywords)

@@ -18,15 +18,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from engram import methods
-from engram.data.tokens import features
-from engram.models.base import Base
-from engram.seeds import forked
-from engram.train import lifecycle
-from engram.train.arguments import training_arguments
-from engram.train.memory import Memory
-from engram.train.method import TaskContext
-from engram.train.trainer import ContinualTrainer
+from perdure import methods
+from perdure.data.tokens import features
+from perdure.models.base import Base
+from perdure.seeds import forked
+from perdure.train import lifecycle
+from perdure.train.arguments import training_arguments
+from perdure.train.memory import Memory
+from perdure.train.method import TaskContext
+from perdure.train.trainer import ContinualTrainer
 from tiny import WORDS, tiny_model, tiny_tokenizer
 
 

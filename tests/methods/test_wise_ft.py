@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engram.train.parameters import snapshot
+from perdure.train.parameters import snapshot
 from tiny import KINDS
 from train.engine import engine, tiny_base
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from engram.errors import EngramError
-from engram.measure.predict import batches, log_likelihoods, predict
-from engram.models.base import load_base
-from engram.models.decoder import decoder_inputs
-from engram.models.limits import Limits, limits
-from engram.models.targets import fitting_adapter
+from perdure.errors import PerdureError
+from perdure.measure.predict import batches, log_likelihoods, predict
+from perdure.models.base import load_base
+from perdure.models.decoder import decoder_inputs
+from perdure.models.limits import Limits, limits
+from perdure.models.targets import fitting_adapter
 from zoo import ARCHITECTURES, config_of, make
 
 
@@ -148,7 +148,7 @@ def test_rows_apart_never_share_a_batch():
 
 def test_a_base_that_cannot_be_run_is_refused_with_its_own_reason(tmp_path):
     base = load_base(str(make("nystromformer", tmp_path)), {"target_modules": "all-linear"}, 0)
-    with pytest.raises(EngramError, match=r"cannot be run through it \(RuntimeError: shape"):
+    with pytest.raises(PerdureError, match=r"cannot be run through it \(RuntimeError: shape"):
         base.padding  # noqa: B018
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from engram.errors import EngramError
-from engram.models.base import kind_of, load_base
-from engram.models.classifier import Classifier
-from engram.models.pins import pin
-from engram.models.stage_files import load_weights, save_weights
+from perdure.errors import PerdureError
+from perdure.models.base import kind_of, load_base
+from perdure.models.classifier import Classifier
+from perdure.models.pins import pin
+from perdure.models.stage_files import load_weights, save_weights
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -58,7 +58,7 @@ def test_a_base_of_the_family_loads_with_an_adapter_that_can_be_trained(family, 
 
 
 def test_a_model_that_is_no_language_model_is_refused():
-    with pytest.raises(EngramError, match="model type 'vit'"):
+    with pytest.raises(PerdureError, match="model type 'vit'"):
         kind_of(AutoConfig.for_model("vit"), "some-vit")
 
 
@@ -134,7 +134,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
     llama, bert = (load_base(str(tmp_path / kind), {}, 0) for kind in ("causal", "encoder"))
     (tmp_path / "stage").mkdir()
     save_weights(llama, tmp_path / "stage")
-    with pytest.raises(EngramError, match="stage"):
+    with pytest.raises(PerdureError, match="stage"):
         load_weights(bert, tmp_path / "stage")
 
 

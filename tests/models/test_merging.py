@@ -14,9 +14,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from engram.models.base import TASK_TYPE
-from engram.models.merging import merge
-from engram.models.sample import sample_output
+from perdure.models.base import TASK_TYPE
+from perdure.models.merging import merge
+from perdure.models.sample import sample_output
 from tiny import tiny_model, tiny_tokenizer
 
 

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from command import engram
-from engram import EngramError, Lineage
-from engram.models.pins import check_pin, differing, pin
+from command import perdure
+from perdure import Lineage, PerdureError
+from perdure.models.pins import check_pin, differing, pin
 from place import setting_for
 from tiny import save_tiny
 
@@ -27,10 +27,10 @@ def test_a_changed_file_is_named_and_what_lies_beside_does_not_matter(tmp_path):
     check_pin(pinned)
     (tmp_path / "config.json").write_text("{}")
     assert differing(pinned, pin(str(tmp_path))) == ["config.json"]
-    with pytest.raises(EngramError, match=r"config\.json differs; put its files back"):
+    with pytest.raises(PerdureError, match=r"config\.json differs; put its files back"):
         check_pin(pinned)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(EngramError, match=r"config\.json differs and 1 more"):
+    with pytest.raises(PerdureError, match=r"config\.json differs and 1 more"):
         check_pin(pinned)
 
 
@@ -54,25 +54,25 @@ def hub(tmp_path, monkeypatch):
 
 def test_a_name_of_the_hub_stays_at_the_commit_it_was_pinned_to(hub, tmp_path):
     learn = ("learn", "m", "colour", "colour-train.jsonl", "--test", "colour-test.jsonl")
-    made = engram("init", "m", "--base", "me/tiny", "max_completion_length=4")
+    made = perdure("init", "m", "--base", "me/tiny", "max_completion_length=4")
     assert made.status == 0, made.err
-    settings = yaml.safe_load((tmp_path / "m" / "engram.yaml").read_text())
+    settings = yaml.safe_load((tmp_path / "m" / "lineage.yaml").read_text())
     assert settings["base"]["revision"] == settings["revision"] == OLD
     assert set(settings["base"]["files"]) >= {"config.json", "model.safetensors", "tokenizer.json"}
     commit(tmp_path / "cache", NEW, seed=1)  # main moves on; the lineage does not
-    assert engram(*learn).status == 0
-    assert engram("verify", "m").status == 0
+    assert perdure(*learn).status == 0
+    assert perdure("verify", "m").status == 0
     card = (tmp_path / "m" / Lineage("m").stages[0]["folder"] / "README.md").read_text()
     assert "base_model: me/tiny" in card
-    moved = engram("rebase", "m", "me/tiny", "--revision", NEW)
+    moved = perdure("rebase", "m", "me/tiny", "--revision", NEW)
     assert moved.status == 2
     assert "not the base of m: model.safetensors differs" in moved.err
     shutil.copytree(tmp_path / "cache/models--me--tiny/snapshots" / OLD, tmp_path / "copy")
-    assert engram("rebase", "m", "copy").status == 0
-    assert engram("evaluate", "m").status == 0
+    assert perdure("rebase", "m", "copy").status == 0
+    assert perdure("evaluate", "m").status == 0
 
 
 def test_a_commit_that_is_not_there_is_told(hub):
-    wrong = engram("init", "m", "--base", "me/tiny", f"revision={NEW}")
+    wrong = perdure("init", "m", "--base", "me/tiny", f"revision={NEW}")
     assert wrong.status == 2
-    assert wrong.err.startswith("engram: error: base 'me/tiny': no model could be loaded")
+    assert wrong.err.startswith("perdure: error: base 'me/tiny': no model could be loaded")

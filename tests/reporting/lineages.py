@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from engram.config import load_config
-from engram.lineage.lineage import Lineage
+from perdure.config import load_config
+from perdure.lineage.lineage import Lineage
 
 
 Cell = float | None
 HOSTILE = "<script>alert(1)</script>\"'&"
 FORMULA = "=HYPERLINK(1)|x"
-VERSIONS = {"engram": "0.1.0", "torch": "2.13.0"}
+VERSIONS = {"perdure": "0.1.0", "torch": "2.13.0"}
 
 
 def lineage(

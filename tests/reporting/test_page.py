@@ -4,7 +4,7 @@ import pytest
 from browser import FOUND, Browser
 from lineages import BETTER, HOSTILE, ROWS, UNKNOWN, kif_state, lineage
 
-from engram.reporting.making import report
+from perdure.reporting.making import report
 
 
 pytestmark = [pytest.mark.own, pytest.mark.skipif(not FOUND, reason="no chromium on this machine")]
@@ -38,7 +38,7 @@ def page(tmp_path_factory):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_opens_without_a_complaint_and_asks_for_nothing_else(browser, page, width, scheme):
     browser.open(page, width, scheme)
-    assert browser.value("document.title").startswith("Engram report: ")
+    assert browser.value("document.title").startswith("Perdure report: ")
     assert browser.told("Log.entryAdded") == []
     assert browser.told("Runtime.exceptionThrown") == []
     assert browser.told("Runtime.consoleAPICalled") == []

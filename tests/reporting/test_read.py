@@ -8,12 +8,12 @@ import sys
 import pytest
 from lineages import BETTER, ROWS, UNKNOWN, kif_state, lineage
 
-from engram.errors import EngramError
-from engram.lineage.lineage import Lineage
-from engram.measure.matrix import summary
-from engram.reporting.groups import sets
-from engram.reporting.importance import places
-from engram.reporting.read import read
+from perdure.errors import PerdureError
+from perdure.lineage.lineage import Lineage
+from perdure.measure.matrix import summary
+from perdure.reporting.groups import sets
+from perdure.reporting.importance import places
+from perdure.reporting.read import read
 
 
 pytestmark = pytest.mark.own
@@ -73,9 +73,9 @@ def test_a_reverted_stage_is_in_the_ledger_and_counts_for_nothing(tmp_path):
 
 def test_a_folder_without_a_lineage_is_refused(tmp_path):
     (tmp_path / "results").mkdir()
-    with pytest.raises(EngramError, match="results: no lineage in it"):
+    with pytest.raises(PerdureError, match="results: no lineage in it"):
         read([tmp_path / "results"])
-    with pytest.raises(EngramError, match="result: no such folder; did you mean 'results'"):
+    with pytest.raises(PerdureError, match="result: no such folder; did you mean 'results'"):
         read([tmp_path / "result"])
 
 
@@ -83,10 +83,10 @@ def test_a_folder_without_a_lineage_is_refused(tmp_path):
 def test_a_lineage_that_is_not_whole_is_refused_by_its_file(tmp_path, broken):
     made = lineage(tmp_path / "one", ROWS)
     (made.path / broken).write_text("{")
-    with pytest.raises(EngramError, match=r"one.*engram verify"):
+    with pytest.raises(PerdureError, match=r"one.*perdure verify"):
         read([made.path])
     (made.path / "stages/0002-task/scores.json").unlink()
-    with pytest.raises(EngramError, match=r"one.*engram verify"):
+    with pytest.raises(PerdureError, match=r"one.*perdure verify"):
         read([made.path])
 
 
@@ -171,7 +171,7 @@ def test_places_of_other_models():
 
 def test_a_report_needs_no_torch(tmp_path):
     made = lineage(tmp_path / "a", ROWS, method="recurrent_kif", state=kif_state())
-    code = f"import sys, engram; engram.report({str(made.path)!r}, {str(tmp_path / 'r.html')!r})"
+    code = f"import sys, perdure; perdure.report({str(made.path)!r}, {str(tmp_path / 'r.html')!r})"
     code += "; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     assert (tmp_path / "r.html").stat().st_size > 1000

@@ -10,13 +10,13 @@ import pytest
 import yaml
 from lineages import BETTER, FORMULA, HOSTILE, ROWS, UNKNOWN, kif_state, lineage
 
-import engram as package
-from command import engram, refused, tree
-from engram.config import load_config
-from engram.lineage.lineage import Lineage
-from engram.measure.matrix import summary
-from engram.reporting.rerun import rerun
-from engram.reporting.spread import spread
+import perdure as package
+from command import perdure, refused, tree
+from perdure.config import load_config
+from perdure.lineage.lineage import Lineage
+from perdure.measure.matrix import summary
+from perdure.reporting.rerun import rerun
+from perdure.reporting.spread import spread
 
 
 pytestmark = pytest.mark.own
@@ -70,7 +70,7 @@ def values(path: Path) -> dict[tuple[str, ...], str]:
 
 def test_the_numbers_are_those_of_the_matrix_in_all_three_files(place):
     matrix = lineage(place / "runs/one", ROWS).matrix()
-    said = engram("report", "runs")
+    said = perdure("report", "runs")
     assert said.status == 0, said.err
     assert "report.html" in said.out
     assert "report.md, report.csv" in said.out
@@ -112,7 +112,7 @@ def test_the_numbers_are_those_of_the_matrix_in_all_three_files(place):
 def test_seeds_of_one_order_have_a_mean_and_a_deviation_and_no_interval(place):
     for seed, rows in enumerate((ROWS, BETTER, ROWS)):
         lineage(place / f"runs/{seed}", rows, seed=seed)
-    engram("report", "runs")
+    perdure("report", "runs")
     page = Page(place / "report.html")
     assert re.fullmatch(r"0\.\d{3} ± 0\.\d{3}", page.tables["Summary by method"][1][2])
     assert "hold only for these orders" in " ".join(page.text.split())
@@ -127,7 +127,7 @@ def test_several_orders_have_a_mean_a_deviation_and_an_interval(place):
         lineage(place / f"runs/{n}", rows, tasks=(*tasks[n:], *tasks[:n]))
         for n, rows in enumerate((ROWS, BETTER, ROWS))
     ]
-    engram("report", "runs")
+    perdure("report", "runs")
     op = spread([summary(one.matrix())["overall"] for one in made], range(3))
     three = [f"{v:.3f}" for v in (op.mean, op.deviation, op.low, op.high) if v is not None]
     assert len(three) == 4
@@ -158,7 +158,7 @@ def test_the_interval_is_students():
 def test_unknown_cells_are_dashes_and_never_numbers(place):
     lineage(place / "runs/a", UNKNOWN)
     lineage(place / "runs/b", ROWS, method="replay")
-    assert engram("report", "runs").status == 0
+    assert perdure("report", "runs").status == 0
     page = Page(place / "report.html")
     rows = {row[0]: row[2:] for row in page.tables["Summary by method"][1:]}
     assert rows["sequential"][:2] == ["-", "-"]
@@ -170,7 +170,7 @@ def test_unknown_cells_are_dashes_and_never_numbers(place):
 
 def test_an_empty_lineage_is_said_to_be_empty(place):
     lineage(place / "runs/new", ROWS[:1])
-    said = engram("report", "runs", "--json")
+    said = perdure("report", "runs", "--json")
     assert said.status == 0, said.err
     assert said.json["lineages"][0]["overall"] is None
     page = Page(place / "report.html")
@@ -182,7 +182,7 @@ def test_an_empty_lineage_is_said_to_be_empty(place):
 def test_what_cannot_be_compared_stands_in_parts_of_its_own(place):
     lineage(place / "runs/a", ROWS)
     lineage(place / "runs/b", BETTER, mode="options")
-    engram("report", "runs")
+    perdure("report", "runs")
     text = (place / "report.html").read_text()
     assert "they are shown in\n2 parts" in text
     assert re.findall(r"<h2>(.*?)</h2>", text) == [
@@ -196,7 +196,7 @@ def test_hostile_names_stay_text_everywhere(place):
     names = (HOSTILE, FORMULA, "|a|\n# b `c`")
     lineage(place / "runs" / "=x&<b>", ROWS, tasks=names)
     lineage(place / "runs" / "y", BETTER, tasks=names, method="replay")
-    assert engram("report", "runs").status == 0
+    assert perdure("report", "runs").status == 0
     page = Page(place / "report.html")
     tags = {tag for tag, _ in page.tags}
     assert not tags & {"script", "b<", "img", "iframe"}
@@ -223,7 +223,7 @@ def clean(words: str) -> str:
 
 def test_recurrent_kif_shows_where_importance_sits_and_how_it_fused(place):
     lineage(place / "runs/a", ROWS, method="recurrent_kif", state=kif_state())
-    engram("report", "runs/a")
+    perdure("report", "runs/a")
     page = Page(place / "report.html")
     assert page.tables["Fusion cases of a"] == [
         ["task", "rounds", "both", "new only", "old only", "neither"],
@@ -238,7 +238,7 @@ def test_recurrent_kif_shows_where_importance_sits_and_how_it_fused(place):
 def test_a_lineage_of_a_release_that_kept_no_counts_says_so(place):
     state = {k: v for k, v in kif_state().items() if "important" not in k}
     lineage(place / "runs/a", ROWS, method="recurrent_kif", state=state)
-    engram("report", "runs")
+    perdure("report", "runs")
     assert "did not store it" in (place / "report.html").read_text()
 
 
@@ -248,7 +248,7 @@ def test_the_page_says_how_to_run_a_lineage_again(place):
     assert [path.name for path in files] == ["mine.html", "mine.md", "mine.csv"]
     again = load_config(yaml.safe_load(run.rerun.settings))
     assert again.to_dict() == made.config.to_dict()
-    assert run.rerun.commands == ("engram run again.yaml lineage=again",)
+    assert run.rerun.commands == ("perdure run again.yaml lineage=again",)
 
 
 def test_a_lineage_of_single_tasks_is_made_again_by_init_and_learn(place):
@@ -261,20 +261,20 @@ def test_a_lineage_of_single_tasks_is_made_again_by_init_and_learn(place):
     second["train"]["source"] = {"path": "../../blue.jsonl"}
     del second["test"]
     assert rerun(made).commands == (
-        "engram init again --config again.yaml",
-        "engram learn again 'a b' 'my rows.jsonl' training.learning_rate=0.001 "
+        "perdure init again --config again.yaml",
+        "perdure learn again 'a b' 'my rows.jsonl' training.learning_rate=0.001 "
         "--test hub:me/rows:test --metric rouge_l --option x",
-        "engram learn again blue blue.jsonl",
-        "# green: its rows were made in Python; pass them to engram.learn",
+        "perdure learn again blue blue.jsonl",
+        "# green: its rows were made in Python; pass them to perdure.learn",
     )
 
 
 def test_a_report_may_be_made_again_and_is_the_same_bytes(place):
     lineage(place / "runs/a", ROWS)
     lineage(place / "runs/b", BETTER, method="replay")
-    engram("report", "runs")
+    perdure("report", "runs")
     before = tree(place)
-    assert engram("report", "runs").status == 0
+    assert perdure("report", "runs").status == 0
     assert tree(place) == before
 
 

@@ -10,17 +10,17 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM, TrainerCallback
 
-from engram.config import Config
-from engram.data.tokens import features
-from engram.methods import make
-from engram.models.base import TASK_TYPE, Base
-from engram.models.classifier import Classifier
-from engram.seeds import forked
-from engram.train import lifecycle
-from engram.train.arguments import training_arguments
-from engram.train.memory import Memory
-from engram.train.method import TaskContext
-from engram.train.trainer import ContinualTrainer, last_checkpoint
+from perdure.config import Config
+from perdure.data.tokens import features
+from perdure.methods import make
+from perdure.models.base import TASK_TYPE, Base
+from perdure.models.classifier import Classifier
+from perdure.seeds import forked
+from perdure.train import lifecycle
+from perdure.train.arguments import training_arguments
+from perdure.train.memory import Memory
+from perdure.train.method import TaskContext
+from perdure.train.trainer import ContinualTrainer, last_checkpoint
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 

@@ -5,11 +5,11 @@ from itertools import permutations
 import pytest
 import torch
 
-from engram import methods
-from engram.errors import EngramError
-from engram.methods.shared.fisher import drawn_rows, fisher, relative, sensitivity
-from engram.train import lifecycle
-from engram.train.method import Method, TaskContext
+from perdure import methods
+from perdure.errors import PerdureError
+from perdure.methods.shared.fisher import drawn_rows, fisher, relative, sensitivity
+from perdure.train import lifecycle
+from perdure.train.method import Method, TaskContext
 from train.engine import engine, same, tiny_base, weights, whole
 
 
@@ -24,7 +24,7 @@ def allowed(pair) -> bool:
     needs = {methods.find(name).needs for name in pair}
     try:
         methods.make(list(pair))
-    except EngramError:
+    except PerdureError:
         return False
     return needs != {"lora", "whole"}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engram.train.memory import Memory, choose
+from perdure.train.memory import Memory, choose
 
 
 pytestmark = pytest.mark.own

@@ -2,8 +2,8 @@
 
 import pytest
 
-from engram.config import load_config
-from engram.verbs import run as verb
+from perdure.config import load_config
+from perdure.verbs import run as verb
 from place import learned, setting_for
 from train.engine import Stop, Stopped
 

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from command import engram
-from engram.config import load_config
-from engram.errors import EngramError
-from engram.methods import find, make, names
-from engram.train.memory import Memory
-from engram.train.rehearsals import Rehearsals
-from engram.verbs import run as verb
+from command import perdure
+from perdure.config import load_config
+from perdure.errors import PerdureError
+from perdure.methods import find, make, names
+from perdure.train.memory import Memory
+from perdure.train.rehearsals import Rehearsals
+from perdure.verbs import run as verb
 from place import learned as lineage_of
 from place import setting_for
 from train.engine import Stop, Stopped, engine, learned, same, stopped_and_resumed, tiny_base
@@ -110,10 +110,10 @@ def test_a_run_that_was_stopped_counts_what_one_that_was_not_does(method, settin
 
 def test_show_tells_it(setting, tmp_path):
     lineage_of(setting, tmp_path / "lineage", method="replay")
-    told = engram("show", tmp_path / "lineage", "--stage", 2).out
+    told = perdure("show", tmp_path / "lineage", "--stage", 2).out
     assert "2 remembered rows, each 3.0 times on average, at most 3" in told
-    assert "rehearsed" not in engram("show", tmp_path / "lineage", "--stage", 1).out
-    found = json.loads(engram("show", tmp_path / "lineage", "--json").out)
+    assert "rehearsed" not in perdure("show", tmp_path / "lineage", "--stage", 1).out
+    found = json.loads(perdure("show", tmp_path / "lineage", "--json").out)
     assert found["rehearsed"] == {"rows": 2, "mean": 3.0, "most": 3}
 
 
@@ -186,7 +186,7 @@ def test_replay_hands_its_limit_to_the_draw_with_its_decay(tmp_path):
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_below_1_is_refused(limit):
-    with pytest.raises(EngramError, match=f"max_repeats must be >= 1, got {limit}; null sets"):
+    with pytest.raises(PerdureError, match=f"max_repeats must be >= 1, got {limit}; null sets"):
         make({"replay": {"max_repeats": limit}})
 
 

@@ -6,16 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from engram.config import load_config
-from engram.data.tokens import features
-from engram.errors import EngramError
-from engram.lineage.files import hash_folder
-from engram.lineage.loading import base_at
-from engram.seeds import derive
-from engram.train.memory import choose
-from engram.train.surprise import surprise
-from engram.verbs import run as verb
-from engram.verbs.dry_run import dry_run
+from perdure.config import load_config
+from perdure.data.tokens import features
+from perdure.errors import PerdureError
+from perdure.lineage.files import hash_folder
+from perdure.lineage.loading import base_at
+from perdure.seeds import derive
+from perdure.train.memory import choose
+from perdure.train.surprise import surprise
+from perdure.verbs import run as verb
+from perdure.verbs.dry_run import dry_run
 from place import learned, setting_for
 from tiny import KINDS, shown_on_causal, tiny_rows
 from train.engine import Stop, Stopped, tiny_base, tokenized
@@ -141,7 +141,7 @@ def test_a_run_that_stopped_inside_a_task_keeps_the_same_rows(setting, lineage, 
 
 @shown_on_causal("setting")
 def test_another_choice_is_refused_in_a_lineage(setting, lineage):
-    with pytest.raises(EngramError, match="made with other settings \\(memory differ\\)"):
+    with pytest.raises(PerdureError, match="made with other settings \\(memory differ\\)"):
         learned({**setting, "memory": {"ratio": 0.2}}, lineage.path)
 
 
@@ -156,5 +156,5 @@ def test_a_dry_run_and_joint_training_take_it_too(tmp_path):
 
 
 def test_an_unknown_choice_is_told(tmp_path):
-    with pytest.raises(EngramError, match=r"choose: 'suprise' is not a choice; did you mean"):
+    with pytest.raises(PerdureError, match=r"choose: 'suprise' is not a choice; did you mean"):
         load_config({"memory": {"choose": "suprise"}})

@@ -7,18 +7,18 @@ from types import SimpleNamespace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engram.config import Config, Scoring, load_config
-from engram.data.task import Split, Task
-from engram.errors import EngramError
-from engram.lineage.files import hash_folder
-from engram.lineage.lineage import Lineage
-from engram.measure.matrix import ScoreMatrix, summary
-from engram.methods import make
-from engram.train import arguments, stage, tracking
-from engram.train.arguments import check_training, tracker_names, training_arguments
-from engram.train.stage import StagePlan, learn_stage
-from engram.train.tracking import Tracked, steps_before
-from engram.verbs import run as verb
+from perdure.config import Config, Scoring, load_config
+from perdure.data.task import Split, Task
+from perdure.errors import PerdureError
+from perdure.lineage.files import hash_folder
+from perdure.lineage.lineage import Lineage
+from perdure.measure.matrix import ScoreMatrix, summary
+from perdure.methods import make
+from perdure.train import arguments, stage, tracking
+from perdure.train.arguments import check_training, tracker_names, training_arguments
+from perdure.train.stage import StagePlan, learn_stage
+from perdure.train.tracking import Tracked, steps_before
+from perdure.verbs import run as verb
 from tiny import save_tiny, tiny_rows
 from train.engine import Stop, Stopped, tiny_base
 
@@ -142,7 +142,7 @@ def test_the_names_that_report_to_takes(monkeypatch):
 )
 def test_a_tracker_that_is_not_there_is_told_in_one_line(report_to, line, monkeypatch):
     monkeypatch.setattr(arguments, "get_available_trackers", lambda: ["tensorboard", "wandb"])
-    with pytest.raises(EngramError) as told:
+    with pytest.raises(PerdureError) as told:
         check_training({"report_to": report_to})
     assert str(told.value).startswith(f"training: report_to: {line}")
     assert "\n" not in str(told.value)
@@ -150,7 +150,7 @@ def test_a_tracker_that_is_not_there_is_told_in_one_line(report_to, line, monkey
 
 def test_a_tracker_that_is_no_name_is_told_in_one_line():
     with pytest.raises(
-        EngramError, match=r"^training: report_to takes null or str or list, got 3$"
+        PerdureError, match=r"^training: report_to takes null or str or list, got 3$"
     ):
         check_training({"report_to": 3})
 
@@ -204,7 +204,7 @@ def test_every_call_goes_on_with_the_run_of_the_lineage(kept, tmp_path):
             tracked.on_log(None, state, None, logs={"train_loss": 0.5})
             assert kept.made[-1][10 * number + 3] == {"task/re_views_2/loss": 0.5}
     first, second = kept.made
-    assert first["project"] == "engram"
+    assert first["project"] == "perdure"
     assert first["name"] == tmp_path.name
     assert first["state"] == "finished"
     assert (first["id"], first["resume"]) == (second["id"], "allow")
@@ -213,7 +213,7 @@ def test_every_call_goes_on_with_the_run_of_the_lineage(kept, tmp_path):
 def test_a_tracker_that_does_not_start_is_told_in_one_line(kept, tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "error", "no key\nlog in")
     with (
-        pytest.raises(EngramError, match="report_to: wandb did not start: no key log in"),
+        pytest.raises(PerdureError, match="report_to: wandb did not start: no key log in"),
         Tracked({"report_to": "wandb"}, tmp_path) as tracked,
     ):
         tracked.on_train_begin(None, START, None)
@@ -286,4 +286,4 @@ def test_a_tracked_lineage_differs_by_its_settings_only(setting, tmp_path):
     tracked = {name: digest for name, digest in tracked.items() if not name.startswith("logs/")}
     changed = {name for name in tracked if plain[name] != tracked[name]}
     assert plain.keys() == tracked.keys()
-    assert changed <= {"engram.yaml", "ledger.jsonl", "timings.json"}
+    assert changed <= {"lineage.yaml", "ledger.jsonl", "timings.json"}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from engram.train.losses import count_items, token_loss
-from engram.train.method import Method
+from perdure.train.losses import count_items, token_loss
+from perdure.train.method import Method
 from tiny import KINDS
 from train.engine import engine, tiny_base, tokenized
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-import engram
+import perdure
 from methods.recurrent_kif.plain_trainer import base_of, kif_callback, plain_trainer, trained
 from train.engine import engine, tiny_base, weights
 
@@ -45,7 +45,7 @@ def backend(processes: int) -> dict[str, str]:
 
 if __name__ == "__main__":
     source = Path(__file__).parents[2] / "src"
-    assert Path(engram.__file__).is_relative_to(source), "this is not the package under test"
+    assert Path(perdure.__file__).is_relative_to(source), "this is not the package under test"
     torch.set_num_threads(1)
     gc.freeze()  # the Trainer collects garbage after each training: not over all that is imported
     folder, names = Path(sys.argv[1]), sys.argv[2:]

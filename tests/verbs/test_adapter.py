@@ -16,17 +16,17 @@ from transformers import (
     TrainerCallback,
 )
 
-from command import engram, tree
-from engram import EngramError
-from engram.api import evaluate, export, revert, show, verify
-from engram.config import load_config
-from engram.lineage import lineage as module
-from engram.lineage.lineage import Lineage
-from engram.lineage.loading import base_at
-from engram.seeds import forked
-from engram.train import stage
-from engram.verbs.init import init
-from engram.verbs.learn import learn
+from command import perdure, tree
+from perdure import PerdureError
+from perdure.api import evaluate, export, revert, show, verify
+from perdure.config import load_config
+from perdure.lineage import lineage as module
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import base_at
+from perdure.seeds import forked
+from perdure.train import stage
+from perdure.verbs.init import init
+from perdure.verbs.learn import learn
 from place import output, setting_for, stage_output, task
 from tiny import save_tiny
 from train.engine import TARGETS, Stopped
@@ -146,7 +146,7 @@ def test_a_revert_to_stage_0_is_back_on_the_adapter(bare):
     assert (first["parent"], again["parent"], again["stage"]) == (0, 0, 2)
     known = show("lineage", 0)
     assert known["folder"] == "stages/0000-adapter"
-    assert "lineage/stages/0000-adapter" in engram("show", "lineage", "--stage", 0).out
+    assert "lineage/stages/0000-adapter" in perdure("show", "lineage", "--stage", 0).out
     export("lineage", "out", 0)
     merged = AutoModelForCausalLM.from_pretrained("out")
     near = output(merged, AutoTokenizer.from_pretrained("out"))
@@ -196,7 +196,7 @@ def test_a_base_that_is_given_goes_before_the_one_it_names(bare):
 
 def refused(why: str, adapter: str = "mine", **settings) -> None:
     before = tree(Path())
-    with pytest.raises(EngramError, match=why) as told:
+    with pytest.raises(PerdureError, match=why) as told:
         init("lineage", load_config({**FEW, **settings}), adapter)
     assert "\n" not in str(told.value)
     assert tree(Path()) == before
@@ -244,7 +244,7 @@ def test_a_tokenizer_beside_the_adapter(bare):
 def test_settings_besides_the_adapters_own(bare):
     for given, named in (({"r": 3, "lora_alpha": 4}, "r, lora_alpha"), (None, "null")):
         before = tree(Path())
-        with pytest.raises(EngramError, match=f"brings its own settings; leave out {named}"):
+        with pytest.raises(PerdureError, match=f"brings its own settings; leave out {named}"):
             init("lineage", load_config({**FEW, "adapter": given}), "mine")
         assert tree(Path()) == before
 
@@ -290,12 +290,12 @@ def test_a_stop_while_it_is_made_is_repeated(bare, line, monkeypatch):
 @causal
 def test_on_the_command_line(bare):
     few = ("threads=1", "max_completion_length=4", "training.num_train_epochs=1")
-    told = engram("init", "lineage", "--adapter", "mine", *few)
+    told = perdure("init", "lineage", "--adapter", "mine", *few)
     assert told.status == 0, told.err
     assert "made on base base" in told.out
-    learned = engram("learn", "lineage", "colour", "colour-train.jsonl", "--json").json
+    learned = perdure("learn", "lineage", "colour", "colour-train.jsonl", "--json").json
     assert learned["parent"] == 0
-    shown = engram("learn", "lineage", "animal", "animal-train.jsonl")
+    shown = perdure("learn", "lineage", "animal", "animal-train.jsonl")
     assert shown.status == 0, shown.err
     base = base_at(Lineage("lineage"), None)
     assert base.peft.peft_config["default"].r == 3

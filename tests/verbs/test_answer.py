@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from command import engram, tree
-from engram import EngramError
-from engram.api import answer, evaluate
-from engram.config import load_config
-from engram.data.rows import read_rows
-from engram.measure import predict
-from engram.verbs.init import init
+from command import perdure, tree
+from perdure import PerdureError
+from perdure.api import answer, evaluate
+from perdure.config import load_config
+from perdure.data.rows import read_rows
+from perdure.measure import predict
+from perdure.verbs.init import init
 from place import learned, setting_for
 from tiny import KINDS
 
@@ -75,23 +75,25 @@ def test_an_encoder_chooses_among_all_it_has_learned(place):
     assert set(answer("lineage", prompts())) <= labels
     assert set(answer("lineage", prompts(), options=["cat"])) == {"cat"}
     assert set(answer("lineage", prompts(), 1)) <= {"blue", "green", "red"}
-    with pytest.raises(EngramError, match="it has learned, not 'cat'; there are: blue, green, red"):
+    with pytest.raises(
+        PerdureError, match="it has learned, not 'cat'; there are: blue, green, red"
+    ):
         answer("lineage", prompts(), 1, ["cat"])
-    with pytest.raises(EngramError, match="there are: none yet"):
+    with pytest.raises(PerdureError, match="there are: none yet"):
         answer("lineage", prompts(), 0)
 
 
 def test_on_the_command_line_an_answer_is_a_line(place):
     before = tree(place)
     asked = prompts()[:2]
-    told = engram("try", "lineage", *asked)
+    told = perdure("try", "lineage", *asked)
     answers = answer("lineage", asked)
     assert (told.status, told.out.splitlines()) == (0, answers)
     assert told.err == "(the answer is empty)\n" * answers.count("")  # not a blank line alone
-    found = engram("try", "lineage", *asked, "--stage", 1, "--json").json
+    found = perdure("try", "lineage", *asked, "--stage", 1, "--json").json
     assert [pair["prompt"] for pair in found] == asked
     assert [pair["answer"] for pair in found] == answer("lineage", asked, 1)
-    option = engram("try", "lineage", asked[0], "--option", "cat", "--option", "dog")
+    option = perdure("try", "lineage", asked[0], "--option", "cat", "--option", "dog")
     assert option.out.strip() in ("cat", "dog")
     assert tree(place) == before
 
@@ -121,16 +123,16 @@ def test_chat_goes_through_the_template(tmp_path, monkeypatch):
     # a template writes its special tokens itself, so this one gives a prompt without <s>
     said = answer("lineage", ["red"], chat=True)
     assert said != answer("lineage", ["red"])
-    assert engram("try", "lineage", "red", "--chat").out == said[0] + "\n"
+    assert perdure("try", "lineage", "red", "--chat").out == said[0] + "\n"
 
 
 @pytest.mark.parametrize("kind", ["causal"])
 def test_chat_without_a_template(place):
-    with pytest.raises(EngramError, match="no chat template"):
+    with pytest.raises(PerdureError, match="no chat template"):
         answer("lineage", ["red"], chat=True)
 
 
 @pytest.mark.parametrize("kind", ["causal"])
 def test_an_empty_prompt(place):
-    with pytest.raises(EngramError, match="the prompt is empty"):
+    with pytest.raises(PerdureError, match="the prompt is empty"):
         answer("lineage", ["red", " "])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engram.models.layout import ADAPTER_WEIGHTS
+from perdure.models.layout import ADAPTER_WEIGHTS
 from place import learned, setting_for
 from tiny import KINDS, tiny_model
 

@@ -6,16 +6,16 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from command import engram, tree
-from engram import EngramError, load_config
-from engram.data.rows import read_rows
-from engram.data.tokens import features
-from engram.models.base import load_base
-from engram.verbs import costs
-from engram.verbs.costs import Trial
-from engram.verbs.counting import Count, sample
-from engram.verbs.dry_run import dry_run
-from engram.verbs.run import run
+from command import perdure, tree
+from perdure import PerdureError, load_config
+from perdure.data.rows import read_rows
+from perdure.data.tokens import features
+from perdure.models.base import load_base
+from perdure.verbs import costs
+from perdure.verbs.costs import Trial
+from perdure.verbs.counting import Count, sample
+from perdure.verbs.dry_run import dry_run
+from perdure.verbs.run import run
 from place import setting_for
 from tiny import KINDS, shown_on_causal
 
@@ -117,7 +117,7 @@ def test_the_seconds_of_a_round_are_counted_once_a_round():
 def test_a_full_disk_is_told(setting, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(costs.shutil, "disk_usage", lambda place: usage(10, 9, 1))
-    with pytest.raises(EngramError, match=r"need .* GiB .* free; make room"):
+    with pytest.raises(PerdureError, match=r"need .* GiB .* free; make room"):
         dry_run(load_config({**setting, "lineage": str(tmp_path / "run")}))
 
 
@@ -126,8 +126,8 @@ def test_rows_that_do_not_fit_into_memory_are_told(setting, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("engram.verbs.dry_run.learn_stage", full)
-    with pytest.raises(EngramError, match=r"'colour'.*lower per_device_train_batch_size"):
+    monkeypatch.setattr("perdure.verbs.dry_run.learn_stage", full)
+    with pytest.raises(PerdureError, match=r"'colour'.*lower per_device_train_batch_size"):
         dry_run(load_config(setting))
 
 
@@ -135,30 +135,30 @@ def test_rows_that_do_not_fit_into_memory_are_told(setting, monkeypatch):
 def test_what_would_fail_at_the_last_task_is_found_at_once(setting, tmp_path):
     tasks = [dict(task) for task in setting["tasks"]]
     tasks[1]["metric"] = "rouge"
-    with pytest.raises(EngramError, match="unknown metric 'rouge'"):
+    with pytest.raises(PerdureError, match="unknown metric 'rouge'"):
         dry_run(load_config({**setting, "tasks": tasks}))
     tasks[1] |= {"metric": "exact_match", "training": {"learning_rat": 1}}
-    with pytest.raises(EngramError, match="task 'animal': training: unknown key"):
+    with pytest.raises(PerdureError, match="task 'animal': training: unknown key"):
         dry_run(load_config({**setting, "tasks": tasks}))
 
 
 @shown_on_causal("setting")
 def test_a_base_that_is_not_here_is_not_downloaded(setting):
-    with pytest.raises(EngramError, match="no model could be loaded"):
+    with pytest.raises(PerdureError, match="no model could be loaded"):
         dry_run(load_config({**setting, "base": "nobody/nothing"}))
 
 
 @shown_on_causal("setting")
 def test_the_command_line_prints_a_table_or_json(setting, tmp_path):
     task = setting["tasks"][0]
-    made = engram("init", tmp_path / "m", "--base", setting["base"], "max_completion_length=4")
+    made = perdure("init", tmp_path / "m", "--base", setting["base"], "max_completion_length=4")
     assert made.status == 0
     before = tree(tmp_path)
     arguments = ("learn", tmp_path / "m", "colour", task["train"], "--test", task["test"])
-    found = engram(*arguments, "training.num_train_epochs=2", "--dry-run", "--json")
+    found = perdure(*arguments, "training.num_train_epochs=2", "--dry-run", "--json")
     assert found.status == 0, found.err
     assert found.json["tasks"][0]["steps"] == 10
-    text = engram(*arguments, "--dry-run").out
+    text = perdure(*arguments, "--dry-run").out
     for word in ("colour", "parameters:", "memory:", "disk:", "time:", "nothing was written"):
         assert word in text
     assert tree(tmp_path) == before

@@ -1,4 +1,4 @@
-"""`export`: a plain model that needs neither Engram nor PEFT and gives what the stage gives."""
+"""`export`: a plain model that needs neither Perdure nor PEFT and gives what the stage gives."""
 
 import contextlib
 import shutil
@@ -18,17 +18,17 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from command import engram, tree
-from engram import EngramError
-from engram.api import answer, export, verify
-from engram.config import load_config
-from engram.data.rows import read_rows
-from engram.lineage.lineage import Lineage
-from engram.lineage.loading import base_at
-from engram.verbs import export as module
-from engram.verbs.init import init
-from engram.verbs.learn import learn
-from engram.verbs.run import run
+from command import perdure, tree
+from perdure import PerdureError
+from perdure.api import answer, export, verify
+from perdure.config import load_config
+from perdure.data.rows import read_rows
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import base_at
+from perdure.verbs import export as module
+from perdure.verbs.init import init
+from perdure.verbs.learn import learn
+from perdure.verbs.run import run
 from place import learned, output, setting_for, stage_output, task
 from tiny import KINDS, tiny_tokenizer
 from train.engine import Stopped
@@ -170,7 +170,7 @@ def test_an_adapter_that_does_not_merge(place):
     learn("other", task("colour"))
     assert not torch.equal(stage_output("other"), stage_output("other", 0))
     before = tree(place)
-    with pytest.raises(EngramError, match="a PREFIX_TUNING adapter does not merge"):
+    with pytest.raises(PerdureError, match="a PREFIX_TUNING adapter does not merge"):
         export("other", "out")
     assert tree(place) == before
 
@@ -179,7 +179,7 @@ def test_an_adapter_that_does_not_merge(place):
 def test_an_adapter_for_each_task_is_exported_one_by_one(place):
     settings = Lineage("lineage").config.to_dict() | {"mode": "per_task", "lineage": "each"}
     run(load_config(settings))
-    with pytest.raises(EngramError, match=r"per_task has an adapter for each task.* with --stage"):
+    with pytest.raises(PerdureError, match=r"per_task has an adapter for each task.* with --stage"):
         export("each", "out")
     export("each", "out", 1)
     torch.testing.assert_close(plain_output("causal"), stage_output("each", 1))
@@ -188,7 +188,7 @@ def test_an_adapter_for_each_task_is_exported_one_by_one(place):
 @causal
 def test_a_folder_that_is_not_empty_or_no_folder(place):
     for taken in ("base", "base/config.json"):
-        with pytest.raises(EngramError, match=f"{taken}: exists and is not empty"):
+        with pytest.raises(PerdureError, match=f"{taken}: exists and is not empty"):
             export("lineage", taken)
     Path("new").mkdir()
     export("lineage", "new")
@@ -214,18 +214,18 @@ def test_a_crash_half_way_leaves_no_half_folder(place, monkeypatch):
 
 @causal
 def test_an_unknown_dtype_or_stage(place):
-    with pytest.raises(EngramError, match="dtype 'bf16' is not a choice; did you mean 'bfloat16'"):
+    with pytest.raises(PerdureError, match="dtype 'bf16' is not a choice; did you mean 'bfloat16'"):
         export("lineage", "out", dtype="bf16")
-    with pytest.raises(EngramError, match="no stage 9"):
+    with pytest.raises(PerdureError, match="no stage 9"):
         export("lineage", "out", 9)
     assert not Path("out").exists()
 
 
 @causal
 def test_on_the_command_line(place):
-    told = engram("export", "lineage", "out", "--stage", 1, "--dtype", "bfloat16")
+    told = perdure("export", "lineage", "out", "--stage", 1, "--dtype", "bfloat16")
     assert told.out == "out: a plain model; its README.md holds the lines that load it\n"
-    found = engram("export", "lineage", "again", "--json").json
+    found = perdure("export", "lineage", "again", "--json").json
     assert found == {"lineage": "lineage", "model": "again"}
     assert verify("lineage") == []
     assert not list(Path("out").glob("*memory*"))

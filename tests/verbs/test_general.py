@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from engram import EngramError, Lineage, load_config
-from engram.models.layout import GENERAL
-from engram.train.memory import Memory
-from engram.verbs.run import run
+from perdure import Lineage, PerdureError, load_config
+from perdure.models.layout import GENERAL
+from perdure.train.memory import Memory
+from perdure.verbs.run import run
 from place import learned, setting_for
 from tiny import shown_on_causal, tiny_rows
 
@@ -70,12 +70,12 @@ def test_the_file_is_found_from_anywhere_and_its_move_is_told(setting, tmp_path,
     monkeypatch.chdir(tmp_path)
     setting["general"] = {"file": "general.jsonl"}
     learned(setting, "deep/run")
-    assert "file: ../../general.jsonl" in Path("deep/run/engram.yaml").read_text()
+    assert "file: ../../general.jsonl" in Path("deep/run/lineage.yaml").read_text()
     learned(setting, "deep/run")  # the same settings from the same place: nothing to do
     monkeypatch.chdir(tmp_path / "deep")
     assert Path(Lineage("run").config.general.file).resolve() == tmp_path / "general.jsonl"
     (tmp_path / "general.jsonl").rename(tmp_path / "moved.jsonl")
-    with pytest.raises(EngramError, match=r"no file .*general\.jsonl"):
+    with pytest.raises(PerdureError, match=r"no file .*general\.jsonl"):
         run(load_config({**setting, "general": {"file": "gone/general.jsonl"}, "lineage": "new"}))
 
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_is_told_before_anything_is_written(setting, tmp_path, ch
     changed = json.loads(
         json.dumps({**setting, **change}).replace("FILE", setting["general"]["file"])
     )
-    with pytest.raises(EngramError, match=line):
+    with pytest.raises(PerdureError, match=line):
         learned(changed, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -102,5 +102,5 @@ def test_an_encoder_has_no_place_for_them(tmp_path):
     setting = setting_for("encoder", tmp_path)
     (tmp_path / "general.jsonl").write_text(json.dumps(tiny_rows("count", 1)[0]))
     given = {"method": "replay", "general": {"file": str(tmp_path / "general.jsonl")}}
-    with pytest.raises(EngramError, match="an encoder learns only the labels of its tasks"):
+    with pytest.raises(PerdureError, match="an encoder learns only the labels of its tasks"):
         learned({**setting, **given}, tmp_path / "run")

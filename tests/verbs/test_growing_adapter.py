@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from command import tree
-from engram.api import answer, evaluate, export, revert, verify
-from engram.config import load_config
-from engram.lineage.lineage import Lineage
-from engram.lineage.loading import base_at
-from engram.train import stage
-from engram.train.stage import score
-from engram.verbs.dry_run import dry_run_of_learn
-from engram.verbs.init import init
-from engram.verbs.learn import learn
-from engram.verbs.run import run
+from perdure.api import answer, evaluate, export, revert, verify
+from perdure.config import load_config
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import base_at
+from perdure.train import stage
+from perdure.train.stage import score
+from perdure.verbs.dry_run import dry_run_of_learn
+from perdure.verbs.init import init
+from perdure.verbs.learn import learn
+from perdure.verbs.run import run
 from place import output, setting_for, stage_output, task
 from tiny import tiny_rows
 from train.engine import Stop, Stopped

@@ -2,13 +2,13 @@
 
 import pytest
 
-from command import engram
-from engram import EngramError, Lineage
-from engram.config import load_config
-from engram.data.task import Split, Task
-from engram.models.base import load_base
-from engram.verbs.init import init
-from engram.verbs.learn import learn
+from command import perdure
+from perdure import Lineage, PerdureError
+from perdure.config import load_config
+from perdure.data.task import Split, Task
+from perdure.models.base import load_base
+from perdure.verbs.init import init
+from perdure.verbs.learn import learn
 from place import learned, setting_for
 from tiny import KINDS, save_tiny
 from zoo import make, tokenizer
@@ -23,13 +23,13 @@ def test_the_length_is_that_of_the_base_if_it_is_less_than_512(tmp_path):
     assert lineage.config.max_length == 128
     assert learned(setting, tmp_path / "run").head == 2  # the same settings once more
     t5 = save_tiny("seq2seq", tmp_path / "t5")  # its positions are relative, without an end
-    assert engram("init", tmp_path / "m", "--base", t5).status == 0
+    assert perdure("init", tmp_path / "m", "--base", t5).status == 0
     assert Lineage(tmp_path / "m").config.max_length == 512
 
 
 def test_more_than_the_base_has_is_refused(tmp_path):
     with pytest.raises(
-        EngramError, match=r"129 is more than the 128 positions.*set max_length=128"
+        PerdureError, match=r"129 is more than the 128 positions.*set max_length=128"
     ):
         learned({**setting_for("encoder", tmp_path), "max_length": 129}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -42,7 +42,7 @@ def test_an_adapter_that_lengthens_the_text_is_refused_where_labels_lie_under_it
     if kind == "seq2seq":
         load_base(base, given, 0)
         return
-    with pytest.raises(EngramError, match=r"PROMPT_TUNING adds tokens of its own.*use LORA"):
+    with pytest.raises(PerdureError, match=r"PROMPT_TUNING adds tokens of its own.*use LORA"):
         load_base(base, given, 0)
 
 
@@ -75,7 +75,7 @@ def test_answers_are_no_longer_than_the_base_unless_somebody_says_so(tmp_path):
 
 def test_an_answer_longer_than_the_decoder_is_refused(tmp_path):
     setting = {"base": str(make("led", tmp_path / "base")), "max_completion_length": 40}
-    with pytest.raises(EngramError, match=r"40 is more than the 32 positions of the decoder"):
+    with pytest.raises(PerdureError, match=r"40 is more than the 32 positions of the decoder"):
         init(tmp_path / "run", load_config(setting))
     assert not (tmp_path / "run").exists()
 
@@ -90,7 +90,7 @@ def test_a_token_without_an_embedding_is_refused_where_a_row_has_it(split, tmp_p
     known, unknown = ({"prompt": f"{word} is", "completion": "red"} for word in ("cat", "<new>"))
     train, test = ([known, unknown], [known]) if split == "train" else ([known], [known, unknown])
     with pytest.raises(
-        EngramError, match=rf"t {split}, row 2: .*'<new>' has the id 22, but the base has 22 emb"
+        PerdureError, match=rf"t {split}, row 2: .*'<new>' has the id 22, but the base has 22 emb"
     ):
         learn(tmp_path / "run", Task("t", Split(tuple(train)), test=Split(tuple(test))))
     assert Lineage(tmp_path / "run").head == 0
@@ -101,7 +101,7 @@ def test_a_padding_token_without_an_embedding_is_refused_at_init(tmp_path):
     words = tokenizer("causal")
     words.add_special_tokens({"pad_token": "[PAD]"})
     words.save_pretrained(base)
-    with pytest.raises(EngramError, match=r"'\[PAD\]' has the id 22, .*resize_token_embeddings"):
+    with pytest.raises(PerdureError, match=r"'\[PAD\]' has the id 22, .*resize_token_embeddings"):
         init(tmp_path / "run", load_config({"base": str(base)}))
 
 

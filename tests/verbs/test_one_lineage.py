@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from command import engram
-from engram import EngramError
-from engram.api import answer, evaluate, revert, verify
+from command import perdure
+from perdure import PerdureError
+from perdure.api import answer, evaluate, revert, verify
 from place import learned, setting_for
 
 
@@ -20,7 +20,7 @@ def test_a_tracker_can_be_switched_on_later_and_a_learning_rate_cannot_be_change
     learned(setting, tmp_path / "run")
     told = {**setting["training"], "report_to": "tensorboard", "logging_steps": 1}
     assert learned({**setting, "training": told}, tmp_path / "run").head == 2
-    with pytest.raises(EngramError, match="training differ"):
+    with pytest.raises(PerdureError, match="training differ"):
         learned({**setting, "training": {**told, "learning_rate": 1e-3}}, tmp_path / "run")
 
 
@@ -28,28 +28,28 @@ def test_a_tracker_can_be_switched_on_later_and_a_learning_rate_cannot_be_change
 def test_several_processes_are_refused(verb, tmp_path, monkeypatch):
     rows = setting_for("causal", tmp_path, n=16)["tasks"][0]["train"]
     base = tmp_path / "base"
-    assert engram("init", tmp_path / "m", "--base", base).status == 0
+    assert perdure("init", tmp_path / "m", "--base", base).status == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
     given = (tmp_path / "other", "--base", base) if verb == "init" else (tmp_path / "m", "c", rows)
-    status, _, said = engram(verb, *given)
+    status, _, said = perdure(verb, *given)
     assert status == 2
-    assert said.startswith("engram: error: several processes: a lineage has one writer")
+    assert said.startswith("perdure: error: several processes: a lineage has one writer")
     assert said.count("\n") == 1
 
 
 @causal
 def test_changed_settings_are_found(place):
-    file = place / "lineage" / "engram.yaml"
+    file = place / "lineage" / "lineage.yaml"
     settings = yaml.safe_load(file.read_text())
     assert verify("lineage") == []
     file.write_text(yaml.safe_dump({**settings, "max_completion_length": 5}))
-    assert verify("lineage") == ["lineage/engram.yaml: has other settings than it was made with"]
+    assert verify("lineage") == ["lineage/lineage.yaml: has other settings than it was made with"]
 
 
 @causal
 def test_after_going_back_to_the_base_there_is_nothing_to_score(place):
     revert("lineage", 0)
-    with pytest.raises(EngramError, match=r"every stage is reverted.*engram revert lineage --to"):
+    with pytest.raises(PerdureError, match=r"every stage is reverted.*perdure revert lineage --to"):
         evaluate("lineage")
 
 

@@ -6,10 +6,10 @@ from statistics import fmean
 
 import pytest
 
-from command import engram, tree
-from engram import EngramError
-from engram.api import evaluate, revert
-from engram.data.rows import read_rows
+from command import perdure, tree
+from perdure import PerdureError
+from perdure.api import evaluate, revert
+from perdure.data.rows import read_rows
 
 
 pytestmark = pytest.mark.own
@@ -45,7 +45,7 @@ def test_they_agree_with_the_scores(place, kind, stage):
 def test_on_the_command_line_for_a_task_and_a_mode(place):
     before = tree(place)
     taken = ("--task", "animal", "--mode", "options", "--predictions", "said.jsonl")
-    told = engram("evaluate", "lineage", *taken)
+    told = perdure("evaluate", "lineage", *taken)
     assert told.status == 0, told.err
     assert {line["task"] for line in said()} == {"animal"}
     assert {line["prediction"] for line in said()} <= {"bird", "cat", "dog"}
@@ -73,6 +73,6 @@ def test_no_place_to_write_them(place):
         ("base/config.json/said.jsonl", "there is no folder"),
     ):
         before = tree(place)
-        with pytest.raises(EngramError, match=f"{file}: {why}"):
+        with pytest.raises(PerdureError, match=f"{file}: {why}"):
             evaluate("lineage", predictions=file)
         assert tree(place) == before

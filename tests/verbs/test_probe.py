@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-import engram as package
-from command import engram, tree, write_rows
-from engram import EngramError
-from engram.api import probe, revert
-from engram.data.rows import read_rows
-from engram.verbs.learn import learn
+import perdure as package
+from command import perdure, tree, write_rows
+from perdure import PerdureError
+from perdure.api import probe, revert
+from perdure.data.rows import read_rows
+from perdure.verbs.learn import learn
 from place import learned, setting_for, task
 
 
@@ -95,9 +95,9 @@ def test_without_foils_nothing_is_recognised(facts, kind):
 
 def test_it_reads_only_and_text_and_json_say_the_same(facts, kind):
     before = tree(Path())
-    printed = engram("probe", "lineage", facts, "--learned", 1, "--json")
+    printed = perdure("probe", "lineage", facts, "--learned", 1, "--json")
     assert printed.json == json.loads(json.dumps(package.probe("lineage", facts, learned=1)))
-    told = engram("probe", "lineage", facts, "--learned", 1)
+    told = perdure("probe", "lineage", facts, "--learned", 1)
     assert (told.status, told.err) == (0, "")
     for words in ("base", "1 colour", "2 animal", "recognition kept", "24 rows, 24 foils"):
         assert words in told.out
@@ -105,7 +105,7 @@ def test_it_reads_only_and_text_and_json_say_the_same(facts, kind):
         cell = "-" if stage["loss"] is None else f"{stage['loss']:.3f}"
         assert cell in told.out
     assert ("effectivity +" in told.out) == (kind != "encoder")
-    assert "kept" not in engram("probe", "lineage", facts).out
+    assert "kept" not in perdure("probe", "lineage", facts).out
     assert tree(Path()) == before
 
 
@@ -124,7 +124,7 @@ def test_an_encoder_says_nothing_of_labels_that_it_has_not_learned(place):
     animals = probe("lineage", "animal-train.jsonl", stages=[1, 2])["stages"]
     assert [stage["loss"] is None for stage in animals] == [True, False]
     assert probe("lineage", rows, stages=[0])["stages"][0]["loss"] is None
-    with pytest.raises(EngramError, match=r"the rows, row 1: 'rad' is .*did you mean 'red'"):
+    with pytest.raises(PerdureError, match=r"the rows, row 1: 'rad' is .*did you mean 'red'"):
         probe("lineage", [{"prompt": "one", "completion": "rad"}])
 
 
@@ -136,7 +136,7 @@ def test_held_out_texts_have_a_loss_and_are_cut_to_fit(place):
     assert (found["rows"], found["foils"], found["truncated"]) == (3, 1, 1)
     assert all(stage["loss"] > 0 and 0 <= stage["recall"] <= 1 for stage in found["stages"])
     write_rows(Path("texts.jsonl"), rows)
-    assert "3 rows, 1 foil, 1 cut to fit" in engram("probe", "lineage", "texts.jsonl").out
+    assert "3 rows, 1 foil, 1 cut to fit" in perdure("probe", "lineage", "texts.jsonl").out
 
 
 @causal
@@ -149,7 +149,7 @@ def test_chosen_stages_and_those_that_they_are_told_beside(facts):
     )
     beside = probe("lineage", facts, learned=2, stages=[0])
     assert beside["stages"] == whole["stages"]  # 1, before it, and 2
-    printed = engram("probe", "lineage", facts, "--stages", "0,2", "--json").json
+    printed = perdure("probe", "lineage", facts, "--stages", "0,2", "--json").json
     assert [stage["stage"] for stage in printed["stages"]] == [0, 2]
 
 
@@ -159,7 +159,7 @@ def test_the_stages_of_the_present_history_are_asked(facts):
     learn("lineage", task("animal", training={"learning_rate": 1e-3}))
     found = probe("lineage", facts, learned=1)
     assert [(s["stage"], s["lag"]) for s in found["stages"]] == [(0, None), (1, 0), (3, 1)]
-    with pytest.raises(EngramError, match="no stage 2 in the present history; valid: 0, 1, 3"):
+    with pytest.raises(PerdureError, match="no stage 2 in the present history; valid: 0, 1, 3"):
         probe("lineage", facts, stages=[2])
 
 
@@ -171,7 +171,7 @@ def test_stages_whose_weights_are_gone_are_left_out_and_told(whole_place):
     assert [stage["stage"] for stage in found["stages"]] == [0, 2, 3]
     assert said == ["warning: not asked, as their weights are gone: stages 1"]
     for asked in ({"stages": [1]}, {"learned": 1}, {"learned": 2}):
-        with pytest.raises(EngramError, match="the weights of stage 1 are gone"):
+        with pytest.raises(PerdureError, match="the weights of stage 1 are gone"):
             probe("lineage", "colour-train.jsonl", **asked)
 
 
@@ -188,7 +188,7 @@ def test_one_model_is_held_at_a_time(facts, monkeypatch):
     import gc
     import weakref
 
-    from engram.verbs import probe as module
+    from perdure.verbs import probe as module
 
     held, load = [], module.base_at
 

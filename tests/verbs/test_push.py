@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from command import engram, tree
-from engram.api import push, rebase
-from engram.data.rows import read_rows
-from engram.lineage.lineage import Lineage
-from engram.verbs.learn import learn
+from command import perdure, tree
 from hub import Hub, serving
+from perdure.api import push, rebase
+from perdure.data.rows import read_rows
+from perdure.lineage.lineage import Lineage
+from perdure.verbs.learn import learn
 from place import task
 
 
@@ -89,7 +89,7 @@ def test_whole_weights(whole_place, hub):
     assert not {"memory.jsonl", "method.safetensors"} & set(hub.files)
     assert holds_no_row(hub.files)
     assert 'from_pretrained("me/mine")' in hub.files["README.md"].decode()
-    told = engram("push", "lineage", "me/mine", "--stage", 1)
+    told = perdure("push", "lineage", "me/mine", "--stage", 1)
     assert (told.status, told.err.count("\n")) == (2, 1)
     assert "stage 1 are gone" in told.err
 
@@ -116,7 +116,7 @@ def test_from_the_command_line_with_the_client_of_its_own_process(place):
             "HF_TOKEN": "hf_of_the_test",
         }
         done = subprocess.run(
-            [sys.executable, "-m", "engram.cli", "push", "lineage", "me/mine", "--json"],
+            [sys.executable, "-m", "perdure.cli", "push", "lineage", "me/mine", "--json"],
             capture_output=True,
             text=True,
             env=environment,
@@ -131,9 +131,9 @@ def test_from_the_command_line_with_the_client_of_its_own_process(place):
 
 def refused(*words: str) -> None:
     before = tree(Path())
-    told = engram("push", "lineage", "me/mine")
+    told = perdure("push", "lineage", "me/mine")
     assert (told.status, told.out) == (2, "")
-    assert told.err.startswith("engram: error: me/mine: the hub did not take it (")
+    assert told.err.startswith("perdure: error: me/mine: the hub did not take it (")
     assert told.err.count("\n") == 1, told.err
     assert "hf_of_the_test" not in told.err
     for word in (*words, "hf auth login"):
@@ -183,7 +183,7 @@ def test_what_needs_no_connection_to_be_refused(place, hub):
         (("me/mine/more",), "not a repository's name"),
         (("",), "not a repository's name"),
     ):
-        told = engram("push", "lineage", *arguments)
+        told = perdure("push", "lineage", *arguments)
         assert told.status == 2
         assert told.err.count("\n") == 1
         assert words in told.err

@@ -7,12 +7,12 @@ from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from engram import EngramError, load_config
-from engram.api import export
-from engram.lineage.loading import base_at
-from engram.models.base import load_base
-from engram.models.pins import DEFAULT
-from engram.verbs.run import run
+from perdure import PerdureError, load_config
+from perdure.api import export
+from perdure.lineage.loading import base_at
+from perdure.models.base import load_base
+from perdure.models.pins import DEFAULT
+from perdure.verbs.run import run
 from place import learned, setting_for
 
 
@@ -99,12 +99,12 @@ def test_eight_bits_load_as_well():
     ],
 )
 def test_what_cannot_be_is_told(setting, tmp_path, given, line):
-    with pytest.raises(EngramError, match=line):
+    with pytest.raises(PerdureError, match=line):
         run(load_config({**setting, **given, "lineage": str(tmp_path / "run")}))
     assert not (tmp_path / "run").exists()
 
 
 def test_an_encoder_is_refused(tmp_path):
     setting = setting_for("encoder", tmp_path)
-    with pytest.raises(EngramError, match="an encoder is small enough without"):
+    with pytest.raises(PerdureError, match="an encoder is small enough without"):
         learned({**setting, "quantization": FOUR}, tmp_path / "run")

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from command import engram, tree
-from engram import EngramError
-from engram.api import answer, evaluate, export, rebase, revert, verify
-from engram.config import load_config
-from engram.lineage import lineage as module
-from engram.lineage.lineage import Lineage
-from engram.verbs.learn import learn
-from engram.verbs.run import run
+from command import perdure, tree
+from perdure import PerdureError
+from perdure.api import answer, evaluate, export, rebase, revert, verify
+from perdure.config import load_config
+from perdure.lineage import lineage as module
+from perdure.lineage.lineage import Lineage
+from perdure.verbs.learn import learn
+from perdure.verbs.run import run
 from place import task
 from train.engine import Stopped
 
@@ -26,7 +26,7 @@ causal = pytest.mark.parametrize("kind", ["causal"])
 
 
 def named(path: str = "lineage") -> str:
-    return yaml.safe_load(Path(path, "engram.yaml").read_text())["base"]["name"]
+    return yaml.safe_load(Path(path, "lineage.yaml").read_text())["base"]["name"]
 
 
 def test_a_base_that_moved_is_found_again(place):
@@ -39,7 +39,9 @@ def test_a_base_that_moved_is_found_again(place):
         lambda: answer("lineage", ["red"]),
         lambda: export("lineage", "out"),
     ):
-        with pytest.raises(EngramError, match=r"'base': no such folder.* `engram rebase`") as told:
+        with pytest.raises(
+            PerdureError, match=r"'base': no such folder.* `perdure rebase`"
+        ) as told:
             verb()
         assert "\n" not in str(told.value)
     assert tree(place) == untouched
@@ -59,14 +61,16 @@ def test_other_weights_are_refused_by_the_name_of_their_files(place):
     weights = Path("other/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     before = tree(place)
-    with pytest.raises(EngramError, match=r"other: not the base of lineage: model.safetensors dif"):
+    with pytest.raises(
+        PerdureError, match=r"other: not the base of lineage: model.safetensors dif"
+    ):
         rebase("lineage", "other")
     Path("other/config.json").unlink()
-    with pytest.raises(EngramError, match=r"config.json, model.safetensors differ;"):
+    with pytest.raises(PerdureError, match=r"config.json, model.safetensors differ;"):
         rebase("lineage", "other")
-    with pytest.raises(EngramError, match="'nowhere/at/all': no such folder"):
+    with pytest.raises(PerdureError, match="'nowhere/at/all': no such folder"):
         rebase("lineage", "nowhere/at/all")
-    with pytest.raises(EngramError, match="lies there already"):
+    with pytest.raises(PerdureError, match="lies there already"):
         rebase("lineage", "base")
     Path("other").joinpath("config.json").write_text("{}")
     shutil.rmtree("other")
@@ -80,7 +84,7 @@ def test_files_beside_those_of_the_base_are_nothing_new(place):
     Path("moved/notes.txt").write_text("of mine")
     rebase("lineage", "moved")
     assert "notes.txt" not in Lineage("lineage").pin["files"]
-    with pytest.raises(EngramError, match="lies there already"):
+    with pytest.raises(PerdureError, match="lies there already"):
         rebase("lineage", "moved")
 
 
@@ -97,7 +101,7 @@ def test_a_reverted_lineage_stays_reverted(place):
 
 @causal
 @pytest.mark.parametrize("verb", ["rebase", "learn"])
-def test_a_stop_before_engram_yaml_is_mended_by_the_next_verb(place, verb, monkeypatch):
+def test_a_stop_before_perdure_yaml_is_mended_by_the_next_verb(place, verb, monkeypatch):
     shutil.copytree("base", "moved")
 
     def stopped(*arguments):
@@ -109,7 +113,7 @@ def test_a_stop_before_engram_yaml_is_mended_by_the_next_verb(place, verb, monke
             rebase("lineage", "moved")
     assert named() == "base"
     assert Lineage("lineage").pin["name"] == Lineage("lineage").config.base == "moved"
-    assert verify("lineage") == ["lineage/engram.yaml: names another base than the ledger"]
+    assert verify("lineage") == ["lineage/lineage.yaml: names another base than the ledger"]
     if verb == "learn":
         learn("lineage", task("animal"))  # which the newest stage has learned already
     else:
@@ -126,20 +130,22 @@ def test_a_run_goes_on_once_its_settings_name_the_new_place(place):
     settings = Lineage("lineage").config.to_dict() | {"lineage": "lineage"}
     assert len(run(load_config(settings)).ledger) == 4
     shutil.copytree("moved", "again")
-    with pytest.raises(EngramError, match=r"other settings \(base differ\)"):
+    with pytest.raises(PerdureError, match=r"other settings \(base differ\)"):
         run(load_config({**settings, "base": "again"}))
 
 
 @causal
 def test_on_the_command_line(place):
     shutil.copytree("base", "moved")
-    told = engram("rebase", "lineage", "moved")
+    told = perdure("rebase", "lineage", "moved")
     assert told.out == "lineage: on base moved now, the same files by their sha256\n"
     shutil.copytree("base", "again")
-    found = engram("rebase", "lineage", "again", "--json").json
+    found = perdure("rebase", "lineage", "again", "--json").json
     assert found["base"]["name"] == "again"
     assert (
         found["base"]["files"]
         == json.loads(Path("lineage/ledger.jsonl").read_text().splitlines()[0])["base"]["files"]
     )
-    assert [line["verb"] for line in engram("log", "lineage", "--json").json][-2:] == ["rebase"] * 2
+    assert [line["verb"] for line in perdure("log", "lineage", "--json").json][-2:] == [
+        "rebase"
+    ] * 2

@@ -7,16 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from command import engram, tree
-from engram import EngramError
-from engram.api import evaluate, revert, verify
-from engram.config import load_config
-from engram.data.rows import read_rows
-from engram.lineage.lineage import Lineage
-from engram.models.layout import ADAPTER_WEIGHTS
-from engram.verbs import advance
-from engram.verbs.init import init
-from engram.verbs.learn import learn
+from command import perdure, tree
+from perdure import PerdureError
+from perdure.api import evaluate, revert, verify
+from perdure.config import load_config
+from perdure.data.rows import read_rows
+from perdure.lineage.lineage import Lineage
+from perdure.models.layout import ADAPTER_WEIGHTS
+from perdure.verbs import advance
+from perdure.verbs.init import init
+from perdure.verbs.learn import learn
 from place import task
 
 
@@ -109,7 +109,7 @@ def test_whole_weights_that_are_gone_cannot_be_reverted_to(whole_place):
     for name in ("colour", "animal"):
         learn("lineage", task(name))
     before = tree(whole_place)
-    with pytest.raises(EngramError, match=r"stage 1 are gone.*those of stage 3, 4, and the base"):
+    with pytest.raises(PerdureError, match=r"stage 1 are gone.*those of stage 3, 4, and the base"):
         revert("lineage", 1)
     assert tree(whole_place) == before
     revert("lineage", 3)
@@ -124,36 +124,36 @@ def test_whole_weights_that_are_gone_cannot_be_reverted_to(whole_place):
 
 @pytest.mark.parametrize("kind", ["causal"])
 def test_what_is_refused(place):
-    with pytest.raises(EngramError, match="no stage 5; valid: 0, 1, 2"):
+    with pytest.raises(PerdureError, match="no stage 5; valid: 0, 1, 2"):
         revert("lineage", 5)
-    with pytest.raises(EngramError, match="no stage -1"):
+    with pytest.raises(PerdureError, match="no stage -1"):
         revert("lineage", -1)
-    with pytest.raises(EngramError, match="stage 2 is the newest already"):
+    with pytest.raises(PerdureError, match="stage 2 is the newest already"):
         revert("lineage", 2)
     revert("lineage", 0)
-    with pytest.raises(EngramError, match=r"stage 0 is the newest.*--to 2"):
+    with pytest.raises(PerdureError, match=r"stage 0 is the newest.*--to 2"):
         revert("lineage")
     init("new", load_config({"base": "base"}))
-    with pytest.raises(EngramError, match="nothing was learned yet"):
+    with pytest.raises(PerdureError, match="nothing was learned yet"):
         revert("new")
-    with pytest.raises(EngramError, match="stage 0 is the newest already"):
+    with pytest.raises(PerdureError, match="stage 0 is the newest already"):
         revert("new", 0)
 
 
 @pytest.mark.parametrize("kind", ["causal"])
 def test_on_the_command_line(place):
-    told = engram("revert", "lineage", "--to", 1)
+    told = perdure("revert", "lineage", "--to", 1)
     assert told.status == 0, told.err
     assert "the newest stage is 1 now, it was 2" in told.out
-    assert "engram revert lineage --to 2" in told.out
-    log = engram("log", "lineage", "--json").json
+    assert "perdure revert lineage --to 2" in told.out
+    log = perdure("log", "lineage", "--json").json
     assert [line["verb"] for line in log] == ["init", "learn", "learn", "revert"]
     assert [line["active"] for line in log] == [True, True, False, True]
-    shown = engram("log", "lineage").out
+    shown = perdure("log", "lineage").out
     assert "(2)" in shown
-    found = engram("revert", "lineage", "--to", 2, "--json").json
+    found = perdure("revert", "lineage", "--to", 2, "--json").json
     assert (found["stage"], found["parent"]) == (2, 1)
-    found = engram("evaluate", "lineage", "--json").json
+    found = perdure("evaluate", "lineage", "--json").json
     assert list(found) == ["colour", "animal"]
 
 

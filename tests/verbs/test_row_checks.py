@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from command import engram, refused
-from engram.config import load_config
-from engram.data.stream import load_stream
-from engram.prepare import check_tasks, prepare
+from command import perdure, refused
+from perdure.config import load_config
+from perdure.data.stream import load_stream
+from perdure.prepare import check_tasks, prepare
 from tiny import save_tiny, tiny_rows
 
 
@@ -53,8 +53,8 @@ def test_each_check_is_a_line(folder):
 
 
 def test_a_dry_run_says_them_on_stderr(folder):
-    assert engram("init", "new", "--base", "base", "max_length=64").status == 0
-    told = engram("learn", "new", "colour", "a.jsonl", "--test", "b.jsonl", "--dry-run", "--json")
+    assert perdure("init", "new", "--base", "base", "max_length=64").status == 0
+    told = perdure("learn", "new", "colour", "a.jsonl", "--test", "b.jsonl", "--dry-run", "--json")
     assert told.status == 0, told.err
     assert "a.jsonl: left out, as they are not part of a row: id" in told.err
     assert "warning: colour: " in told.err
@@ -74,7 +74,7 @@ def test_a_dry_run_says_them_on_stderr(folder):
     ],
 )
 def test_what_cannot_be_right_is_refused(given, said, folder):
-    assert engram("init", "new", "--base", "base").status == 0
+    assert perdure("init", "new", "--base", "base").status == 0
     refused(folder, "learn", "new", *given, names=(said,))
 
 
@@ -82,7 +82,7 @@ def test_test_rows_that_cannot_be_scored_are_refused_before_training(folder):
     call = {"function": {"name": "f", "arguments": {}}}
     said = {"role": "assistant", "tool_calls": [call]}
     write(folder / "b.jsonl", [{"messages": [{"role": "user", "content": "a"}, said]}])
-    assert engram("init", "new", "--base", "base").status == 0
+    assert perdure("init", "new", "--base", "base").status == 0
     learn = ("learn", "new", "colour", "a.jsonl", "--test", "b.jsonl")
     refused(folder, *learn, names=("its answer calls a tool",))
     write(folder / "b.jsonl", [{"prompt": [{"role": "user", "content": "a"}], "completion": ["b"]}])

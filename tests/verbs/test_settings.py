@@ -3,10 +3,10 @@
 import pytest
 import yaml
 
-from command import engram, refused
-from engram.config import load_config
-from engram.errors import EngramError
-from engram.prepare.settings import check_settings
+from command import perdure, refused
+from perdure.config import load_config
+from perdure.errors import PerdureError
+from perdure.prepare.settings import check_settings
 from tiny import save_tiny
 
 
@@ -56,7 +56,7 @@ VALUES = [
 
 @pytest.mark.parametrize(("key", "value"), VALUES, ids=lambda text: text)
 def test_a_value_of_no_use_is_refused_by_its_key(key, value):
-    with pytest.raises(EngramError) as error:
+    with pytest.raises(PerdureError) as error:
         check_settings(load_config({}, [f"{key}={value}"]))
     assert key.rpartition(".")[2] in str(error.value)
     assert "\n" not in str(error.value)
@@ -103,7 +103,7 @@ def test_a_value_of_no_use_is_refused_by_its_key(key, value):
     ],
 )
 def test_a_value_that_no_library_can_use_is_refused(setting, said):
-    with pytest.raises(EngramError) as error:
+    with pytest.raises(PerdureError) as error:
         check_settings(load_config({}, [setting]))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
@@ -162,7 +162,7 @@ KEYS = [
     ("max_seq_length", "did you mean 'max_length'?"),
     ("output_dir", "did you mean 'lineage'?"),
     ("save_steps", "did you mean 'checkpoint_every'?"),
-    ("grid", "write grid in the YAML of `engram compare`"),
+    ("grid", "write grid in the YAML of `perdure compare`"),
     ("sed", "did you mean 'seed'?"),
     ("trainer.learning_rate", "'trainer.learning_rate'; write training.learning_rate"),
     ("lora.r", "'lora.r'; write adapter.r"),
@@ -186,7 +186,7 @@ KEYS = [
 @pytest.mark.parametrize(("key", "said"), KEYS, ids=[key for key, _ in KEYS])
 def test_an_unknown_key_is_told_where_it_belongs(key, said):
     for written in ([f"{key}=1"], {key: 1}):  # on the command line, and from Python
-        with pytest.raises(EngramError) as error:
+        with pytest.raises(PerdureError) as error:
             check_settings(load_config({}, written))
         assert said in str(error.value)
 
@@ -222,7 +222,7 @@ def test_a_file_an_option_and_a_tasks_own_training_say_it_too(base, tmp_path):
 def test_a_task_that_no_batch_would_be_made_of(base, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "red", "completion": "blue"}\n')
     drop = ("learn", "new", "a", "a.jsonl", "training.dataloader_drop_last=true")
-    assert engram("init", "new", "--base", "base").status == 0
+    assert perdure("init", "new", "--base", "base").status == 0
     refused(tmp_path, *drop, names=("drops all of its 1 rows",))
     refused(tmp_path, "learn", "new", "(general)", "a.jsonl", names=("task '(general)'", "rename"))
 
@@ -249,5 +249,5 @@ def test_what_needs_the_base_or_a_file_is_refused_before_a_lineage_is_made(
 
 
 def test_a_ratio_of_general_rows_needs_their_file():
-    with pytest.raises(EngramError, match=r"ratio is 5\.0, but there is no general\.file"):
+    with pytest.raises(PerdureError, match=r"ratio is 5\.0, but there is no general\.file"):
         check_settings(load_config({}, ["general={ratio: 5}"]))

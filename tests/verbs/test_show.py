@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-from command import engram, tree
-from engram import EngramError
-from engram.api import revert, show
-from engram.verbs.learn import learn
+from command import perdure, tree
+from perdure import PerdureError
+from perdure.api import revert, show
+from perdure.verbs.learn import learn
 from place import task
 
 
@@ -40,16 +40,16 @@ def test_the_newest_stage_and_the_one_below(place):
 
 def test_text_and_json_say_the_same_and_change_nothing(place):
     before = tree(place)
-    known = engram("show", "lineage", "--stage", 1, "--json").json
+    known = perdure("show", "lineage", "--stage", 1, "--json").json
     assert known == json.loads(json.dumps(show("lineage", 1)))
-    told = engram("show", "lineage", "--stage", 1).out
+    told = perdure("show", "lineage", "--stage", 1).out
     loads = "base, and on it the one adapter lineage/stages/0001-colour"
     for words in ("1 (active)", "colour", known["date"], "24 rows", "learning_rate 0.01", loads):
         assert words in told, words
     assert f"{known['scores']['colour']:.3f}" in told
     assert "base > 1;" in told
-    assert "0 (active)" in engram("show", "lineage", "--stage", 0).out
-    assert "2 (the newest)" in engram("show", "lineage").out
+    assert "0 (active)" in perdure("show", "lineage", "--stage", 0).out
+    assert "2 (the newest)" in perdure("show", "lineage").out
     assert tree(place) == before
 
 
@@ -57,7 +57,7 @@ def test_a_reverted_stage_is_said_to_be_one(place):
     revert("lineage", 1)
     reverted = show("lineage", 2)
     assert (reverted["active"], reverted["newest"]) == (False, False)
-    assert "2 (reverted)" in engram("show", "lineage", "--stage", 2).out
+    assert "2 (reverted)" in perdure("show", "lineage", "--stage", 2).out
     assert show("lineage")["stage"] == 1
     assert show("lineage", 1)["newest"]
 
@@ -69,12 +69,12 @@ def test_a_task_of_its_own_training_shows_it(place):
     assert show("lineage")["settings"]["training"]["learning_rate"] == 0.5
     assert show("lineage")["settings"]["training"]["num_train_epochs"] == 1
     assert show("lineage", 2)["settings"]["training"]["learning_rate"] == 1e-2
-    assert "learning_rate 0.5" in engram("show", "lineage").out
+    assert "learning_rate 0.5" in perdure("show", "lineage").out
 
 
 @pytest.mark.parametrize("kind", ["causal"])
 def test_an_adapter_of_another_type_has_its_own_settings_alone(place):
-    assert engram("init", "other", "--base", "base", "adapter.peft_type=IA3").status == 0
+    assert perdure("init", "other", "--base", "base", "adapter.peft_type=IA3").status == 0
     learn("other", task("animal"))
     assert show("other")["settings"]["adapter"] == {"peft_type": "IA3"}
 
@@ -84,15 +84,15 @@ def test_whole_weights_that_are_gone_are_said_to_be(whole_place):
     assert show("lineage", 1)["weights_kept"]
     assert show("lineage", 1)["settings"]["adapter"] is None
     assert (
-        "lineage/stages/0001-colour (whole weights)" in engram("show", "lineage", "--stage", 1).out
+        "lineage/stages/0001-colour (whole weights)" in perdure("show", "lineage", "--stage", 1).out
     )
     learn("lineage", task("colour"))
     assert not show("lineage", 1)["weights_kept"]
     assert show("lineage", 2)["weights_kept"]
-    assert "its weights are gone" in engram("show", "lineage", "--stage", 1).out
+    assert "its weights are gone" in perdure("show", "lineage", "--stage", 1).out
 
 
 @pytest.mark.parametrize("kind", ["causal"])
 def test_no_such_stage(place):
-    with pytest.raises(EngramError, match="no stage 7; valid: 0, 1, 2"):
+    with pytest.raises(PerdureError, match="no stage 7; valid: 0, 1, 2"):
         show("lineage", 7)

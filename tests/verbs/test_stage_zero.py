@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from engram import answer, evaluate, export, init, learn
+from perdure import answer, evaluate, export, init, learn
 from tiny import save_tiny, tiny_rows
 
 

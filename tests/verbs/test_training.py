@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from command import engram
-from engram.api import revert, show
-from engram.lineage.lineage import Lineage
-from engram.verbs.learn import learn
+from command import perdure
+from perdure.api import revert, show
+from perdure.lineage.lineage import Lineage
+from perdure.verbs.learn import learn
 from place import task
 
 
@@ -27,15 +27,15 @@ def weights(entry: dict) -> dict[str, torch.Tensor]:
 @causal
 def test_it_is_recorded_and_of_this_stage_alone(place):
     rows = ("animal-train.jsonl", "--test", "animal-test.jsonl")
-    told = engram("learn", "lineage", "animal", *rows, "training.learning_rate=1e-7", "--json")
+    told = perdure("learn", "lineage", "animal", *rows, "training.learning_rate=1e-7", "--json")
     own = told.json
     assert own["task"]["training"] == {"learning_rate": 1e-7}
     assert own["stage"] == 3  # the same rows as stage 2 learned, trained otherwise
     assert own["task"]["id"] == "animal@3"
     line = json.loads(Path("lineage/ledger.jsonl").read_text().splitlines()[-1])
     assert line["task"]["training"] == {"learning_rate": 1e-7}
-    assert "learning_rate 1e-07" in engram("show", "lineage").out
-    again = engram("learn", "lineage", "animal", *rows, "training.learning_rate=1e-7")
+    assert "learning_rate 1e-07" in perdure("show", "lineage").out
+    again = perdure("learn", "lineage", "animal", *rows, "training.learning_rate=1e-7")
     assert "learned already, as stage 3" in again.err
     before, after = weights(show("lineage", 2)), weights(own)
     assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)

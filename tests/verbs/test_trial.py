@@ -13,13 +13,13 @@ from transformers import (
 )
 
 from command import tree
-from engram import EngramError
-from engram.api import evaluate, export
-from engram.config import load_config
-from engram.lineage.lineage import Lineage
-from engram.lineage.loading import base_at
-from engram.verbs.init import init
-from engram.verbs.learn import learn
+from perdure import PerdureError
+from perdure.api import evaluate, export
+from perdure.config import load_config
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import base_at
+from perdure.verbs.init import init
+from perdure.verbs.learn import learn
 from place import output, setting_for, stage_output, task
 from tiny import tiny_model, tiny_tokenizer
 
@@ -59,7 +59,7 @@ def init_with(adapter: dict, **settings) -> None:
 
 def refused(why: str, adapter: dict, **settings) -> None:
     before = tree(Path())
-    with pytest.raises(EngramError, match=why) as told:
+    with pytest.raises(PerdureError, match=why) as told:
         init_with(adapter, **settings)
     assert "\n" not in str(told.value)
     assert tree(Path()) == before
@@ -122,7 +122,7 @@ def test_an_adapter_that_began_so_is_refused_too(causal):
     settings = {"target_modules": ["q_proj"], "r": 4, "init_lora_weights": "olora"}
     get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings)).save_pretrained("mine")
     before = tree(Path())
-    with pytest.raises(EngramError, match="init_lora_weights=olora changes the base's weights"):
+    with pytest.raises(PerdureError, match="init_lora_weights=olora changes the base's weights"):
         init("lineage", load_config(FEW), "mine")
     assert tree(Path()) == before
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from command import engram, tree
-from engram import EngramError
-from engram.api import revert, verify
-from engram.verbs.learn import learn
+from command import perdure, tree
+from perdure import PerdureError
+from perdure.api import revert, verify
+from perdure.verbs.learn import learn
 from place import task
 
 
@@ -23,7 +23,7 @@ def test_a_lineage_as_it_was_written(place):
     before = tree(place)
     assert verify("lineage") == []
     assert tree(place) == before
-    told = engram("verify", "lineage")
+    told = perdure("verify", "lineage")
     assert (told.status, told.err) == (0, "")
     assert "ledger, base and 2 stages are as they were written" in told.out
     revert("lineage", 1)
@@ -80,19 +80,19 @@ def test_a_changed_base(place):
 
 
 @causal
-def test_engram_yaml_that_names_another_base(place):
-    file = Path("lineage/engram.yaml")
+def test_perdure_yaml_that_names_another_base(place):
+    file = Path("lineage/lineage.yaml")
     file.write_text(file.read_text().replace("name: base", "name: other"))
-    assert verify("lineage") == ["lineage/engram.yaml: names another base than the ledger"]
+    assert verify("lineage") == ["lineage/lineage.yaml: names another base than the ledger"]
 
 
 @causal
 def test_the_command_line_ends_with_status_1(place):
     change(STAGE / "memory.jsonl")
-    told = engram("verify", "lineage")
+    told = perdure("verify", "lineage")
     assert (told.status, told.out) == (1, "")
-    assert told.err == f"engram: {STAGE}/memory.jsonl: changed\n"
-    told = engram("verify", "lineage", "--json")
+    assert told.err == f"perdure: {STAGE}/memory.jsonl: changed\n"
+    told = perdure("verify", "lineage", "--json")
     assert told.status == 1
     problems = [f"{STAGE}/memory.jsonl: changed"]
     assert told.json == {"lineage": "lineage", "ok": False, "problems": problems}
@@ -104,10 +104,10 @@ def test_a_changed_or_missing_ledger(place):
     lines = file.read_text().splitlines(keepends=True)
     entry = json.loads(lines[1]) | {"method": "replay"}
     file.write_text("".join([lines[0], json.dumps(entry) + "\n", *lines[2:]]))
-    with pytest.raises(EngramError, match="line 3 does not follow the line before it"):
+    with pytest.raises(PerdureError, match="line 3 does not follow the line before it"):
         verify("lineage")
-    told = engram("verify", "lineage")
+    told = perdure("verify", "lineage")
     assert (told.status, told.err.count("\n")) == (2, 1)
     file.write_text("")
-    with pytest.raises(EngramError, match="missing or empty; restore it"):
+    with pytest.raises(PerdureError, match="missing or empty; restore it"):
         verify("lineage")

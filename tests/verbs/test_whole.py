@@ -7,14 +7,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from engram import EngramError
-from engram.api import evaluate, verify
-from engram.config import load_config
-from engram.lineage.lineage import Lineage
-from engram.train import stage
-from engram.verbs.init import init
-from engram.verbs.learn import learn
-from engram.verbs.run import run
+from perdure import PerdureError
+from perdure.api import evaluate, verify
+from perdure.config import load_config
+from perdure.lineage.lineage import Lineage
+from perdure.train import stage
+from perdure.verbs.init import init
+from perdure.verbs.learn import learn
+from perdure.verbs.run import run
 from place import output, stage_output, task
 from train.engine import Stopped
 
@@ -126,7 +126,7 @@ def test_only_the_last_two_keep_their_weights(whole_place, kind, monkeypatch):
     assert {"scores.json", "memory.jsonl", "README.md", "config.json"} <= kept
     assert not [name for name in kept if name.startswith("model")]
     assert ("head.safetensors" in kept) == (kind == "encoder")
-    with pytest.raises(EngramError, match=r"stage 1 are gone, only its scores remain.*2, 3, and"):
+    with pytest.raises(PerdureError, match=r"stage 1 are gone, only its scores remain.*2, 3, and"):
         evaluate("lineage", 1)
     assert list(evaluate("lineage", 2)) == ["colour", "animal", "colour@3"]
 

@@ -1,4 +1,4 @@
-"""A plain_trainer Trainer on the tiny models, and Engram's own engine on the same draws."""
+"""A plain_trainer Trainer on the tiny models, and Perdure's own engine on the same draws."""
 
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from engram.methods.recurrent_kif.method import RecurrentKIF
-from engram.models.base import Base
-from engram.seeds import derive, forked
-from engram.train.arguments import training_arguments
-from engram.train.memory import Memory
-from engram.train.method import TaskContext
-from engram.train.trainer import ContinualTrainer
+from perdure.methods.recurrent_kif.method import RecurrentKIF
+from perdure.models.base import Base
+from perdure.seeds import derive, forked
+from perdure.train.arguments import training_arguments
+from perdure.train.memory import Memory
+from perdure.train.method import TaskContext
+from perdure.train.trainer import ContinualTrainer
 from tiny import tiny_model, tiny_tokenizer
 from train.engine import STRICT, tiny_base, tokenized
 
@@ -70,7 +70,7 @@ def plain_trainer(
     callbacks: Any = (),
     **training: Any,
 ) -> Any:
-    """A Trainer that knows nothing of Engram, with the callback in it."""
+    """A Trainer that knows nothing of Perdure, with the callback in it."""
     return trainer(
         model=base.model,
         args=arguments(output_dir=str(work), **{**PLAIN, **training}),
@@ -80,10 +80,10 @@ def plain_trainer(
     )
 
 
-def engram_engine(
+def perdure_engine(
     base: Base, work: Path, keywords: dict, rows: int = 40, **training
 ) -> ContinualTrainer:
-    """Engram's own engine, with the random draws that the callback makes."""
+    """Perdure's own engine, with the random draws that the callback makes."""
     arguments = {"per_device_train_batch_size": 4, "num_train_epochs": 1, **STRICT, **training}
     memory = Memory({"animal": features(base.kind, "animal", 6)}, derive(SEED, "memory"))
     method = RecurrentKIF(**keywords)

@@ -1,4 +1,4 @@
-"""Recurrent-KIF as a callback of a plain Trainer: the same weights as in Engram's own engine."""
+"""Recurrent-KIF as a callback of a plain Trainer: the same weights as in Perdure's own engine."""
 
 import pytest
 import torch
@@ -12,23 +12,23 @@ from transformers import (
     TrainingArguments,
 )
 
-import engram
-from engram import methods
-from engram.errors import EngramError
-from engram.methods.recurrent_kif.method import RecurrentKIF
-from engram.models.base import Base
+import perdure
 from methods.recurrent_kif.plain_trainer import (
     PLAIN,
     base_of,
     collator,
-    engram_engine,
     farthest,
     features,
     kif_callback,
+    perdure_engine,
     plain_trainer,
     run,
     trained,
 )
+from perdure import methods
+from perdure.errors import PerdureError
+from perdure.methods.recurrent_kif.method import RecurrentKIF
+from perdure.models.base import Base
 from tiny import tiny_model, tiny_tokenizer
 from train.engine import Stop, Stopped, same
 
@@ -50,7 +50,7 @@ NEUTRAL = methods.find("recurrent_kif").neutral
         ("encoder", 1, Trainer, TrainingArguments),
     ],
 )
-def test_a_callback_ends_in_the_weights_of_engrams_own_engine(
+def test_a_callback_ends_in_the_weights_of_perdures_own_engine(
     kind, accumulation, trainer, arguments, tmp_path
 ):
     settings = {"rows": 44, "gradient_accumulation_steps": accumulation}
@@ -58,7 +58,7 @@ def test_a_callback_ends_in_the_weights_of_engrams_own_engine(
     method = kif_callback(kind, **ROUNDS)
     ours = run(kind, tmp_path, method, **settings, **theirs)
     base = base_of(kind)
-    engine = engram_engine(base, tmp_path, ROUNDS, **settings)
+    engine = perdure_engine(base, tmp_path, ROUNDS, **settings)
     engine.learn()
     assert len(method.shares) == len(engine.methods[0].shares) == (3, 2)[accumulation - 1]
     farthest_off, far = farthest(ours, trained(base.model))
@@ -81,7 +81,7 @@ def test_a_full_model_is_learned_as_by_the_engine(tmp_path):
         Base("t", "causal", tiny_model("causal"), tiny_tokenizer("causal")) for _ in "ab"
     )
     run("causal", tmp_path, kif_callback("causal", **ROUNDS), ours)
-    engram_engine(theirs, tmp_path, ROUNDS).learn()
+    perdure_engine(theirs, tmp_path, ROUNDS).learn()
     assert farthest(trained(ours.model), trained(theirs.model))[0] < 1e-6
 
 
@@ -90,7 +90,7 @@ def test_a_full_model_is_learned_as_by_the_engine(tmp_path):
 def test_other_keywords_do_the_same_in_both(keywords, tmp_path):
     preset = RecurrentKIF.presets.get(keywords.get("preset"), keywords)
     base = base_of("causal")
-    engram_engine(base, tmp_path, {**preset, **ROUNDS}).learn()
+    perdure_engine(base, tmp_path, {**preset, **ROUNDS}).learn()
     ours = run("causal", tmp_path, kif_callback("causal", **{**preset, **ROUNDS}))
     assert farthest(ours, trained(base.model))[0] < 1e-6
 
@@ -178,16 +178,16 @@ def test_a_training_that_broke_off_leaves_no_hooks_in_the_next(tmp_path):
     assert same(again, run("causal", tmp_path, kif_callback("causal", **ROUNDS)))
 
 
-def test_after_another_trainer_it_works_in_engrams_engine(tmp_path):
+def test_after_another_trainer_it_works_in_perdures_engine(tmp_path):
     run("causal", tmp_path, kif_callback("causal", **ROUNDS))
     base = base_of("causal")
-    method = engram_engine(base, tmp_path, ROUNDS).methods[0]
+    method = perdure_engine(base, tmp_path, ROUNDS).methods[0]
     assert method.steps is None
     keywords = methods.keywords("recurrent_kif").keys()
     assert keywords == {*RecurrentKIF.presets["paper"], "refresh"}  # no `memory`, as for a Trainer
-    with pytest.raises(EngramError, match="no keyword 'memory'"):
+    with pytest.raises(PerdureError, match="no keyword 'memory'"):
         methods.make({"recurrent_kif": {"memory": []}})
-    assert engram.RecurrentKIF is RecurrentKIF
+    assert perdure.RecurrentKIF is RecurrentKIF
 
 
 # --- saving and resuming
@@ -247,7 +247,7 @@ def test_without_its_saved_state_or_with_anothers_it_refuses_to_resume(tmp_path)
     run("causal", tmp_path / "ours", kif_callback("causal", **ROUNDS), **saving)
     found = tmp_path / "plain" / "checkpoint-6"
     for work, said in (("plain", "method.safetensors is missing"), ("ours", "other weights")):
-        with pytest.raises(EngramError, match=said) as caught:
+        with pytest.raises(PerdureError, match=said) as caught:
             resume(tmp_path / work)
         assert "\n" not in str(caught.value)
         assert "step 6" in str(caught.value)

@@ -15,11 +15,6 @@ from transformers import (
 )
 from transformers.training_args import OptimizerNames
 
-from engram.errors import EngramError
-from engram.methods.recurrent_kif import callback
-from engram.methods.recurrent_kif.callback import CallbackSteps
-from engram.methods.recurrent_kif.method import RecurrentKIF
-from engram.train.step import aside
 from methods.recurrent_kif.plain_trainer import (
     PLAIN,
     base_of,
@@ -29,6 +24,11 @@ from methods.recurrent_kif.plain_trainer import (
     plain_trainer,
     run,
 )
+from perdure.errors import PerdureError
+from perdure.methods.recurrent_kif import callback
+from perdure.methods.recurrent_kif.callback import CallbackSteps
+from perdure.methods.recurrent_kif.method import RecurrentKIF
+from perdure.train.step import aside
 from tiny import tiny_model, tiny_rows
 
 
@@ -40,9 +40,9 @@ ROUNDS = {"inner_steps": 4, "outer_steps": 2}
 
 def test_raw_rows_are_refused_where_nothing_can_tokenize_them(tmp_path):
     raw = RecurrentKIF(memory=list(tiny_rows("animal", 4)))
-    with pytest.raises(EngramError, match=r"raw rows \(prompt, completion\).*give features"):
+    with pytest.raises(PerdureError, match=r"raw rows \(prompt, completion\).*give features"):
         run("causal", tmp_path, raw)
-    with pytest.raises(EngramError, match="rows of int"):
+    with pytest.raises(PerdureError, match="rows of int"):
         run("causal", tmp_path, RecurrentKIF(memory=[1, 2]))
 
 
@@ -63,7 +63,7 @@ def test_settings_that_hide_weights_or_gradients_are_refused(
     monkeypatch.setattr(callback, "AcceleratorState", lambda: SimpleNamespace(**state))
     args = SimpleNamespace(**{"optim": "adamw_torch", "learning_rate": 1e-3, **arguments})
     search = SimpleNamespace(is_hyper_param_search=False)
-    with pytest.raises(EngramError, match=said) as caught:
+    with pytest.raises(PerdureError, match=said) as caught:
         callback.check_trainer(args, search, tiny_model("causal"), "recurrent_kif")  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
@@ -78,7 +78,7 @@ def test_a_model_whose_loss_it_does_not_know_is_refused():
     model = BertForMaskedLM(tiny_model("encoder").config)
     batch = {"labels": torch.zeros(1, 4, dtype=torch.int64)}
     for labels in (batch, {"labels": torch.zeros(1, 4)}, {}):
-        with pytest.raises(EngramError, match="cannot rehearse with BertForMaskedLM"):
+        with pytest.raises(PerdureError, match="cannot rehearse with BertForMaskedLM"):
             callback.kind_of_batch(model, labels, "recurrent_kif")
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from engram.errors import EngramError
-from engram.methods import keywords
-from engram.methods.recurrent_kif import presets
-from engram.methods.recurrent_kif.method import RecurrentKIF
-from engram.methods.shared import importance
-from engram.methods.shared.importance import flatten
-from engram.train.losses import token_loss
-from engram.train.memory import Memory
+from perdure.errors import PerdureError
+from perdure.methods import keywords
+from perdure.methods.recurrent_kif import presets
+from perdure.methods.recurrent_kif.method import RecurrentKIF
+from perdure.methods.shared import importance
+from perdure.methods.shared.importance import flatten
+from perdure.train.losses import token_loss
+from perdure.train.memory import Memory
 from train.engine import STRICT, engine, learned, same, tiny_base, tokenized, weights
 
 
@@ -166,7 +166,7 @@ def test_a_preset_names_every_keyword_and_what_is_open_is_among_them(preset):
 
 @pytest.mark.parametrize("fusion", [{"soft": 0}, {"soft": "much"}, {"both": (1, 1)}])
 def test_what_is_no_fusion_is_refused_in_one_line(fusion):
-    with pytest.raises(EngramError, match=r"^recurrent_kif: fusion") as error:
+    with pytest.raises(PerdureError, match=r"^recurrent_kif: fusion") as error:
         RecurrentKIF(fusion=fusion)
     assert "\n" not in str(error.value)
 

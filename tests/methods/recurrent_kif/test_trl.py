@@ -8,18 +8,18 @@ import pytest
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from engram.errors import EngramError
-from engram.methods.recurrent_kif.callback_memory import features_by_task
-from engram.methods.recurrent_kif.method import RecurrentKIF
 from methods.recurrent_kif.plain_trainer import (
     PLAIN,
     base_of,
-    engram_engine,
     farthest,
     features,
     kif_callback,
+    perdure_engine,
     trained,
 )
+from perdure.errors import PerdureError
+from perdure.methods.recurrent_kif.callback_memory import features_by_task
+from perdure.methods.recurrent_kif.method import RecurrentKIF
 from tiny import tiny_rows, tiny_tokenizer
 from train.engine import Stop, Stopped, same
 
@@ -129,7 +129,7 @@ def test_rows_that_sft_cannot_prepare_are_told_in_one_line(tmp_path):
         ([{"question": "alpha"}], "cannot prepare"),
         (list(tiny_rows("animal", 2)), "max_length=3"),
     ):
-        with pytest.raises(EngramError, match=said) as caught:
+        with pytest.raises(PerdureError, match=said) as caught:
             features_by_task(
                 rows, arguments(tmp_path, max_length=3), None, tiny_tokenizer("causal"), "here"
             )
@@ -137,12 +137,12 @@ def test_rows_that_sft_cannot_prepare_are_told_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_in_sft_it_ends_in_the_weights_of_engrams_own_engine(accumulation, tmp_path):
+def test_in_sft_it_ends_in_the_weights_of_perdures_own_engine(accumulation, tmp_path):
     base, settings = base_of("causal"), {"gradient_accumulation_steps": accumulation}
     rows = features("causal", "colour", 40)
     sft(tmp_path, rows, [kif_callback("causal", **ROUNDS)], base, **settings).train()
     other = base_of("causal")
-    engram_engine(other, tmp_path, ROUNDS, **settings).learn()
+    perdure_engine(other, tmp_path, ROUNDS, **settings).learn()
     off, far = farthest(trained(base.model), trained(other.model))
     assert far <= 3  # a score at the threshold may change its side
     assert off < 0.01

@@ -5,13 +5,13 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from engram import methods
-from engram.config import load_config
-from engram.errors import EngramError
-from engram.methods.shared import adapter_bank
-from engram.methods.shared.lora import factors
-from engram.models.base import Base
-from engram.train.parameters import snapshot, trained
+from perdure import methods
+from perdure.config import load_config
+from perdure.errors import PerdureError
+from perdure.methods.shared import adapter_bank
+from perdure.methods.shared.lora import factors
+from perdure.models.base import Base
+from perdure.train.parameters import snapshot, trained
 from place import output
 from tiny import KINDS, tiny_model, tiny_tokenizer
 from train.engine import engine, tiny_base
@@ -116,7 +116,7 @@ def test_an_embedding_is_refused():
     config = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"])
     model = get_peft_model(tiny_model("causal"), config)
     with pytest.raises(
-        EngramError, match=r"embed_tokens is no linear layer.*target_modules"
+        PerdureError, match=r"embed_tokens is no linear layer.*target_modules"
     ) as told:
         adapter_bank.rank(model)
     assert "\n" not in str(told.value)
@@ -147,7 +147,7 @@ def test_settings_whose_rank_cannot_grow_are_refused_in_one_line(name, settings)
     (method,) = methods.make(name)
     plain = {"r": 4, "use_dora": False, "bias": "none", "init_lora_weights": "gaussian"}
     method.check(load_config({"method": name, "adapter": plain}), "causal")
-    with pytest.raises(EngramError, match=f"{name}: .*{next(iter(settings))}") as told:
+    with pytest.raises(PerdureError, match=f"{name}: .*{next(iter(settings))}") as told:
         method.check(load_config({"method": name, "adapter": settings}), "causal")
     assert "\n" not in str(told.value)
 
@@ -156,12 +156,12 @@ def test_settings_whose_rank_cannot_grow_are_refused_in_one_line(name, settings)
 def test_what_follows_weights_over_tasks_is_refused_beside_it(name):
     methods.make([name, "replay", "lwf", "recurrent_kif", "hft", "dmt"])
     for other in ("l2", "ewc", "mas", "wise_ft", "slao", "tasl", "fpf"):
-        with pytest.raises(EngramError, match=f"leave {other} out"):
+        with pytest.raises(PerdureError, match=f"leave {other} out"):
             methods.make([name, other])
-    with pytest.raises(EngramError, match=f"{name} makes .* name it first"):
+    with pytest.raises(PerdureError, match=f"{name} makes .* name it first"):
         methods.make(["replay", name])
     (method,) = methods.make(name)
-    with pytest.raises(EngramError, match="set adapter="):
+    with pytest.raises(PerdureError, match="set adapter="):
         method.check(load_config({"method": name, "adapter": None}), "causal")
 
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engram.methods.recurrent_kif.fusion import FusionTable, case_shares, fuse, fuse_softly
-from engram.methods.shared.importance import (
+from perdure.methods.recurrent_kif.fusion import FusionTable, case_shares, fuse, fuse_softly
+from perdure.methods.shared.importance import (
     CHUNK,
     Importance,
     flatten,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
-from engram.methods.shared.rehearsal_schedule import RehearsalSchedule
+from perdure.methods.shared.rehearsal_schedule import RehearsalSchedule
 
 
 pytestmark = pytest.mark.own

@@ -1,6 +1,0 @@
-"""`python -m engram.cli` is `engram`."""
-
-from engram.cli import main
-
-
-main()

@@ -1,0 +1,85 @@
+"""Perdure keeps a language model learning without forgetting."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from perdure import places
+from perdure.errors import PerdureError
+
+
+if TYPE_CHECKING:
+    from perdure.api import (
+        answer,
+        compare,
+        dry_run,
+        evaluate,
+        export,
+        init,
+        learn,
+        log,
+        probe,
+        push,
+        rebase,
+        report,
+        revert,
+        run,
+        show,
+        verify,
+    )
+    from perdure.config import Config, load_config
+    from perdure.data.task import Split, Task
+    from perdure.lineage.lineage import Lineage
+    from perdure.methods.recurrent_kif.method import RecurrentKIF
+
+__all__ = [
+    "Config",
+    "Lineage",
+    "PerdureError",
+    "RecurrentKIF",
+    "Split",
+    "Task",
+    "answer",
+    "compare",
+    "dry_run",
+    "evaluate",
+    "export",
+    "init",
+    "learn",
+    "load_config",
+    "log",
+    "probe",
+    "push",
+    "rebase",
+    "report",
+    "revert",
+    "run",
+    "show",
+    "verify",
+]
+
+VERBS = [name for name in __all__ if name.islower() and name != "load_config"]
+HOMES = {
+    "Config": "config",
+    "Lineage": "lineage.lineage",
+    "RecurrentKIF": "methods.recurrent_kif.method",
+    "Split": "data.task",
+    "Task": "data.task",
+    "load_config": "config",
+} | dict.fromkeys(VERBS, "api")
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, loaded when they are first used."""
+    if name not in HOMES:
+        raise AttributeError(f"module 'perdure' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"perdure.{HOMES[name]}"), name)
+
+
+def _every_key() -> tuple[places.Place, ...]:
+    """All keys of the settings, read off the modules that take them when a key is wrong."""
+    from perdure.keys import every_key
+
+    return every_key()
+
+
+places.every_key = _every_key

@@ -1,0 +1,78 @@
+"""Shows a dry run on the terminal: a table of the tasks, and the totals below it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from perdure.cli.output import counted, grid
+from perdure.reporting.results import method_name
+
+
+COLUMNS = ("rows", "tokens", "longest", "truncated", "steps", "learning", "scoring")
+
+
+def planned(plan: dict[str, Any]) -> Iterator[RenderableType]:
+    """A table of the tasks, and what they cost together."""
+    table = grid("task", *COLUMNS, right=COLUMNS)
+    seconds = zip(plan["seconds_learning"], plan["seconds_scoring"], strict=True)
+    for task, (learning, scoring) in zip(plan["tasks"], seconds, strict=True):
+        count = task["count"]
+        numbers = (count["rows"], count["tokens"], count["longest"], count["truncated"])
+        cells = [*(f"{n:,}" for n in (*numbers, task["steps"])), span(learning), span(scoring)]
+        table.add_row(Text(task["task"]), *cells)
+    yield table
+    trained = plan["trainable"] / plan["parameters"]
+    lines = [
+        f"base:        {plan['base']} ({plan['kind']}), on {plan['device']}, "
+        f"{counted(plan['threads'], 'thread')}",
+        f"method:      {method_name(plan['method'], plan['mode'])}",
+        f"parameters:  {plan['trainable']:,} of {plan['parameters']:,} are trained "
+        f"({100 * trained:.2g} %)",
+        f"memory:      {size(plan['peak_memory_bytes'])} at its peak, on the longest rows",
+        f"disk:        {size(plan['disk_bytes'])} ({size(plan['stage_bytes'])} a stage), "
+        f"{size(plan['disk_free_bytes'])} free",
+        f"time:        about {span(plan['seconds'])} for {plan['steps']:,} steps and the scoring",
+        "nothing was written; leave out --dry-run to do it",
+    ]
+    yield Text("\n".join(lines))
+
+
+def planned_cells(plan: dict[str, Any]) -> Iterator[RenderableType]:
+    """A table of a comparison's lines, each with what one of its cells costs, and the whole."""
+    right = ("cells", "trials", "to run", "steps", "a cell", "trained")
+    table = grid("method", *right, right=right)
+    for line in plan["lines"]:
+        counts = (line[key] for key in ("cells", "trials", "to_run", "steps"))
+        table.add_row(
+            Text(line["name"]),
+            *(f"{count:,}" for count in counts),
+            span(line["seconds"]),
+            f"{line['trainable']:,}",
+        )
+    yield table
+    yield Text(
+        f"device:      {plan['device']}, {counted(plan['threads'], 'thread')} a cell\n"
+        f"memory:      {size(plan['peak_memory_bytes'])} at its peak, for one cell\n"
+        f"disk:        {size(plan['disk_bytes'])}, {size(plan['disk_free_bytes'])} free\n"
+        f"time:        about {span(plan['seconds'])} for {counted(plan['to_run'], 'cell')}, "
+        f"{plan['jobs']} at a time\n"
+        "nothing was written; leave out --dry-run to do it"
+    )
+
+
+def span(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """Bytes as people say them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,22 @@
+"""`perdure evaluate`: a stage's scores, taken again."""
+
+from rich.text import Text
+
+from perdure import api
+from perdure.cli.from_api import Arguments, command
+from perdure.cli.output import Json, grid, print_json, quiet, score, stderr, stdout
+
+
+@command(api.evaluate, predictions="--predictions FILE.jsonl")
+def evaluate(arguments: Arguments, as_json: Json = False) -> None:
+    """Example: perdure evaluate my-model --stage 1 --task reviews"""
+    quiet()
+    cells = api.evaluate(**arguments, say=stderr().print)
+    if as_json:
+        print_json(cells)
+        return
+    table = grid("task", "score", "metric", "mode", "rows", "truncated", right=["score", "rows"])
+    for name, cell in cells.items():
+        about = (str(cell.get(key, "-")) for key in ("metric", "mode", "rows", "truncated"))
+        table.add_row(Text(name), score(cell["score"]), *about)
+    stdout().print(table)

@@ -1,0 +1,16 @@
+"""`perdure export`: one plain model."""
+
+from perdure import api
+from perdure.cli.from_api import Arguments, command
+from perdure.cli.output import Json, print_json, quiet, stdout
+
+
+@command(api.export)
+def export(arguments: Arguments, as_json: Json = False) -> None:
+    """Example: perdure export my-model merged --dtype bfloat16"""
+    quiet()
+    written = api.export(**arguments)
+    if as_json:
+        print_json({"lineage": str(arguments["folder"]), "model": str(written)})
+        return
+    stdout().print(f"{written}: a plain model; its README.md holds the lines that load it")

@@ -1,0 +1,29 @@
+"""`perdure log`: the history of a lineage."""
+
+from rich.text import Text
+
+from perdure import api
+from perdure.cli.from_api import Arguments, command
+from perdure.cli.output import Json, grid, print_json, score, stdout
+from perdure.lineage.lineage import Lineage
+
+
+@command(api.log)
+def log(arguments: Arguments, as_json: Json = False) -> None:
+    """A stage that was reverted is in brackets.
+
+    Example: perdure log my-model
+    """
+    lines, folder = api.log(**arguments), arguments["folder"]
+    if as_json:
+        print_json(lines)
+        return
+    stdout().print(f"{folder}: base {Lineage(folder).pin['name']}")
+    table = grid("stage", "verb", "task", "method", "scores", "seconds", "date", right=["seconds"])
+    for line in lines[1:]:
+        scores = ", ".join(f"{name} {score(value)}" for name, value in line["scores"].items())
+        took = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
+        cells = (line["task"], line["method"], scores, took, line["date"])
+        stage = f"{line['stage']}" if line["active"] else f"({line['stage']})"
+        table.add_row(stage, line["verb"], *(Text(str(cell or "-")) for cell in cells))
+    stdout().print(table if lines[1:] else f"no stage yet: perdure learn {folder} NAME train.jsonl")

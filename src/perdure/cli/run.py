@@ -1,0 +1,98 @@
+"""`perdure run`: a stream of tasks, from a YAML."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.text import Text
+
+from perdure import api
+from perdure.cli.dry_run import planned
+from perdure.cli.from_api import Arguments, command
+from perdure.cli.output import Json, grid, print_json, print_parts, quiet, score, stderr_line
+from perdure.lineage.lineage import Lineage
+from perdure.measure.matrix import to_dict
+from perdure.measure.show import table
+from perdure.reporting import results as report
+
+
+@command(api.run, config="FILE.yaml")
+def run(
+    arguments: Arguments,
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Put the run's record into this result file."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would do and cost; write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Example: perdure run examples/quickstart.yaml method=recurrent_kif"""
+    file, settings = arguments["config"], arguments.get("settings", [])
+    config = api.run_config(file, arguments.get("data"), settings)
+    records = report.load(results) if results else []
+    quiet()
+    if dry_run:
+        plan = api.dry_run(config, say=stderr_line)
+        print_json(plan) if as_json else print_parts(planned(plan))
+        return
+    from perdure.cli.progress import Shown
+
+    with Shown() as shown:
+        lineage = api.run(config, callbacks=[shown], say=shown.say)
+    new = report.record(lineage, shlex.join(["perdure", "run", str(file), *settings]))
+    if results:
+        records = report.merge(records, new)
+        typed = " && ".join(dict.fromkeys(r["command"] for r in records if "command" in r))
+        report.write(results, file.stem, typed, report.device(lineage.config.threads), records)
+    if as_json:
+        print_json(_answer(lineage, new))
+    else:
+        print_parts(_report(lineage, new, records or [new], results))
+
+
+def _answer(lineage: Lineage, new: dict[str, Any]) -> dict[str, Any]:
+    keys = ("method", "overall", "backward_transfer", "forward_transfer", "lineage")
+    return {key: new[key] for key in keys} | {"matrix": to_dict(lineage.matrix())}
+
+
+def _report(
+    lineage: Lineage, new: dict[str, Any], records: list[dict[str, Any]], results: Path | None
+) -> list[RenderableType]:
+    cells = lineage.scores(lineage.stages[-1])["after"].values()
+    mode, metric = (
+        ", ".join(sorted({cell[key] for cell in cells if key in cell}))
+        for key in ("mode", "metric")
+    )
+    parts = [table(lineage.matrix(), mode, metric, title=new["method"]), summary(records)]
+    lines = [
+        "OP: the mean score after the last stage. BWT: what tasks have gained since they",
+        "were learned (below 0: forgotten). FWT: what a task gains before it is learned.",
+        "",
+        *([f"results:      {results}"] if results else []),
+        f"lineage:      {lineage.path}",
+        f"its history:  perdure log {lineage.path}",
+        "your own:     perdure init my-model --base FOLDER_OR_NAME method=recurrent_kif",
+        "              perdure learn my-model my-task train.jsonl --test test.jsonl",
+    ]
+    return [*parts, Text("\n".join(lines))]
+
+
+def summary(records: list[dict[str, Any]]) -> RenderableType:
+    """All records in one table; order and seed only where there are several."""
+    varied = [key for key in ("order", "seed") if len({str(r[key]) for r in records}) > 1]
+    right = ["OP", "BWT", "FWT", "seconds"]
+    shown = grid("method", *varied, *right, right=right)
+    for record in records:
+        shown.add_row(
+            record["method"],
+            *(str(record[key]) for key in varied),
+            score(record["overall"]),
+            score(record["backward_transfer"], sign=True),
+            score(record.get("forward_transfer"), sign=True),
+            f"{record['seconds']:.1f}",
+        )
+    return shown

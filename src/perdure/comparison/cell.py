@@ -1,0 +1,142 @@
+"""One run of a comparison: a lineage of its own, its settings beside it, and its record."""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from perdure.config import TOGETHER, Config, deciding_keys, load_config
+from perdure.lineage.files import dump, write_text
+from perdure.lineage.history import learned_by
+from perdure.lineage.lineage import FREE, Lineage
+from perdure.measure.matrix import summary, to_dict
+from perdure.methods import make
+from perdure.models.layout import MEMORY, METHOD_STATE
+from perdure.reporting.results import stage_seconds
+from perdure.seeds import digest
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """`settings` are the keys of a run but for the place. `also` is what decides a cell besides.
+
+    A `constant` cell runs nothing and leaves no files: its record is made from the rows alone.
+    """
+
+    line: str
+    order: str
+    seed: int
+    settings: dict[str, Any]
+    kind: str = "cells"
+    also: str = ""
+    constant: bool = False
+
+    @property
+    def title(self) -> str:
+        return f"{self.line}, {self.order}, seed {self.seed}"
+
+    @property
+    def config(self) -> Config:
+        return load_config(self.settings)
+
+    @cached_property
+    def digest(self) -> str:
+        """The hash of all that decides the cell's bytes, but for the contents of files."""
+        settings = self.config.to_dict()
+        settings["training"] = deciding_keys(settings["training"])
+        if self.also:  # which says it in place of files that are the comparison's own
+            del settings["tasks"]
+        decides = {k: v for k, v in settings.items() if k not in FREE}
+        return digest(decides, self.also, *(["constant"] if self.constant else []))
+
+    @property
+    def name(self) -> str:
+        words = re.sub(r"[^\w.+=-]+", "-", f"{self.line}-{self.order}")[:80].strip("-")
+        return f"{words}-{self.seed}-{self.digest[:8]}"
+
+    def lineage(self, folder: Path) -> Path:
+        return folder / self.kind / self.name
+
+    def file(self, folder: Path, suffix: str) -> Path:
+        """Beside the lineage: its `.yaml`, its `.log`, and its record, `.json`."""
+        return folder / self.kind / f"{self.name}{suffix}"
+
+    def write_settings(self, folder: Path) -> Path:
+        """The YAML with which `perdure run` makes the cell."""
+        path = self.file(folder, ".yaml")
+        settings = {**self.settings, "lineage": str(self.lineage(folder))}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+        return path
+
+    def record(self, folder: Path) -> dict[str, Any] | None:
+        """What a finished cell of just these settings found; None if there is none."""
+        path = self.file(folder, ".json")
+        if not path.exists():
+            return None
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return None  # damaged since; it is made again from the lineage
+        return kept["record"] if kept["digest"] == self.digest else None
+
+    def write_record(self, folder: Path) -> dict[str, Any]:
+        """The record of the cell, whose run has ended."""
+        found = record(Lineage(self.lineage(folder)))
+        write_text(self.file(folder, ".json"), dump({"digest": self.digest, "record": found}))
+        return found
+
+
+def record(lineage: Lineage) -> dict[str, Any]:
+    """The scores of a run and what it cost; under `varying` what differs between identical runs."""
+    times = [lineage.timings()[str(entry["stage"])] for entry in lineage.stages]
+    seconds = stage_seconds(lineage).values()
+    cells = [cell for e in lineage.stages for cell in lineage.scores(e)["after"].values()]
+    return {
+        **summary(lineage.matrix()),
+        "matrix": to_dict(lineage.matrix()),
+        **{key: sorted({c[key] for c in cells if key in c}) for key in ("mode", "metric")},
+        "rows": {way: sum(t["rows"][way] for t in times) for way in ("forward", "backward")},
+        "steps": sum(t["steps"] for t in times),
+        "trainable": max(t["trainable"] for t in times),
+        **_stored(lineage),
+        "varying": {
+            "seconds": round(sum(s["learning"] for s in seconds), 2),
+            "seconds_scoring": round(sum(s["scoring"] for s in seconds), 2),
+            "cpu_seconds": round(sum(t["seconds"]["cpu"] for t in times), 2),
+            "peak_memory_bytes": max(t["peak_memory_kib"] for t in times) * 1024,
+        },
+    }
+
+
+def _stored(lineage: Lineage) -> dict[str, int | None]:
+    """What the next task would need besides the model: remembered rows, tensors of the methods.
+
+    Joint learns all old rows again, whose bytes the lineage does not hold.
+    """
+    stages = lineage.stages
+    if lineage.config.mode in TOGETHER:
+        return {
+            "stored_rows": sum(task["train"]["rows"] for e in stages for task in learned_by(e)),
+            "stored_bytes": None,
+        }
+    rehearses = any(method.rehearses for method in make(lineage.config.method))
+    files = [lineage.folder(entry) / MEMORY for entry in stages if rehearses]
+    rows = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+    size = sum(file.stat().st_size for file in files)
+    return {
+        "stored_rows": rows,
+        "stored_bytes": size + _tensors(lineage.folder(stages[-1]) / METHOD_STATE),
+    }
+
+
+def _tensors(path: Path) -> int:
+    """The bytes of a safetensors file's tensors, without its header."""
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+        return os.fstat(file.fileno()).st_size - 8 - header

@@ -1,0 +1,128 @@
+"""What the records of a comparison say, a line of the table each. Nothing here knows of files."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from perdure.comparison.grid import Grid, Line
+from perdure.measure.statistics import (
+    Interval,
+    Pair,
+    deviation,
+    holm,
+    mean,
+    over_orders,
+    paired,
+)
+
+
+SCORES = (
+    "overall",
+    "backward_transfer",
+    "forward_transfer",
+    "forgetting",
+    "learning_accuracy",
+)
+LEVEL = 0.05  # of what differs
+Records = Mapping[str, Mapping[Pair, Mapping[str, Any]]]  # by line, then by pair
+
+
+def lines(grid: Grid, records: Records) -> list[dict[str, Any]]:
+    """For each line its scores and differences to the baseline, and what it cost in counts.
+
+    Means and intervals are over orders, the seeds of an order averaged. A difference `differs` if
+    it does so after Holm's correction over the lines with the same baseline. A score that is
+    unknown for a pair, or whose cell broke, is left out; `cells` says how many there are of `of`.
+    """
+    entries = [_line(grid, line, records) for line in grid.lines]
+    for baseline in {entry["baseline"] for entry in entries}:
+        compared = [
+            entry for entry in entries if entry["baseline"] == baseline and entry["to_baseline"]
+        ]
+        for key in SCORES:
+            mark_what_differs([entry["to_baseline"][key] for entry in compared])
+    return entries
+
+
+def mark_what_differs(differences: Sequence[dict[str, Any]]) -> None:
+    """Add Holm's correction to `difference`s that are all taken to one baseline.
+
+    `p_holm` is the corrected probability, and `differs` whether it is below 5 %.
+    """
+    adjusted = holm({n: entry["p"] for n, entry in enumerate(differences)})
+    for entry, p in zip(differences, adjusted.values(), strict=True):
+        entry["p_holm"] = p
+        entry["differs"] = None if p is None else p < LEVEL
+
+
+def costs_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of a line's records what differs between identical runs: mean seconds, the largest peak."""
+    varying = [record["varying"] for record in records]
+    return {
+        "seconds": mean([v["seconds"] for v in varying]),
+        "seconds_scoring": mean([v["seconds_scoring"] for v in varying]),
+        "cpu_seconds": mean([v["cpu_seconds"] for v in varying]),
+        "peak_memory_bytes": max((v["peak_memory_bytes"] for v in varying), default=None),
+    }
+
+
+def _line(grid: Grid, line: Line, records: Records) -> dict[str, Any]:
+    line_records, of = records[line.name], len(grid.orders) * len(grid.seeds)
+    baseline = grid.baseline_of(line)
+    baseline_records = {} if baseline is None or baseline == line else records[baseline.name]
+    return {
+        "name": line.name,
+        "method": line.method,
+        "settings": line.settings["method"],
+        "varied": line.varied,
+        "cells": len(line_records),
+        "of": of,
+        **{key: score(_known(line_records, key)) for key in SCORES},
+        "published": grid.published.get(line.name),
+        "baseline": None if baseline is None else baseline.name,
+        "to_baseline": {
+            key: difference(_known(line_records, key), _known(baseline_records, key))
+            for key in SCORES
+        }
+        if baseline_records
+        else None,
+        "rows": {
+            way: _mean(line_records, lambda r, w=way: r["rows"][w])
+            for way in ("forward", "backward")
+        },
+        **{k: _mean(line_records, lambda r, k=k: r[k]) for k in ("stored_rows", "stored_bytes")},
+        "trainable": max((record["trainable"] for record in line_records.values()), default=None),
+    }
+
+
+def _known(records: Mapping[Pair, Mapping[str, Any]], key: str) -> dict[Any, float]:
+    return {pair: record[key] for pair, record in records.items() if record[key] is not None}
+
+
+def score(known: Mapping[Pair, float]) -> dict[str, Any]:
+    """The mean over orders with its interval, and the deviation of all cells."""
+    spread = over_orders(known)
+    summary = {"mean": spread.mean, "deviation": deviation(list(known.values()))}
+    return summary | {"cells": spread.cells, "orders": spread.orders} | _ends(spread.interval)
+
+
+def difference(ours: Mapping[Pair, float], theirs: Mapping[Pair, float]) -> dict[str, Any]:
+    """Ours minus theirs on the pairs that both have, with the interval over orders."""
+    comparison = paired(ours, theirs)
+    summary = {
+        "mean": comparison.mean,
+        "pairs": comparison.cells,
+        "orders": comparison.orders,
+        "p": comparison.p,
+    }
+    return summary | {"within_noise": comparison.within_noise} | _ends(comparison.interval)
+
+
+def _ends(interval: Interval | None) -> dict[str, float | None]:
+    if interval is None:
+        return {"low": None, "high": None}
+    return {"low": interval.low, "high": interval.high}
+
+
+def _mean(records: Mapping[Pair, Mapping[str, Any]], count: Any) -> float | None:
+    values: Sequence[Any] = [count(record) for record in records.values()]
+    return None if None in values else mean(values)

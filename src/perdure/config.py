@@ -1,0 +1,286 @@
+"""The settings of a run: a dataclass that is read from YAML and `key=value` overrides."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from perdure.errors import PerdureError, nearest
+
+
+Mode = Literal["sequential", "joint", "union", "per_task"]
+TOGETHER = ("joint", "union")  # the modes that learn several tasks at once
+ScoringMode = Literal["generate", "options"]
+Dtype = Literal["float32", "bfloat16", "float16"]  # the data types of an exported model
+
+DEFAULT_ADAPTER = {"peft_type": "LORA", "r": 8, "lora_alpha": 32, "lora_dropout": 0.05}
+DEFAULT_TRAINING = {"learning_rate": 3e-4, "num_train_epochs": 3, "per_device_train_batch_size": 8}
+
+
+# Prefixes of the keys of `training:` that configure logging and trackers. They have no effect on
+# the bytes of a stage.
+LOGGING = ("report_to", "run_name", "project", "logging_")
+
+
+def logging_keys(training: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of `training:` that may differ between runs of one lineage."""
+    return {key: value for key, value in training.items() if key.startswith(LOGGING)}
+
+
+def deciding_keys(training: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of `training:` that decide the bytes of a lineage."""
+    return {key: value for key, value in training.items() if not key.startswith(LOGGING)}
+
+
+@dataclass
+class Memory:
+    """Which rows of a learned task are kept for rehearsal.
+
+    Args:
+        ratio: the share of the task's train rows that is kept.
+        choose: which rows are kept: `balanced` over the answers, or `surprise`, the rows with the
+            highest mean negative log-likelihood of their answer's tokens before the task is learned
+            (SuRe, 2511.22367).
+        per_answer: the fewest rows that are kept of each answer, even if `ratio` is exceeded. This
+            holds for closed answers: declared `options`, or at most 50 distinct answers in at least
+            five times as many rows. With 0, only the ratio decides.
+    """
+
+    ratio: float = 0.02
+    choose: Literal["balanced", "surprise"] = "balanced"
+    per_answer: int = 1
+
+
+@dataclass
+class General:
+    """Rows of general use as a second memory, for old data that is not available any more.
+
+    Args:
+        file: where the rows are, as for a task.
+        ratio: how many of these rows a stage draws for each row that it learns.
+    """
+
+    file: Any = None
+    ratio: float = 0.1
+
+
+@dataclass
+class Scoring:
+    """How tasks are scored.
+
+    Args:
+        mode: how the model answers. Null means `options` for encoders and `generate` for others.
+        batch_size: rows per batch.
+        forward: whether each task is also scored on the base and just before it is learned, as the
+            forward transfer requires.
+        old: when a run scores the tasks before the new one: after `each` stage, or only after the
+            `last`, for long streams. OP and BWT are the same, but forgetting is unknown.
+    """
+
+    mode: ScoringMode | None = None
+    batch_size: int = 32
+    forward: bool = True
+    old: Literal["each", "last"] = "each"
+
+
+@dataclass
+class Config:
+    """All settings that decide the bytes of a lineage.
+
+    `training`, `adapter` and `quantization` are passed unchanged to `TrainingArguments`, PEFT and
+    `BitsAndBytesConfig`, on top of Perdure's defaults. If `adapter` is null, all weights are
+    trained. `revision` is that of the base on the hub. `max_length` 0 means 512, or the base's
+    number of positions if that is smaller. With `mask_history`, only the last of the assistant's
+    turns is learned, as in LLaMA-Factory; otherwise all turns are.
+    """
+
+    base: str = "default"
+    revision: str | None = None
+    method: Any = "sequential"
+    mode: Mode = "sequential"
+    tasks: str | list[dict[str, Any]] | None = None
+    rows: dict[str, int] = field(default_factory=dict)
+    data: str | None = None
+    instruction: bool = True
+    adapter: dict[str, Any] | None = field(default_factory=dict)
+    quantization: dict[str, Any] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
+    general: General = field(default_factory=General)
+    scoring: Scoring = field(default_factory=Scoring)
+    max_length: int = 0
+    max_completion_length: int = 128
+    mask_history: bool = False
+    checkpoint_every: int = 500
+    seed: int = 0
+    threads: int | None = None
+    lineage: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as nested dicts, as they are written in YAML."""
+        return dataclasses.asdict(self)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-4 as a number, which YAML 1.1 reads as a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def load_config(
+    source: str | Path | dict[str, Any], over: list[str] | dict[str, Any] | None = None
+) -> Config:
+    """Load a Config from a YAML file or a dict.
+
+    Args:
+        source: the file or the dict.
+        over: overrides, as `key=value` texts or as a dict. A dot in a key reaches into a mapping:
+            `training.learning_rate=1e-4`.
+
+    Raises:
+        PerdureError: the file is missing or not valid YAML, a key is unknown, or a value has the
+            wrong type.
+    """
+    where = "the settings" if isinstance(source, dict) else str(source)
+    return _build(Config, read_settings(source, over), where, "")
+
+
+def read_settings(
+    source: str | Path | dict[str, Any], over: list[str] | dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Read the keys and values of `load_config` without checking them."""
+    values = dict(source) if isinstance(source, dict) else _read_yaml(Path(source))
+    for key, value in (over if isinstance(over, dict) else overrides(over)).items():
+        _set(values, key, value)
+    return values
+
+
+def overrides(texts: list[str] | None) -> dict[str, Any]:
+    """Parse `key=value` texts to a dict, reading the values as YAML."""
+    return dict(_parse(text) for text in texts or [])
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise PerdureError(f"{path}: no such file; give the path of a YAML with the run's settings")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise PerdureError(f"{path}: not valid YAML{line}: {problem}; mend that line") from error
+    if not isinstance(values, dict):
+        raise PerdureError(f"{path}: expected `key: value` lines, got {type(values).__name__}")
+    return values
+
+
+def _parse(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise PerdureError(f"{override!r}: an override is written key=value, e.g. method=replay")
+    try:
+        return key, yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise PerdureError(f"{override!r}: the value is not valid YAML; quote it") from error
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        inner = values.get(part)
+        if isinstance(inner, list):
+            raise PerdureError(f"{key}: {part} is a list; give all of it as {part}=[...]")
+        values[part] = dict(inner) if isinstance(inner, dict) else {}
+        values = values[part]
+    values[last] = value
+
+
+def _build(cls: type, values: dict[str, Any], where: str, section: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key, value in values.items():
+        if key not in fields:
+            raise PerdureError(f"{where}: {unknown_key(key, value, section, fields)}")
+    built = {}
+    for key, value in values.items():
+        kind: Any = fields[key].type
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise PerdureError(f"{where}: {key} takes a mapping, got {value!r}")
+            built[key] = _build(kind, value, f"{where}: {key}", key)  # type: ignore[arg-type]
+        else:
+            built[key] = checked(key, value, kind, where)
+    return cls(**built)
+
+
+def unknown_key(key: Any, value: Any, section: str, valid: Iterable[str]) -> str:
+    """Return the error line for a key that a section does not have, with where it belongs.
+
+    `section` is "" for the top. In an unknown mapping such as `trainer: {learning_rate: 1}`, the
+    key inside it decides where it belongs.
+    """
+    from perdure.places import where_it_goes  # imports modules that import this one
+
+    if isinstance(value, dict) and value and not section:
+        inner = next(iter(value))
+        return f"unknown key '{key}.{inner}'; {where_it_goes(str(inner), str(key), valid)}"
+    return f"unknown key {key!r}; {where_it_goes(str(key), section, valid)}"
+
+
+def check_finite(key: str, value: Any, where: str) -> None:
+    """Check that all numbers in a value are finite, including those in lists and mappings.
+
+    Raises:
+        PerdureError: one is not; the line has its key.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PerdureError(f"{where}: {key} must be a finite number, got {value}")
+    items = enumerate(value) if isinstance(value, list | tuple) else ()
+    for inner, part in value.items() if isinstance(value, dict) else items:
+        check_finite(f"{key}.{inner}", part, where)
+
+
+def checked(key: str, value: Any, kind: Any, where: str) -> Any:
+    """Return `value` if it has the type `kind`: a Literal, a plain type, or a union of these.
+
+    Raises:
+        PerdureError: it has another type, or is not a choice of the Literal.
+    """
+    check_finite(key, value, where)
+    if kind is Any:
+        return value
+    options = get_args(kind) if type(None) in get_args(kind) or not get_args(kind) else (kind,)
+    for option in options or (kind,):
+        literal = get_args(option)
+        if getattr(option, "__origin__", None) is Literal:
+            if value in literal:
+                return value
+        elif option is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        elif isinstance(value, getattr(option, "__origin__", option)) and not (
+            isinstance(value, bool) and option is not bool
+        ):
+            return value
+    names = [str(a) for o in options or (kind,) for a in get_args(o) if isinstance(a, str)]
+    if isinstance(value, str) and names:
+        raise PerdureError(f"{where}: {key}: {value!r} is not a choice; {nearest(value, names)}")
+    wanted = " or ".join(_in_words(option) for option in get_args(kind) or (kind,))
+    raise PerdureError(f"{where}: {key} takes {wanted}, got {value!r}")
+
+
+def _in_words(kind: Any) -> str:
+    """Return a type as users of a YAML know it."""
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    words |= {dict: "a mapping", list: "a list", type(None): "null"}
+    origin = getattr(kind, "__origin__", kind)
+    return words.get(origin) or getattr(kind, "__name__", str(kind))

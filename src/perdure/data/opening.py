@@ -1,0 +1,97 @@
+"""Opening splits: from a user's description of the rows, and again from their `source`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from perdure.data import hub, templates
+from perdure.data.benchmarks import benchmark_split
+from perdure.data.generated import generated_rows
+from perdure.data.rows import read
+from perdure.data.task import Split, limit_rows
+from perdure.errors import PerdureError, nearest
+
+
+GENERATED = "generated"
+
+
+def file_split(
+    location: str | Path | Mapping[str, Any], limit: int | None, seed: int, role: str = "train"
+) -> Split:
+    """Read the rows of a file or of a hub dataset, or draw some of them.
+
+    Args:
+        location: a path; `hub:...` (see `perdure.data.hub`); or a mapping with `path` or `hub` and
+            templates (see `perdure.data.templates`), and for a dataset also config, split and
+            revision.
+        limit: how many rows to draw; None for all.
+        seed: the seed of that draw.
+        role: train, dev or test. It decides the split of a dataset if none is named.
+
+    Raises:
+        PerdureError: a key is unknown, a template is not valid, or the rows cannot be read.
+    """
+    source = (
+        _source(location, role) if isinstance(location, Mapping) else _place(str(location), role)
+    )
+    return open_split(source | {"limit": limit, "seed": seed})
+
+
+def open_split(source: Mapping[str, Any], data: str | Path | None = None) -> Split:
+    """Read the split that `source` describes (see `Split`).
+
+    `data` is the folder of the benchmarks, by default that of the environment's PERDURE_DATA.
+
+    Raises:
+        PerdureError: the file or folder no longer exists, or the source is of an unknown kind.
+    """
+    if "benchmark" in source:
+        settings = {key: value for key, value in source.items() if key not in ("benchmark", "from")}
+        form = source.get("from", "folder")
+        return benchmark_split(source["benchmark"], data=data, form=form, **settings)
+    if source.get("stream") == GENERATED:
+        settings = {key: value for key, value in source.items() if key != "stream"}
+        return Split(tuple(generated_rows(**settings)), dict(source))
+    if "hub" in source:
+        return hub.hub_split(source)
+    if "path" not in source:
+        raise PerdureError(
+            f"no rows can be opened from {source}: expected path, hub, benchmark or stream"
+        )
+    row_templates = templates.make_templates(source, str(source["path"]))
+    file = read(source["path"], row_templates.row if row_templates else None)
+    chosen = limit_rows(range(len(file.rows)), source.get("limit"), source.get("seed", 0))
+    return Split(
+        rows=tuple(file.rows[i] for i in chosen),
+        source=dict(source),
+        numbers=tuple(file.numbers[i] for i in chosen),
+        notes=file.notes,
+    )
+
+
+def _place(text: str, role: str) -> dict[str, Any]:
+    return hub.address(text, role) if text.startswith(hub.HUB) else {"path": text}
+
+
+def _source(location: Mapping[str, Any], role: str) -> dict[str, Any]:
+    """Convert the user's mapping to a source: plain JSON, without keys that are not set."""
+    kind = "hub" if "hub" in location else "path"
+    keys = (*(hub.KEYS if kind == "hub" else ("path",)), *templates.KEYS)
+    if not isinstance(location.get(kind), str):
+        raise PerdureError(
+            f"rows: expected path or hub, such as {{path: a.csv}}, got {dict(location)}"
+        )
+    for key in location:
+        if key not in keys:
+            raise PerdureError(
+                f"rows of {location[kind]}: unknown key {key!r}; {nearest(str(key), keys)}"
+            )
+    where = location[kind] if kind == "path" else hub.HUB + location[kind].removeprefix(hub.HUB)
+    source = {"path": where} if kind == "path" else hub.address(where, role)
+    named = ("config", "split", "revision")
+    source |= {key: str(location[key]) for key in named if location.get(key) is not None}
+    row_templates = templates.make_templates(location, where)
+    if row_templates:
+        source |= {"prompt": location["prompt"], "completion": location["completion"]}
+        source |= {"labels": row_templates.labels} if row_templates.labels else {}
+    return source

@@ -1,0 +1,19 @@
+"""The error that reports a mistake of the user's."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PerdureError(ValueError):
+    """A mistake of the user's. Its one line says what is wrong, where, and how to mend it.
+
+    The command line prints the line without a traceback and exits with status 2. Nothing on disk
+    has changed when it is raised.
+    """
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """Return the end of an error line: the valid name closest to `word`, or all valid names."""
+    valid = sorted(valid)
+    close = difflib.get_close_matches(word, valid, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(valid)}"

@@ -1,0 +1,60 @@
+"""Writing files so that they appear completely or not at all, by one process at a time."""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import PerdureError
+
+
+def dump(value: Any) -> str:
+    """Return a value as JSON with sorted keys, so that equal values give the same bytes."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=2) + "\n"
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: a reader sees the old file or the new one, never a part."""
+    new_file = path.with_name(f".{path.name}.new")
+    new_file.write_text(text, encoding="utf-8")
+    sync(new_file)
+    new_file.replace(path)
+    sync(path.parent)
+
+
+def hash_folder(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file in a folder, by relative name."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
+    }
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's `lock` for a block. The system releases it when the process ends.
+
+    Raises:
+        PerdureError: another process holds the lock.
+    """
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PerdureError(
+                f"{folder}: another process is writing to this lineage; wait until it has finished"
+            ) from error
+        yield

@@ -1,0 +1,192 @@
+"""Loading the model of a stage, ready to learn or to answer."""
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perdure.config import DEFAULT_ADAPTER, Config
+from perdure.errors import PerdureError
+from perdure.lineage.lineage import Lineage
+from perdure.models.base import Base, BaseInfo, is_quantized, load_base
+from perdure.models.layout import ADAPTER_SETTINGS, WHOLE
+from perdure.models.stage_files import load_weights
+from perdure.models.traces import AsLoaded, traces
+
+
+def base_at(lineage: Lineage, entry: dict[str, Any] | None, info: BaseInfo | None = None) -> Base:
+    """Load the base with the weights of a stage.
+
+    Args:
+        lineage: the lineage.
+        entry: the ledger's line of the stage. None means the model before the first stage.
+        info: the result of `read_base` for the base, if there is one already.
+
+    Raises:
+        PerdureError: the stage's whole weights are no longer kept, or a file does not load.
+    """
+    config, entry = lineage.config, entry or lineage.origin
+    whole: Path | None = None
+    if entry and entry["kind"] == "weights":
+        if is_gone(lineage, entry):
+            raise PerdureError(gone(lineage, entry))
+        whole = lineage.folder(entry)
+    base = load_base(
+        config.base,
+        adapter=_adapter(lineage, entry),
+        seed=config.seed,
+        quantization=config.quantization,
+        revision=lineage.pin.get("revision"),
+        weights=whole,
+        info=info,
+    )
+    if entry:
+        load_weights(base, lineage.folder(entry), head=entry["verb"] != "init")
+    _to_accelerator(base)
+    return base
+
+
+class BaseLoader:
+    """Loads the model of one stage after another, and the weights of the base once for them all.
+
+    The base with its adapter stays in memory while a lineage learns; a stage puts its adapter on it
+    from its files, as a lineage does that goes on from there. The model is loaded again where it is
+    not certain that this gives the same bits:
+
+    - All weights are trained, so there is no base below them: a stage is loaded from its own files.
+    - The base is quantised: what bitsandbytes keeps of a weight is not looked into.
+    - The stage has an adapter of another shape, as the methods make that join adapters.
+    - Learning has left a trace beside the trained weights (`models/traces.py`).
+    """
+
+    def __init__(self, info: BaseInfo):
+        self.info = info
+        self.base: Base | None = None
+
+    def at(self, lineage: Lineage, entry: dict[str, Any] | None) -> Base:
+        """As `base_at`. The model that was returned before must not be used any more."""
+        entry = entry or lineage.origin
+        adapter = _adapter(lineage, entry)
+        base = self._kept(adapter, begins=entry is None)
+        if base is None:
+            base = base_at(lineage, entry, self.info)
+            self.keep(base, adapter, begins=entry is None)
+        elif entry:
+            load_weights(base, lineage.folder(entry), head=entry["verb"] != "init")
+        return self._handed(base)
+
+    def fresh(self, config: Config) -> Base:
+        """The base with a fresh adapter, where there is no lineage yet."""
+        base = self._kept(config.adapter, begins=True)
+        if base is None:
+            base = load_base(
+                config.base,
+                config.adapter,
+                config.seed,
+                config.quantization,
+                config.revision,
+                info=self.info,
+            )
+        return self._handed(base)
+
+    def keep(self, base: Base, adapter: dict[str, Any] | None, begins: bool = True) -> None:
+        """Keep a base that was just loaded with this adapter; `begins` if it is a fresh one."""
+        if is_quantized(base):
+            return
+        self.base, self.adapter, self.begins = base, adapter, begins
+        self.loaded = AsLoaded(base.model, keep_trained=begins and not base.whole)
+
+    def _kept(self, adapter: dict[str, Any] | None, begins: bool) -> Base | None:
+        """The base that is kept, as it was loaded; None where it has to be loaded (again)."""
+        base, self.base = self.base, None  # let go of it before another one is loaded
+        if base is None or (begins and not self.begins):
+            return None
+        if not _alike(self.adapter, adapter):
+            return None
+        if not self.loaded.restore(base.model):
+            return None
+        if begins:
+            self.loaded.begin(base.model)
+        self.base = base
+        return base
+
+    def _handed(self, base: Base) -> Base:
+        """The base where it learns; whole weights become those of a stage, and are not kept."""
+        before = next(base.model.parameters()).device
+        _to_accelerator(base)
+        if next(base.model.parameters()).device != before:
+            vars(base).pop("padding", None)  # it was tried where the base lay
+            if self.base:
+                self.loaded.traces = traces(base.model)  # they say where it lies
+        if base.whole:
+            self.base = None
+        return base
+
+
+def _alike(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+    """Whether two adapters' settings mean the same; a stage says the defaults of LoRA as well."""
+    if one is None or other is None:
+        return one is other
+    return {**DEFAULT_ADAPTER, **one} == {**DEFAULT_ADAPTER, **other}
+
+
+def _to_accelerator(base: Base) -> None:
+    if torch.accelerator.is_available():
+        base.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
+
+
+def is_untouched(lineage: Lineage, entry: dict[str, Any] | None, base: Base) -> bool:
+    """Return whether a stage is the base itself, so that the fresh adapter must have no effect.
+
+    Some adapters change the output before they have learned anything (prefix tuning, LoRA with
+    `init_lora_weights: false`). An adapter with which the lineage began is part of its stage 0.
+    """
+    return entry is None and lineage.origin is None and not base.whole
+
+
+def as_stored(
+    lineage: Lineage, entry: dict[str, Any] | None, base: Base
+) -> AbstractContextManager[Any]:
+    """Return a context in which the model answers as the stage: stage 0 has no fresh adapter."""
+    untouched = is_untouched(lineage, entry, base)
+    return base.peft.disable_adapter() if untouched else nullcontext()
+
+
+def _adapter(lineage: Lineage, entry: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the settings of a stage's adapter; a LoRA of several tasks has a higher rank."""
+    adapter = lineage.config.adapter
+    if entry is None or adapter is None or adapter.get("peft_type", "LORA").upper() != "LORA":
+        return adapter
+    file = lineage.folder(entry) / ADAPTER_SETTINGS
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        return {**adapter, "r": stored["r"], "lora_alpha": stored["lora_alpha"]}
+    except (OSError, ValueError, KeyError) as error:
+        raise PerdureError(f"{file}: not the settings of a LoRA adapter ({error})") from error
+
+
+def stage_entry(lineage: Lineage, stage: int | None) -> dict[str, Any] | None:
+    """Return the line of a stage, or of the newest one for None; the base has no line (None)."""
+    number = lineage.head if stage is None else stage
+    return lineage.at(number) if number else None
+
+
+def is_gone(lineage: Lineage, entry: dict[str, Any]) -> bool:
+    """Return whether a stage had whole weights that are not kept any more."""
+    return entry.get("kind") == "weights" and not any(lineage.folder(entry).glob(WHOLE))
+
+
+def gone(lineage: Lineage, entry: dict[str, Any]) -> str:
+    """Return the error line for a stage whose weights are gone; it lists the others."""
+    present = [
+        line
+        for line in lineage.stage_entries.values()
+        if line["stage"] and not is_gone(lineage, line)
+    ]
+    kept = ", ".join(str(line["stage"]) for line in reversed(present))
+    return (
+        f"{lineage.path}: the weights of stage {entry['stage']} are gone, only its scores remain; "
+        f"there are those of stage {kept}, and the base (0)"
+    )

@@ -1,0 +1,453 @@
+"""Predicting a model's answers: generated text (`generate`), or a choice of options (`options`).
+
+Rows are batched by similar length, and the predictions are the same as with a batch size of 1.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import StoppingCriteriaList
+
+from perdure.data.chat import Frame, frame, is_chat
+from perdure.data.messages import learned
+from perdure.data.rows import Row, answer, answered, in_place_of, references
+from perdure.data.tokens import IGNORED, Collator, check_known, features, prompts
+from perdure.errors import PerdureError, nearest
+from perdure.measure.answers import answer_text, special_in, stop_tokens, without_reasoning
+from perdure.measure.decided import StopWhenDecided, Undecided
+from perdure.measure.decoding import forced_first, greedy
+from perdure.models.base import Base
+from perdure.models.kinds import Kind
+from perdure.models.limits import Limits
+from perdure.models.padding import Batches
+
+
+Mode = Literal["generate", "options"]
+MAX_LENGTH = 512
+MAX_COMPLETION_LENGTH = 64
+LONG = 2**31  # tokens, a maximum length with which nothing is cut
+
+
+def predict(
+    base: Base,
+    rows: Sequence[Row],
+    mode: Mode,
+    options: Sequence[str] | None = None,
+    max_length: int = MAX_LENGTH,
+    max_completion_length: int = MAX_COMPLETION_LENGTH,
+    batch_size: int = 32,
+    where: str = "the rows",
+    exact: bool = False,
+) -> tuple[list[str], int]:
+    """Predict the model's answer to each row.
+
+    Args:
+        base: the model.
+        rows: the rows to answer. In mode options, their own answers have no effect.
+        mode: `generate` or `options`.
+        options: the answers to choose from. Ties go to the option that sorts first.
+        max_length: the most tokens of a prompt, or for causal models of prompt and completion.
+        max_completion_length: the most tokens of an answer.
+        batch_size: rows per batch.
+        where: the name of the rows, with which an error line begins.
+        exact: whether an answer that can no longer equal one of the row's references may stop
+            early, one token after the length of the longest of them.
+
+    Returns:
+        The answers in the order of the rows, and how many prompts were truncated. There are no
+        answers if the head of an encoder has none of the options.
+
+    Raises:
+        PerdureError: mode options has no options, mode generate has an encoder, a row is a text or
+            its answer cannot be scored, or an option is longer than `max_completion_length`.
+    """
+    check_mode(base.kind, rows, mode=mode, options=options, where=where)
+    tokenizer, choices = base.tokenizer, sorted(set(options or ()))
+    with evaluating(base.model):
+        if mode == "options" and base.kind != "encoder":
+            pairs, truncated = _pairs(
+                base,
+                rows,
+                choices,
+                max_length=max_length,
+                max_completion_length=max_completion_length,
+                where=where,
+            )
+            return _choose(base, pairs, options=choices, batch_size=batch_size), truncated
+        if mode == "generate":
+            max_length = room_for_prompt(
+                base.kind,
+                base.limits,
+                max_length=max_length,
+                max_completion_length=max_completion_length,
+            )
+        prompt_ids, cut = prompts(
+            rows,
+            tokenizer,
+            kind=base.kind,
+            max_length=max_length,
+            where=where,
+            cache=base.cache,
+        )
+        truncated = len(cut)
+        for number, ids in enumerate(prompt_ids, 1):
+            check_known(
+                ids, base.limits.tokens, tokenizer=tokenizer, where=f"{where}, row {number}"
+            )
+        if mode == "options":
+            return _classify(base, prompt_ids, options=choices, batch_size=batch_size), truncated
+        frames = _frames(base, rows, where)
+        stops = stop_tokens([frame for frame in frames if frame], tokenizer)
+        row_references = [references(row) for row in rows]
+        generated_ids = _generate(
+            base,
+            prompt_ids,
+            max_completion_length=max_completion_length,
+            batch_size=batch_size,
+            first_token=forced_first(base, _first_tokens(base, rows, where)),
+            stops=stops,
+            undecided=Undecided(row_references, frames, tokenizer=tokenizer, stops=stops)
+            if exact
+            else None,
+        )
+        answers = [
+            answer_text(
+                ids, frame, tokenizer=tokenizer, stops=stops, kept=special_in(texts, tokenizer)
+            )
+            for ids, frame, texts in zip(generated_ids, frames, row_references, strict=True)
+        ]
+        return answers, truncated
+
+
+def check_mode(
+    kind: Kind, rows: Sequence[Row], mode: Mode, options: Sequence[str] | None, where: str
+) -> None:
+    """Check, before any model is run, that rows can be answered in a mode by a kind of model.
+
+    Raises:
+        PerdureError: they cannot, or the answer of a row cannot be scored.
+    """
+    if mode not in get_args(Mode):
+        raise PerdureError(f"unknown scoring mode {mode!r}; {nearest(mode, get_args(Mode))}")
+    if mode == "generate" and kind == "encoder":
+        raise PerdureError(f"{where}: an encoder cannot generate; score with mode options")
+    if mode == "options" and not options:
+        raise PerdureError(
+            f"{where}: there is no short list of answers to choose from; "
+            "declare `options:` or score with mode generate"
+        )
+    if any("text" in row for row in rows):
+        raise PerdureError(
+            f"{where}: a row of text has no prompt to answer; give prompt and completion"
+        )
+    calls = next((i for i, row in enumerate(rows, 1) if _calls_a_tool(row)), None)
+    if calls:
+        raise PerdureError(
+            f"{where}, row {calls}: its answer calls a tool, which can be learned but not scored; "
+            "remove the row, or let it end with a message of the assistant"
+        )
+    left_out = next((i for i, row in enumerate(rows, 1) if not _has_weight(row)), None)
+    if left_out:
+        raise PerdureError(
+            f"{where}, row {left_out}: its answer is left out by weight: 0 or train: false, so it "
+            "is no reference for scoring; remove the row, or let it end with a correct answer"
+        )
+
+
+def _last_message(row: Row) -> dict[str, Any]:
+    """Return the assistant's last message, or an empty one if the answer is plain text."""
+    completion = row["messages"] if "messages" in row else row["completion"]
+    return {} if isinstance(completion, str) else completion[-1]
+
+
+def _calls_a_tool(row: Row) -> bool:
+    return "tool_calls" in _last_message(row)
+
+
+def _has_weight(row: Row) -> bool:
+    message = _last_message(row)
+    return not message or learned(message)
+
+
+def _generate(
+    base: Base,
+    prompts: list[list[int]],
+    max_completion_length: int,
+    batch_size: int,
+    first_token: int | None = None,
+    stops: Collection[int] = (),
+    undecided: Undecided | None = None,
+) -> list[list[int]]:
+    """Generate an answer to each prompt by greedy decoding.
+
+    An answer ends with an end token or one of `stops`, after `max_completion_length` tokens, at the
+    model's last position, or when it is decided.
+    """
+    # A causal model continues from the last position, so its prompts are padded on the left.
+    side = "left" if base.kind == "causal" else "right"
+    answers: list[list[int]] = [[]] * len(prompts)
+    rooms = [_room_for_answer(base, len(prompt), max_completion_length) for prompt in prompts]
+    together = base.padding.left if base.kind == "causal" else base.padding.right
+    with greedy(
+        base,
+        max_new_tokens=max_completion_length,
+        pad_id=_pad_id(base),
+        forced_first=first_token,
+        stops=stops,
+    ) as settings:
+        for batch in batches(prompts, batch_size, together=together, apart=rooms):
+            ids, mask = _pad(base, [prompts[i] for i in batch], side)
+            settings.max_new_tokens = rooms[batch[0]]
+            start = ids.shape[1] if base.kind == "causal" else 1  # the decoder's start token
+            decided = StopWhenDecided(undecided, batch, start) if undecided else None
+            generated = base.model.generate(  # type: ignore[operator]
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=settings,
+                stopping_criteria=StoppingCriteriaList([decided] if decided else []),
+            )
+            for i, answer_ids in zip(batch, generated[:, start:].tolist(), strict=True):
+                answers[i] = answer_ids[: decided.stopped.get(i)] if decided else answer_ids
+    return answers
+
+
+def _choose(
+    base: Base, pairs: list[dict[str, Any]], options: list[str], batch_size: int
+) -> list[str]:
+    """Choose for each row the option o with the largest sum_t log p(o_t | prompt, o_<t).
+
+    The end token is included. The sum is not divided by the option's length: it is the
+    log-probability that the model gives exactly this answer, so short options are favoured.
+    """
+    scores = log_likelihoods(base, pairs, batch_size)
+    num_options = len(options)
+    starts = range(0, len(scores), num_options)
+    return [options[_first_best(scores[start : start + num_options])] for start in starts]
+
+
+def log_likelihoods(
+    base: Base, row_features: Sequence[dict[str, Any]], batch_size: int
+) -> list[float]:
+    """Return log p(completion | prompt) of each row, summed over its tokens, in nats."""
+    values = [0.0] * len(row_features)
+    for batch in feature_batches(base, row_features, batch_size):
+        batch_values = _log_likelihoods(base, [row_features[i] for i in batch])
+        for i, value in zip(batch, batch_values, strict=True):
+            values[i] = value
+    return values
+
+
+def _log_likelihoods(base: Base, batch: list[dict[str, Any]]) -> list[float]:
+    """Return the log-likelihoods of a batch of features with one forward pass."""
+    collated = Collator(base.tokenizer, base.kind)(batch)
+    inputs = {name: tensor.to(_device(base)) for name, tensor in collated.items()}
+    labels = inputs["labels"]
+    if base.kind == "causal":
+        # Position t predicts token t + 1, so nothing predicts the first token. Logits are only made
+        # from the first learned token of the batch on: with a large vocabulary they would otherwise
+        # take most of the memory.
+        first = min(_first_learned(row["labels"]) for row in batch)
+        labels = labels[:, max(1, first) :]
+        del inputs["labels"]
+        logits = base.model(**inputs, logits_to_keep=labels.shape[1] + 1).logits[:, :-1]
+    else:
+        logits = base.model(**inputs).logits
+    losses = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+    return (-losses.view(labels.shape).sum(1)).tolist()
+
+
+def _classify(
+    base: Base, prompts: list[list[int]], options: list[str], batch_size: int
+) -> list[str]:
+    """Choose for each prompt the option with the largest logit, among those that the head has."""
+    labels = base.labels or []
+    known = [option for option in options if option in labels]
+    if not known:
+        return []
+    columns = [labels.index(option) for option in known]
+    predictions = [""] * len(prompts)
+    for batch in batches(prompts, batch_size, base.padding.right):
+        ids, mask = _pad(base, [prompts[i] for i in batch], "right")
+        logits = base.model(input_ids=ids, attention_mask=mask).logits[:, columns]
+        for i, scores in zip(batch, logits.tolist(), strict=True):
+            predictions[i] = known[_first_best(scores)]
+    return predictions
+
+
+def _frames(base: Base, rows: Sequence[Row], where: str) -> list[Frame | None]:
+    """Return the chat template's text around each answer, None for prompts of plain text."""
+    lines = [f"{where}, row {number}" for number in range(1, len(rows) + 1)]
+    return [
+        frame(row, base.tokenizer, where=line) if is_chat(row) else None
+        for row, line in zip(rows, lines, strict=True)
+    ]
+
+
+def correct_answers(base: Base, rows: Sequence[Row], where: str) -> list[list[str]]:
+    """Return all correct answers of each row, as text that `predict` can return for them.
+
+    It differs from `references` where a content holds reasoning before the answer itself.
+    """
+    return [
+        [without_reasoning(text, frame) for text in references(row)]
+        for row, frame in zip(rows, _frames(base, rows, where), strict=True)
+    ]
+
+
+def _first_tokens(base: Base, rows: Sequence[Row], where: str) -> set[int]:
+    """Return the tokens with which targets begin.
+
+    A placeholder replaces each answer, so that the answers cannot have an effect.
+    """
+    if base.kind != "seq2seq":
+        return set()
+    row_features, _ = features(
+        [answered(row, ".") for row in rows],
+        base.tokenizer,
+        kind=base.kind,
+        max_length=LONG,
+        max_completion_length=LONG,
+        labels=None,
+        where=where,
+        cache=base.cache,
+    )
+    return {row["labels"][0] for row in row_features}
+
+
+def _pairs(
+    base: Base,
+    rows: Sequence[Row],
+    options: list[str],
+    max_length: int,
+    max_completion_length: int,
+    where: str,
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the features of each row with each option as its answer, and how many are truncated.
+
+    They are the features of training, with all options of a row one after another.
+    """
+    by_option, num_truncated = [], []
+    for option in options:
+        option_features, truncated = features(
+            [answered(row, in_place_of(answer(row), option)) for row in rows],
+            base.tokenizer,
+            kind=base.kind,
+            max_length=max_length,
+            max_completion_length=max_completion_length,
+            labels=None,
+            where=f"{where} with option {option!r}",
+            mask_history=True,
+            cache=base.cache,
+        )
+        by_option.append(option_features)
+        num_truncated.append(truncated)
+    return [pair for row in zip(*by_option, strict=True) for pair in row], max(num_truncated)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Turn off dropout and gradients for a block, and restore each module's mode after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        # Not inference_mode, because training must be able to use buffers that are made here.
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def batches(
+    sequences: Sequence[Sequence[int]],
+    batch_size: int,
+    together: Batches = "any",
+    apart: Sequence[int] | None = None,
+) -> Iterator[list[int]]:
+    """Yield batches of indices of sequences of similar length.
+
+    The longest come first, so that a run that needs too much memory fails at once.
+
+    Args:
+        sequences: the sequences.
+        batch_size: the most sequences in a batch.
+        together: which sequences may share a batch without changing the model's output for them:
+            any, only those of equal length, or none.
+        apart: a number for each sequence; those with different numbers never share a batch.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i in order:
+        length = len(sequences[i]) if together == "equal" else 0
+        groups.setdefault((length, apart[i] if apart else 0), []).append(i)
+    size = 1 if together == "single" else batch_size
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def feature_batches(
+    base: Base, row_features: Sequence[dict[str, Any]], batch_size: int
+) -> Iterator[list[int]]:
+    """Yield batches of indices of features, for inputs and labels that are padded on the right."""
+    together, target_lengths = base.padding.right, None
+    if together == "equal" and base.kind == "seq2seq":
+        target_lengths = [len(row["labels"]) for row in row_features]
+    inputs = [row["input_ids"] for row in row_features]
+    return batches(inputs, batch_size, together=together, apart=target_lengths)
+
+
+def room_for_prompt(kind: Kind, limits: Limits, max_length: int, max_completion_length: int) -> int:
+    """Return how many tokens a prompt may have so that a causal model's answer fits after it.
+
+    If the base has few positions, at most half of them are reserved for the answer.
+    """
+    if kind != "causal" or limits.positions is None:
+        return max_length
+    reserved = min(max_completion_length, limits.positions // 2)
+    return min(max_length, limits.positions - reserved)
+
+
+def _room_for_answer(base: Base, prompt_length: int, max_completion_length: int) -> int:
+    """Return how many tokens may be generated before the base runs out of positions."""
+    if base.kind == "seq2seq":
+        return min(max_completion_length, base.limits.answer_positions or max_completion_length)
+    if base.limits.positions is None:
+        return max_completion_length
+    return min(max_completion_length, base.limits.positions - prompt_length)
+
+
+def _pad(
+    base: Base, prompts: list[list[int]], side: Literal["left", "right"]
+) -> tuple[Tensor, Tensor]:
+    """Return ids [batch, longest], padded on one side, and their attention mask."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), longest), _pad_id(base))
+    mask = torch.zeros_like(ids)
+    for i, prompt in enumerate(prompts):
+        places = slice(longest - len(prompt), None) if side == "left" else slice(len(prompt))
+        ids[i, places], mask[i, places] = torch.tensor(prompt), 1
+    return ids.to(_device(base)), mask.to(_device(base))
+
+
+def _device(base: Base) -> torch.device:
+    return next(base.model.parameters()).device
+
+
+def _first_learned(labels: Sequence[int]) -> int:
+    return next(i for i, label in enumerate(labels) if label != IGNORED)
+
+
+def _first_best(scores: list[float]) -> int:
+    """Return the index of the largest score, the first one in a tie."""
+    return max(range(len(scores)), key=lambda i: scores[i])
+
+
+def _pad_id(base: Base) -> int:
+    """Return the pad token, or any token for bases without one (GPT-2), as the mask hides it."""
+    ids = (base.tokenizer.pad_token_id, base.tokenizer.eos_token_id, 0)
+    return next(i for i in ids if i is not None)  # type: ignore[return-value]

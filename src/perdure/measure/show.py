@@ -1,0 +1,38 @@
+"""The score matrix as a table for the terminal."""
+
+from rich.table import Table
+from rich.text import Text
+
+from perdure.measure.matrix import ScoreMatrix
+
+
+def table(matrix: ScoreMatrix, mode: str, metric: str, title: str | None = None) -> Table:
+    """Return a table with one line per stage and one column per task.
+
+    The scores right after learning are bold, and unknown scores are '-'. Scores cannot be compared
+    without mode and metric, so these stand under the table.
+    """
+    caption = Text(f"mode: {mode}\nmetric: {metric}")
+    score_table = Table(title=title, caption=caption, caption_justify="left")
+    score_table.add_column("after stage", no_wrap=True)
+    for task in matrix.tasks:
+        score_table.add_column(Text(task), justify="right")
+    for stage, row in enumerate(matrix.rows):
+        cells = [
+            Text(cell(score), style="bold" if learned_at == stage else "")
+            for score, learned_at in zip(row, matrix.learned_at, strict=True)
+        ]
+        score_table.add_row(Text(_stage_name(matrix, stage)), *cells)
+    return score_table
+
+
+def cell(score: float | None) -> str:
+    """Format a score with three decimals, or as '-' if it is unknown."""
+    return "-" if score is None else f"{score:.3f}"
+
+
+def _stage_name(matrix: ScoreMatrix, stage: int) -> str:
+    if stage == 0:
+        return "base"
+    learned = [t for t, at in zip(matrix.tasks, matrix.learned_at, strict=True) if at == stage]
+    return " ".join([str(stage), *learned])

@@ -1,0 +1,110 @@
+"""The methods. Each is a file, or a folder with a `method.py`, and is found by its name."""
+
+import importlib
+import inspect
+import pkgutil
+from typing import Any
+
+from perdure.config import checked
+from perdure.errors import PerdureError, nearest
+from perdure.places import where_it_goes
+from perdure.train.method import Method
+
+
+def names() -> list[str]:
+    """The names that stand under `method:` in the settings."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "shared")
+
+
+def find(name: str) -> type[Method]:
+    """The method class in the file or folder of that name.
+
+    Raises:
+        PerdureError: there is no such method; the message has the nearest name.
+    """
+    if name not in names():
+        raise PerdureError(f"unknown method {name!r}; {where_it_goes(name, 'method', names())}")
+    module = importlib.import_module(f"{__name__}.{name}")
+    if hasattr(module, "__path__"):  # a folder
+        module = importlib.import_module(f"{module.__name__}.method")
+    classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, Method)]
+    return next(c for c in classes if c.__module__ == module.__name__)
+
+
+def keywords(name: str) -> dict[str, inspect.Parameter]:
+    """The settings of a method: its constructor's keywords, with their types and defaults.
+
+    A keyword-only parameter is not a setting: it takes an object that only Python can pass.
+    """
+    parameters = inspect.signature(find(name)).parameters
+    return {key: p for key, p in parameters.items() if p.kind != p.KEYWORD_ONLY}
+
+
+def make(spec: Any) -> list[Method]:
+    """Make the methods that stand under `method:` in the settings.
+
+    Args:
+        spec: a name; a mapping of names to keywords, `{replay: {ratio: 0.5}}`; or a list of both.
+            The keyword `preset` names a published set of keywords; the other keywords override it.
+
+    Raises:
+        PerdureError: a method, keyword or preset is unknown, or a value has the wrong type.
+    """
+    parts = spec if isinstance(spec, list) else [spec]
+    methods = []
+    for part in parts:
+        if isinstance(part, str):
+            part = {part: {}}
+        if not isinstance(part, dict) or not part:
+            raise PerdureError(f"method: expected a name or {{name: keywords}}, got {part!r}")
+        for name, settings in part.items():
+            if not isinstance(settings, dict | None):
+                raise PerdureError(_not_keywords(name, settings))
+            methods.append(_make_one(str(name), dict(settings or {})))
+    if len({type(m) for m in methods}) < len(methods):
+        raise PerdureError("method: the same method is named twice; name it once")
+    _check_shapes(methods)
+    return methods
+
+
+def _not_keywords(name: Any, value: Any) -> str:
+    """The error message for `method: {NAME: VALUE}` where VALUE is not a mapping of keywords."""
+    if name not in names():
+        return f"unknown method {name!r}; {where_it_goes(str(name), 'method', names())}"
+    return f"method: {name} takes {{keyword: value}}, got {value!r}; see `perdure methods {name}`"
+
+
+def _check_shapes(methods: list[Method]) -> None:
+    """Refuse lists in which one method makes new weights for a task and another needs the old."""
+    reshaping = [m.name for m in methods if m.reshapes]
+    if len(reshaping) > 1:
+        raise PerdureError(
+            f"method: {' and '.join(reshaping)} each change which weights there are; take one of "
+            "them"
+        )
+    for method in methods if reshaping else ():
+        if method.follows:
+            raise PerdureError(
+                f"method: {reshaping[0]} makes new weights for each task, and {method.name} "
+                f"follows the same ones from task to task; leave {method.name} out"
+            )
+    if reshaping and not methods[0].reshapes:
+        raise PerdureError(
+            f"method: {reshaping[0]} makes the weights that the others see; name it first"
+        )
+
+
+def _make_one(name: str, settings: dict[str, Any]) -> Method:
+    method, valid = find(name), keywords(name)
+    if (preset := settings.pop("preset", None)) is not None:
+        if preset not in method.presets:
+            raise PerdureError(
+                f"{name}: unknown preset {preset!r}; {nearest(preset, method.presets)}"
+            )
+        settings = {**method.presets[preset], **settings}
+    for key, value in settings.items():
+        if key not in valid:
+            hint = where_it_goes(str(key), f"method.{name}", valid)
+            raise PerdureError(f"{name} has no keyword {key!r}; {hint}")
+        settings[key] = checked(key, value, valid[key].annotation, name)
+    return method(**settings)

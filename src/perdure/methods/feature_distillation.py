@@ -1,0 +1,86 @@
+"""Distillation of the hidden states."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from perdure.config import Config
+from perdure.errors import PerdureError
+from perdure.methods.shared.teacher import HeadInputs, Source, Teacher, check_base
+from perdure.models.kinds import Kind
+from perdure.train.losses import learned_places
+from perdure.train.method import Family, Keeps, Method, TaskContext
+
+
+class FeatureDistillation(Method):
+    """Keeps the last hidden states on new rows near those of the old model.
+
+        loss = task + strength mean (||h - h_old||^2 / ||h_old||^2)
+
+    over the places that predict the answer, where h is the input of the output head (of an encoder,
+    the pooled mean). The weights of the head get no gradient of this term. It is FeatKD in Smith et
+    al. 2023 (2203.17269), where it never helped, so it serves as a baseline. We do not know which
+    layer and weight the paper used: the last layer, the division and the default are ours. Divided
+    by the square of the old features, place by place, the term has the same size for a base with
+    large features as for one with small ones.
+
+    The teacher is that of `lwf`, in evaluation mode: the weights of the stage before, or (`base`)
+    the base with its adapter switched off, from the first task on. With `previous`, the term and
+    its gradient are zero at the start of a task.
+
+    State: a copy of the trained weights while a task is learned, none after it. Old rows: none.
+    Cost: one more forward pass of every batch.
+
+    Args:
+        strength: >= 0.
+        teacher: `previous` or `base`.
+    """
+
+    family: ClassVar[Family] = "distillation"
+    paper: ClassVar[str] = "https://huggingface.co/papers/2203.17269"
+    neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
+    keeps: ClassVar[Keeps] = Keeps(second_loss=0.5)
+
+    def __init__(self, strength: float = 10.0, teacher: Source = "previous"):
+        if strength < 0:
+            raise PerdureError(f"feature_distillation: strength must be >= 0, got {strength}")
+        self.strength = strength
+        self.source: Source = teacher
+
+    def check(self, config: Config, kind: Kind) -> None:
+        super().check(config, kind)
+        if self.source == "base":
+            check_base(self.name, config)
+
+    def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
+        has_teacher = context.stage > 1 or self.source == "base"
+        self.teacher = Teacher(model, self.source) if has_teacher else None
+        return super().begin_task(model, context)
+
+    def on_train_begin(self, args, state, control, model: Any = None, **kwargs):
+        self.model = model
+        self.head_inputs = HeadInputs(model) if self.teacher else None
+
+    def extra_loss(self, model: nn.Module, inputs: dict[str, Tensor], outputs: Any) -> Any:
+        if self.teacher is None or self.head_inputs is None:
+            return None
+        kind, labels = self.engine.kind, inputs["labels"]
+        self.teacher(self.model, inputs, kind)
+        new = learned_places(self.head_inputs.student, labels, kind)
+        old = learned_places(self.head_inputs.teacher, labels, kind)
+        return self.strength * relative_distance(new, old)
+
+    def end_task(self, model: nn.Module) -> None:
+        if self.head_inputs is not None:
+            self.head_inputs.close()
+        self.teacher = self.head_inputs = None
+
+
+def relative_distance(new: Tensor, old: Tensor) -> Tensor:
+    """The mean over places of ||new - old||^2 / ||old||^2, of features [places, width].
+
+    A mean of quotients, so that it is the same however a batch is cut into micro-batches.
+    """
+    size = old.square().sum(-1).clamp_min(torch.finfo(old.dtype).tiny)
+    return ((new - old).square().sum(-1) / size).mean()

@@ -1,0 +1,49 @@
+"""L2 regularisation towards earlier weights."""
+
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from perdure.methods.shared.quadratic_pull import Parabola, QuadraticPull
+from perdure.train.method import Keeps, TaskContext
+from perdure.train.parameters import snapshot
+
+
+class L2(QuadraticPull):
+    """Pulls the weights towards those of the previous stage, or of the base (L2-SP).
+
+        loss = task + strength / 2 ||w - w*||^2,   so   g += strength (w - w*)
+
+    The gradient is added in closed form, once a step and before clipping, so gradient accumulation
+    does not scale it. AdamW normalises it together with the task's gradient; it is not decoupled as
+    weight decay is. Smith et al. 2023 (2203.17269) find it ahead of EWC on pre-trained models. The
+    form that pulls towards the base is Li et al. 2018 (1802.01483). With LoRA, w are the factors A
+    and B, and the base is the adapter that the lineage began with. The new rows of an encoder's
+    head are not pulled.
+
+    State: w*, of the trainable weights' size, O(1) in tasks. Old rows: none. Towards `previous` the
+    first task is plain fine-tuning; towards `base` the pull begins with it.
+
+    Args:
+        strength: of the pull, >= 0. It is the factor in the gradient; some codes call half of it
+            lambda.
+        towards: `previous` or `base`.
+    """
+
+    paper: ClassVar[str] = "https://huggingface.co/papers/2203.17269"
+    uniform: ClassVar[bool] = True
+    keeps: ClassVar[Keeps] = Keeps(share=0.8, keywords={"strength": 1.0})
+
+    def __init__(self, strength: float = 0.1, towards: Literal["previous", "base"] = "previous"):
+        super().__init__(strength)
+        self.towards = towards
+
+    def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
+        model = super().begin_task(model, context)
+        if self.towards == "base" and not context.state:  # the first task of the lineage
+            self.parabola = Parabola(snapshot(model), None)
+        return model
+
+    def end_task(self, model: nn.Module) -> None:
+        if self.towards == "previous":
+            super().end_task(model)

@@ -1,0 +1,352 @@
+"""Recurrent-KIF as a callback of any `transformers.Trainer`, without Perdure's engine.
+
+Perdure's engine calls a method's hooks, holds complete gradients for it and takes its steps on
+memory. Another Trainer does none of this. `StandaloneMethod` calls the hooks from the events of
+`transformers.TrainerCallback`, and `CallbackSteps` takes the steps and keeps the gradients.
+"""
+
+import hashlib
+import inspect
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.utils.data import IterableDataset
+from transformers import TrainingArguments
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from perdure.errors import PerdureError
+from perdure.methods.recurrent_kif.callback_memory import features_by_task, is_sft
+from perdure.methods.shared.importance import flatten, write_back
+from perdure.models.kinds import Kind
+from perdure.models.layout import METHOD_STATE
+from perdure.seeds import derive, forked
+from perdure.train.memory import Memory
+from perdure.train.method import Method, TaskContext
+from perdure.train.step import accumulate, clip_and_step, task_loss
+from perdure.train.trainer import load_state, save_state
+
+
+Batch = dict[str, Any]
+CAUSAL = frozenset(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+# Parts of the names of optimizers that step inside the backward pass.
+STEPS_IN_BACKWARD = ("lomo", "layerwise")
+
+
+class CallbackSteps:
+    """Gives a callback the two things that only Perdure's engine has: see `train.method.Steps`.
+
+    These are steps on other rows than the Trainer's (`fit_step`), and the gradients of the
+    Trainer's own step before they are clipped (`complete_gradients`). A callback only sees
+    gradients that are clipped already, so hooks copy them when they are accumulated.
+
+    With several processes, each of them takes the same steps on the same rows, so the weights stay
+    equal without any communication.
+
+    Args:
+        args: the Trainer's arguments.
+        model: the Trainer's model, not wrapped for distributed training.
+        collate: makes a batch of features; the Trainer's own collator.
+        kind: how the loss reads the labels of a batch.
+    """
+
+    name = "callback"  # the prefix of its tensors in a checkpoint
+
+    def __init__(
+        self,
+        args: TrainingArguments,
+        model: nn.Module,
+        collate: Callable[[list[dict[str, Any]]], Batch],
+        kind: Kind,
+    ):
+        self.args, self.model, self.collate = args, model, collate
+        self.kind: Kind = kind
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.unclipped = [torch.zeros_like(p) for p in self.parameters]
+        self.recording = True
+        self.hooks = [
+            p.register_post_accumulate_grad_hook(partial(self._record, index=index))
+            for index, p in enumerate(self.parameters)
+        ]
+
+    def close(self) -> None:
+        """Remove the hooks from the model's parameters."""
+        while self.hooks:
+            self.hooks.pop().remove()
+        self.unclipped = []
+
+    # --- gradients of the Trainer's own step
+
+    def _record(self, parameter: Tensor, index: int) -> None:
+        """Copy a gradient after each micro-batch; after the last one of a step it is complete."""
+        if self.recording:
+            assert parameter.grad is not None
+            self.unclipped[index].copy_(parameter.grad)
+
+    @contextmanager
+    def complete_gradients(self) -> Iterator[None]:
+        """Within the context, `.grad` is what it was before clipping, of all processes together."""
+        if self.args.world_size > 1:  # the hooks run before DDP averages over the processes
+            flat = flatten(self.unclipped)
+            torch.distributed.all_reduce(flat)
+            write_back(flat / self.args.world_size, self.unclipped)
+        clipped = [p.grad for p in self.parameters]
+        self._set_gradients(self.unclipped)
+        yield
+        self._set_gradients(clipped)
+        torch._foreach_zero_(self.unclipped)  # pyright: ignore[reportPrivateImportUsage]
+
+    def _set_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    # --- steps on other rows
+
+    def fit_step(
+        self,
+        rows: list[dict[str, Any]],
+        optimizer: Optimizer,
+        seed: int,
+        inspect: Callable[[], Any] = lambda: None,
+    ) -> None:
+        """As `ContinualTrainer.fit_step`: backward, `inspect`, clip, step."""
+        self._backward(rows, seed)
+        inspect()
+        clip_and_step(self.parameters, optimizer, self.args.max_grad_norm)
+
+    def _backward(self, rows: list[dict[str, Any]], seed: int) -> None:
+        size = self.args.per_device_train_batch_size
+        self.model.train()
+        self.recording = False
+        accumulate(rows, seed, size, self.collate, self.kind, self._backward_batch)
+        self.recording = True
+
+    def _backward_batch(self, batch: Batch, items: Tensor) -> None:
+        batch = for_model(batch, self.args)
+        loss, _ = task_loss(self.model, self.model, batch, self.kind, items.to(self.args.device))
+        loss.backward()
+
+    # --- a checkpoint names the weights that it belongs to
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The SHA-256 of the trainable weights, as bytes."""
+        digest = hashlib.sha256()
+        for parameter in self.parameters:
+            digest.update(parameter.detach().float().cpu().contiguous().numpy().data)
+        return {"weights": torch.tensor(list(digest.digest()), dtype=torch.uint8)}
+
+
+def for_model(batch: Batch, args: TrainingArguments) -> Batch:
+    """A batch of the collator, on the device and with the inputs that the model takes."""
+    inputs: Batch = send_to_device(dict(batch), args.device)
+    if "position_ids" in inputs and "attention_mask" not in inputs:
+        # Rows that are packed end to end would attend to each other through a cache.
+        inputs["use_cache"] = False
+    return inputs
+
+
+class StandaloneMethod(Method):
+    """A method that can also be used alone, as `callbacks=[method]` of any Trainer.
+
+    In Perdure's engine the task's context and the engine are there before training begins, and the
+    events below do nothing. In another Trainer they do what the engine would do. A subclass calls
+    `set_up` first in its `on_train_begin` and `resume` last.
+
+    `memory_rows` is the memory as the user passed it to the constructor: a dataset, or one for each
+    task by its name; None in Perdure's engine, which has a memory of its own.
+    """
+
+    memory_rows: Any = None
+
+    @property
+    def steps(self) -> CallbackSteps | None:
+        """What stands in for the engine in another Trainer; None in Perdure's own engine."""
+        engine = getattr(self, "engine", None)
+        return engine if isinstance(engine, CallbackSteps) else None
+
+    def set_up(
+        self,
+        args: TrainingArguments,
+        state: Any,
+        model: Any = None,
+        train_dataloader: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Make the task's context and what stands in for the engine.
+
+        Raises:
+            PerdureError: the memory, the model or the Trainer's arguments do not fit the method.
+        """
+        if hasattr(self, "engine") and not self.steps:
+            return  # this is Perdure's engine
+        self.tear_down()  # an earlier training may have been interrupted
+        train_dataset, collate = train_dataloader.dataset, train_dataloader.collate_fn
+        tasks = features_by_task(
+            self.memory_rows, args, train_dataset, tokenizer=processing_class, where=self.name
+        )
+        memory = Memory(tasks, derive(args.seed, "memory"))
+        self.begin_task(model, TaskContext("", 0, derive(args.seed, self.name), memory, {}))
+        rows = memory.draw(0, 1) if memory else []
+        if (
+            not memory
+            and gradient_excess(args) > 1
+            and not isinstance(train_dataset, IterableDataset)
+        ):
+            rows = [train_dataset[0]] if hasattr(train_dataset, "__getitem__") else []
+        with forked(0):  # a collator may draw random numbers
+            batch = dict(collate(rows)) if rows else {}
+        warn_if_mis_scaled(args, model, batch, self.name)
+        if memory:
+            check_trainer(args, state, model, self.name)
+            kind = kind_of_batch(model, batch, self.name)
+            self.engine = CallbackSteps(args, model, collate, kind)  # type: ignore[assignment]
+
+    def resume(self, args: TrainingArguments, state: Any) -> None:
+        """Load the state of the checkpoint that the Trainer resumes from.
+
+        Raises:
+            PerdureError: the state is missing, or belongs to other weights.
+        """
+        if not self.steps or not state.global_step:
+            return
+        folder = checkpoint_folder(args, state)
+        file = folder / METHOD_STATE
+        if not file.exists():
+            raise PerdureError(
+                f"{self.name}: cannot resume at step {state.global_step}: {file} is missing; "
+                "resume from a checkpoint saved with this callback, under its output_dir"
+            )
+        saved, present = load_state(self.steps, folder), self.steps.state_dict()
+        if not torch.equal(saved["weights"], present["weights"]):
+            raise PerdureError(
+                f"{self.name}: cannot resume at step {state.global_step}: {file} belongs to other "
+                "weights; set output_dir to that of the run that saved the checkpoint"
+            )
+        self.load_state_dict(load_state(self, folder))
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if self.steps:
+            with self.steps.complete_gradients():
+                self.edit_gradients(model)  # type: ignore[arg-type]
+
+    def on_save(self, args, state, control, **kwargs):
+        if self.steps and args.should_save:
+            save_state([self, self.steps], checkpoint_folder(args, state))
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        if self.steps:
+            self.end_task(model)  # type: ignore[arg-type]
+            self.tear_down()
+
+    def tear_down(self) -> None:
+        """Leave nothing in the model, so that the method can train again."""
+        if self.steps:
+            self.steps.close()
+            del self.engine
+
+
+def checkpoint_folder(args: TrainingArguments, state: Any) -> Path:
+    """The folder in which a Trainer saves at this step, and from which it resumes."""
+    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
+def check_trainer(args: TrainingArguments, state: Any, model: nn.Module, where: str) -> None:
+    """Refuse a Trainer in which a callback cannot see whole weights or true gradients.
+
+    Raises:
+        PerdureError: with the setting to change.
+    """
+    accelerator = AcceleratorState()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optim = str(getattr(args.optim, "value", args.optim))
+    sharded = accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+    faults = {
+        "fp16, whose gradients are scaled; use bf16": accelerator.mixed_precision == "fp16",
+        "sharded weights (FSDP, DeepSpeed, tensor parallel); train on one GPU or with DDP": (
+            sharded or any(isinstance(p, DTensor) for p in parameters)
+        ),
+        "weights on several devices; load the model without device_map, or on one device": (
+            len({p.device for p in parameters}) > 1
+        ),
+        f"optim={optim}, which steps inside backward; use adamw_torch": any(
+            name in optim for name in STEPS_IN_BACKWARD
+        ),
+        "learning_rate 0, which has no schedule; set it above 0": not args.learning_rate,
+        "a hyperparameter search; train with settings that are found": state.is_hyper_param_search,
+    }
+    for fault, present in faults.items():
+        if present:
+            raise PerdureError(f"{where}: this Trainer has {fault}")
+
+
+def kind_of_batch(model: nn.Module, batch: dict[str, Any], where: str) -> Kind:
+    """How the loss of a model reads the labels of a batch.
+
+    Raises:
+        PerdureError: it is not cross-entropy over next tokens, target tokens or classes.
+    """
+    bare = _without_peft(model)
+    labels, config = batch.get("labels"), getattr(bare, "config", None)
+    if isinstance(labels, Tensor) and not labels.is_floating_point() and config is not None:
+        if labels.dim() == 1:
+            return "encoder"
+        if config.is_encoder_decoder:
+            return "seq2seq"
+        listed = any(c.__name__ in CAUSAL for c in type(bare).__mro__)
+        if listed or getattr(bare, "loss_type", None) == "ForCausalLM":
+            return "causal"
+    raise PerdureError(
+        f"{where}: cannot rehearse with {type(bare).__name__} and these features; it takes causal "
+        "LMs, encoder-decoders and single-label classifiers, and features that have labels"
+    )
+
+
+def gradient_excess(args: TrainingArguments) -> int:
+    """By what factor gradients are too large where the model ignores `num_items_in_batch`."""
+    processes = max(args.world_size, args.n_gpu) if args.average_tokens_across_devices else 1
+    return args.gradient_accumulation_steps * processes
+
+
+@torch.no_grad()
+def warn_if_mis_scaled(
+    args: TrainingArguments, model: nn.Module, batch: dict[str, Any], where: str
+) -> None:
+    """Warn of a model that takes `num_items_in_batch` and ignores it.
+
+    The Trainer then takes the model's loss for one over the whole accumulated batch, and adds up
+    means that it should divide. Whether the model does so is found by trying: its loss must depend
+    on the number.
+    """
+    bare = _without_peft(model)
+    parameters = inspect.signature(type(bare).forward).parameters.values()
+    has_kwargs = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters)
+    is_passed = "labels" in batch and getattr(bare, "accepts_loss_kwargs", has_kwargs)
+    if gradient_excess(args) == 1 or not is_passed or is_sft(args) or args.label_smoothing_factor:
+        return
+    training, batch = model.training, for_model(batch, args)
+    model.eval()
+    numbers = torch.tensor([1, 2], device=args.device)
+    outputs = [model(**batch, num_items_in_batch=number) for number in numbers]
+    model.train(training)
+    losses = [output["loss"] if isinstance(output, dict) else output[0] for output in outputs]
+    if torch.equal(losses[0], losses[1]):
+        warnings.warn(
+            f"{where}: {type(bare).__name__} ignores num_items_in_batch, so the gradients of this "
+            f"Trainer are {gradient_excess(args)} times too large; train without gradient "
+            "accumulation, or set trainer.model_accepts_loss_kwargs = False",
+            stacklevel=2,
+        )
+
+
+def _without_peft(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,217 @@
+"""Recurrent-KIF: recurrent knowledge identification and fusion."""
+
+from dataclasses import KW_ONLY, InitVar, dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from perdure.errors import PerdureError
+from perdure.methods.recurrent_kif.callback import StandaloneMethod
+from perdure.methods.recurrent_kif.fusion import FusionTable, Momentum, after_fusion
+from perdure.methods.recurrent_kif.outer import OuterLearner
+from perdure.methods.recurrent_kif.presets import OPEN, RECURRENT_KIF, TRAINING
+from perdure.methods.recurrent_kif.rates import Rates
+from perdure.methods.recurrent_kif.rounds import Rounds, table_of
+from perdure.methods.shared.importance import Importance, flatten
+from perdure.train.method import Family, Keeps, TaskContext
+
+
+IMPORTANT = "important."  # the prefix of a parameter's name in the state
+
+
+@dataclass(eq=False)
+class RecurrentKIF(StandaloneMethod):
+    """Finds again and again which weights the new and the old tasks need, and fuses both updates.
+
+    A round: Q = `inner_steps` optimizer steps on the new task take the weights from t0 to tQ, then
+    S = `outer_steps` steps on memory, by an AdamW of their own, take them to tS. Each side smooths
+    the sensitivity |w g| of its gradients (before clipping, at the weights at which they were
+    taken) over its steps; the weights above the global `quantile` are important to that side. Then
+
+        t0' = t0 + w_in (tQ - t0) + w_out (tS - tQ),   (w_in, w_out) = fusion[important to whom]
+
+    and the next round starts from t0'. The inner map starts afresh in each round, the outer one
+    lasts for the task. The last, shorter round is fused too. The first task is plain fine-tuning.
+
+    The outer steps of a round have the mean rate of its inner steps, as these were taken, so both
+    sides move in the proportion of S to Q at any place of any schedule.
+
+    State: t0, two maps (four with the uncertainty) and the outer optimizer's two moments, each of
+    the trainable weights' size, O(1) in tasks. After the task only counts are kept: the shares of
+    the four cases by round, and how many weights of each parameter were important to either side.
+    Old rows: needed. Cost: S/Q more steps, 1.5 times the passes of `sequential`.
+
+    It is also a callback of any `transformers.Trainer`, including SFTTrainer:
+    `RecurrentKIF(memory=...)`, with a dataset of features or raw rows, or one for each task by its
+    name (docs/trl.md).
+
+    Args:
+        inner_steps: Q, steps on the new task in a round.
+        outer_steps: S, steps on memory in a round.
+        quantile: share of the weights that are not important, 0 to 1.
+        fusion: (w_in, w_out) for weights important to `both`, `inner`, `outer` or `neither`;
+            null is the paper's. {soft: T}: w_in = 1 - w_out = e^(a/T) / (e^(a/T) + e^(b/T)), where
+            a and b are the inner and outer score of the weight, scaled to 0..1.
+        refresh: whether the outer map is updated after the task's first round. If not, the needs of
+            the old tasks are those found in that round (a control, the paper's ablation).
+        score: `sensitivity`, or `sensitivity_uncertainty` (times the smoothed deviation).
+        beta_inner: smoothing of the inner map, 0 (none) to 1.
+        beta_outer: smoothing of the outer map.
+        beta_uncertainty: smoothing of the deviation of both maps.
+        outer_learning_rate: of the memory steps; null is the training's own.
+        outer_schedule: `inner` (the rate times the mean of the training's schedule over the steps
+            of the round) or `constant`.
+        outer_batch_size: remembered rows in a memory step; null is as many as a full step of the
+            training has, over all its processes.
+        outer_optimizer: `own`; or `shared`, where the training's optimizer takes the memory steps
+            at the mean rate of the round, so that its moments mix both sides. This is a control; it
+            is a fault of the released code.
+        momentum: of the inner optimizer at a fusion: `keep`, `reset`, or `scale` (the first moment
+            by the share of tQ - t0 that was kept).
+    """
+
+    family: ClassVar[Family] = "recurrent fusion"
+    paper: ClassVar[str] = "https://huggingface.co/papers/2502.17510"
+    rehearses: ClassVar[bool] = True
+    presets: ClassVar[dict[str, dict[str, Any]]] = RECURRENT_KIF
+    left_open: ClassVar[dict[str, dict[str, str]]] = OPEN
+    trained_with: ClassVar[dict[str, dict[str, Any]]] = TRAINING
+    neutral: ClassVar[dict[str, Any]] = {"fusion": dict.fromkeys(FusionTable._fields, (1, 0))}
+    keeps: ClassVar[Keeps] = Keeps(share=0.75, second_loss=0.5)
+
+    inner_steps: int = 8
+    outer_steps: int = 4
+    quantile: float = 0.8
+    fusion: dict = None  # type: ignore[assignment]  # the paper's
+    refresh: bool = True
+    score: Literal["sensitivity", "sensitivity_uncertainty"] = "sensitivity"
+    beta_inner: float = 0.55
+    beta_outer: float = 0.55
+    beta_uncertainty: float = 0.55
+    outer_learning_rate: float | None = None
+    outer_schedule: Literal["inner", "constant"] = "inner"
+    outer_batch_size: int | None = None
+    outer_optimizer: Literal["own", "shared"] = "own"
+    momentum: Momentum = "keep"
+    _: KW_ONLY
+    memory: InitVar[Any] = None
+
+    def __post_init__(self, memory: Any):
+        self.memory_rows = memory
+        self.table = table_of(self.fusion or RECURRENT_KIF["paper"]["fusion"])
+        if self.inner_steps < 1 or self.outer_steps < 0 or not 0 <= self.quantile <= 1:
+            raise PerdureError(
+                "recurrent_kif: needs inner_steps >= 1, outer_steps >= 0 and 0 <= quantile <= 1, "
+                f"got {self.inner_steps}, {self.outer_steps} and {self.quantile}"
+            )
+        for name in ("beta_inner", "beta_outer", "beta_uncertainty"):
+            if not 0 <= getattr(self, name) < 1:
+                raise PerdureError(
+                    f"recurrent_kif: {name} must be at least 0 and below 1, got "
+                    f"{getattr(self, name)}"
+                )
+        rate, rows = self.outer_learning_rate, self.outer_batch_size
+        if (rate is not None and rate < 0) or (rows is not None and rows < 1):
+            raise PerdureError(
+                "recurrent_kif: needs outer_learning_rate >= 0 and outer_batch_size >= 1, got "
+                f"{rate} and {rows}; null is the training's"
+            )
+
+    @property
+    def period(self) -> int:
+        return self.inner_steps
+
+    def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
+        self.shares: list[Tensor] = []  # of the four cases, an entry a round
+        self.important: dict[str, Tensor] = {}  # (weights, inner, outer) of a parameter, summed
+        self.inner_rates = Rates()  # of the round
+        self.running = False
+        return super().begin_task(model, context)
+
+    def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+        self.set_up(args, state, **kwargs)
+        self.running = bool(self.context.memory)
+        if self.running:
+            self.parameters = self.engine.parameters
+            trained = kwargs["model"].named_parameters()
+            self.names = [name for name, parameter in trained if parameter.requires_grad]
+            self.rounds = Rounds(
+                self.parameters,
+                self.table,
+                score=self.score,
+                quantile=self.quantile,
+                beta_uncertainty=self.beta_uncertainty,
+            )
+            self.learner = OuterLearner(
+                self.engine,
+                self.context,
+                args,
+                optimizer,
+                steps=self.outer_steps,
+                rate=self.outer_learning_rate,
+                constant=self.outer_schedule == "constant",
+                rows=self.outer_batch_size,
+                shared=self.outer_optimizer == "shared",
+            )
+            self.resume(args, state)
+
+    def edit_gradients(self, model: nn.Module) -> None:
+        if self.running:
+            self._observe(self.rounds.inner, self.beta_inner)
+
+    def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        if self.running:
+            self.inner_rates.record(optimizer)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        round_is_over = state.global_step % self.inner_steps == 0
+        if self.running and (round_is_over or state.global_step == state.max_steps):
+            reached = flatten(self.parameters)
+            self._outer_steps(self.inner_rates.mean())
+            self.inner_rates.clear()
+            fused, shares, counts = self.rounds.fuse(reached)
+            after_fusion(self.momentum, kwargs["optimizer"], self.rounds.start, reached, fused)
+            self.rounds.begin(fused)
+            self.shares.append(shares)
+            for name, count in zip(self.names, counts, strict=True):
+                self.important[name] = self.important.get(name, 0) + count
+
+    def _observe(self, maps: Importance, beta: float) -> None:
+        self.rounds.observe(maps, beta)
+
+    def _outer_steps(self, inner_rates: list[float]) -> None:
+        """Take the outer steps on memory, from tQ to tS; their gradients update the outer map.
+
+        `inner_rates` are the mean rates of the round's inner steps, one for each parameter group.
+        """
+        round_number = len(self.shares)
+        observe = partial(self._observe, self.rounds.outer, self.beta_outer)
+        inspect = observe if self.refresh or round_number == 0 else lambda: None
+        self.learner.learn(round_number, inner_rates, inspect)
+
+    def end_task(self, model: nn.Module) -> None:
+        if self.running:
+            self.running = False
+            del self.rounds, self.learner
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {"shares": torch.stack(self.shares)} if self.shares else {}
+        state |= {f"{IMPORTANT}{name}": count for name, count in self.important.items()}
+        if not self.running:
+            return state
+        state |= self.inner_rates.state_dict()
+        return state | self.rounds.tensors() | self.learner.tensors()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.shares = list(state["shares"]) if "shares" in state else []
+        self.important = {
+            name.removeprefix(IMPORTANT): tensor
+            for name, tensor in state.items()
+            if name.startswith(IMPORTANT)
+        }
+        if self.running:
+            self.inner_rates.load_state_dict(state)
+            self.rounds.load(state)
+            self.learner.load(state)

@@ -1,0 +1,102 @@
+"""The state of Recurrent-KIF during a task: the start of the round and both importance maps."""
+
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+
+from perdure.errors import PerdureError
+from perdure.methods.recurrent_kif import fusion
+from perdure.methods.recurrent_kif.fusion import FusionTable, Soft
+from perdure.methods.shared import importance
+from perdure.methods.shared.importance import Importance, ScoreKind, flatten, important
+
+
+def table_of(setting: dict[str, Any]) -> FusionTable | Soft:
+    """Read the keyword `fusion`: a table of the four cases, or `{soft: temperature}`.
+
+    Raises:
+        PerdureError: it is neither of the two, or the temperature is not above 0.
+    """
+    if set(setting) == {"soft"}:
+        temperature = setting["soft"]
+        if not isinstance(temperature, int | float) or not temperature > 0:
+            raise PerdureError(
+                f"recurrent_kif: fusion: soft takes a temperature above 0, got {temperature!r}"
+            )
+        return Soft(float(temperature))
+    if set(setting) != set(FusionTable._fields):
+        cases = ", ".join(FusionTable._fields)
+        raise PerdureError(
+            f"recurrent_kif: fusion takes the cases {cases}, or soft alone, got {sorted(setting)}"
+        )
+    for case, weights in setting.items():
+        pair = isinstance(weights, list | tuple) and len(weights) == 2
+        if not pair or not all(isinstance(w, int | float) for w in weights):
+            raise PerdureError(
+                f"recurrent_kif: fusion: {case} takes two weights, such as [1, 0], got {weights!r}"
+            )
+    return FusionTable(**{case: (float(w[0]), float(w[1])) for case, w in setting.items()})
+
+
+class Rounds:
+    """The weights at the start of the round, the importance maps of both sides, and the fusion.
+
+    The inner map starts afresh with each round, the outer one lasts for the task.
+    """
+
+    def __init__(
+        self,
+        parameters: list[nn.Parameter],
+        table: FusionTable | Soft,
+        score: ScoreKind,
+        quantile: float,
+        beta_uncertainty: float,
+    ):
+        self.parameters, self.quantile, self.table = parameters, quantile, table
+        self.score: ScoreKind = score
+        self.beta_uncertainty = beta_uncertainty
+        self.start = flatten(parameters)
+        self.inner = Importance.zeros(self.start, score)
+        self.outer = Importance.zeros(self.start, score)
+
+    def observe(self, maps: Importance, beta: float) -> None:
+        """Add the present gradients and weights to the inner or the outer map."""
+        weights = flatten(self.parameters)
+        gradients = importance.flatten_gradients(self.parameters)
+        if not importance.update(maps, weights, gradients, beta, self.beta_uncertainty):
+            warnings.warn("recurrent_kif: a gradient is not finite, left out", stacklevel=2)
+
+    def fuse(self, reached: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Fuse the update up to `reached` (inner) with that from there to now (outer).
+
+        Returns:
+            The fused weights, which are also written to the parameters; the shares of the four
+            cases; and for each parameter the number of its weights, and how many of them are
+            important to the inner and to the outer side.
+        """
+        inner_scores, outer_scores = importance.score(self.inner), importance.score(self.outer)
+        inner_mask = important(inner_scores, self.quantile)
+        outer_mask = important(outer_scores, self.quantile)
+        steps = (self.start, reached, flatten(self.parameters))
+        if isinstance(self.table, Soft):
+            temperature = self.table.temperature
+            fused = fusion.fuse_softly(*steps, inner_scores, outer_scores, temperature)
+        else:
+            fused = fusion.fuse(*steps, inner_mask, outer_mask, self.table)
+        importance.write_back(fused, self.parameters)
+        counts = fusion.counts([inner_mask, outer_mask], [p.numel() for p in self.parameters])
+        return fused, fusion.case_shares(inner_mask, outer_mask).cpu(), counts.cpu()
+
+    def begin(self, start: Tensor) -> None:
+        """Begin the next round, from the weights `start`."""
+        self.start, self.inner = start, Importance.zeros(start, self.score)
+
+    def tensors(self) -> dict[str, Tensor]:
+        maps = {"inner": self.inner.sensitivity, "inner_uncertainty": self.inner.uncertainty}
+        maps |= {"outer": self.outer.sensitivity, "outer_uncertainty": self.outer.uncertainty}
+        return {"start": self.start, **{k: v for k, v in maps.items() if v is not None}}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        for name, buffer in self.tensors().items():
+            buffer.copy_(state[name])

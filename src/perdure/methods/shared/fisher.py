@@ -1,0 +1,99 @@
+"""How much a model's answers depend on each weight: the diagonal Fisher information and others.
+
+None of the measures looks at the labels of the rows.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perdure.data.task import limit_rows
+from perdure.data.tokens import Features
+from perdure.seeds import derive
+from perdure.train.losses import learned_places
+from perdure.train.method import Engine
+from perdure.train.parameters import Named, trained
+
+
+Batch = dict[str, Tensor]
+
+
+def fisher(engine: Engine, model: nn.Module, rows: Sequence[Features], seed: int) -> Named:
+    """The diagonal of the Fisher information: E_x E_{y ~ p(y|x)} (d log p(y|x) / dw)^2.
+
+    The labels y are drawn from the model, each token given the true text before it. With the
+    training labels, the gradient vanishes where they are fitted, and so would the estimate. log p
+    is summed over a row's tokens. Rows are taken one at a time, so the result does not depend on
+    the batch size.
+    """
+
+    def likelihood(batch: Batch, outputs: Any, i: int) -> Tensor:
+        logits = learned_places(outputs.logits, batch["labels"], engine.kind)
+        labels = sampled(logits.detach(), derive(seed, "label", i))
+        return nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+    return _mean(engine, model, rows, seed, likelihood, torch.square)
+
+
+def sensitivity(engine: Engine, model: nn.Module, rows: Sequence[Features], seed: int) -> Named:
+    """E_x |d ||f(x)||^2 / dw|, with f the logits less their mean, averaged over a row's places.
+
+    Adding one number to all logits does not change the softmax, so their mean is subtracted.
+    """
+
+    def size(batch: Batch, outputs: Any, i: int) -> Tensor:
+        logits = learned_places(outputs.logits, batch["labels"], engine.kind)
+        return (logits - logits.mean(-1, keepdim=True)).square().sum(-1).mean()
+
+    return _mean(engine, model, rows, seed, size, torch.abs)
+
+
+def relative(precision: Named) -> Named:
+    """`precision` divided by its mean over all weights.
+
+    The mean of a measured precision differs between bases, tasks and lengths of answers. After the
+    division, a weight of average precision is pulled as by `l2` with the same strength, so one
+    strength can serve every base. A precision that is zero everywhere is returned unchanged.
+    """
+    count = sum(tensor.numel() for tensor in precision.values())
+    mean = sum(float(tensor.sum(dtype=torch.float64)) for tensor in precision.values()) / count
+    return {name: tensor / (mean or 1.0) for name, tensor in precision.items()}
+
+
+def sampled(logits: Tensor, seed: int) -> Tensor:
+    """An index for each place, drawn from the softmax of its logits [places, vocabulary]."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)
+    return drawn.flatten().to(logits.device)
+
+
+def drawn_rows(rows: Sequence[Features], count: int, seed: int) -> Sequence[Features]:
+    """`count` rows drawn without replacement, or all rows if there are not more."""
+    return limit_rows(rows, count, derive(seed, "rows"))
+
+
+def _mean(
+    engine: Engine,
+    model: nn.Module,
+    rows: Sequence[Features],
+    seed: int,
+    loss: Callable[[Batch, Any, int], Tensor],
+    of: Callable[[Tensor], Tensor],
+) -> Named:
+    """The mean over rows of `of` applied to the gradient of each row's loss.
+
+    `loss` gets the row as a batch, the model's outputs on it, and the number of the row.
+    """
+    names = list(trained(model))
+    total = [torch.zeros_like(p) for p in engine.parameters]
+    for i, row in enumerate(rows):
+
+        def loss_of_row(batch: Batch, outputs: Any, i: int = i) -> Tensor:
+            return loss(batch, outputs, i)
+
+        gradient = engine.side_gradient([row], derive(seed, "row", i), loss_of_row)
+        for tensor, g in zip(total, gradient, strict=True):
+            tensor += of(g) / len(rows)
+    return dict(zip(names, total, strict=True))

@@ -1,0 +1,153 @@
+"""The base class of the methods that pull the weights towards earlier ones by a quadratic penalty.
+
+    penalty    strength / 2 sum_j precision_j (w_j - centre_j)^2
+    gradient   strength (precision w - moment),   moment = precision centre
+
+`L2`, `EWC`, `MAS` and `SI` differ in the precision alone.
+"""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from perdure.errors import PerdureError
+from perdure.train.method import Family, Method, TaskContext
+from perdure.train.parameters import Named, trained
+
+
+class Parabola:
+    """The sum of the penalties of all tasks without its strength, which is one parabola.
+
+    The tensors go by the names of the parameters. Where a parameter has grown since (an encoder's
+    head), its new rows are not pulled.
+
+    Args:
+        moment: precision times centre, summed over the tasks.
+        precision: summed over the tasks; None is 1 for every weight.
+    """
+
+    def __init__(self, moment: Named, precision: Named | None):
+        self.moment, self.precision = moment, precision
+
+    def add(self, precision: Named, centre: Named) -> None:
+        """Add a parabola of its own, with its own centre."""
+        assert self.precision is not None
+        for name, new in precision.items():
+            self.precision[name] = _sum(self.precision.get(name), new)
+            self.moment[name] = _sum(self.moment.get(name), new * centre[name])
+
+    def move(self, precision: Named, centre: Named, decay: float) -> None:
+        """Move the parabola to `centre`; its precision is decayed, and the new one is added."""
+        assert self.precision is not None
+        for name, new in precision.items():
+            old = self.precision.get(name)
+            self.precision[name] = _sum(None if old is None else decay * old, new)
+            self.moment[name] = self.precision[name] * centre[name]
+
+    @torch.no_grad()
+    def add_gradient(self, model: nn.Module, strength: float) -> None:
+        """Add the gradient of the penalty to the `.grad` of the model's trained parameters."""
+        for name, p in trained(model).items():
+            if name not in self.moment or p.grad is None:
+                continue
+            moment = self.moment[name].to(p.device)
+            rows = len(moment)  # fewer than those of p where p has grown
+            weighted = p[:rows]
+            if self.precision is not None:
+                weighted = self.precision[name].to(p.device) * weighted
+            p.grad[:rows] += strength * (weighted - moment)
+
+
+def _sum(old: Tensor | None, new: Tensor) -> Tensor:
+    """Old + new, where new may have more rows."""
+    total = new.clone()
+    if old is not None:
+        total[: len(old)] += old.to(new.device)
+    return total
+
+
+class QuadraticPull(Method):
+    """A method that is a precision, measured at the end of each task, and a centre.
+
+    The gradient of the penalty is added in closed form, once an optimizer step and before clipping,
+    so it does not depend on how a batch is accumulated. The centre is made of the weights with
+    which the next task begins (`Engine.next_start`), whatever other methods make of them.
+
+    A subclass overrides `measure_precision`. `uniform` says that it has none: every weight is
+    pulled alike, and the stored state is the centre, under the names of the parameters. Otherwise
+    the state is `p.NAME` (the precision) and `m.NAME` (precision times centre), two tensors for
+    each trained parameter, whatever the number of tasks.
+
+    Args:
+        strength: of the pull, >= 0; 0 changes no bit of the training.
+        decay: factor on the precision of the earlier tasks when a task is added, 0 to 1.
+        centre: `newest` pulls towards the newest weights, with the precisions of all tasks added
+            up; `each` keeps the centre of each task.
+
+    Raises:
+        PerdureError: a value is out of its range.
+    """
+
+    family: ClassVar[Family] = "regularisation"
+    follows: ClassVar[bool] = True
+    end_phase: ClassVar[Literal[2]] = 2
+    neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
+    uniform: ClassVar[bool] = False
+    # The derivative of strength / 2 x^2 is strength x; 2 for papers that leave out the 1/2.
+    factor: ClassVar[float] = 1.0
+
+    def __init__(
+        self, strength: float, decay: float = 1.0, centre: Literal["newest", "each"] = "newest"
+    ):
+        if strength < 0:
+            raise PerdureError(
+                f"{self.name}: strength must be >= 0, got {strength}; 0 does not pull"
+            )
+        if not 0 <= decay <= 1:
+            raise PerdureError(f"{self.name}: decay must be from 0 to 1, got {decay}")
+        self.strength, self.decay, self.centre = strength, decay, centre
+
+    def measure_precision(self, model: nn.Module) -> Named:
+        """How strongly each trained weight is to be pulled, for the task that has just ended."""
+        raise NotImplementedError
+
+    def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
+        self.load_state_dict(context.state)
+        return super().begin_task(model, context)
+
+    def edit_gradients(self, model: nn.Module) -> None:
+        self.parabola.add_gradient(model, self.factor * self.strength)
+
+    def end_task(self, model: nn.Module) -> None:
+        if self.uniform:
+            self.parabola = Parabola(self.engine.next_start(), None)
+            return
+        precision = self.measure_precision(model)
+        if self.centre == "newest":
+            self.parabola.move(precision, self.engine.next_start(), self.decay)
+        else:
+            self.parabola.add(precision, self.engine.next_start())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        moment, precision = self.parabola.moment, self.parabola.precision
+        if precision is None:
+            return moment
+        return {f"p.{name}": tensor for name, tensor in precision.items()} | {
+            f"m.{name}": tensor for name, tensor in moment.items()
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self.uniform:
+            self.parabola = Parabola(dict(state), None)
+        else:
+            self.parabola = Parabola(starting_with("m.", state), starting_with("p.", state))
+
+
+def starting_with(prefix: str, state: Named) -> Named:
+    """The tensors whose names start with `prefix`, by their names without it."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }

@@ -1,0 +1,100 @@
+"""The old model as a teacher of the new one, on the batch that is being learned."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from perdure.config import Config
+from perdure.errors import PerdureError
+from perdure.models.classifier import Classifier, without_head
+from perdure.models.kinds import Kind
+from perdure.train.parameters import snapshot
+from perdure.train.step import task_loss
+
+
+Source = Literal["previous", "base"]
+
+
+class Teacher:
+    """The model as the stage before left it, or the base with its adapter off.
+
+    It shares all frozen weights with the student, and runs in evaluation mode without gradients. It
+    must be made in `begin_task`, where the weights are those of the stage before, also when a run
+    is resumed.
+    """
+
+    def __init__(self, model: nn.Module, source: Source):
+        self.old = snapshot(model) if source == "previous" else None
+
+    @torch.no_grad()
+    def __call__(self, model: Any, inputs: dict[str, Tensor], kind: Kind) -> Any:
+        """The teacher's outputs on a batch; `model` is the student."""
+
+        def teacher(**arguments: Tensor) -> Any:
+            if self.old is not None:
+                return functional_call(model, self.old, (), arguments)
+            with without_head(model).disable_adapter():
+                return model(**arguments)
+
+        training, flags = model.training, [(p, p.requires_grad) for p in model.parameters()]
+        model.eval()
+        _, outputs = task_loss(teacher, model, inputs, kind)  # type: ignore[arg-type]
+        model.train(training)
+        for parameter, flag in flags:  # PEFT makes an adapter trainable when it switches it on
+            parameter.requires_grad_(flag)
+        return outputs
+
+
+class HeadInputs:
+    """The last input of the output head in a pass with gradients (`student`) and in one without.
+
+    The pass without gradients is the teacher's. A forward hook records both, until `close`.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.last: dict[bool, Tensor] = {}
+        self.hook = head(model).register_forward_pre_hook(self._record)
+
+    def _record(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.last[torch.is_grad_enabled()] = inputs[0]
+
+    @property
+    def student(self) -> Tensor:
+        return self.last[True]
+
+    @property
+    def teacher(self) -> Tensor:
+        return self.last[False]
+
+    def close(self) -> None:
+        self.hook.remove()
+        self.last = {}
+
+
+def head(model: Any) -> nn.Module:
+    """The output head; an adapter may be wrapped around it. Of an encoder, the pooling before it.
+
+    Raises:
+        PerdureError: the model does not name its head.
+    """
+    module = model.pooled if isinstance(model, Classifier) else model.get_output_embeddings()
+    if module is None:
+        raise PerdureError("base: it does not name its output head; distil its logits with lwf")
+    return module
+
+
+def check_base(name: str, config: Config, logits_of: Kind | None = None) -> None:
+    """Refuse a base that cannot be the teacher.
+
+    `logits_of` is the kind of the model, if the method compares logits.
+
+    Raises:
+        PerdureError: there is no adapter to switch off, or the base has no head.
+    """
+    if config.adapter is None or logits_of == "encoder":
+        raise PerdureError(
+            f"{name}: teacher base switches an adapter off, and here is none or an encoder's head "
+            "that the base has not; take teacher previous"
+        )

@@ -1,0 +1,106 @@
+"""SLAO: one adapter, merged before the next task is learned."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from perdure.errors import PerdureError
+from perdure.methods.shared.lora import factors
+from perdure.train.method import Family, Keeps, Method, TaskContext
+from perdure.train.parameters import Named
+
+
+class SLAO(Method):
+    """Learns each task from an orthonormal A, then merges its B into one running adapter.
+
+        start   A <- Q^T of A_prev^T = Q R,   B <- B_prev, as its task left it, before merging
+        end     A stays as trained,   B <- B_merged + rate (B - B_merged),   rate 1 / sqrt(i)
+
+    for the i-th task, in each LoRA layer ("Merge before Forget", Qiao & Mahdavi 2025, 2512.23017).
+    The signs of Q are chosen so that the diagonal of R is not negative (0 counts as positive),
+    which makes the result independent of the linear algebra library. The rows of A become
+    orthonormal and span what they did; but B Q^T is not B A, so the model's outputs jump when a
+    task starts. No code of the authors was found; the equations are taken from accounts of the
+    paper. What is trained beside A and B, such as an encoder's head, stays as trained. The first
+    task is plain fine-tuning.
+
+    State: the last task's B before merging, where it differs, and i: O(1) in tasks. Old rows: none.
+    Cost: a QR decomposition of each A once a task.
+
+    Args:
+        merging: the rate from the second task on, 0 to 1; null is 1 / sqrt(i), 1 merges nothing.
+        orthogonal: whether a task starts from Q^T; if not, it goes on from A.
+    """
+
+    family: ClassVar[Family] = "adapters"
+    paper: ClassVar[str] = "https://huggingface.co/papers/2512.23017"
+    needs: ClassVar = "lora"
+    follows: ClassVar[bool] = True
+    begin_phase: ClassVar[Literal[1]] = 1
+    neutral: ClassVar[dict[str, Any]] = {"merging": 1.0, "orthogonal": False}
+    keeps: ClassVar[Keeps] = Keeps(share=0.2, second_loss=1.0, keywords={"merging": 0.3})
+
+    def __init__(self, merging: float | None = None, orthogonal: bool = True):
+        if merging is not None and not 0 <= merging <= 1:
+            raise PerdureError(
+                f"slao: merging must be from 0 to 1, got {merging}; 1 merges nothing"
+            )
+        self.merging, self.orthogonal = merging, orthogonal
+
+    @torch.no_grad()
+    def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
+        self.load_state_dict(context.state)
+        self.merged: Named = {}
+        for name, (a, b, _) in factors(model).items():
+            if len(a) > a.shape[1]:
+                raise PerdureError(
+                    f"slao: {name} has {a.shape[1]} inputs, too few for {len(a)} orthogonal rows; "
+                    "lower adapter.r"
+                )
+            if self.tasks > 0:
+                self.merged[name] = b.detach().clone()
+        self._start(model)
+        return super().begin_task(model, context)
+
+    def _start(self, model: nn.Module) -> None:
+        """Turn the weights with which the last task ended into those that this one starts from."""
+        for name, (a, b, _) in factors(model).items() if self.tasks > 0 else ():
+            b.copy_(self.tuned.get(name, b))
+            if self.orthogonal:
+                a.copy_(orthonormal_rows(a))
+
+    @contextmanager
+    def next_start(self, model: nn.Module) -> Iterator[None]:
+        ended = {p: p.detach().clone() for a, b, _ in factors(model).values() for p in (a, b)}
+        with torch.no_grad():
+            self._start(model)
+        yield
+        with torch.no_grad():
+            for parameter, weights in ended.items():
+                parameter.copy_(weights)
+
+    @torch.no_grad()
+    def end_task(self, model: nn.Module) -> None:
+        self.tasks, self.tuned = self.tasks + 1, {}
+        rate = float(self.tasks) ** -0.5 if self.merging is None else self.merging
+        for name, (_, b, _) in factors(model).items():
+            if name in self.merged and rate < 1:
+                self.tuned[name] = b.detach().clone()
+                b.copy_(torch.lerp(self.merged[name].float(), b.float(), rate))
+        self.merged = {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"tasks": self.tasks} | {f"b.{name}": b for name, b in self.tuned.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.tasks = state.get("tasks", torch.tensor(0))
+        self.tuned = {name[2:]: b for name, b in state.items() if name.startswith("b.")}
+
+
+def orthonormal_rows(a: Tensor) -> Tensor:
+    """Rows that span those of `a` [r, in], r <= in: Q^T of a^T = Q R with R's diagonal >= 0."""
+    q, r = torch.linalg.qr(a.float().mT)
+    return (q * torch.where(r.diagonal() < 0, -1.0, 1.0)).mT

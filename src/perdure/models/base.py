@@ -1,0 +1,323 @@
+"""Loading a base by name or folder: a causal LM, an encoder-decoder, or an encoder with a head."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_config, get_peft_model, prepare_model_for_kbit_training
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+
+from perdure.config import DEFAULT_ADAPTER, check_finite, unknown_key
+from perdure.errors import PerdureError, nearest
+from perdure.models.classifier import Classifier, without_head
+from perdure.models.kinds import AUTO, Kind, kind_of
+from perdure.models.limits import Limits, limits
+from perdure.models.padding import Padding, tried_padding
+from perdure.models.pins import locate, meant
+from perdure.models.token_cache import TokenCache
+from perdure.places import where_it_goes
+from perdure.seeds import derive, forked
+
+
+# Adapters that put tokens of their own before the text, so that it is longer than the labels.
+PROMPTS = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
+TASK_TYPE = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
+
+
+@dataclass(frozen=True, eq=False)
+class BaseInfo:
+    """What is known about a base without loading its weights.
+
+    `cache` holds the tokens that its tokenizer made of rows.
+    """
+
+    name: str
+    revision: str | None
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+    kind: Kind
+    limits: Limits
+    cache: TokenCache = field(default_factory=TokenCache)
+
+
+def read_base(name: str, revision: str | None = None) -> BaseInfo:
+    """Read a base's config and tokenizer, and find its limits.
+
+    Raises:
+        PerdureError: there is no such base, or it is not of one of the three kinds.
+    """
+    config, tokenizer = load_config_and_tokenizer(name, revision)
+    kind = kind_of(config, name)
+    return BaseInfo(name, revision, config, tokenizer, kind, limits(config, kind))
+
+
+@dataclass
+class Base:
+    """A model that is ready to learn, with its tokenizer.
+
+    Args:
+        name: the base's name or folder.
+        kind: the kind of model.
+        model: the model, with the adapter and for encoders the head.
+        tokenizer: the base's tokenizer.
+        limits: how many positions and token ids the base has.
+    """
+
+    name: str
+    kind: Kind
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    limits: Limits = field(default_factory=Limits)
+    cache: TokenCache | None = None
+
+    @functools.cached_property
+    def padding(self) -> Padding:
+        """Which batches do not change the model's output for a row; tried at first use."""
+        return tried_padding(self.network, self.kind, self.tokenizer, self.limits)
+
+    @property
+    def network(self) -> Any:
+        """The model without an encoder's head: a `PeftModel`, or a `PreTrainedModel`."""
+        return without_head(self.model)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights are trained, so that there is no adapter."""
+        return not isinstance(self.network, PeftModel)
+
+    @property
+    def peft(self) -> PeftModel:
+        """The part of the model that has the adapter."""
+        assert isinstance(self.network, PeftModel)
+        return self.network
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The labels of an encoder's head, in order; None for other kinds."""
+        return self.model.labels if isinstance(self.model, Classifier) else None
+
+    def to(self, device: torch.device) -> None:
+        """Move the model to a device. A quantised model stays where it was loaded."""
+        if not is_quantized(self):
+            self.model.to(device)
+
+
+def is_quantized(base: Base) -> bool:
+    """Return whether the weights below the adapter are quantised."""
+    return bool(getattr(base.network, "is_quantized", False))
+
+
+def load_base(
+    name: str,
+    adapter: dict[str, Any] | None,
+    seed: int,
+    quantization: dict[str, Any] | None = None,
+    revision: str | None = None,
+    weights: Path | None = None,
+    see: Callable[[PreTrainedModel, PreTrainedTokenizerBase], None] | None = None,
+    info: BaseInfo | None = None,
+) -> Base:
+    """Load a base and put a fresh adapter on it; an encoder also gets an empty head.
+
+    Args:
+        name: the base's name or folder.
+        adapter: PEFT's settings. None trains all weights, which are then loaded in fp32, because
+            small updates of a bf16 weight would be rounded away.
+        seed: the seed of new weights.
+        quantization: the arguments of `BitsAndBytesConfig`, if the base is quantised.
+        revision: the commit of a base on the hub.
+        weights: a folder whose weights replace the base's.
+        see: called with the model and the tokenizer before the adapter is put on.
+        info: the result of `read_base` for this base, if there is one already.
+
+    Raises:
+        PerdureError: the base does not exist or does not load, or PEFT or bitsandbytes refuses the
+            settings.
+    """
+    info = info or read_base(name, revision)
+    kind, tokenizer = info.kind, info.tokenizer
+    check_quantization(quantization, adapter, kind)
+    where = {"pretrained_model_name_or_path": str(weights or locate(name))}
+    if quantization:
+        where["quantization_config"] = BitsAndBytesConfig(**quantization)  # type: ignore
+    try:
+        with forked(derive(seed, "base")):  # seeds the weights that the files lack, as of a pooler
+            model: PreTrainedModel = AUTO[kind].from_pretrained(
+                **where,
+                dtype=torch.float32 if adapter is None else "auto",
+                revision=None if weights else revision,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise PerdureError(
+            f"base {name!r}: its weights do not load ({one_line(error)}); give a whole base"
+        ) from error
+    if quantization:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        for module in model.modules():
+            # On some CPUs, bitsandbytes 0.50 repacks 4-bit weights at the first forward pass that
+            # does not train, for a kernel without a gradient: nothing would be learned afterwards.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    if see is not None and adapter is not None:
+        see(model, tokenizer)
+    network: Any = model if adapter is None else with_adapter(model, kind, adapter, seed)
+    if kind == "encoder":
+        network = Classifier(network, info.config.hidden_size)
+    return Base(name, kind, network, tokenizer, info.limits, info.cache)
+
+
+def with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], seed: int) -> Any:
+    """Put a fresh adapter with these settings on the model.
+
+    Raises:
+        PerdureError: PEFT refuses the settings, they train nothing, or the labels would not fit.
+    """
+    settings = {"task_type": TASK_TYPE[kind], **adapter}
+    settings["peft_type"] = str(settings.get("peft_type", "LORA")).upper()
+    if settings["peft_type"] in PROMPTS and kind != "seq2seq":
+        raise PerdureError(
+            f"adapter: {settings['peft_type']} adds tokens of its own to the text, so the labels "
+            "would not fit it; use LORA"
+        )
+    if settings["peft_type"] == "LORA":  # GPT-2's Conv1D stores its weights transposed
+        transposed = any(isinstance(module, Conv1D) for module in model.modules())
+        settings = {**DEFAULT_ADAPTER, "fan_in_fan_out": transposed, **settings}
+    with forked(derive(seed, "adapter")), warnings.catch_warnings():
+        # `export` separates tied weights before it merges, and `init` tests that it can merge.
+        for message in (".*tie_word_embeddings", ".*lora_bias=True"):
+            warnings.filterwarnings("ignore", message=message, category=UserWarning)
+        try:
+            peft_model = get_peft_model(model, get_peft_config(check_adapter(settings)))
+        except PerdureError:
+            raise
+        except Exception as error:  # PEFT's checks raise errors of many types
+            reason = one_line(error) or type(error).__name__
+            raise PerdureError(f"adapter: PEFT refuses these settings: {reason}") from error
+    if not any(parameter.requires_grad for parameter in peft_model.parameters()):
+        raise PerdureError("adapter: nothing is trained under these settings; adapter={} is LoRA")
+    return peft_model
+
+
+def load_config_and_tokenizer(
+    name: str, revision: str | None = None
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Load the config and the tokenizer of a base, without its weights.
+
+    Raises:
+        PerdureError: there is no such base.
+    """
+    try:
+        config = AutoConfig.from_pretrained(locate(name), revision=revision)
+        return config, AutoTokenizer.from_pretrained(locate(name), revision=revision)
+    except (OSError, ValueError) as error:
+        raise PerdureError(
+            f"base {name!r}: no model could be loaded ({one_line(error)}); give a folder with "
+            "config.json, weights and tokenizer, a model name on the hub, default or smollm2"
+            + meant(name)
+        ) from error
+
+
+# Numbers of an adapter that PEFT does not check: outside these ranges it would not learn.
+ADAPTER_NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "r": ("a whole number from 1 to 65536", lambda x: isinstance(x, int) and 1 <= x <= 65536),
+    "lora_alpha": ("a number above 0", lambda x: x > 0),
+    "lora_dropout": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+}
+# Keys of PEFT's settings that the engine sets itself.
+ADAPTER_OWNED = {
+    "inference_mode": "a stage is trained",
+    "task_type": "it follows from the base",
+    "base_model_name_or_path": "set `base:` beside `adapter:`",
+    "revision": "set `revision:` beside `adapter:`",
+}
+
+
+def check_adapter(settings: dict[str, Any]) -> dict[str, Any]:
+    """Check the settings of an adapter, and return them with `peft_type` in upper case.
+
+    Raises:
+        PerdureError: PEFT has no such adapter type, the type has no such key, or a number is
+            outside of its range.
+    """
+    configs = {str(k.value): v for k, v in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    peft_type = str(settings["peft_type"]).upper()
+    if peft_type not in configs:
+        raise PerdureError(
+            f"adapter: unknown peft_type {peft_type!r}; {nearest(peft_type, configs)}"
+        )
+    valid = [field.name for field in dataclasses.fields(configs[peft_type])]
+    for key, value in settings.items():
+        if key not in valid:
+            hint = where_it_goes(str(key), "adapter", valid)
+            raise PerdureError(f"adapter: {peft_type} has no setting {key!r}; {hint}")
+        check_finite(key, value, "adapter")
+        expected, is_valid = ADAPTER_NUMBERS.get(key, ("", lambda _: True))
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if expected and not (is_number and is_valid(value)):
+            raise PerdureError(f"adapter: {key} must be {expected}, got {value!r}")
+    return {**settings, "peft_type": peft_type}
+
+
+def check_owned(adapter: dict[str, Any] | None) -> None:
+    """Check that `adapter:` has no keys that the engine sets itself.
+
+    Raises:
+        PerdureError: it has one; the line says why it is the engine's.
+    """
+    for key in adapter or {}:
+        if key in ADAPTER_OWNED:
+            raise PerdureError(f"adapter: {key!r} is the engine's own: {ADAPTER_OWNED[key]}")
+
+
+def quantization_keys() -> list[str]:
+    """Return the keys that `quantization:` can have."""
+    valid = [key for key in vars(BitsAndBytesConfig()) if not key.startswith("_")]
+    return [*valid, "load_in_4bit", "load_in_8bit"]
+
+
+def check_quantization(
+    quantization: dict[str, Any] | None, adapter: dict[str, Any] | None, kind: Kind | None = None
+) -> None:
+    """Check that a base with these settings of `quantization:` can be trained.
+
+    Raises:
+        PerdureError: there is no adapter, the base is an encoder, bitsandbytes has no such key or
+            refuses the settings, or they do not quantise.
+    """
+    if not quantization:
+        return
+    if adapter is None:
+        raise PerdureError("quantization: a quantised base needs an adapter; set adapter={}")
+    if kind == "encoder":
+        raise PerdureError("quantization: an encoder is small enough without it; leave it out")
+    valid = quantization_keys()
+    for key, value in quantization.items():
+        if key not in valid:
+            raise PerdureError(f"quantization: {unknown_key(key, value, 'quantization', valid)}")
+        check_finite(key, value, "quantization")
+    try:
+        config = BitsAndBytesConfig(**quantization)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise PerdureError(f"quantization: {one_line(error)}") from error
+    if not config.load_in_4bit and not config.load_in_8bit:
+        raise PerdureError("quantization: neither load_in_4bit nor load_in_8bit is set; set one")
+
+
+def one_line(error: Exception) -> str:
+    """Return the first sentence of a library's error message."""
+    return " ".join(str(error).split()).split(". ")[0][:200]

@@ -1,0 +1,184 @@
+"""Which batches do not change a model's output for a row, found by trial.
+
+A row in a batch is padded. Attention masks padding exactly, but a recurrence or a Fourier transform
+may not, and an expert of limited capacity drops tokens when other rows have filled it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from perdure.errors import PerdureError
+from perdure.models.kinds import Kind
+from perdure.models.limits import Limits
+from perdure.seeds import forked
+
+
+# Batches of any rows, of rows of equal length only, or of a single row.
+Batches = Literal["any", "equal", "single"]
+SIDES = Literal["left", "right"]
+LENGTHS = (3, 12, 7, 5)
+# Root mean square of the difference, relative to that of the value. For a model in fp32 it is a few
+# 1e-6, in half precision up to a few hundredths.
+TOLERANCE, COARSE_TOLERANCE = 1e-4, 0.05
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Which batches do not change a model's output.
+
+    Args:
+        left: when prompts are padded on the left, as they are when a causal model generates.
+        right: when rows are padded on the right, as they are otherwise.
+    """
+
+    left: Batches = "any"
+    right: Batches = "any"
+
+
+_KNOWN: dict[tuple[str, str, str], Padding] = {}
+
+
+def tried_padding(
+    network: Any, kind: Kind, tokenizer: PreTrainedTokenizerBase, limits: Limits
+) -> Padding:
+    """Run a few short texts alone and in batches, and compare the model's outputs.
+
+    This is done once per process for each config, data type and device.
+
+    Raises:
+        PerdureError: the model cannot be run at all.
+    """
+    parameter = next(network.parameters())
+    config = network.config.to_json_string(use_diff=False)
+    key = (config, str(parameter.dtype), str(parameter.device))
+    if key not in _KNOWN:
+        _KNOWN[key] = _tried(network, kind, tokenizer, limits)
+    return _KNOWN[key]
+
+
+def _tried(network: Any, kind: Kind, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> Padding:
+    trial = _Trial(network, kind, tokenizer, limits)
+    modules = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        device = next(network.parameters()).device.type
+        with torch.no_grad(), forked(0), torch.autocast(device, enabled=False):
+            left = trial.batches("left") if kind == "causal" else "any"
+            return Padding(left, trial.batches("right"))
+    except (RuntimeError, ValueError, TypeError, LookupError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PerdureError(
+            f"base: a short text cannot be run through it ({type(error).__name__}: {reason}); "
+            "mend its config, or choose another base"
+        ) from error
+    finally:
+        for module, training in modules:
+            module.training = training
+
+
+class _Trial:
+    """Compares the outputs for texts in a batch with those for each text alone."""
+
+    def __init__(
+        self, network: Any, kind: Kind, tokenizer: PreTrainedTokenizerBase, limits: Limits
+    ):
+        self.network, self.kind = network, kind
+        self.device = next(network.parameters()).device
+        num_tokens = limits.tokens or len(tokenizer)
+        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+        self.pad: int = next(i for i in pads if i is not None)  # type: ignore[assignment]
+        special = set(tokenizer.all_special_ids)
+        self.ids = [i for i in range(min(num_tokens, 5000)) if i not in special] or [0]
+
+    def batches(self, side: SIDES) -> Batches:
+        """Return the widest choice of batches with the same outputs as for each text alone."""
+        if self._same(self._texts(LENGTHS), side) and not self._positions_depend_on_batch():
+            return "any"
+        return "equal" if self._same(self._texts([7] * 4), side) else "single"
+
+    def _positions_depend_on_batch(self) -> bool:
+        """Return whether positions are encoded differently if the batch has a long text.
+
+        Some rotary embeddings (longrope, dynamic scaling) choose their frequencies by the largest
+        position in the batch. These modules are small, so they are tried up to the last position.
+        """
+        longest = getattr(self.network.config.get_text_config(), "max_position_embeddings", 0) or 0
+        for module in self.network.modules():
+            if not hasattr(module, "rope_type") or not isinstance(longest, int):
+                continue
+            first = torch.zeros(1, 1, 1, device=self.device)
+            short = torch.arange(4, device=self.device)[None]
+            long = torch.cat([short, torch.tensor([[longest - 1]], device=self.device)], dim=1)
+            try:
+                alone, with_long = module(first, short), module(first, long)
+                module(first, short)  # restores the state that the module keeps
+            except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
+                continue  # the module needs more than positions; only the texts are compared
+            if any(
+                not torch.equal(one, other[:, :4])
+                for one, other in zip(alone, with_long, strict=True)
+            ):
+                return True
+        return False
+
+    def _texts(self, lengths: Sequence[int]) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(0)
+        indices = [torch.randint(len(self.ids), (n,), generator=generator) for n in lengths]
+        return [[self.ids[i] for i in text.tolist()] for text in indices]
+
+    def _same(self, texts: list[list[int]], side: SIDES) -> bool:
+        outputs = self._next_token_logits if side == "left" else self._token_outputs
+        together = outputs(texts)
+        for text, in_batch in zip(texts, together, strict=True):
+            alone = outputs([text])[0]
+            steps = min(len(alone), len(in_batch))
+            difference = _size(alone[:steps].float() - in_batch[:steps].float())
+            coarse = alone.dtype not in (torch.float32, torch.float64)
+            coarse = coarse or bool(getattr(self.network, "is_quantized", False))
+            tolerance = COARSE_TOLERANCE if coarse else TOLERANCE
+            if not difference <= tolerance * _size(alone[:steps].float()):
+                return False
+        return True
+
+    def _next_token_logits(self, texts: list[list[int]]) -> list[Tensor]:
+        """Return the logits of the next two tokens for each text, [steps, vocabulary]."""
+        ids, mask = self._padded(texts, "left")
+        settings = GenerationConfig(
+            max_new_tokens=2, do_sample=False, pad_token_id=self.pad, eos_token_id=None
+        )
+        generated = self.network.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=settings,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        return list(torch.stack(generated.logits, dim=1))
+
+    def _token_outputs(self, texts: list[list[int]]) -> list[Tensor]:
+        """Return the logits for each token of each text, or an encoder's hidden states."""
+        ids, mask = self._padded(texts, "right")
+        more = {"decoder_input_ids": ids} if self.kind == "seq2seq" else {}
+        outputs = self.network(input_ids=ids, attention_mask=mask, **more)
+        values = outputs.last_hidden_state if self.kind == "encoder" else outputs.logits
+        return [row[: len(text)] for row, text in zip(values, texts, strict=True)]
+
+    def _padded(self, texts: list[list[int]], side: SIDES) -> tuple[Tensor, Tensor]:
+        """Return ids [batch, longest], padded on one side, and their attention mask."""
+        longest = max(len(text) for text in texts)
+        ids = torch.full((len(texts), longest), self.pad)
+        mask = torch.zeros_like(ids)
+        for i, text in enumerate(texts):
+            places = slice(longest - len(text), None) if side == "left" else slice(len(text))
+            ids[i, places], mask[i, places] = torch.tensor(text), 1
+        return ids.to(self.device), mask.to(self.device)
+
+
+def _size(values: Tensor) -> float:
+    """Return the root mean square."""
+    return values.square().mean().sqrt().item()

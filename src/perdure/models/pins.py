@@ -1,0 +1,94 @@
+"""The pin that identifies a base: its name or folder, its commit, and the SHA-256 of its files."""
+
+import difflib
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from perdure.errors import PerdureError
+from perdure.models.smollm2 import smollm2
+
+
+DEFAULT = Path(__file__).parent.parent / "default_model"
+BUILT_IN = ("default", "smollm2")
+# The suffixes of weights, config, tokenizer and chat template. Other files are not part of a base.
+KEPT = (".safetensors", ".json", ".txt", ".model", ".jinja")
+
+
+def locate(name: str) -> str:
+    """Return the folder of "default" or "smollm2", and any other name unchanged."""
+    if name == "smollm2":
+        return smollm2()
+    return str(DEFAULT) if name == "default" else name
+
+
+def pin(name: str, revision: str | None = None) -> dict[str, Any]:
+    """Return the pin `{name, files}` of a base, with the `revision` (a commit) if it is on the hub.
+
+    `files` has the SHA-256 of weights, config, tokenizer and chat template. A base on the hub must
+    have been loaded before, because its files are read from the hub's cache.
+
+    Raises:
+        PerdureError: there is no such folder, and the base is not in the cache.
+    """
+    folder = Path(locate(name))
+    if folder.is_dir():
+        return {"name": name, "files": _hashes(folder)}
+    try:
+        config_file = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:  # a path is not a valid name on the hub
+        config_file = None
+    if not isinstance(config_file, str):
+        raise PerdureError(
+            f"base {name!r}: no such folder, and not in the hub's cache; give its folder, or fetch "
+            f"it with `hf download`{meant(name)}"
+        )
+    snapshot = Path(config_file).parent
+    return {"name": name, "revision": snapshot.name, "files": _hashes(snapshot)}
+
+
+def meant(name: str) -> str:
+    """Return the end of an error line about a base's name: a built-in model with a similar name."""
+    close = difflib.get_close_matches(name.lower(), BUILT_IN, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_pin(pinned: dict[str, Any]) -> None:
+    """Check that the base is still the one that was pinned.
+
+    Raises:
+        PerdureError: the base is not there any more, or its files differ.
+    """
+    try:
+        changed = differing(pinned, pin(pinned["name"], pinned.get("revision")))
+    except PerdureError as error:
+        raise PerdureError(
+            f"{error}; if it has moved, give its new place with `perdure rebase`"
+        ) from error
+    if changed:
+        raise PerdureError(
+            f"base {pinned['name']!r} is not the one this lineage was made on: {changed[0]} "
+            f"differs{f' and {len(changed) - 1} more' if changed[1:] else ''}; put its files back, "
+            "or give their new place with `perdure rebase`"
+        )
+
+
+def differing(pinned: dict[str, Any], present: dict[str, Any]) -> list[str]:
+    """Return the files of `pinned` that are missing or different in `present`, sorted."""
+    return sorted(
+        name for name, sha in pinned["files"].items() if present["files"].get(name) != sha
+    )
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in KEPT)
+    return {p.name: file_hash(p) for p in files}

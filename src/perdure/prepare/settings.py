@@ -1,0 +1,100 @@
+"""What can be known to be wrong with the settings without a base and without rows."""
+
+import math
+import os
+from pathlib import Path
+
+from transformers import TrainingArguments
+
+from perdure.config import Config, General
+from perdure.data.hub import SPLITS
+from perdure.data.stream import check_stream
+from perdure.errors import PerdureError, nearest
+from perdure.methods import make
+from perdure.models.base import check_adapter, check_owned, check_quantization
+from perdure.train.arguments import training_arguments
+from perdure.train.method import Method
+
+
+# The numbers that a key takes: the smallest and the largest, and what to write instead.
+LIMITS: dict[str, tuple[float, float, str]] = {
+    "memory.ratio": (0, 1, "0.02 keeps two of a hundred rows, 1 keeps all"),
+    "scoring.batch_size": (1, math.inf, "32 rows at once is the default"),
+    "max_length": (0, math.inf, "0 is 512, or as many as the base can take"),
+    "max_completion_length": (1, math.inf, "128 is the default"),
+    "checkpoint_every": (0, math.inf, "0 keeps none"),
+    "seed": (0, 2**32 - 1, "0 is the default"),
+    "threads": (1, math.inf, "null takes PyTorch's own number"),
+}
+
+
+def check_settings(config: Config) -> tuple[list[Method], TrainingArguments]:
+    """Check everything that can be known without a base and without rows.
+
+    Returns the methods, and the training arguments of a task that has none of its own.
+
+    Raises:
+        PerdureError: with the key, and how to mend it.
+    """
+    check_one_process()
+    check_values(config)
+    methods = make(config.method)
+    arguments = training_arguments(config.training, Path("unused"), 0, config.checkpoint_every)
+    if config.adapter is not None:
+        check_adapter({"peft_type": "LORA", **config.adapter})
+        check_owned(config.adapter)
+    check_quantization(config.quantization, config.adapter)
+    if config.memory.per_answer < 0:
+        raise PerdureError(
+            f"memory: per_answer must be >= 0, got {config.memory.per_answer}; 1 keeps a row of "
+            "each answer"
+        )
+    if config.mode != "sequential" and config.method != "sequential":
+        raise PerdureError(f"mode {config.mode} takes no method; set method=sequential")
+    return methods, arguments
+
+
+def check_values(config: Config) -> None:
+    """Refuse numbers out of their limits and texts that are empty."""
+    for key, (low, high, instead) in LIMITS.items():
+        value = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        if value is not None and not low <= value <= high:  # type: ignore[operator]
+            limits = f"from {low} to {high}" if high < math.inf else f"at least {low}"
+            raise PerdureError(f"{key}: must be {limits}, got {value}; {instead}")
+    if config.general.file is None and config.general.ratio != General.ratio:
+        raise PerdureError(
+            f"general: ratio is {config.general.ratio}, but there is no general.file to draw from; "
+            "set general.file"
+        )
+    if not config.general.ratio > 0:
+        raise PerdureError(
+            f"general: ratio must be above 0, got {config.general.ratio}; 0.1 is one row for ten "
+            "new ones"
+        )
+    for key in ("base", "revision", "tasks", "data", "lineage"):
+        value = getattr(config, key)
+        if isinstance(value, str) and not value.strip():
+            raise PerdureError(f"{key}: is empty; leave it out or give a value")
+    for split, limit in config.rows.items():
+        if split not in SPLITS:
+            raise PerdureError(f"rows: unknown key {split!r}; {nearest(str(split), SPLITS)}")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise PerdureError(
+                f"rows: {split} must be a whole number of at least 1, got {limit!r}; leave it out "
+                "for all rows"
+            )
+    if config.data and not Path(config.data).is_dir():
+        raise PerdureError(
+            f"data: {config.data}: no such folder; give that of the benchmarks' rows"
+        )
+    check_stream(config)
+
+
+def check_one_process() -> None:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise PerdureError(
+            "several processes: a lineage has one writer; for DDP, take RecurrentKIF as a callback "
+            "of your own Trainer"
+        )

@@ -1,0 +1,168 @@
+"""The report as one HTML file that needs no other files."""
+
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from perdure.reporting import figures
+from perdure.reporting.groups import MEASURES, Method, Set, sets
+from perdure.reporting.importance import Identified
+from perdure.reporting.read import Run
+
+
+SIDES = ("new task", "old tasks")
+CASES = ("both", "new only", "old only", "neither")
+OPENED = 4  # the number of methods whose first lineage is unfolded
+DRAWN = 6  # the most methods in one panel, as more lines cannot be told apart
+
+
+def html(runs: Sequence[Run]) -> str:
+    """Return the page about lineages.
+
+    All text that comes from a lineage is escaped by the template or by `svg.tag`.
+    """
+    environment = Environment(
+        loader=FunctionLoader(_file),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {"number": number, "signed": signed, "seconds": seconds}
+    run_sets = sets(runs)
+    return environment.get_template("page.html.jinja").render(
+        style=Markup(_file("page.css")),
+        runs=runs,
+        sets=[(run_set, _figures(run_set)) for run_set in run_sets],
+        empty=[run for run in runs if not run.stages],
+        measures=MEASURES,
+        number=number,
+        signed=signed,
+        cases=CASES,
+        trends=_trends,
+        together=together,
+        heats=_heats,
+        shares=_shares,
+        opened=OPENED,
+        title=", ".join(_names(run_sets)) or "nothing learned yet",
+    )
+
+
+def number(value: float | None) -> str:
+    """Format a number with three decimals, or as `-` if it is unknown."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """Format a number with a sign and three decimals; its minus is as wide as a plus."""
+    return "-" if value is None else f"{value:+.3f}".replace("-", "\u2212")
+
+
+def seconds(value: float | None) -> str:
+    """Format seconds with one decimal, or with none from 1,000 on."""
+    return "-" if value is None else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def together(run_set: Set) -> bool:
+    """Return whether the methods of a set can be drawn in one panel per task."""
+    return 1 < len(run_set.methods) <= DRAWN and len(run_set.orders) == 1
+
+
+def _names(run_sets: Sequence[Set]) -> list[str]:
+    names = list(dict.fromkeys(m.label for run_set in run_sets for m in run_set.methods))
+    return names if len(names) < 4 else [f"{len(names)} methods"]
+
+
+def _figures(run_set: Set) -> dict[str, Any]:
+    """Return the pictures of a set that have something to compare."""
+    if len(run_set.runs) == 1:
+        return {}
+    rows = [
+        (m.label, m.op, [v for run in m.runs if (v := run.numbers["overall"]) is not None])
+        for m in run_set.methods
+    ]
+    pictures: dict[str, Any] = {"op": figures.whiskers("Overall performance by method", rows)}
+    kept = _points(run_set, lambda run: run.numbers["learning_accuracy"])
+    cost = _points(run_set, lambda run: run.seconds)
+    if kept:
+        pictures["kept"] = figures.scatter(
+            "Plasticity against retention by method",
+            kept,
+            x_name="learned: right after learning →",
+            y_name="↑ OP: at the end",
+            diagonal=True,
+        )
+    if cost:
+        pictures["cost"] = figures.scatter(
+            "Training seconds against overall performance by method",
+            cost,
+            x_name="seconds of training →",
+            y_name="↑ OP",
+        )
+    return pictures
+
+
+def _points(run_set: Set, x_value: Callable[[Run], float | None]) -> list[figures.Point]:
+    """Return a labelled point for the mean of each method, and small ones for its lineages."""
+    points = []
+    for i, method in enumerate(run_set.methods):
+        values = [(x_value(run), run.numbers["overall"]) for run in method.runs]
+        known = [(x, y) for x, y in values if x is not None and y is not None]
+        if len(known) < len(values):
+            continue
+        if len(known) > 1:
+            points += [figures.Point(x, y, i) for x, y in known]
+        x, y = (sum(column) / len(known) for column in zip(*known, strict=True))
+        points.append(figures.Point(x, y, i, method.label))
+    return points
+
+
+def _trends(methods: Sequence[Method] | Run) -> list[tuple[str, Markup]]:
+    """Return a panel for each task, with a line for each method, or the line of one lineage."""
+    matrix = methods.matrix if isinstance(methods, Run) else methods[0].runs[0].matrix
+    panels = []
+    for j, (task, learned_at) in enumerate(zip(matrix.tasks, matrix.learned_at, strict=True)):
+        if isinstance(methods, Run):
+            lines = [("", [row[j] for row in matrix.rows])]
+        else:
+            lines = [(method.label, method.trend(task)) for method in methods]
+        highest = max([1.0, *(v for _, values in lines for v in values if v is not None)])
+        title = f"Score of {task} over the stages"
+        panel = figures.trend(title, lines, learned_at=learned_at, top_score=highest)
+        panels.append((task, panel))
+    return panels
+
+
+def _heats(stages: Sequence[Identified]) -> list[tuple[str, list[tuple[str, Markup]]]]:
+    """Return two maps for each stage: the importance to the new task and to the old ones."""
+    shares = [share for stage in stages for pair in stage.places.values() for share in pair]
+    highest = max(shares, default=1.0)
+    return [
+        (stage.task, [(name, _heat(stage, side, highest)) for side, name in enumerate(SIDES)])
+        for stage in stages
+        if stage.places
+    ]
+
+
+def _heat(stage: Identified, side: int, highest: float) -> Markup:
+    title = f"Share of weights important to the {SIDES[side]}, while {stage.task} was learned"
+    cells = {place: pair[side] for place, pair in stage.places.items()}
+    return figures.heat(
+        title, rows=stage.layers, columns=stage.modules, cells=cells, highest=highest
+    )
+
+
+def _shares(stages: Sequence[Identified]) -> list[tuple[str, Markup]]:
+    """Return for each stage a figure of its fusion cases over the rounds."""
+    panels = []
+    for stage in stages:
+        title = f"Fusion cases while {stage.task} was learned"
+        panels.append((stage.task, figures.shares(title, stage.rounds, CASES[:3])))
+    return panels
+
+
+def _file(name: str) -> str:
+    return (files("perdure.reporting") / name).read_text(encoding="utf-8")

@@ -1,0 +1,209 @@
+"""Reading the files of lineages as plain data, without loading a model."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import PerdureError, nearest
+from perdure.lineage.lineage import Lineage
+from perdure.measure.matrix import ScoreMatrix, summary
+from perdure.models.layout import MEMORY
+from perdure.reporting.importance import Identified, identified
+from perdure.reporting.rerun import Rerun, rerun
+from perdure.reporting.results import method_name, stage_seconds
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the ledger, with the timings of its stage.
+
+    Args:
+        stage: the number of the stage.
+        verb: the verb that wrote the line.
+        parent: the stage before it.
+        active: whether the stage is part of the present model.
+        task: the task that the stage learned, None if it learned none.
+        rows: the number of train rows.
+        sha256: the hash of the train rows.
+        remembered: the number of rows in the stage's memory.
+        date: when the stage was made.
+        steps: the number of optimizer steps.
+        learning: seconds of learning.
+        scoring: seconds of scoring.
+        passed: how many rows went through the model, (forward, backward).
+    """
+
+    stage: int
+    verb: str
+    parent: int | None
+    active: bool
+    task: str | None = None
+    rows: int | None = None
+    sha256: str = ""
+    remembered: int = 0
+    date: str | None = None
+    steps: int | None = None
+    learning: float | None = None
+    scoring: float | None = None
+    passed: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A lineage as the report shows it. `scoring` has the (mode, metric) of each scored task."""
+
+    path: Path
+    label: str
+    method: str
+    seed: int
+    base: str
+    settings: dict[str, Any]
+    matrix: ScoreMatrix
+    numbers: dict[str, float | None]
+    scoring: dict[str, tuple[str, str]]
+    ledger: tuple[Line, ...]
+    versions: dict[str, str]
+    peak_mib: float | None
+    identified: tuple[Identified, ...]
+    rerun: Rerun
+
+    @property
+    def stages(self) -> list[Line]:
+        """The lines of the active stages that learned a task, oldest first."""
+        by_stage = {line.stage: line for line in reversed(self.ledger) if line.task}
+        return [line for line in by_stage.values() if line.active][::-1]
+
+    @property
+    def seconds(self) -> float | None:
+        """The seconds of learning of all stages, None if one of them is unknown."""
+        known = [line.learning for line in self.stages]
+        return None if None in known or not known else sum(s for s in known if s is not None)
+
+    @property
+    def passed(self) -> tuple[int, int] | None:
+        """How many rows went through the model while it learned, (forward, backward)."""
+        known = [line.passed for line in self.stages if line.passed]
+        if not known or len(known) < len(self.stages):
+            return None
+        return sum(forward for forward, _ in known), sum(back for _, back in known)
+
+    @property
+    def remembered(self) -> int:
+        """How many rows are in the memory of all stages."""
+        return sum(line.remembered for line in self.stages)
+
+
+def read(folders: Sequence[str | Path]) -> list[Run]:
+    """Read every lineage at or under these folders, each once.
+
+    Raises:
+        PerdureError: there is none in a folder, or a lineage's files are damaged.
+    """
+    paths = [path for folder in folders for path in find(Path(folder))]
+    paths = list({path.resolve(): path for path in paths}.values())
+    above = os.path.commonpath([path.resolve().parent for path in paths])
+    return [_run(path, os.path.relpath(path.resolve(), above)) for path in paths]
+
+
+def find(folder: Path) -> list[Path]:
+    """Return the lineages at or under a folder, sorted by name.
+
+    Raises:
+        PerdureError: there is none, or there is no such folder.
+    """
+    if not folder.is_dir():
+        siblings = [p.name for p in folder.parent.glob("*/") if not p.name.startswith(".")]
+        hint = f"; {nearest(folder.name, siblings)}" if siblings else ""
+        raise PerdureError(f"{folder}: no such folder{hint}")
+    lineages = sorted(_under(folder))
+    if not lineages:
+        raise PerdureError(
+            f"{folder}: no lineage in it (no lineage.yaml here or below); give a lineage's folder, "
+            "or one that holds several"
+        )
+    return lineages
+
+
+def _under(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if {"cells", "trials"} <= set(folders):  # a comparison, whose trials only chose settings
+            folders.remove("trials")
+        if "lineage.yaml" in files:
+            folders.clear()
+            yield Path(parent)
+
+
+def _run(path: Path, label: str) -> Run:
+    try:
+        return _read(path, label)
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        where = getattr(error, "filename", None) or path
+        raise PerdureError(
+            f"{where}: missing or not as Perdure wrote it; run `perdure verify {path}` for details"
+        ) from error
+
+
+def _read(path: Path, label: str) -> Run:
+    lineage = Lineage(path)
+    config, matrix, times = lineage.config, lineage.matrix(), lineage.timings()
+    stages = lineage.stages
+    peaks = [times.get(str(e["stage"]), {}).get("peak_memory_kib") for e in stages]
+    return Run(
+        path=path,
+        label=label,
+        method=method_name(config.method, config.mode),
+        seed=config.seed,
+        base=lineage.pin["name"],
+        settings=config.to_dict(),
+        matrix=matrix,
+        numbers=summary(matrix),
+        scoring=_scoring(lineage),
+        ledger=tuple(_line(lineage, entry, times) for entry in lineage.ledger),
+        versions=stages[-1]["versions"] if stages else {},
+        peak_mib=max((p for p in peaks if p), default=0) / 1024 or None,
+        identified=tuple(
+            importance
+            for entry in stages
+            if (importance := identified(lineage.folder(entry), entry["task"]["id"]))
+        ),
+        rerun=rerun(lineage),
+    )
+
+
+def _scoring(lineage: Lineage) -> dict[str, tuple[str, str]]:
+    """Return the (mode, metric) of each task that was scored."""
+    scoring = {}
+    for entry in lineage.stages:
+        for task, cell in lineage.scores(entry)["after"].items():
+            if "mode" in cell:
+                scoring[task] = (cell["mode"], cell["metric"])
+    return scoring
+
+
+def _line(lineage: Lineage, entry: dict[str, Any], times: dict[str, Any]) -> Line:
+    stage = entry["stage"]
+    active = stage in {0, *(e["stage"] for e in lineage.stages)}
+    if "task" not in entry:
+        return Line(stage=stage, verb=entry["verb"], parent=entry["parent"], active=active)
+    timing, train = times.get(str(stage), {}), entry["task"]["train"]
+    seconds = stage_seconds(lineage).get(stage, {}) if timing else {}
+    passes, memory = timing.get("rows"), lineage.folder(entry) / MEMORY
+    return Line(
+        stage=stage,
+        verb=entry["verb"],
+        parent=entry["parent"],
+        active=active,
+        task=entry["task"]["id"],
+        rows=train["rows"],
+        sha256=train["sha256"],
+        remembered=memory.read_bytes().count(b"\n") if memory.exists() else 0,
+        date=timing.get("date"),
+        steps=timing.get("steps"),
+        learning=seconds.get("learning"),
+        scoring=seconds.get("scoring"),
+        passed=(passes["forward"], passes["backward"]) if passes is not None else None,
+    )

@@ -1,0 +1,71 @@
+"""How to make a lineage again: a YAML of its settings, and the commands."""
+
+import dataclasses
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from perdure.config import Config
+from perdure.lineage.lineage import FREE, Lineage, moved
+
+
+FILE = "again.yaml"
+FOLDER = "again"
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """The settings to write to FILE, and the commands to run.
+
+    A task whose rows were made in Python has a comment in place of a command.
+    """
+
+    settings: str
+    commands: tuple[str, ...]
+
+
+def rerun(lineage: Lineage) -> Rerun:
+    """Return how to make a lineage again: by one `run`, or by `init` and a `learn` per task."""
+    settings = yaml.safe_dump(_settings(lineage.config), sort_keys=False, allow_unicode=True)
+    if lineage.config.tasks is not None:
+        return Rerun(settings, (f"perdure run {FILE} lineage={FOLDER}",))
+    init = f"perdure init {FOLDER} --config {FILE}"
+    return Rerun(settings, (init, *(_learn(lineage, entry["task"]) for entry in lineage.stages)))
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """Return the settings that are not defaults, in the order of `Config`."""
+    defaults = dataclasses.asdict(Config())
+    changed = {k: v for k, v in config.to_dict().items() if k not in FREE and v != defaults[k]}
+    for section in ("memory", "general", "scoring"):
+        if section in changed:
+            values = changed[section].items()
+            changed[section] = {k: v for k, v in values if v != defaults[section][k]}
+    return {"base": config.base, **changed}
+
+
+def _learn(lineage: Lineage, task: dict[str, Any]) -> str:
+    """Return the command that learns a task from files or from the hub."""
+    train, test = (_rows(lineage, task.get(split)) for split in ("train", "test"))
+    if train is None or (test is None and "test" in task):
+        name = " ".join(task["name"].split())
+        return f"# {name}: its rows were made in Python; pass them to perdure.learn"
+    words = ["perdure", "learn", FOLDER, task["name"], train]
+    words += [f"training.{key}={json.dumps(v)}" for key, v in task.get("training", {}).items()]
+    words += ["--test", test] if test else []
+    words += ["--metric", task["metric"]] if task["metric"] != "exact_match" else []
+    for option in task["options"] or ():
+        words += ["--option", option]
+    return shlex.join(words)
+
+
+def _rows(lineage: Lineage, split: dict[str, Any] | None) -> str | None:
+    """Return the rows of a split as they are typed; paths are relative to the working directory."""
+    source = (split or {}).get("source") or {}
+    if "hub" in source:
+        return f"hub:{source['hub']}:{source['split']}"
+    return moved(source["path"], lineage.path, Path.cwd()) if "path" in source else None

@@ -1,0 +1,130 @@
+"""Reading, merging and writing result files, which all have one format. torch is not imported.
+
+{"benchmark", "command", "versions", "device", "date", "records": [{"method", "order", "seed",
+"overall", "backward_transfer", "forward_transfer", "seconds", "seconds_scoring", ...}]}
+"""
+
+import json
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import PerdureError
+from perdure.lineage.files import write_text
+from perdure.lineage.lineage import Lineage
+from perdure.measure.matrix import backward_transfer, forward_transfer, overall
+
+
+KEY = ("method", "order", "seed")  # the keys that identify a record
+PACKAGES = ("perdure", "torch", "transformers", "peft")
+
+
+def method_name(method: Any, mode: str = "sequential") -> str:
+    """Return the name of a method in a record.
+
+    A preset is appended to the method's name, and several methods are joined by `+`. A mode other
+    than sequential stands in place of the method.
+    """
+    if mode != "sequential":
+        return mode
+    names = []
+    for part in method if isinstance(method, list) else [method]:
+        for name, keywords in (part if isinstance(part, dict) else {part: {}}).items():
+            preset = (keywords or {}).get("preset")
+            names.append(f"{name}_{preset}" if preset else str(name))
+    return "+".join(names)
+
+
+def order_name(tasks: Any) -> str:
+    """Return the name of the setting `tasks:` in a record."""
+    if isinstance(tasks, list):
+        return "+".join(str(task.get("name") or task.get("benchmark")) for task in tasks)
+    return str(tasks)
+
+
+def record(lineage: Lineage, command: str) -> dict[str, Any]:
+    """The record of the run that `command` made; seconds are summed over its stages."""
+    config, matrix = lineage.config, lineage.matrix()
+    seconds = stage_seconds(lineage)
+    return {
+        "method": method_name(config.method, config.mode),
+        "order": order_name(config.tasks),
+        "seed": config.seed,
+        "overall": overall(matrix),
+        "backward_transfer": backward_transfer(matrix),
+        "forward_transfer": forward_transfer(matrix),
+        "seconds": round(sum(s["learning"] for s in seconds.values()), 2),
+        "seconds_scoring": round(sum(s["scoring"] for s in seconds.values()), 2),
+        "lineage": str(lineage.path),
+        "command": command,
+    }
+
+
+def stage_seconds(lineage: Lineage) -> dict[int, dict[str, float]]:
+    """Return for each stage the seconds of learning (preparing and training) and of scoring."""
+    times, by_stage = lineage.timings(), {}
+    for entry in lineage.stages:
+        seconds = times.get(str(entry["stage"]), {}).get("seconds", {})
+        learning = seconds.get("prepare", 0.0) + seconds.get("train", 0.0)
+        by_stage[entry["stage"]] = {"learning": learning, "scoring": seconds.get("score", 0.0)}
+    return by_stage
+
+
+def device(threads: int | None) -> str:
+    """Return the kind of machine, as it is named in result files."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu, {threads} threads" if threads != 1 else "cpu, 1 thread"
+
+
+def load(path: Path) -> list[dict[str, Any]]:
+    """Read the records of a result file; there are none if the file does not exist yet.
+
+    Raises:
+        PerdureError: the file is not a result file.
+    """
+    if not path.exists():
+        return []
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))["records"]
+        if all(set(KEY) <= set(record) for record in records):
+            return records
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise PerdureError(f"{path}: not a result file; give --results another name or move it away")
+
+
+def merge(records: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the records with `new`, which replaces the one with the same KEY or comes last."""
+    new_key = [new[k] for k in KEY]
+    merged = [new if [old[k] for k in KEY] == new_key else old for old in records]
+    return merged if new in merged else [*merged, new]
+
+
+def write(
+    path: Path,
+    benchmark: str,
+    command: str,
+    device: str,
+    records: list[dict[str, Any]],
+    **more: Any,
+) -> None:
+    """Write the file whole or not at all; what only one benchmark has to say comes as `more`.
+
+    `device` names the kind of machine only, such as "cpu, 1 thread". Unknown cells are None.
+    """
+    results = {
+        "benchmark": benchmark,
+        "command": command,
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "device": device,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "records": records,
+        **more,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,0 +1,143 @@
+"""The numbers of the report as Markdown, and as CSV with one number per line."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Sequence
+
+from perdure.reporting.groups import MEASURES, Set, sets
+from perdure.reporting.page import number, seconds
+from perdure.reporting.read import Run
+from perdure.reporting.spread import Spread
+
+
+COLUMNS = (
+    "part",
+    "method",
+    "lineage",
+    "order",
+    "seed",
+    "mode",
+    "measure",
+    "stage",
+    "task",
+    "value",
+)
+CSV_HEADER = ",".join(COLUMNS)
+COSTS = ("training s", "rows forward", "rows back", "rows kept", "peak MiB")
+PASSED = ("rows_forward", "rows_back")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these a spreadsheet's formulas begin
+MEANING = {
+    "overall": "the mean score of all tasks after the last stage",
+    "backward_transfer": "how much tasks gained since learning; below 0 they were forgotten",
+    "forward_transfer": "how much a task gained before it was learned",
+    "forgetting": "how far tasks fell from their best score",
+    "learning_accuracy": "the mean score right after learning",
+}
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """Return a summary and a table of costs for each set, and a score matrix for each lineage."""
+    parts = ["<!-- perdure report -->", "# Perdure report"]
+    run_sets = sets(runs)
+    for i, run_set in enumerate(run_sets, 1):
+        parts += [f"## Part {i}"] if len(run_sets) > 1 else []
+        parts += _part(run_set)
+    for run in runs:
+        if not run.stages:
+            parts.append(f"{_cell(run.label)}: nothing learned yet.")
+    meanings = "; ".join(f"{MEASURES[name]}: {meaning}" for name, meaning in MEANING.items())
+    parts.append(
+        f"{meanings}; -: unknown. ±: the standard deviation over a method's lineages. In brackets: "
+        "the 95 % interval over orders, after averaging the seeds of each order; with fewer than "
+        "three orders there is none, and the numbers hold only for these orders."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _part(run_set: Set) -> list[str]:
+    head = f"Base {_cell(run_set.base)}; scored by {run_set.mode} ({_cell(run_set.metric)}); "
+    head += f"{len(run_set.runs)} lineage(s), {len(run_set.orders)} order(s), "
+    head += f"seeds {run_set.seeds}."
+    summary = [["method", "lineages", *MEASURES.values()]]
+    costs = [["lineage", "method", "seed", "OP", *COSTS]]
+    for method in run_set.methods:
+        spreads = [_spread(method.numbers[name]) for name in MEASURES]
+        summary.append([method.label, str(len(method.runs)), *spreads])
+        for run in method.runs:
+            counts = (*(run.passed or (None, None)), run.remembered, run.peak_mib)
+            plain = ["-" if count is None else f"{count:.0f}" for count in counts]
+            numbers = [number(run.numbers["overall"]), seconds(run.seconds), *plain]
+            costs.append([run.label, method.label, str(run.seed), *numbers])
+    matrices = [text for run in run_set.runs for text in (f"### {_cell(run.label)}", _matrix(run))]
+    return [head, _table(summary), _table(costs), *matrices]
+
+
+def _spread(spread: Spread) -> str:
+    if spread.deviation is None:
+        return number(spread.mean)
+    if spread.low is None:
+        return f"{number(spread.mean)} ± {number(spread.deviation)}"
+    low, high = number(spread.low), number(spread.high)
+    return f"{number(spread.mean)} ± {number(spread.deviation)} [{low}, {high}]"
+
+
+def _matrix(run: Run) -> str:
+    matrix = run.matrix
+    names = ["base", *(f"{i} {task}" for i, task in enumerate(matrix.tasks, 1))]
+    rows = [[name, *map(number, row)] for name, row in zip(names, matrix.rows, strict=True)]
+    return _table([["after stage", *matrix.tasks], *rows])
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(words: str) -> str:
+    """Escape a text so that it cannot make a cell, tag, link or emphasis."""
+    if words == "---":
+        return words
+    escaped = re.sub(r"([\\`*_\[\]|<>#~!&])", r"\\\1", " ".join(words.split()))
+    return escaped.replace("\\<", "&lt;").replace("\\>", "&gt;").replace("\\&", "&amp;")
+
+
+def csv_text(runs: Sequence[Run]) -> str:
+    """Return all numbers at full precision; unknown ones are empty."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for i, run_set in enumerate(sets(runs), 1):
+        for row in _rows(run_set):
+            value = row[-1]
+            writer.writerow([i, *map(_safe, row[:-1]), "" if value is None else repr(value)])
+    return out.getvalue()
+
+
+def _rows(run_set: Set) -> Iterator[tuple]:
+    """Yield the lines of a set, without the number of its part (see `COLUMNS`)."""
+    for method in run_set.methods:
+        for name in (*MEASURES, "seconds"):
+            spread = method.seconds if name == "seconds" else method.numbers[name]
+            for key in ("mean", "deviation", "low", "high"):
+                measure = f"{name}_{key}"
+                value = getattr(spread, key)
+                yield method.label, "", "", "", run_set.mode, measure, "", "", value
+        for run in method.runs:
+            order = " ".join(run.matrix.tasks)
+            names = (method.label, run.label, order, run.seed)
+            costs = {"seconds": run.seconds, "rows_kept": run.remembered, "peak_mib": run.peak_mib}
+            costs |= dict(zip(PASSED, run.passed or (None, None), strict=True))
+            for name, value in {**run.numbers, **costs}.items():
+                yield *names, run_set.mode, name, "", "", value
+            for stage, row in enumerate(run.matrix.rows):
+                for task, value in zip(run.matrix.tasks, row, strict=True):
+                    mode = run.scoring.get(task, ("",))[0]
+                    yield *names, mode, "score", stage, task, value
+
+
+def _safe(value: object) -> object:
+    """Put an apostrophe before a text that a spreadsheet would read as a formula."""
+    if isinstance(value, str) and value.lstrip(" ").startswith(FORMULA):
+        return f"'{value}"
+    return value

@@ -1,0 +1,242 @@
+"""The base class of all methods: a `TrainerCallback` with the few hooks that a callback lacks."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainingArguments
+
+from perdure.config import Config
+from perdure.errors import PerdureError
+from perdure.models.kinds import Kind
+from perdure.train.memory import Memory
+
+
+Family = Literal[
+    "baseline",
+    "rehearsal",
+    "recurrent fusion",
+    "regularisation",
+    "distillation",
+    "gradient and weights",
+    "adapters",
+    "data and schedule",
+]
+
+
+# A function of a batch and of the model's outputs on it.
+Loss = Callable[[dict[str, Tensor], Any], Tensor]
+
+
+class Steps(Protocol):
+    """What a method may use of the engine, in Perdure's own engine and in any other Trainer."""
+
+    args: TrainingArguments
+
+    @property
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def fit_step(
+        self,
+        rows: list[dict[str, Any]],
+        optimizer: Optimizer,
+        seed: int,
+        inspect: Callable[[], Any] = ...,
+    ) -> None: ...
+
+
+class Engine(Steps, Protocol):
+    """What a method may use of Perdure's own engine, `train.trainer.ContinualTrainer`."""
+
+    train_dataset: Any  # the features of the task's rows, a list
+
+    @property
+    def kind(self) -> Kind: ...
+
+    def side_gradient(
+        self, rows: list[dict[str, Any]], seed: int, loss: Loss | None = None
+    ) -> list[Tensor]: ...
+
+    def look(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Tensor], Any]: ...
+
+    def next_start(self) -> dict[str, Tensor]: ...
+
+
+@dataclass
+class TaskContext:
+    """What a method is told about the task that is about to be learned.
+
+    Args:
+        task: the name of the task.
+        stage: how many tasks the model will have learned with this one; 1 is the first task.
+            Reverted stages do not count.
+        seed: belongs to this stage and method; random draws come from `derive(seed, purpose)`.
+        memory: the remembered rows of earlier tasks, as features.
+        state: the tensors that the method stored with the stage before (`Method.state_dict`), on
+            the CPU; empty at the first task.
+    """
+
+    task: str
+    stage: int
+    seed: int
+    memory: Memory
+    state: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Keeps:
+    """What a method must reach on the small stream of tests/methods/test_toy_stream.py.
+
+    The stream has two tasks, of which plain fine-tuning forgets the first one.
+
+    Args:
+        share: of the loss that plain fine-tuning adds on the first task, at least this share must
+            be avoided. The default is for a new method; a better one raises it.
+        second_loss: the loss on the second task, in nats, may be this at most. Before the task is
+            learned it is above 5.
+        keywords: the method's keywords there, where its defaults are not meant for such a stream.
+    """
+
+    share: float = 0.3
+    second_loss: float = 0.7
+    keywords: dict[str, Any] = field(default_factory=dict)
+
+
+class Method(TrainerCallback):
+    """How old knowledge is protected while a task is learned.
+
+    A subclass is one file. The keywords of its constructor, with their types and defaults, are its
+    settings. It inherits every event of `transformers.TrainerCallback`; the engine calls the hooks
+    below in the order in which they are defined. Methods can be combined in a list. CONTRIBUTING.md
+    has a complete example, and the state that a method sees in each hook.
+
+    Attributes:
+        family: the group in which `perdure methods` lists it.
+        paper: a link to its paper.
+        rehearses: whether it uses remembered rows.
+        needs: `lora` if it works on LoRA's factors only, `whole` if on whole weights only.
+        reshapes: whether it changes which weights there are. At most one method of a list may; it
+            must stand first, and no method of the list may be one that `follows`.
+        follows: whether it compares weights, by their names, with those of an earlier task.
+        begin_phase, end_phase: when its `begin_task` and its `end_task` come among those of a list
+            (`train/lifecycle.py`).
+        neutral: keywords with which the method's code runs and the result is bitwise that of
+            `sequential`; None if there are none (the docstring says why).
+        keeps: what it must reach on a small stream in the tests.
+        presets: published sets of keywords, by name.
+        left_open: for a preset's keywords that the source does not give: why we chose the value.
+        trained_with: for each preset the `training:` settings of its source.
+    """
+
+    family: ClassVar[Family]
+    paper: ClassVar[str | None] = None
+    rehearses: ClassVar[bool] = False
+    needs: ClassVar[Literal["lora", "whole"] | None] = None
+    reshapes: ClassVar[bool] = False
+    follows: ClassVar[bool] = False
+    begin_phase: ClassVar[Literal[0, 1]] = 0
+    end_phase: ClassVar[Literal[0, 1, 2]] = 0
+    neutral: ClassVar[dict[str, Any] | None] = None
+    keeps: ClassVar[Keeps] = Keeps()
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    left_open: ClassVar[dict[str, dict[str, str]]] = {}
+    trained_with: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    context: TaskContext
+    engine: Engine
+
+    @property
+    def name(self) -> str:
+        """The name of the method's file or folder, which stands under `method:` in the settings."""
+        return type(self).__module__.removesuffix(".method").rpartition(".")[2]
+
+    @property
+    def period(self) -> int:
+        """Every how many optimizer steps `on_step_end` has additional work; 1 if all are alike."""
+        return 1
+
+    def check(self, config: Config, kind: Kind) -> None:
+        """Refuse settings with which the method cannot work, before anything is trained.
+
+        Raises:
+            PerdureError: with the setting to change.
+        """
+        lora = config.adapter is not None and config.adapter.get("peft_type", "LORA") == "LORA"
+        if self.needs == "whole" and config.adapter is not None:
+            raise PerdureError(f"{self.name}: works on whole weights; set adapter=null")
+        if self.needs == "lora" and not lora:
+            raise PerdureError(f"{self.name}: works on LoRA's factors; set adapter={{}}")
+        if self.rehearses and not config.memory.ratio and config.general.file is None:
+            raise PerdureError(
+                f"{self.name}: remembers rows, and memory.ratio is 0; set memory.ratio=0.02"
+            )
+
+    def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
+        """Called before the Trainer is built; returns the model to train.
+
+        In phase 0 the model has the weights with which the stage before ended, also when a run is
+        resumed inside the task: the weights of a checkpoint are loaded later.
+        """
+        self.context = context
+        return model
+
+    def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer | None:
+        """Return an optimizer in place of the Trainer's, or None."""
+        return None
+
+    def rehearse(self, batch: int, size: int) -> list[dict[str, Any]]:
+        """Return features of old rows to add to a micro-batch, in the collator.
+
+        Args:
+            batch: the number of the micro-batch, from 0, over all processes and epochs of the task.
+            size: how many new rows it has.
+        """
+        return []
+
+    def before_step(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Called before the forward pass of each micro-batch; returns the inputs to use."""
+        return inputs
+
+    def extra_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], outputs: Any
+    ) -> Tensor | None:
+        """Return a term to add to the task loss of a micro-batch, or None.
+
+        It is a mean over the micro-batch, or a function of the weights alone. The engine weights it
+        by the micro-batch's share of the tokens that are learned in the whole step.
+        """
+        return None
+
+    def edit_gradients(self, model: nn.Module) -> None:
+        """Called once for each optimizer step, to read or change `.grad` in place.
+
+        The gradients are complete: accumulated over the micro-batches and averaged over the
+        processes, but not clipped yet. The weights are those before the step.
+        """
+
+    def end_task(self, model: nn.Module) -> None:
+        """Called after training and before scoring, in the order of `end_phase`."""
+
+    def next_start(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """A context in which the model has the weights with which the next task will begin.
+
+        They are those with which the stage ends, unless this method's `begin_task` changes them.
+        """
+        return nullcontext()
+
+    def inference(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """A context around evaluation and generation."""
+        return nullcontext()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors to save with every checkpoint inside the task, and with the stage."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load the state of a checkpoint when a run is resumed inside a task.
+
+        It is called after `on_train_begin`, with tensors on the CPU.
+        """

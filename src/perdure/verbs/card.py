@@ -1,0 +1,93 @@
+"""The model card of a stage: what it is, and the exact lines that load it."""
+
+from typing import Any, Literal
+
+from perdure.models.kinds import Kind
+
+
+Form = Literal["adapter", "weights", "merged"]
+LOAD = {
+    "causal": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "encoder": "AutoModel",
+}
+WHAT = {
+    "adapter": "A PEFT adapter on `{base}`",
+    "weights": "All weights of `{base}`, trained",
+    "merged": "`{base}` with what was learned merged into its weights",
+}
+HEAD_CODE = """
+path = cached_file("PLACE", "head.safetensors")
+head = load_file(path)
+with safe_open(path, "pt") as file:
+    labels = list(json.loads(file.metadata()["id2label"]).values())
+batch = tokenizer("some text", return_tensors="pt")
+hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"].unsqueeze(-1)
+mean = (hidden * mask).sum(1) / mask.sum(1)
+label = labels[(mean @ head["weight"].T + head["bias"]).argmax(-1).item()]
+"""
+
+
+def model_card(
+    family: Kind, pinned: dict[str, Any], entry: dict[str, Any] | None, kind: Form, place: str
+) -> str:
+    """`README.md` of a stage (None: the base), with the YAML header of the hub.
+
+    `family` and `pinned` are of the base; `place` is what its lines load: a folder, or the name of
+    a repository.
+    """
+    name = pinned["name"]
+    library = "peft" if kind == "adapter" else "transformers"
+    about = [f"library_name: {library}", "tags: [continual-learning, perdure]"]
+    if "revision" in pinned:  # a folder's name says nothing on the hub
+        about.insert(0, f"base_model: {name}")
+    what = WHAT[kind].format(base=name)
+    head = HEAD_CODE if family == "encoder" and entry is not None and "task" in entry else ""
+    code = _code(family, name, kind, place, head)
+    return "\n".join(["---", *about, "---", "", *_about(entry, what), *code])
+
+
+def _about(entry: dict[str, Any] | None, what: str) -> list[str]:
+    if entry is None or "task" not in entry:
+        return ["# The base", "", f"{what}; no task was learned yet.", ""]
+    scores = [
+        f"| {task} | {'-' if score is None else f'{score:.3f}'} |"
+        for task, score in entry["scores"].items()
+    ]
+    return [
+        f"# Stage {entry['stage']}: {entry['task']['name']}",
+        "",
+        f"{what}, learned with Perdure (mode `{entry['mode']}`, method `{entry['method']}`).",
+        *["It holds all tasks of the stages before it as well."] * (entry["mode"] != "per_task"),
+        "",
+        "| task | score after this stage |",
+        "|---|---|",
+        *scores,
+        "",
+    ]
+
+
+def _code(family: Kind, name: str, kind: Form, place: str, head: str) -> list[str]:
+    auto, adapter = LOAD[family], kind == "adapter"
+    lines = []
+    if head:
+        lines += ["import json", "", "from safetensors import safe_open"]
+        lines += ["from safetensors.torch import load_file"]
+    lines += ["from peft import PeftModel"] * adapter
+    lines += [f"from transformers import {auto}, AutoTokenizer"]
+    lines += [*["from transformers.utils import cached_file"] * bool(head), ""]
+    source = f'"{place}"'
+    if adapter:
+        source = "base"
+        if name == "default":
+            lines = ["from importlib.resources import files", "", *lines]
+            lines += ['base = str(files("perdure") / "default_model")']
+        elif name == "smollm2":
+            lines = ["from perdure.models.pins import locate", *lines, 'base = locate("smollm2")']
+        else:
+            lines += [f'base = "{name}"']
+    lines += [f"tokenizer = AutoTokenizer.from_pretrained({source})"]
+    lines += [f"model = {auto}.from_pretrained({source})" + ("" if adapter else ".eval()")]
+    lines += [f'model = PeftModel.from_pretrained(model, "{place}").eval()'] * adapter
+    lines += head.replace("PLACE", place).rstrip().split("\n") if head else []
+    return ["```python", *lines, "```", ""]

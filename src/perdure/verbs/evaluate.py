@@ -1,0 +1,90 @@
+"""`evaluate`: a stage's scores, taken again."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perdure.data.rows import references
+from perdure.data.task import Task
+from perdure.errors import PerdureError, nearest
+from perdure.lineage.files import write_text
+from perdure.lineage.history import learned_by
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import as_stored, base_at, stage_entry
+from perdure.measure.metrics import best, find_metric
+from perdure.methods import make
+from perdure.models.pins import check_pin
+from perdure.train.stage import Say, score
+from perdure.verbs.sources import reopen
+
+
+def evaluate(
+    path: str | Path,
+    stage: int | None,
+    tasks: Sequence[str],
+    mode: str | None,
+    predictions: str | Path | None,
+    data: str | Path | None,
+    say: Say,
+) -> dict[str, dict[str, Any]]:
+    """`perdure.api.evaluate`: by task, its score and how it was taken."""
+    lineage = Lineage(path)
+    if not lineage.stages:
+        reverted = lineage.next_stage > 1
+        state = "every stage is reverted" if reverted else "nothing was learned yet"
+        mend = f"revert {path} --to STAGE" if reverted else f"learn {path} NAME train.jsonl"
+        raise PerdureError(f"{path}: {state}, so there is nothing to score; `perdure {mend}`")
+    entry = stage_entry(lineage, stage)
+    ids = [task["id"] for e in lineage.stages for task in learned_by(e)]
+    for name in tasks:
+        if name not in ids:
+            raise PerdureError(f"{path}: no task {name!r} was learned; {nearest(name, ids)}")
+    if predictions:
+        _check_place(Path(predictions))
+    config = lineage.config
+    if mode:
+        config = replace(config, scoring=replace(config.scoring, mode=mode))
+    check_pin(lineage.pin)
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    base = base_at(lineage, entry)
+    cells, lines = {}, []
+    for e in lineage.stages:
+        if config.mode == "per_task" and stage is None:  # each task has its own adapter
+            base = base_at(lineage, e)
+        for described in learned_by(e):
+            name = described["id"]
+            if tasks and name not in tasks:
+                continue
+            task = reopen(lineage, described, data, say)
+            with as_stored(lineage, entry, base):
+                cells[name], answers = score(base, task, config, make(config.method))
+            lines += _lines(name, task, answers)
+    if predictions:
+        write_text(Path(predictions), "".join(lines))
+    return cells
+
+
+def _check_place(file: Path) -> None:
+    """Before anything is scored: the answers are written last."""
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise PerdureError(f"{file}: there is no folder {folder}; make it, or give another file")
+    if file.is_dir() or not os.access(folder, os.W_OK):
+        raise PerdureError(f"{file}: cannot be written; give another file")
+
+
+def _lines(name: str, task: Task | None, answers: list[str]) -> list[str]:
+    if task is None or task.test is None:
+        return []
+    metric = find_metric(task.metric)
+    lines = []
+    for number, (row, said) in enumerate(zip(task.test.rows, answers, strict=False), 1):
+        about = {"task": name, "row": number, **row}
+        about |= {"prediction": said, "score": best(metric, said, references(row))}
+        lines.append(json.dumps(about, ensure_ascii=False) + "\n")
+    return lines

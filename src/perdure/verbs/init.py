@@ -1,0 +1,186 @@
+"""`init`: a lineage whose stage 0 is the untouched base, or a base with an adapter on it."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from perdure.config import DEFAULT_ADAPTER, Config
+from perdure.errors import PerdureError
+from perdure.lineage.lineage import Lineage
+from perdure.models.base import load_base, one_line
+from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
+from perdure.models.pins import pin
+from perdure.models.sample import TEXT
+from perdure.models.stage_files import load_weights
+from perdure.prepare import Plan, check_general, prepare
+from perdure.verbs.trial import Trial, check_start
+
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model")
+# What PEFT writes of how an adapter was made, which is not a setting of the adapter.
+HISTORY = (
+    *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "task_type"),
+    "peft_version",
+)
+
+
+def init(path: str | Path, config: Config, adapter: str | Path | None = None) -> Lineage:
+    """Make a lineage on an untouched base, or on a base that carries the PEFT adapter `adapter`.
+
+    Raises:
+        PerdureError: the folder is not empty, the base or the adapter is not there or not of that
+            base, a setting is wrong, or the adapter would fail later (`Trial`).
+    """
+    if adapter:
+        config.adapter = adapter_settings(Path(adapter), config)
+        if config.base == Config.base:
+            written = _read(Path(adapter))
+            config.base = written.get("base_model_name_or_path") or config.base
+            config.revision = config.revision or written.get("revision")
+    plan = prepare(config)
+    Lineage.check_vacant(path)
+    check_general(plan)
+    return begin(path, plan, adapter)
+
+
+def begin(path: str | Path, plan: Plan, adapter: str | Path | None = None) -> Lineage:
+    """Make the lineage of a plan, once its adapter has been tried.
+
+    Raises:
+        PerdureError: as `init`.
+    """
+    config, files = plan.config, None
+    config.threads = config.threads or torch.get_num_threads()
+    try_base(plan, adapter)
+    if adapter:
+        files = {
+            name: (Path(adapter) / name).read_bytes()
+            for name in (ADAPTER_WEIGHTS, ADAPTER_SETTINGS)
+        }
+    pinned = pin(config.base, config.revision)
+    config.revision = pinned.get("revision")
+    return Lineage.create(path, config, pinned, files)
+
+
+def try_base(plan: Plan, adapter: str | Path | None = None) -> None:
+    """Load the base with a fresh adapter, or with `adapter`, and try the adapter (`Trial`).
+
+    The plan's loader keeps the base for the first stage. The trial is made on a copy that shares
+    its weights; where there is none, the base is used up, and it is loaded again.
+
+    Raises:
+        PerdureError: the weights do not load or do not fit, or the adapter would fail later.
+    """
+    config = plan.config
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    check_start(config.adapter or {})
+    trial = Trial(config.adapter or {})
+    base = load_base(
+        config.base,
+        config.adapter,
+        config.seed,
+        config.quantization,
+        config.revision,
+        see=trial.see,
+        info=plan.info,
+    )
+    if not adapter:
+        plan.loader.keep(base, config.adapter)
+    base.padding  # noqa: B018  # runs a short text: what the base cannot do is said here
+    if adapter:
+        _check_tokenizer(Path(adapter), base.tokenizer)
+        load_weights(base, Path(adapter), head=False)
+    if config.adapter is not None:
+        trial.check(base)
+        if trial.used_up:
+            plan.loader.base = None
+
+
+def adapter_settings(folder: Path, config: Config) -> dict[str, Any]:
+    """An adapter's own settings as `adapter:` of a lineage, PEFT's defaults left out.
+
+    Raises:
+        PerdureError: no adapter there, one in a pickle, or `adapter:` is set besides.
+    """
+    if config.adapter != {}:
+        given = "null" if config.adapter is None else ", ".join(config.adapter)
+        raise PerdureError(f"adapter: {folder} brings its own settings; leave out {given}")
+    written = _read(folder)
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        pickled = (folder / "adapter_model.bin").exists()
+        raise PerdureError(
+            f"{folder}: no {ADAPTER_WEIGHTS} in it"
+            + ("; a pickle is not loaded, save the adapter again with safetensors" * pickled)
+            + ("; give the folder that PEFT's save_pretrained wrote" * (not pickled))
+        )
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[written["peft_type"]]
+    defaults = {
+        f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+        for f in dataclasses.fields(kind)
+    }
+    if written.get("init_lora_weights") == "eva":  # where its factors began, which are read now
+        written = {k: v for k, v in written.items() if k not in ("init_lora_weights", "eva_config")}
+    return {
+        key: value
+        for key, value in written.items()
+        if key in defaults
+        and key not in HISTORY
+        and (key in DEFAULT_ADAPTER or value not in (defaults[key], None))
+    }
+
+
+def _check_tokenizer(folder: Path, own: PreTrainedTokenizerBase) -> None:
+    """That a tokenizer beside an adapter, as TRL saves one, is the base's.
+
+    A lineage takes tokenizer and chat template from its base, which is pinned.
+
+    Raises:
+        PerdureError: it reads or writes text in another way, or it does not load.
+    """
+    if not any((folder / name).is_file() for name in TOKENIZER):
+        return
+    try:
+        other = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise PerdureError(
+            f"{folder}: its tokenizer does not load ({one_line(error)}); remove its "
+            "tokenizer files if they are the base's"
+        ) from error
+    differs = [
+        what
+        for what, same in (
+            ("chat template", other.chat_template == own.chat_template),
+            ("vocabulary", other.get_vocab() == own.get_vocab()),
+            ("end token", other.eos_token_id == own.eos_token_id),
+            ("reading of a text", other(TEXT)["input_ids"] == own(TEXT)["input_ids"]),
+        )
+        if not same
+    ]
+    if differs:
+        raise PerdureError(
+            f"{folder}: the adapter was trained with another tokenizer than the base's (its "
+            f"{differs[0]} differs); give base=FOLDER, a copy of the base with the adapter's "
+            "tokenizer files in it, or remove these from the adapter's folder to take the base's"
+        )
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    file = folder / ADAPTER_SETTINGS
+    if not file.is_file():
+        raise PerdureError(
+            f"{folder}: no {ADAPTER_SETTINGS} in it; give the folder that PEFT's save_pretrained "
+            "wrote"
+        )
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+        PeftConfig.from_pretrained(str(folder))
+        PEFT_TYPE_TO_CONFIG_MAPPING[written["peft_type"]]
+        return written
+    except (ValueError, TypeError, KeyError) as error:
+        raise PerdureError(f"{file}: not an adapter's settings ({error}); save it again") from error

@@ -1,0 +1,42 @@
+"""`methods`: what can stand under `method:`."""
+
+import inspect
+import types
+from typing import Any, Literal, get_args, get_origin
+
+from perdure.methods import find, keywords, names
+from perdure.reporting.measured import measured
+
+
+def methods(name: str | None) -> list[dict[str, Any]]:
+    """`perdure.api.methods`: all methods, or the one of this name."""
+    return [describe(each) for each in ([name] if name else names())]
+
+
+def describe(name: str) -> dict[str, Any]:
+    """A method's family, summary, paper, keywords and measured numbers.
+
+    Raises:
+        PerdureError: there is no method of that name.
+    """
+    method = find(name)
+    return {
+        "name": name,
+        "family": method.family,
+        "summary": (inspect.getdoc(method) or "").partition("\n\n")[0].replace("\n", " "),
+        "paper": method.paper,
+        "keywords": [
+            {"name": key, "type": spell(parameter.annotation), "default": parameter.default}
+            for key, parameter in keywords(name).items()
+        ],
+        "measured": measured(name),
+    }
+
+
+def spell(kind: Any) -> str:
+    """A keyword's type as people write it: `float | null`, or the words to choose from."""
+    if get_origin(kind) is Literal:
+        return " | ".join(map(str, get_args(kind)))
+    if isinstance(kind, types.UnionType):
+        return " | ".join(map(spell, get_args(kind)))
+    return "null" if kind is type(None) else getattr(kind, "__name__", str(kind))

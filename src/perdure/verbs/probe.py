@@ -1,0 +1,179 @@
+"""`probe`: what the stages of a lineage make of rows beyond its tasks."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from perdure.data.probes import Probe, read_probes
+from perdure.errors import PerdureError, nearest
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import as_stored, base_at, gone, is_gone, stage_entry
+from perdure.measure import probes as numbers
+from perdure.measure.recollection import Recollection, knows_answers, recollect
+from perdure.methods import make
+from perdure.models.pins import check_pin
+from perdure.train.stage import Say
+
+
+def probe(
+    path: str | Path,
+    rows: str | Path | Sequence[Mapping[str, Any]],
+    learned: int | None,
+    stages: Sequence[int],
+    say: Say,
+) -> dict[str, Any]:
+    """`perdure.api.probe`: what the stages make of the rows, in the terms of `measure.probes`."""
+    lineage = Lineage(path)
+    probe_rows, where = read_probes(rows)
+    chosen = _chosen(lineage, learned, stages, say)
+    check_pin(lineage.pin)
+    torch.set_num_threads(lineage.config.threads or torch.get_num_threads())
+    by_stage: dict[int, Recollection | None] = {}
+    for number in reversed(chosen):  # the newest first, whose head knows the most labels
+        by_stage[number] = _at(lineage, number, probe_rows, where, strict=not by_stage)
+    known = [one for one in by_stage.values() if one]
+    return {
+        "lineage": str(path),
+        "rows": len(probe_rows),
+        "foils": sum(one.foil is not None for one in probe_rows),
+        "truncated": known[0].truncated if known else 0,
+        "learned": learned,
+        "effectivity": _effectivity(lineage, by_stage, learned),
+        "stages": [_of_stage(lineage, by_stage, number, learned) for number in chosen],
+    }
+
+
+def _chosen(lineage: Lineage, learned: int | None, stages: Sequence[int], say: Say) -> list[int]:
+    """The stages to ask, oldest first."""
+    history = _history(lineage)
+    for number in (*stages, *([] if learned is None else [learned])):
+        if number not in history:
+            hint = nearest(str(number), map(str, history))
+            raise PerdureError(f"{lineage.path}: no stage {number} in the present history; {hint}")
+    if learned == 0:
+        raise PerdureError(
+            f"{lineage.path}: stage 0 is the base, at which nothing was taught; --learned is the "
+            "stage that learned the rows"
+        )
+    needed = set(stages) | ({_before(lineage, learned), learned} if learned else set())
+    lost = {n for n in history if n and is_gone(lineage, lineage.at(n))}
+    for number in sorted(lost & needed):
+        raise PerdureError(gone(lineage, lineage.at(number)))
+    if lost and not stages:
+        named = ", ".join(map(str, sorted(lost)))
+        say(f"warning: not asked, as their weights are gone: stages {named}")
+    return [n for n in history if n in needed or not (stages or n in lost)]
+
+
+def _at(
+    lineage: Lineage, number: int, probe_rows: list[Probe], where: str, strict: bool
+) -> Recollection | None:
+    """One stage's answers; None for an encoder that has not learned all of their labels yet.
+
+    With `strict` an unknown label is a mistake in the rows, unless there is no label at all. The
+    model is let go on return, before the next one is loaded.
+    """
+    config = lineage.config
+    entry = stage_entry(lineage, number)
+    base = base_at(lineage, entry)
+    if not knows_answers(base, probe_rows) and not (strict and base.labels):
+        return None
+    with ExitStack() as stack:
+        for method in make(config.method):
+            stack.enter_context(method.inference(base.model))
+        stack.enter_context(as_stored(lineage, entry, base))
+        device, bf16 = next(base.model.parameters()).device.type, bool(config.training.get("bf16"))
+        stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16))  # as in `score`
+        return recollect(
+            base,
+            probe_rows,
+            max_length=config.max_length,
+            max_completion_length=config.max_completion_length,
+            batch_size=config.scoring.batch_size,
+            where=where,
+        )
+
+
+def _history(lineage: Lineage) -> list[int]:
+    return [0, *(entry["stage"] for entry in lineage.stages)]
+
+
+def _before(lineage: Lineage, stage: int) -> int:
+    """The stage from which this one began to learn."""
+    history = _history(lineage)
+    return history[history.index(stage) - 1] if lineage.config.mode == "sequential" else 0
+
+
+def _of_stage(
+    lineage: Lineage, by_stage: dict[int, Recollection | None], number: int, learned: int | None
+) -> dict[str, Any]:
+    """All numbers of a stage."""
+    history, scores = _history(lineage), _scores(by_stage[number])
+    untouched = _scores(by_stage.get(0))["loss"]
+    numbers_of_stage: dict[str, Any] = {
+        "stage": number,
+        "task": lineage.at(number)["task"]["id"] if number else None,
+        "loss": scores["loss"],
+        "forgetting": numbers.forgetting(scores["loss"], untouched),
+        **{name: scores[name] for name in numbers.CHANCE},
+        **dict.fromkeys(("lag", "retention", "retainability")),
+    }
+    lag = history.index(number) - history.index(learned) if learned else -1
+    if learned and lag >= 0:
+        then = _scores(by_stage[learned])
+        numbers_of_stage["lag"] = lag
+        numbers_of_stage["retention"] = {
+            name: numbers.retention(scores[name], then[name], chance)
+            for name, chance in numbers.CHANCE.items()
+        }
+        numbers_of_stage["retainability"] = _retainability(lineage, by_stage, number, learned)
+    return numbers_of_stage
+
+
+def _scores(recollection: Recollection | None) -> dict[str, float | None]:
+    if recollection is None:
+        return dict.fromkeys(("loss", *numbers.CHANCE))
+    pairs = [
+        (a.mean, b.mean) for a, b in zip(recollection.rows, recollection.foils, strict=True) if b
+    ]
+    recalled = [one for one in recollection.recalled if one is not None]
+    log_p, tokens = zip(*recollection.rows, strict=True)
+    return {
+        "loss": numbers.mean_loss(log_p, tokens),
+        "recognition": numbers.recognition([a for a, _ in pairs], [b for _, b in pairs]),
+        "recall": fmean(recalled) if recalled else None,
+    }
+
+
+def _effectivity(
+    lineage: Lineage, by_stage: dict[int, Recollection | None], learned: int | None
+) -> dict[str, Any] | None:
+    stages = (_before(lineage, learned), learned) if learned else ()
+    sides = [_log_p(by_stage[n]) for n in stages]
+    return _spread(numbers.effectivity(*sides)) if sides and all(sides) else None
+
+
+def _retainability(
+    lineage: Lineage, by_stage: dict[int, Recollection | None], number: int, learned: int
+) -> dict[str, Any] | None:
+    sides = [_log_p(by_stage[n]) for n in (_before(lineage, learned), learned, number)]
+    if not all(sides):
+        return None
+    values = numbers.retainability(*sides)
+    kept = [value for value in values if value is not None]
+    return {**_spread(kept), "not_learned": len(values) - len(kept)}
+
+
+def _log_p(recollection: Recollection | None) -> list[float]:
+    return [one.log_p for one in recollection.rows] if recollection else []
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    """The mean without outliers, of how many rows, and how many were outliers."""
+    kept = numbers.without_outliers(values)
+    mean = fmean(kept) if kept else None
+    return {"mean": mean, "rows": len(kept), "outliers": len(values) - len(kept)}

@@ -1,0 +1,83 @@
+"""`push`: a stage to the hub."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from perdure.errors import PerdureError
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import gone, is_gone, stage_entry
+from perdure.models.base import kind_of, load_config_and_tokenizer, one_line
+from perdure.models.layout import ADAPTER_SETTINGS, CARD, MEMORY, METHOD_STATE
+from perdure.verbs.card import model_card
+from perdure.verbs.export import export
+
+
+LEFT_BEHIND = (MEMORY, METHOD_STATE)  # rows of the tasks, and what only learning needs
+# Those of the HTTP library that the client stands on, of the system and of its upload of blocks.
+FAILURES: tuple[type[Exception], ...] = (
+    *HfHubHTTPError.__bases__,  # type: ignore[assignment]
+    RuntimeError,
+    ValueError,
+)
+
+
+def push(path: str | Path, repository: str, stage: int | None, merged: bool, private: bool) -> str:
+    """`perdure.api.push`: upload a stage; returns its address."""
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise PerdureError(
+            f"{repository!r}: not a repository's name ({one_line(error)})"
+        ) from error
+    if "/" not in repository:
+        raise PerdureError(f"{repository!r}: say whose repository it is, as OWNER/NAME")
+    lineage = Lineage(path)
+    entry = stage_entry(lineage, stage)
+    if entry is None:
+        raise PerdureError(f"{path}: stage 0 is the base, there is nothing of yours to push yet")
+    if is_gone(lineage, entry):
+        raise PerdureError(gone(lineage, entry))
+    with tempfile.TemporaryDirectory() as folder:
+        ready = Path(folder) / "stage"
+        if merged:
+            export(path, ready, stage=entry["stage"], dtype=None)
+        else:
+            ignored = shutil.ignore_patterns(*LEFT_BEHIND)
+            shutil.copytree(lineage.folder(entry), ready, ignore=ignored)
+            _name_base(ready / ADAPTER_SETTINGS, lineage.pin["name"])
+        kind = "merged" if merged else entry["kind"]
+        settings, _ = load_config_and_tokenizer(lineage.config.base, lineage.pin.get("revision"))
+        family = kind_of(settings, lineage.config.base)
+        card = model_card(family, lineage.pin, entry, kind, repository)
+        (ready / CARD).write_text(card, encoding="utf-8")
+        try:
+            hub = HfApi()
+            # None leaves it to the owner's default, which may be private
+            hub.create_repo(repository, private=private or None, exist_ok=True)
+            hub.upload_folder(
+                repo_id=repository,
+                folder_path=ready,
+                commit_message=f"Stage {entry['stage']}: {entry['task']['name']}",
+            )
+        except FAILURES as error:
+            raise PerdureError(
+                f"{repository}: the hub did not take it ({one_line(error)}); "
+                "log in with `hf auth login`, and check the name and the connection"
+            ) from error
+    return f"{hub.endpoint}/{repository}"
+
+
+def _name_base(settings: Path, name: str) -> None:
+    """An adapter's base, where it lies now: it may have been elsewhere when this was written."""
+    if not settings.exists():
+        return
+    written = json.loads(settings.read_text(encoding="utf-8"))
+    if written["base_model_name_or_path"] != name:
+        text = json.dumps(written | {"base_model_name_or_path": name}, sort_keys=True, indent=2)
+        settings.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,34 @@
+"""`revert`: go back to an earlier stage; the next task is learned from there."""
+
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import PerdureError, nearest
+from perdure.lineage.files import locked
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import gone, is_gone
+
+
+def revert(path: str | Path, to: int | None) -> dict[str, Any]:
+    """`perdure.api.revert`: make stage `to` the newest again."""
+    with locked(Lineage(path).path):
+        lineage = Lineage(path)
+        if to is None and not lineage.head:
+            newest = max(lineage.stage_entries)
+            raise PerdureError(
+                f"{path}: stage 0 is the newest, so there is nothing to revert; go forward again "
+                f"with --to {newest}"
+                if newest
+                else f"{path}: nothing was learned yet, so there is nothing to revert"
+            )
+        target = lineage.stage_entries[lineage.head]["parent"] if to is None else to
+        if target not in lineage.stage_entries:
+            stages = map(str, lineage.stage_entries)
+            raise PerdureError(f"{path}: no stage {target}; {nearest(str(target), stages)}")
+        if target == lineage.head:
+            raise PerdureError(f"{path}: stage {target} is the newest already; nothing to revert")
+        stage_entry = lineage.stage_entries[target]
+        if is_gone(lineage, stage_entry):
+            raise PerdureError(gone(lineage, stage_entry))
+        lineage.append({"stage": target, "verb": "revert", "parent": lineage.head})
+        return lineage.ledger[-1]

@@ -1,0 +1,62 @@
+"""`run`: a stream of tasks, a stage each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from perdure.config import Config, deciding_keys, logging_keys
+from perdure.data.stream import stages_of
+from perdure.errors import PerdureError
+from perdure.lineage.files import locked
+from perdure.lineage.lineage import Lineage
+from perdure.prepare import check_learned_rows, prepare_run
+from perdure.train.stage import Say
+from perdure.train.tracking import Tracked
+from perdure.verbs.advance import advance
+from perdure.verbs.init import begin
+
+
+def run(
+    config: Config,
+    callbacks: Sequence[TrainerCallback] = (),
+    say: Say = lambda line: None,
+) -> Lineage:
+    """Learn a stream: `init`, then a stage for each task; finished stages are kept.
+
+    Raises:
+        PerdureError: as `init` and `learn`, or other settings than those the lineage was made with.
+    """
+    if not config.lineage:
+        raise PerdureError("lineage: missing; say where the run goes, such as lineage=runs/first")
+    plan = prepare_run(config)
+    path, tasks = Path(config.lineage), plan.tasks
+    if not (path / "lineage.yaml").exists():
+        begin(path, plan)
+    with locked(path), Tracked(config.training, path) as tracked:
+        callbacks = [tracked, *callbacks]
+        lineage = Lineage(path)
+        lineage.tidy()
+        stored = deciding_keys(lineage.config.training)
+        lineage.config.training = stored | logging_keys(config.training)
+        stages = stages_of(tasks, config.mode)
+        new_tasks = [learned[-1] for learned in stages]
+        check_learned_rows(lineage, tasks)  # once more: another process may have learned since
+        for line in plan.notes:
+            say(line)
+        done = lineage.stages
+        known = {entry["task"]["id"]: task for entry, task in zip(done, new_tasks, strict=False)}
+        for i in range(len(done), len(stages)):
+            entry = advance(
+                lineage,
+                plan,
+                stages[i],
+                known=known,
+                data=config.data,
+                callbacks=callbacks,
+                say=say,
+                old=config.scoring.old == "each" or i + 1 == len(stages),
+                total=len(stages),
+            )
+            known[entry["task"]["id"]] = new_tasks[i]
+    return lineage

@@ -1,0 +1,52 @@
+"""`show`: all that is known of a stage."""
+
+from pathlib import Path
+from typing import Any
+
+from perdure.config import DEFAULT_ADAPTER, DEFAULT_TRAINING
+from perdure.lineage.lineage import Lineage
+from perdure.models.layout import MEMORY
+
+
+def show(path: str | Path, stage: int | None) -> dict[str, Any]:
+    """`perdure.api.show`: the ledger's line of a stage, and what follows from it."""
+    lineage = Lineage(path)
+    number = lineage.head if stage is None else stage
+    if number == 0:
+        entry = lineage.ledger[0]
+    else:
+        entry = lineage.at(number)
+    config, timing = lineage.config, lineage.timings().get(str(number), {})
+    line = [0, *(e["stage"] for e in lineage.line(number))]
+    known = {
+        **{k: v for k, v in entry.items() if k not in ("previous", "base")},
+        "lineage": str(path),
+        "active": number in {0, *(e["stage"] for e in lineage.stages)},
+        "newest": number == lineage.head,
+        "line_of": line,
+        "base": {k: v for k, v in lineage.pin.items() if k != "files"},
+        "date": timing.get("date"),
+        "seconds": timing.get("seconds"),
+        "steps": timing.get("steps"),
+        "rehearsed": timing.get("rehearsed"),
+        "weights_kept": entry.get("folder") not in lineage.dropped,
+    }
+    if number == 0:
+        return known
+    memory = lineage.folder(entry) / MEMORY
+    with_memory = memory.read_text(encoding="utf-8").count("\n") if memory.exists() else 0
+    settings = {
+        "training": {**DEFAULT_TRAINING, **config.training, **entry["task"].get("training", {})},
+        "adapter": _adapter(config.adapter),
+        "quantization": config.quantization,
+        "seed": config.seed,
+        "threads": config.threads,
+    }
+    return {**known, "settings": settings, "remembered_rows": with_memory}
+
+
+def _adapter(given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The settings with Perdure's defaults, which are those of a LoRA."""
+    if given is None or str(given.get("peft_type", "LORA")).upper() != "LORA":
+        return given
+    return {**DEFAULT_ADAPTER, **given}
