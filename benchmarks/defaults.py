@@ -22,13 +22,13 @@ from typing import Any
 import table_text
 from minilm import minilm
 
+from perdure.api import run
 from perdure.config import load_config
 from perdure.data.benchmarks import benchmark_split
 from perdure.data.generated import TASKS as GENERATED
 from perdure.data.generated import generated_rows
 from perdure.measure.matrix import summary
 from perdure.reporting.results import write
-from perdure.verbs.run import run
 
 
 RESULTS = Path(__file__).parent / "results" / "defaults.json"

@@ -39,6 +39,7 @@ from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
 from perdure.measure.predict import evaluating, predict
 from perdure.models.base import Base
+from perdure.say import silent
 from perdure.train.surprise import surprise
 from perdure.verbs.init import init
 from perdure.verbs.learn import learn
@@ -101,11 +102,11 @@ def family(name: str, folder: Path) -> Family:
     settings = {**SETTINGS, "training": {**SETTINGS["training"], "max_steps": steps}}
     try:
         base = make(name, folder / "base", std=0.1)
-        init(folder / "lineage", load_config({**settings, "base": str(base)}))
+        init(folder / "lineage", load_config({**settings, "base": str(base)}), adapter=None)
     except PerdureError as error:
         result.refused = " ".join(str(error).replace(f"{folder}/", "").split())
         return result
-    entry = learn(folder / "lineage", task)
+    entry = learn(folder / "lineage", task, data=None, callbacks=(), say=silent)
     lineage = Lineage(folder / "lineage")
     learned = base_at(lineage, entry)
     result.score = entry["scores"][entry["task"]["id"]]

@@ -1,18 +1,23 @@
 """A tiny base and the rows of two tasks on disk, and lineages made of them."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import TrainerCallback
 
-from perdure.config import load_config
+from perdure.api import run
+from perdure.config import Config, load_config
 from perdure.data.stream import file_split
 from perdure.data.task import Task
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at, stage_entry
-from perdure.verbs import run as verb
+from perdure.say import Say, silent
+from perdure.verbs import init as init_verb
+from perdure.verbs import learn as learn_verb
 from tiny import save_tiny, tiny_rows
 
 
@@ -41,7 +46,7 @@ def setting_for(kind: str, folder: Path, n: int = 40) -> dict[str, Any]:
 
 def learned(setting: dict[str, Any], path: str | Path, **more: Any) -> Lineage:
     """The lineage of a run with these settings."""
-    return verb.run(load_config({**setting, **more, "lineage": str(path)}))
+    return run(load_config({**setting, **more, "lineage": str(path)}))
 
 
 def output(model: Any, tokenizer: Any, prompt: str = tiny_rows("colour")[0]["prompt"]) -> Tensor:
@@ -67,3 +72,19 @@ def task(name: str, training: dict[str, Any] | None = None) -> Task:
     files = (f"{name}-train.jsonl", f"{name}-test.jsonl")
     train, test = (file_split(file, None, 0) for file in files)
     return Task(name, train, test=test, training=training or {})
+
+
+def init(path: str | Path, config: Config, adapter: str | Path | None = None) -> Lineage:
+    """`perdure.init` with settings that are checked already."""
+    return init_verb.init(path, config, adapter)
+
+
+def learn(
+    path: str | Path,
+    task: Task,
+    data: str | Path | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    say: Say = silent,
+) -> dict[str, Any]:
+    """`perdure.learn` with a task that is read already."""
+    return learn_verb.learn(path, task, data, callbacks, say)

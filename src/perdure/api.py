@@ -5,7 +5,7 @@ their meanings in its `Args`. A keyword-only parameter is an object that only Py
 command line leaves it out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from perdure.data.stream import file_split
 from perdure.data.task import Split, Task
 from perdure.lineage.lineage import Lineage
 from perdure.reporting.results import method_name
+from perdure.say import Say, silent
 
 
 if TYPE_CHECKING:
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
 
 Rows = str | Path | Sequence[Row]
 TaskRows = Rows | Mapping[str, Any]  # a mapping has path or hub, and templates
-Say = Callable[[str], None]
-
-
-def silent(line: str) -> None:
-    """What the verbs do with their notes unless they are given something else."""
 
 
 def init(

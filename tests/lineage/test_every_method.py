@@ -6,12 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from perdure import methods
+from perdure import api, methods
 from perdure.api import export, verify
 from perdure.config import load_config
 from perdure.lineage.files import hash_folder
 from perdure.lineage.lineage import Lineage
-from perdure.verbs import run as verb
 from place import output, setting_for, stage_output
 from tiny import tiny_rows
 from train.engine import Stop, Stopped, whole
@@ -46,7 +45,7 @@ def setting(folder):
 def run(setting, name, path, callbacks=()):
     more = {"adapter": None, "training": {"learning_rate": 1e-3, "num_train_epochs": 1}}
     given = {**setting, **(more if whole(name) else {}), "method": name, "lineage": str(path)}
-    return verb.run(load_config(given), callbacks)
+    return api.run(load_config(given), callbacks=callbacks)
 
 
 def contents(path):

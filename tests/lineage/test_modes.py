@@ -7,13 +7,12 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from perdure import PerdureError, load_config
+from perdure import PerdureError, api, load_config
 from perdure.api import evaluate
 from perdure.data.rows import read_rows
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
 from perdure.measure.matrix import backward_transfer, overall
-from perdure.verbs import run as verb
 from perdure.verbs.verify import verify
 from place import setting_for
 from tiny import KINDS, shown_on_causal
@@ -37,7 +36,7 @@ class Starts(TrainerCallback):
 
 def run(setting, path, **more):
     starts = Starts()
-    lineage = verb.run(load_config({**setting, **more, "lineage": str(path)}), [starts])
+    lineage = api.run(load_config({**setting, **more, "lineage": str(path)}), callbacks=[starts])
     return lineage, starts.seen
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from perdure import api
 from perdure.config import load_config
 from perdure.lineage import lineage as lineage_module
 from perdure.lineage.files import hash_folder
@@ -48,7 +49,7 @@ def setting(request, tmp_path_factory):
 
 
 def run(setting, path, callbacks=()):
-    return verb.run(load_config({**setting, "lineage": str(path)}), callbacks)
+    return api.run(load_config({**setting, "lineage": str(path)}), callbacks=callbacks)
 
 
 def contents(path):
@@ -166,5 +167,5 @@ def test_the_kill_inside_a_stage_really_resumes_inside_it(setting, tmp_path):
     path, said = tmp_path / "lineage", []
     with pytest.raises(Stopped):
         run(setting, path, [Stop(5, task=2)])
-    verb.run(load_config({**setting, "lineage": str(path)}), (), said.append)
+    run(load_config({**setting, "lineage": str(path)}), say=said.append)
     assert "animal: going on from step 4" in said

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, TrainerCallback
 
+from perdure.api import dry_run, run
 from perdure.config import load_config
 from perdure.data import tokens
 from perdure.lineage.files import hash_folder
@@ -15,8 +16,6 @@ from perdure.lineage.loading import BaseLoader
 from perdure.methods.replay import Replay
 from perdure.models.kinds import AUTO
 from perdure.train import arguments
-from perdure.verbs.dry_run import dry_run
-from perdure.verbs.run import run
 from place import setting_for
 from tiny import KINDS, tiny_rows
 
@@ -181,5 +180,5 @@ def test_a_base_that_learning_has_left_something_on_is_loaded_again(
 ):
     counts = Counts(kind, monkeypatch)
     given = {**setting, "tasks": setting["tasks"][:3], "scoring": {"forward": False}}
-    run(load_config({**given, "lineage": str(tmp_path / "run")}), [Leaves(leave)])
+    run(load_config({**given, "lineage": str(tmp_path / "run")}), callbacks=[Leaves(leave)])
     assert counts.things["base"] == 2

@@ -2,8 +2,8 @@
 
 import pytest
 
+from perdure.api import run
 from perdure.config import load_config
-from perdure.verbs import run as verb
 from place import learned, setting_for
 from train.engine import Stop, Stopped
 
@@ -60,6 +60,6 @@ def test_a_run_that_was_stopped_counts_what_one_that_was_not_does(setting, tmp_p
     expected = learned(settings, tmp_path / "whole").timings()
     config = load_config({**settings, "lineage": str(tmp_path / "stopped")})
     with pytest.raises(Stopped):
-        verb.run(config, [Stop(2)])
-    again = verb.run(load_config({**settings, "lineage": str(tmp_path / "stopped")})).timings()
+        run(config, callbacks=[Stop(2)])
+    again = run(load_config({**settings, "lineage": str(tmp_path / "stopped")})).timings()
     assert [again[n]["rows"] for n in "12"] == [expected[n]["rows"] for n in "12"]

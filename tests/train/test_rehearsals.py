@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from command import perdure
+from perdure.api import run
 from perdure.config import load_config
 from perdure.errors import PerdureError
 from perdure.methods import find, make, names
 from perdure.train.memory import Memory
 from perdure.train.rehearsals import Rehearsals
-from perdure.verbs import run as verb
 from place import learned as lineage_of
 from place import setting_for
 from train.engine import Stop, Stopped, engine, learned, same, stopped_and_resumed, tiny_base
@@ -103,8 +103,8 @@ def test_a_run_that_was_stopped_counts_what_one_that_was_not_does(method, settin
     expected = lineage_of(settings, tmp_path / "whole").timings()["2"]["rehearsed"]
     config = load_config({**settings, "lineage": str(tmp_path / "stopped")})
     with pytest.raises(Stopped):
-        verb.run(config, [Stop(2, task=2)])
-    again = verb.run(load_config({**settings, "lineage": str(tmp_path / "stopped")})).timings()
+        run(config, callbacks=[Stop(2, task=2)])
+    again = run(load_config({**settings, "lineage": str(tmp_path / "stopped")})).timings()
     assert again["2"]["rehearsed"] == expected
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from perdure.api import dry_run, run
 from perdure.config import load_config
 from perdure.data.tokens import features
 from perdure.errors import PerdureError
@@ -14,8 +15,6 @@ from perdure.lineage.loading import base_at
 from perdure.seeds import derive
 from perdure.train.memory import choose
 from perdure.train.surprise import surprise
-from perdure.verbs import run as verb
-from perdure.verbs.dry_run import dry_run
 from place import learned, setting_for
 from tiny import KINDS, shown_on_causal, tiny_rows
 from train.engine import Stop, Stopped, tiny_base, tokenized
@@ -132,8 +131,8 @@ def test_the_first_task_is_learned_as_with_any_other_choice(setting, lineage, tm
 def test_a_run_that_stopped_inside_a_task_keeps_the_same_rows(setting, lineage, tmp_path):
     config, said = load_config({**setting, "lineage": str(tmp_path / "again")}), []
     with pytest.raises(Stopped):
-        verb.run(config, [Stop(3, task=2)])
-    again = verb.run(load_config({**setting, "lineage": str(tmp_path / "again")}), (), said.append)
+        run(config, callbacks=[Stop(3, task=2)])
+    again = run(load_config({**setting, "lineage": str(tmp_path / "again")}), say=said.append)
     assert "animal: going on from step 2" in said
     for stage in (1, 2):
         assert memory_of(again, stage) == memory_of(lineage, stage)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from perdure import api
 from perdure.config import Config, Scoring, load_config
 from perdure.data.task import Split, Task
 from perdure.errors import PerdureError
@@ -18,7 +19,6 @@ from perdure.train import arguments, stage, tracking
 from perdure.train.arguments import check_training, tracker_names, training_arguments
 from perdure.train.stage import StagePlan, learn_stage
 from perdure.train.tracking import Tracked, steps_before
-from perdure.verbs import run as verb
 from tiny import save_tiny, tiny_rows
 from train.engine import Stop, Stopped, tiny_base
 
@@ -241,7 +241,7 @@ def setting(tmp_path_factory):
 
 
 def run(setting, path, callbacks=()) -> Lineage:
-    return verb.run(load_config({**setting, "lineage": str(path)}), callbacks)
+    return api.run(load_config({**setting, "lineage": str(path)}), callbacks=callbacks)
 
 
 def test_a_run_stopped_inside_a_task_goes_on_with_its_steps(setting, tmp_path):

@@ -25,9 +25,7 @@ from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
 from perdure.seeds import forked
 from perdure.train import stage
-from perdure.verbs.init import init
-from perdure.verbs.learn import learn
-from place import output, setting_for, stage_output, task
+from place import init, learn, output, setting_for, stage_output, task
 from tiny import save_tiny
 from train.engine import TARGETS, Stopped
 

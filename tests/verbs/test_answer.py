@@ -13,8 +13,7 @@ from perdure.api import answer, evaluate
 from perdure.config import load_config
 from perdure.data.rows import read_rows
 from perdure.measure import predict
-from perdure.verbs.init import init
-from place import learned, setting_for
+from place import init, learned, setting_for
 from tiny import KINDS
 
 

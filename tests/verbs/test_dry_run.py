@@ -8,14 +8,13 @@ from transformers import TrainerCallback
 
 from command import perdure, tree
 from perdure import PerdureError, load_config
+from perdure.api import dry_run, run
 from perdure.data.rows import read_rows
 from perdure.data.tokens import features
 from perdure.models.base import load_base
 from perdure.verbs import costs
 from perdure.verbs.costs import Trial
 from perdure.verbs.counting import Count, sample
-from perdure.verbs.dry_run import dry_run
-from perdure.verbs.run import run
 from place import setting_for
 from tiny import KINDS, shown_on_causal
 
@@ -76,7 +75,7 @@ def test_the_tokens_are_those_of_the_features(setting, tmp_path):
 def test_a_lineage_goes_on_from_its_newest_stage(setting, tmp_path):
     config = load_config({**setting, "lineage": str(tmp_path / "run")})
     with pytest.raises(KeyboardInterrupt):
-        run(config, [StopsAt("animal")])
+        run(config, callbacks=[StopsAt("animal")])
     before = tree(tmp_path)
     found = dry_run(config)
     assert [task["task"] for task in found["tasks"]] == ["animal"]

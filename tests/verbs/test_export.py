@@ -20,16 +20,13 @@ from transformers import (
 
 from command import perdure, tree
 from perdure import PerdureError
-from perdure.api import answer, export, verify
+from perdure.api import answer, export, run, verify
 from perdure.config import load_config
 from perdure.data.rows import read_rows
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
 from perdure.verbs import export as module
-from perdure.verbs.init import init
-from perdure.verbs.learn import learn
-from perdure.verbs.run import run
-from place import learned, output, setting_for, stage_output, task
+from place import init, learn, learned, output, setting_for, stage_output, task
 from tiny import KINDS, tiny_tokenizer
 from train.engine import Stopped
 

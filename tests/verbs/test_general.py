@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from perdure import Lineage, PerdureError, load_config
+from perdure.api import run
 from perdure.models.layout import GENERAL
 from perdure.train.memory import Memory
-from perdure.verbs.run import run
 from place import learned, setting_for
 from tiny import shown_on_causal, tiny_rows
 

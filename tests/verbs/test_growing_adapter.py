@@ -13,17 +13,15 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from command import tree
-from perdure.api import answer, evaluate, export, revert, verify
+from perdure.api import answer, evaluate, export, revert, run, verify
 from perdure.config import load_config
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
+from perdure.say import silent
 from perdure.train import stage
 from perdure.train.stage import score
 from perdure.verbs.dry_run import dry_run_of_learn
-from perdure.verbs.init import init
-from perdure.verbs.learn import learn
-from perdure.verbs.run import run
-from place import output, setting_for, stage_output, task
+from place import init, learn, output, setting_for, stage_output, task
 from tiny import tiny_rows
 from train.engine import Stop, Stopped
 
@@ -141,9 +139,9 @@ def test_killed_inside_a_task_it_ends_in_the_same_bytes(here):
     said: list[str] = []
     settings = {**here[0], "lineage": "killed"}
     with pytest.raises(Stopped):
-        run(load_config(settings), [Stop(2, task=3)])
+        run(load_config(settings), callbacks=[Stop(2, task=3)])
     assert len(Lineage("killed").stages) == 2
-    run(load_config(settings), (), said.append)
+    run(load_config(settings), say=said.append)
     assert "count: going on from step 2" in said
     assert tree(adapter(3)) == tree(adapter(3, "killed"))
     assert verify("killed") == []
@@ -152,7 +150,7 @@ def test_killed_inside_a_task_it_ends_in_the_same_bytes(here):
 def test_reverted_and_tried_and_learned_again(here):
     before = tree(adapter(2))
     revert("lineage", 1)
-    assert dry_run_of_learn("lineage", task("animal"))["steps"] == 3
+    assert dry_run_of_learn("lineage", task("animal"), silent)["steps"] == 3
     learn("lineage", task("animal"))
     after = tree(adapter(4))
     same = [name for name in before if name.endswith("adapter_config.json")]

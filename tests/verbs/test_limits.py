@@ -7,9 +7,7 @@ from perdure import Lineage, PerdureError
 from perdure.config import load_config
 from perdure.data.task import Split, Task
 from perdure.models.base import load_base
-from perdure.verbs.init import init
-from perdure.verbs.learn import learn
-from place import learned, setting_for
+from place import init, learn, learned, setting_for
 from tiny import KINDS, save_tiny
 from zoo import make, tokenizer
 

@@ -10,8 +10,7 @@ from command import perdure, tree, write_rows
 from perdure import PerdureError
 from perdure.api import probe, revert
 from perdure.data.rows import read_rows
-from perdure.verbs.learn import learn
-from place import learned, setting_for, task
+from place import learn, learned, setting_for, task
 
 
 pytestmark = pytest.mark.own

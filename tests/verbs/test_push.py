@@ -15,8 +15,7 @@ from hub import Hub, serving
 from perdure.api import push, rebase
 from perdure.data.rows import read_rows
 from perdure.lineage.lineage import Lineage
-from perdure.verbs.learn import learn
-from place import task
+from place import learn, task
 
 
 causal = pytest.mark.parametrize("kind", ["causal"])

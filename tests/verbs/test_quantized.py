@@ -8,11 +8,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from perdure import PerdureError, load_config
-from perdure.api import export
+from perdure.api import export, run
 from perdure.lineage.loading import base_at
 from perdure.models.base import load_base
 from perdure.models.pins import DEFAULT
-from perdure.verbs.run import run
 from place import learned, setting_for
 
 

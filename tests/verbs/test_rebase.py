@@ -9,13 +9,11 @@ import yaml
 
 from command import perdure, tree
 from perdure import PerdureError
-from perdure.api import answer, evaluate, export, rebase, revert, verify
+from perdure.api import answer, evaluate, export, rebase, revert, run, verify
 from perdure.config import load_config
 from perdure.lineage import lineage as module
 from perdure.lineage.lineage import Lineage
-from perdure.verbs.learn import learn
-from perdure.verbs.run import run
-from place import task
+from place import learn, task
 from train.engine import Stopped
 
 

@@ -15,9 +15,7 @@ from perdure.data.rows import read_rows
 from perdure.lineage.lineage import Lineage
 from perdure.models.layout import ADAPTER_WEIGHTS
 from perdure.verbs import advance
-from perdure.verbs.init import init
-from perdure.verbs.learn import learn
-from place import task
+from place import init, learn, task
 
 
 pytestmark = pytest.mark.own

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from command import perdure
 from perdure.api import revert, show
 from perdure.lineage.lineage import Lineage
-from perdure.verbs.learn import learn
-from place import task
+from place import learn, task
 
 
 pytestmark = pytest.mark.own

@@ -18,9 +18,7 @@ from perdure.api import evaluate, export
 from perdure.config import load_config
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
-from perdure.verbs.init import init
-from perdure.verbs.learn import learn
-from place import output, setting_for, stage_output, task
+from place import init, learn, output, setting_for, stage_output, task
 from tiny import tiny_model, tiny_tokenizer
 
 

@@ -8,8 +8,7 @@ import pytest
 from command import perdure, tree
 from perdure import PerdureError
 from perdure.api import revert, verify
-from perdure.verbs.learn import learn
-from place import task
+from place import learn, task
 
 
 pytestmark = pytest.mark.own

@@ -8,14 +8,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from perdure import PerdureError
-from perdure.api import evaluate, verify
+from perdure.api import evaluate, run, verify
 from perdure.config import load_config
 from perdure.lineage.lineage import Lineage
 from perdure.train import stage
-from perdure.verbs.init import init
-from perdure.verbs.learn import learn
-from perdure.verbs.run import run
-from place import output, stage_output, task
+from place import init, learn, output, stage_output, task
 from train.engine import Stopped
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from perdure.data.causal import CausalRow, causal_prompts, causal_rows, shorten
@@ -24,6 +25,7 @@ from perdure.data.special import check_tokens, end_token, ids_of, missing_around
 from perdure.data.text import completion_text, prompt_text, row_texts
 from perdure.data.truncate import cut_middle, token_lines
 from perdure.errors import PerdureError, nearest
+from perdure.models.batch import padded
 from perdure.models.kinds import Kind
 from perdure.models.token_cache import IGNORED, TokenCache, Tokens
 
@@ -247,24 +249,13 @@ class Collator:
     kind: Kind
 
     def __call__(self, batch: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        pad = self.tokenizer.pad_token_id
-        if pad is None:  # any token will do, because the mask hides it
-            pad = self.tokenizer.eos_token_id
-        if pad is None:
-            raise PerdureError("the tokenizer has no pad token; set tokenizer.pad_token")
-        ids = [feature["input_ids"] for feature in batch]
-        labels = [feature["labels"] for feature in batch]
-        encoder = self.kind == "encoder"
-        return {
-            "input_ids": _pad_right(ids, pad),  # pyright: ignore
-            "attention_mask": _pad_right([[1] * len(row) for row in ids], 0),
-            "labels": torch.tensor(labels) if encoder else _pad_right(labels, IGNORED),
-        }
-
-
-def _pad_right(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    length = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], dtype=torch.int64)
+        ids, mask = padded([feature["input_ids"] for feature in batch], self.tokenizer)
+        labels = [torch.tensor(feature["labels"]) for feature in batch]
+        if self.kind == "encoder":
+            stacked = torch.stack(labels)
+        else:
+            stacked = pad_sequence(labels, batch_first=True, padding_value=IGNORED)
+        return {"input_ids": ids, "attention_mask": mask, "labels": stacked}
 
 
 def _label_indices(rows: Sequence[Row], labels: Sequence[str], where: str) -> list[int]:

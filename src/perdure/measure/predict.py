@@ -21,6 +21,7 @@ from perdure.measure.answers import answer_text, special_in, stop_tokens, withou
 from perdure.measure.decided import StopWhenDecided, Undecided
 from perdure.measure.decoding import forced_first, greedy
 from perdure.models.base import Base
+from perdure.models.batch import Side, pad_id, padded
 from perdure.models.kinds import Kind
 from perdure.models.limits import Limits
 from perdure.models.padding import Batches
@@ -188,19 +189,19 @@ def _generate(
     model's last position, or when it is decided.
     """
     # A causal model continues from the last position, so its prompts are padded on the left.
-    side = "left" if base.kind == "causal" else "right"
+    side: Side = "left" if base.kind == "causal" else "right"
     answers: list[list[int]] = [[]] * len(prompts)
     rooms = [_room_for_answer(base, len(prompt), max_completion_length) for prompt in prompts]
     together = base.padding.left if base.kind == "causal" else base.padding.right
     with greedy(
         base,
         max_new_tokens=max_completion_length,
-        pad_id=_pad_id(base),
+        pad_id=pad_id(base.tokenizer),
         forced_first=first_token,
         stops=stops,
     ) as settings:
         for batch in batches(prompts, batch_size, together=together, apart=rooms):
-            ids, mask = _pad(base, [prompts[i] for i in batch], side)
+            ids, mask = _padded(base, [prompts[i] for i in batch], side)
             settings.max_new_tokens = rooms[batch[0]]
             start = ids.shape[1] if base.kind == "causal" else 1  # the decoder's start token
             decided = StopWhenDecided(undecided, batch, start) if undecided else None
@@ -271,7 +272,7 @@ def _classify(
     columns = [labels.index(option) for option in known]
     predictions = [""] * len(prompts)
     for batch in batches(prompts, batch_size, base.padding.right):
-        ids, mask = _pad(base, [prompts[i] for i in batch], "right")
+        ids, mask = _padded(base, [prompts[i] for i in batch], "right")
         logits = base.model(input_ids=ids, attention_mask=mask).logits[:, columns]
         for i, scores in zip(batch, logits.tolist(), strict=True):
             predictions[i] = known[_first_best(scores)]
@@ -421,16 +422,9 @@ def _room_for_answer(base: Base, prompt_length: int, max_completion_length: int)
     return min(max_completion_length, base.limits.positions - prompt_length)
 
 
-def _pad(
-    base: Base, prompts: list[list[int]], side: Literal["left", "right"]
-) -> tuple[Tensor, Tensor]:
-    """Return ids [batch, longest], padded on one side, and their attention mask."""
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), _pad_id(base))
-    mask = torch.zeros_like(ids)
-    for i, prompt in enumerate(prompts):
-        places = slice(longest - len(prompt), None) if side == "left" else slice(len(prompt))
-        ids[i, places], mask[i, places] = torch.tensor(prompt), 1
+def _padded(base: Base, prompts: list[list[int]], side: Side) -> tuple[Tensor, Tensor]:
+    """Return ids [batch, longest], padded on one side, and their mask, on the base's device."""
+    ids, mask = padded(prompts, base.tokenizer, side)
     return ids.to(_device(base)), mask.to(_device(base))
 
 
@@ -445,9 +439,3 @@ def _first_learned(labels: Sequence[int]) -> int:
 def _first_best(scores: list[float]) -> int:
     """Return the index of the largest score, the first one in a tie."""
     return max(range(len(scores)), key=lambda i: scores[i])
-
-
-def _pad_id(base: Base) -> int:
-    """Return the pad token, or any token for bases without one (GPT-2), as the mask hides it."""
-    ids = (base.tokenizer.pad_token_id, base.tokenizer.eos_token_id, 0)
-    return next(i for i in ids if i is not None)  # type: ignore[return-value]

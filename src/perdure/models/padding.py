@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from perdure.errors import PerdureError
+from perdure.models.batch import Side, pad_id, padded
 from perdure.models.kinds import Kind
 from perdure.models.limits import Limits
 from perdure.seeds import forked
@@ -20,7 +21,6 @@ from perdure.seeds import forked
 
 # Batches of any rows, of rows of equal length only, or of a single row.
 Batches = Literal["any", "equal", "single"]
-SIDES = Literal["left", "right"]
 LENGTHS = (3, 12, 7, 5)
 # Root mean square of the difference, relative to that of the value. For a model in fp32 it is a few
 # 1e-6, in half precision up to a few hundredths.
@@ -90,12 +90,11 @@ class _Trial:
         self.network, self.kind = network, kind
         self.device = next(network.parameters()).device
         num_tokens = limits.tokens or len(tokenizer)
-        pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        self.pad: int = next(i for i in pads if i is not None)  # type: ignore[assignment]
+        self.tokenizer = tokenizer
         special = set(tokenizer.all_special_ids)
         self.ids = [i for i in range(min(num_tokens, 5000)) if i not in special] or [0]
 
-    def batches(self, side: SIDES) -> Batches:
+    def batches(self, side: Side) -> Batches:
         """Return the widest choice of batches with the same outputs as for each text alone."""
         if self._same(self._texts(LENGTHS), side) and not self._positions_depend_on_batch():
             return "any"
@@ -131,7 +130,7 @@ class _Trial:
         indices = [torch.randint(len(self.ids), (n,), generator=generator) for n in lengths]
         return [[self.ids[i] for i in text.tolist()] for text in indices]
 
-    def _same(self, texts: list[list[int]], side: SIDES) -> bool:
+    def _same(self, texts: list[list[int]], side: Side) -> bool:
         outputs = self._next_token_logits if side == "left" else self._token_outputs
         together = outputs(texts)
         for text, in_batch in zip(texts, together, strict=True):
@@ -149,7 +148,10 @@ class _Trial:
         """Return the logits of the next two tokens for each text, [steps, vocabulary]."""
         ids, mask = self._padded(texts, "left")
         settings = GenerationConfig(
-            max_new_tokens=2, do_sample=False, pad_token_id=self.pad, eos_token_id=None
+            max_new_tokens=2,
+            do_sample=False,
+            pad_token_id=pad_id(self.tokenizer),
+            eos_token_id=None,
         )
         generated = self.network.generate(
             input_ids=ids,
@@ -168,14 +170,9 @@ class _Trial:
         values = outputs.last_hidden_state if self.kind == "encoder" else outputs.logits
         return [row[: len(text)] for row, text in zip(values, texts, strict=True)]
 
-    def _padded(self, texts: list[list[int]], side: SIDES) -> tuple[Tensor, Tensor]:
+    def _padded(self, texts: list[list[int]], side: Side) -> tuple[Tensor, Tensor]:
         """Return ids [batch, longest], padded on one side, and their attention mask."""
-        longest = max(len(text) for text in texts)
-        ids = torch.full((len(texts), longest), self.pad)
-        mask = torch.zeros_like(ids)
-        for i, text in enumerate(texts):
-            places = slice(longest - len(text), None) if side == "left" else slice(len(text))
-            ids[i, places], mask[i, places] = torch.tensor(text), 1
+        ids, mask = padded(texts, self.tokenizer, side)
         return ids.to(self.device), mask.to(self.device)
 
 

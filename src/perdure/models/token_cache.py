@@ -2,13 +2,12 @@
 
 import json
 from array import array
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 
-Row = dict[str, Any]  # as `data.rows` has it
 IGNORED = -100  # the label of a position without loss, as everywhere in PyTorch
 
 
@@ -60,10 +59,10 @@ class TokenCache:
 
     def tokens(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[Mapping[str, Any]],
         lines: Sequence[str],
         settings: Hashable,
-        tokenize: Callable[[Sequence[Row], Sequence[str]], list[Tokens]],
+        tokenize: Callable[[Sequence[Any], Sequence[str]], list[Tokens]],
     ) -> list[Tokens]:
         """Return the tokens of each row, and tokenize the rows that are not known yet.
 
@@ -99,7 +98,7 @@ def _unpacked(kept: _Kept) -> Tokens:
     )
 
 
-def _key(row: Row, settings: Hashable) -> bytes:
+def _key(row: Mapping[str, Any], settings: Hashable) -> bytes:
     parts = [json.dumps(row[name], ensure_ascii=False) for name in sorted(row)]
     text = json.dumps([sorted(row), parts, repr(settings)], ensure_ascii=False)
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()

@@ -15,7 +15,7 @@ LED = "recurrent_kif."
 IMPORTANT = f"{LED}important."
 LAYERS = 12  # the most rows of a picture; neighbouring layers are combined if there are more
 # Parts of a parameter's name that do not tell its place in the model.
-IGNORED = {"base_model", "model", "default", "weight", "bias", "modules_to_save", "transformer"}
+WRAPPERS = {"base_model", "model", "default", "weight", "bias", "modules_to_save", "transformer"}
 INSIDE = re.compile(r"lora_\w+|original_module")
 
 
@@ -100,7 +100,7 @@ def places(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 def _split(name: str) -> tuple[str, int, tuple[str, ...]]:
     """Return the stack (encoder or decoder), the layer (-1 if it is in none) and the module."""
-    parts = [w for w in name.split(".") if w not in IGNORED and not INSIDE.fullmatch(w)]
+    parts = [w for w in name.split(".") if w not in WRAPPERS and not INSIDE.fullmatch(w)]
     index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     if index is None:
         return "", -1, tuple(parts)

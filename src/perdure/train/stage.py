@@ -20,6 +20,7 @@ from perdure.measure.evaluate import evaluate
 from perdure.models.base import Base
 from perdure.models.layout import MEMORY, SCORES
 from perdure.models.stage_files import save_weights
+from perdure.say import Say
 from perdure.seeds import derive
 from perdure.train import lifecycle
 from perdure.train.arguments import arguments_for_stage
@@ -29,9 +30,6 @@ from perdure.train.passes import Passes
 from perdure.train.rehearsals import Rehearsals
 from perdure.train.surprise import surprise
 from perdure.train.trainer import ContinualTrainer, last_checkpoint, load_state, save_state
-
-
-Say = Callable[[str], None]
 
 
 @dataclass

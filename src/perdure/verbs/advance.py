@@ -22,8 +22,9 @@ from perdure.lineage.loading import base_at
 from perdure.models.base import Base, BaseInfo
 from perdure.models.layout import CARD, GENERAL, SCORES
 from perdure.prepare import Plan
+from perdure.say import Say
 from perdure.seeds import digest
-from perdure.train.stage import Say, StagePlan, learn_stage
+from perdure.train.stage import StagePlan, learn_stage
 from perdure.train.tracking import StageCallback, steps_before
 from perdure.verbs.card import model_card
 from perdure.verbs.sources import describe, describe_split, general_rows, remembered, reopen

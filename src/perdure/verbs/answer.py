@@ -13,7 +13,7 @@ from perdure.lineage.loading import as_stored, base_at, stage_entry
 from perdure.measure.predict import predict
 from perdure.methods import make
 from perdure.models.pins import check_pin
-from perdure.train.stage import Say
+from perdure.say import Say
 
 
 def answer(

@@ -19,12 +19,12 @@ from perdure.models.base import BaseInfo
 from perdure.models.targets import check_carries
 from perdure.prepare import Plan, check_general, check_tasks, prepare
 from perdure.prepare.settings import check_values
+from perdure.say import Say
 from perdure.seeds import digest
 
 
 OURS = {"cells", "trials", "lock", *(n for f in (RESULTS, COSTS) for n in (f, f".{f}.new"))}
 
-Say = Callable[[str], None]
 Begin = Callable[[Cell, Path], processes.Running]
 Bases = dict[tuple[str, str | None], BaseInfo]  # by name and revision
 

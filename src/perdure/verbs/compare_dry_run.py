@@ -8,7 +8,8 @@ from perdure.comparison.grid import Grid
 from perdure.comparison.matched import matched
 from perdure.comparison.results import choices
 from perdure.comparison.trials import Trials
-from perdure.verbs.compare import Bases, Say, check, check_place, laid
+from perdure.say import Say, silent
+from perdure.verbs.compare import Bases, check, check_place, laid
 from perdure.verbs.costs import check_disk
 from perdure.verbs.dry_run import dry_run as dry_run_of
 
@@ -72,4 +73,4 @@ def _chosen(grid: Grid, trials: Trials) -> dict[str, Any]:
 def _try(cell: Cell, grid: Grid, bases: Bases) -> dict[str, Any]:
     """The cell's own dry run, as if it began anew."""
     config = replace(cell.config, lineage=str(grid.folder / "dry-run"))
-    return dry_run_of(config, info=bases[config.base, config.revision])
+    return dry_run_of(config, silent, info=bases[config.base, config.revision])

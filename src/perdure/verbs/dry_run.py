@@ -26,8 +26,9 @@ from perdure.lineage.lineage import Lineage
 from perdure.models.base import Base, BaseInfo
 from perdure.models.layout import GENERAL
 from perdure.prepare import Plan, prepare_learn, prepare_run
+from perdure.say import Say, silent
 from perdure.train.memory import choose
-from perdure.train.stage import Say, StagePlan, learn_stage
+from perdure.train.stage import StagePlan, learn_stage
 from perdure.verbs.costs import STEPS, Trial, check_disk, costs
 from perdure.verbs.counting import count, length, sample, steps_of
 from perdure.verbs.init import try_base
@@ -45,9 +46,7 @@ class Start:
     scored: int = 0
 
 
-def dry_run(
-    config: Config, say: Say = lambda line: None, info: BaseInfo | None = None
-) -> dict[str, Any]:
+def dry_run(config: Config, say: Say, info: BaseInfo | None = None) -> dict[str, Any]:
     """What `run` would do: of the tasks that are not learned yet, if the lineage is there already.
 
     `info` is what was read of the base before, if it was.
@@ -67,7 +66,7 @@ def dry_run(
         return _report(start, plan, done, say)
 
 
-def dry_run_of_learn(path: str | Path, task: Task, say: Say = lambda line: None) -> dict[str, Any]:
+def dry_run_of_learn(path: str | Path, task: Task, say: Say) -> dict[str, Any]:
     """What `learn` would do.
 
     Raises:
@@ -166,7 +165,7 @@ def _three_steps(
     )
     with tempfile.TemporaryDirectory() as work:
         try:
-            seconds, _ = learn_stage(base, stage_plan, Path(work), None, lambda line: None)
+            seconds, _ = learn_stage(base, stage_plan, Path(work), None, silent)
         except torch.OutOfMemoryError as error:
             raise PerdureError(
                 f"task {task.name!r}: a batch of its longest rows ({trial.count.longest} tokens) "

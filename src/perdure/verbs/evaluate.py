@@ -19,7 +19,8 @@ from perdure.lineage.loading import as_stored, base_at, stage_entry
 from perdure.measure.metrics import best, find_metric
 from perdure.methods import make
 from perdure.models.pins import check_pin
-from perdure.train.stage import Say, score
+from perdure.say import Say
+from perdure.train.stage import score
 from perdure.verbs.sources import reopen
 
 

@@ -30,8 +30,8 @@ HISTORY = (
 )
 
 
-def init(path: str | Path, config: Config, adapter: str | Path | None = None) -> Lineage:
-    """Make a lineage on an untouched base, or on a base that carries the PEFT adapter `adapter`.
+def init(path: str | Path, config: Config, adapter: str | Path | None) -> Lineage:
+    """`perdure.api.init`: a lineage on an untouched base, or on one with the adapter `adapter`.
 
     Raises:
         PerdureError: the folder is not empty, the base or the adapter is not there or not of that

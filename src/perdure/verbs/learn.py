@@ -10,7 +10,7 @@ from perdure.data.task import Task
 from perdure.lineage.files import locked
 from perdure.lineage.lineage import Lineage
 from perdure.prepare import prepare_learn
-from perdure.train.stage import Say
+from perdure.say import Say
 from perdure.train.tracking import Tracked
 from perdure.verbs.advance import advance
 
@@ -18,11 +18,11 @@ from perdure.verbs.advance import advance
 def learn(
     path: str | Path,
     task: Task,
-    data: str | Path | None = None,
-    callbacks: Sequence[TrainerCallback] = (),
-    say: Say = lambda line: None,
+    data: str | Path | None,
+    callbacks: Sequence[TrainerCallback],
+    say: Say,
 ) -> dict[str, Any]:
-    """Learn one more task; returns the ledger's line of the new stage.
+    """`perdure.api.learn`: one more task; return the ledger's line of the new stage.
 
     The same call again goes on where it was stopped; if the newest stage has learned just this
     task from just these rows, there is nothing to do and its line is returned.

@@ -16,7 +16,7 @@ from perdure.measure import probes as numbers
 from perdure.measure.recollection import Recollection, knows_answers, recollect
 from perdure.methods import make
 from perdure.models.pins import check_pin
-from perdure.train.stage import Say
+from perdure.say import Say
 
 
 def probe(

@@ -11,7 +11,7 @@ from perdure.errors import PerdureError
 from perdure.lineage.files import locked
 from perdure.lineage.lineage import Lineage
 from perdure.prepare import check_learned_rows, prepare_run
-from perdure.train.stage import Say
+from perdure.say import Say
 from perdure.train.tracking import Tracked
 from perdure.verbs.advance import advance
 from perdure.verbs.init import begin
@@ -19,10 +19,10 @@ from perdure.verbs.init import begin
 
 def run(
     config: Config,
-    callbacks: Sequence[TrainerCallback] = (),
-    say: Say = lambda line: None,
+    callbacks: Sequence[TrainerCallback],
+    say: Say,
 ) -> Lineage:
-    """Learn a stream: `init`, then a stage for each task; finished stages are kept.
+    """`perdure.api.run`: `init`, then a stage for each task; finished stages are kept.
 
     Raises:
         PerdureError: as `init` and `learn`, or other settings than those the lineage was made with.
