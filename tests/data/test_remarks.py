@@ -5,31 +5,37 @@ import pytest
 from data.templates import chat_tokenizer
 from families import llama_like
 from perdure.data.remarks import remarks
+from perdure.data.tokens import encode_all
 from tiny import tiny_rows, tiny_tokenizer
 
 
 pytestmark = pytest.mark.own
 
 
+def remarked(rows, tokenizer, kind):
+    encoded = encode_all(rows, tokenizer, kind, 128, 64, "toy train")
+    return remarks(rows, encoded, tokenizer, kind, "toy train")
+
+
 def test_nothing_is_remarked_of_rows_that_fit():
     for kind in ("causal", "seq2seq"):
-        assert remarks(tiny_rows("colour"), tiny_tokenizer(kind), kind, "toy train") == []
+        assert remarked(tiny_rows("colour"), tiny_tokenizer(kind), kind) == []
 
 
 def test_an_answer_with_an_unknown_token_is_remarked():
     rows = [*tiny_rows("colour", 3), {"prompt": "the cat : ", "completion": "purple"}]
     for kind in ("causal", "seq2seq"):
-        line, *more = remarks(rows, tiny_tokenizer(kind), kind, "toy train")
+        line, *more = remarked(rows, tiny_tokenizer(kind), kind)
         assert line.startswith("toy train: 1 of 4 rows (first: row 4) have unknown tokens (<unk>)")
         assert more == []
     rows = [{"prompt": "no such words here : ", "completion": "red"}]
-    (line,) = remarks(rows, tiny_tokenizer("encoder"), "encoder", "toy train")
+    (line,) = remarked(rows, tiny_tokenizer("encoder"), "encoder")
     assert "in more than half of a prompt" in line
 
 
 def test_a_token_that_spans_the_end_of_the_prompt_is_remarked():
     rows = [{"prompt": "a : ", "completion": "red"}]
-    (line,) = remarks(rows, llama_like(), "causal", "toy train")
+    (line,) = remarked(rows, llama_like(), "causal")
     assert "in 1 of 1 rows (first: row 1) a token spans the end of the prompt" in line
 
 
@@ -37,7 +43,7 @@ def test_a_template_that_ends_no_answer_is_remarked():
     tokenizer = llama_like()
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     said = [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "dog"}]
-    (line,) = remarks([{"messages": said}], tokenizer, "causal", "toy train")
+    (line,) = remarked([{"messages": said}], tokenizer, "causal")
     assert "toy train, row 1: no end token is learned" in line
 
 
@@ -48,5 +54,5 @@ def test_a_token_that_spans_the_end_of_a_generation_prompt_is_remarked():
     )
     asked = {"role": "user", "content": "the cat"}
     row = {"messages": [asked, {"role": "assistant", "content": "red"}]}
-    lines = remarks([row], chat_tokenizer(template), "causal", "toy train")
+    lines = remarked([row], chat_tokenizer(template), "causal")
     assert any("a token spans the end of the prompt" in line for line in lines)

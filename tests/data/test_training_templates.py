@@ -16,7 +16,7 @@ from families import llama_like
 from perdure.data.chat import frame, turns
 from perdure.data.remarks import remarks
 from perdure.data.rows import Row, answer
-from perdure.data.tokens import prompts
+from perdure.data.tokens import encode_all, prompts
 from perdure.data.training_templates import CHANGES, training_template
 from perdure.errors import PerdureError
 from perdure.measure.answers import answer_text, special_in, stop_tokens
@@ -205,10 +205,15 @@ def test_turns_of_which_only_the_call_is_written():
     assert last == "<|channel|>final<|message|>blue<|return|>"
 
 
+def remarked(rows, tokenizer):
+    encoded = encode_all(rows, tokenizer, "causal", 10**6, 10**6, "toy")
+    return remarks(rows, encoded, tokenizer, "causal", "toy")
+
+
 def test_a_prompt_that_asks_for_another_answer_is_said():
     tokenizer = made_for(TEMPLATES["qwen3_5_nothink"])
-    (line,) = remarks(PLAIN[:1] + THOUGHTS[:1], tokenizer, "causal", "toy")
+    (line,) = remarked(PLAIN[:1] + THOUGHTS[:1], tokenizer)
     assert (
         "in 1 of 2 rows (first: row 2) the chat template's prompt asks for another answer" in line
     )
-    assert not remarks(PLAIN[:4], made_for(TEMPLATES["qwen3_5_think"]), "causal", "toy")
+    assert not remarked(PLAIN[:4], made_for(TEMPLATES["qwen3_5_think"]))

@@ -5,56 +5,49 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from perdure.data.causal import CausalRow, causal_prompts, causal_rows
 from perdure.data.chat import is_chat
-from perdure.data.rows import Row, answer
-from perdure.data.special import ids_of
+from perdure.data.rows import Row
 from perdure.models.kinds import Kind
+from perdure.models.token_cache import Tokens
 
 
 def remarks(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, kind: Kind, where: str
+    rows: Sequence[Row],
+    encoded_rows: Sequence[Tokens],
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind,
+    where: str,
 ) -> list[str]:
     """Return warnings about unknown tokens, prompts that differ in training, and missing ends.
 
     Args:
         rows: rows that can be learned.
+        encoded_rows: the tokens of each row.
         tokenizer: the base's tokenizer.
         kind: the kind of model of the base.
         where: the name of the rows, such as "agnews train".
     """
-    lines = [f"{where}, row {number}" for number in range(1, len(rows) + 1)]
-    encoded_rows = causal_rows(rows, tokenizer, lines) if kind == "causal" else []
-    answers = [_learned_ids(row) for row in encoded_rows]
-    if kind == "seq2seq":
-        answers = ids_of([answer(row) for row in rows], tokenizer)
-    return [
+    answers = [encoded.learned for encoded in encoded_rows]
+    prompts = _unknown_prompts(encoded_rows, tokenizer)
+    lines = [
         *_unknown(answers, tokenizer, where, "an answer"),
-        *_unknown(_prompts(rows, tokenizer, lines), tokenizer, where, "more than half of a prompt"),
-        *_merged(encoded_rows, where),
-        *_parted(encoded_rows, where),
-        *_endless(rows, encoded_rows, tokenizer, where),
+        *_unknown(prompts, tokenizer, where, "more than half of a prompt"),
     ]
+    if kind == "causal":
+        lines += _merged(encoded_rows, where)
+        lines += _parted(encoded_rows, where)
+        lines += _endless(rows, encoded_rows, tokenizer, where)
+    return lines
 
 
-def _learned_ids(row: CausalRow) -> list[int]:
-    """Return the ids of a row that have a loss."""
-    return [token for token, learned in zip(row.ids, row.learned, strict=True) if learned]
-
-
-def _prompts(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, lines: Sequence[str]
+def _unknown_prompts(
+    encoded_rows: Sequence[Tokens], tokenizer: PreTrainedTokenizerBase
 ) -> list[list[int]]:
     """Return the ids of each prompt if more than half of them are unknown, else an empty list."""
-    with_prompt = [(row, line) for row, line in zip(rows, lines, strict=True) if "text" not in row]
-    encoded_prompts = causal_prompts(
-        [row for row, _ in with_prompt], tokenizer, [line for _, line in with_prompt]
-    )
     unknown: Any = tokenizer.unk_token_id
-    return [
-        prompt.ids if 2 * prompt.ids.count(unknown) > len(prompt.ids) else []
-        for prompt in encoded_prompts
-    ]
+    added = set(tokenizer.all_special_ids) - {unknown}
+    prompts = [[i for i in encoded.prompt if i not in added] for encoded in encoded_rows]
+    return [ids if 2 * ids.count(unknown) > len(ids) else [] for ids in prompts]
 
 
 def _unknown(
@@ -71,7 +64,7 @@ def _unknown(
     ]
 
 
-def _merged(encoded_rows: Sequence[CausalRow], where: str) -> list[str]:
+def _merged(encoded_rows: Sequence[Tokens], where: str) -> list[str]:
     affected = [i for i, row in enumerate(encoded_rows) if row.merged]
     if not affected:
         return []
@@ -83,7 +76,7 @@ def _merged(encoded_rows: Sequence[CausalRow], where: str) -> list[str]:
     ]
 
 
-def _parted(encoded_rows: Sequence[CausalRow], where: str) -> list[str]:
+def _parted(encoded_rows: Sequence[Tokens], where: str) -> list[str]:
     affected = [i for i, row in enumerate(encoded_rows) if row.parted]
     if not affected:
         return []
@@ -98,15 +91,14 @@ def _parted(encoded_rows: Sequence[CausalRow], where: str) -> list[str]:
 
 def _endless(
     rows: Sequence[Row],
-    encoded_rows: Sequence[CausalRow],
+    encoded_rows: Sequence[Tokens],
     tokenizer: PreTrainedTokenizerBase,
     where: str,
 ) -> list[str]:
     vocabulary: Any = tokenizer.get_added_vocab()  # type: ignore[operator]
     added = set(vocabulary.values())
-    # `encoded_rows` is empty unless the base is a causal model.
-    for number, (row, encoded_row) in enumerate(zip(rows, encoded_rows, strict=False), 1):
-        ending = _learned_ids(encoded_row)[-3:]
+    for number, (row, encoded_row) in enumerate(zip(rows, encoded_rows, strict=True), 1):
+        ending = encoded_row.learned[-3:]
         if is_chat(row) and not added & set(ending):
             return [
                 f"{where}, row {number}: no end token is learned, as the chat template writes none "

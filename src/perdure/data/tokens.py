@@ -347,6 +347,8 @@ def _causal(
         completion=encoded.ids[first:],
         truncated=encoded.cut,
         ignored=tuple(i for i, learned in enumerate(encoded.learned[first:]) if not learned),
+        merged=encoded.merged,
+        parted=encoded.parted,
     )
 
 

@@ -21,12 +21,24 @@ class Tokens:
             that has a loss, and include the tokens between the turns that are learned.
         truncated: how many tokens of the row were cut.
         ignored: the indices in `completion` of the tokens without a loss.
+        merged: whether a token spans the end of a causal prompt.
+        parted: whether the prompt that asks for the last answer differs from the text that stands
+            before that answer in the whole conversation.
     """
 
     prompt: list[int]
     completion: list[int]
     truncated: int = 0
     ignored: tuple[int, ...] = ()
+    merged: bool = False
+    parted: bool = False
+
+    @property
+    def learned(self) -> list[int]:
+        """The ids of the completion that have a loss."""
+        return [
+            i for i, label in zip(self.completion, self.labels, strict=True) if label != IGNORED
+        ]
 
     @property
     def labels(self) -> list[int]:
@@ -44,6 +56,8 @@ class _Kept(NamedTuple):
     completion: array
     truncated: int
     ignored: array
+    merged: bool
+    parted: bool
 
 
 class TokenCache:
@@ -87,6 +101,8 @@ class TokenCache:
                 array("i", tokens.completion),
                 tokens.truncated,
                 array("i", tokens.ignored),
+                tokens.merged,
+                tokens.parted,
             )
         return [_unpacked(self._kept[key]) for key in keys]
 
@@ -94,7 +110,12 @@ class TokenCache:
 def _unpacked(kept: _Kept) -> Tokens:
     """New lists, which belong to the caller."""
     return Tokens(
-        kept.prompt.tolist(), kept.completion.tolist(), kept.truncated, tuple(kept.ignored)
+        prompt=kept.prompt.tolist(),
+        completion=kept.completion.tolist(),
+        truncated=kept.truncated,
+        ignored=tuple(kept.ignored),
+        merged=kept.merged,
+        parted=kept.parted,
     )
 
 

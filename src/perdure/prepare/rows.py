@@ -16,6 +16,7 @@ from perdure.measure.metrics import find_metric
 from perdure.measure.predict import room_for_prompt
 from perdure.models.base import check_quantization
 from perdure.models.layout import GENERAL
+from perdure.models.token_cache import Tokens
 from perdure.prepare.fitting import check_prompts_known
 from perdure.prepare.plan import Plan
 from perdure.prepare.settings import check_one_process
@@ -55,11 +56,11 @@ def check_tasks(plan: Plan, tasks: Sequence[Task]) -> list[str]:
 def _check_train(plan: Plan, task: Task) -> list[str]:
     """Make the features of a task's train rows; what is to be said of them."""
     tokenizer, rows, where = plan.info.tokenizer, task.train.rows, f"{task.name} train"
-    cut = _make_features(plan, rows, where, list(task.answers() or ()))
+    encoded_rows = _make_features(plan, rows, where, list(task.answers() or ()))
     return [
-        *remarks(rows, tokenizer, plan.info.kind, where),
+        *remarks(rows, encoded_rows, tokenizer, plan.info.kind, where),
         *unwritten(rows, tokenizer, where),
-        *truncated(task.train, where, cut, plan.config.max_length),
+        *truncated(task.train, where, _cut(encoded_rows), plan.config.max_length),
     ]
 
 
@@ -71,7 +72,8 @@ def _check_test(plan: Plan, task: Task, test: Split) -> list[str]:
     mode, answers = scoring_mode(info.kind, task, config.scoring.mode), task.answers()
     if mode == "options" and info.kind != "encoder":
         # With a stand-in for the answer: each option in its place would take too long to try.
-        cut = _make_features(plan, [answered(row, ".") for row in test.rows], where)
+        stand_ins = [answered(row, ".") for row in test.rows]
+        cut = _cut(_make_features(plan, stand_ins, where))
         options = [{"prompt": "?", "completion": option} for option in answers or ()]
         _make_features(plan, options, f"{task.name} options")
     else:
@@ -111,8 +113,8 @@ def check_general(plan: Plan) -> list[str]:
 
 def _make_features(
     plan: Plan, rows: Sequence[Row], where: str, labels: Sequence[str] | None = None
-) -> list[int]:
-    """Make the features of rows, whose tokens are kept for the stages; which were cut, by index.
+) -> list[Tokens]:
+    """Make the features of rows; return their tokens, which are kept for the stages.
 
     Raises:
         PerdureError: a row that the base cannot learn, or a token that it does not know.
@@ -133,7 +135,7 @@ def _make_features(
         learned = row["labels"] if isinstance(row["labels"], list) else []
         ids = [*row["input_ids"], *learned]
         check_known(ids, info.limits.tokens, info.tokenizer, f"{where}, row {number}")
-    encoded = encode_all(
+    return encode_all(
         rows,
         info.tokenizer,
         info.kind,
@@ -143,7 +145,11 @@ def _make_features(
         config.mask_history,
         info.cache,
     )
-    return [i for i, tokens in enumerate(encoded) if tokens.truncated]
+
+
+def _cut(encoded_rows: Sequence[Tokens]) -> list[int]:
+    """Return the indices of the rows that were cut."""
+    return [i for i, tokens in enumerate(encoded_rows) if tokens.truncated]
 
 
 def _check_training(plan: Plan, task: Task) -> None:
