@@ -11,7 +11,7 @@ ROOT = Path(perdure.__file__).parent
 # From the top. `perdure/__init__.py`, which only names what is public, is above all of them.
 ORDER = (
     *("cli", "api", "keys", "verbs", "comparison", "reporting", "prepare", "lineage", "methods"),
-    *("train", "measure", "data", "models", "config", "places", "seeds", "errors"),
+    *("train", "measure", "data", "models", "config", "places", "seeds", "say", "errors"),
 )
 
 

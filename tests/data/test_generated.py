@@ -36,9 +36,9 @@ def test_rows_depend_on_task_split_and_seed_alone():
 
 
 def test_the_first_row_is_the_same_on_every_machine():
-    text = "carla mournfully dropped ten huge green rabbits in the cellar"
+    text = "wendy proudly painted four long black horses in the market"
     prompt = f"read : {text} . question : which mood of manner ? answer :"
-    expected = [{"prompt": prompt, "completion": " sorrow"}]
+    expected = [{"prompt": prompt, "completion": " joy"}]
     assert generated_rows("mood", "train", 1, seed=0) == expected
 
 

@@ -167,5 +167,5 @@ def test_the_kill_inside_a_stage_really_resumes_inside_it(setting, tmp_path):
     path, said = tmp_path / "lineage", []
     with pytest.raises(Stopped):
         run(setting, path, [Stop(5, task=2)])
-    run(load_config({**setting, "lineage": str(path)}), say=said.append)
+    api.run(load_config({**setting, "lineage": str(path)}), say=said.append)
     assert "animal: going on from step 4" in said
