@@ -69,14 +69,14 @@ HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The public names, loaded when they are first used."""
+    """Import a public name when it is first used."""
     if name not in HOMES:
         raise AttributeError(f"module 'perdure' has no attribute {name!r}")
     return getattr(importlib.import_module(f"perdure.{HOMES[name]}"), name)
 
 
 def _every_key() -> tuple[places.Place, ...]:
-    """All keys of the settings, read off the modules that take them when a key is wrong."""
+    """Return all keys of the settings. Their modules are imported only when a key is wrong."""
     from perdure.keys import every_key
 
     return every_key()

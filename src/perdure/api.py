@@ -1,8 +1,8 @@
-"""The verbs as Python calls. The command line is made from them (`perdure.cli.from_api`).
+"""The verbs as Python functions. The command line is derived from them (`perdure.cli.from_api`).
 
-A verb's parameters, their types and their defaults are in its signature here and nowhere else,
-their meanings in its `Args`. A keyword-only parameter is an object that only Python can give; the
-command line leaves it out.
+The parameters of a verb, with their types and defaults, are declared only in its signature here,
+and their meanings in its `Args`. Keyword-only parameters take Python objects, so the command line
+does not have them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,18 +40,18 @@ def init(
         perdure.init("my-model", from_adapter="outputs/checkpoint-500")
         perdure.init("my-model", base="Qwen/Qwen3-0.6B", adapter=None)  # all weights
 
-    A setting's key with dots is written `**{"training.learning_rate": 1e-4}`.
+    Write a key with a dot as `**{"training.learning_rate": 1e-4}`.
 
     Args:
         folder: The lineage.
         base: A model's folder or its name on the hub, `default` or `smollm2`.
         config: The settings, as for `perdure run`.
-        from_adapter: A PEFT adapter to go on from; it names its base, and its settings are taken.
-        **settings: Settings, laid over the YAML's.
+        from_adapter: A PEFT adapter to continue from. It names its base, and its settings are used.
+        **settings: Settings that override the YAML's.
 
     Raises:
-        PerdureError: the folder is not empty, the base or the adapter is not there or not of that
-            base, a setting is wrong, or the adapter would fail later.
+        PerdureError: the folder is not empty, the base or the adapter does not exist, the adapter
+            belongs to another base, a setting is wrong, or the adapter would fail later.
     """
     if not isinstance(config, Config):
         config = load_config(config or {}, settings)
@@ -76,32 +76,33 @@ def learn(
     callbacks: Sequence["TrainerCallback"] = (),
     say: Say = silent,
 ) -> dict[str, Any]:
-    """Learn one more task as a new stage. If it was stopped, repeat it to go on from there.
+    """Learn one more task as a new stage. After an interruption, repeat the call to continue.
 
         perdure.learn("my-model", "reviews", train="reviews.jsonl", test="reviews-test.jsonl")
 
     Rows are given as a file, as a list of rows, or as a mapping with `path` or `hub` and templates.
-    If the newest stage has learned just this task from just these rows, there is nothing to do.
+    If the newest stage has already learned this task from the same rows, nothing is done.
 
     Args:
         folder: The lineage.
-        name: What the task is called.
+        name: The name of the task.
         train: The rows to learn: a file, or hub:OWNER/NAME[:SPLIT].
         test: Rows to score the task on.
         dev: Rows to choose settings on.
         metric: How an answer is scored.
         options: The possible answers, if they are closed.
-        training: Training settings for this task alone, laid over the lineage's.
-        data: Folder of the benchmarks' rows; PERDURE_DATA names it otherwise.
-        dry_run: Say what it would do and cost; write nothing.
+        training: Training settings for this task only; they override the lineage's.
+        data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
+        dry_run: Report what it would do and cost, without writing anything.
         callbacks: Callbacks of the task's Trainer.
-        say: Takes each note and each warning.
+        say: Called with each note and each warning.
 
     Returns:
-        The new stage's line of the ledger, or what a dry run found.
+        The new stage's line of the ledger, or the findings of a dry run.
 
     Raises:
-        PerdureError: not a lineage, a second writer, another base, or rows the model cannot take.
+        PerdureError: the folder is not a lineage, another process is writing to it, the base has
+            changed, or the model cannot learn the rows.
     """
     seed = Lineage(folder).config.seed
     splits = {
@@ -128,7 +129,7 @@ def run(
     say: Say = silent,
     **settings: Any,
 ) -> Lineage:
-    """Learn a stream of tasks one after another. If it was stopped, repeat it to go on from there.
+    """Learn a stream of tasks one after another. After an interruption, repeat it to continue.
 
         perdure.run("examples/quickstart.yaml", method="recurrent_kif").matrix()
 
@@ -136,13 +137,14 @@ def run(
 
     Args:
         config: The settings of the run.
-        data: Folder of the benchmarks' rows; PERDURE_DATA names it otherwise.
+        data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
         callbacks: Callbacks of every task's Trainer.
-        say: Takes each note and each warning.
-        **settings: Settings, laid over the YAML's.
+        say: Called with each note and each warning.
+        **settings: Settings that override the YAML's.
 
     Raises:
-        PerdureError: as `init` and `learn`, or other settings than those the lineage was made with.
+        PerdureError: as for `init` and `learn`, or the settings differ from those of the existing
+            lineage.
     """
     config = run_config(config, data, settings)
     from perdure.verbs import run as verb
@@ -157,10 +159,12 @@ def dry_run(
     say: Say = silent,
     **settings: Any,
 ) -> dict[str, Any]:
-    """What `run` would do and cost: rows, tokens, steps, seconds, memory, disk. Writes nothing.
+    """Report what `run` would do and cost: rows, tokens, steps, seconds, memory, disk.
+
+    Nothing is written.
 
     Raises:
-        PerdureError: whatever would stop the run, now or in its last hour.
+        PerdureError: something would stop the run, at its start or later.
     """
     config = run_config(config, data, settings)
     from perdure.verbs import dry_run as verb
@@ -173,7 +177,7 @@ def run_config(
     data: str | Path | None = None,
     settings: list[str] | dict[str, Any] | None = None,
 ) -> Config:
-    """The settings of a run, with a place for its lineage."""
+    """Return the settings of a run, with the folder of its lineage filled in."""
     if not isinstance(config, Config):
         source, config = config, load_config(config, settings)
         if not config.lineage and not isinstance(source, dict):
@@ -195,26 +199,26 @@ def compare(
     **settings: Any,
 ) -> dict[str, Any]:
     """Run every method on the same task orders and seeds, and compare what they keep and cost.
-    A cell that breaks stops no other. If it was stopped, repeat it to go on from there.
+    A cell that fails does not stop the others. After an interruption, repeat it to continue.
 
         comparison = perdure.compare("grid.yaml", jobs=2)
         comparison["lines"][1]["to_baseline"]["overall"]["differs"]
 
-    Each cell is a lineage of its own; the `error` of one that broke says why. A YAML that names no
-    lineage gets its own name.
+    Each cell is a lineage of its own. If a cell fails, its `error` says why. If the YAML names no
+    lineage, the folder has the name of the YAML.
 
     Args:
         grid: The settings of a run, and a grid.
-        jobs: How many cells run at a time.
+        jobs: How many cells run at the same time.
         ray: Run the cells on the Ray cluster at this address; `local` starts one.
-        data: Folder of the benchmarks' rows; PERDURE_DATA names it otherwise.
-        dry_run: Say what it would do and cost; write nothing.
-        say: Takes each note and each warning.
-        **settings: Settings, laid over the YAML's.
+        data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
+        dry_run: Report what it would do and cost, without writing anything.
+        say: Called with each note and each warning.
+        **settings: Settings that override the YAML's.
 
     Raises:
-        PerdureError: settings, rows or a base that no cell could run with, or another comparison is
-            writing to the folder.
+        PerdureError: no cell could run with the settings, the rows or the base, or another process
+            is writing to the folder.
     """
     from perdure.comparison.grid import read_grid
 
@@ -239,26 +243,26 @@ def evaluate(
     *,
     say: Say = silent,
 ) -> dict[str, dict[str, Any]]:
-    """Score a stage on the tasks learned so far. Changes nothing.
+    """Score a stage on the tasks learned so far. Nothing is changed.
 
         perdure.evaluate("my-model", stage=1)["reviews"]["score"]
 
     Args:
         folder: The lineage.
-        stage: Which stage; 0 is the base, the newest if left out.
-        tasks: Score only these tasks; all if left out.
-        mode: How rows are answered; the lineage's own mode if left out.
+        stage: The number of the stage; 0 is the base. Default: the newest.
+        tasks: Score only these tasks. Default: all.
+        mode: How the model answers. Default: the lineage's setting.
         predictions: Write the answer to every test row to this JSON lines file: `task`, `row`
             (from 1), the row itself, `prediction` and `score`.
-        data: Folder of the benchmarks' rows; PERDURE_DATA names it otherwise.
-        say: Takes each note and each warning.
+        data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
+        say: Called with each note and each warning.
 
     Returns:
-        By task, its score and how it was taken.
+        A mapping from each task to its score and how it was scored.
 
     Raises:
-        PerdureError: no such stage or task, a mode the tasks do not allow, or no place for
-            `predictions`.
+        PerdureError: the stage or a task does not exist, the tasks do not allow the mode, or
+            `predictions` cannot be written.
     """
     from perdure.verbs import evaluate as verb
 
@@ -281,22 +285,24 @@ def probe(
     *,
     say: Say = silent,
 ) -> dict[str, Any]:
-    """Ask all stages rows beyond the tasks: loss, forgetting, recognition, recall. Changes nothing.
+    """Probe the stages with rows outside the tasks: loss, forgetting, recognition and recall.
+    Nothing is changed.
 
         perdure.probe("my-model", "facts.jsonl", learned=1)["stages"][-1]["recall"]
 
-    What the numbers mean is said in `perdure.measure.probes`; what cannot be known is None.
+    `perdure.measure.probes` defines the numbers. A number that cannot be computed is None.
 
     Args:
         folder: The lineage.
-        rows: Rows to ask, some with a `foil`, a wrong completion that was never taught.
-        learned: The stage at which the rows were taught; says what is kept of them. That stage
-            and the one before it are asked as well.
-        stages: Only these stages; all of the present history if left out.
-        say: Takes each note and each warning.
+        rows: The rows of the probe. A row can have a `foil`, a wrong completion never taught.
+        learned: The stage that learned the rows, to measure how much is retained. This stage and
+            the one before it are probed as well.
+        stages: Probe only these stages. Default: all active stages.
+        say: Called with each note and each warning.
 
     Raises:
-        PerdureError: no such stage, one whose weights are gone, or rows that cannot be asked.
+        PerdureError: a stage does not exist or its weights were removed, or the rows cannot be used
+            as a probe.
     """
     from perdure.verbs import probe as verb
 
@@ -313,26 +319,26 @@ def answer(
     *,
     say: Say = silent,
 ) -> list[str]:
-    """Ask a stage: it writes an answer, or chooses among options. Changes nothing.
+    """Answer a prompt with a stage, by generation or by a choice among options. Nothing is changed.
 
         perdure.answer("my-model", "Great pasta, slow service. Sentiment:", stage=1)
 
-    This is `perdure try`. A generative model writes greedily, or chooses among `options`; an
-    encoder chooses among `options` or all labels it has learned.
+    On the command line this is `perdure try`. A generative model decodes greedily, or chooses among
+    `options`. An encoder chooses among `options`, or else among all labels that it has learned.
 
     Args:
         folder: The lineage.
-        prompts: What to answer.
-        stage: Which stage; 0 is the base, the newest if left out.
+        prompts: The prompt, or several prompts.
+        stage: The number of the stage; 0 is the base. Default: the newest.
         options: The answers to choose from.
-        max_new_tokens: Write at most so many tokens; the lineage's `max_completion_length` if left
-            out.
-        chat: Take the prompt as a user's message, in the tokenizer's chat template.
-        say: Takes each note and each warning.
+        max_new_tokens: The largest number of tokens to generate. Default: the lineage's
+            `max_completion_length`.
+        chat: Use the prompt as a user's message in the tokenizer's chat template.
+        say: Called with each note and each warning.
 
     Raises:
-        PerdureError: no such stage, an empty prompt, or an encoder that has not learned a label
-    yet.
+        PerdureError: the stage does not exist, a prompt is empty, or an encoder has not learned any
+            label.
     """
     from perdure.verbs import answer as verb
 
@@ -348,7 +354,7 @@ def answer(
 
 
 def log(folder: str | Path) -> list[dict[str, Any]]:
-    """List the history of a lineage, the newest last; also what was reverted.
+    """List the history of a lineage, newest last, including reverted stages.
 
         [(entry["stage"], entry["task"]) for entry in perdure.log("my-model") if entry["active"]]
 
@@ -356,8 +362,8 @@ def log(folder: str | Path) -> list[dict[str, Any]]:
         folder: The lineage.
 
     Returns:
-        A mapping for each line of the ledger; `active` says whether its stage is part of the
-        present history.
+        A mapping for each line of the ledger. `active` says whether the stage is part of the
+        current history.
     """
     from perdure.verbs import log as verb
 
@@ -365,18 +371,18 @@ def log(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def show(folder: str | Path, stage: int | None = None) -> dict[str, Any]:
-    """Show a stage: what it learned, when, with which settings, its scores, what to load.
+    """Show a stage: what it learned and when, its settings and scores, and how to load it.
 
-    In what is returned, `rehearsed` says how many rows of earlier tasks were rehearsed and how
-    often, `active` whether the stage is part of the present history, and `line_of` which stages
+    In the returned mapping, `rehearsed` says how many rows of earlier tasks were rehearsed and how
+    often, `active` whether the stage is part of the current history, and `line_of` which stages
     lead from the base to it.
 
     Args:
         folder: The lineage.
-        stage: Which stage; 0 is the base, the newest if left out.
+        stage: The number of the stage; 0 is the base. Default: the newest.
 
     Raises:
-        PerdureError: no such stage.
+        PerdureError: the stage does not exist.
     """
     from perdure.verbs import show as verb
 
@@ -386,20 +392,20 @@ def show(folder: str | Path, stage: int | None = None) -> dict[str, Any]:
 def report(
     folders: str | Path | Sequence[str | Path], out: str | Path = "report.html"
 ) -> "tuple[list[Run], list[Path]]":
-    """Make a page of lineages: what was learned and forgotten, at what cost, and how to repeat it.
+    """Write a report of lineages: what was learned and forgotten, the costs, how to repeat it.
 
         perdure.report("quickstart")
         perdure.report(["runs/replay", "runs/recurrent_kif"], out="both.html")
 
     Args:
-        folders: Lineages, or folders that hold some.
-        out: The page; the same numbers are put beside it as Markdown (.md) and CSV (.csv).
+        folders: Lineages, or folders that contain lineages.
+        out: The HTML page. Its numbers are also written as Markdown (.md) and CSV (.csv).
 
     Returns:
         The lineages that were read, and the files that were written.
 
     Raises:
-        PerdureError: a folder without a lineage, or a file in the way that is not a report.
+        PerdureError: a folder has no lineage, or `out` exists and is not a report.
     """
     from perdure.reporting.making import report as make
 
@@ -407,20 +413,20 @@ def report(
 
 
 def revert(folder: str | Path, to: int | None = None) -> dict[str, Any]:
-    """Go back to an earlier stage. Deletes nothing: a later stage can be gone back to as well.
+    """Go back to an earlier stage. Nothing is deleted, and reverting to a later stage also works.
 
-    Adds a line to the ledger. The stages after `to` stay on disk, inactive; their tasks are no
-    longer scored, and their remembered rows are no longer rehearsed.
+    This appends a line to the ledger. The stages after `to` stay on disk but are inactive: their
+    tasks are no longer scored, and their remembered rows are no longer rehearsed.
 
     Args:
         folder: The lineage.
-        to: The stage to go back to; one back if left out, 0 is the base.
+        to: The stage to go back to; 0 is the base. Default: the stage before the newest.
 
     Returns:
         The new line of the ledger.
 
     Raises:
-        PerdureError: there is no such stage, it is the newest already, or its weights are gone.
+        PerdureError: the stage does not exist, is already the newest, or its weights were removed.
     """
     from perdure.verbs import revert as verb
 
@@ -428,16 +434,17 @@ def revert(folder: str | Path, to: int | None = None) -> dict[str, Any]:
 
 
 def verify(folder: str | Path) -> list[str]:
-    """Check every hash of a lineage: the ledger, the stages' files, the base. Changes nothing.
+    """Check every hash of a lineage: the ledger, the stages' files, the base. Nothing is changed.
 
     Args:
         folder: The lineage.
 
     Returns:
-        What is not as the ledger says, a line each; empty if all is well.
+        One line for each difference from the ledger; an empty list if there is none.
 
     Raises:
-        PerdureError: not a lineage, or a broken chain: past that, no line can be believed.
+        PerdureError: the folder is not a lineage, or the ledger's hash chain is broken, so that its
+            lines cannot be trusted.
     """
     from perdure.verbs import verify as verb
 
@@ -450,24 +457,25 @@ def export(
     stage: int | None = None,
     dtype: Dtype | None = None,
 ) -> Path:
-    """Write a stage as one plain model, everything merged in, that loads with `AutoModel`.
+    """Write a stage as one plain model with the adapter merged in, for `from_pretrained`.
 
-    W' = W + (what the adapter adds), summed in fp32 and rounded once, to `dtype`. The tokenizer and
-    a card are written beside the weights, and `head.safetensors` for an encoder; the remembered
-    rows are not. A base that was quantised for learning is taken unquantised.
+    W' = W + dW, where dW is the adapter's update. The sum is computed in fp32 and rounded once, to
+    `dtype`. The tokenizer and a model card are written next to the weights, and for an encoder
+    `head.safetensors`; the remembered rows are not. If the base was quantised for learning, the
+    export uses the unquantised base.
 
     Args:
         folder: The lineage.
         out: A new folder for the model.
-        stage: Which stage; 0 is the base, the newest if left out.
-        dtype: The type of the weights; the base's own if left out.
+        stage: The number of the stage; 0 is the base. Default: the newest.
+        dtype: The data type of the weights. Default: that of the base.
 
     Returns:
         The folder of the model.
 
     Raises:
-        PerdureError: no such stage, `out` is not empty, an adapter that cannot be merged, or a
-            model that does not come back from its files as it was.
+        PerdureError: the stage does not exist, `out` is not empty, the adapter cannot be merged, or
+            the model's outputs change when it is saved and loaded.
     """
     from perdure.verbs import export as verb
 
@@ -485,17 +493,17 @@ def push(
 
     Args:
         folder: The lineage.
-        repository: The repository; it is made if it is not there.
-        stage: Which stage; the newest if left out.
-        merged: Upload one plain model, as `perdure export` writes it.
-        private: Make the repository private, if it is not there yet.
+        repository: The name of the repository, which is created if it does not exist.
+        stage: The number of the stage. Default: the newest.
+        merged: Upload a single merged model, as `perdure export` writes it.
+        private: If the repository is created, make it private.
 
     Returns:
-        Its address.
+        The address of the repository.
 
     Raises:
-        PerdureError: no such stage, its weights are gone, a name the hub does not take, or whatever
-            the hub answers (no token, no right to write, no connection).
+        PerdureError: the stage does not exist, its weights were removed, the hub does not accept
+            the name, or the upload fails (no token, no write access, no connection).
     """
     from perdure.verbs import push as verb
 
@@ -503,21 +511,21 @@ def push(
 
 
 def rebase(folder: str | Path, base: str, revision: str | None = None) -> dict[str, Any]:
-    """Say where the base is now. Its files must be those that the lineage was made on.
+    """Record a new location of the base. Its files must be those that the lineage was made with.
 
-    They are compared by their sha256: a stage on other weights than it was learned on would give
-    wrong answers and no error.
+    The files are compared by their sha256, because a stage on other weights would give wrong
+    answers without an error.
 
     Args:
         folder: The lineage.
         base: The base's new folder or name.
-        revision: A commit, for a name on the hub.
+        revision: The commit, if the base is on the hub.
 
     Returns:
         The new line of the ledger.
 
     Raises:
-        PerdureError: no base there, or its files differ.
+        PerdureError: there is no base at this location, or its files differ.
     """
     from perdure.verbs import rebase as verb
 
@@ -528,10 +536,10 @@ def methods(name: str | None = None) -> list[dict[str, Any]]:
     """List the methods, or show one: what it does, its keywords, its presets.
 
     Args:
-        name: One method, with everything that is known of it.
+        name: Show only this method, with all its details.
 
     Returns:
-        A mapping for each method; the package `perdure.methods` holds the methods themselves.
+        A mapping for each method. The methods themselves are in the package `perdure.methods`.
 
     Raises:
         PerdureError: there is no method of that name.
@@ -545,5 +553,5 @@ def _split(rows: TaskRows, split: str, seed: int, where: str) -> Split:
     if isinstance(rows, str | Path | Mapping):
         return file_split(rows, None, seed, split)
     notes = Notes()
-    made = [as_row(row, f"{where}, row {n}", notes) for n, row in enumerate(rows, 1)]
-    return Split(tuple(made), notes=notes.lines(where))
+    checked = [as_row(row, f"{where}, row {n}", notes) for n, row in enumerate(rows, 1)]
+    return Split(tuple(checked), notes=notes.lines(where))

@@ -88,9 +88,9 @@ def where_it_goes(key: str, section: str = "", valid: Iterable[str] = ()) -> str
         place for place in every_key() if squeezed in ALIASES.get(place.written, "").split()
     ]
     by_alias.sort(key=lambda place: likeliest.index(place.written))
-    here = [place for place in by_alias if place.section == section]
-    if here:
-        return f"did you mean {here[0].name!r}?"
+    in_section = [place for place in by_alias if place.section == section]
+    if in_section:
+        return f"did you mean {in_section[0].name!r}?"
     nearest_here, closeness = _closest(name, section_keys)
     if closeness >= 0.9:
         return f"did you mean {nearest_here!r}?"

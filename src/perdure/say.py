@@ -1,4 +1,4 @@
-"""How a verb tells its notes and warnings, one line each."""
+"""The function through which a verb reports its notes and warnings, one line each."""
 
 from collections.abc import Callable
 
@@ -7,4 +7,4 @@ Say = Callable[[str], None]
 
 
 def silent(line: str) -> None:
-    """Tell nobody: what the verbs do with their lines unless a caller passes `say`."""
+    """Ignore a line. This is the default of `say`."""

@@ -137,7 +137,7 @@ def test_changed_rows_of_a_finished_stage(made, tmp_path):
         refused(
             made,
             *("run", made / "run.yaml"),
-            names=("stage 1 learned other rows of 'colour'", "take the rows back"),
+            names=("stage 1 learned other rows of 'colour'", "restore the rows"),
         )
     finally:
         (made / "colour.jsonl").write_text(original)
@@ -242,7 +242,9 @@ def test_an_unknown_scoring_mode(made):
 
 def test_nothing_to_evaluate(place):
     assert perdure("init", place / "new", "--base", place / "base").status == 0
-    refused(place, "evaluate", place / "new", names=("nothing was learned yet", "perdure learn"))
+    refused(
+        place, "evaluate", place / "new", names=("nothing has been learned yet", "perdure learn")
+    )
 
 
 def test_an_unknown_preset(place):

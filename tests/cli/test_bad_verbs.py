@@ -82,9 +82,9 @@ def test_try(place):
 
 def test_revert(place):
     bad(place, "revert", "lineage", "--to", 7, names=("no stage 7", "valid: 0, 1, 2"))
-    bad(place, "revert", "lineage", "--to", 2, names=("stage 2 is the newest already",))
+    bad(place, "revert", "lineage", "--to", 2, names=("stage 2 is already the newest",))
     assert perdure("init", "new", "--base", "base").status == 0
-    bad(place, "revert", "new", names=("nothing was learned yet",))
+    bad(place, "revert", "new", names=("nothing has been learned yet",))
 
 
 @pytest.mark.parametrize("verb", ["revert", "rebase"])
@@ -111,7 +111,7 @@ def test_push(place):
     bad(place, "push", "lineage", "mine", names=("'mine'", "OWNER/NAME"))
     bad(place, "push", "lineage", "me/mi ne", names=("not a repository's name",))
     bad(place, "push", "lineage", "me/mine", "--stage", 0, names=("stage 0 is the base",))
-    words = ("me/mine: the hub did not take it", "offline", "hf auth login")
+    words = ("me/mine: the upload failed", "offline", "hf auth login")
     bad(place, "push", "lineage", "me/mine", names=words)
 
 

@@ -128,7 +128,7 @@ def test_init_learn_log_and_evaluate(place):
     assert learned.json["stage"] == 1
     assert learned.json["task"]["id"] == "colour"
     again = perdure("learn", folder, "colour", *rows)
-    assert "learned already, as stage 1" in again.err
+    assert "already learned, as stage 1" in again.err
     log = perdure("log", folder, "--json").json
     assert [line["verb"] for line in log] == ["init", "learn"]
     assert log[1]["scores"] == learned.json["scores"]

@@ -81,7 +81,7 @@ def test_what_is_finished_is_not_run_again(compared, here):
     before = tree(place)
     again = perdure("compare", place / "grid.yaml", "--json")
     assert here == []
-    assert "2 of 2 are finished already" in again.err
+    assert "2 of 2 are already finished" in again.err
     assert tree(place) == before
     found = again.json
     assert found["folder"] == str(place / "out")
@@ -95,7 +95,7 @@ def test_a_damaged_record_is_made_again(compared, here):
     record = next((place / "out" / "cells").glob("replay*.json"))
     whole = record.read_text()
     record.write_text(whole[:40])
-    assert "1 of 2 are finished already" in perdure("compare", place / "grid.yaml", "--json").err
+    assert "1 of 2 are already finished" in perdure("compare", place / "grid.yaml", "--json").err
     assert record.read_text() == whole
     assert [cell.name for cell in here] == [record.stem]
     assert tree(place) == before
@@ -226,7 +226,7 @@ def test_a_cell_that_breaks_stops_no_other_and_is_told(here, tmp_path):
     ran = perdure("compare", path, "--json")
     assert ran.status == 1
     assert len(here) == 4
-    told = "1 of 4 cells broke: sequential, colour+animal, seed 1: "
+    told = "1 of 4 cells failed: sequential, colour+animal, seed 1: "
     assert f"perdure: {told}{bad}: exists and is not empty" in ran.err.splitlines()[-1]
     cells = {(c["line"], c["seed"]): c["error"] for c in ran.json["cells"]}
     assert [key for key, error in cells.items() if error] == [("sequential", 1)]

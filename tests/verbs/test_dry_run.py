@@ -116,7 +116,7 @@ def test_the_seconds_of_a_round_are_counted_once_a_round():
 def test_a_full_disk_is_told(setting, tmp_path, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(costs.shutil, "disk_usage", lambda place: usage(10, 9, 1))
-    with pytest.raises(PerdureError, match=r"need .* GiB .* free; make room"):
+    with pytest.raises(PerdureError, match=r"need .* GiB, .* free; free some space"):
         dry_run(load_config({**setting, "lineage": str(tmp_path / "run")}))
 
 

@@ -167,7 +167,7 @@ def test_an_adapter_that_does_not_merge(place):
     learn("other", task("colour"))
     assert not torch.equal(stage_output("other"), stage_output("other", 0))
     before = tree(place)
-    with pytest.raises(PerdureError, match="a PREFIX_TUNING adapter does not merge"):
+    with pytest.raises(PerdureError, match="a PREFIX_TUNING adapter cannot be merged"):
         export("other", "out")
     assert tree(place) == before
 
@@ -176,7 +176,7 @@ def test_an_adapter_that_does_not_merge(place):
 def test_an_adapter_for_each_task_is_exported_one_by_one(place):
     settings = Lineage("lineage").config.to_dict() | {"mode": "per_task", "lineage": "each"}
     run(load_config(settings))
-    with pytest.raises(PerdureError, match=r"per_task has an adapter for each task.* with --stage"):
+    with pytest.raises(PerdureError, match=r"per_task has one adapter per task.* with --stage"):
         export("each", "out")
     export("each", "out", 1)
     torch.testing.assert_close(plain_output("causal"), stage_output("each", 1))

@@ -40,7 +40,7 @@ def test_an_adapter_that_lengthens_the_text_is_refused_where_labels_lie_under_it
     if kind == "seq2seq":
         load_base(base, given, 0)
         return
-    with pytest.raises(PerdureError, match=r"PROMPT_TUNING adds tokens of its own.*use LORA"):
+    with pytest.raises(PerdureError, match=r"PROMPT_TUNING adds tokens to the text.*use LORA"):
         load_base(base, given, 0)
 
 

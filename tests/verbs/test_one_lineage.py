@@ -43,7 +43,9 @@ def test_changed_settings_are_found(place):
     settings = yaml.safe_load(file.read_text())
     assert verify("lineage") == []
     file.write_text(yaml.safe_dump({**settings, "max_completion_length": 5}))
-    assert verify("lineage") == ["lineage/lineage.yaml: has other settings than it was made with"]
+    assert verify("lineage") == [
+        "lineage/lineage.yaml: has other settings than when it was created"
+    ]
 
 
 @causal
@@ -57,4 +59,4 @@ def test_after_going_back_to_the_base_there_is_nothing_to_score(place):
 def test_a_prompt_that_is_cut_is_told(place):
     said: list[str] = []
     answer("lineage", ["the cat " * 80], say=said.append)
-    assert said == ["warning: 1 too long for max_length: 64; cut in the middle"]
+    assert said == ["warning: prompts longer than max_length 64, which were cut in the middle: 1"]

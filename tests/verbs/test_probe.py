@@ -168,9 +168,9 @@ def test_stages_whose_weights_are_gone_are_left_out_and_told(whole_place):
     said = []
     found = probe("lineage", "colour-train.jsonl", say=said.append)
     assert [stage["stage"] for stage in found["stages"]] == [0, 2, 3]
-    assert said == ["warning: not asked, as their weights are gone: stages 1"]
+    assert said == ["warning: stages not probed, because their weights were removed: 1"]
     for asked in ({"stages": [1]}, {"learned": 1}, {"learned": 2}):
-        with pytest.raises(PerdureError, match="the weights of stage 1 are gone"):
+        with pytest.raises(PerdureError, match="the weights of stage 1 were removed"):
             probe("lineage", "colour-train.jsonl", **asked)
 
 

@@ -90,7 +90,7 @@ def test_whole_weights(whole_place, hub):
     assert 'from_pretrained("me/mine")' in hub.files["README.md"].decode()
     told = perdure("push", "lineage", "me/mine", "--stage", 1)
     assert (told.status, told.err.count("\n")) == (2, 1)
-    assert "stage 1 are gone" in told.err
+    assert "stage 1 were removed" in told.err
 
 
 @causal
@@ -132,7 +132,7 @@ def refused(*words: str) -> None:
     before = tree(Path())
     told = perdure("push", "lineage", "me/mine")
     assert (told.status, told.out) == (2, "")
-    assert told.err.startswith("perdure: error: me/mine: the hub did not take it (")
+    assert told.err.startswith("perdure: error: me/mine: the upload failed (")
     assert told.err.count("\n") == 1, told.err
     assert "hf_of_the_test" not in told.err
     for word in (*words, "hf auth login"):
@@ -175,7 +175,7 @@ def test_offline(place, monkeypatch):
 @causal
 def test_what_needs_no_connection_to_be_refused(place, hub):
     for arguments, words in (
-        (("me/mine", "--stage", 0), "stage 0 is the base, there is nothing of yours"),
+        (("me/mine", "--stage", 0), "stage 0 is the base; learn a task"),
         (("me/mine", "--stage", 9), "no stage 9"),
         (("mine",), "OWNER/NAME"),
         (("me/mi ne",), "not a repository's name"),

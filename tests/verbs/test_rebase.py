@@ -68,7 +68,7 @@ def test_other_weights_are_refused_by_the_name_of_their_files(place):
         rebase("lineage", "other")
     with pytest.raises(PerdureError, match="'nowhere/at/all': no such folder"):
         rebase("lineage", "nowhere/at/all")
-    with pytest.raises(PerdureError, match="lies there already"):
+    with pytest.raises(PerdureError, match="is already there"):
         rebase("lineage", "base")
     Path("other").joinpath("config.json").write_text("{}")
     shutil.rmtree("other")
@@ -82,7 +82,7 @@ def test_files_beside_those_of_the_base_are_nothing_new(place):
     Path("moved/notes.txt").write_text("of mine")
     rebase("lineage", "moved")
     assert "notes.txt" not in Lineage("lineage").pin["files"]
-    with pytest.raises(PerdureError, match="lies there already"):
+    with pytest.raises(PerdureError, match="is already there"):
         rebase("lineage", "moved")
 
 

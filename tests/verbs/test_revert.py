@@ -107,7 +107,9 @@ def test_whole_weights_that_are_gone_cannot_be_reverted_to(whole_place):
     for name in ("colour", "animal"):
         learn("lineage", task(name))
     before = tree(whole_place)
-    with pytest.raises(PerdureError, match=r"stage 1 are gone.*those of stage 3, 4, and the base"):
+    with pytest.raises(
+        PerdureError, match=r"stage 1 were removed.*available: stage 3, 4, and the base"
+    ):
         revert("lineage", 1)
     assert tree(whole_place) == before
     revert("lineage", 3)
@@ -126,15 +128,15 @@ def test_what_is_refused(place):
         revert("lineage", 5)
     with pytest.raises(PerdureError, match="no stage -1"):
         revert("lineage", -1)
-    with pytest.raises(PerdureError, match="stage 2 is the newest already"):
+    with pytest.raises(PerdureError, match="stage 2 is already the newest"):
         revert("lineage", 2)
     revert("lineage", 0)
     with pytest.raises(PerdureError, match=r"stage 0 is the newest.*--to 2"):
         revert("lineage")
     init("new", load_config({"base": "base"}))
-    with pytest.raises(PerdureError, match="nothing was learned yet"):
+    with pytest.raises(PerdureError, match="nothing has been learned yet"):
         revert("new")
-    with pytest.raises(PerdureError, match="stage 0 is the newest already"):
+    with pytest.raises(PerdureError, match="stage 0 is already the newest"):
         revert("new", 0)
 
 

@@ -70,7 +70,7 @@ def test_a_dry_run_says_them_on_stderr(folder):
         ),
         (("colour", "a.jsonl", "--option", ""), "an option is empty"),
         ((" ", "a.jsonl"), "a task's name is empty"),
-        (("(general)", "a.jsonl"), "what the general rows are called"),
+        (("(general)", "a.jsonl"), "the name of the general rows"),
     ],
 )
 def test_what_cannot_be_right_is_refused(given, said, folder):

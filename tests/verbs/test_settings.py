@@ -80,7 +80,7 @@ def test_a_value_of_no_use_is_refused_by_its_key(key, value):
         ("training={torch_compile: true, torch_compile_mode: abc}", "torch_compile_mode"),
         ("training={1: 2}", "unknown key 1"),
         ("training.fp16=true", "use bf16"),
-        ("adapter.inference_mode=true", "the engine's own"),
+        ("adapter.inference_mode=true", "is set by Perdure"),
         ("adapter.task_type=CAUSAL_LM", "it follows from the base"),
         ("adapter={1: 2}", "no setting 1"),
         ("adapter.rank_pattern={q_proj: .nan}", "rank_pattern.q_proj must be a finite number"),

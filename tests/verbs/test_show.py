@@ -88,7 +88,7 @@ def test_whole_weights_that_are_gone_are_said_to_be(whole_place):
     learn("lineage", task("colour"))
     assert not show("lineage", 1)["weights_kept"]
     assert show("lineage", 2)["weights_kept"]
-    assert "its weights are gone" in perdure("show", "lineage", "--stage", 1).out
+    assert "its weights were removed" in perdure("show", "lineage", "--stage", 1).out
 
 
 @pytest.mark.parametrize("kind", ["causal"])

@@ -35,7 +35,7 @@ def test_it_is_recorded_and_of_this_stage_alone(place):
     assert line["task"]["training"] == {"learning_rate": 1e-7}
     assert "learning_rate 1e-07" in perdure("show", "lineage").out
     again = perdure("learn", "lineage", "animal", *rows, "training.learning_rate=1e-7")
-    assert "learned already, as stage 3" in again.err
+    assert "already learned, as stage 3" in again.err
     before, after = weights(show("lineage", 2)), weights(own)
     assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
     plain = learn("lineage", task("colour"))

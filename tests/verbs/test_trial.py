@@ -147,8 +147,8 @@ def test_an_adapter_that_peft_converted_is_taken(causal):
 @pytest.mark.parametrize(
     ("adapter", "why"),
     [
-        ({"lora_bias": True}, "lora_bias=True: it would not merge for an export"),
-        ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication=.*switched off"),
+        ({"lora_bias": True}, "lora_bias=True: it could not be merged for an export"),
+        ({"layer_replication": [[0, 2], [0, 2]]}, "layer_replication=.*disabling it"),
         ({"target_modules": ["embed_tokens"], "lora_bias": True}, "lora_bias"),
     ],
 )
@@ -160,7 +160,7 @@ def test_biases_that_stay_when_it_is_switched_off(causal):
     config = tiny_model("causal").config
     config.attention_bias = True
     LlamaForCausalLM(config).save_pretrained("base")
-    refused("bias=all: switched off, it does not", {"target_modules": ["q_proj"], "bias": "all"})
+    refused("bias=all: disabling it does not", {"target_modules": ["q_proj"], "bias": "all"})
     init_with({"target_modules": ["q_proj"], "lora_bias": True})  # it has a bias to go to
 
 
@@ -168,7 +168,7 @@ def test_an_adapter_on_what_the_base_does_not_use(tmp_path, monkeypatch):
     """T5's encoder and decoder have embeddings of their own, tied to these."""
     monkeypatch.chdir(tmp_path)
     setting_for("seq2seq", tmp_path, n=16)
-    refused("takes no part in what the base says", {"target_modules": ["shared"]})
+    refused("it trains do not affect the output", {"target_modules": ["shared"]})
 
 
 def test_the_stage_serves_with_plain_peft_as_well(causal):

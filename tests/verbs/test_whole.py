@@ -123,7 +123,9 @@ def test_only_the_last_two_keep_their_weights(whole_place, kind, monkeypatch):
     assert {"scores.json", "memory.jsonl", "README.md", "config.json"} <= kept
     assert not [name for name in kept if name.startswith("model")]
     assert ("head.safetensors" in kept) == (kind == "encoder")
-    with pytest.raises(PerdureError, match=r"stage 1 are gone, only its scores remain.*2, 3, and"):
+    with pytest.raises(
+        PerdureError, match=r"stage 1 were removed, only its scores remain.*2, 3, and"
+    ):
         evaluate("lineage", 1)
     assert list(evaluate("lineage", 2)) == ["colour", "animal", "colour@3"]
 

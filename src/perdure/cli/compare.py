@@ -54,7 +54,7 @@ def _complain_of_broken(cells: list[dict[str, Any]]) -> None:
     if broken:
         first = f"{broken[0]['line']}, {broken[0]['order']}, seed {broken[0]['seed']}"
         complain(
-            f"{len(broken)} of {counted(len(cells), 'cell')} broke: {first}: {broken[0]['error']}"
+            f"{len(broken)} of {counted(len(cells), 'cell')} failed: {first}: {broken[0]['error']}"
         )
         raise typer.Exit(1)
 

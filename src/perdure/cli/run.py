@@ -26,7 +26,10 @@ def run(
         typer.Option(metavar="FILE.json", help="Put the run's record into this result file."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it would do and cost; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Report what it would do and cost, without writing anything."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -68,7 +68,9 @@ def _loads(known: dict[str, Any]) -> list[tuple[str, str]]:
     place = f"{known['lineage']}/{folder}"
     line = " > ".join(["base", *map(str, known["line_of"][1:])])
     if known.get("kind") == "weights":
-        what = place if known["weights_kept"] else "its weights are gone, only its scores remain"
+        what = (
+            place if known["weights_kept"] else "its weights were removed, only its scores remain"
+        )
         return [("to load", f"{what} (whole weights)"), ("history", line)]
     return [
         ("to load", f"{base}, and on it the one adapter {place}"),

@@ -1,4 +1,4 @@
-"""The next stage of a lineage, from its plan to its commit."""
+"""`advance` makes the next stage of a lineage: it plans, learns, scores and commits the stage."""
 
 import datetime
 import json
@@ -38,77 +38,104 @@ def advance(
     plan: Plan,
     learned: Sequence[Task],
     *,
-    known: Mapping[str, Task] | None = None,
+    open_tasks: Mapping[str, Task] | None = None,
     data: str | Path | None,
     callbacks: Sequence[TrainerCallback],
     say: Say,
     old: bool = True,
     total: int | None = None,
 ) -> dict[str, Any]:
-    """Learn the last of `learned` as the next stage; its ledger line.
+    """Learn the last task of `learned` as the next stage, commit it, and return its ledger line.
 
-    In the modes `joint` and `union` all of `learned` are learned, from the base. In `union` no
-    stage before has them, so that the ledger line names the others under `with`.
+    In the modes `joint` and `union`, all of `learned` are learned, starting from the base. In
+    `union` the other tasks have no stages of their own, and the ledger line lists them under
+    `with`.
 
-    `plan` is what the lineage's settings mean. `known` holds old tasks whose rows are at hand, by
-    id; the others are read again. `old` tasks are scored after it, or not. `total` is the number of
-    tasks of the whole stream.
+    Args:
+        lineage: the lineage, which the caller has locked.
+        plan: the checked plan of the lineage's settings.
+        learned: the tasks of the stage, the new one last.
+        open_tasks: earlier tasks whose rows are in memory, by id. Other rows are read again.
+        data: the folder with the benchmarks' rows.
+        callbacks: callbacks of the task's Trainer.
+        say: called with each warning.
+        old: whether earlier tasks are scored after the stage.
+        total: the number of stages of the whole stream, if it is known.
     """
-    config, task, known = lineage.config, learned[-1], known or {}
+    config, task = lineage.config, learned[-1]
     torch.set_num_threads(config.threads or torch.get_num_threads())
     stages, number = lineage.stages, lineage.next_stage
-    follows = stages[-1] if stages and config.mode == "sequential" else None
+    previous = stages[-1] if stages and config.mode == "sequential" else None
     entry, general = _entry(lineage, learned, number)
-    name = entry["task"]["id"]
-    scored = {
-        e["task"]["id"]: known.get(e["task"]["id"]) or reopen(lineage, e["task"], data, say)
-        for e in (stages if old else ())
+    task_id = entry["task"]["id"]
+    old_tasks = _old_tasks(lineage, open_tasks or {}, data, say) if old else {}
+    learned_with = {
+        e["id"]: other for e, other in zip(entry.get("with", ()), learned, strict=False)
     }
-    others = {e["id"]: task for e, task in zip(entry.get("with", ()), learned, strict=False)}
-    memory = {e["task"]["id"]: remembered(lineage, e) for e in stages if follows}
-    cells = {}
-    if config.mode == "per_task":  # old tasks keep their adapters, so they keep their scores
-        cells = {e["task"]["id"]: lineage.scores(e)["after"][e["task"]["id"]] for e in stages}
-    base = plan.loader.at(lineage, follows)
+    memory = {e["task"]["id"]: remembered(lineage, e) for e in stages if previous}
+    base = plan.loader.at(lineage, previous)
     stage_plan = StagePlan(
         stage=number,
-        task=name,
+        task=task_id,
         learn=learned,
-        score={**scored, **others, name: task},
+        score={**old_tasks, **learned_with, task_id: task},
         memory={GENERAL: general, **memory} if general else memory,
         config=config,
         methods=plan.methods,
         arguments=plan.arguments({**config.training, **task.training}),
-        previous=lineage.folder(follows) if follows else None,
-        learned=len(stages) if follows else 0,
-        cells=cells,
+        previous=lineage.folder(previous) if previous else None,
+        learned=len(stages) if previous else 0,
+        cells=_unchanged_scores(lineage),
         callbacks=callbacks,
         beginning=_beginning(lineage, base, plan.info),
     )
-    head = lineage.ledger[-1].get("previous", "")
-    decides = {**config.to_dict(), "training": deciding_keys(config.training)}
-    key = digest(entry, decides, head)
-    work = lineage.work(entry["folder"].rpartition("/")[2], key)
+    work = _work_folder(lineage, entry)
     built = work / "stage"
     shutil.rmtree(built, ignore_errors=True)
-    told = [callback for callback in callbacks if isinstance(callback, StageCallback)]
-    for callback in told:
-        callback.begin(name, len(stages) + 1, total, steps_before(lineage.timings(), number))
+    stage_callbacks = [callback for callback in callbacks if isinstance(callback, StageCallback)]
+    for callback in stage_callbacks:
+        callback.begin(task_id, len(stages) + 1, total, steps_before(lineage.timings(), number))
     seconds, counts = learn_stage(base, stage_plan, work, built, say)
     after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
-    entry["scores"] = {scored: cell["score"] for scored, cell in after.items()}
+    entry["scores"] = {scored_id: cell["score"] for scored_id, cell in after.items()}
     card = model_card(base.kind, lineage.pin, entry, entry["kind"], "STAGE")
     (built / CARD).write_text(card, encoding="utf-8")
     lineage.commit(built, entry, {**_timing(seconds), **counts})
-    for callback in told:
-        callback.stage_done(name, entry["scores"], lineage.matrix())
+    for callback in stage_callbacks:
+        callback.stage_done(task_id, entry["scores"], lineage.matrix())
     return lineage.ledger[-1]
+
+
+def _old_tasks(
+    lineage: Lineage, open_tasks: Mapping[str, Task], data: str | Path | None, say: Say
+) -> dict[str, Task | None]:
+    """Return the tasks of the active stages by id, or None for a task whose rows are gone."""
+    described = {entry["task"]["id"]: entry["task"] for entry in lineage.stages}
+    return {
+        task_id: open_tasks.get(task_id) or reopen(lineage, description, data, say)
+        for task_id, description in described.items()
+    }
+
+
+def _unchanged_scores(lineage: Lineage) -> dict[str, Any]:
+    """Return the scores that a new stage does not change: in `per_task`, those of all old tasks."""
+    if lineage.config.mode != "per_task":
+        return {}
+    ids = [(entry, entry["task"]["id"]) for entry in lineage.stages]
+    return {task_id: lineage.scores(entry)["after"][task_id] for entry, task_id in ids}
+
+
+def _work_folder(lineage: Lineage, entry: dict[str, Any]) -> Path:
+    """Return the folder for a stage's checkpoints, which only the same task and settings reuse."""
+    config, head = lineage.config, lineage.ledger[-1].get("previous", "")
+    settings = {**config.to_dict(), "training": deciding_keys(config.training)}
+    return lineage.work(entry["folder"].rpartition("/")[2], digest(entry, settings, head))
 
 
 def _entry(
     lineage: Lineage, learned: Sequence[Task], number: int
 ) -> tuple[dict[str, Any], list[Row]]:
-    """The new stage's line as far as it is known beforehand, and the general rows it names."""
+    """Return the new stage's line without its results, and the general rows that it names."""
     config, task = lineage.config, learned[-1]
     ids = [e["task"]["id"] for e in lineage.stages]
     others: list[dict[str, Any]] = []
@@ -137,13 +164,14 @@ def _entry(
 
 
 def _unused(name: str, ids: Sequence[str], number: int) -> str:
-    """The name of a task, with its number in the stream where another task has the name."""
+    """Return a task's id: its name, with its number in the stream if another task has the name."""
     return f"{name}@{number}" if name in ids else name
 
 
 def _beginning(lineage: Lineage, base: Base, info: BaseInfo) -> Callable[[], Base] | None:
-    """How to have the model as the lineage began once more, where switching the adapter off won't
-    do.
+    """Return a function that loads the model of stage 0 again.
+
+    It is None if the model of stage 0 is the current one with its adapter disabled.
     """
     if base.whole or lineage.origin:
         return lambda: base_at(lineage, None, info)

@@ -1,4 +1,4 @@
-"""`try`: what a stage answers to a prompt."""
+"""`try` answers prompts with a stage. As a Python function it is called `answer`."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -25,7 +25,7 @@ def answer(
     chat: bool,
     say: Say,
 ) -> list[str]:
-    """`perdure.api.answer`: what a stage answers to each prompt."""
+    """Return a stage's answer to each prompt. See `perdure.api.answer`."""
     if max_new_tokens is not None and max_new_tokens < 1:
         raise PerdureError(f"an answer has at least 1 token, not {max_new_tokens}")
     for prompt in prompts:
@@ -37,12 +37,12 @@ def answer(
     torch.set_num_threads(config.threads or torch.get_num_threads())
     base = base_at(lineage, entry)
     choices = list(options) or list(base.labels or ())
-    strange = [option for option in options if option not in (base.labels or ())]
-    if base.kind == "encoder" and (strange or not choices):
+    unknown_labels = [option for option in options if option not in (base.labels or ())]
+    if base.kind == "encoder" and (unknown_labels or not choices):
         learned = ", ".join(base.labels or ()) or "none yet"
         raise PerdureError(
             f"{path}: an encoder answers with a label it has learned"
-            f"{f', not {strange[0]!r}' if strange else ''}; there are: {learned}"
+            f"{f', not {unknown_labels[0]!r}' if unknown_labels else ''}; there are: {learned}"
         )
     with ExitStack() as stack:
         for method in make(config.method):
@@ -61,7 +61,10 @@ def answer(
             where="the prompts",
         )
     if truncated:
-        say(f"warning: {truncated} too long for max_length: {config.max_length}; cut in the middle")
+        say(
+            f"warning: prompts longer than max_length {config.max_length}, which were cut in the "
+            f"middle: {truncated}"
+        )
     return answers
 
 

@@ -1,4 +1,4 @@
-"""The model card of a stage: what it is, and the exact lines that load it."""
+"""The model card of a stage, which describes the stage and has the code that loads it."""
 
 from typing import Any, Literal
 
@@ -31,25 +31,29 @@ label = labels[(mean @ head["weight"].T + head["bias"]).argmax(-1).item()]
 def model_card(
     family: Kind, pinned: dict[str, Any], entry: dict[str, Any] | None, kind: Form, place: str
 ) -> str:
-    """`README.md` of a stage (None: the base), with the YAML header of the hub.
+    """Return the `README.md` of a stage, with the YAML header of the hub.
 
-    `family` and `pinned` are of the base; `place` is what its lines load: a folder, or the name of
-    a repository.
+    Args:
+        family: the kind of the base.
+        pinned: the pin of the base.
+        entry: the stage's line of the ledger; None for the base.
+        kind: how the stage is stored.
+        place: what the card's code loads: a folder, or the name of a repository.
     """
     name = pinned["name"]
     library = "peft" if kind == "adapter" else "transformers"
     about = [f"library_name: {library}", "tags: [continual-learning, perdure]"]
-    if "revision" in pinned:  # a folder's name says nothing on the hub
+    if "revision" in pinned:  # the name of a local folder means nothing on the hub
         about.insert(0, f"base_model: {name}")
-    what = WHAT[kind].format(base=name)
+    description = WHAT[kind].format(base=name)
     head = HEAD_CODE if family == "encoder" and entry is not None and "task" in entry else ""
     code = _code(family, name, kind, place, head)
-    return "\n".join(["---", *about, "---", "", *_about(entry, what), *code])
+    return "\n".join(["---", *about, "---", "", *_about(entry, description), *code])
 
 
-def _about(entry: dict[str, Any] | None, what: str) -> list[str]:
+def _about(entry: dict[str, Any] | None, description: str) -> list[str]:
     if entry is None or "task" not in entry:
-        return ["# The base", "", f"{what}; no task was learned yet.", ""]
+        return ["# The base", "", f"{description}; no task has been learned yet.", ""]
     scores = [
         f"| {task} | {'-' if score is None else f'{score:.3f}'} |"
         for task, score in entry["scores"].items()
@@ -57,8 +61,9 @@ def _about(entry: dict[str, Any] | None, what: str) -> list[str]:
     return [
         f"# Stage {entry['stage']}: {entry['task']['name']}",
         "",
-        f"{what}, learned with Perdure (mode `{entry['mode']}`, method `{entry['method']}`).",
-        *["It holds all tasks of the stages before it as well."] * (entry["mode"] != "per_task"),
+        f"{description}, learned with Perdure "
+        f"(mode `{entry['mode']}`, method `{entry['method']}`).",
+        *["It includes the tasks of all earlier stages."] * (entry["mode"] != "per_task"),
         "",
         "| task | score after this stage |",
         "|---|---|",

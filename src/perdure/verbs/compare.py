@@ -1,4 +1,4 @@
-"""`compare`: methods on the same streams and seeds, a lineage each."""
+"""`compare` runs methods on the same streams and seeds, each cell in its own lineage."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -23,16 +23,17 @@ from perdure.say import Say
 from perdure.seeds import digest
 
 
-OURS = {"cells", "trials", "lock", *(n for f in (RESULTS, COSTS) for n in (f, f".{f}.new"))}
+# The names that the folder of a comparison may contain.
+OURS = {"cells", "trials", "lock", RESULTS, COSTS, f".{RESULTS}.new", f".{COSTS}.new"}
 
 Begin = Callable[[Cell, Path], processes.Running]
 Bases = dict[tuple[str, str | None], BaseInfo]  # by name and revision
 
 
 def compare(grid: Grid, jobs: int, say: Say, begin: Begin | None) -> dict[str, Any]:
-    """`perdure.api.compare`: run every cell that is not finished; what all of them say together.
+    """Run every cell that is not finished, and return the comparison. See `perdure.api.compare`.
 
-    `begin` starts a cell, as a process on this machine if it is None.
+    `begin` starts a cell. If it is None, the cell is a process on this machine.
     """
     check_place(grid.folder, jobs)
     grid = matched(grid)
@@ -47,13 +48,15 @@ def compare(grid: Grid, jobs: int, say: Say, begin: Begin | None) -> dict[str, A
         if trials:
             trials.write()
             chosen = choices(grid, trials.cells, run(_all(trials.cells)))
-            lines += _check_rows(grid, bases)  # not before: trials open no test rows
+            lines += _check_rows(grid, bases)  # only now, since trials must not open test rows
         for line in dict.fromkeys(lines):
             say(line)
-        cells = {line.name: grid.cells(line, laid(chosen, line.name)) for line in grid.lines}
-        broken = {n: choice["error"] for n, choice in chosen.items() if choice["error"]}
-        outcomes = run([cell for cell in _all(cells) if cell.line not in broken])
-        outcomes |= {c: broken[c.line] for c in _all(cells) if c.line in broken}
+        cells = {
+            line.name: grid.cells(line, chosen_settings(chosen, line.name)) for line in grid.lines
+        }
+        errors = {name: choice["error"] for name, choice in chosen.items() if choice["error"]}
+        outcomes = run([cell for cell in _all(cells) if cell.line not in errors])
+        outcomes |= {cell: errors[cell.line] for cell in _all(cells) if cell.line in errors}
         compared, spent = results(grid, cells, chosen, outcomes), costs(cells, outcomes)
         write_text(grid.folder / RESULTS, dump(compared))
         write_text(grid.folder / COSTS, dump(spent))
@@ -61,20 +64,20 @@ def compare(grid: Grid, jobs: int, say: Say, begin: Begin | None) -> dict[str, A
 
 
 def _run(cells: Sequence[Cell], folder: Path, jobs: int, say: Say, begin: Begin) -> dict[Cell, Any]:
-    """Run those that are not finished; each with its record, or the line that tells its error."""
+    """Run the cells that are not finished; return each cell's record, or its error as a line."""
     outcomes: dict[Cell, Any] = {cell: constant_record(cell) for cell in cells if cell.constant}
     runs = [cell for cell in cells if not cell.constant]
     outcomes |= {cell: cell.record(folder) for cell in runs}
     waiting = [cell for cell in runs if outcomes[cell] is None]
     if len(waiting) < len(runs):
-        say(f"{len(runs) - len(waiting)} of {len(runs)} are finished already")
+        say(f"{len(runs) - len(waiting)} of {len(runs)} are already finished")
     for cell in waiting:
         cell.write_settings(folder)
     ended = processes.run_all(waiting, jobs, lambda cell: begin(cell, folder))
     for number, (cell, status) in enumerate(ended, 1):
         if status:
             outcomes[cell] = processes.what_broke(cell, folder, status)
-            outcome_text = f"broke: {outcomes[cell]}"
+            outcome_text = f"failed: {outcomes[cell]}"
         else:
             outcomes[cell] = cell.write_record(folder)
             op = outcomes[cell]["overall"]
@@ -87,8 +90,8 @@ def _all(cells: dict[str, list[Cell]]) -> list[Cell]:
     return [cell for line_cells in cells.values() for cell in line_cells]
 
 
-def laid(chosen: dict[str, Any], line: str) -> dict[str, Any]:
-    """What is chosen for a line, as it is laid over its settings."""
+def chosen_settings(chosen: dict[str, Any], line: str) -> dict[str, Any]:
+    """Return the chosen hyper-parameter of a line as a setting that overrides the line's own."""
     choice = chosen.get(line)
     return {choice["key"]: choice["chosen"]} if choice and not choice["error"] else {}
 
@@ -104,9 +107,12 @@ def check_place(folder: Path, jobs: int) -> None:
 
 
 def check(grid: Grid, trials: Trials | None, bases: Bases) -> list[str]:
-    """What can be known to be wrong with any cell, before the first one runs.
+    """Check all cells before the first one runs.
 
-    Returns what is to be said of the rows; what is read of a base is put into `bases`.
+    Returns the notes and warnings about the rows. Each base that is read is stored in `bases`.
+
+    Raises:
+        PerdureError: the settings, the rows or the base of a cell are wrong.
     """
     cells = [grid.cells(line, {})[0] for line in grid.lines]
     shapes: set[str] = set()
@@ -130,7 +136,7 @@ def check(grid: Grid, trials: Trials | None, bases: Bases) -> list[str]:
 
 
 def prepared(cell: Cell, bases: Bases) -> Plan:
-    """The plan of a cell; each base is read once for all cells."""
+    """Return the plan of a cell. Each base is read only once for all cells."""
     config = cell.config
     place = (config.base, config.revision)
     plan = prepare(config, bases.get(place))
@@ -139,7 +145,7 @@ def prepared(cell: Cell, bases: Bases) -> Plan:
 
 
 def _check_rows(grid: Grid, bases: Bases) -> list[str]:
-    """That the rows of every order are there and fit the base; what is to be said of them."""
+    """Check that the rows of every order exist and fit the base; return notes and warnings."""
     lines = []
     for cell in grid.cells(grid.lines[0], {})[:: len(grid.seeds)]:
         plan = prepared(cell, bases)

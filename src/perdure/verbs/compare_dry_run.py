@@ -1,4 +1,4 @@
-"""`compare --dry-run`: what a comparison would run and cost, from a try of one cell a line."""
+"""`compare --dry-run` estimates the cost of a comparison from a trial of one cell per line."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,7 @@ from perdure.comparison.matched import matched
 from perdure.comparison.results import choices
 from perdure.comparison.trials import Trials
 from perdure.say import Say, silent
-from perdure.verbs.compare import Bases, check, check_place, laid
+from perdure.verbs.compare import Bases, check, check_place, chosen_settings
 from perdure.verbs.costs import check_disk
 from perdure.verbs.dry_run import dry_run as dry_run_of
 
@@ -18,11 +18,11 @@ COSTS = ("steps", "seconds", "trainable", "disk_bytes")
 
 
 def dry_run(grid: Grid, jobs: int, say: Say) -> dict[str, Any]:
-    """What is left to run, and about how long it takes.
+    """Return what is left to run, and an estimate of its cost.
 
-    The first cell of each line is tried as `run --dry-run` does; its time, memory and disk stand
-    for the line's other cells, and for its trials, which are a little shorter. `seconds` assumes
-    that `jobs` cells at a time are no slower than one.
+    `run --dry-run` is applied to the first cell of each line. Its time, memory and disk space are
+    taken for the line's other cells as well, and for its trials, which are a little shorter.
+    `seconds` assumes that `jobs` cells at the same time are as fast as one.
     """
     check_place(grid.folder, jobs)
     grid = matched(grid)
@@ -31,33 +31,33 @@ def dry_run(grid: Grid, jobs: int, say: Say) -> dict[str, Any]:
     for line in check(grid, trials, bases):
         say(line)
     chosen = _chosen(grid, trials) if trials else {}
-    entries, tried = [], {}
+    entries, estimate = [], {}
     for line in grid.lines:
         line_trials = trials.cells.get(line.name, []) if trials else []
-        cells = grid.cells(line, laid(chosen, line.name))
+        cells = grid.cells(line, chosen_settings(chosen, line.name))
         if line.constant:
             nothing = dict.fromkeys(("trials", "to_run", *COSTS), 0)
             entries.append({"name": line.name, "cells": len(cells), **nothing})
             continue
-        tried = _try(cells[0], grid, bases)
+        estimate = _estimate(cells[0], grid, bases)
         entries.append(
             {
                 "name": line.name,
                 "cells": len(cells),
                 "trials": len(line_trials),
                 "to_run": sum(cell.record(grid.folder) is None for cell in [*cells, *line_trials]),
-                **{key: tried[key] for key in COSTS},
+                **{key: estimate[key] for key in COSTS},
             }
         )
     total = {"disk_bytes": sum(line["disk_bytes"] * line["to_run"] for line in entries)}
     check_disk(grid.folder, total)
     return {
         "folder": str(grid.folder),
-        "device": tried["device"],
-        "threads": tried["threads"],
+        "device": estimate["device"],
+        "threads": estimate["threads"],
         "jobs": jobs,
         "lines": entries,
-        "peak_memory_bytes": tried["peak_memory_bytes"],  # of the process, so of all lines
+        "peak_memory_bytes": estimate["peak_memory_bytes"],  # of the process, so of all lines
         "to_run": sum(line["to_run"] for line in entries),
         "seconds": sum(line["seconds"] * line["to_run"] for line in entries) / jobs,
         **total,
@@ -65,12 +65,12 @@ def dry_run(grid: Grid, jobs: int, say: Say) -> dict[str, Any]:
 
 
 def _chosen(grid: Grid, trials: Trials) -> dict[str, Any]:
-    """What finished trials have chosen, which the cells that are there were run with."""
+    """Return the choices of the finished trials, with which existing cells were run."""
     cells = [cell for line_cells in trials.cells.values() for cell in line_cells]
     return choices(grid, trials.cells, {c: c.record(grid.folder) or "not run yet" for c in cells})
 
 
-def _try(cell: Cell, grid: Grid, bases: Bases) -> dict[str, Any]:
-    """The cell's own dry run, as if it began anew."""
+def _estimate(cell: Cell, grid: Grid, bases: Bases) -> dict[str, Any]:
+    """Return the dry run of a cell, as if nothing of it had been run."""
     config = replace(cell.config, lineage=str(grid.folder / "dry-run"))
     return dry_run_of(config, silent, info=bases[config.base, config.revision])

@@ -1,4 +1,4 @@
-"""What the tries of a dry run say of the whole: seconds, bytes."""
+"""The seconds and bytes of a run, estimated from the trials of a dry run."""
 
 import math
 import resource
@@ -21,12 +21,19 @@ from perdure.prepare import Plan
 from perdure.verbs.counting import Count
 
 
-STEPS = 3  # the first warms up, the last is where a method ends its round
+STEPS = 3  # the first is a warm-up, and a method ends its round in the last
 
 
 @dataclass(eq=False)
 class Trial(TrainerCallback):
-    """One task, tried: what it holds, how long its steps and the scoring of its rows took."""
+    """The trial of a task: its size, and the seconds of its steps and of its scoring.
+
+    Args:
+        task: the name of the task.
+        count: the number of its rows and tokens.
+        steps: the number of its optimizer steps in the run.
+        old_tasks: the number of tasks in the memory.
+    """
 
     task: str
     count: Count
@@ -44,14 +51,14 @@ class Trial(TrainerCallback):
         self.step_seconds.append(now - self.last)
         self.last = now
 
-    def tested(self, rows: int, few: Split | None, seconds: float) -> None:
-        """Note how long the scoring of a few of the stage's `rows` test rows took."""
-        if rows and few:
+    def tested(self, rows: int, sample: Split | None, seconds: float) -> None:
+        """Record the seconds that the scoring of `sample` took, of the stage's `rows` test rows."""
+        if rows and sample:
             self.test_rows = rows
-            self.seconds_a_test_row = seconds / len(few.rows)
+            self.seconds_a_test_row = seconds / len(sample.rows)
 
     def learning(self, period: int) -> float:
-        """The seconds of all steps; the last one tried ended a round of `period` steps."""
+        """Estimate the seconds of all steps; the last trial step ended a round of `period`."""
         _, plain, last = self.step_seconds
         if period == 1:
             return self.steps * (plain + last) / 2
@@ -59,7 +66,10 @@ class Trial(TrainerCallback):
 
 
 def costs(plan: Plan, base: Base, trials: Sequence[Trial], scored: int) -> dict[str, Any]:
-    """Seconds of learning and scoring, and bytes, of all tasks; `scored` test rows are there."""
+    """Estimate the seconds of learning and scoring, and the bytes, of all tasks.
+
+    `scored` is the number of test rows of the tasks learned so far.
+    """
     config, period = plan.config, max(method.period for method in plan.methods)
     learning = [trial.learning(period) for trial in trials]
     scoring = _scoring(config, base, trials, scored)
@@ -67,11 +77,12 @@ def costs(plan: Plan, base: Base, trials: Sequence[Trial], scored: int) -> dict[
     trained = sum(n for n, _, grad in weights if grad)
     stage = sum(n * size for n, size, grad in weights if grad or base.whole)
     stages = min(KEPT + 1, len(trials)) if base.whole else len(trials)
-    inside = bool(config.checkpoint_every) and any(
+    has_checkpoints = bool(config.checkpoint_every) and any(
         trial.steps > config.checkpoint_every for trial in trials
     )
-    # a checkpoint holds the weights, two moments, and what the methods keep, about as much again
-    checkpoints = 2 * 6 * trained * 4 if inside else 0
+    # A checkpoint has the weights, two moments, and the state of the methods, which is about as
+    # large as these three. There are at most two checkpoints, in fp32.
+    checkpoints = 2 * 6 * trained * 4 if has_checkpoints else 0
     return {
         "parameters": sum(n for n, _, _ in weights),
         "trainable": trained,
@@ -86,37 +97,42 @@ def costs(plan: Plan, base: Base, trials: Sequence[Trial], scored: int) -> dict[
 
 
 def check_disk(path: Path, total: dict[str, Any]) -> None:
-    """Note what is free where the lineage goes.
+    """Add the free disk space of the lineage's file system to `total`.
 
     Raises:
-        PerdureError: it is too little.
+        PerdureError: there is not enough.
     """
     place = next(p for p in [path, *path.absolute().parents] if p.exists())
     total["disk_free_bytes"] = shutil.disk_usage(place).free
     if total["disk_bytes"] > total["disk_free_bytes"]:
         needed, free = (total[k] / 2**30 for k in ("disk_bytes", "disk_free_bytes"))
         raise PerdureError(
-            f"{path}: the stages need {needed:.1f} GiB and {free:.1f} GiB are free; make room, or "
-            "give another folder"
+            f"{path}: the stages need {needed:.1f} GiB, but only {free:.1f} GiB are free; free "
+            "some space or give another folder"
         )
 
 
 def _scoring(config: Config, base: Base, trials: Sequence[Trial], scored: int) -> list[float]:
-    """A stage scores its own task once, twice more for forward transfer, and the older ones."""
-    known = [trial.seconds_a_test_row for trial in trials if trial.test_rows]
-    older = scored * (sum(known) / len(known) if known else 0.0)
+    """Estimate the seconds of scoring of each stage.
+
+    A stage scores its own task once, twice more for forward transfer (once more for an encoder),
+    and the older tasks.
+    """
+    row_seconds = [trial.seconds_a_test_row for trial in trials if trial.test_rows]
+    old_seconds = scored * (sum(row_seconds) / len(row_seconds) if row_seconds else 0.0)
     times = 1 + (2 if base.kind != "encoder" else 1) * config.scoring.forward
     seconds = []
     for i, trial in enumerate(trials):
-        own = trial.test_rows * trial.seconds_a_test_row
-        looks_back = config.scoring.old == "each" or i + 1 == len(trials)
-        seconds.append(own * times + older * (looks_back and config.mode != "per_task"))
-        older += own
+        new_seconds = trial.test_rows * trial.seconds_a_test_row
+        scores_old = config.scoring.old == "each" or i + 1 == len(trials)
+        scores_old = scores_old and config.mode != "per_task"
+        seconds.append(new_seconds * times + old_seconds * scores_old)
+        old_seconds += new_seconds
     return seconds
 
 
 def _peak() -> int:
-    """Bytes: of the accelerator if there is one, else of this process."""
+    """Return the peak memory of the accelerator, or else of this process, in bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

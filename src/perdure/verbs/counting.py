@@ -1,4 +1,4 @@
-"""How much a task is, before it is learned: rows, tokens, optimizer steps."""
+"""The size of a task before it is learned: its rows, tokens and optimizer steps."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from perdure.models.kinds import Kind
 
 @dataclass
 class Count:
-    """Of the rows of one task: `tokens` with prompts, `learned` those with a loss."""
+    """The numbers of a task's rows. `tokens` includes the prompts; `learned` have a loss."""
 
     rows: int
     tokens: int
@@ -24,7 +24,7 @@ class Count:
 
 
 def count(features: Sequence[dict[str, Any]], truncated: int, kind: Kind) -> Count:
-    """What `data.tokens.features` made, counted; an encoder learns one label a row."""
+    """Count the features of `data.tokens.features`. An encoder learns one label per row."""
     lengths = [length(feature, kind) for feature in features]
     learned = len(features)
     if kind != "encoder":
@@ -33,25 +33,25 @@ def count(features: Sequence[dict[str, Any]], truncated: int, kind: Kind) -> Cou
 
 
 def length(feature: dict[str, Any], kind: Kind) -> int:
-    """Tokens that one row takes through the model."""
+    """Return the number of tokens of a row that go through the model."""
     target = len(feature["labels"]) if kind == "seq2seq" else 0
     return len(feature["input_ids"]) + target
 
 
 def steps_of(args: TrainingArguments, rows: int) -> int:
-    """The number of optimizer steps that the Trainer takes on that many rows."""
+    """Return the number of optimizer steps that the Trainer takes on this number of rows."""
     if args.max_steps > 0:
         return args.max_steps
     batches = math.ceil(rows / (args.per_device_train_batch_size * args.world_size))
     if args.dataloader_drop_last:
         batches = rows // (args.per_device_train_batch_size * args.world_size)
-    each = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
-    return math.ceil(args.num_train_epochs * each)
+    steps_an_epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+    return math.ceil(args.num_train_epochs * steps_an_epoch)
 
 
-def sample(rows: Sequence[Row], lengths: Sequence[int], each: int, steps: int) -> list[Row]:
-    """Rows for a few steps of `each` rows: the longest first, then rows of every length."""
+def sample(rows: Sequence[Row], lengths: Sequence[int], rows_a_step: int, steps: int) -> list[Row]:
+    """Choose rows for a few steps: first the longest rows, then rows of all lengths."""
     order = sorted(range(len(rows)), key=lambda i: -lengths[i])
-    others = max(each * (steps - 1), 1)
+    others = max(rows_a_step * (steps - 1), 1)
     spread = [order[i * len(order) // others] for i in range(others)]
-    return [rows[i] for i in [*order[:each], *spread]]
+    return [rows[i] for i in [*order[:rows_a_step], *spread]]

@@ -1,8 +1,9 @@
-"""`--dry-run`: what `learn` or `run` would do and cost, found by doing three steps of every task.
+"""`--dry-run` estimates what `learn` or `run` would cost, from three steps of every task.
 
-Everything is resolved as the verb resolves it; then each task is learned for three optimizer steps
-on a throw-away model (the first on its longest rows, with the memory that the tasks before it would
-leave), and scored on one batch. Nothing is written to the lineage, nothing is downloaded.
+All checks are those of the real verb. Then each task is learned for three optimizer steps on a
+model that is thrown away, with the memory that the earlier tasks would leave, and is scored on one
+batch. The first step has the task's longest rows. Nothing is written to the lineage, and nothing is
+downloaded.
 """
 
 import tempfile
@@ -37,7 +38,15 @@ from perdure.verbs.sources import general_rows, remembered
 
 @dataclass
 class Start:
-    """Where the dry run begins: a model, the rows it remembers, test rows that it was scored on."""
+    """The state in which a dry run begins.
+
+    Args:
+        path: the folder of the lineage.
+        base: the model.
+        stage: the number of the newest stage.
+        memory: the remembered rows, by task.
+        scored: the number of test rows of the tasks learned so far.
+    """
 
     path: Path
     base: Base
@@ -47,12 +56,12 @@ class Start:
 
 
 def dry_run(config: Config, say: Say, info: BaseInfo | None = None) -> dict[str, Any]:
-    """What `run` would do: of the tasks that are not learned yet, if the lineage is there already.
+    """Estimate `run`. If the lineage exists, only the tasks not yet learned count.
 
-    `info` is what was read of the base before, if it was.
+    `info` is the result of `read_base` for the base, if there is one already.
 
     Raises:
-        PerdureError: whatever would stop the run, now or in its last hour.
+        PerdureError: something would stop the run, at its start or later.
     """
     with _offline():
         plan = prepare_run(config, info)
@@ -67,10 +76,10 @@ def dry_run(config: Config, say: Say, info: BaseInfo | None = None) -> dict[str,
 
 
 def dry_run_of_learn(path: str | Path, task: Task, say: Say) -> dict[str, Any]:
-    """What `learn` would do.
+    """Estimate `learn`.
 
     Raises:
-        PerdureError: whatever would stop it, now or in its last hour.
+        PerdureError: something would stop it, at its start or later.
     """
     with _offline():
         lineage = Lineage(path)
@@ -80,18 +89,18 @@ def dry_run_of_learn(path: str | Path, task: Task, say: Say) -> dict[str, Any]:
 
 def _at_the_head(lineage: Lineage, plan: Plan) -> Start:
     stages, sequential = lineage.stages, lineage.config.mode == "sequential"
-    follows = stages[-1] if stages and sequential else None
+    previous = stages[-1] if stages and sequential else None
     return Start(
         lineage.path,
-        plan.loader.at(lineage, follows),
-        lineage.head,
-        {e["task"]["id"]: remembered(lineage, e) for e in stages if follows},
-        sum(e["task"]["test"]["rows"] for e in stages if "test" in e["task"]),
+        plan.loader.at(lineage, previous),
+        stage=lineage.head,
+        memory={e["task"]["id"]: remembered(lineage, e) for e in stages if previous},
+        scored=sum(e["task"]["test"]["rows"] for e in stages if "test" in e["task"]),
     )
 
 
 def _report(start: Start, plan: Plan, done: int, say: Say) -> dict[str, Any]:
-    """Try every task from number `done` on, and add up what they would cost."""
+    """Run a trial of every task after the first `done`, and add up the estimated costs."""
     config, base, tasks = plan.config, start.base, plan.tasks
     for line in plan.notes:
         say(line)
@@ -100,8 +109,8 @@ def _report(start: Start, plan: Plan, done: int, say: Say) -> dict[str, Any]:
     for number, learned in enumerate(stages_of(tasks, config.mode)[done:], start=done + 1):
         task = learned[-1]
         general = general_rows(config, task, number).rows if config.general.file else ()
-        known = {GENERAL: list(general), **memory} if general else memory
-        trial = _three_steps(base, plan, learned, known, number)
+        rehearsed = {GENERAL: list(general), **memory} if general else memory
+        trial = _three_steps(base, plan, learned, rehearsed, number)
         trials.append(trial)
         if config.mode == "sequential":
             memory[task.name] = choose(
@@ -129,33 +138,33 @@ def _report(start: Start, plan: Plan, done: int, say: Say) -> dict[str, Any]:
 def _three_steps(
     base: Base, plan: Plan, learned: Sequence[Task], memory: dict[str, list[Row]], number: int
 ) -> Trial:
-    """Learn the longest and some other rows of a task, and score a batch of it."""
+    """Learn the longest and some other rows of a task, and score one batch of it."""
     config, task = plan.config, learned[-1]
-    rows = [row for one in learned for row in one.train.rows]
+    rows = [row for learned_task in learned for row in learned_task.train.rows]
     task_features, truncated = _features(config, base, learned)
     training = {**config.training, **task.training}
     args = plan.arguments(training)
-    each = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    chosen = sample(rows, [length(feature, base.kind) for feature in task_features], each, STEPS)
+    rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    lengths = [length(feature, base.kind) for feature in task_features]
+    trial_rows = sample(rows, lengths, rows_a_step, STEPS)
     trial_keys = {"max_steps": STEPS, "train_sampling_strategy": "sequential", "report_to": "none"}
     tests = task.test and replace(task.test, rows=task.test.rows[: config.scoring.batch_size])
     short = replace(
         task,
-        train=Split(tuple(chosen)),
+        train=Split(tuple(trial_rows)),
         test=tests,
         options=task.answers(),
     )
-    if config.mode in TOGETHER and base.kind == "encoder":  # the head knows the labels of them all
+    if config.mode in TOGETHER and base.kind == "encoder":  # the head has the labels of all tasks
         short = replace(short, options=_answers(learned))
     quick = replace(config, scoring=replace(config.scoring, forward=False))
     counted = count(task_features, truncated, base.kind)
     trial = Trial(task.name, counted, steps_of(args, len(rows)), len(memory))
-    named = {task.name: short}
     stage_plan = StagePlan(
         stage=number,
         task=task.name,
         learn=[short],
-        score=named,
+        score={task.name: short},
         memory=memory,
         config=quick,
         methods=plan.methods,
@@ -172,24 +181,25 @@ def _three_steps(
                 "does not fit into memory; lower per_device_train_batch_size or max_length"
             ) from error
     scored = learned if config.mode == "union" else [task]
-    trial.tested(sum(len(one.test.rows) for one in scored if one.test), tests, seconds["score"])
+    test_rows = sum(len(scored_task.test.rows) for scored_task in scored if scored_task.test)
+    trial.tested(test_rows, tests, seconds["score"])
     return trial
 
 
 def _features(config: Config, base: Base, learned: Sequence[Task]) -> tuple[list, int]:
     all_features, truncated = [], 0
-    limits = (config.max_length, config.max_completion_length)
     for task in learned:
         labels = list(task.answers() or ()) if base.kind == "encoder" else None
         task_features, cut = features(
             task.train.rows,
             base.tokenizer,
-            base.kind,
-            *limits,
-            labels,
-            f"{task.name} train",
-            config.mask_history,
-            base.cache,
+            kind=base.kind,
+            max_length=config.max_length,
+            max_completion_length=config.max_completion_length,
+            labels=labels,
+            where=f"{task.name} train",
+            mask_history=config.mask_history,
+            cache=base.cache,
         )
         all_features, truncated = all_features + task_features, truncated + cut
     return all_features, truncated
@@ -201,7 +211,7 @@ def _answers(tasks: Sequence[Task]) -> tuple[str, ...]:
 
 @contextmanager
 def _offline() -> Iterator[None]:
-    """The hub's libraries as with HF_HUB_OFFLINE=1: what is not here already is an error."""
+    """Put the hub's libraries offline, as HF_HUB_OFFLINE=1 does, for a block."""
     hub: Any = huggingface_hub.constants
     rows: Any = datasets.config
     before = hub.HF_HUB_OFFLINE, rows.HF_HUB_OFFLINE

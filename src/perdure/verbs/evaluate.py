@@ -1,4 +1,4 @@
-"""`evaluate`: a stage's scores, taken again."""
+"""`evaluate` scores a stage again."""
 
 import json
 import os
@@ -33,13 +33,13 @@ def evaluate(
     data: str | Path | None,
     say: Say,
 ) -> dict[str, dict[str, Any]]:
-    """`perdure.api.evaluate`: by task, its score and how it was taken."""
+    """Return the score of each task and how it was scored. See `perdure.api.evaluate`."""
     lineage = Lineage(path)
     if not lineage.stages:
         reverted = lineage.next_stage > 1
-        state = "every stage is reverted" if reverted else "nothing was learned yet"
-        mend = f"revert {path} --to STAGE" if reverted else f"learn {path} NAME train.jsonl"
-        raise PerdureError(f"{path}: {state}, so there is nothing to score; `perdure {mend}`")
+        state = "every stage is reverted" if reverted else "nothing has been learned yet"
+        remedy = f"revert {path} --to STAGE" if reverted else f"learn {path} NAME train.jsonl"
+        raise PerdureError(f"{path}: {state}, so there is nothing to score; `perdure {remedy}`")
     entry = stage_entry(lineage, stage)
     ids = [task["id"] for e in lineage.stages for task in learned_by(e)]
     for name in tasks:
@@ -71,10 +71,10 @@ def evaluate(
 
 
 def _check_place(file: Path) -> None:
-    """Before anything is scored: the answers are written last."""
+    """Check before the scoring that the file can be written, since it is written last."""
     folder = file.absolute().parent
     if not folder.is_dir():
-        raise PerdureError(f"{file}: there is no folder {folder}; make it, or give another file")
+        raise PerdureError(f"{file}: there is no folder {folder}; create it or give another file")
     if file.is_dir() or not os.access(folder, os.W_OK):
         raise PerdureError(f"{file}: cannot be written; give another file")
 
@@ -84,8 +84,8 @@ def _lines(name: str, task: Task | None, answers: list[str]) -> list[str]:
         return []
     metric = find_metric(task.metric)
     lines = []
-    for number, (row, said) in enumerate(zip(task.test.rows, answers, strict=False), 1):
-        about = {"task": name, "row": number, **row}
-        about |= {"prediction": said, "score": best(metric, said, references(row))}
-        lines.append(json.dumps(about, ensure_ascii=False) + "\n")
+    for number, (row, answer) in enumerate(zip(task.test.rows, answers, strict=False), 1):
+        record = {"task": name, "row": number, **row}
+        record |= {"prediction": answer, "score": best(metric, answer, references(row))}
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     return lines

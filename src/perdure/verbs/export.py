@@ -1,4 +1,4 @@
-"""`export`: one plain model with everything merged in, which needs neither Perdure nor PEFT."""
+"""`export` writes a single merged model, which needs neither Perdure nor PEFT to load."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ from perdure.verbs.card import model_card
 
 
 def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | None) -> Path:
-    """`perdure.api.export`: a stage as one plain model."""
+    """Write a stage as a single model and return its folder. See `perdure.api.export`."""
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PerdureError(f"{out}: exists and is not empty; give a new folder")
@@ -33,38 +33,38 @@ def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | No
     entry = stage_entry(lineage, stage)
     if lineage.config.mode == "per_task" and stage is None and len(lineage.stages) > 1:
         raise PerdureError(
-            f"{path}: mode per_task has an adapter for each task, which do not merge into one; "
-            "say which with --stage"
+            f"{path}: mode per_task has one adapter per task, and they cannot be merged into one "
+            "model; choose one with --stage"
         )
     check_pin(lineage.pin)
     lineage.config.quantization = None
     base = base_at(lineage, entry)
-    own = (base.network if base.whole else base.peft.get_base_model()).dtype
+    base_dtype = (base.network if base.whole else base.peft.get_base_model()).dtype
     if not base.whole:
         base.network.float()
     with as_stored(lineage, entry, base):
         expected = sample_output(base.network, base.tokenizer)
     untouched = is_untouched(lineage, entry, base)
     merged = _without_adapter(base) if untouched else _merged(base, str(path))
-    merged = merged.to(getattr(torch, dtype) if dtype else own)
-    beside = out.parent / f".{out.name}.new"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    merged.save_pretrained(beside)
-    _check_written(beside, base, expected)
-    base.tokenizer.save_pretrained(beside)
+    merged = merged.to(getattr(torch, dtype) if dtype else base_dtype)
+    unfinished = out.parent / f".{out.name}.new"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    merged.save_pretrained(unfinished)
+    _check_written(unfinished, base, expected)
+    base.tokenizer.save_pretrained(unfinished)
     if isinstance(base.model, Classifier) and base.model.labels:
-        save_head(base.model, beside)
+        save_head(base.model, unfinished)
     card = model_card(base.kind, lineage.pin, entry, "merged", str(out))
-    (beside / CARD).write_text(card, encoding="utf-8")
+    (unfinished / CARD).write_text(card, encoding="utf-8")
     if out.exists():
         out.rmdir()
-    beside.rename(out)
+    unfinished.rename(out)
     return out
 
 
 def _merged(base: Base, where: str) -> Any:
-    """The network without its adapter, what it added now in the weights, which are fp32."""
+    """Return the network with its adapter merged into the weights, which are fp32."""
     network = base.network
     if not isinstance(network, PeftModel):
         return network
@@ -73,16 +73,16 @@ def _merged(base: Base, where: str) -> Any:
     except (AttributeError, NotImplementedError, ValueError, RuntimeError) as error:
         kind = PeftType(network.peft_config["default"].peft_type).value
         raise PerdureError(
-            f"{where}: a {kind} adapter does not merge into weights ({one_line(error)}); serve the "
-            "stage's folder with PEFT"
+            f"{where}: a {kind} adapter cannot be merged into the weights ({one_line(error)}); "
+            "serve the stage's folder with PEFT"
         ) from error
 
 
 def _check_written(folder: Path, base: Base, expected: Tensor) -> None:
-    """Check that the model that is read back from its files gives the same output.
+    """Check that the model gives the same output after it was saved and loaded.
 
     Raises:
-        PerdureError: it does not; the files are gone then.
+        PerdureError: it does not; the files have been deleted.
     """
     written = AUTO[base.kind].from_pretrained(folder, dtype="auto")
     output = sample_output(written, base.tokenizer)
@@ -90,13 +90,13 @@ def _check_written(folder: Path, base: Base, expected: Tensor) -> None:
     if expected.isfinite().all() and not alike(output, expected, tolerance):
         shutil.rmtree(folder)
         raise PerdureError(
-            f"export: read back in {str(written.dtype).removeprefix('torch.')}, the model is not "
-            "the stage's any more; try another --dtype, or serve the stage's folder with PEFT"
+            f"export: in {str(written.dtype).removeprefix('torch.')} the model gives other outputs "
+            "than the stage; try another --dtype, or serve the stage's folder with PEFT"
         )
 
 
 def _without_adapter(base: Base) -> Any:
-    """The network itself, from which its fresh adapter is taken."""
+    """Return the network without its fresh adapter."""
     network: Any = base.peft
     model = network.get_base_model() if network.peft_config["default"].is_prompt_learning else None
     model = model or network.unload()

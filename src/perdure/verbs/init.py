@@ -1,4 +1,4 @@
-"""`init`: a lineage whose stage 0 is the untouched base, or a base with an adapter on it."""
+"""`init` creates a lineage. Its stage 0 is the untouched base, or the base with an adapter."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ from perdure.verbs.trial import Trial, check_start
 
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.model")
-# What PEFT writes of how an adapter was made, which is not a setting of the adapter.
+# Keys of an adapter's config that record how it was made. They are not settings of the adapter.
 HISTORY = (
     *("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "task_type"),
     "peft_version",
@@ -31,11 +31,11 @@ HISTORY = (
 
 
 def init(path: str | Path, config: Config, adapter: str | Path | None) -> Lineage:
-    """`perdure.api.init`: a lineage on an untouched base, or on one with the adapter `adapter`.
+    """Create a lineage on an untouched base, or on a base with the PEFT adapter `adapter`.
 
     Raises:
-        PerdureError: the folder is not empty, the base or the adapter is not there or not of that
-            base, a setting is wrong, or the adapter would fail later (`Trial`).
+        PerdureError: the folder is not empty, the base or the adapter does not exist, the adapter
+            belongs to another base, a setting is wrong, or the adapter would fail later (`Trial`).
     """
     if adapter:
         config.adapter = adapter_settings(Path(adapter), config)
@@ -50,10 +50,10 @@ def init(path: str | Path, config: Config, adapter: str | Path | None) -> Lineag
 
 
 def begin(path: str | Path, plan: Plan, adapter: str | Path | None = None) -> Lineage:
-    """Make the lineage of a plan, once its adapter has been tried.
+    """Create the lineage of a plan after a trial of its adapter.
 
     Raises:
-        PerdureError: as `init`.
+        PerdureError: as for `init`.
     """
     config, files = plan.config, None
     config.threads = config.threads or torch.get_num_threads()
@@ -69,10 +69,11 @@ def begin(path: str | Path, plan: Plan, adapter: str | Path | None = None) -> Li
 
 
 def try_base(plan: Plan, adapter: str | Path | None = None) -> None:
-    """Load the base with a fresh adapter, or with `adapter`, and try the adapter (`Trial`).
+    """Load the base with a fresh adapter, or with `adapter`, and test the adapter (`Trial`).
 
-    The plan's loader keeps the base for the first stage. The trial is made on a copy that shares
-    its weights; where there is none, the base is used up, and it is loaded again.
+    The plan's loader keeps the base for the first stage. The test runs on a copy that shares the
+    base's weights. If no such copy is possible, the test changes the base, and the loader loads it
+    again.
 
     Raises:
         PerdureError: the weights do not load or do not fit, or the adapter would fail later.
@@ -92,7 +93,7 @@ def try_base(plan: Plan, adapter: str | Path | None = None) -> None:
     )
     if not adapter:
         plan.loader.keep(base, config.adapter)
-    base.padding  # noqa: B018  # runs a short text: what the base cannot do is said here
+    base.padding  # noqa: B018  # runs a short text, so that a base that cannot run fails here
     if adapter:
         _check_tokenizer(Path(adapter), base.tokenizer)
         load_weights(base, Path(adapter), head=False)
@@ -103,14 +104,14 @@ def try_base(plan: Plan, adapter: str | Path | None = None) -> None:
 
 
 def adapter_settings(folder: Path, config: Config) -> dict[str, Any]:
-    """An adapter's own settings as `adapter:` of a lineage, PEFT's defaults left out.
+    """Return an adapter's settings for the key `adapter:` of a lineage, without PEFT's defaults.
 
     Raises:
-        PerdureError: no adapter there, one in a pickle, or `adapter:` is set besides.
+        PerdureError: the folder has no adapter or a pickled one, or `adapter:` is set as well.
     """
     if config.adapter != {}:
-        given = "null" if config.adapter is None else ", ".join(config.adapter)
-        raise PerdureError(f"adapter: {folder} brings its own settings; leave out {given}")
+        set_keys = "null" if config.adapter is None else ", ".join(config.adapter)
+        raise PerdureError(f"adapter: {folder} brings its own settings; leave out {set_keys}")
     written = _read(folder)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         pickled = (folder / "adapter_model.bin").exists()
@@ -124,7 +125,8 @@ def adapter_settings(folder: Path, config: Config) -> dict[str, Any]:
         f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
         for f in dataclasses.fields(kind)
     }
-    if written.get("init_lora_weights") == "eva":  # where its factors began, which are read now
+    if written.get("init_lora_weights") == "eva":
+        # EVA only initialises the factors, and they are loaded from the adapter's file.
         written = {k: v for k, v in written.items() if k not in ("init_lora_weights", "eva_config")}
     return {
         key: value
@@ -135,13 +137,13 @@ def adapter_settings(folder: Path, config: Config) -> dict[str, Any]:
     }
 
 
-def _check_tokenizer(folder: Path, own: PreTrainedTokenizerBase) -> None:
-    """That a tokenizer beside an adapter, as TRL saves one, is the base's.
+def _check_tokenizer(folder: Path, base_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a tokenizer in an adapter's folder, as TRL saves one, equals the base's.
 
-    A lineage takes tokenizer and chat template from its base, which is pinned.
+    A lineage always uses the tokenizer and the chat template of its pinned base.
 
     Raises:
-        PerdureError: it reads or writes text in another way, or it does not load.
+        PerdureError: the tokenizer differs from the base's, or does not load.
     """
     if not any((folder / name).is_file() for name in TOKENIZER):
         return
@@ -152,21 +154,18 @@ def _check_tokenizer(folder: Path, own: PreTrainedTokenizerBase) -> None:
             f"{folder}: its tokenizer does not load ({one_line(error)}); remove its "
             "tokenizer files if they are the base's"
         ) from error
-    differs = [
-        what
-        for what, same in (
-            ("chat template", other.chat_template == own.chat_template),
-            ("vocabulary", other.get_vocab() == own.get_vocab()),
-            ("end token", other.eos_token_id == own.eos_token_id),
-            ("reading of a text", other(TEXT)["input_ids"] == own(TEXT)["input_ids"]),
-        )
-        if not same
-    ]
-    if differs:
+    same = {
+        "chat template": other.chat_template == base_tokenizer.chat_template,
+        "vocabulary": other.get_vocab() == base_tokenizer.get_vocab(),
+        "end token": other.eos_token_id == base_tokenizer.eos_token_id,
+        "tokenization of a text": other(TEXT)["input_ids"] == base_tokenizer(TEXT)["input_ids"],
+    }
+    differences = [aspect for aspect, is_same in same.items() if not is_same]
+    if differences:
         raise PerdureError(
             f"{folder}: the adapter was trained with another tokenizer than the base's (its "
-            f"{differs[0]} differs); give base=FOLDER, a copy of the base with the adapter's "
-            "tokenizer files in it, or remove these from the adapter's folder to take the base's"
+            f"{differences[0]} differs); give base=FOLDER, a copy of the base with the adapter's "
+            "tokenizer files, or remove these files from the adapter's folder to use the base's"
         )
 
 

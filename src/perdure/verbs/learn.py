@@ -1,4 +1,4 @@
-"""`learn`: one more task."""
+"""`learn` adds one task to a lineage."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,13 +22,14 @@ def learn(
     callbacks: Sequence[TrainerCallback],
     say: Say,
 ) -> dict[str, Any]:
-    """`perdure.api.learn`: one more task; return the ledger's line of the new stage.
+    """Learn one more task and return the new stage's line of the ledger.
 
-    The same call again goes on where it was stopped; if the newest stage has learned just this
-    task from just these rows, there is nothing to do and its line is returned.
+    After an interruption, the same call continues. If the newest stage has already learned this
+    task from the same rows, nothing is done and its line is returned.
 
     Raises:
-        PerdureError: not a lineage, a second writer, another base, or rows the model cannot take.
+        PerdureError: the folder is not a lineage, another process is writing to it, the base has
+            changed, or the model cannot learn the rows.
     """
     lineage = Lineage(path)
     plan = prepare_learn(lineage, task)
@@ -38,7 +39,7 @@ def learn(
         last = lineage.stages[-1]["task"] if lineage.stages else {}
         same = (task.name, task.train.sha256, task.training)
         if last and same == (last["name"], last["train"]["sha256"], last.get("training", {})):
-            say(f"{task.name}: learned already, as stage {lineage.head}")
+            say(f"{task.name}: already learned, as stage {lineage.head}")
             return lineage.stages[-1]
         for line in plan.notes:
             say(line)

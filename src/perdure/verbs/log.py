@@ -1,4 +1,4 @@
-"""`log`: the history of a lineage."""
+"""`log` lists the history of a lineage."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from perdure.reporting.results import method_name
 
 
 def log(path: str | Path) -> list[dict[str, Any]]:
-    """`perdure.api.log`: a mapping for each line of the ledger."""
+    """Return a mapping for each line of the ledger. See `perdure.api.log`."""
     lineage = Lineage(path)
     timings = lineage.timings()
     active = {0, *(stage["stage"] for stage in lineage.stages)}

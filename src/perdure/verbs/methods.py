@@ -1,4 +1,4 @@
-"""`methods`: what can stand under `method:`."""
+"""`methods` describes the methods that the setting `method:` accepts."""
 
 import inspect
 import types
@@ -9,12 +9,12 @@ from perdure.reporting.measured import measured
 
 
 def methods(name: str | None) -> list[dict[str, Any]]:
-    """`perdure.api.methods`: all methods, or the one of this name."""
-    return [describe(each) for each in ([name] if name else names())]
+    """Describe all methods, or only the one of this name. See `perdure.api.methods`."""
+    return [describe(method_name) for method_name in ([name] if name else names())]
 
 
 def describe(name: str) -> dict[str, Any]:
-    """A method's family, summary, paper, keywords and measured numbers.
+    """Return a method's family, summary, paper, keywords and measured numbers.
 
     Raises:
         PerdureError: there is no method of that name.
@@ -34,7 +34,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def spell(kind: Any) -> str:
-    """A keyword's type as people write it: `float | null`, or the words to choose from."""
+    """Return a keyword's type in the words of a YAML: `float | null`, or the possible values."""
     if get_origin(kind) is Literal:
         return " | ".join(map(str, get_args(kind)))
     if isinstance(kind, types.UnionType):

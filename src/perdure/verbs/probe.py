@@ -1,4 +1,4 @@
-"""`probe`: what the stages of a lineage make of rows beyond its tasks."""
+"""`probe` measures the stages of a lineage on rows outside its tasks."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -26,21 +26,21 @@ def probe(
     stages: Sequence[int],
     say: Say,
 ) -> dict[str, Any]:
-    """`perdure.api.probe`: what the stages make of the rows, in the terms of `measure.probes`."""
+    """Return the numbers of `measure.probes` for each stage. See `perdure.api.probe`."""
     lineage = Lineage(path)
     probe_rows, where = read_probes(rows)
     chosen = _chosen(lineage, learned, stages, say)
     check_pin(lineage.pin)
     torch.set_num_threads(lineage.config.threads or torch.get_num_threads())
     by_stage: dict[int, Recollection | None] = {}
-    for number in reversed(chosen):  # the newest first, whose head knows the most labels
+    for number in reversed(chosen):  # the newest first, because its head has the most labels
         by_stage[number] = _at(lineage, number, probe_rows, where, strict=not by_stage)
-    known = [one for one in by_stage.values() if one]
+    recollections = [recollection for recollection in by_stage.values() if recollection]
     return {
         "lineage": str(path),
         "rows": len(probe_rows),
-        "foils": sum(one.foil is not None for one in probe_rows),
-        "truncated": known[0].truncated if known else 0,
+        "foils": sum(probe_row.foil is not None for probe_row in probe_rows),
+        "truncated": recollections[0].truncated if recollections else 0,
         "learned": learned,
         "effectivity": _effectivity(lineage, by_stage, learned),
         "stages": [_of_stage(lineage, by_stage, number, learned) for number in chosen],
@@ -48,7 +48,7 @@ def probe(
 
 
 def _chosen(lineage: Lineage, learned: int | None, stages: Sequence[int], say: Say) -> list[int]:
-    """The stages to ask, oldest first."""
+    """Return the stages to probe, oldest first."""
     history = _history(lineage)
     for number in (*stages, *([] if learned is None else [learned])):
         if number not in history:
@@ -56,8 +56,8 @@ def _chosen(lineage: Lineage, learned: int | None, stages: Sequence[int], say: S
             raise PerdureError(f"{lineage.path}: no stage {number} in the present history; {hint}")
     if learned == 0:
         raise PerdureError(
-            f"{lineage.path}: stage 0 is the base, at which nothing was taught; --learned is the "
-            "stage that learned the rows"
+            f"{lineage.path}: stage 0 is the base, which learned nothing; --learned is the stage "
+            "that learned the rows"
         )
     needed = set(stages) | ({_before(lineage, learned), learned} if learned else set())
     lost = {n for n in history if n and is_gone(lineage, lineage.at(n))}
@@ -65,17 +65,17 @@ def _chosen(lineage: Lineage, learned: int | None, stages: Sequence[int], say: S
         raise PerdureError(gone(lineage, lineage.at(number)))
     if lost and not stages:
         named = ", ".join(map(str, sorted(lost)))
-        say(f"warning: not asked, as their weights are gone: stages {named}")
+        say(f"warning: stages not probed, because their weights were removed: {named}")
     return [n for n in history if n in needed or not (stages or n in lost)]
 
 
 def _at(
     lineage: Lineage, number: int, probe_rows: list[Probe], where: str, strict: bool
 ) -> Recollection | None:
-    """One stage's answers; None for an encoder that has not learned all of their labels yet.
+    """Return a stage's answers, or None if it is an encoder that does not have all labels yet.
 
-    With `strict` an unknown label is a mistake in the rows, unless there is no label at all. The
-    model is let go on return, before the next one is loaded.
+    With `strict`, an unknown label is an error in the rows, unless the encoder has no labels at
+    all. The model is freed on return, before the next one is loaded.
     """
     config = lineage.config
     entry = stage_entry(lineage, number)
@@ -103,7 +103,7 @@ def _history(lineage: Lineage) -> list[int]:
 
 
 def _before(lineage: Lineage, stage: int) -> int:
-    """The stage from which this one began to learn."""
+    """Return the stage whose weights this stage started from."""
     history = _history(lineage)
     return history[history.index(stage) - 1] if lineage.config.mode == "sequential" else 0
 
@@ -111,7 +111,7 @@ def _before(lineage: Lineage, stage: int) -> int:
 def _of_stage(
     lineage: Lineage, by_stage: dict[int, Recollection | None], number: int, learned: int | None
 ) -> dict[str, Any]:
-    """All numbers of a stage."""
+    """Return all numbers of a stage."""
     history, scores = _history(lineage), _scores(by_stage[number])
     untouched = _scores(by_stage.get(0))["loss"]
     numbers_of_stage: dict[str, Any] = {
@@ -124,10 +124,10 @@ def _of_stage(
     }
     lag = history.index(number) - history.index(learned) if learned else -1
     if learned and lag >= 0:
-        then = _scores(by_stage[learned])
+        scores_when_learned = _scores(by_stage[learned])
         numbers_of_stage["lag"] = lag
         numbers_of_stage["retention"] = {
-            name: numbers.retention(scores[name], then[name], chance)
+            name: numbers.retention(scores[name], scores_when_learned[name], chance)
             for name, chance in numbers.CHANCE.items()
         }
         numbers_of_stage["retainability"] = _retainability(lineage, by_stage, number, learned)
@@ -138,13 +138,18 @@ def _scores(recollection: Recollection | None) -> dict[str, float | None]:
     if recollection is None:
         return dict.fromkeys(("loss", *numbers.CHANCE))
     pairs = [
-        (a.mean, b.mean) for a, b in zip(recollection.rows, recollection.foils, strict=True) if b
+        (row, foil)
+        for row, foil in zip(recollection.rows, recollection.foils, strict=True)
+        if foil is not None
     ]
-    recalled = [one for one in recollection.recalled if one is not None]
-    log_p, tokens = zip(*recollection.rows, strict=True)
+    recalled = [score for score in recollection.recalled if score is not None]
     return {
-        "loss": numbers.mean_loss(log_p, tokens),
-        "recognition": numbers.recognition([a for a, _ in pairs], [b for _, b in pairs]),
+        "loss": numbers.mean_loss(
+            [row.log_p for row in recollection.rows], [row.tokens for row in recollection.rows]
+        ),
+        "recognition": numbers.recognition(
+            [row.mean for row, _ in pairs], [foil.mean for _, foil in pairs]
+        ),
         "recall": fmean(recalled) if recalled else None,
     }
 
@@ -152,28 +157,31 @@ def _scores(recollection: Recollection | None) -> dict[str, float | None]:
 def _effectivity(
     lineage: Lineage, by_stage: dict[int, Recollection | None], learned: int | None
 ) -> dict[str, Any] | None:
-    stages = (_before(lineage, learned), learned) if learned else ()
-    sides = [_log_p(by_stage[n]) for n in stages]
-    return _spread(numbers.effectivity(*sides)) if sides and all(sides) else None
+    if not learned:
+        return None
+    before, after = _log_p(by_stage[_before(lineage, learned)]), _log_p(by_stage[learned])
+    return _spread(numbers.effectivity(before, after)) if before and after else None
 
 
 def _retainability(
     lineage: Lineage, by_stage: dict[int, Recollection | None], number: int, learned: int
 ) -> dict[str, Any] | None:
-    sides = [_log_p(by_stage[n]) for n in (_before(lineage, learned), learned, number)]
-    if not all(sides):
+    before = _log_p(by_stage[_before(lineage, learned)])
+    after, later = _log_p(by_stage[learned]), _log_p(by_stage[number])
+    if not (before and after and later):
         return None
-    values = numbers.retainability(*sides)
-    kept = [value for value in values if value is not None]
-    return {**_spread(kept), "not_learned": len(values) - len(kept)}
+    values = numbers.retainability(before, after, later)
+    of_learned_rows = [value for value in values if value is not None]
+    not_learned = len(values) - len(of_learned_rows)
+    return {**_spread(of_learned_rows), "not_learned": not_learned}
 
 
 def _log_p(recollection: Recollection | None) -> list[float]:
-    return [one.log_p for one in recollection.rows] if recollection else []
+    return [row.log_p for row in recollection.rows] if recollection else []
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
-    """The mean without outliers, of how many rows, and how many were outliers."""
-    kept = numbers.without_outliers(values)
-    mean = fmean(kept) if kept else None
-    return {"mean": mean, "rows": len(kept), "outliers": len(values) - len(kept)}
+    """Return the mean without outliers, its number of rows, and the number of outliers."""
+    inliers = numbers.without_outliers(values)
+    mean = fmean(inliers) if inliers else None
+    return {"mean": mean, "rows": len(inliers), "outliers": len(values) - len(inliers)}

@@ -1,4 +1,4 @@
-"""`push`: a stage to the hub."""
+"""`push` uploads a stage to the hub."""
 
 import json
 import shutil
@@ -18,8 +18,8 @@ from perdure.verbs.card import model_card
 from perdure.verbs.export import export
 
 
-LEFT_BEHIND = (MEMORY, METHOD_STATE)  # rows of the tasks, and what only learning needs
-# Those of the HTTP library that the client stands on, of the system and of its upload of blocks.
+NOT_UPLOADED = (MEMORY, METHOD_STATE)  # the tasks' rows, and what only further learning needs
+# Errors of the HTTP library below the hub's client, of the system, and of the upload of blocks.
 FAILURES: tuple[type[Exception], ...] = (
     *HfHubHTTPError.__bases__,  # type: ignore[assignment]
     RuntimeError,
@@ -28,7 +28,7 @@ FAILURES: tuple[type[Exception], ...] = (
 
 
 def push(path: str | Path, repository: str, stage: int | None, merged: bool, private: bool) -> str:
-    """`perdure.api.push`: upload a stage; returns its address."""
+    """Upload a stage and return the repository's address. See `perdure.api.push`."""
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
@@ -36,45 +36,45 @@ def push(path: str | Path, repository: str, stage: int | None, merged: bool, pri
             f"{repository!r}: not a repository's name ({one_line(error)})"
         ) from error
     if "/" not in repository:
-        raise PerdureError(f"{repository!r}: say whose repository it is, as OWNER/NAME")
+        raise PerdureError(f"{repository!r}: the owner is missing; write OWNER/NAME")
     lineage = Lineage(path)
     entry = stage_entry(lineage, stage)
     if entry is None:
-        raise PerdureError(f"{path}: stage 0 is the base, there is nothing of yours to push yet")
+        raise PerdureError(f"{path}: stage 0 is the base; learn a task before you push")
     if is_gone(lineage, entry):
         raise PerdureError(gone(lineage, entry))
     with tempfile.TemporaryDirectory() as folder:
-        ready = Path(folder) / "stage"
+        upload = Path(folder) / "stage"
         if merged:
-            export(path, ready, stage=entry["stage"], dtype=None)
+            export(path, upload, stage=entry["stage"], dtype=None)
         else:
-            ignored = shutil.ignore_patterns(*LEFT_BEHIND)
-            shutil.copytree(lineage.folder(entry), ready, ignore=ignored)
-            _name_base(ready / ADAPTER_SETTINGS, lineage.pin["name"])
+            ignored = shutil.ignore_patterns(*NOT_UPLOADED)
+            shutil.copytree(lineage.folder(entry), upload, ignore=ignored)
+            _name_base(upload / ADAPTER_SETTINGS, lineage.pin["name"])
         kind = "merged" if merged else entry["kind"]
         settings, _ = load_config_and_tokenizer(lineage.config.base, lineage.pin.get("revision"))
         family = kind_of(settings, lineage.config.base)
         card = model_card(family, lineage.pin, entry, kind, repository)
-        (ready / CARD).write_text(card, encoding="utf-8")
+        (upload / CARD).write_text(card, encoding="utf-8")
         try:
             hub = HfApi()
-            # None leaves it to the owner's default, which may be private
+            # None means the owner's default, which may be private.
             hub.create_repo(repository, private=private or None, exist_ok=True)
             hub.upload_folder(
                 repo_id=repository,
-                folder_path=ready,
+                folder_path=upload,
                 commit_message=f"Stage {entry['stage']}: {entry['task']['name']}",
             )
         except FAILURES as error:
             raise PerdureError(
-                f"{repository}: the hub did not take it ({one_line(error)}); "
+                f"{repository}: the upload failed ({one_line(error)}); "
                 "log in with `hf auth login`, and check the name and the connection"
             ) from error
     return f"{hub.endpoint}/{repository}"
 
 
 def _name_base(settings: Path, name: str) -> None:
-    """An adapter's base, where it lies now: it may have been elsewhere when this was written."""
+    """Write the base's current name into an adapter's settings; it may have moved since."""
     if not settings.exists():
         return
     written = json.loads(settings.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""`rebase`: say where the base lies now. The lineage stays on the same weights."""
+"""`rebase` records a new location of the base. The weights of the base stay the same."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from perdure.models.pins import differing, pin
 
 
 def rebase(path: str | Path, base: str, revision: str | None) -> dict[str, Any]:
-    """`perdure.api.rebase`: point a lineage at its base's new place."""
+    """Record the base's new location and return the new ledger line. See `perdure.api.rebase`."""
     with locked(Lineage(path).path):
         lineage = Lineage(path)
         lineage.tidy()
@@ -22,7 +22,7 @@ def rebase(path: str | Path, base: str, revision: str | None) -> dict[str, Any]:
                 "lineage with `perdure init --adapter STAGE`"
             )
         if all(new_pin.get(key) == lineage.pin.get(key) for key in ("name", "revision")):
-            raise PerdureError(f"{path}: the base lies there already; nothing to rebase")
+            raise PerdureError(f"{path}: the base is already there; nothing to rebase")
         files = {name: new_pin["files"][name] for name in lineage.pin["files"]}
         moved = {**new_pin, "files": files}
         lineage.append(

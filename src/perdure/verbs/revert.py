@@ -1,4 +1,4 @@
-"""`revert`: go back to an earlier stage; the next task is learned from there."""
+"""`revert` goes back to an earlier stage, from which the next task will be learned."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from perdure.lineage.loading import gone, is_gone
 
 
 def revert(path: str | Path, to: int | None) -> dict[str, Any]:
-    """`perdure.api.revert`: make stage `to` the newest again."""
+    """Make stage `to` the newest again and return the new ledger line. See `perdure.api.revert`."""
     with locked(Lineage(path).path):
         lineage = Lineage(path)
         if to is None and not lineage.head:
@@ -19,14 +19,14 @@ def revert(path: str | Path, to: int | None) -> dict[str, Any]:
                 f"{path}: stage 0 is the newest, so there is nothing to revert; go forward again "
                 f"with --to {newest}"
                 if newest
-                else f"{path}: nothing was learned yet, so there is nothing to revert"
+                else f"{path}: nothing has been learned yet, so there is nothing to revert"
             )
         target = lineage.stage_entries[lineage.head]["parent"] if to is None else to
         if target not in lineage.stage_entries:
             stages = map(str, lineage.stage_entries)
             raise PerdureError(f"{path}: no stage {target}; {nearest(str(target), stages)}")
         if target == lineage.head:
-            raise PerdureError(f"{path}: stage {target} is the newest already; nothing to revert")
+            raise PerdureError(f"{path}: stage {target} is already the newest; nothing to revert")
         stage_entry = lineage.stage_entries[target]
         if is_gone(lineage, stage_entry):
             raise PerdureError(gone(lineage, stage_entry))

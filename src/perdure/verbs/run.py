@@ -1,4 +1,4 @@
-"""`run`: a stream of tasks, a stage each."""
+"""`run` learns a stream of tasks, one stage per task."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +22,11 @@ def run(
     callbacks: Sequence[TrainerCallback],
     say: Say,
 ) -> Lineage:
-    """`perdure.api.run`: `init`, then a stage for each task; finished stages are kept.
+    """Create the lineage if it does not exist, and learn a stage for each task not yet learned.
 
     Raises:
-        PerdureError: as `init` and `learn`, or other settings than those the lineage was made with.
+        PerdureError: as for `init` and `learn`, or the settings differ from those of the existing
+            lineage.
     """
     if not config.lineage:
         raise PerdureError("lineage: missing; say where the run goes, such as lineage=runs/first")
@@ -41,22 +42,24 @@ def run(
         lineage.config.training = stored | logging_keys(config.training)
         stages = stages_of(tasks, config.mode)
         new_tasks = [learned[-1] for learned in stages]
-        check_learned_rows(lineage, tasks)  # once more: another process may have learned since
+        check_learned_rows(lineage, tasks)  # again: another process may have learned meanwhile
         for line in plan.notes:
             say(line)
         done = lineage.stages
-        known = {entry["task"]["id"]: task for entry, task in zip(done, new_tasks, strict=False)}
+        open_tasks = {
+            entry["task"]["id"]: task for entry, task in zip(done, new_tasks, strict=False)
+        }
         for i in range(len(done), len(stages)):
             entry = advance(
                 lineage,
                 plan,
                 stages[i],
-                known=known,
+                open_tasks=open_tasks,
                 data=config.data,
                 callbacks=callbacks,
                 say=say,
                 old=config.scoring.old == "each" or i + 1 == len(stages),
                 total=len(stages),
             )
-            known[entry["task"]["id"]] = new_tasks[i]
+            open_tasks[entry["task"]["id"]] = new_tasks[i]
     return lineage

@@ -1,4 +1,4 @@
-"""`show`: all that is known of a stage."""
+"""`show` returns everything that a lineage records about a stage."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,10 @@ from perdure.models.layout import MEMORY
 
 
 def show(path: str | Path, stage: int | None) -> dict[str, Any]:
-    """`perdure.api.show`: the ledger's line of a stage, and what follows from it."""
+    """Return the ledger's line of a stage with its settings, costs and state.
+
+    See `perdure.api.show`.
+    """
     lineage = Lineage(path)
     number = lineage.head if stage is None else stage
     if number == 0:
@@ -18,7 +21,7 @@ def show(path: str | Path, stage: int | None) -> dict[str, Any]:
         entry = lineage.at(number)
     config, timing = lineage.config, lineage.timings().get(str(number), {})
     line = [0, *(e["stage"] for e in lineage.line(number))]
-    known = {
+    details = {
         **{k: v for k, v in entry.items() if k not in ("previous", "base")},
         "lineage": str(path),
         "active": number in {0, *(e["stage"] for e in lineage.stages)},
@@ -32,9 +35,9 @@ def show(path: str | Path, stage: int | None) -> dict[str, Any]:
         "weights_kept": entry.get("folder") not in lineage.dropped,
     }
     if number == 0:
-        return known
+        return details
     memory = lineage.folder(entry) / MEMORY
-    with_memory = memory.read_text(encoding="utf-8").count("\n") if memory.exists() else 0
+    remembered_rows = memory.read_text(encoding="utf-8").count("\n") if memory.exists() else 0
     settings = {
         "training": {**DEFAULT_TRAINING, **config.training, **entry["task"].get("training", {})},
         "adapter": _adapter(config.adapter),
@@ -42,11 +45,11 @@ def show(path: str | Path, stage: int | None) -> dict[str, Any]:
         "seed": config.seed,
         "threads": config.threads,
     }
-    return {**known, "settings": settings, "remembered_rows": with_memory}
+    return {**details, "settings": settings, "remembered_rows": remembered_rows}
 
 
-def _adapter(given: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The settings with Perdure's defaults, which are those of a LoRA."""
-    if given is None or str(given.get("peft_type", "LORA")).upper() != "LORA":
-        return given
-    return {**DEFAULT_ADAPTER, **given}
+def _adapter(adapter: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the adapter's settings, with Perdure's defaults for a LoRA filled in."""
+    if adapter is None or str(adapter.get("peft_type", "LORA")).upper() != "LORA":
+        return adapter
+    return {**DEFAULT_ADAPTER, **adapter}

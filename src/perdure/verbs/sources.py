@@ -1,4 +1,4 @@
-"""A task in the ledger, and its rows when they are wanted again."""
+"""How the ledger describes a task, and how the task's rows are read again from it."""
 
 import os
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from perdure.seeds import derive
 
 
 def describe(lineage: Lineage, task: Task, name: str) -> dict[str, Any]:
-    """A task in the ledger: where its rows come from, their number and their sha256."""
+    """Return a task's description in the ledger: the source, number and sha256 of its rows."""
     described: dict[str, Any] = {
         "id": name,
         "name": task.name,
@@ -33,15 +33,15 @@ def describe(lineage: Lineage, task: Task, name: str) -> dict[str, Any]:
 
 
 def describe_split(lineage: Lineage, rows: Split) -> dict[str, Any]:
-    """A split in the ledger."""
+    """Return the description of a split in the ledger."""
     source = dict(rows.source) if rows.source else None
-    if source and "path" in source:  # so that a lineage and its data can move together
+    if source and "path" in source:  # relative, so that a lineage and its data can move together
         source["path"] = os.path.relpath(source["path"], lineage.path)
     return {"source": source, "rows": len(rows.rows), "sha256": rows.sha256}
 
 
 def general_rows(config: Config, task: Task, stage: int) -> Split:
-    """The rows of general use that a stage takes into its memory."""
+    """Draw the general rows that a stage rehearses."""
     count = max(1, round(config.general.ratio * len(task.train.rows)))
     return file_split(config.general.file, count, derive(config.seed, "general", stage))
 
@@ -49,9 +49,9 @@ def general_rows(config: Config, task: Task, stage: int) -> Split:
 def reopen(
     lineage: Lineage, described: dict[str, Any], data: str | Path | None, say: Callable[[str], None]
 ) -> Task | None:
-    """The task of a ledger line with the test rows it was scored on.
+    """Return the task of a ledger line, with the test rows on which it was scored.
 
-    None, and a warning, if they are gone.
+    Returns None, after a warning, if these rows are missing or have changed.
     """
     test = described.get("test")
     if test is None:
@@ -68,9 +68,16 @@ def reopen(
         say(f"warning: {described['id']} is not scored: its test rows have changed")
         return None
     options = tuple(described["options"]) if described["options"] else None
-    return Task(described["name"], Split(()), None, split, described["metric"], options)
+    return Task(
+        described["name"],
+        train=Split(()),
+        test=split,
+        metric=described["metric"],
+        options=options,
+    )
 
 
 def remembered(lineage: Lineage, entry: dict[str, Any]) -> list[Row]:
+    """Return the rows that a stage keeps for rehearsal."""
     path = lineage.folder(entry) / MEMORY
     return read_rows(path) if path.exists() and path.stat().st_size else []

@@ -1,8 +1,9 @@
-"""What `init` tries of an adapter, so that nothing fails after hours of training.
+"""The trial of an adapter that `init` makes, so that nothing fails after hours of training.
 
-On one short text: that a step trains it, that it comes back from a stage's files as it was, that
-the base is itself again when it is switched off, and that it merges into the weights for an export.
-It is found by trying, not by a list of settings, so what PEFT adds in later releases is tried too.
+One short text is used to test that a training step changes the adapter, that the adapter can be
+saved and loaded without a change, that disabling it gives the base's outputs, and that it can be
+merged into the weights for an export. Since nothing depends on a list of settings, the adapters of
+later PEFT releases are tested as well.
 """
 
 import contextlib
@@ -32,18 +33,18 @@ FAILURES = (
     *(RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError),
     *(ImportError, AssertionError, OSError, PerdureError),
 )
-MOST_COPIED = 2**31  # bytes that a trial may take beside the base
-NOISE = 0.02  # standard deviation of what is added to the trained weights
+MOST_COPIED = 2**31  # the most bytes that a trial may use in addition to the base
+NOISE = 0.02  # standard deviation of the noise that is added to the trained weights
 USUAL = ("peft_type", "r", "lora_alpha", "lora_dropout", "task_type")
-# Starts that PEFT computes from rows that it is given in Python.
+# Initialisations that PEFT computes from rows that are passed to it in Python.
 FROM_ROWS = ("eva", "corda", "lora_ga")
 
 
 class Trial:
-    """`see` the base without its adapter, then `check` it with the adapter on.
+    """A trial of an adapter: `see` the base without it, then `check` the base with it.
 
-    What is tried is a copy that shares the base's weights. Where that is not possible, or would
-    take much memory, it is the base itself, which is `used_up` then.
+    The trial uses a copy that shares the base's weights. If this is not possible or takes too much
+    memory, it uses the base itself, and sets `used_up`.
     """
 
     def __init__(self, adapter: dict[str, Any]):
@@ -53,20 +54,20 @@ class Trial:
         self.used_up = False
 
     def see(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Remember what the base says, and some of every weight."""
-        self.weights = [(weight, _some(weight)) for weight in model.parameters()]
-        tried = sharing_copy(model, trained=False)
-        self.used_up = tried is None
-        with contextlib.suppress(*FAILURES):  # what the base alone cannot do is said elsewhere
-            self.output = sample_output(model if tried is None else tried, tokenizer)
+        """Store the base's output, and a sample of every weight."""
+        self.weights = [(weight, _sample(weight)) for weight in model.parameters()]
+        copied = sharing_copy(model, trained=False)
+        self.used_up = copied is None
+        with contextlib.suppress(*FAILURES):  # a base that fails by itself is reported elsewhere
+            self.output = sample_output(model if copied is None else copied, tokenizer)
 
     def check(self, base: Base) -> None:
-        """Try the adapter.
+        """Test the adapter.
 
         Raises:
-            PerdureError: with the settings, and what would fail.
+            PerdureError: something would fail; the line has it and the settings.
         """
-        if any(not torch.equal(_some(weight), before) for weight, before in self.weights):
+        if any(not torch.equal(_sample(weight), before) for weight, before in self.weights):
             self._refuse_start()
         if self.output is None:
             return
@@ -76,21 +77,21 @@ class Trial:
             if p.requires_grad and p.numel()
         )
         if max(shared.values(), default=1) > 1:
-            self._refuse("two trained weights are one memory, which would be updated twice")
+            self._refuse("two trained weights share their memory, which would be updated twice")
         copied = sharing_copy(base.model) if _copied_bytes(base) <= MOST_COPIED else None
         self.used_up = self.used_up or copied is None
         base = base if copied is None else replace(base, model=copied)
         with forked(derive(0, "trial")), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what PEFT warns of is tried
+            warnings.simplefilter("ignore")  # the trial tests what PEFT warns about
             learned = self._learn(base)
             self._check_files(base, learned)
-            if base.kind != "encoder":  # which is not scored without a head, nor taught by its base
+            if base.kind != "encoder":  # an encoder's base is never used without the head
                 self._check_off(base)
-            if not is_quantized(base):  # exported unquantised
+            if not is_quantized(base):  # a quantised base is exported unquantised
                 self._check_merged(base, learned)
 
     def _learn(self, base: Base) -> Tensor:
-        """A step's forward and backward pass, and the output with weights that have moved."""
+        """Run a forward and a backward pass; return the output after the weights have changed."""
         trained = [p for p in base.peft.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in trained]
         _move(trained)
@@ -99,7 +100,7 @@ class Trial:
             loss = forward(base.network, base.tokenizer).float().square().mean()
             if loss.requires_grad:
                 loss.backward()
-            # What gets no gradient stays as it begins: some layers read their weights themselves.
+            # A weight without a gradient gets its initial value back: training would not change it.
             with torch.no_grad():
                 for parameter, beginning in zip(trained, start, strict=True):
                     if parameter.grad is None:
@@ -108,7 +109,7 @@ class Trial:
         except FAILURES as error:
             self._refuse(f"a step of training fails ({one_line(error)})")
         if all(p.grad is None for p in trained):
-            self._refuse("what it trains takes no part in what the base says")
+            self._refuse("the weights that it trains do not affect the output")
         base.network.zero_grad()
         return learned
 
@@ -123,7 +124,7 @@ class Trial:
                 reason = one_line(error).removeprefix(f"{folder}: ")
                 self._refuse(f"its files cannot be written and read ({reason})")
         if not torch.equal(reloaded, learned):
-            self._refuse("it does not come back from its files as it was")
+            self._refuse("its output changes when it is saved and loaded")
 
     def _check_off(self, base: Base) -> None:
         assert self.output is not None
@@ -131,50 +132,50 @@ class Trial:
             with base.peft.disable_adapter():
                 switched_off = sample_output(base.network, base.tokenizer)
         except FAILURES as error:
-            self._refuse(f"it cannot be switched off ({one_line(error)})")
+            self._refuse(f"it cannot be disabled ({one_line(error)})")
         if not alike(switched_off, self.output, 1e-5 if _dtype(base) == torch.float32 else 1e-2):
-            self._refuse("switched off, it does not leave the base as it was")
+            self._refuse("disabling it does not give the base's output")
 
     def _check_merged(self, base: Base, learned: Tensor) -> None:
         dtype = _dtype(base)
         try:
             merged = merge(base.peft)
-        except NotImplementedError:  # `export` says so; the stage can be served with PEFT
+        except NotImplementedError:  # `export` reports it; the stage can be served with PEFT
             return
-        except AttributeError:  # no kind of adapter that merges, such as prefix tuning
+        except AttributeError:  # a kind of adapter that is never merged, such as prefix tuning
             return
         except FAILURES as error:
-            self._refuse(f"it would not merge for an export ({one_line(error)})")
+            self._refuse(f"it could not be merged for an export ({one_line(error)})")
         merged_output = sample_output(merged, base.tokenizer)
         if not alike(merged_output, learned, 1e-3 if dtype == torch.float32 else 0.1):
-            self._refuse("merged into the weights for an export it would be another model")
+            self._refuse("merging it into the weights for an export would change the output")
 
-    def _refuse(self, why: str) -> Any:
+    def _refuse(self, reason: str) -> Any:
         settings = {k: v for k, v in self.adapter.items() if k not in USUAL}
-        named = ", ".join(f"{key}={value}" for key, value in settings.items()) or "these settings"
-        raise PerdureError(f"adapter: {named}: {why}; leave out what causes it")
+        shown = ", ".join(f"{key}={value}" for key, value in settings.items()) or "these settings"
+        raise PerdureError(f"adapter: {shown}: {reason}; leave out what causes it")
 
     def _refuse_start(self) -> Any:
         start = self.adapter.get("init_lora_weights")
-        named = f"init_lora_weights={start}" if start else "this adapter"
+        shown = f"init_lora_weights={start}" if start else "this adapter"
         raise PerdureError(
-            f"adapter: {named} changes the base's weights as it begins, so the base would not be "
-            "itself when it is switched off; leave it out, or give the folder of an adapter that "
-            "was converted to plain LoRA (PEFT's path_initial_model_for_weight_conversion)"
+            f"adapter: {shown} changes the base's weights when it is created, so that disabling it "
+            "does not give the base; leave it out, or give the folder of an adapter that was "
+            "converted to plain LoRA (PEFT's path_initial_model_for_weight_conversion)"
         )
 
 
 def check_start(adapter: dict[str, Any]) -> None:
-    """Refuse a start of LoRA that needs rows, which there are none of when a lineage is made.
+    """Refuse an initialisation of LoRA that needs rows, because `init` has none.
 
     Raises:
-        PerdureError: with the start.
+        PerdureError: the adapter has such an initialisation.
     """
     start = adapter.get("init_lora_weights")
     if start in FROM_ROWS:
         raise PerdureError(
-            f"adapter: init_lora_weights={start} is computed from rows, and there are none at "
-            "`init`; leave it out, or make the adapter with PEFT and give its folder"
+            f"adapter: init_lora_weights={start} is computed from rows, but `init` has none; leave "
+            "it out, or make the adapter with PEFT and give its folder"
         )
 
 
@@ -185,15 +186,15 @@ def _move(trained: list[torch.nn.Parameter]) -> None:
 
 
 def _copied_bytes(base: Base) -> float:
-    """What merging the adapter writes anew: the weights that it sits on."""
-    if is_quantized(base):  # whose weights are more than their tensors
+    """Return the size in bytes of the weights that merging the adapter would copy."""
+    if is_quantized(base):  # bitsandbytes keeps more of a weight than its tensor
         return math.inf
     layers = [m for m in base.peft.modules() if isinstance(m, BaseTunerLayer)]
     return sum(p.nbytes for layer in layers for p in layer.get_base_layer().parameters())
 
 
-def _some(weight: Tensor) -> Tensor:
-    """A thousand of a tensor's values, spread over all of it."""
+def _sample(weight: Tensor) -> Tensor:
+    """Return about a thousand values, evenly spaced over the tensor."""
     return weight.detach().flatten()[:: max(1, weight.numel() // 1000)].clone()
 
 

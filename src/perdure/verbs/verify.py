@@ -1,4 +1,4 @@
-"""`verify`: walk the hashes of a lineage."""
+"""`verify` compares a lineage with the hashes in its ledger."""
 
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,26 @@ from perdure.models.pins import differing, pin
 
 
 def verify(path: str | Path) -> list[str]:
-    """`perdure.api.verify`: what is not as the ledger says.
+    """Return a line for each difference from the ledger. See `perdure.api.verify`.
 
-    Checked are the chain of the ledger's lines, every file of every stage (those of older whole
-    weights may be gone, if a later line says so), the settings, the base, and whether anything lies
-    in the folder that belongs to no stage.
+    This checks the hash chain of the ledger, every file of every stage (older whole weights may be
+    missing if a later line says that they were dropped), the settings, the base, and that the
+    folder has no other stages.
     """
     lineage = Lineage(path)
     problems = []
     for entry in lineage.ledger:
         if "folder" in entry:
             problems += _stage(lineage, entry)
-    known = {entry["folder"] for entry in lineage.ledger if "folder" in entry}
+    in_ledger = {entry["folder"] for entry in lineage.ledger if "folder" in entry}
     for folder in sorted((lineage.path / "stages").glob("*")):
-        if folder.relative_to(lineage.path).as_posix() not in known:
-            problems.append(f"{folder}: of no stage in the ledger; a run was stopped, or delete it")
+        if folder.relative_to(lineage.path).as_posix() not in in_ledger:
+            problems.append(
+                f"{folder}: of no stage in the ledger; resume the stopped run, or delete the folder"
+            )
     if lineage.ledger[0]["settings"] != settings_digest(lineage.config):
         problems.append(
-            f"{lineage.path / 'lineage.yaml'}: has other settings than it was made with"
+            f"{lineage.path / 'lineage.yaml'}: has other settings than when it was created"
         )
     if lineage.written_pin != lineage.pin:
         problems.append(f"{lineage.path / 'lineage.yaml'}: names another base than the ledger")
@@ -38,16 +40,16 @@ def verify(path: str | Path) -> list[str]:
 def _stage(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
     folder, pinned = lineage.folder(entry), entry["files"]
     hashes = hash_folder(folder) if folder.is_dir() else {}
-    gone = entry["folder"] in lineage.dropped
+    dropped = entry["folder"] in lineage.dropped
     missing = [
-        name for name in pinned if name not in hashes and not (gone and Path(name).match(WHOLE))
+        name for name in pinned if name not in hashes and not (dropped and Path(name).match(WHOLE))
     ]
     changed = [name for name in pinned if hashes.get(name, pinned[name]) != pinned[name]]
     added = [name for name in hashes if name not in pinned]
     return [
-        f"{folder / name}: {what}"
-        for names, what in ((missing, "missing"), (changed, "changed"), (added, "added"))
-        for name in names
+        *(f"{folder / name}: missing" for name in missing),
+        *(f"{folder / name}: changed" for name in changed),
+        *(f"{folder / name}: added" for name in added),
     ]
 
 
