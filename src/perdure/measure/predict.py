@@ -67,7 +67,7 @@ def predict(
             its answer cannot be scored, or an option is longer than `max_completion_length`.
     """
     check_mode(base.kind, rows, mode=mode, options=options, where=where)
-    tokenizer, choices = base.tokenizer, sorted(set(options or ()))
+    choices = sorted(set(options or ()))
     with evaluating(base.model):
         if mode == "options" and base.kind != "encoder":
             pairs, truncated = _pairs(
@@ -79,48 +79,25 @@ def predict(
                 where=where,
             )
             return _choose(base, pairs, options=choices, batch_size=batch_size), truncated
-        if mode == "generate":
-            max_length = room_for_prompt(
-                base.kind,
-                base.limits,
-                max_length=max_length,
-                max_completion_length=max_completion_length,
-            )
-        prompt_ids, cut = prompts(
-            rows,
-            tokenizer,
-            kind=base.kind,
-            max_length=max_length,
-            where=where,
-            cache=base.cache,
-        )
-        truncated = len(cut)
-        for number, ids in enumerate(prompt_ids, 1):
-            check_known(
-                ids, base.limits.tokens, tokenizer=tokenizer, where=f"{where}, row {number}"
-            )
         if mode == "options":
+            prompt_ids, truncated = _prompt_ids(base, rows, max_length=max_length, where=where)
             return _classify(base, prompt_ids, options=choices, batch_size=batch_size), truncated
-        frames = _frames(base, rows, where)
-        stops = stop_tokens([frame for frame in frames if frame], tokenizer)
-        row_references = [references(row) for row in rows]
-        generated_ids = _generate(
+        room = room_for_prompt(
+            base.kind,
+            base.limits,
+            max_length=max_length,
+            max_completion_length=max_completion_length,
+        )
+        prompt_ids, truncated = _prompt_ids(base, rows, max_length=room, where=where)
+        answers = _write_answers(
             base,
+            rows,
             prompt_ids,
             max_completion_length=max_completion_length,
             batch_size=batch_size,
-            first_token=forced_first(base, _first_tokens(base, rows, where)),
-            stops=stops,
-            undecided=Undecided(row_references, frames, tokenizer=tokenizer, stops=stops)
-            if exact
-            else None,
+            where=where,
+            exact=exact,
         )
-        answers = [
-            answer_text(
-                ids, frame, tokenizer=tokenizer, stops=stops, kept=special_in(texts, tokenizer)
-            )
-            for ids, frame, texts in zip(generated_ids, frames, row_references, strict=True)
-        ]
         return answers, truncated
 
 
@@ -172,6 +149,56 @@ def _calls_a_tool(row: Row) -> bool:
 def _has_weight(row: Row) -> bool:
     message = _last_message(row)
     return not message or learned(message)
+
+
+def _prompt_ids(
+    base: Base, rows: Sequence[Row], max_length: int, where: str
+) -> tuple[list[list[int]], int]:
+    """Return the token ids of each row's prompt, and how many prompts were truncated."""
+    prompt_ids, truncated = prompts(
+        rows,
+        base.tokenizer,
+        kind=base.kind,
+        max_length=max_length,
+        where=where,
+        cache=base.cache,
+    )
+    for number, ids in enumerate(prompt_ids, 1):
+        check_known(
+            ids, base.limits.tokens, tokenizer=base.tokenizer, where=f"{where}, row {number}"
+        )
+    return prompt_ids, len(truncated)
+
+
+def _write_answers(
+    base: Base,
+    rows: Sequence[Row],
+    prompt_ids: list[list[int]],
+    max_completion_length: int,
+    batch_size: int,
+    where: str,
+    exact: bool,
+) -> list[str]:
+    """Generate the answer to each prompt, as text without what the chat template adds."""
+    tokenizer, frames = base.tokenizer, _frames(base, rows, where)
+    stops = stop_tokens([frame for frame in frames if frame], tokenizer)
+    row_references = [references(row) for row in rows]
+    undecided = None
+    if exact:
+        undecided = Undecided(row_references, frames, tokenizer=tokenizer, stops=stops)
+    generated_ids = _generate(
+        base,
+        prompt_ids,
+        max_completion_length=max_completion_length,
+        batch_size=batch_size,
+        first_token=forced_first(base, _first_tokens(base, rows, where)),
+        stops=stops,
+        undecided=undecided,
+    )
+    return [
+        answer_text(ids, frame, tokenizer=tokenizer, stops=stops, kept=special_in(texts, tokenizer))
+        for ids, frame, texts in zip(generated_ids, frames, row_references, strict=True)
+    ]
 
 
 def _generate(
@@ -266,16 +293,16 @@ def _classify(
 ) -> list[str]:
     """Choose for each prompt the option with the largest logit, among those that the head has."""
     labels = base.labels or []
-    known = [option for option in options if option in labels]
-    if not known:
+    head_options = [option for option in options if option in labels]
+    if not head_options:
         return []
-    columns = [labels.index(option) for option in known]
+    columns = [labels.index(option) for option in head_options]
     predictions = [""] * len(prompts)
     for batch in batches(prompts, batch_size, base.padding.right):
         ids, mask = _padded(base, [prompts[i] for i in batch], "right")
         logits = base.model(input_ids=ids, attention_mask=mask).logits[:, columns]
         for i, scores in zip(batch, logits.tolist(), strict=True):
-            predictions[i] = known[_first_best(scores)]
+            predictions[i] = head_options[_first_best(scores)]
     return predictions
 
 

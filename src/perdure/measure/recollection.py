@@ -1,4 +1,4 @@
-"""Asking a model probes: the likelihoods of answers and foils, and which answers it recalls."""
+"""A model's memory of probes: the likelihoods of answers and foils, and the recalled answers."""
 
 import re
 from collections.abc import Sequence
@@ -60,10 +60,10 @@ def recollect(
     batch_size: int,
     where: str,
 ) -> Recollection:
-    """Ask a model all probes. Either all of them are rows of text, or none.
+    """Run all probes on a model. Either all of them are rows of text, or none.
 
     The likelihood of a completion is over the tokens that training would learn, with the end token.
-    That of a text is over all its tokens but the first, and the text is recalled if the model
+    That of a text is over all its tokens except the first, and the text is recalled if the model
     continues its first half with the second. A text is cut after `max_length` tokens. For an
     encoder, a label counts as one token, its log-probability is the log-softmax over all labels of
     the head, and it is recalled if it is the most probable.
@@ -73,7 +73,7 @@ def recollect(
         probes: the rows and their foils.
         max_length: the most tokens of a row.
         max_completion_length: the most tokens of a completion.
-        batch_size: rows per batch. Texts are asked one by one, to save memory.
+        batch_size: rows per batch. Texts are run one by one, to save memory.
         where: the beginning of each error line.
 
     Raises:
@@ -81,7 +81,7 @@ def recollect(
     """
     rows, foils = [probe.row for probe in probes], [probe.foil or probe.row for probe in probes]
     where_foils = f"{where} with foils"
-    questions: Sequence[Row | None]
+    questions: Sequence[Row | None] = rows
     if "text" in rows[0]:
         row_features, too_long = _text_features(base, rows, max_length=max_length, where=where)
         foil_features, _ = _text_features(base, foils, max_length=max_length, where=where_foils)
@@ -91,16 +91,9 @@ def recollect(
         ]
         truncated, batch_size = sum(too_long), 1
     else:
-        settings: dict[str, Any] = {
-            "kind": base.kind,
-            "max_length": max_length,
-            "max_completion_length": max_completion_length,
-            "labels": base.labels,
-            "mask_history": True,
-        }
-        row_features, truncated = features(rows, base.tokenizer, where=where, **settings)
-        foil_features, _ = features(foils, base.tokenizer, where=where_foils, **settings)
-        questions = rows
+        lengths = {"max_length": max_length, "max_completion_length": max_completion_length}
+        row_features, truncated = _completion_features(base, rows, where=where, **lengths)
+        foil_features, _ = _completion_features(base, foils, where=where_foils, **lengths)
     all_features = row_features + foil_features
     with evaluating(base.model):
         if base.kind == "encoder":
@@ -110,12 +103,10 @@ def recollect(
             recalled = _recalled(
                 base, questions, max_length=max_length, batch_size=batch_size, where=where
             )
+    foil_likelihoods = zip(probes, likelihoods[len(rows) :], strict=True)
     return Recollection(
         rows=likelihoods[: len(rows)],
-        foils=[
-            likelihood if probe.foil else None
-            for probe, likelihood in zip(probes, likelihoods[len(rows) :], strict=True)
-        ],
+        foils=[likelihood if probe.foil else None for probe, likelihood in foil_likelihoods],
         recalled=recalled,
         truncated=truncated,
     )
@@ -140,6 +131,22 @@ def halves(text: str) -> Row | None:
         return None
     middle = min(gaps, key=lambda gap: abs(2 * gap - len(text)))
     return {"prompt": text[:middle], "completion": text[middle:]}
+
+
+def _completion_features(
+    base: Base, rows: list[Row], max_length: int, max_completion_length: int, where: str
+) -> tuple[list[Features], int]:
+    """Tokenize rows with a completion as for training; also return how many were truncated."""
+    return features(
+        rows,
+        base.tokenizer,
+        kind=base.kind,
+        max_length=max_length,
+        max_completion_length=max_completion_length,
+        labels=base.labels,
+        where=where,
+        mask_history=True,
+    )
 
 
 def _text_features(
