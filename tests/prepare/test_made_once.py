@@ -137,7 +137,7 @@ def test_a_base_that_stays_gives_the_bytes_of_one_that_is_loaded_again(
         run(load_config({**given, "lineage": str(tmp_path / "stays")}))
     assert counts.things["base"] == 1
     with monkeypatch.context() as patch:
-        patch.setattr(BaseLoader, "_kept", lambda self, adapter, begins: None)
+        patch.setattr(BaseLoader, "_from_memory", lambda self, adapter, begins: None)
         counts = Counts(kind, patch)
         run(load_config({**given, "lineage": str(tmp_path / "again")}))
     assert counts.things["base"] == 4

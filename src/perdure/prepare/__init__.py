@@ -1,11 +1,11 @@
-"""Settings to one checked plan, which `run`, `learn`, their dry runs and `compare` take.
+"""Turning settings into one checked plan, for `run`, `learn`, their dry runs and `compare`.
 
-    settings.py    what can be known of the settings without a base and without rows
-    fitting.py     what the base decides, and whether settings and tokens fit it
-    rows.py        whether the rows of tasks fit, and what is to be said of them
-    plan.py        the plan: what is made of the settings once
+    settings.py    checks of the settings that need neither a base nor rows
+    fitting.py     settings that depend on the base, and whether settings and tokens fit it
+    rows.py        checks of the tasks' rows, with notes and warnings about them
+    plan.py        the plan: the objects that are made from the settings once
 
-Nothing is written here, and no weights are read.
+Nothing is written, and no weights are read.
 """
 
 from collections.abc import Sequence
@@ -38,31 +38,31 @@ __all__ = [
 
 
 def prepare(config: Config, info: BaseInfo | None = None) -> Plan:
-    """Check settings and fill in what the base decides: lengths left to it, an adapter's targets.
+    """Check settings, and fill in those that depend on the base: lengths and adapter targets.
 
-    `info` is what was read of the base before, if it was.
+    `info` is the result of `read_base` for the base, if there is one already.
 
     Raises:
         PerdureError: a setting is wrong, there is no such base, it has fewer positions or tokens
-            than the settings or the tokenizer say, or a method cannot work under these settings.
+            than the settings or the tokenizer need, or a method cannot work with these settings.
     """
     methods, arguments = check_settings(config)
     info = info or read_base(config.base, config.revision)
     fit(config, info)
     for method in methods:
         method.check(config, info.kind)
-    made = [(config.training, config.checkpoint_every, arguments)]
-    return Plan(config, info, methods, made, BaseLoader(info))
+    made_arguments = [(config.training, config.checkpoint_every, arguments)]
+    return Plan(config, info, methods, made_arguments, loader=BaseLoader(info))
 
 
 def prepare_run(config: Config, info: BaseInfo | None = None) -> Plan:
-    """The plan of a run: of all its tasks, and checked for those that are not learned yet.
+    """Return the plan of a run with all its tasks. The tasks not yet learned have been checked.
 
     `info` is as for `prepare`.
 
     Raises:
-        PerdureError: as `prepare`, rows that the base cannot take, or other settings or rows than
-            those of the lineage that is there already.
+        PerdureError: as for `prepare`, the base cannot learn the rows, or settings or rows differ
+            from those of the existing lineage.
     """
     path = Path(config.lineage or "new-lineage")
     lineage = Lineage(path) if (path / "lineage.yaml").exists() else None
@@ -82,10 +82,10 @@ def prepare_run(config: Config, info: BaseInfo | None = None) -> Plan:
 
 
 def prepare_learn(lineage: Lineage, task: Task) -> Plan:
-    """The plan of one more task.
+    """Return the plan of one more task, which has been checked.
 
     Raises:
-        PerdureError: as `prepare`, another base than the lineage's, or rows that it cannot take.
+        PerdureError: as for `prepare`, the base has changed, or it cannot learn the rows.
     """
     if lineage.config.mode in TOGETHER:
         raise PerdureError(
@@ -100,16 +100,16 @@ def prepare_learn(lineage: Lineage, task: Task) -> Plan:
 
 
 def check_learned_rows(lineage: Lineage, tasks: Sequence[Task]) -> None:
-    """Check that the stages of a lineage have learned just these rows of a stream.
+    """Check that the stages of a lineage have learned the same rows as the stream has now.
 
     Raises:
-        PerdureError: with the task whose rows are others.
+        PerdureError: the rows of a task differ; the line names the task.
     """
     for entry, learned in zip(lineage.stages, stages_of(tasks, lineage.config.mode), strict=False):
-        described = learned_by(entry)
-        for one, task in zip(described, learned[-len(described) :], strict=False):
-            if one["train"]["sha256"] != task.train.sha256:
+        descriptions = learned_by(entry)
+        for description, task in zip(descriptions, learned[-len(descriptions) :], strict=False):
+            if description["train"]["sha256"] != task.train.sha256:
                 raise PerdureError(
-                    f"{lineage.path}: stage {entry['stage']} learned other rows of {task.name!r} "
-                    "than these; take the rows back or give a new folder with lineage=FOLDER"
+                    f"{lineage.path}: stage {entry['stage']} learned other rows of {task.name!r}; "
+                    "restore the rows or give a new folder with lineage=FOLDER"
                 )

@@ -1,4 +1,4 @@
-"""That settings, tokenizer and rows fit what the base takes."""
+"""Fitting the settings to the base, and checking that the tokens have embeddings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +18,11 @@ from perdure.models.targets import fitting_adapter
 
 
 def fit(config: Config, info: BaseInfo) -> None:
-    """Write into the settings what the base decides: lengths left to it, the adapter's targets.
+    """Fill in the settings that depend on the base: lengths and the adapter's targets.
 
     Raises:
-        PerdureError: fewer positions than the settings say, or special tokens that the base has no
-            embedding for.
+        PerdureError: the base has fewer positions than the settings need, or no embedding for a
+            special token of the tokenizer.
     """
     _fit_lengths(config, info.kind, info.limits)
     _check_special(config.base, info.tokenizer, info.limits)
@@ -30,42 +30,44 @@ def fit(config: Config, info: BaseInfo) -> None:
         config.adapter = fitting_adapter(info.config, info.kind, config.adapter)
 
 
-def _fit_lengths(config: Config, kind: Kind, takes: Limits) -> None:
-    most = takes.positions
+def _fit_lengths(config: Config, kind: Kind, limits: Limits) -> None:
+    positions = limits.positions
     if not config.max_length:
-        config.max_length = min(MAX_LENGTH, most or MAX_LENGTH)
-    elif most and config.max_length > most:
+        config.max_length = min(MAX_LENGTH, positions or MAX_LENGTH)
+    elif positions and config.max_length > positions:
         raise PerdureError(
-            f"max_length: {config.max_length} is more than the {most} positions of base "
-            f"{config.base!r}; set max_length={most} or fewer"
+            f"max_length: {config.max_length} is more than the {positions} positions of base "
+            f"{config.base!r}; set max_length={positions} or fewer"
         )
-    most = takes.answer_positions if kind == "seq2seq" else takes.positions
-    if kind == "encoder" or not most or config.max_completion_length <= most:
+    positions = limits.answer_positions if kind == "seq2seq" else limits.positions
+    if kind == "encoder" or not positions or config.max_completion_length <= positions:
         return
-    if config.max_completion_length == Config.max_completion_length:  # nobody asked for so many
-        config.max_completion_length = most
+    if config.max_completion_length == Config.max_completion_length:  # the default can be lowered
+        config.max_completion_length = positions
     else:
-        whose = "the decoder of base" if kind == "seq2seq" else "base"
+        model = "the decoder of base" if kind == "seq2seq" else "base"
         raise PerdureError(
-            f"max_completion_length: {config.max_completion_length} is more than the {most} "
-            f"positions of {whose} {config.base!r}; set max_completion_length={most} or fewer"
+            f"max_completion_length: {config.max_completion_length} is more than the {positions} "
+            f"positions of {model} {config.base!r}; set max_completion_length={positions} or fewer"
         )
 
 
-def _check_special(base: str, tokenizer: PreTrainedTokenizerBase, takes: Limits) -> None:
-    """The tokens that come into every row or batch: around a text, at its end, as padding."""
+def _check_special(base: str, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> None:
+    """Check the tokens that are part of every row or batch: around a text, at its end, padding."""
     around: Any = tokenizer(["a"], verbose=False)["input_ids"]
     around = [i for i in around[0] if i in tokenizer.all_special_ids]
     ids: Any = [*around, tokenizer.eos_token_id, tokenizer.pad_token_id]
     ids = [i for i in ids if i is not None]
-    check_known(ids, takes.tokens, tokenizer, f"base {base!r}")
+    check_known(ids, limits.tokens, tokenizer, f"base {base!r}")
 
 
 def check_prompts_known(tokens: int | None, rows: Sequence[Row], tokenizer: Any, task: str) -> None:
-    """Check that all tokens of prompts that are scored are known, before they are cut.
+    """Check that the base has an embedding for every token of the test rows' uncut prompts.
+
+    `tokens` is the number of the base's embeddings, None if it is unknown.
 
     Raises:
-        PerdureError: with the row and the token.
+        PerdureError: a token has no embedding; the line names the row and the token.
     """
     for number, row in enumerate(rows, 1):
         if tokens is not None and tokens < len(tokenizer) and "text" not in row:

@@ -1,4 +1,4 @@
-"""What the settings of a lineage mean, made once."""
+"""The plan of a lineage: its checked settings, and the objects made from them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,18 +16,23 @@ from perdure.train.method import Method
 
 @dataclass
 class Plan:
-    """The checked settings of a lineage, and what is made of them for all of its tasks.
+    """The checked settings of a lineage, and the objects made from them for all of its tasks.
 
-    `config` is complete: what the base decides is filled in. `methods` are those of every stage;
-    each begins a task anew. `loader` loads the base once for all stages. `tasks` are those of the
-    verb, in their order, and `notes` are what is to be said of them before they are learned, a line
-    each.
+    Args:
+        config: the settings, with those that depend on the base filled in.
+        info: the base.
+        methods: the methods. They serve all stages, and `begin_task` resets them.
+        made_arguments: the training arguments made so far, with their `training:` and
+            `checkpoint_every`.
+        loader: loads the base once for all stages.
+        tasks: the tasks of the verb, in order.
+        notes: notes and warnings about the tasks, one line each.
     """
 
     config: Config
     info: BaseInfo
     methods: list[Method]
-    made: list[tuple[dict[str, Any], int, TrainingArguments]]
+    made_arguments: list[tuple[dict[str, Any], int, TrainingArguments]]
     loader: BaseLoader
     tasks: list[Task] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -35,15 +40,15 @@ class Plan:
     def arguments(
         self, training: dict[str, Any], checkpoint_every: int | None = None
     ) -> TrainingArguments:
-        """The Trainer's arguments under a `training:`, made once for each that differs.
+        """Return the Trainer's arguments for these settings, which are made only once.
 
         Raises:
-            PerdureError: a key or a value that TrainingArguments refuse.
+            PerdureError: `TrainingArguments` refuses a key or a value.
         """
         every = self.config.checkpoint_every if checkpoint_every is None else checkpoint_every
-        for known, known_every, arguments in self.made:
-            if (known, known_every) == (training, every):
+        for made_training, made_every, arguments in self.made_arguments:
+            if (made_training, made_every) == (training, every):
                 return arguments
         arguments = training_arguments(training, Path("unused"), 0, every)
-        self.made.append((training, every, arguments))
+        self.made_arguments.append((training, every, arguments))
         return arguments

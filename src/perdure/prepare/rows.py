@@ -1,4 +1,4 @@
-"""Whether the rows of tasks can be learned and scored, before anything is trained or written."""
+"""Checks that the rows of tasks can be learned and scored, before anything is trained."""
 
 from collections.abc import Sequence
 
@@ -25,18 +25,18 @@ from perdure.prepare.settings import check_one_process
 def check_tasks(plan: Plan, tasks: Sequence[Task]) -> list[str]:
     """Check that the base can learn every row and that the tasks can be scored.
 
-    Returns what is to be said before they are learned, a line each: what was left out of the files,
-    and what is probably a mistake.
+    Returns notes and warnings, one line each: what was left out of the files, and what is probably
+    a mistake.
 
     Raises:
-        PerdureError: with the task, and the row that does not fit.
+        PerdureError: a row or a task does not fit; the line names it.
     """
     check_one_process()
     for task in tasks:
         check_task(task)
         if task.name == GENERAL:
             raise PerdureError(
-                f"task {task.name!r}: that is what the general rows are called; rename it"
+                f"task {task.name!r}: this is the name of the general rows; rename the task"
             )
     check_quantization(plan.config.quantization, plan.config.adapter, plan.info.kind)
     notes, lines = check_general(plan), warnings(tasks)
@@ -54,9 +54,9 @@ def check_tasks(plan: Plan, tasks: Sequence[Task]) -> list[str]:
 
 
 def _check_train(plan: Plan, task: Task) -> list[str]:
-    """Make the features of a task's train rows; what is to be said of them."""
+    """Tokenize a task's train rows, which checks them, and return warnings about them."""
     tokenizer, rows, where = plan.info.tokenizer, task.train.rows, f"{task.name} train"
-    encoded_rows = _make_features(plan, rows, where, list(task.answers() or ()))
+    encoded_rows = _check_features(plan, rows, where, list(task.answers() or ()))
     return [
         *remarks(rows, encoded_rows, tokenizer, plan.info.kind, where),
         *unwritten(rows, tokenizer, where),
@@ -65,34 +65,45 @@ def _check_train(plan: Plan, task: Task) -> list[str]:
 
 
 def _check_test(plan: Plan, task: Task, test: Split) -> list[str]:
-    """Make the prompts of a task's test rows as `predict` does; what is to be said of them."""
+    """Tokenize the prompts of a task's test rows as `predict` does; return warnings about them."""
     config, info, where = plan.config, plan.info, f"{task.name} test"
-    known, room = info.limits.tokens, config.max_length
-    check_prompts_known(known, test.rows, info.tokenizer, task.name)
+    num_embeddings, room = info.limits.tokens, config.max_length
+    check_prompts_known(num_embeddings, test.rows, info.tokenizer, task.name)
     mode, answers = scoring_mode(info.kind, task, config.scoring.mode), task.answers()
     if mode == "options" and info.kind != "encoder":
-        # With a stand-in for the answer: each option in its place would take too long to try.
-        stand_ins = [answered(row, ".") for row in test.rows]
-        cut = _cut(_make_features(plan, stand_ins, where))
+        # A placeholder replaces the answer, because trying every option would take too long.
+        placeholders = [answered(row, ".") for row in test.rows]
+        cut = _cut(_check_features(plan, placeholders, where))
         options = [{"prompt": "?", "completion": option} for option in answers or ()]
-        _make_features(plan, options, f"{task.name} options")
+        _check_features(plan, options, f"{task.name} options")
     else:
         if mode == "generate":
-            lengths = (config.max_length, config.max_completion_length)
-            room = room_for_prompt(info.kind, info.limits, *lengths)
-        asked, cut = prompts(test.rows, info.tokenizer, info.kind, room, where, info.cache)
-        for number, ids in enumerate(asked, 1):
-            check_known(ids, known, info.tokenizer, f"{where}, row {number}")
+            room = room_for_prompt(
+                info.kind,
+                info.limits,
+                max_length=config.max_length,
+                max_completion_length=config.max_completion_length,
+            )
+        prompt_ids, cut = prompts(
+            test.rows,
+            info.tokenizer,
+            kind=info.kind,
+            max_length=room,
+            where=where,
+            cache=info.cache,
+        )
+        for number, ids in enumerate(prompt_ids, 1):
+            check_known(ids, num_embeddings, info.tokenizer, f"{where}, row {number}")
     return truncated(test, where, cut, config.max_length, room)
 
 
 def check_general(plan: Plan) -> list[str]:
-    """Check that the rows of general use are there, fit, and have a method that looks at them.
+    """Check that the general rows exist and fit, and that a method rehearses them.
 
-    Returns what is to be said of how they were read.
+    Returns notes on how the rows were read, one line each.
 
     Raises:
-        PerdureError: with what is wrong with the file, or the setting to change.
+        PerdureError: the file is wrong, or no method rehearses.
     """
     general = plan.config.general
     if general.file is None:
@@ -107,43 +118,45 @@ def check_general(plan: Plan) -> list[str]:
             "general: an encoder learns only the labels of its tasks; leave general out"
         )
     split = file_split(general.file, None, plan.config.seed)
-    _make_features(plan, split.rows, "general")
+    _check_features(plan, split.rows, "general")
     return list(split.notes)
 
 
-def _make_features(
+def _check_features(
     plan: Plan, rows: Sequence[Row], where: str, labels: Sequence[str] | None = None
 ) -> list[Tokens]:
-    """Make the features of rows; return their tokens, which are kept for the stages.
+    """Tokenize rows as for training, and return their tokens.
+
+    The tokens stay in the base's cache for the stages.
 
     Raises:
-        PerdureError: a row that the base cannot learn, or a token that it does not know.
+        PerdureError: the base cannot learn a row, or has no embedding for a token.
     """
     config, info = plan.config, plan.info
-    made, _ = features(
+    row_features, _ = features(
         rows,
         info.tokenizer,
-        info.kind,
-        config.max_length,
-        config.max_completion_length,
-        labels,
-        where,
-        config.mask_history,
-        info.cache,
+        kind=info.kind,
+        max_length=config.max_length,
+        max_completion_length=config.max_completion_length,
+        labels=labels,
+        where=where,
+        mask_history=config.mask_history,
+        cache=info.cache,
     )
-    for number, row in enumerate(made, 1):
+    for number, row in enumerate(row_features, 1):
         learned = row["labels"] if isinstance(row["labels"], list) else []
         ids = [*row["input_ids"], *learned]
         check_known(ids, info.limits.tokens, info.tokenizer, f"{where}, row {number}")
     return encode_all(
         rows,
         info.tokenizer,
-        info.kind,
-        config.max_length,
-        config.max_completion_length,
-        where,
-        config.mask_history,
-        info.cache,
+        kind=info.kind,
+        max_length=config.max_length,
+        max_completion_length=config.max_completion_length,
+        where=where,
+        mask_history=config.mask_history,
+        cache=info.cache,
     )
 
 
@@ -165,13 +178,13 @@ def _check_training(plan: Plan, task: Task) -> None:
         return
     if config.mode in TOGETHER:
         raise PerdureError(
-            f"task {task.name!r}: mode {config.mode} learns all tasks at once, so none has a "
-            "training: of its own; leave it out"
+            f"task {task.name!r}: mode {config.mode} learns all tasks at once, so a task cannot "
+            "have its own training:; leave it out"
         )
     for key in ("report_to", "run_name", "project"):
         if key in task.training:
             raise PerdureError(
-                f"task {task.name!r}: training: {key} is the whole run's; set it there"
+                f"task {task.name!r}: training: {key} applies to the whole run; set it there"
             )
     try:
         plan.arguments({**config.training, **task.training})

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with the settings without a base and without rows."""
+"""Checks of the settings that need neither a base nor rows."""
 
 import math
 import os
@@ -16,25 +16,25 @@ from perdure.train.arguments import training_arguments
 from perdure.train.method import Method
 
 
-# The numbers that a key takes: the smallest and the largest, and what to write instead.
+# The smallest and the largest value of a key, and a hint for the error.
 LIMITS: dict[str, tuple[float, float, str]] = {
     "memory.ratio": (0, 1, "0.02 keeps two of a hundred rows, 1 keeps all"),
     "scoring.batch_size": (1, math.inf, "32 rows at once is the default"),
-    "max_length": (0, math.inf, "0 is 512, or as many as the base can take"),
+    "max_length": (0, math.inf, "0 means 512, or the base's number of positions"),
     "max_completion_length": (1, math.inf, "128 is the default"),
     "checkpoint_every": (0, math.inf, "0 keeps none"),
     "seed": (0, 2**32 - 1, "0 is the default"),
-    "threads": (1, math.inf, "null takes PyTorch's own number"),
+    "threads": (1, math.inf, "null means PyTorch's own choice"),
 }
 
 
 def check_settings(config: Config) -> tuple[list[Method], TrainingArguments]:
-    """Check everything that can be known without a base and without rows.
+    """Check everything that needs neither a base nor rows.
 
-    Returns the methods, and the training arguments of a task that has none of its own.
+    Returns the methods, and the training arguments of a task without its own `training:`.
 
     Raises:
-        PerdureError: with the key, and how to mend it.
+        PerdureError: a setting is wrong; the line names the key and says how to mend it.
     """
     check_one_process()
     check_values(config)
@@ -55,14 +55,18 @@ def check_settings(config: Config) -> tuple[list[Method], TrainingArguments]:
 
 
 def check_values(config: Config) -> None:
-    """Refuse numbers out of their limits and texts that are empty."""
-    for key, (low, high, instead) in LIMITS.items():
+    """Check numbers against their limits, and that no text is empty.
+
+    Raises:
+        PerdureError: a value is wrong; the line names the key.
+    """
+    for key, (low, high, hint) in LIMITS.items():
         value = config
         for part in key.split("."):
             value = getattr(value, part)
         if value is not None and not low <= value <= high:  # type: ignore[operator]
             limits = f"from {low} to {high}" if high < math.inf else f"at least {low}"
-            raise PerdureError(f"{key}: must be {limits}, got {value}; {instead}")
+            raise PerdureError(f"{key}: must be {limits}, got {value}; {hint}")
     if config.general.file is None and config.general.ratio != General.ratio:
         raise PerdureError(
             f"general: ratio is {config.general.ratio}, but there is no general.file to draw from; "
@@ -70,13 +74,13 @@ def check_values(config: Config) -> None:
         )
     if not config.general.ratio > 0:
         raise PerdureError(
-            f"general: ratio must be above 0, got {config.general.ratio}; 0.1 is one row for ten "
-            "new ones"
+            f"general: ratio must be above 0, got {config.general.ratio}; 0.1 means one general "
+            "row for ten new ones"
         )
     for key in ("base", "revision", "tasks", "data", "lineage"):
         value = getattr(config, key)
         if isinstance(value, str) and not value.strip():
-            raise PerdureError(f"{key}: is empty; leave it out or give a value")
+            raise PerdureError(f"{key}: the value is empty; leave it out or give a value")
     for split, limit in config.rows.items():
         if split not in SPLITS:
             raise PerdureError(f"rows: unknown key {split!r}; {nearest(str(split), SPLITS)}")
@@ -87,14 +91,15 @@ def check_values(config: Config) -> None:
             )
     if config.data and not Path(config.data).is_dir():
         raise PerdureError(
-            f"data: {config.data}: no such folder; give that of the benchmarks' rows"
+            f"data: {config.data}: no such folder; give the folder with the benchmarks' rows"
         )
     check_stream(config)
 
 
 def check_one_process() -> None:
+    """Raise PerdureError if this is one of several processes that were launched together."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise PerdureError(
-            "several processes: a lineage has one writer; for DDP, take RecurrentKIF as a callback "
+            "several processes: a lineage has one writer; for DDP, use RecurrentKIF as a callback "
             "of your own Trainer"
         )
