@@ -24,7 +24,7 @@ FORMAT = 1
 FREE = ("lineage", "data")
 # The files of a new lineage before its lineage.yaml, which is written last.
 REMAINS = ("lock", "stages", "ledger.jsonl", ".lineage.yaml.new")
-STARTING_ADAPTER = "stages/0000-adapter"  # where a lineage began, if it was on an adapter
+STARTING_ADAPTER = "stages/0000-adapter"  # the adapter with which a lineage began, if any
 
 
 class Lineage(History):

@@ -49,16 +49,16 @@ def base_at(lineage: Lineage, entry: dict[str, Any] | None, info: BaseInfo | Non
 
 
 class BaseLoader:
-    """Loads the model of one stage after another, and the weights of the base once for them all.
+    """Loads the model of one stage after another, but the weights of the base only once.
 
-    The base with its adapter stays in memory while a lineage learns; a stage puts its adapter on it
-    from its files, as a lineage does that goes on from there. The model is loaded again where it is
-    not certain that this gives the same bits:
+    The base with its adapter stays in memory while a lineage learns. Each stage loads its adapter
+    from its files, just as in a run that resumes at this stage. The whole model is loaded again if
+    it is not certain that this gives the same bits:
 
-    - All weights are trained, so there is no base below them: a stage is loaded from its own files.
-    - The base is quantised: what bitsandbytes keeps of a weight is not looked into.
-    - The stage has an adapter of another shape, as the methods make that join adapters.
-    - Learning has left a trace beside the trained weights (`models/traces.py`).
+    - All weights are trained, so a stage has no base and is loaded from its own files.
+    - The base is quantised, so its weights cannot be compared.
+    - The stage has an adapter of another shape, which some methods that join adapters make.
+    - Learning has changed more than the trained weights (`models/traces.py`).
     """
 
     def __init__(self, info: BaseInfo):
@@ -66,41 +66,41 @@ class BaseLoader:
         self.base: Base | None = None
 
     def at(self, lineage: Lineage, entry: dict[str, Any] | None) -> Base:
-        """As `base_at`. The model that was returned before must not be used any more."""
+        """Load a stage as `base_at` does. The model returned before must not be used any more."""
         entry = entry or lineage.origin
         adapter = _adapter(lineage, entry)
-        base = self._kept(adapter, begins=entry is None)
+        base = self._from_memory(adapter, begins=entry is None)
         if base is None:
             base = base_at(lineage, entry, self.info)
             self.keep(base, adapter, begins=entry is None)
         elif entry:
             load_weights(base, lineage.folder(entry), head=entry["verb"] != "init")
-        return self._handed(base)
+        return self._to_learn(base)
 
     def fresh(self, config: Config) -> Base:
-        """The base with a fresh adapter, where there is no lineage yet."""
-        base = self._kept(config.adapter, begins=True)
+        """Return the base with a fresh adapter, for settings without a lineage."""
+        base = self._from_memory(config.adapter, begins=True)
         if base is None:
             base = load_base(
                 config.base,
                 config.adapter,
                 config.seed,
-                config.quantization,
-                config.revision,
+                quantization=config.quantization,
+                revision=config.revision,
                 info=self.info,
             )
-        return self._handed(base)
+        return self._to_learn(base)
 
     def keep(self, base: Base, adapter: dict[str, Any] | None, begins: bool = True) -> None:
-        """Keep a base that was just loaded with this adapter; `begins` if it is a fresh one."""
+        """Keep a base that was just loaded with an adapter; `begins` if the adapter is fresh."""
         if is_quantized(base):
             return
         self.base, self.adapter, self.begins = base, adapter, begins
         self.loaded = AsLoaded(base.model, keep_trained=begins and not base.whole)
 
-    def _kept(self, adapter: dict[str, Any] | None, begins: bool) -> Base | None:
-        """The base that is kept, as it was loaded; None where it has to be loaded (again)."""
-        base, self.base = self.base, None  # let go of it before another one is loaded
+    def _from_memory(self, adapter: dict[str, Any] | None, begins: bool) -> Base | None:
+        """Return the base in memory in its state after loading, or None if it must be loaded."""
+        base, self.base = self.base, None  # so that it is freed before another one is loaded
         if base is None or (begins and not self.begins):
             return None
         if not _alike(self.adapter, adapter):
@@ -112,21 +112,21 @@ class BaseLoader:
         self.base = base
         return base
 
-    def _handed(self, base: Base) -> Base:
-        """The base where it learns; whole weights become those of a stage, and are not kept."""
+    def _to_learn(self, base: Base) -> Base:
+        """Move the base to the accelerator. A base without an adapter is not kept in memory."""
         before = next(base.model.parameters()).device
         _to_accelerator(base)
         if next(base.model.parameters()).device != before:
-            vars(base).pop("padding", None)  # it was tried where the base lay
+            vars(base).pop("padding", None)  # it was tested on the other device
             if self.base:
-                self.loaded.traces = traces(base.model)  # they say where it lies
+                self.loaded.traces = traces(base.model)  # they include the device
         if base.whole:
             self.base = None
         return base
 
 
 def _alike(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
-    """Whether two adapters' settings mean the same; a stage says the defaults of LoRA as well."""
+    """Return whether two adapters' settings mean the same; LoRA's defaults may be left out."""
     if one is None or other is None:
         return one is other
     return {**DEFAULT_ADAPTER, **one} == {**DEFAULT_ADAPTER, **other}
@@ -179,14 +179,14 @@ def is_gone(lineage: Lineage, entry: dict[str, Any]) -> bool:
 
 
 def gone(lineage: Lineage, entry: dict[str, Any]) -> str:
-    """Return the error line for a stage whose weights are gone; it lists the others."""
+    """Return the error line for a stage whose weights were removed; it lists the others."""
     present = [
         line
         for line in lineage.stage_entries.values()
         if line["stage"] and not is_gone(lineage, line)
     ]
-    kept = ", ".join(str(line["stage"]) for line in reversed(present))
+    stages = ", ".join(str(line["stage"]) for line in reversed(present))
     return (
-        f"{lineage.path}: the weights of stage {entry['stage']} are gone, only its scores remain; "
-        f"there are those of stage {kept}, and the base (0)"
+        f"{lineage.path}: the weights of stage {entry['stage']} were removed, only its scores "
+        f"remain; available: stage {stages}, and the base (0)"
     )

@@ -34,7 +34,7 @@ from perdure.places import where_it_goes
 from perdure.seeds import derive, forked
 
 
-# Adapters that put tokens of their own before the text, so that it is longer than the labels.
+# Adapters that add tokens before the text, so that it is longer than the labels.
 PROMPTS = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "CPT")
 TASK_TYPE = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATURE_EXTRACTION"}
 
@@ -43,7 +43,7 @@ TASK_TYPE = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM", "encoder": "FEATU
 class BaseInfo:
     """What is known about a base without loading its weights.
 
-    `cache` holds the tokens that its tokenizer made of rows.
+    `cache` has the tokens of rows under its tokenizer.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Base:
 
     @functools.cached_property
     def padding(self) -> Padding:
-        """Which batches do not change the model's output for a row; tried at first use."""
+        """Which batches do not change the model's output for a row; tested at first use."""
         return tried_padding(self.network, self.kind, self.tokenizer, self.limits)
 
     @property
@@ -191,8 +191,8 @@ def with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], se
     settings["peft_type"] = str(settings.get("peft_type", "LORA")).upper()
     if settings["peft_type"] in PROMPTS and kind != "seq2seq":
         raise PerdureError(
-            f"adapter: {settings['peft_type']} adds tokens of its own to the text, so the labels "
-            "would not fit it; use LORA"
+            f"adapter: {settings['peft_type']} adds tokens to the text, so the labels would not "
+            "fit it; use LORA"
         )
     if settings["peft_type"] == "LORA":  # GPT-2's Conv1D stores its weights transposed
         transposed = any(isinstance(module, Conv1D) for module in model.modules())
@@ -242,8 +242,8 @@ ADAPTER_NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 ADAPTER_OWNED = {
     "inference_mode": "a stage is trained",
     "task_type": "it follows from the base",
-    "base_model_name_or_path": "set `base:` beside `adapter:`",
-    "revision": "set `revision:` beside `adapter:`",
+    "base_model_name_or_path": "set `base:` next to `adapter:`",
+    "revision": "set `revision:` next to `adapter:`",
 }
 
 
@@ -281,7 +281,7 @@ def check_owned(adapter: dict[str, Any] | None) -> None:
     """
     for key in adapter or {}:
         if key in ADAPTER_OWNED:
-            raise PerdureError(f"adapter: {key!r} is the engine's own: {ADAPTER_OWNED[key]}")
+            raise PerdureError(f"adapter: {key!r} is set by Perdure: {ADAPTER_OWNED[key]}")
 
 
 def quantization_keys() -> list[str]:

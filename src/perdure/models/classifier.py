@@ -8,7 +8,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 
 def without_head(model: nn.Module) -> Any:
-    """What may carry an adapter: an encoder without its head, else the model."""
+    """Return the part of a model that can have an adapter: an encoder without its head."""
     return model.backbone if isinstance(model, Classifier) else model
 
 

@@ -1,4 +1,4 @@
-"""The three kinds of base, and how a base's kind is told from its config."""
+"""The three kinds of base, and the kind of a base with a given config."""
 
 from typing import Any, Literal
 

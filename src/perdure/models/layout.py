@@ -9,4 +9,4 @@ MEMORY = "memory.jsonl"
 SCORES = "scores.json"
 CARD = "README.md"
 
-GENERAL = "(general)"  # stands for the general rows where the names of old tasks are listed
+GENERAL = "(general)"  # the name of the general rows among the names of old tasks

@@ -60,7 +60,7 @@ def check_pin(pinned: dict[str, Any]) -> None:
     """Check that the base is still the one that was pinned.
 
     Raises:
-        PerdureError: the base is not there any more, or its files differ.
+        PerdureError: the base is no longer there, or its files differ.
     """
     try:
         changed = differing(pinned, pin(pinned["name"], pinned.get("revision")))

@@ -49,8 +49,8 @@ class Tokens:
         return labels
 
 
-class _Kept(NamedTuple):
-    """`Tokens`, in four bytes a token: a run keeps those of all its rows."""
+class _Packed(NamedTuple):
+    """`Tokens` with four bytes per token, because a run keeps the tokens of all its rows."""
 
     prompt: array
     completion: array
@@ -61,15 +61,15 @@ class _Kept(NamedTuple):
 
 
 class TokenCache:
-    """The tokens of rows under one tokenizer.
+    """The tokens of rows, made by one tokenizer.
 
-    A row is found by its content, so the remembered rows of an earlier task are found again when
-    they are read from their stage. The order of keys inside a row's messages counts, since a chat
-    template may write them as they come; that of the row's own keys does not.
+    The key of a row is its content, so the remembered rows of an earlier task are in the cache when
+    they are read from its stage. The order of the keys inside a row's messages counts, because a
+    chat template may write them in this order. The order of the row's own keys does not count.
     """
 
     def __init__(self):
-        self._kept: dict[bytes, _Kept] = {}
+        self._packed: dict[bytes, _Packed] = {}
 
     def tokens(
         self,
@@ -78,7 +78,7 @@ class TokenCache:
         settings: Hashable,
         tokenize: Callable[[Sequence[Any], Sequence[str]], list[Tokens]],
     ) -> list[Tokens]:
-        """Return the tokens of each row, and tokenize the rows that are not known yet.
+        """Return the tokens of each row, and tokenize the rows that are not in the cache.
 
         Args:
             rows: any rows.
@@ -89,14 +89,14 @@ class TokenCache:
         keys = [_key(row, settings) for row in rows]
         first: dict[bytes, int] = {}
         for i, key in enumerate(keys):
-            if key not in self._kept:
+            if key not in self._packed:
                 first.setdefault(key, i)
         places = list(first.values())
         new: list[Tokens] = []
         if places:
             new = tokenize([rows[i] for i in places], [lines[i] for i in places])
         for key, tokens in zip(first, new, strict=True):
-            self._kept[key] = _Kept(
+            self._packed[key] = _Packed(
                 array("i", tokens.prompt),
                 array("i", tokens.completion),
                 tokens.truncated,
@@ -104,18 +104,18 @@ class TokenCache:
                 tokens.merged,
                 tokens.parted,
             )
-        return [_unpacked(self._kept[key]) for key in keys]
+        return [_unpacked(self._packed[key]) for key in keys]
 
 
-def _unpacked(kept: _Kept) -> Tokens:
-    """New lists, which belong to the caller."""
+def _unpacked(packed: _Packed) -> Tokens:
+    """Return the tokens in new lists, which the caller may change."""
     return Tokens(
-        prompt=kept.prompt.tolist(),
-        completion=kept.completion.tolist(),
-        truncated=kept.truncated,
-        ignored=tuple(kept.ignored),
-        merged=kept.merged,
-        parted=kept.parted,
+        prompt=packed.prompt.tolist(),
+        completion=packed.completion.tolist(),
+        truncated=packed.truncated,
+        ignored=tuple(packed.ignored),
+        merged=packed.merged,
+        parted=packed.parted,
     )
 
 

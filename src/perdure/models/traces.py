@@ -1,9 +1,9 @@
-"""What learning leaves on a model beside its trained weights, and a copy that leaves none on it.
+"""Checks that a model in memory equals a freshly loaded one, and copies that share its weights.
 
-A base stays in memory from one stage to the next. That gives the bytes of a base that is loaded
-again only if nothing but the trained weights is other than it was: no hook, no changed setting, no
-frozen weight or buffer with other bits. A `Trainer` does change some settings (it aligns the
-special tokens of config and tokenizer), so these are put back first.
+A base stays in memory from one stage to the next. This gives the same bytes as loading it again
+only if learning has changed nothing except the trained weights: no hook, no setting, and no bit of
+a frozen weight or a buffer. A `Trainer` does change some settings (it aligns the special tokens of
+config and tokenizer), so the settings are restored first.
 """
 
 import copy
@@ -16,17 +16,17 @@ from torch import Tensor, nn
 from perdure.models.classifier import Classifier
 
 
-# What stands in the attributes of each module and is looked at, or stored, elsewhere.
+# Attributes of a module that are compared or stored separately.
 ELSEWHERE = ("_parameters", "_buffers", "_modules")
 PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
-CHUNK = 2**22  # numbers summed at once, so that no large copy is made
+CHUNK = 2**22  # how many numbers are summed at once, so that no large copy is made
 
 
 class AsLoaded:
-    """A model as it was when it was loaded.
+    """The state of a model when it was loaded.
 
-    `restore` puts back its settings, its modules' attributes and, if they were kept, its trained
-    weights, and says whether the model is what it was in all else.
+    `restore` restores the settings and the modules' attributes, and checks everything else except
+    the trained weights. `begin` restores the trained weights, if they were kept.
     """
 
     def __init__(self, model: nn.Module, keep_trained: bool):
@@ -42,7 +42,7 @@ class AsLoaded:
         self.traces = traces(model)
 
     def restore(self, model: nn.Module) -> bool:
-        """Put back what can be put back; whether nothing else is other than it was."""
+        """Restore settings and attributes; return whether everything else is unchanged."""
         model.zero_grad()
         for name, module in model.named_modules():
             before = self.attributes.get(name, {})
@@ -56,7 +56,7 @@ class AsLoaded:
 
     @torch.no_grad()
     def begin(self, model: nn.Module) -> None:
-        """Put back the trained weights, and take the rows off an encoder's head."""
+        """Restore the trained weights, and remove all rows of an encoder's head."""
         if isinstance(model, Classifier):
             model.set_head(model.weight.detach()[:0], model.bias.detach()[:0], [])
         for name, parameter in model.named_parameters():
@@ -66,31 +66,39 @@ class AsLoaded:
 
 @torch.no_grad()
 def traces(model: nn.Module) -> dict[str, Any]:
-    """All that tells a model from one with the same trained weights, by the names of its parts.
+    """Return all properties of a model except the values of its trained weights, by part.
 
-    Of a weight that is trained there is its shape and type, of every other tensor a checksum of its
-    bits. The rows of an encoder's head are left out: they are stored with each stage.
+    A trained weight is described by its shape and type, and every other tensor also by a checksum
+    of its bits. The rows of an encoder's head are not included, because each stage stores them.
     """
-    found: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
     texts: dict[int, str] = {}
     for name, module in model.named_modules():
         head = isinstance(module, Classifier)
         attributes = {key: _described(value, texts) for key, value in _attributes(module)}
         hooks = {key: len(value) for key, value in vars(module).items() if "hooks" in key and value}
-        found[name] = (type(module), attributes, hooks)
+        properties[name] = (type(module), attributes, hooks)
         for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             if not head:
-                bits = "trained" if parameter.requires_grad else checksum(parameter)
-                heard = bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
-                place = (parameter.dtype, parameter.device, parameter.shape)
-                found[f"{name}.{key}"] = (*place, bits, heard)
+                properties[f"{name}.{key}"] = (
+                    parameter.dtype,
+                    parameter.device,
+                    parameter.shape,
+                    "trained" if parameter.requires_grad else checksum(parameter),
+                    bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks),
+                )
         for key, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
-            found[f"{name}.{key}"] = (buffer.dtype, buffer.device, buffer.shape, checksum(buffer))
-    return found
+            properties[f"{name}.{key}"] = (
+                buffer.dtype,
+                buffer.device,
+                buffer.shape,
+                checksum(buffer),
+            )
+    return properties
 
 
 def checksum(tensor: Tensor) -> int | None:
-    """The sum of a tensor's bits, read as whole numbers; None where there are none to read."""
+    """Return the sum of a tensor's bits, read as integers, or None if they cannot be read."""
     if tensor.is_meta or tensor.is_complex():
         return None
     whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -99,7 +107,7 @@ def checksum(tensor: Tensor) -> int | None:
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """What a module holds beside its weights, its parts and its hooks."""
+    """Yield a module's attributes except its weights, submodules and hooks."""
     for key, value in vars(module).items():
         stored = isinstance(module, Classifier) and key == "labels"
         if key not in ELSEWHERE and "hooks" not in key and not stored:
@@ -107,15 +115,15 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _settings(model: nn.Module) -> Iterator[tuple[int, tuple[Any, dict[str, Any]]]]:
-    """The objects that hold a model's settings (of the model, of PEFT, of generation), by id."""
+    """Yield the objects with settings (of the model, of PEFT, of generation) and copies, by id."""
     waiting = [value for _, module in model.named_modules() for _, value in _attributes(module)]
-    known: set[int] = set()
+    visited: set[int] = set()
     while waiting:
         value = waiting.pop()
         if isinstance(value, Mapping):
             waiting += value.values()
-        elif _holds_settings(value) and id(value) not in known:
-            known.add(id(value))
+        elif _holds_settings(value) and id(value) not in visited:
+            visited.add(id(value))
             waiting += vars(value).values()
             yield id(value), (value, _copied(vars(value)))
 
@@ -125,7 +133,7 @@ def _holds_settings(value: Any) -> bool:
 
 
 def _copied(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings, of which lists and mappings are copied, and settings inside settings are not."""
+    """Copy the values, with their lists and mappings; nested settings objects are not copied."""
     return {
         key: copy.deepcopy(value) if isinstance(value, list | dict | set) else value
         for key, value in values.items()
@@ -133,7 +141,7 @@ def _copied(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _described(value: Any, texts: dict[int, str]) -> Any:
-    """An attribute of a module as what can be compared; `texts` are the settings seen before."""
+    """Return an attribute in a form that can be compared; `texts` caches settings by their id."""
     if isinstance(value, PLAIN):
         return value
     if isinstance(value, Tensor):
@@ -152,20 +160,21 @@ def _described(value: Any, texts: dict[int, str]) -> Any:
 
 
 def sharing_copy(model: Any, trained: bool = True) -> Any | None:
-    """A copy of a model that shares its frozen weights and has trained ones of its own.
+    """Copy a model with its trained weights; the copy shares the frozen weights.
 
-    What is done to the copy leaves no trace on the model, as long as no shared weight is changed in
-    place. Without `trained` all weights are shared. None where the model cannot be copied, or has
-    weights that are more than their numbers, as quantised ones are.
+    The copy can be used and changed without an effect on the model, as long as no shared weight is
+    changed in place. Without `trained`, all weights are shared. Returns None if the model cannot be
+    copied, or has quantised weights, which are more than a tensor of numbers.
     """
     if any(type(parameter) is not nn.Parameter for parameter in model.parameters()):
         return None
-    known: dict[int, Any] = {
+    # deepcopy takes the values of this mapping instead of copying the objects with these ids.
+    shared: dict[int, Any] = {
         id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad)
         for p in model.parameters()
         if not (trained and p.requires_grad)
     }
     try:
-        return copy.deepcopy(model, known)
+        return copy.deepcopy(model, shared)
     except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError):
         return None
