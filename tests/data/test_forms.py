@@ -275,7 +275,7 @@ def test_what_a_record_says_is_in_its_row(record, row):
         (
             {"context": "b", **BOTH},
             'context would be left out of the question; write prompt: "{context}\\n{prompt}", '
-            'completion: "{completion}" beside path or hub, or remove it',
+            'completion: "{completion}" next to path or hub, or remove it',
         ),
         ({**BOTH, "context": "c"}, "context would be left out"),
         (
@@ -310,10 +310,13 @@ def test_what_a_record_says_is_in_its_row(record, row):
             "message 2: function_call is the older form of tool_calls",
         ),
         # two answers
-        ({"messages": CHAT, "output": "hi"}, "output stands beside messages and says something"),
-        ({"messages": CHAT, "response": ["bye"]}, "response stands beside messages"),
-        ({**BOTH, "response": "a"}, "response stands beside completion and says something else"),
-        ({"instruction": "a", "output": "b", "completion": "c"}, "completion stands beside output"),
+        ({"messages": CHAT, "output": "hi"}, "output and messages have different answers"),
+        ({"messages": CHAT, "response": ["bye"]}, "response and messages have different answers"),
+        ({**BOTH, "response": "a"}, "response and completion have different answers"),
+        (
+            {"instruction": "a", "output": "b", "completion": "c"},
+            "completion and output have different answers",
+        ),
         # rows that are not to be learned
         ({**BOTH, "weight": 0}, "weight 0 is for the whole row"),
         ({**BOTH, "weight": "0.5"}, "weight '0.5' is for the whole row"),
@@ -324,13 +327,13 @@ def test_what_a_record_says_is_in_its_row(record, row):
         ({"messages": [USER, ASSISTANT | {"train": True, "loss": 0}]}, "say different things"),
         ({"messages": [USER, ASSISTANT | {"train_detail": [1]}]}, "train_detail is not supported"),
         # two forms that say different things
-        ({"prompt": "a", "messages": CHAT}, "prompt stands beside messages"),
+        ({"prompt": "a", "messages": CHAT}, "prompt and messages differ"),
         (
             {"prompt": "hi", "completion": "a", "messages": CHAT},
-            "completion stands beside messages",
+            "completion and messages differ",
         ),
         ({"messages": CHAT, "conversations": [SYSTEM, *CHAT]}, "hold two conversations"),
-        ({"prompt": "a", "completion": "b", "text": "c"}, "text says something else"),
+        ({"prompt": "a", "completion": "b", "text": "c"}, "text differs from the other columns"),
         ({"messages": [SYSTEM, *CHAT], "system": "Be rude."}, "say different things"),
         (
             {"messages": CHAT, "system": "a", "system_prompt": "b"},
@@ -364,8 +367,8 @@ def test_what_a_record_says_is_in_its_row(record, row):
         ({"messages": [USER, ASSISTANT | {"at": {1, 2}}]}, "message 2: at is not plain JSON"),
         # what belongs to messages, or to an answer
         ({"prompt": "a", "completion": "b", "tools": [TOOL]}, "tools go to the chat template"),
-        ({"text": "a", "system": "b"}, "system beside a text"),
-        ({"text": "a", "history": [["b", "c"]]}, "history beside a text"),
+        ({"text": "a", "system": "b"}, "system cannot be used with a text"),
+        ({"text": "a", "history": [["b", "c"]]}, "history cannot be used with a text"),
         ({"text": "a", "references": ["b"]}, "a row of text has none"),
         ({"prompt": "a", "completion": "b", "references": [1]}, "references must be text"),
         ({"prompt": "a", "completion": "b", "references": 3}, "must be a list of texts"),
@@ -439,7 +442,7 @@ def test_columns_are_told_of_a_table_and_of_a_dataset(tmp_path, monkeypatch):
     notes = read("a.csv").notes
     assert notes == (
         "a.csv: left out, as they are not part of a row: (one without a name)",
-        "a.csv: text beside label is read as prompt and completion, with nothing between them; "
+        "a.csv: text and label are read as prompt and completion, with nothing between them; "
         "write the columns prompt and completion to put a space or a line break there",
     )
     rows = [{"text": "fine", "label": 1, "id": 7}, {"text": "bad", "label": 0, "id": 8}]
@@ -558,11 +561,11 @@ def test_every_format_gives_the_same_rows(tmp_path):
         ("a.json", "3", "expected an array of rows, got int"),
         ("a.json", '[{"text": "a"}, 3]', "row 2: expected an object"),
         ("a.json", "[]", "holds no rows"),
-        ("a.json", '[{"text": "a", "text": "b"}]', "the key 'text' stands twice"),
+        ("a.json", '[{"text": "a", "text": "b"}]', "the key 'text' occurs twice"),
         ("a.jsonl", '{"text": "a"}\n{"text": "a", "text": "b"}', "row 2: the key 'text' stands"),
         ("a.jsonl", "[" * 100_000, "nested too deeply"),
         ("a.jsonl", '{"text": NaN}', "row 1: text must be text, not float"),
-        ("a.csv", "text,text\na,b\n", "column 'text' stands twice"),
+        ("a.csv", "text,text\na,b\n", "column 'text' occurs twice"),
         ("a.csv", "prompt;completion\na;b\n", "its cells are separated by ';'; save it as .csv"),
         ("a.tsv", "prompt,completion\na,b\n", "its cells are separated by ','"),
         ("a.tsv", "prompt\tcompletion\na\tb\tc\n", "quote cells with tabs"),

@@ -26,9 +26,9 @@ ASKED = (
     *("text1", "text2", "content", "title", "document", "article", "dialogue", "body", "review"),
     *("comment", "tweet", "utterance", "problem", "message"),
 )
-# A text beside one of these columns is a question, and the column is its answer.
+# A text with one of these columns is a question, and the column is its answer.
 LABELS = tuple(name for name in ANSWERS if name != "category")
-# So is a text beside one of these, if none of `LABELS` is there.
+# So is a text with one of these columns, if the record has none of `LABELS`.
 CLASSES = (
     *("category", "categories", "label_name", "label_names", "label_str", "label_id", "label_idx"),
     *("class_name", "class_label", "class_id", "classes", "topic", "topics", "genre", "genres"),
@@ -201,7 +201,7 @@ def _check_template(others: Mapping[str, Any], row: Row, where: str) -> None:
     if functions:
         raise PerdureError(
             f"{where}: {functions} is not read under this name; write "
-            'tools: [{"type": "function", "function": {"name": ..., "parameters": ...}}] beside '
+            'tools: [{"type": "function", "function": {"name": ..., "parameters": ...}}] next to '
             "messages"
         )
     if earlier:
@@ -225,7 +225,7 @@ def _about_question(missing: list[str], record: Mapping[str, Any], row: Row) -> 
         return f"{lost}; put {them} into the message with the question, or remove {them}"
     questions, answer = _parts(record)
     questions = [key for key in record if key in (*questions, *missing)]
-    return f"{lost}; write {_templates(questions, [answer])} beside path or hub, or remove {them}"
+    return f"{lost}; write {_templates(questions, [answer])} next to path or hub, or remove {them}"
 
 
 def _about_thoughts(missing: list[str], record: Mapping[str, Any], row: Row) -> str:
@@ -242,11 +242,11 @@ def _about_thoughts(missing: list[str], record: Mapping[str, Any], row: Row) -> 
 
 def _about_answer(missing: list[str], record: Mapping[str, Any], row: Row) -> str:
     questions, answer = _parts(record)
-    beside = "messages" if "messages" in row else answer
-    differ = f"{missing[0]} stands beside {beside} and says something else; remove one of them"
+    row_answer = "messages" if "messages" in row else answer
+    differ = f"{missing[0]} and {row_answer} have different answers; remove one of them"
     if _is_chat(row):
         return differ
-    return f"{differ}, or choose with {_templates(questions, [answer])} beside path or hub"
+    return f"{differ}, or choose with {_templates(questions, [answer])} next to path or hub"
 
 
 def _parts(record: Mapping[str, Any]) -> tuple[list[str], str]:

@@ -138,7 +138,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         key = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-        raise _DuplicateKeyError(f"the key {key!r} stands twice in one object; keep one of them")
+        raise _DuplicateKeyError(f"the key {key!r} occurs twice in one object; keep one of them")
     return values
 
 
@@ -180,7 +180,7 @@ def _read_table(path: Path, kind: str) -> Iterator[tuple[int, Any]]:
 def _check_header(columns: Any, path: Path) -> None:
     for column, times in Counter(columns).items():
         if times > 1:
-            raise PerdureError(f"{path}: column {column!r} stands twice; rename one of them")
+            raise PerdureError(f"{path}: column {column!r} occurs twice; rename one of them")
     if len(columns) == 1:
         other = next((mark for mark in ";\t|," if mark in columns[0]), None)
         if other:

@@ -1,4 +1,4 @@
-"""Converting records to rows: the formats of other tools, and the columns beside them.
+"""Converting records to rows: the formats of other tools, and further columns.
 
 No column is dropped silently. It becomes a part of the row, or it is refused with an error that
 says what to write instead, or it is listed among the columns that were left out.
@@ -41,7 +41,7 @@ class Notes:
 
     Args:
         left_out: the columns that are not part of a row, in order.
-        labelled: whether a text beside a label was read as prompt and completion.
+        labelled: whether a text with a label was read as prompt and completion.
     """
 
     left_out: dict[str, None] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Notes:
             lines.append(f"{where}: left out, as they are not part of a row: {names}")
         if self.labelled:
             lines.append(
-                f"{where}: text beside label is read as prompt and completion, with nothing "
+                f"{where}: text and label are read as prompt and completion, with nothing "
                 "between them; write the columns prompt and completion to put a space or a line "
                 "break there"
             )
@@ -131,7 +131,7 @@ def _row(record: Mapping[str, Any], where: str) -> tuple[Row, set[str]]:
         keys = ", ".join(map(str, record))
         raise PerdureError(
             f"{where}: expected prompt and completion, messages, or text; its keys: {keys}; make "
-            f"rows of them with {mapping(record, is_numbered(record))} beside path or hub"
+            f"rows of them with {mapping(record, is_numbered(record))} next to path or hub"
         )
     _check_rendering(record, row, where)
     return row, used
@@ -171,10 +171,7 @@ def _conversation(
             )
     for key, first in (("prompt", True), ("completion", False), ("instruction", True)):
         if key in record and not _says(messages, record[key], first):
-            raise PerdureError(
-                f"{where}: {key} stands beside {columns[0]} and says something else; remove one of "
-                "them"
-            )
+            raise PerdureError(f"{where}: {key} and {columns[0]} differ; remove one of them")
     row = {"messages": messages}
     _check_rendering(record, row, where)
     return row, {*columns, "references"}
@@ -235,7 +232,7 @@ def _completion(value: Any, where: str) -> tuple[str, Row]:
 
 
 def _text(record: Mapping[str, Any], where: str) -> tuple[Row, set[str]]:
-    """Return a row of text, or of prompt and completion if one label in words is beside it."""
+    """Return a row of text, or of prompt and completion if the record has one label in words."""
     labels = label_columns(record)
     if not labels:
         return {"text": checked_text(record["text"], f"{where}: text")}, {"text"}
@@ -245,14 +242,14 @@ def _text(record: Mapping[str, Any], where: str) -> tuple[Row, set[str]]:
         completion = checked_text(label, f"{where}: label")
         return {"prompt": text, "completion": completion}, {"text", "label", "references"}
     raise PerdureError(
-        f"{where}: {', '.join(labels)} beside text: which of them is to be learned? "
-        f"Write {mapping(record, is_numbered(record))} beside path or hub, or remove "
+        f"{where}: it is not clear whether {', '.join(labels)} or text should be learned; "
+        f"write {mapping(record, is_numbered(record))} next to path or hub, or remove "
         f"{'it' if len(labels) == 1 else 'them'} to learn the text"
     )
 
 
 def _check_rendering(record: Mapping[str, Any], row: Row, where: str) -> None:
-    """Raise PerdureError for a text beside a row that is neither the row written out nor in it."""
+    """Raise PerdureError for a column `text` that neither contains the row nor is part of it."""
     text = record.get("text")
     if not text:
         return
@@ -265,8 +262,8 @@ def _check_rendering(record: Mapping[str, Any], row: Row, where: str) -> None:
         return  # the row was made from this text
     if not isinstance(text, str) or not all(row_text in text for row_text in row_texts):
         raise PerdureError(
-            f"{where}: text says something else than the row beside it; remove text, or write "
-            f"{mapping(record)} beside path or hub"
+            f"{where}: text differs from the other columns of the row; remove text, or write "
+            f"{mapping(record)} next to path or hub"
         )
 
 
@@ -312,7 +309,9 @@ def _add_context(record: Mapping[str, Any], row: Row, used: set[str], where: str
         return
     if "text" in row:
         columns = [*texts, *(["history"] if history else [])]
-        raise PerdureError(f"{where}: {', '.join(columns)} beside a text; write messages instead")
+        raise PerdureError(
+            f"{where}: {', '.join(columns)} cannot be used with a text; write messages instead"
+        )
     systems = [
         {"role": "system", "content": checked_text(text, f"{where}: {key}")}
         for key, text in texts.items()

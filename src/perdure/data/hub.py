@@ -101,7 +101,7 @@ def _check_media(dataset: "Dataset", where: str) -> None:
             others = [name for name in dataset.column_names if name != column]
             raise PerdureError(
                 f"{where}: column {column!r} holds data of type {what}, but only text is learned; "
-                f"name the columns of text with {mapping(others)} beside hub"
+                f"name the columns of text with {mapping(others)} next to hub"
             )
 
 

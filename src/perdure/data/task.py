@@ -62,7 +62,7 @@ class Split:
         return self.numbers[index] if self.numbers else index + 1
 
     def place(self, index: int) -> str:
-        """Return where a row stands, for a message about it: its file or dataset and its number."""
+        """Return a row's file or dataset and its number, for a message about it."""
         source = self.source or {}
         name = source.get("path") or source.get("hub")
         return f"{name}, row {self.number(index)}" if name else f"row {self.number(index)}"

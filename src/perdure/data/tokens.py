@@ -149,19 +149,19 @@ def features(
             {"input_ids": tokens.prompt, "labels": index}
             for tokens, index in zip(encoded_rows, indices, strict=True)
         ]
-    elif kind == "seq2seq":
-        row_features = [
-            {"input_ids": tokens.prompt, "labels": tokens.completion} for tokens in encoded_rows
-        ]
     else:
-        row_features = [
-            {
-                "input_ids": tokens.prompt + tokens.completion,
-                "labels": [IGNORED] * len(tokens.prompt) + tokens.labels,
-            }
-            for tokens in encoded_rows
-        ]
+        row_features = [_sequence_features(tokens, kind) for tokens in encoded_rows]
     return row_features, truncated
+
+
+def _sequence_features(tokens: Tokens, kind: Kind) -> Features:
+    """Return the input ids and the labels of a row for a model that generates."""
+    if kind == "seq2seq":
+        return {"input_ids": tokens.prompt, "labels": tokens.completion}
+    return {
+        "input_ids": tokens.prompt + tokens.completion,
+        "labels": [IGNORED] * len(tokens.prompt) + tokens.labels,
+    }
 
 
 def check_known(
@@ -176,7 +176,7 @@ def check_known(
         where: the beginning of the error line.
 
     Raises:
-        PerdureError: an id has no embedding; the line names the token and how to mend the base.
+        PerdureError: an id has no embedding; the line names the token and says how to mend it.
     """
     largest = max(ids, default=0)
     if tokens is None or largest < tokens:

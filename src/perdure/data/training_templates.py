@@ -85,7 +85,7 @@ GPT_OSS = (
     Change(r'(?=\{%- if "tool_calls" in message %\})', LEARN),
     Change(r"(?=\{%- elif message\.role == 'tool' -%\})", STOP),
 )
-# The output of tools stands within the turn, and is not learned.
+# The output of tools is inside the turn, and is not learned.
 BY_THE_MODEL = (
     "{%- if role == 'model' %}" + LEARN + r"\g<0>" + STOP + r"{%- else %}\g<0>{%- endif -%}"
 )
