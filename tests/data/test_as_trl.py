@@ -103,7 +103,7 @@ def test_text(rows, make, tmp_path):
 def test_messages(template, tmp_path):
     rows, tokenizer = CONVERSATIONS, chat_tokenizer(MARKED[template])
     if "must take turns" in MARKED[template]:
-        with pytest.raises(PerdureError, match="toy, row 5: the chat template refuses it"):
+        with pytest.raises(PerdureError, match="toy, row 5: the chat template refuses the row"):
             ours(rows, tokenizer)
         rows = rows[:4]
     made = ours(rows, tokenizer)

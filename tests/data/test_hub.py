@@ -125,7 +125,7 @@ def test_no_code_of_a_dataset_is_run(hub):
     folder = hub / "acme" / "script"
     folder.mkdir(parents=True)
     (folder / "script.py").write_text("raise SystemExit(3)")
-    with pytest.raises(PerdureError, match="no code of a dataset is run"):
+    with pytest.raises(PerdureError, match="its own script, which is never run"):
         file_split("hub:acme/script", None, 0)
 
 

@@ -268,7 +268,7 @@ def test_all_turns_of_the_assistant_are_learned_or_the_last_or_those_with_a_weig
         kept = [label for label in made.labels if label != -100]
         assert tokenizer.decode(kept).endswith("two </s>\n")
         assert "one" not in tokenizer.decode(kept)
-        with pytest.raises(PerdureError, match="toy, row 1: nothing of it is learned"):
+        with pytest.raises(PerdureError, match="toy, row 1: nothing is learned from it"):
             learned_of([TALK[0], TALK[1] | left_out])
 
 

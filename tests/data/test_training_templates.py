@@ -125,7 +125,7 @@ def taken(rows: list[Row], tokenizer: PreTrainedTokenizerFast, template: str) ->
         try:
             tokenizer.apply_chat_template(said, tools=tools, chat_template=template)
         except (TemplateError, TypeError):
-            with pytest.raises(PerdureError, match="toy, row 1: the chat template refuses it"):
+            with pytest.raises(PerdureError, match="toy, row 1: the chat template refuses the row"):
                 ours([row], tokenizer)
         else:
             kept.append(row)
@@ -214,6 +214,7 @@ def test_a_prompt_that_asks_for_another_answer_is_said():
     tokenizer = made_for(TEMPLATES["qwen3_5_nothink"])
     (line,) = remarked(PLAIN[:1] + THOUGHTS[:1], tokenizer)
     assert (
-        "in 1 of 2 rows (first: row 2) the chat template's prompt asks for another answer" in line
+        "in 1 of 2 rows (first: row 2) the chat template's generation prompt does not fit the answer"
+        in line
     )
     assert not remarked(PLAIN[:4], made_for(TEMPLATES["qwen3_5_think"]))

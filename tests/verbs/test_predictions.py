@@ -68,7 +68,7 @@ def test_rows_that_are_gone_or_reverted_have_none(place):
 @causal
 def test_no_place_to_write_them(place):
     for file, why in (
-        ("nowhere/said.jsonl", "there is no folder .*nowhere; make it"),
+        ("nowhere/said.jsonl", "there is no folder .*nowhere; create it"),
         ("base", "cannot be written; give another file"),
         ("base/config.json/said.jsonl", "there is no folder"),
     ):

@@ -46,8 +46,8 @@ class CausalRow:
         special: how many of the first ids are special tokens that are not in `text`.
         last: the index of the first id of the last answer.
         merged: whether a token spans the end of the prompt.
-        parted: whether the prompt that asks for this answer differs from the text that stands
-            before the answer in the whole conversation.
+        parted: whether the prompt for this answer differs from the text before the answer in the
+            whole conversation.
         cut: how many ids were left out.
     """
 
@@ -95,7 +95,7 @@ def causal_rows(
 def causal_prompts(
     rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, lines: Sequence[str]
 ) -> list[CausalRow]:
-    """Tokenize the prompts with which a model is asked for the rows' answers; none has a loss."""
+    """Tokenize the prompts that ask for the rows' answers, as scoring does; none has a loss."""
     texts = [prompt_text(row, tokenizer, line) for row, line in zip(rows, lines, strict=True)]
     before, _ = special_tokens(tokenizer)
     bare_ids = ids_of(texts, tokenizer)
@@ -232,7 +232,8 @@ def _chat(
     encoded.learned = learned
     if not any(learned):
         raise PerdureError(
-            f"{where}: nothing of it is learned: no assistant's turn has a weight; drop the row"
+            f"{where}: nothing is learned from it, because no token of the assistant has a loss; "
+            "drop the row"
         )
     return encoded
 
@@ -243,16 +244,16 @@ def _as_answered(
     """Return the ids of a chat prompt up to where they differ once an answer follows.
 
     Some generation prompts open a block of reasoning, while the template begins an answer without
-    reasoning in another way. With the ids that both have in common, a model is asked after a
-    context that it has seen in training.
+    reasoning in another way. The ids that both have in common are a context that the model has seen
+    in training.
     """
     texts = prompt_in_answered(row, prompt, tokenizer=tokenizer, where=where)
     if texts is None:
         return ids
     question_ids, answered_ids = ids_of(texts, tokenizer)
-    kept = common_prefix(ids, answered_ids)
+    length = common_prefix(ids, answered_ids)
     # If the template changes the question itself, no prefix would help, so the ids stay whole.
-    return ids[:kept] if kept >= common_prefix(ids, question_ids) else ids
+    return ids[:length] if length >= common_prefix(ids, question_ids) else ids
 
 
 def _assistant(
@@ -300,7 +301,7 @@ def _without(
 def _tokens_before(
     encoded: CausalRow, characters: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
-    """Return how many tokens lie wholly before each of these positions in the text."""
+    """Return how many tokens end at or before each of these positions in the text."""
     if not tokenizer.is_fast:  # a slow tokenizer has no offsets
         parts = ids_of([encoded.text[:character] for character in characters], tokenizer)
         return [common_prefix(part, encoded.ids) for part in parts]

@@ -220,7 +220,7 @@ class _Turn:
         prompt = self._prompt(self._before(True))
         if same == len(alone) or not prompt:
             return same
-        # The turn ends differently if another one follows. To see how, the assistant speaks again.
+        # The turn ends differently if another one follows, so add another turn of the assistant.
         again = {"role": "assistant", "content": THOUGHT}
         try:
             both = self._write([*self.messages[: self.i], self._changed[0], again])
@@ -271,7 +271,7 @@ class _Turn:
 
     def _before(self, generation_prompt: bool) -> str:
         """Render the messages before the turn."""
-        if self.i == 0:  # no question before it: take the text after any question
+        if self.i == 0:  # no question before the turn: use the text after a placeholder question
             text = self._write([{"role": "user", "content": MARK}], generation_prompt)
             return text[text.find(MARK) :]
         return self._write(self.messages[: self.i], generation_prompt)
@@ -281,9 +281,9 @@ class _Turn:
 
     def _lost(self) -> PerdureError:
         return PerdureError(
-            f"{self.where}: this turn cannot be found in the text that the chat template makes of "
-            "the conversation; mark it in the template with {% generation %}, or give the row as "
-            "prompt and completion"
+            f"{self.where}: this turn cannot be located in the text that the chat template writes; "
+            "mark it in the template with {% generation %}, or give the row as prompt and "
+            "completion"
         )
 
 
@@ -389,4 +389,4 @@ def _dated(template: str) -> str:
 
 def _refused(error: Exception, where: str) -> PerdureError:
     reason = " ".join(str(error).split())[:200]
-    return PerdureError(f"{where}: the chat template refuses it ({reason}); mend the row")
+    return PerdureError(f"{where}: the chat template refuses the row ({reason}); mend the row")

@@ -57,8 +57,8 @@ def check_name(name: str) -> None:
         raise PerdureError("a task's name is empty; give it one, such as reviews")
     if name != name.strip() or not name.isprintable():
         raise PerdureError(
-            f"task {name!r}: a name has no white space around it and no characters that cannot be "
-            f"printed; write {''.join(filter(str.isprintable, name)).strip()!r}"
+            f"task {name!r}: a name must not have white space around it or characters that cannot "
+            f"be printed; write {''.join(filter(str.isprintable, name)).strip()!r}"
         )
     if len(name.encode()) > LONGEST_NAME:
         raise PerdureError(f"task {name[:30]!r}...: the name is too long; give a shorter one")

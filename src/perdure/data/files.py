@@ -1,4 +1,4 @@
-"""Read the records of a file one by one, as they are stored.
+"""Reading the records of a file one by one, as they are stored.
 
     .jsonl     one object per line
     .json      an array of objects, or one object per line
@@ -53,7 +53,9 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
     except UnicodeDecodeError as error:
         raise PerdureError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise PerdureError(f"{path}: not a whole gzip file ({error}); compress it again") from error
+        raise PerdureError(
+            f"{path}: not a complete gzip file ({error}); compress it again"
+        ) from error
 
 
 def suffix_of(name: str) -> str | None:
@@ -124,8 +126,8 @@ def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
     if arrays and not ROW & set(whole):
         key = "data" if "data" in arrays else max(arrays, key=lambda key: len(whole[key]))
         raise PerdureError(
-            f"{path}: the file holds one object with an array under {key!r}; write the array "
-            "alone, or each of its rows on a line of a .jsonl file"
+            f"{path}: the file holds one object with an array under {key!r}; write only the "
+            "array, or each of its rows on a line of a .jsonl file"
         )
     yield 1, whole
 
@@ -199,7 +201,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise PerdureError(
-            f"{path}: not a whole Parquet file ({reason}); write it again"
+            f"{path}: not a complete Parquet file ({reason}); write it again"
         ) from error
     for number, record in enumerate(table.to_pylist(), 1):
         yield number, without_nulls(record)

@@ -163,7 +163,7 @@ def label_names(dataset: "Dataset") -> dict[str, list[str]]:
 
 
 def _commit(name: str, revision: str | None) -> str | None:
-    """Return the hash that a revision now stands for.
+    """Return the hash of the commit that a revision refers to now.
 
     The revision itself is returned for a folder, or if the hub does not answer.
     """
@@ -193,7 +193,7 @@ def _load_error(
             hint = f"valid: {', '.join(valid)}" if missing else nearest(match["name"], valid)
             return f"{where}: {wrong}; {hint}"
     if "scripts are no longer supported" in message:
-        return f"{where}: a script makes it, and no code of a dataset is run; find a Parquet copy"
+        return f"{where}: the dataset needs its own script, which is never run; find a Parquet copy"
     folder = Path(name)
     siblings = [str(path) for path in folder.parent.glob("*") if path.is_dir()]
     if not folder.is_dir() and siblings and folder.parent != Path():

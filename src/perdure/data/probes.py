@@ -1,4 +1,4 @@
-"""Probes: rows that a model is asked repeatedly, some with a foil, an answer it was never taught.
+"""Probes: rows on which a model is measured again and again, some with a foil, a wrong answer.
 
 {"prompt": ..., "completion": ..., "foil": ...}     the foil is an answer
 {"messages": [...], "foil": ...}
@@ -26,7 +26,7 @@ def read_probes(source: str | Path | Sequence[Mapping[str, Any]]) -> tuple[list[
     """Read probes from a file or a list of rows; return them and their name for error lines.
 
     Raises:
-        PerdureError: as `read_rows`, or a foil is not text, or only some of the rows are texts.
+        PerdureError: as for `read_rows`, a foil is not text, or only some of the rows are texts.
     """
     if isinstance(source, str | Path):
         fields, where = read_rows(source, _as_probe), str(source)
@@ -34,13 +34,13 @@ def read_probes(source: str | Path | Sequence[Mapping[str, Any]]) -> tuple[list[
         where = "the rows"
         fields = [_as_probe(raw, f"{where}, row {number}") for number, raw in enumerate(source, 1)]
         if not fields:
-            raise PerdureError(f"{where}: there are none; give at least one")
+            raise PerdureError(f"{where}: the list is empty; give at least one row")
     probes = [Probe(**row_and_foil) for row_and_foil in fields]
     of_text = ["text" in probe.row for probe in probes]
     if len(set(of_text)) > 1:
         raise PerdureError(
             f"{where}, row {of_text.index(not of_text[0]) + 1}: rows of text cannot be mixed with "
-            "others, as different tokens of them are scored; put them in separate files"
+            "others, because other tokens count in them; put them in separate files"
         )
     return probes, where
 

@@ -70,9 +70,9 @@ def _merged(encoded_rows: Sequence[Tokens], where: str) -> list[str]:
         return []
     return [
         f"{where}: in {len(affected)} of {len(encoded_rows)} rows (first: row {affected[0] + 1}) a "
-        "token spans the end of the prompt, so the model learns the answer after another context "
-        "than the prompt it is asked with; let the prompt (or the template's generation prompt) "
-        "end without a space and the answer begin with one"
+        "token spans the end of the prompt, so that the answer follows other tokens in training "
+        "than in scoring; end the prompt (or the template's generation prompt) without a space, "
+        "and begin the answer with one"
     ]
 
 
@@ -82,9 +82,9 @@ def _parted(encoded_rows: Sequence[Tokens], where: str) -> list[str]:
         return []
     return [
         f"{where}: in {len(affected)} of {len(encoded_rows)} rows (first: row {affected[0] + 1}) "
-        "the chat template's prompt asks for another answer than the one that is learned (one "
-        "without reasoning, or one after tool calls that the template later leaves out), so the "
-        "model learns the answer after another context than the prompt it is asked with; set "
+        "the chat template's generation prompt does not fit the answer that is learned (because "
+        "the answer has no reasoning, or follows tool calls that the template later drops), so "
+        "that the answer follows other tokens in training than in scoring; set "
         "chat_template_kwargs, such as enable_thinking, so that both agree"
     ]
 
@@ -101,8 +101,7 @@ def _endless(
         ending = encoded_row.learned[-3:]
         if is_chat(row) and not added & set(ending):
             return [
-                f"{where}, row {number}: no end token is learned, as the chat template writes none "
-                "in the assistant's turn, so the model would not learn to stop; add it to the "
-                "template"
+                f"{where}, row {number}: the chat template writes no end token in the assistant's "
+                "turn, so the model would not learn to stop; add one to the template"
             ]
     return []

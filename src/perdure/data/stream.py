@@ -44,7 +44,7 @@ def load_stream(config: Config, splits: Collection[str] = SPLITS) -> list[Task]:
         return [_task(entry, config, splits) for entry in config.tasks]
     if config.tasks == GENERATED:
         limits = {split: config.rows[split] for split in ("train", "test") if split in config.rows}
-        return generated_tasks(**limits, seed=config.seed)  # `splits` saves nothing: no files
+        return generated_tasks(**limits, seed=config.seed)  # no files, so `splits` is not needed
     return benchmark_tasks(
         config.tasks,
         data=config.data,
@@ -56,7 +56,7 @@ def load_stream(config: Config, splits: Collection[str] = SPLITS) -> list[Task]:
 
 
 def stages_of(tasks: Sequence[Task], mode: Mode) -> list[list[Task]]:
-    """The tasks that each stage of a run learns, the new one last.
+    """Return the tasks that each stage of a run learns, the new one last.
 
     In `sequential` and `per_task` a stage learns one task, in `joint` all tasks so far. `union` has
     a single stage, which learns them all.
@@ -75,8 +75,8 @@ def check_stream(config: Config) -> None:
         PerdureError: a stream or a key is unknown, or the list of tasks is empty.
     """
     if isinstance(config.tasks, str) and config.tasks not in (GENERATED, *ORDERS):
-        known = nearest(config.tasks, [GENERATED, *ORDERS])
-        raise PerdureError(f"tasks: no stream is named {config.tasks!r}; {known}")
+        hint = nearest(config.tasks, [GENERATED, *ORDERS])
+        raise PerdureError(f"tasks: no stream is named {config.tasks!r}; {hint}")
     if isinstance(config.tasks, list):
         if not config.tasks:
             raise PerdureError("tasks: the list is empty; give at least one task")

@@ -14,8 +14,8 @@ from perdure.data.rows import Row
 from perdure.errors import PerdureError
 
 
-TRIED = 20  # rows rendered for each key, as a template may write it in some places only
-OF_THE_PROJECT = ("role", "content", "weight", "train")  # keys that need no writing of their own
+TRIED = 20  # rows rendered for each key, because a template may write it only in some places
+OF_THE_PROJECT = ("role", "content", "weight", "train")  # keys that are not checked
 
 
 def unwritten(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, where: str) -> list[str]:
@@ -47,7 +47,7 @@ def unwritten(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, where: st
         lines.append(
             f"{where}: the base's chat template does not write {key} ({len(numbers)} of "
             f"{len(rows)} rows, first: row {numbers[0]}), so the model learns the rows without it; "
-            "use a base whose template does, or write it into the content"
+            "use a base whose template writes it, or write it into the content"
         )
     for number, row in chats[:1]:
         _check_content(row, tokenizer, f"{where}, row {number}")

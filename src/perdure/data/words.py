@@ -111,7 +111,7 @@ def vocabulary() -> list[str]:
 
 
 def draw_slots(generator: random.Random) -> Slots:
-    """Draw a word for each slot: the class first, then a word of it, so classes are balanced."""
+    """Draw a word for each slot: first the class, then a word in it, to balance the classes."""
     of_class = {
         name: generator.choice(generator.choice(list(classes.values())))
         for name, classes in [

@@ -167,8 +167,8 @@ def _open(
     """Return a split, or None if the task does not have it, and the options in its instruction."""
     if not instruction and task in superni.TASKS:
         raise PerdureError(
-            f"{task}: without its definition, a SuperNI task cannot be told from the others; "
-            "leave out instruction: false"
+            f"{task}: without its definition, a SuperNI task cannot be distinguished from the "
+            "others; leave out instruction: false"
         )
     settings: dict[str, Any] = {"limit": limit, "seed": seed, "instruction": instruction}
     rows: Sequence[Row]
