@@ -232,12 +232,12 @@ def test_what_a_record_says_is_in_its_row(record, row):
         # a label without a name, and other columns that are the answer
         ({"text": "a", "label": 1}, 'prompt: "{text}", completion: "{label}", labels: [NAME OF 0'),
         ({"text": "a", "label": "1"}, "labels: [NAME OF 0"),
-        ({"text": "a", "label": True}, 'completion: "{label}" beside path'),
-        ({"text": "a", "label": 1, "label_text": "good"}, 'completion: "{label_text}" beside'),
+        ({"text": "a", "label": True}, 'completion: "{label}" next to path'),
+        ({"text": "a", "label": 1, "label_text": "good"}, 'completion: "{label_text}" next to'),
         ({"text": "a", "sentiment": "good"}, 'completion: "{sentiment}"'),
         ({"text": "a", "summary": "b"}, "remove it to learn the text"),
         ({"sentence": "a", "label": 0}, 'prompt: "{sentence}", completion: "{label}", labels'),
-        ({"question": "a", "answer": "b"}, 'prompt: "{question}", completion: "{answer}" beside'),
+        ({"question": "a", "answer": "b"}, 'prompt: "{question}", completion: "{answer}" next to'),
         ({"query": "a", "response": "b"}, 'prompt: "{query}", completion: "{response}"'),
         (
             {"idx": 3, "premise": "a", "hypothesis": "b", "label": 0},
@@ -253,7 +253,7 @@ def test_what_a_record_says_is_in_its_row(record, row):
         ({"question": "a", "completion": "b"}, 'prompt: "{question}", completion: "{completion}"'),
         ({"input_ids": [1], "labels": [1]}, "input_ids are already tokens"),
         # names in another case
-        ({"Question": "a", "Answer": "b"}, 'prompt: "{Question}", completion: "{Answer}" beside'),
+        ({"Question": "a", "Answer": "b"}, 'prompt: "{Question}", completion: "{Answer}" next to'),
         ({"Text": "a", "Label": 1}, 'prompt: "{Text}", completion: "{Label}", labels: [NAME OF 0'),
         ({**BOTH, "System Prompt": "Be kind."}, "'System Prompt' is not read under this name"),
         (
@@ -262,7 +262,7 @@ def test_what_a_record_says_is_in_its_row(record, row):
         ),
         # labels by other names, and numbers as a table without a cell of them writes them
         *(
-            ({"text": "a", key: "b"}, f'completion: "{{{key}}}" beside path')
+            ({"text": "a", key: "b"}, f'completion: "{{{key}}}" next to path')
             for key in ("Label", "Sentiment", "rating", "stars", "topic", "category", "label_name")
         ),
         *(
@@ -482,7 +482,7 @@ def test_an_image_of_a_dataset_is_refused_before_it_is_opened(tmp_path, monkeypa
     features = datasets.Features({"text": datasets.Value("string"), "picture": datasets.Image()})
     made = datasets.Dataset.from_dict({"text": ["a"], "picture": ["no-such.png"]}, features)
     monkeypatch.setattr(hub, "load", lambda *args: (made, None))
-    with pytest.raises(PerdureError, match="'picture' holds data of type Image"):
+    with pytest.raises(PerdureError, match="'picture' has data of type Image"):
         file_split("hub:acme/pictures", None, 0)
 
 
@@ -544,7 +544,7 @@ def test_every_format_gives_the_same_rows(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.json", '{"data": [{"text": "a"}]}', "an array under 'data'; write the array alone"),
+        ("a.json", '{"data": [{"text": "a"}]}', "an array under 'data'; write only the array"),
         (
             "a.json",
             '[{"text": "a"}, {"text": }]',
@@ -553,7 +553,7 @@ def test_every_format_gives_the_same_rows(tmp_path):
         (
             "a.json",
             '{"version": "1", "data": [{"text": "a"}]}',
-            "an array under 'data'; write the array alone",
+            "an array under 'data'; write only the array",
         ),
         ("a.jsonl", '[{"text": "a"}, {"text": "b"}]', "holds a JSON array"),
         ("a.jsonl", '\n[\n {"text": "a"}\n]\n', "name it a.json"),
@@ -562,13 +562,13 @@ def test_every_format_gives_the_same_rows(tmp_path):
         ("a.json", '[{"text": "a"}, 3]', "row 2: expected an object"),
         ("a.json", "[]", "holds no rows"),
         ("a.json", '[{"text": "a", "text": "b"}]', "the key 'text' occurs twice"),
-        ("a.jsonl", '{"text": "a"}\n{"text": "a", "text": "b"}', "row 2: the key 'text' stands"),
+        ("a.jsonl", '{"text": "a"}\n{"text": "a", "text": "b"}', "row 2: the key 'text' occurs"),
         ("a.jsonl", "[" * 100_000, "nested too deeply"),
         ("a.jsonl", '{"text": NaN}', "row 1: text must be text, not float"),
         ("a.csv", "text,text\na,b\n", "column 'text' occurs twice"),
         ("a.csv", "prompt;completion\na;b\n", "its cells are separated by ';'; save it as .csv"),
         ("a.tsv", "prompt,completion\na,b\n", "its cells are separated by ','"),
-        ("a.tsv", "prompt\tcompletion\na\tb\tc\n", "quote cells with tabs"),
+        ("a.tsv", "prompt\tcompletion\na\tb\tc\n", "contain tabs in quotes"),
         ("a.tsv", 'text\n"a"b\n', "not TSV"),
     ],
 )

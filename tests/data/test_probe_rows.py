@@ -73,7 +73,7 @@ def test_a_row_that_cannot_be_asked_is_named(row, said, tmp_path):
 
 
 def test_no_rows(tmp_path):
-    with pytest.raises(PerdureError, match="the rows: there are none"):
+    with pytest.raises(PerdureError, match="the rows: the list is empty"):
         read_probes([])
     with pytest.raises(PerdureError, match="holds no rows"):
         read_probes(written(tmp_path))

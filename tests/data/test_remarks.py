@@ -44,7 +44,7 @@ def test_a_template_that_ends_no_answer_is_remarked():
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     said = [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "dog"}]
     (line,) = remarked([{"messages": said}], tokenizer, "causal")
-    assert "toy train, row 1: no end token is learned" in line
+    assert "toy train, row 1: the chat template writes no end token" in line
 
 
 def test_a_token_that_spans_the_end_of_a_generation_prompt_is_remarked():

@@ -153,7 +153,7 @@ def test_a_chat_template_that_does_not_serve_is_an_error():
     with pytest.raises(PerdureError, match=r"toy train, row 2 has messages, .* no chat"):
         features([ROW, CHAT], tokenizer, "causal", 64, 16, None, "toy train")
     tokenizer.chat_template = "{{ messages | length }}"
-    with pytest.raises(PerdureError, match="message 2: this turn cannot be found"):
+    with pytest.raises(PerdureError, match="message 2: this turn cannot be located"):
         encode(CHAT, tokenizer, "causal", 64, 16)
     tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
     with pytest.raises(PerdureError, match=r"refuses it \(no system, please\)"):

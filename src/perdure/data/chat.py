@@ -277,7 +277,13 @@ class _Turn:
         return self._write(self.messages[: self.i], generation_prompt)
 
     def _write(self, messages: Sequence[Message], generation_prompt: bool = False) -> str:
-        return write(messages, self.row, self.tokenizer, self.where, generation_prompt)
+        return write(
+            messages,
+            self.row,
+            self.tokenizer,
+            self.where,
+            generation_prompt=generation_prompt,
+        )
 
     def _lost(self) -> PerdureError:
         return PerdureError(

@@ -167,9 +167,10 @@ def _read_table(path: Path, kind: str) -> Iterator[tuple[int, Any]]:
             _check_header(table.fieldnames or (), path)
             for number, record in enumerate(table, 1):
                 if None in record:
-                    what = "commas" if delimiter == "," else "tabs"
+                    separators = "commas" if delimiter == "," else "tabs"
                     raise PerdureError(
-                        f"{path}, row {number}: more cells than columns; quote cells with {what}"
+                        f"{path}, row {number}: more cells than columns; put cells that contain "
+                        f"{separators} in quotes"
                     )
                 yield number, {key: value or None for key, value in record.items()}
         except csv.Error as error:

@@ -96,12 +96,12 @@ def hub_split(source: Mapping[str, Any]) -> Split:
 def _check_media(dataset: "Dataset", where: str) -> None:
     """Raise PerdureError for a column of images, audio or video before any of it is decoded."""
     for column, kind in dataset.features.items():
-        what = type(kind).__name__
-        if what in ("Image", "Audio", "Video"):
+        type_name = type(kind).__name__
+        if type_name in ("Image", "Audio", "Video"):
             others = [name for name in dataset.column_names if name != column]
             raise PerdureError(
-                f"{where}: column {column!r} holds data of type {what}, but only text is learned; "
-                f"name the columns of text with {mapping(others)} next to hub"
+                f"{where}: column {column!r} has data of type {type_name}, but only text is "
+                f"learned; name the columns of text with {mapping(others)} next to hub"
             )
 
 

@@ -51,7 +51,7 @@ def _unknown_prompts(
 
 
 def _unknown(
-    ids: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, where: str, what: str
+    ids: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase, where: str, part: str
 ) -> list[str]:
     unknown = tokenizer.unk_token_id
     affected = [i for i, row in enumerate(ids) if unknown is not None and unknown in row]
@@ -59,7 +59,7 @@ def _unknown(
         return []
     return [
         f"{where}: {len(affected)} of {len(ids)} rows (first: row {affected[0] + 1}) have unknown "
-        f"tokens ({tokenizer.unk_token}) in {what}: the base cannot tell these words apart; write "
+        f"tokens ({tokenizer.unk_token}) in {part}: the base cannot tell these words apart; write "
         "them differently, with a space between prompt and completion, or use another base"
     ]
 

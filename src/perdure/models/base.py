@@ -63,7 +63,14 @@ def read_base(name: str, revision: str | None = None) -> BaseInfo:
     """
     config, tokenizer = load_config_and_tokenizer(name, revision)
     kind = kind_of(config, name)
-    return BaseInfo(name, revision, config, tokenizer, kind, limits(config, kind))
+    return BaseInfo(
+        name=name,
+        revision=revision,
+        config=config,
+        tokenizer=tokenizer,
+        kind=kind,
+        limits=limits(config, kind),
+    )
 
 
 @dataclass
@@ -178,7 +185,7 @@ def load_base(
     network: Any = model if adapter is None else with_adapter(model, kind, adapter, seed)
     if kind == "encoder":
         network = Classifier(network, info.config.hidden_size)
-    return Base(name, kind, network, tokenizer, info.limits, info.cache)
+    return Base(name, kind, network, tokenizer, limits=info.limits, cache=info.cache)
 
 
 def with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], seed: int) -> Any:

@@ -102,7 +102,7 @@ def _sha256(file: Path) -> str:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write the model in fp32, the values that its 4-bit weights stand for.
+    """Write the model in fp32, with the values that its 4-bit weights represent.
 
     A copy in bf16 would be half as large, but it would round every weight once more, and a CPU
     without bf16 instructions would be twenty times slower with it.
@@ -160,5 +160,5 @@ def _tokenizer(gguf: Path, positions: int) -> PreTrainedTokenizerFast:
 
 def _remove_run_keys(file: Path) -> None:
     settings = json.loads(file.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in settings.items() if key not in OF_THE_RUN}
-    file.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    settings = {key: value for key, value in settings.items() if key not in OF_THE_RUN}
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -94,7 +94,7 @@ def _check_test(plan: Plan, task: Task, test: Split) -> list[str]:
         )
         for number, ids in enumerate(prompt_ids, 1):
             check_known(ids, num_embeddings, info.tokenizer, f"{where}, row {number}")
-    return truncated(test, where, cut, config.max_length, room)
+    return truncated(test, where, rows=cut, max_length=config.max_length, room=room)
 
 
 def check_general(plan: Plan) -> list[str]:

@@ -72,14 +72,13 @@ def advance(
     learned_with = {
         e["id"]: other for e, other in zip(entry.get("with", ()), learned, strict=False)
     }
-    memory = {e["task"]["id"]: remembered(lineage, e) for e in stages if previous}
     base = plan.loader.at(lineage, previous)
     stage_plan = StagePlan(
         stage=number,
         task=task_id,
         learn=learned,
         score={**old_tasks, **learned_with, task_id: task},
-        memory={GENERAL: general, **memory} if general else memory,
+        memory=_memory(lineage, general, with_old_tasks=previous is not None),
         config=config,
         methods=plan.methods,
         arguments=plan.arguments({**config.training, **task.training}),
@@ -98,12 +97,20 @@ def advance(
     seconds, counts = learn_stage(base, stage_plan, work, built, say)
     after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
     entry["scores"] = {scored_id: cell["score"] for scored_id, cell in after.items()}
-    card = model_card(base.kind, lineage.pin, entry, entry["kind"], "STAGE")
+    card = model_card(base.kind, lineage.pin, entry, kind=entry["kind"], place="STAGE")
     (built / CARD).write_text(card, encoding="utf-8")
     lineage.commit(built, entry, {**_timing(seconds), **counts})
     for callback in stage_callbacks:
         callback.stage_done(task_id, entry["scores"], lineage.matrix())
     return lineage.ledger[-1]
+
+
+def _memory(lineage: Lineage, general: list[Row], with_old_tasks: bool) -> dict[str, list[Row]]:
+    """Return the rows that a stage can rehearse, by task: general rows, and those of old tasks."""
+    memory = {GENERAL: general} if general else {}
+    if with_old_tasks:
+        memory |= {entry["task"]["id"]: remembered(lineage, entry) for entry in lineage.stages}
+    return memory
 
 
 def _old_tasks(

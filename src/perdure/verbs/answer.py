@@ -53,11 +53,11 @@ def answer(
         answers, truncated = predict(
             base,
             [_row(prompt, chat) for prompt in prompts],
-            "options" if choices else "generate",
-            choices or None,
-            config.max_length,
-            max_new_tokens or config.max_completion_length,
-            config.scoring.batch_size,
+            mode="options" if choices else "generate",
+            options=choices or None,
+            max_length=config.max_length,
+            max_completion_length=max_new_tokens or config.max_completion_length,
+            batch_size=config.scoring.batch_size,
             where="the prompts",
         )
     if truncated:

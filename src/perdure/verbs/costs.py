@@ -132,7 +132,7 @@ def _scoring(config: Config, base: Base, trials: Sequence[Trial], scored: int) -
 
 
 def _peak() -> int:
-    """Return the peak memory of the accelerator, or else of this process, in bytes."""
+    """Return the peak memory in bytes: the accelerator's if there is one, else this process's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -55,7 +55,7 @@ def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | No
     base.tokenizer.save_pretrained(unfinished)
     if isinstance(base.model, Classifier) and base.model.labels:
         save_head(base.model, unfinished)
-    card = model_card(base.kind, lineage.pin, entry, "merged", str(out))
+    card = model_card(base.kind, lineage.pin, entry, kind="merged", place=str(out))
     (unfinished / CARD).write_text(card, encoding="utf-8")
     if out.exists():
         out.rmdir()

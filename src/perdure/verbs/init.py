@@ -86,8 +86,8 @@ def try_base(plan: Plan, adapter: str | Path | None = None) -> None:
         config.base,
         config.adapter,
         config.seed,
-        config.quantization,
-        config.revision,
+        quantization=config.quantization,
+        revision=config.revision,
         see=trial.see,
         info=plan.info,
     )
