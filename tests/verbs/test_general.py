@@ -82,7 +82,7 @@ def test_the_file_is_found_from_anywhere_and_its_move_is_told(setting, tmp_path,
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"method": "sequential"}, "no method of 'sequential' rehearses rows; take replay"),
+        ({"method": "sequential"}, "no method of 'sequential' rehearses rows; use replay"),
         ({"general": {"file": "FILE", "ratio": 0}}, "ratio must be above 0, got 0"),
         ({"general": {"file": "FILE", "rato": 1}}, "unknown key 'rato'; did you mean 'ratio'"),
         ({"general": {"file": "nowhere.jsonl"}}, "no file nowhere.jsonl"),

@@ -110,7 +110,7 @@ def check_general(plan: Plan) -> list[str]:
         return []
     if not any(method.rehearses for method in plan.methods):
         raise PerdureError(
-            f"general: no method of {plan.config.method!r} rehearses rows; take replay or "
+            f"general: no method of {plan.config.method!r} rehearses rows; use replay or "
             "recurrent_kif"
         )
     if plan.info.kind == "encoder":
