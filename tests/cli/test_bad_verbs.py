@@ -116,7 +116,7 @@ def test_push(place):
 
 
 def test_predictions_that_cannot_be_written(place):
-    words = ("there is no folder", "make it")
+    words = ("there is no folder", "create it")
     bad(place, "evaluate", "lineage", "--predictions", "no/said.jsonl", names=words)
     bad(place, "evaluate", "lineage", "--predictions", "base", names=("base: cannot be written",))
 

@@ -156,7 +156,7 @@ def test_a_chat_template_that_does_not_serve_is_an_error():
     with pytest.raises(PerdureError, match="message 2: this turn cannot be located"):
         encode(CHAT, tokenizer, "causal", 64, 16)
     tokenizer.chat_template = "{{ raise_exception('no system, please') }}"
-    with pytest.raises(PerdureError, match=r"refuses it \(no system, please\)"):
+    with pytest.raises(PerdureError, match=r"refuses the row \(no system, please\)"):
         encode(CHAT, tokenizer, "causal", 64, 16)
 
 

@@ -197,7 +197,7 @@ def test_a_folder_that_is_not_empty_or_no_folder(place):
 
 @causal
 def test_a_crash_half_way_leaves_no_half_folder(place, monkeypatch):
-    def stopped(*arguments):
+    def stopped(*arguments, **keywords):
         raise Stopped
 
     with monkeypatch.context() as patch:
