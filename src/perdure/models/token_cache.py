@@ -22,8 +22,8 @@ class Tokens:
         truncated: how many tokens of the row were cut.
         ignored: the indices in `completion` of the tokens without a loss.
         merged: whether a token spans the end of a causal prompt.
-        parted: whether the prompt that asks for the last answer differs from the text that stands
-            before that answer in the whole conversation.
+        parted: whether the prompt for the last answer differs from the text before this answer in
+            the whole conversation.
     """
 
     prompt: list[int]
