@@ -64,12 +64,12 @@ def test_a_row_is_told_by_what_it_is_and_others_do_not_count():
 def test_a_batch_counts_when_it_is_learned_and_not_when_it_is_made():
     row = {"a": 1}
     found = Rehearsals({"x": [row]})
-    found.made([row, row])
-    found.made([])
+    found.add_batch([row, row])
+    found.add_batch([])
     assert found.times.tolist() == [0]
-    found.learned()
+    found.count_batch()
     assert found.times.tolist() == [2]
-    found.learned()
+    found.count_batch()
     assert found.times.tolist() == [2]
     again = Rehearsals({"x": [row]})
     again.load_state_dict(found.state_dict())

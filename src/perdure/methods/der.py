@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from perdure.data.tokens import Features
 from perdure.errors import PerdureError
 from perdure.seeds import derive
-from perdure.train.losses import learned_places, places_of_rows
+from perdure.train.losses import learned_logits, positions_per_row
 from perdure.train.memory import Memory
 from perdure.train.method import Engine, Family, Keeps, Loss, Method, TaskContext
 from perdure.train.parameters import Named, known_labels
@@ -59,9 +59,9 @@ class Logits:
 def top_logits(rows: list[Features], engine: Engine, top: int, known: int | None) -> Iterator[Kept]:
     """The `top` largest of the first `known` logits, at the places of each row's answer."""
     batch, outputs = engine.look(rows)
-    z = learned_places(outputs.logits, batch["labels"], engine.kind)[:, :known]
+    z = learned_logits(outputs.logits, batch["labels"], engine.kind)[:, :known]
     values, choices = z.topk(min(top, z.shape[1]))
-    counts = places_of_rows(batch["labels"], engine.kind)
+    counts = positions_per_row(batch["labels"], engine.kind)
     parts = values.cpu().split(counts), choices.to("cpu", torch.int32).split(counts)
     return zip(*parts, strict=True)
 
@@ -180,7 +180,7 @@ class DER(Method):
 
         def loss(batch: dict[str, Tensor], outputs: Any) -> Tensor:
             nonlocal start
-            z = learned_places(outputs.logits, batch["labels"], self.engine.kind)
+            z = learned_logits(outputs.logits, batch["labels"], self.engine.kind)
             here = slice(start, start + len(z))
             start = here.stop
             return squares(z, values[here], choices[here]) / count.to(z.device)

@@ -9,7 +9,7 @@ from perdure.config import Config
 from perdure.errors import PerdureError
 from perdure.methods.shared.teacher import HeadInputs, Source, Teacher, check_base
 from perdure.models.kinds import Kind
-from perdure.train.losses import learned_places
+from perdure.train.losses import learned_logits
 from perdure.train.method import Family, Keeps, Method, TaskContext
 
 
@@ -67,8 +67,8 @@ class FeatureDistillation(Method):
             return None
         kind, labels = self.engine.kind, inputs["labels"]
         self.teacher(self.model, inputs, kind)
-        new = learned_places(self.head_inputs.student, labels, kind)
-        old = learned_places(self.head_inputs.teacher, labels, kind)
+        new = learned_logits(self.head_inputs.student, labels, kind)
+        old = learned_logits(self.head_inputs.teacher, labels, kind)
         return self.strength * relative_distance(new, old)
 
     def end_task(self, model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from perdure.config import Config
 from perdure.errors import PerdureError
 from perdure.methods.shared.teacher import Source, Teacher, check_base
 from perdure.models.kinds import Kind
-from perdure.train.losses import learned_places
+from perdure.train.losses import learned_logits
 from perdure.train.method import Family, Keeps, Method, TaskContext
 from perdure.train.parameters import known_labels
 
@@ -75,7 +75,7 @@ class LwF(Method):
 
     def _places(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         known = logits if self.labels is None else logits[:, : int(self.labels)]
-        return learned_places(known, inputs["labels"], self.engine.kind)
+        return learned_logits(known, inputs["labels"], self.engine.kind)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.model = model

@@ -1,4 +1,4 @@
-"""`training:` of the YAML to `TrainingArguments`, minus what belongs to the engine."""
+"""Checks `training:` of the settings, and makes `TrainingArguments` of it."""
 
 import dataclasses
 import math
@@ -20,38 +20,38 @@ from perdure.config import DEFAULT_TRAINING, check_finite, unknown_key
 from perdure.errors import PerdureError, nearest
 
 
-STEPS = 8  # of the schedule that is tried
+SCHEDULE_STEPS = 8  # the length of the schedule with which arguments are tried
 
-# Prefixes of the keys that the engine sets itself, with the reason it gives.
+# Prefixes of the keys that the engine sets itself, with the reason that the error gives.
 OWNED = {
-    "output_dir": "the lineage decides where things lie",
-    "seed": "set `seed:` beside `training:`",
-    "data_seed": "set `seed:` beside `training:`",
+    "output_dir": "the lineage decides where files are stored",
+    "seed": "set `seed:` next to `training:`",
+    "data_seed": "set `seed:` next to `training:`",
     "resume": "the same command resumes by itself",
-    "save_": "set `checkpoint_every:` beside `training:`",
+    "save_": "set `checkpoint_every:` next to `training:`",
     "eval_": "tasks are scored after each stage, see `scoring:`",
     "do_": "`perdure learn` trains, `perdure evaluate` scores",
-    "load_best": "a stage is the end of its training",
-    "metric_for_best": "a stage is the end of its training",
-    "greater_is_better": "a stage is the end of its training",
+    "load_best": "a stage is always the last step of its training",
+    "metric_for_best": "a stage is always the last step of its training",
+    "greater_is_better": "a stage is always the last step of its training",
     "push_to_hub": "a lineage is not pushed while it is trained",
     "hub_": "a lineage is not pushed while it is trained",
     "remove_unused": "Perdure makes its own features",
     "label_": "Perdure computes the task loss itself",
-    "auto_find_batch": "the batch decides the bytes of a stage; choose it",
+    "auto_find_batch": "the batch size changes the weights of a stage; choose it yourself",
 }
-# Keys under which a method could not do its work, with the way out.
+# Keys with which methods cannot work, with the reason and what to use instead.
 REFUSED = {
-    "fp16": "its gradients are scaled when methods read them; use bf16",
+    "fp16": "gradients are still scaled when methods read them; use bf16",
     "deepspeed": "it steps inside backward, where no method can act; use FSDP2",
-    "dataloader_num_workers": "remembered rows are drawn in the main process; leave it out",
+    "dataloader_num_workers": "remembered rows are drawn in the main process; leave this key out",
     "optim_target_modules": "its optimizers step inside backward, where no method can act",
 }
 
 
-# Optimizers that step inside backward or need `optim_target_modules`, by how their names begin.
+# Prefixes of optimizers that step inside backward or need `optim_target_modules`.
 REFUSED_OPTIMIZERS = ("galore", "apollo", "lomo", "adalomo")
-# The numbers that a key takes, where not every number of its type is one: as it is told, and tried.
+# The numbers that a key accepts, if not all numbers of its type: in words, and as a test.
 NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "learning_rate": ("a number above 0", lambda x: x > 0),
     "per_device_train_batch_size": ("at least 1", lambda x: x >= 1),
@@ -72,54 +72,56 @@ NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def settable() -> list[str]:
-    """The keys that `training:` can have: TrainingArguments', without the engine's own."""
+    """The keys that `training:` accepts: TrainingArguments' without those that the engine sets."""
     names = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     return [name for name in names if not name.startswith(tuple(OWNED)) and name not in REFUSED]
 
 
 def check_training(training: dict[str, Any]) -> None:
-    """Refuse keys that are not TrainingArguments' or the engine's own, and values of no use.
+    """Check the keys and values of `training:`.
 
     Raises:
-        PerdureError: with the nearest valid key, the place where it belongs, or the reason.
+        PerdureError: a key that is unknown, set by the engine or not supported, or a value that the
+            key does not accept; with the nearest valid key, its place, or the reason.
     """
-    valid, kinds = settable(), get_type_hints(TrainingArguments)
+    valid, types = settable(), get_type_hints(TrainingArguments)
     for key, value in training.items():
         for owned, reason in OWNED.items():
             if str(key).startswith(owned):
-                raise PerdureError(f"training: {key!r} is the engine's own: {reason}")
+                raise PerdureError(f"training: {key!r} is set by the engine: {reason}")
         if key in REFUSED:
             if value:
                 raise PerdureError(f"training: {key!r} is not supported: {REFUSED[key]}")
         elif key not in valid:
             raise PerdureError(f"training: {unknown_key(key, value, 'training', valid)}")
         else:
-            _check_value(key, value, kinds[key])
+            _check_value(key, value, types[key])
     tracker_names(training.get("report_to"))
 
 
-def _check_value(key: str, value: Any, kind: Any) -> None:
-    """Refuse what is not of the key's type, not finite, or out of the key's range."""
-    if key in NUMBERS and not (value is None and type(None) in get_args(kind)):
-        said, fits = NUMBERS[key]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not fits(value):  # type: ignore[arg-type]
-            raise PerdureError(f"training: {key} must be {said}, got {value!r}")
+def _check_value(key: str, value: Any, annotation: Any) -> None:
+    """Refuse a value that is not of the key's type, not finite, or outside of the key's range."""
+    if key in NUMBERS and not (value is None and type(None) in get_args(annotation)):
+        expected, is_valid = NUMBERS[key]
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or not is_valid(value):  # type: ignore[arg-type]
+            raise PerdureError(f"training: {key} must be {expected}, got {value!r}")
     check_finite(key, value, "training")
-    options = get_args(kind) or (kind,)
-    plain = [get_origin(option) or option for option in options]
-    for choices in (kind for kind in plain if isinstance(kind, type) and issubclass(kind, Enum)):
-        names = [str(choice.value) for choice in choices]
+    options = get_args(annotation) or (annotation,)
+    types = [get_origin(option) or option for option in options]  # `list[str]` is `list` here
+    for enum in (kind for kind in types if isinstance(kind, type) and issubclass(kind, Enum)):
+        names = [str(choice.value) for choice in enum]
         if isinstance(value, str) and value not in names:
             usable = [name for name in names if not name.startswith(REFUSED_OPTIMIZERS)]
             raise PerdureError(f"training: {key}: no {value!r}; {nearest(value, usable)}")
-    if float in plain and int not in plain:
-        plain.append(int)
-    fits = any(isinstance(value, option) for option in plain if isinstance(option, type))
-    if Any in options or (fits and (bool in plain or not isinstance(value, bool))):
-        return
-    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
-    raise PerdureError(f"training: {key} takes {wanted.replace('NoneType', 'null')}, got {value!r}")
+    if float in types and int not in types:
+        types.append(int)
+    has_type = any(isinstance(value, kind) for kind in types if isinstance(kind, type))
+    if Any in options or (has_type and (bool in types or not isinstance(value, bool))):
+        return  # a bool is an int in Python, but not here
+    expected = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    expected = expected.replace("NoneType", "null")
+    raise PerdureError(f"training: {key} takes {expected}, got {value!r}")
 
 
 def training_arguments(
@@ -128,7 +130,7 @@ def training_arguments(
     """The arguments of one task's Trainer.
 
     Raises:
-        PerdureError: a key or a value that TrainingArguments refuse.
+        PerdureError: a key or a value that TrainingArguments refuses.
     """
     check_training(training)
     settings = {
@@ -136,10 +138,10 @@ def training_arguments(
         "logging_steps": 10,
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "use_cpu": not torch.accelerator.is_available(),  # else bf16 is refused on a CPU
+        "use_cpu": not torch.accelerator.is_available(),  # otherwise bf16 is refused on a CPU
         **DEFAULT_TRAINING,
         **training,
-        "report_to": "none",  # the trackers it names are opened by `tracking.Tracked`
+        "report_to": "none",  # `tracking.Tracked` opens the trackers
     }
     try:
         args = TrainingArguments(
@@ -152,26 +154,26 @@ def training_arguments(
             **settings,
         )
         _try_optimizer(args)
-    except Exception as error:  # each check of the libraries has its own kind
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        raise PerdureError(f"training: {told}") from error
+    except Exception as error:  # the libraries raise errors of many types
+        message = " ".join(str(error).split())[:200] or type(error).__name__
+        raise PerdureError(f"training: {message}") from error
     return args
 
 
 def arguments_for_stage(args: TrainingArguments, work: Path, seed: int) -> TrainingArguments:
-    """A copy of arguments that are checked already, for one stage's Trainer.
+    """A copy of checked arguments, for one stage's Trainer.
 
-    Making the copy also resets what accelerate keeps for the whole process, so that the stage's
-    Trainer does not find the state of the Trainer before it.
+    Creating the copy also resets the state that accelerate shares in the process, so that the
+    stage's Trainer does not use the state of the previous Trainer.
     """
     return dataclasses.replace(args, output_dir=str(work), seed=seed % 2**32)
 
 
 def _try_optimizer(args: TrainingArguments) -> None:
-    """Make the optimizer and the schedule of the Trainer for two weights, and take a step.
+    """Create the Trainer's optimizer and schedule for two weights, and take a step.
 
     Raises:
-        Exception: whatever the Trainer would raise when it is about to train.
+        Exception: any error that the Trainer would raise before training.
     """
     name = OptimizerNames(args.optim).value
     if name.startswith(REFUSED_OPTIMIZERS):
@@ -185,15 +187,15 @@ def _try_optimizer(args: TrainingArguments) -> None:
         if args.torch_compile_mode and args.torch_compile_mode not in (*modes, "default"):
             raise PerdureError(f"torch_compile_mode: {nearest(args.torch_compile_mode, modes)}")
     weights = [nn.Parameter(torch.zeros(2, 2, device=args.device)) for _ in range(2)]
-    kind, keywords = Trainer.get_optimizer_cls_and_kwargs(args)
-    if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
-        return  # made of a whole model
-    optimizer = kind(weights, **keywords)
+    optimizer_class, keywords = Trainer.get_optimizer_cls_and_kwargs(args)
+    if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, Optimizer)):
+        return  # a factory that needs the whole model
+    optimizer = optimizer_class(weights, **keywords)
     schedule = get_scheduler(
         args.lr_scheduler_type,
         optimizer,
-        num_warmup_steps=args.get_warmup_steps(STEPS),
-        num_training_steps=STEPS,
+        num_warmup_steps=args.get_warmup_steps(SCHEDULE_STEPS),
+        num_training_steps=SCHEDULE_STEPS,
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,  # type: ignore[arg-type]
     )
     for weight in weights:
@@ -203,15 +205,15 @@ def _try_optimizer(args: TrainingArguments) -> None:
 
 
 def tracker_names(report_to: Any) -> list[str]:
-    """The trackers that a `report_to` names, as `TrainingArguments` take it.
+    """The trackers that `report_to` names, in the forms that `TrainingArguments` accepts.
 
     Raises:
         PerdureError: a tracker that accelerate does not know, or that is not installed.
     """
-    given = report_to if isinstance(report_to, list | tuple) else [report_to or "none"]
+    requested = report_to if isinstance(report_to, list | tuple) else [report_to or "none"]
     installed = [str(tracker) for tracker in get_available_trackers()]
     names: list[str] = []
-    for name in given:
+    for name in requested:
         if name not in (*LOGGER_TYPE_TO_CLASS, "all", "none"):
             close = nearest(str(name), [*LOGGER_TYPE_TO_CLASS, "all", "none"])
             raise PerdureError(f"training: report_to: unknown tracker {name!r}; {close}")

@@ -1,14 +1,14 @@
 """The order in which the methods of a list begin and end a task.
 
-    begin   phase 0: most methods. They see the weights with which the stage before ended (for a
-                     teacher, an average with the old weights, or a base to return to).
+    begin   phase 0: most methods. They see the weights with which the previous stage ended (for
+                     a teacher, an average with the old weights, or a base to return to).
             phase 1: methods that change these weights, or which of them are trained.
     end     phase 0: most methods. Those that change weights do so in the order of the list.
             phase 1: methods that make frozen weights trainable again.
             phase 2: methods that measure or store the weights with which the stage ends.
 
-Within a phase, methods come in the order of the list. So do the events of the Trainer and the hooks
-of a step.
+Within a phase, methods are called in the order of the list, as they are for the events of the
+Trainer and the hooks of a step.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,8 +1,8 @@
-"""What a model loses on labels: which logits answer which labels, and the cross-entropy of them.
+"""The task loss: which logits predict which labels, and their cross-entropy.
 
-One rule for the three kinds. A causal model's logits are [batch, time, vocabulary] and position t
-predicts label t + 1; an encoder-decoder's have the same shape and position t predicts label t; an
-encoder's are [batch, labels], with one label [batch] a row.
+The rule is the same for the three kinds of model. A causal model's logits are
+[batch, time, vocabulary], and position t predicts label t + 1. An encoder-decoder's have the same
+shape, and position t predicts label t. An encoder's are [batch, labels]; its labels are [batch].
 """
 
 from torch import Tensor, nn
@@ -12,20 +12,20 @@ from perdure.models.kinds import Kind
 
 
 def predicted(labels: Tensor, kind: Kind) -> Tensor:
-    """The labels that some logit predicts: a causal model predicts no first one."""
+    """The labels that the model predicts; a causal model does not predict the first one."""
     return labels[:, 1:] if kind == "causal" else labels
 
 
 def aligned(logits: Tensor, labels: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Logits and labels such that the logits of a place predict the label of the same place."""
+    """Logits and labels, such that the logits at a position predict the label at that position."""
     return logits[:, :-1] if kind == "causal" else logits, predicted(labels, kind)
 
 
 def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int, kind: Kind) -> Tensor:
-    """Summed cross-entropy over the labels that are not -100, divided by `num_items`.
+    """The summed cross-entropy over the labels that are not -100, divided by `num_items`.
 
-    With the number of items of the whole accumulated batch, k micro-batches add up to one large
-    batch.
+    If `num_items` counts the whole accumulated batch, the losses of its micro-batches add up to the
+    loss of one large batch.
     """
     logits, labels = aligned(logits, labels, kind)
     loss = nn.functional.cross_entropy(
@@ -35,12 +35,12 @@ def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int, kind: Ki
 
 
 def count_items(batch: dict[str, Tensor], kind: Kind) -> Tensor:
-    """How many terms `token_loss` sums in a batch."""
+    """The number of terms that `token_loss` sums in a batch."""
     return predicted(batch["labels"], kind).ne(IGNORED).sum()
 
 
 def row_losses(logits: Tensor, labels: Tensor, kind: Kind) -> Tensor:
-    """The mean cross-entropy of each row of a batch [batch], over its labels that are not -100."""
+    """The mean cross-entropy [batch] of each row, over its labels that are not -100."""
     logits, labels = aligned(logits, labels, kind)
     losses = nn.functional.cross_entropy(
         logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
@@ -49,13 +49,13 @@ def row_losses(logits: Tensor, labels: Tensor, kind: Kind) -> Tensor:
     return losses.view_as(learned).sum(1) / learned.sum(1)
 
 
-def learned_places(logits: Tensor, labels: Tensor, kind: Kind) -> Tensor:
-    """The logits [places, choices], in fp32, where there is a label to be learned."""
+def learned_logits(logits: Tensor, labels: Tensor, kind: Kind) -> Tensor:
+    """The logits [positions, choices], in fp32, that predict a label that is not -100."""
     logits, labels = aligned(logits, labels, kind)
     return logits[labels != IGNORED].float()
 
 
-def places_of_rows(labels: Tensor, kind: Kind) -> list[int]:
-    """How many of the places of `learned_places` each row has."""
+def positions_per_row(labels: Tensor, kind: Kind) -> list[int]:
+    """The number of positions that each row has in `learned_logits`."""
     labels = predicted(labels, kind)
     return labels.ne(IGNORED).reshape(len(labels), -1).sum(1).tolist()

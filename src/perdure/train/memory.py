@@ -1,4 +1,4 @@
-"""What is kept of a learned task, how it is chosen, and how it is drawn."""
+"""The memory: which rows of a learned task are remembered, and how they are drawn later."""
 
 import random
 from collections import Counter
@@ -20,24 +20,30 @@ def choose(
     options: Sequence[str] | None = None,
     per_answer: int = 1,
 ) -> list[Row]:
-    """The rows to keep of a task, without replacement, in the order of the task.
+    """Choose the rows of a task to remember, without replacement.
 
-    Of N rows max(1, round(ratio N)) are kept, none when the ratio is 0. Where the answers are
-    closed, as many more are kept as it takes for `per_answer` rows of each answer that has so many.
+    Of N rows, max(1, round(ratio N)) are chosen; none if the ratio is 0. If the answers are closed,
+    more are chosen where this is needed to have `per_answer` rows of each answer, or all of its
+    rows if it has fewer.
 
-    Closed answers take turns: the k-th row of every answer is drawn before any k+1-th, and where
-    there are more answers than rows to keep, chance alone says which of them have one. Free text
-    is drawn uniformly, unless there are no more answers than rows to keep. With `surprise`, a
-    number a row, as many rows are kept, but those that surprise most, of equal ones the first.
+    Closed answers take turns: the k-th row of every answer is drawn before the (k+1)-th of any. If
+    there are more answers than rows to choose, the answers that get a row are drawn at random. Free
+    text is drawn uniformly, unless it has no more distinct answers than rows to choose; then they
+    take turns as well. With `surprise`, the same number of rows is chosen, but the most surprising
+    ones; of equally surprising rows, the first.
 
     Args:
-        rows: of the task. A row of several references counts by the first, a conversation by what
-            the assistant said last.
-        ratio: share of the rows, from 0 to 1.
-        seed: of the draw.
-        surprise: see `train/surprise.py`.
-        options: the answers that the task declares, which are closed whatever their number.
-        per_answer: rows of each closed answer to keep at least; 0 leaves it to the ratio.
+        rows: the rows of the task. The answer of a row with several references is the first of
+            them, that of a conversation is the last turn of the assistant.
+        ratio: the share of the rows to choose, from 0 to 1.
+        seed: the seed of the draw.
+        surprise: the surprise of each row (`train/surprise.py`).
+        options: the answers that the task declares; they are closed whatever their number.
+        per_answer: the smallest number of rows to choose for each closed answer; with 0 the ratio
+            alone decides.
+
+    Returns:
+        The chosen rows, in the order of the task.
     """
     if not ratio:
         return []
@@ -55,10 +61,12 @@ def choose(
         order = sorted(range(len(rows)), key=lambda i: -surprise[i])
     elif closed or len(by_answer) <= count:
         groups = list(by_answer.values())
-        if len(groups) > count:  # in the order of first appearance the frequent ones come first
+        if len(groups) > count:  # frequent answers tend to appear first, and would be preferred
             random.Random(derive(seed, "answers")).shuffle(groups)
         turns = sorted(
-            (turn, n, i) for n, group in enumerate(groups) for turn, i in enumerate(group)
+            (turn, group_number, i)
+            for group_number, group in enumerate(groups)
+            for turn, i in enumerate(group)
         )
         order = [i for _, _, i in turns]
     return [rows[i] for i in sorted(order[:count])]
@@ -67,16 +75,16 @@ def choose(
 class Memory:
     """The remembered rows of past tasks, as features, and an endless balanced draw over them.
 
-    Draw number i goes to the tasks in turn, and within a task through its rows in a shuffled order,
-    a new order each time the rows are exhausted. A draw depends on (seed, i) only, so that a run
-    that stopped finds its place again without any state.
+    The draws go to the tasks in turn, and within a task to its rows in a shuffled order, which is a
+    new one each time the rows are exhausted. Draw number i depends only on (seed, i), so that a
+    resumed run needs no state to continue.
     """
 
     def __init__(self, tasks: dict[str, list[dict[str, Any]]], seed: int):
         self.tasks = {name: features for name, features in tasks.items() if features}
         self.seed = seed
         self._order = lru_cache(maxsize=4 * len(self.tasks) + 1)(self._shuffled)
-        self._aged = lru_cache(self._turns)
+        self._draws_by_age = lru_cache(self._turns_by_age)
 
     def __bool__(self) -> bool:
         return bool(self.tasks)
@@ -87,40 +95,42 @@ class Memory:
     def draw(
         self, start: int, count: int, decay: float = 0.0, max_repeats: int | None = None
     ) -> list[dict[str, Any]]:
-        """The features with draw numbers start .. start + count - 1.
+        """The features of the draws number `start` to `start + count - 1`.
 
-        With a `decay` the task of age a has a share of the draws in proportion to a^-decay, rounded
-        down or up at any draw. The newest task's age is 1, and the oldest are the general rows.
+        With a `decay`, the share of a task of age a is proportional to a^-decay; after any number
+        of draws, a task has had its share of them, rounded down or up. The newest task has age 1;
+        the general rows are the oldest.
 
-        With `max_repeats` a row's first so many draws give it, and the later ones give nothing.
+        With `max_repeats`, a row is returned in its first `max_repeats` draws only; later draws of
+        the row return nothing.
         """
         drawn = []
         for i in range(start, start + count):
-            name, own = self._aged(decay)[i] if decay else self._turn(i)
+            name, turn = self._draws_by_age(decay)[i] if decay else self._turn(i)
             features = self.tasks[name]
-            again, row = divmod(own, len(features))  # the row has come `again` times before
-            if max_repeats is None or again < max_repeats:
-                drawn.append(features[self._order(name, again, len(features))[row]])
+            epoch, place = divmod(turn, len(features))  # epoch: earlier draws of the row
+            if max_repeats is None or epoch < max_repeats:
+                drawn.append(features[self._order(name, epoch, len(features))[place]])
         return drawn
 
     def step(self, number: int, count: int) -> list[dict[str, Any]]:
-        """The features of step `number`, from 0, of steps that have `count` rows each.
+        """The features of step `number`, counted from 0, of steps with `count` rows each.
 
-        They are the next `count` draws. Where the memory has fewer rows than that, no row is
-        repeated for it: the step is smaller, and has each row once, in an order of its own.
+        They are the next `count` draws. If the memory has fewer rows, none is repeated: the step
+        has each row once, in an order that depends on `number`.
         """
         return self.draw(number * count, count) if count <= len(self) else self.whole(number)
 
     def whole(self, number: int) -> list[dict[str, Any]]:
-        """All features, each once, in order `number` of their orders."""
+        """All features, each once, in a shuffled order that depends on `number`."""
         rows = [row for features in self.tasks.values() for row in features]
         return [rows[i] for i in self._shuffled("step", number, len(rows))]
 
     def sample(self, count: int, seed: int) -> list[dict[str, Any]]:
-        """Distinct features, `count` in all, of each task in proportion to its rows."""
+        """Draw `count` distinct features, from each task in proportion to its number of rows."""
         names = list(self.tasks)
         sizes = [len(features) for features in self.tasks.values()]
-        shares = Counter(names[who] for who, _ in islice(turns(sizes), count))
+        shares = Counter(names[index] for index, _ in islice(turns(sizes), count))
         return [
             row
             for name, share in shares.items()
@@ -128,16 +138,16 @@ class Memory:
         ]
 
     def _turn(self, i: int) -> tuple[str, int]:
-        """The task of draw number i, in a new order each time all have had theirs, and its own."""
+        """The task of draw number i, and its draws before; each cycle of tasks has a new order."""
         names = list(self.tasks)
         cycle, place = divmod(i, len(names))
         return names[self._order("tasks", cycle, len(names))[place]], cycle
 
-    def _turns(self, decay: float) -> "_Made":
+    def _turns_by_age(self, decay: float) -> "_Cached":
         newest_first = list(reversed(self.tasks))
-        # whole numbers: shares that are exact, and the same on every machine
+        # Integers make the shares exact, and the same on every machine.
         weights = [round(2**32 * age**-decay) for age in range(1, len(newest_first) + 1)]
-        return _Made((newest_first[who], own) for who, own in turns(weights))
+        return _Cached((newest_first[index], turn) for index, turn in turns(weights))
 
     def _shuffled(self, purpose: str, cycle: int, count: int) -> list[int]:
         order = list(range(count))
@@ -146,26 +156,26 @@ class Memory:
 
 
 def turns(weights: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Who has turn 0, 1, 2, ..., and the number of that turn among its own.
+    """An endless sequence of turns: the index of the weight whose turn it is, and its turns before.
 
-    After n turns each has had n w / sum(w) of them, rounded down or up. Of those who have had less
-    than their share, it is the one whose next turn is due first.
+    After n turns, an index of weight w has had n w / sum(w) of them, rounded down or up. Of the
+    indices with less than their share, the one whose next turn is due first has the turn.
     """
-    had, total = [0] * len(weights), sum(weights)
+    turns_had, total = [0] * len(weights), sum(weights)
     for n in count(1):
-        behind = [i for i, w in enumerate(weights) if had[i] * total < n * w]
-        who = min(behind, key=lambda i: -(-(had[i] + 1) * total // weights[i]))
-        yield who, had[who]
-        had[who] += 1
+        behind = [i for i, weight in enumerate(weights) if turns_had[i] * total < n * weight]
+        index = min(behind, key=lambda i: -(-(turns_had[i] + 1) * total // weights[i]))  # due turn
+        yield index, turns_had[index]
+        turns_had[index] += 1
 
 
-class _Made:
-    """What an endless iterator yields, by number."""
+class _Cached:
+    """Gives access by index to the items of an endless iterator."""
 
-    def __init__(self, more: Iterator[tuple[str, int]]):
-        self.made: list[tuple[str, int]] = []
-        self.more = more
+    def __init__(self, iterator: Iterator[tuple[str, int]]):
+        self.items: list[tuple[str, int]] = []
+        self.iterator = iterator
 
     def __getitem__(self, i: int) -> tuple[str, int]:
-        self.made.extend(islice(self.more, max(0, i + 1 - len(self.made))))
-        return self.made[i]
+        self.items.extend(islice(self.iterator, max(0, i + 1 - len(self.items))))
+        return self.items[i]

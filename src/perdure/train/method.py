@@ -32,7 +32,7 @@ Loss = Callable[[dict[str, Tensor], Any], Tensor]
 
 
 class Steps(Protocol):
-    """What a method may use of the engine, in Perdure's own engine and in any other Trainer."""
+    """The part of the engine that a method can use in any Trainer, Perdure's own or another."""
 
     args: TrainingArguments
 
@@ -49,7 +49,7 @@ class Steps(Protocol):
 
 
 class Engine(Steps, Protocol):
-    """What a method may use of Perdure's own engine, `train.trainer.ContinualTrainer`."""
+    """The part of Perdure's own engine, `train.trainer.ContinualTrainer`, that a method can use."""
 
     train_dataset: Any  # the features of the task's rows, a list
 
@@ -67,15 +67,15 @@ class Engine(Steps, Protocol):
 
 @dataclass
 class TaskContext:
-    """What a method is told about the task that is about to be learned.
+    """What a method knows about the task that is about to be learned.
 
     Args:
         task: the name of the task.
         stage: how many tasks the model will have learned with this one; 1 is the first task.
             Reverted stages do not count.
-        seed: belongs to this stage and method; random draws come from `derive(seed, purpose)`.
+        seed: the seed of this stage and method; random draws use `derive(seed, purpose)`.
         memory: the remembered rows of earlier tasks, as features.
-        state: the tensors that the method stored with the stage before (`Method.state_dict`), on
+        state: the tensors that the method stored with the previous stage (`Method.state_dict`), on
             the CPU; empty at the first task.
     """
 
@@ -93,11 +93,11 @@ class Keeps:
     The stream has two tasks, of which plain fine-tuning forgets the first one.
 
     Args:
-        share: of the loss that plain fine-tuning adds on the first task, at least this share must
-            be avoided. The default is for a new method; a better one raises it.
-        second_loss: the loss on the second task, in nats, may be this at most. Before the task is
+        share: the smallest share that the method must avoid of the loss that plain fine-tuning
+            adds on the first task. The default is for a new method; a better one raises it.
+        second_loss: the largest loss allowed on the second task, in nats. Before the task is
             learned it is above 5.
-        keywords: the method's keywords there, where its defaults are not meant for such a stream.
+        keywords: the method's keywords in this test, if its defaults do not suit such a stream.
     """
 
     share: float = 0.3
@@ -117,18 +117,19 @@ class Method(TrainerCallback):
         family: the group in which `perdure methods` lists it.
         paper: a link to its paper.
         rehearses: whether it uses remembered rows.
-        needs: `lora` if it works on LoRA's factors only, `whole` if on whole weights only.
-        reshapes: whether it changes which weights there are. At most one method of a list may; it
-            must stand first, and no method of the list may be one that `follows`.
-        follows: whether it compares weights, by their names, with those of an earlier task.
-        begin_phase, end_phase: when its `begin_task` and its `end_task` come among those of a list
-            (`train/lifecycle.py`).
+        needs: `lora` if it works only on LoRA's factors, `whole` if only on whole weights.
+        reshapes: whether it changes which weights the model has. At most one method of a list may
+            do so; it must come first, and no method of the list may be one that `follows`.
+        follows: whether it compares weights with those of an earlier task, by their names.
+        begin_phase, end_phase: the order in which `begin_task` and `end_task` of several methods
+            are called (`train/lifecycle.py`).
         neutral: keywords with which the method's code runs and the result is bitwise that of
             `sequential`; None if there are none (the docstring says why).
-        keeps: what it must reach on a small stream in the tests.
+        keeps: what it must reach on the small stream of the tests.
         presets: published sets of keywords, by name.
-        left_open: for a preset's keywords that the source does not give: why we chose the value.
-        trained_with: for each preset the `training:` settings of its source.
+        left_open: by preset, the keywords that its source does not give, and why we chose their
+            values.
+        trained_with: by preset, the `training:` settings of its source.
     """
 
     family: ClassVar[Family]
@@ -150,12 +151,12 @@ class Method(TrainerCallback):
 
     @property
     def name(self) -> str:
-        """The name of the method's file or folder, which stands under `method:` in the settings."""
+        """The name of the method's file or folder, which the settings use under `method:`."""
         return type(self).__module__.removesuffix(".method").rpartition(".")[2]
 
     @property
     def period(self) -> int:
-        """Every how many optimizer steps `on_step_end` has additional work; 1 if all are alike."""
+        """After how many optimizer steps `on_step_end` does additional work; 1 if all are alike."""
         return 1
 
     def check(self, config: Config, kind: Kind) -> None:
@@ -177,14 +178,14 @@ class Method(TrainerCallback):
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         """Called before the Trainer is built; returns the model to train.
 
-        In phase 0 the model has the weights with which the stage before ended, also when a run is
-        resumed inside the task: the weights of a checkpoint are loaded later.
+        In phase 0 the model has the weights with which the previous stage ended, also when a run
+        is resumed inside the task: the weights of a checkpoint are loaded later.
         """
         self.context = context
         return model
 
     def make_optimizer(self, parameters: list[nn.Parameter]) -> Optimizer | None:
-        """Return an optimizer in place of the Trainer's, or None."""
+        """Return an optimizer to use instead of the Trainer's, or None."""
         return None
 
     def rehearse(self, batch: int, size: int) -> list[dict[str, Any]]:
@@ -192,7 +193,7 @@ class Method(TrainerCallback):
 
         Args:
             batch: the number of the micro-batch, from 0, over all processes and epochs of the task.
-            size: how many new rows it has.
+            size: the number of new rows in it.
         """
         return []
 
@@ -205,8 +206,8 @@ class Method(TrainerCallback):
     ) -> Tensor | None:
         """Return a term to add to the task loss of a micro-batch, or None.
 
-        It is a mean over the micro-batch, or a function of the weights alone. The engine weights it
-        by the micro-batch's share of the tokens that are learned in the whole step.
+        The term is a mean over the micro-batch, or a function of the weights alone. The engine
+        weights it by the micro-batch's share of the tokens that the whole step learns.
         """
         return None
 
@@ -223,7 +224,8 @@ class Method(TrainerCallback):
     def next_start(self, model: nn.Module) -> AbstractContextManager[Any]:
         """A context in which the model has the weights with which the next task will begin.
 
-        They are those with which the stage ends, unless this method's `begin_task` changes them.
+        These are the weights with which the stage ends, unless `begin_task` of this method changes
+        them.
         """
         return nullcontext()
 

@@ -7,19 +7,19 @@ from perdure.models.classifier import Classifier
 
 
 Named = dict[str, Tensor]
-HEAD_NAMES = ("weight", "bias")  # the names of an encoder's head, which grows with new labels
+HEAD_NAMES = ("weight", "bias")  # the parameters of an encoder's head, which grows with new labels
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name."""
+    """The trained parameters of a model, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def snapshot(model: nn.Module) -> Named:
-    """Copies of the trained weights."""
+    """Copies of the trained weights, by name."""
     return {name: p.detach().clone() for name, p in trained(model).items()}
 
 
 def known_labels(model: nn.Module) -> Named:
-    """`labels`: how many an encoder's head knows; nothing for other models."""
+    """The number of labels that an encoder's head has, as `labels`; empty for other models."""
     return {"labels": torch.tensor(len(model.labels))} if isinstance(model, Classifier) else {}

@@ -1,4 +1,4 @@
-"""How many rows pass through the model while a stage is learned, whoever passes them."""
+"""Counts the rows that pass through the model while a stage is learned."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,34 +9,37 @@ from torch import Tensor, nn
 
 
 class Passes:
-    """Rows that went forward, and those whose gradient came back: what a method costs, in counts.
+    """Counts forward and backward passes of rows, as a measure of what a method costs.
 
-    New rows and remembered ones, those that a method looks at or that a teacher answers; not those
-    of scoring. A row that passes twice counts twice. It is kept in checkpoints beside the methods'
-    tensors, so that a run that was stopped counts what one that was not does.
+    New and remembered rows count, and rows on which a method only reads the outputs of the model or
+    of a teacher; rows that are scored do not. A row that passes twice counts twice. The counts are
+    saved in checkpoints with the methods' tensors, so that a resumed run counts the same as one
+    that was never stopped.
     """
 
-    name = "(passes)"  # no method's
+    name = "(passes)"  # in the checkpoint; the parentheses keep it apart from methods' names
 
     def __init__(self):
         self.forward = self.backward = 0
 
     @contextmanager
     def through(self, model: nn.Module, compiled: bool = False) -> Iterator[None]:
-        """Count what passes through a model that puts out logits [rows, ...]."""
-        count: Any = torch.compiler.disable(self._count) if compiled else self._count
-        handle = model.register_forward_hook(count)
+        """Count the rows that pass through a model whose logits are [rows, ...]."""
+        hook: Any = self._count_forward
+        if compiled:
+            hook = torch.compiler.disable(hook)
+        handle = model.register_forward_hook(hook)
         try:
             yield
         finally:
             handle.remove()
 
-    def _count(self, module: nn.Module, given: Any, outputs: Any) -> None:
+    def _count_forward(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
         self.forward += len(outputs.logits)
         if outputs.logits.requires_grad:
-            outputs.logits.register_hook(self._came_back)
+            outputs.logits.register_hook(self._count_backward)
 
-    def _came_back(self, gradient: Tensor) -> None:
+    def _count_backward(self, gradient: Tensor) -> None:
         self.backward += len(gradient)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""How often each remembered row is rehearsed while a stage is learned, whoever rehearses it."""
+"""Counts how often each remembered row is rehearsed while a stage is learned."""
 
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -9,18 +9,19 @@ from torch import Tensor
 
 
 class Rehearsals:
-    """Of each remembered row the times that a gradient is taken on it.
+    """Counts, for each remembered row, how often a gradient is computed on it.
 
-    Beside the new rows of a batch, in a step of a method's own, or for a comparison with the new
-    rows' gradient; a row that is only looked at does not count. Rows are told by what they are, not
-    by what they say: two remembered rows of one content count apart.
+    The row may be in a batch with new rows, in a step that a method takes by itself, or in a
+    gradient that is compared with that of the new rows. A row on which only the outputs are read
+    does not count. Rows are identified by object, not by content: two remembered rows with the same
+    content are counted separately.
 
-    A batch is made before the step that learns it, so the collator lists its old rows with `made`,
-    and the step counts them with `learned`. The counts are in every checkpoint, and a run that was
-    stopped counts what one that was not does.
+    A batch is collated before the step that learns it, so the collator calls `add_batch` with its
+    old rows, and the step calls `count_batch`. The counts are saved in every checkpoint, so that a
+    resumed run counts the same as one that was never stopped.
     """
 
-    name = "(rehearsals)"  # no method's
+    name = "(rehearsals)"  # in the checkpoint; the parentheses keep it apart from methods' names
 
     def __init__(self, tasks: Mapping[str, Sequence[dict[str, Any]]]):
         self.rows = [row for features in tasks.values() for row in features]
@@ -28,23 +29,23 @@ class Rehearsals:
         self.times = torch.zeros(len(self.rows), dtype=torch.int64)
         self.waiting: deque[list[dict[str, Any]]] = deque()
 
-    def made(self, rows: list[dict[str, Any]]) -> None:
-        """The old rows of a batch that is to be learned, in the order of the batches."""
+    def add_batch(self, rows: list[dict[str, Any]]) -> None:
+        """Add the old rows of a collated batch; batches are learned in the order of the calls."""
         self.waiting.append(rows)
 
-    def learned(self) -> None:
-        """The next of these batches is learned."""
+    def count_batch(self) -> None:
+        """Count the old rows of the next batch, which is being learned."""
         self.count(self.waiting.popleft())
 
     def count(self, rows: Sequence[dict[str, Any]]) -> None:
-        """A gradient is taken on these rows; those that are not remembered are left out."""
+        """Count rows on which a gradient is computed; rows that are not remembered are ignored."""
         for row in rows:
             number = self.number.get(id(row))
             if number is not None:
                 self.times[number] += 1
 
     def summary(self) -> dict[str, float | int]:
-        """The remembered rows, of which there is one, and how often they were rehearsed."""
+        """The number of remembered rows (at least one), and how often they were rehearsed."""
         mean = round(self.times.double().mean().item(), 4)
         return {"rows": len(self.rows), "mean": mean, "most": int(self.times.max())}
 

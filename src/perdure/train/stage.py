@@ -1,4 +1,4 @@
-"""One stage: begin, train, end, score, write its files. Knows nothing of the lineage around it."""
+"""One stage: learn a task, score the model, write the files. The lineage is not known here."""
 
 import json
 import time
@@ -34,15 +34,24 @@ from perdure.train.trainer import ContinualTrainer, last_checkpoint, load_state,
 
 @dataclass
 class StagePlan:
-    """What a stage is to do.
+    """Everything that a stage needs to know.
 
-    `stage` is its number, `learned` how many tasks the model has learned before. `learn` holds the
-    tasks whose rows are learned (one; in the modes joint and union several), the new one last.
-    `score` holds the tasks to score after it, by id; None where the rows are gone. `methods` begin
-    the task anew, whatever they learned before; `arguments` are the Trainer's, but for the folder
-    and the seed, which are the stage's. `cells` are scores known beforehand. `beginning` makes the
-    model once more as it was before any task, where that is not the model with its adapter switched
-    off.
+    Args:
+        stage: the number of the stage.
+        task: the name of the task.
+        learn: the tasks whose rows are learned, the new one last. There is one, but in the modes
+            `joint` and `union` there are several.
+        score: the tasks to score after training, by name; None if the rows of a task are gone.
+        memory: the remembered rows of earlier tasks.
+        config: the settings of the lineage.
+        methods: the methods, which may have learned other tasks before.
+        arguments: the Trainer's arguments; the folder and the seed are replaced by the stage's.
+        previous: the folder of the previous stage; None for the first.
+        learned: how many tasks the model has learned before.
+        cells: scores after training that are known beforehand, by task.
+        callbacks: further callbacks of the Trainer.
+        beginning: loads the model as it was before any task, if this is not the same as the model
+            with its adapter disabled.
     """
 
     stage: int
@@ -67,74 +76,98 @@ class StagePlan:
 def learn_stage(
     base: Base, plan: StagePlan, work: Path, built: Path | None, say: Say
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """Learn a task and write the stage's files into `built`; the seconds of each part, the counts.
+    """Learn a task, score the model and write the files of the stage.
 
-    `base` holds the weights of the stage before; `work` is where checkpoints inside the task lie,
-    and where an earlier, stopped try left them. Without `built` nothing is kept (a dry run).
+    Args:
+        base: the model, with the weights of the previous stage.
+        plan: what the stage learns, and how.
+        work: the folder of the checkpoints inside the task. If a stopped run left one there,
+            training is resumed from it.
+        built: the folder to create for the stage's files; None to write none (a dry run).
+        say: called with each line for the user.
+
+    Returns:
+        The seconds of each part, with the loss, and the counts of steps, rows and parameters.
     """
     methods = plan.methods
-    args = arguments_for_stage(plan.arguments, work, derive(plan.seed, "train"))
+    args = arguments_for_stage(plan.arguments, work, seed=derive(plan.seed, "train"))
     base.to(args.device)
     _warn_of_padding(base, plan, say)
     clock = _Clock()
     before, untouched = _scores_before(base, plan)
     clock.lap("score")
-    rows, remembered, truncated = _features(base, plan)
-    passes = Passes()
+    train_features, remembered, truncated = _features(base, plan)
+    passes, rehearsals = Passes(), Rehearsals(remembered)
     with passes.through(base.model):
-        kept = _kept(base, plan, rows, args.per_device_train_batch_size)
-    memory, rehearsals = Memory(remembered, derive(plan.seed, "memory")), Rehearsals(remembered)
-
-    def context(method: Method) -> TaskContext:
-        state = load_state(method, plan.previous) if plan.previous else {}
-        seed = derive(plan.seed, method.name)
-        return TaskContext(plan.task, plan.learned + 1, seed, memory, state)
-
-    base.model = lifecycle.begin_task(methods, base.model, context)
+        new_memory = _rows_to_remember(
+            base, plan, train_features, batch_size=args.per_device_train_batch_size
+        )
+    _begin_task(base, plan, remembered)
     resume = last_checkpoint(work)
     if resume:
         say(f"{plan.task}: going on from step {resume.name.partition('-')[2]}")
-    counted = (passes, rehearsals)
-    engine = ContinualTrainer(base, methods, rows, args, plan.callbacks, resume, *counted)
+    engine = ContinualTrainer(
+        base,
+        methods,
+        train_features,
+        args,
+        callbacks=plan.callbacks,
+        resume=resume,
+        passes=passes,
+        rehearsals=rehearsals,
+    )
     trainable = sum(p.numel() for p in engine.parameters)
     clock.lap("prepare")
     with passes.through(base.model, args.torch_compile):
         loss = engine.learn()
         lifecycle.end_task(methods, base.model)
     clock.lap("train")
-    after = dict(plan.cells)
-    for name, task in plan.score.items():
-        if name not in after:
-            after[name], _ = score(base, task, plan.config, methods)
+    after = _scores_after(base, plan)
     clock.lap("score")
     if built:
         scores = {"after": after, "before": before, "base": untouched, "truncated": truncated}
-        _write(base, methods, plan, kept, scores, built)
-    for method in methods:  # which go on to the next task: the optimizer does not
-        del method.engine
+        _write(base, methods, new_memory, scores, built)
+    for method in methods:
+        del method.engine  # frees the optimizer; the methods stay for the next task
     rows_passed = {"forward": passes.forward, "backward": passes.backward}
     counts = {"steps": engine.state.global_step, "rows": rows_passed, "trainable": trainable}
-    if any(method.rehearses for method in methods) and rehearsals.rows:
+    if rehearsals.rows and any(method.rehearses for method in methods):
         counts["rehearsed"] = rehearsals.summary()
     return {**clock.seconds, "loss": loss}, counts
 
 
 def _warn_of_padding(base: Base, plan: StagePlan, say: Say) -> None:
-    """Say it once if what is learned of a row depends on the rows beside it in a batch."""
+    """Warn at the first stage if padding changes what the model computes for a row."""
     size = plan.arguments.per_device_train_batch_size
     if base.padding.right != "any" and size > 1 and plan.stage == 1:
         say(
-            f"warning: padding changes what base {base.name!r} makes of a row; it is scored in "
-            f"{'batches of equal length' if base.padding.right == 'equal' else 'batches of one'}, "
-            "and learns alike with training.per_device_train_batch_size=1 and "
+            f"warning: padding changes what base {base.name!r} computes for a row; it is scored in "
+            f"{'batches of equal length' if base.padding.right == 'equal' else 'batches of one'}; "
+            "to learn without padding, set training.per_device_train_batch_size=1 and "
             f"training.gradient_accumulation_steps={size}"
         )
+
+
+def _begin_task(base: Base, plan: StagePlan, remembered: dict[str, list[dict]]) -> None:
+    """Call `begin_task` of all methods; `base` has the model to train afterwards."""
+    memory = Memory(remembered, seed=derive(plan.seed, "memory"))
+
+    def context(method: Method) -> TaskContext:
+        return TaskContext(
+            task=plan.task,
+            stage=plan.learned + 1,
+            seed=derive(plan.seed, method.name),
+            memory=memory,
+            state=load_state(method, plan.previous) if plan.previous else {},
+        )
+
+    base.model = lifecycle.begin_task(plan.methods, base.model, context)
 
 
 def score(
     base: Base, task: Task | None, config: Config, methods: Sequence[Method] = ()
 ) -> tuple[dict[str, Any], list[str]]:
-    """A task's cell of R and the model's answers; an unknown cell is null, without answers."""
+    """A task's cell of R and the model's answers; without test rows, null and no answers."""
     if task is None or task.test is None:
         return {"score": None}, []
     with ExitStack() as stack:
@@ -144,30 +177,30 @@ def score(
         cell, answers = evaluate(
             base,
             task,
-            config.scoring.mode,
-            config.scoring.batch_size,
-            config.max_length,
-            config.max_completion_length,
+            mode=config.scoring.mode,
+            batch_size=config.scoring.batch_size,
+            max_length=config.max_length,
+            max_completion_length=config.max_completion_length,
         )
     return asdict(cell), answers
 
 
 def _autocast(base: Base, config: Config) -> torch.autocast:
-    """Of the training, for a model that answers."""
+    """The autocast of the training, for scoring."""
     device = next(base.model.parameters()).device.type
     return torch.autocast(device, torch.bfloat16, enabled=bool(config.training.get("bf16")))
 
 
 def _scores_before(base: Base, plan: StagePlan) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The new task just before it is learned, and on the base: what forward transfer needs."""
+    """The new task's scores for forward transfer: with the model before it learns, and the base."""
     if not plan.config.scoring.forward:
         return {}, {}
 
-    def cell(of: Base) -> dict[str, Any]:
-        return {plan.task: score(of, plan.learn[-1], plan.config)[0]}
+    def cell(scored: Base) -> dict[str, Any]:
+        return {plan.task: score(scored, plan.learn[-1], plan.config)[0]}
 
     before = cell(base)
-    if base.kind == "encoder":  # without its head an encoder answers nothing
+    if base.kind == "encoder":  # an encoder has no answers before it has a head
         return before, {plan.task: {"score": None}}
     if plan.beginning is None:
         with base.peft.disable_adapter():
@@ -175,8 +208,20 @@ def _scores_before(base: Base, plan: StagePlan) -> tuple[dict[str, Any], dict[st
     return before, before if plan.previous is None else cell(plan.beginning())
 
 
+def _scores_after(base: Base, plan: StagePlan) -> dict[str, Any]:
+    """The scores of all tasks after training; those that are known beforehand come first."""
+    scores = dict(plan.cells)
+    for name, task in plan.score.items():
+        if name not in scores:
+            scores[name], _ = score(base, task, plan.config, plan.methods)
+    return scores
+
+
 def _features(base: Base, plan: StagePlan) -> tuple[list[dict], dict[str, list[dict]], int]:
-    """The new rows and the remembered ones as features; an encoder's head grows first."""
+    """The features of new and remembered rows, and how many new rows were truncated.
+
+    The head of an encoder grows first, to have all answers.
+    """
     if base.kind == "encoder":
         for task in plan.learn:
             answers = task.answers()
@@ -191,59 +236,69 @@ def _features(base: Base, plan: StagePlan) -> tuple[list[dict], dict[str, list[d
         return features(
             rows,
             base.tokenizer,
-            base.kind,
-            plan.config.max_length,
-            plan.config.max_completion_length,
-            base.labels,
-            where,
-            plan.config.mask_history,
-            base.cache,
+            kind=base.kind,
+            max_length=plan.config.max_length,
+            max_completion_length=plan.config.max_completion_length,
+            labels=base.labels,
+            where=where,
+            mask_history=plan.config.mask_history,
+            cache=base.cache,
         )
 
     new, truncated = [], 0
     for task in plan.learn:
-        made, cut = tokenized(task.train.rows, f"{task.name} train")
-        new, truncated = new + made, truncated + cut
+        task_features, task_truncated = tokenized(task.train.rows, f"{task.name} train")
+        new += task_features
+        truncated += task_truncated
     old = {name: tokenized(rows, f"{name} memory")[0] for name, rows in plan.memory.items()}
     return new, old, truncated
 
 
-def _kept(base: Base, plan: StagePlan, features: list[dict], size: int) -> list[Row]:
-    """The rows of the new task to remember; what surprises is found before anything is learned."""
+def _rows_to_remember(
+    base: Base, plan: StagePlan, features: list[dict], batch_size: int
+) -> list[Row]:
+    """Choose the rows of the new task to remember, with the model before it learns the task."""
     memory, task, surprises = plan.config.memory, plan.learn[-1], None
-    new = task.train.rows
+    rows = task.train.rows
     if memory.choose == "surprise" and memory.ratio:
-        with _autocast(base, plan.config):
-            surprises = surprise(base, features[len(features) - len(new) :], size)
-    seed = derive(plan.seed, "keep")
-    return choose(new, memory.ratio, seed, surprises, task.options, memory.per_answer)
+        with _autocast(base, plan.config):  # the features of the new task are the last ones
+            surprises = surprise(base, features[len(features) - len(rows) :], batch_size)
+    return choose(
+        rows,
+        ratio=memory.ratio,
+        seed=derive(plan.seed, "keep"),
+        surprise=surprises,
+        options=task.options,
+        per_answer=memory.per_answer,
+    )
 
 
 def _write(
     base: Base,
     methods: Sequence[Method],
-    plan: StagePlan,
-    kept: list[Row],
+    new_memory: list[Row],
     scores: dict[str, Any],
     built: Path,
 ) -> None:
+    """Write weights, methods' tensors, remembered rows and scores into the new folder `built`."""
     built.mkdir()
     save_weights(base, built)
     save_state(methods, built)
-    lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in kept]
+    lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in new_memory]
     (built / MEMORY).write_text("".join(lines), encoding="utf-8")
     text = json.dumps(scores, sort_keys=True, ensure_ascii=False, indent=2)
     (built / SCORES).write_text(text + "\n", encoding="utf-8")
 
 
 class _Clock:
-    """Adds up the seconds of named parts, and the processor's of all but scoring."""
+    """Adds up the wall time of each part, and the CPU time of all parts but scoring, in seconds."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
         self.last, self.cpu = time.perf_counter(), time.process_time()
 
     def lap(self, name: str) -> None:
+        """Add the time since the last lap to the part `name`."""
         now, cpu = time.perf_counter(), time.process_time()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
         if name != "score":

@@ -1,6 +1,6 @@
-"""A step on given rows, whoever owns the model: its loss, its gradient in micro-batches, the step.
+"""The parts of a training step on any rows: the loss, the gradient in micro-batches, the update.
 
-Perdure's own engine (`trainer.py`) and a callback of another Trainer both take these.
+Perdure's own engine (`trainer.py`) and callbacks of other Trainers both use them.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ from perdure.train.losses import count_items, token_loss
 
 
 def rows_of_a_step(args: TrainingArguments) -> int:
-    """The new rows of a full optimizer step: of all its micro-batches, on all processes.
+    """The number of new rows in a full optimizer step, over all micro-batches and processes.
 
-    A method's own steps on memory have as many rows by default. Every process takes them on the
-    same rows, so two processes learn what one does on twice the batch.
+    The steps that a method takes on memory have as many rows by default. All processes use the same
+    rows in them, so two processes learn the same as one process with twice the batch size.
     """
     micro_batches = args.gradient_accumulation_steps * args.world_size
     return args.per_device_train_batch_size * micro_batches
@@ -34,16 +34,20 @@ def task_loss(
     kind: Kind,
     num_items: Tensor | int | None = None,
 ) -> tuple[Tensor, Any]:
-    """The task loss, the same rule for every kind of model, and the model's outputs.
+    """The task loss, by the same rule for every kind of model, and the model's outputs.
 
-    `model` is called, wrapped or not; `bare` is the same one without wrappers, which knows how its
-    decoder is shown the target.
+    Args:
+        model: the model to call; it may be wrapped, for example in DDP.
+        bare: the same model without wrappers, which shifts the labels of an encoder-decoder.
+        inputs: a collated batch, with labels.
+        kind: the kind of model.
+        num_items: divides the summed loss; by default the number of labels in the batch.
     """
     labels = inputs["labels"]
-    seen = {k: v for k, v in inputs.items() if k != "labels"}
+    model_inputs = {k: v for k, v in inputs.items() if k != "labels"}
     if kind == "seq2seq":
-        seen["decoder_input_ids"] = decoder_inputs(bare, labels)
-    outputs = model(**seen)
+        model_inputs["decoder_input_ids"] = decoder_inputs(bare, labels)
+    outputs = model(**model_inputs)
     items = count_items(inputs, kind) if num_items is None else num_items
     return token_loss(outputs.logits, labels, items, kind), outputs
 
@@ -58,9 +62,10 @@ def accumulate(
 ) -> None:
     """Add the gradient of the task loss on `rows` to `.grad`.
 
-    In micro-batches of the training's `size`: old rows need no more memory than new. `backward`
-    takes a batch and the items of all of them. Whatever is drawn, in the collator or as dropout,
-    comes from `seed`, so that the Trainer's own draws do not move.
+    The rows go through in micro-batches of `size`, that of the training, so that old rows need no
+    more memory than new ones. `backward` gets a batch and the number of items in all batches. All
+    random draws, in the collator and for dropout, come from `seed`, so that the Trainer's own draws
+    stay the same.
     """
     with forked(seed):
         batches = [collate(rows[i : i + size]) for i in range(0, len(rows), size)]
@@ -69,14 +74,14 @@ def accumulate(
             backward(batch, items)
 
 
-def aside(parameters: Sequence[nn.Parameter], backward: Callable[[], None]) -> list[Tensor]:
-    """The gradient that `backward` leaves, a tensor a parameter; `.grad` is as it was before."""
-    kept = [p.grad for p in parameters]
+def gradient_of(parameters: Sequence[nn.Parameter], backward: Callable[[], None]) -> list[Tensor]:
+    """The gradient that `backward` computes, one tensor for each parameter; `.grad` is restored."""
+    saved = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None
     backward()
     gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    for p, grad in zip(parameters, kept, strict=True):
+    for p, grad in zip(parameters, saved, strict=True):
         p.grad = grad
     return gradient
 
@@ -87,7 +92,7 @@ def clip_and_step(
     max_norm: float | None,
     clip: Callable[..., Any] = nn.utils.clip_grad_norm_,
 ) -> None:
-    """The end of a step: clip, step, and leave no gradients."""
+    """Finish a step: clip the gradients, update the parameters, and delete the gradients."""
     if max_norm and max_norm > 0:
         clip(parameters, max_norm)
     optimizer.step()

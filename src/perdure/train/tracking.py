@@ -1,13 +1,14 @@
-"""Trackers (TensorBoard and its kin) under names that stay the same over a lineage's whole life.
+"""Logging to trackers such as TensorBoard, under names that are the same for all stages.
 
-`task/<task>/loss`, `/learning_rate`, `/grad_norm` while a task is trained; after each stage
-`task/<task>/score` of every task scored, so that old ones show their forgetting, and
-`continual/overall`, `/backward_transfer`, `/forward_transfer`, `/forgetting`,
-`/learning_accuracy`, `/stage`. The step counts optimizer steps over all stages. What is unknown is
-left out.
+While a task is trained, `task/<task>/loss`, `/learning_rate` and `/grad_norm` are logged. After
+each stage come `task/<task>/score` of every task that was scored, which shows the forgetting of old
+tasks, and `continual/overall`, `/backward_transfer`, `/forward_transfer`, `/forgetting`,
+`/learning_accuracy` and `/stage`. The step counts optimizer steps over all stages. Unknown values
+are not logged.
 
-Neither transformers' integrations, which rename everything and open a run for each Trainer, nor
-`Accelerator(log_with=...)`, whose state must be the Trainer's own: accelerate's tracker classes.
+The code uses accelerate's tracker classes directly: transformers' integrations rename the values
+and start a new run for each Trainer, and `Accelerator(log_with=...)` would need an Accelerator of
+its own next to the Trainer's.
 """
 
 import re
@@ -24,36 +25,37 @@ from perdure.measure.matrix import ScoreMatrix, summary
 from perdure.train.arguments import tracker_names
 
 
-FOLDER = "logs"  # of a lineage: outside every hash, may be deleted
+FOLDER = "logs"  # in a lineage; no hash covers it, so it may be deleted
 LOGGED = ("loss", "learning_rate", "grad_norm")
 
 
 class StageCallback(TrainerCallback):
-    """A callback of every task's Trainer that is also told what no Trainer knows."""
+    """A callback of every task's Trainer that also gets the events of a stage."""
 
     def begin(self, task: str, number: int, total: int | None, steps: int) -> None:
-        """Begin the stage of `task`, `number` of `total` (None if unknown), after `steps` steps."""
+        """The stage `number` of `total` (None if unknown) begins, after `steps` optimizer steps."""
 
     def stage_done(
         self, task: str, scores: Mapping[str, float | None], matrix: ScoreMatrix
     ) -> None:
-        """The stage is committed; `scores` are those measured after it, by task."""
+        """The stage is committed; `scores` are the scores measured after it, by task."""
 
 
 def steps_before(timings: Mapping[str, Any], stage: int) -> int:
-    """Optimizer steps of all stages before `stage`, reverted ones too: a tracker's step only grows.
+    """The optimizer steps of all stages before `stage`.
 
-    A stage's own entry may be there already, from a run that stopped just before its commit.
+    Reverted stages count too, because a tracker's step must not decrease. `timings` may have an
+    entry for `stage` already, from a run that stopped just before its commit.
     """
-    return sum(took.get("steps", 0) for at, took in timings.items() if int(at) < stage)
+    return sum(timing.get("steps", 0) for n, timing in timings.items() if int(n) < stage)
 
 
 class Tracked(StageCallback):
-    """The trackers of one verb's call, as a context that closes them.
+    """Logs to the trackers of the settings; as a context manager it closes them.
 
-    `training` is the YAML's: its `report_to`, `run_name` and `project` count here. They open when
-    training begins: a call that finds nothing to do leaves no files, and the Trainer has made
-    accelerate's state by then.
+    `training` is the section of the settings, of which `report_to`, `run_name` and `project` are
+    used. The trackers are opened when training begins: a call that has nothing to learn leaves no
+    files, and by then the Trainer has set accelerate's state.
     """
 
     def __init__(self, training: Mapping[str, Any], lineage: Path):
@@ -75,18 +77,17 @@ class Tracked(StageCallback):
         self.task, self.offset, self.step = task, steps, steps
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.step = self.offset + state.global_step  # not 0 where a stopped run goes on
+        self.step = self.offset + state.global_step  # not `offset` if a stopped run is resumed
         self._open()
 
     def on_step_end(self, args, state, control, **kwargs):
         self.step = self.offset + state.global_step
         if self.names and state.global_step >= state.max_steps:
-            control.should_log = True  # the end of a curve, and all of it for a very short task
+            control.should_log = True  # the curve's last point; a very short task has no other
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:  # not the summary at the end of training
-            found = {key: logs[key] for key in LOGGED if key in logs}
-            self._log({_name(self.task, key): value for key, value in found.items()})
+            self._log({_name(self.task, key): logs[key] for key in LOGGED if key in logs})
 
     def stage_done(self, task, scores, matrix):
         self._open()
@@ -95,38 +96,41 @@ class Tracked(StageCallback):
         self._log(values | {"continual/stage": matrix.last})
 
     def _log(self, values: Mapping[str, float | None]) -> None:
-        known = {name: value for name, value in values.items() if value is not None}
+        known_values = {name: value for name, value in values.items() if value is not None}
         for tracker in self.trackers:
-            tracker.log(known, step=self.step)
+            tracker.log(known_values, step=self.step)
 
     def _open(self) -> None:
-        """Start what is not started yet.
+        """Start the trackers that are not started yet.
 
         Raises:
-            PerdureError: a tracker that cannot start, such as one that nobody has logged in to.
+            PerdureError: a tracker that cannot start, for example because it needs a login.
         """
         for name in self.names[len(self.trackers) :]:
             self.folder.mkdir(exist_ok=True)
-            kind = LOGGER_TYPE_TO_CLASS[name]
-            files = kind.requires_logging_directory
-            # The first argument names a run for trackers that keep files, else a project.
-            place = (_plain(self.run).strip("."), str(self.folder)) if files else (self.project,)
             try:
-                tracker = kind(*place, **self._settings(name))
+                tracker = self._tracker(name)
                 tracker.start()
-            except Exception as error:  # each has its own kinds
+            except Exception as error:  # each tracker raises errors of its own types
                 why = " ".join(str(error).split())[:200]
                 raise PerdureError(f"training: report_to: {name} did not start: {why}") from error
             self.trackers.append(tracker)
 
+    def _tracker(self, name: str) -> GeneralTracker:
+        tracker_class, settings = LOGGER_TYPE_TO_CLASS[name], self._settings(name)
+        if tracker_class.requires_logging_directory:
+            run_name = _plain(self.run).strip(".")  # it becomes a folder
+            return tracker_class(run_name, str(self.folder), **settings)
+        return tracker_class(self.project, **settings)
+
     def _settings(self, name: str) -> dict[str, Any]:
-        """What makes a tracker go on with the lineage's run, where it can do that."""
+        """The arguments with which a tracker continues the lineage's run, if it can do so."""
         if name == "wandb":
-            file = self.folder / "wandb-id"  # neither a path nor a name is the lineage's alone
+            file = self.folder / "wandb-id"  # a name or a path would not be unique to the lineage
             if not file.exists():
                 file.write_text(uuid.uuid4().hex, encoding="utf-8")
-            known = {"id": file.read_text(encoding="utf-8"), "dir": str(self.folder)}
-            return {"name": self.run, "resume": "allow", **known}
+            run_id = file.read_text(encoding="utf-8")
+            return {"name": self.run, "resume": "allow", "id": run_id, "dir": str(self.folder)}
         return {
             "trackio": {"name": self.run, "resume": "allow"},
             "dvclive": {"dir": str(self.folder / "dvclive"), "resume": True},
@@ -135,9 +139,10 @@ class Tracked(StageCallback):
 
 
 def _name(task: str, key: str) -> str:
-    """`reviews@3` is `reviews_3`: TensorBoard would replace the sign by itself, others keep it."""
+    """The name of a logged value; `reviews@3` becomes `reviews_3`, as TensorBoard would name it."""
     return f"task/{_plain(task, '/')}/{key}"
 
 
-def _plain(name: str, also: str = "") -> str:
-    return re.sub(rf"[^-.\w{also}]", "_", name)
+def _plain(name: str, allowed: str = "") -> str:
+    """The name with "_" for all but letters, digits, "-", "." and the `allowed` characters."""
+    return re.sub(rf"[^-.\w{allowed}]", "_", name)

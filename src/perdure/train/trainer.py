@@ -1,4 +1,4 @@
-"""The engine: a Trainer that computes the task loss itself and calls the methods at the seams."""
+"""The engine: a Trainer that computes the task loss itself and calls the hooks of the methods."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,13 +21,14 @@ from perdure.train.losses import count_items
 from perdure.train.method import Loss, Method
 from perdure.train.passes import Passes
 from perdure.train.rehearsals import Rehearsals
-from perdure.train.step import accumulate, aside, clip_and_step, task_loss
+from perdure.train.step import accumulate, clip_and_step, gradient_of, task_loss
 
 
 class RehearsalCollator:
-    """The collator with the methods' old rows in it; `batch` counts micro-batches of the task.
+    """A collator that adds the methods' old rows; `batch` counts the micro-batches of the task.
 
-    Of several processes each draws for its own part of a step, and together as one process would.
+    Each of several processes draws for its own part of a step, and together they draw what one
+    process would.
     """
 
     def __init__(
@@ -45,12 +46,12 @@ class RehearsalCollator:
         batch = self.batch * self.processes + self.process
         old = [row for m in self.methods for row in m.rehearse(batch, len(features))]
         self.batch += 1
-        self.rehearsals.made(old)
+        self.rehearsals.add_batch(old)
         return self.collator(features + old)
 
 
 class ContinualTrainer(Trainer):
-    """Learns one task. A new one is made for every task: the optimizer must not carry over."""
+    """Learns one task. Each task has a new one, so that no optimizer state carries over."""
 
     def __init__(
         self,
@@ -89,9 +90,9 @@ class ContinualTrainer(Trainer):
         return [p for p in self.base.model.parameters() if p.requires_grad]
 
     def learn(self) -> float:
-        """Train to the end, from the checkpoint `resume` if there is one; the mean loss."""
+        """Train to the end, from the checkpoint `resume` if there is one; return the mean loss."""
         output = self.train(resume_from_checkpoint=str(self.resume) if self.resume else None)
-        # accelerate leaves its autocast around the forward pass; scoring wants the model as it was
+        # accelerate leaves its autocast around `forward`; scoring needs the original one
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         return output.training_loss
 
@@ -110,7 +111,7 @@ class ContinualTrainer(Trainer):
         return batches, items
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        self.rehearsals.learned()
+        self.rehearsals.count_batch()
         for method in self.methods:
             inputs = method.before_step(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
@@ -123,18 +124,18 @@ class ContinualTrainer(Trainer):
         loss, outputs = self.task_loss(model, inputs, num_items_in_batch)
         for method in self.methods if model.training else ():
             extra = method.extra_loss(model, inputs, outputs)
-            if extra is not None:  # the shares of the micro-batches of a step add up to one
+            if extra is not None:  # the shares of a step's micro-batches add up to one
                 items = count_items(inputs, self.base.kind)
                 loss = loss + extra * items / (
                     items if num_items_in_batch is None else num_items_in_batch
                 )
-        loss = loss * self.accelerator.num_processes  # items are everybody's; DDP takes the mean
+        loss = loss * self.accelerator.num_processes  # items are of all processes, and DDP averages
         return (loss, outputs) if return_outputs else loss
 
     def task_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items: Tensor | int | None = None
     ) -> tuple[Tensor, Any]:
-        """The engine's own loss, the same rule for every kind of model, and the model's outputs."""
+        """The task loss (`train.step.task_loss`), and the model's outputs."""
         return task_loss(model, self.base.model, inputs, self.base.kind, num_items)
 
     # --- the services for methods
@@ -142,16 +143,17 @@ class ContinualTrainer(Trainer):
     def side_gradient(
         self, rows: list[dict[str, Any]], seed: int, loss: Loss | None = None
     ) -> list[Tensor]:
-        """The gradient of the task loss on other rows, a tensor a parameter; `.grad` untouched.
+        """The gradient of a loss on other rows, one tensor for each parameter; `.grad` is kept.
 
-        With another `loss` (of a batch and the model's outputs) it is that one's, of the model in
-        evaluation mode, without dropout; summed over micro-batches.
+        By default it is the gradient of the task loss. Another `loss`, a function of a batch and
+        the model's outputs, is summed over micro-batches; it is computed in evaluation mode, that
+        is, without dropout.
         """
-        return aside(self.parameters, lambda: self._backward(rows, seed, loss))
+        return gradient_of(self.parameters, lambda: self._backward(rows, seed, loss))
 
     @torch.no_grad()
     def look(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Tensor], Any]:
-        """Rows as a batch, and the outputs of the model on it, in evaluation mode."""
+        """The collated batch of some rows, and the model's outputs on it in evaluation mode."""
         batch: Any = self._prepare_inputs(self.collate(rows))
         self.base.model.eval()
         with self.compute_loss_context_manager():
@@ -160,9 +162,9 @@ class ContinualTrainer(Trainer):
         return batch, outputs
 
     def next_start(self) -> dict[str, Tensor]:
-        """Copies of the trained weights as the next task will begin with them.
+        """Copies of the trained weights with which the next task will begin.
 
-        Known when all methods have changed the weights, in phase 2 of the end of a task.
+        It may be called in phase 2 of the end of a task, when all methods have changed the weights.
         """
         return next_start(self.methods, self.base.model)
 
@@ -175,31 +177,41 @@ class ContinualTrainer(Trainer):
     ) -> None:
         """A full step on other rows with another optimizer: backward, `inspect`, clip, step.
 
-        To be called between the Trainer's steps (`on_step_end`), where there are no gradients;
-        leaves none. Dropout is drawn from `seed`, so the Trainer's own draws do not move.
+        It is called between the Trainer's steps (in `on_step_end`), where there are no gradients,
+        and leaves none. Dropout uses `seed`, so that the Trainer's own draws stay the same.
         """
         self._backward(rows, seed)
         inspect()
-        norm, clip = self.args.max_grad_norm, self.accelerator.clip_grad_norm_
-        clip_and_step(self.parameters, optimizer, norm, clip)
+        clip_and_step(
+            self.parameters,
+            optimizer,
+            max_norm=self.args.max_grad_norm,
+            clip=self.accelerator.clip_grad_norm_,
+        )
 
-    def _backward(self, rows: list[dict[str, Any]], seed: int, other: Loss | None = None) -> None:
+    def _backward(self, rows: list[dict[str, Any]], seed: int, loss: Loss | None = None) -> None:
+        """Add the gradient of the task loss, or of another `loss`, on `rows` to `.grad`."""
         self.rehearsals.count(rows)
-        size = self.args.per_device_train_batch_size
-        self.base.model.train(other is None)
-        one = partial(self._backward_one, other=other)
-        accumulate(rows, seed, size, self.collate, self.base.kind, one)
+        self.base.model.train(loss is None)
+        accumulate(
+            rows,
+            seed,
+            size=self.args.per_device_train_batch_size,
+            collate=self.collate,
+            kind=self.base.kind,
+            backward=partial(self._backward_batch, other_loss=loss),
+        )
         self.base.model.train()
 
-    def _backward_one(self, batch: Any, items: Tensor, other: Loss | None) -> None:
+    def _backward_batch(self, batch: Any, items: Tensor, other_loss: Loss | None) -> None:
         batch = self._prepare_inputs(batch)
         with self.compute_loss_context_manager():
             wrapped: Any = self.model_wrapped
             loss, outputs = self.task_loss(wrapped, batch, items.to(self.args.device))
-            loss = other(batch, outputs) if other else loss
+            loss = other_loss(batch, outputs) if other_loss else loss
         self.accelerator.backward(loss)
 
-    # --- checkpoints inside a task: what is trained, not the base
+    # --- checkpoints inside a task, which hold the trained weights only
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
@@ -213,7 +225,7 @@ class ContinualTrainer(Trainer):
 
 
 class _MethodState(TrainerCallback):
-    """Saves the methods' tensors last, so that their file says the checkpoint is whole."""
+    """Saves the methods' tensors last, so that their file shows that a checkpoint is complete."""
 
     def __init__(self, engine: ContinualTrainer):
         self.engine = engine
@@ -238,7 +250,7 @@ class _MethodState(TrainerCallback):
 
 
 class Stateful(Protocol):
-    """A method, or what else has tensors in a checkpoint."""
+    """A method, or another object with tensors in a checkpoint."""
 
     @property
     def name(self) -> str: ...
@@ -247,21 +259,25 @@ class Stateful(Protocol):
 
 
 def save_state(methods: Sequence[Stateful], folder: Path) -> None:
-    """`method.safetensors`: the tensors of all methods, each name led by its method's."""
+    """Write the tensors of all methods to `method.safetensors`, as `<method>.<name>`."""
     state = {f"{m.name}.{k}": v for m in methods for k, v in m.state_dict().items()}
-    beside = folder / f".{METHOD_STATE}"
-    save_file(state, beside, metadata={"format": "pt"})
-    beside.replace(folder / METHOD_STATE)
+    temporary = folder / f".{METHOD_STATE}"
+    save_file(state, temporary, metadata={"format": "pt"})
+    temporary.replace(folder / METHOD_STATE)  # the file is complete or absent
 
 
 def load_state(method: Stateful, folder: Path) -> dict[str, Tensor]:
-    """The tensors that `save_state` wrote for this method; none if it was not among them."""
+    """The tensors that `save_state` wrote for this method; none if it was not one of them."""
     state = load_file(folder / METHOD_STATE)
-    led = f"{method.name}."
-    return {name.removeprefix(led): t for name, t in state.items() if name.startswith(led)}
+    prefix = f"{method.name}."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in a work folder."""
-    found = [p.parent for p in folder.glob(f"checkpoint-*/{METHOD_STATE}")]
-    return max(found, key=lambda p: int(p.name.partition("-")[2]), default=None)
+    """The newest complete checkpoint in a folder, or None."""
+    checkpoints = [p.parent for p in folder.glob(f"checkpoint-*/{METHOD_STATE}")]
+    return max(checkpoints, key=lambda p: int(p.name.partition("-")[2]), default=None)

@@ -28,7 +28,7 @@ from perdure.errors import PerdureError
 from perdure.methods.recurrent_kif import callback
 from perdure.methods.recurrent_kif.callback import CallbackSteps
 from perdure.methods.recurrent_kif.method import RecurrentKIF
-from perdure.train.step import aside
+from perdure.train.step import gradient_of
 from tiny import tiny_model, tiny_rows
 
 
@@ -134,6 +134,6 @@ def test_rows_laid_end_to_end_do_not_see_each_other(tmp_path):
     args = TrainingArguments(output_dir=str(tmp_path), **PLAIN)
     collators = (collator(base), DataCollatorWithFlattening())
     both = [CallbackSteps(args, base.model, c, "causal") for c in collators]
-    padded, flat = (aside(s.parameters, partial(s._backward, rows, 0)) for s in both)
+    padded, flat = (gradient_of(s.parameters, partial(s._backward, rows, 0)) for s in both)
     for a, b in zip(padded, flat, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from perdure.data.task import limit_rows
 from perdure.data.tokens import Features
 from perdure.seeds import derive
-from perdure.train.losses import learned_places
+from perdure.train.losses import learned_logits
 from perdure.train.method import Engine
 from perdure.train.parameters import Named, trained
 
@@ -30,7 +30,7 @@ def fisher(engine: Engine, model: nn.Module, rows: Sequence[Features], seed: int
     """
 
     def likelihood(batch: Batch, outputs: Any, i: int) -> Tensor:
-        logits = learned_places(outputs.logits, batch["labels"], engine.kind)
+        logits = learned_logits(outputs.logits, batch["labels"], engine.kind)
         labels = sampled(logits.detach(), derive(seed, "label", i))
         return nn.functional.cross_entropy(logits, labels, reduction="sum")
 
@@ -44,7 +44,7 @@ def sensitivity(engine: Engine, model: nn.Module, rows: Sequence[Features], seed
     """
 
     def size(batch: Batch, outputs: Any, i: int) -> Tensor:
-        logits = learned_places(outputs.logits, batch["labels"], engine.kind)
+        logits = learned_logits(outputs.logits, batch["labels"], engine.kind)
         return (logits - logits.mean(-1, keepdim=True)).square().sum(-1).mean()
 
     return _mean(engine, model, rows, seed, size, torch.abs)
