@@ -1,4 +1,4 @@
-"""One stage: learn a task, score the model, write the files. The lineage is not known here."""
+"""One stage: learn a task, score the model and write the files, without access to the lineage."""
 
 import json
 import time
@@ -74,7 +74,7 @@ class StagePlan:
 
 
 def learn_stage(
-    base: Base, plan: StagePlan, work: Path, built: Path | None, say: Say
+    base: Base, plan: StagePlan, work: Path, stage_folder: Path | None, say: Say
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Learn a task, score the model and write the files of the stage.
 
@@ -83,7 +83,7 @@ def learn_stage(
         plan: what the stage learns, and how.
         work: the folder of the checkpoints inside the task. If a stopped run left one there,
             training is resumed from it.
-        built: the folder to create for the stage's files; None to write none (a dry run).
+        stage_folder: the folder to create for the stage's files; None to write none (a dry run).
         say: called with each line for the user.
 
     Returns:
@@ -94,7 +94,7 @@ def learn_stage(
     base.to(args.device)
     _warn_of_padding(base, plan, say)
     clock = _Clock()
-    before, untouched = _scores_before(base, plan)
+    scores_before, base_scores = _scores_before(base, plan)
     clock.lap("score")
     train_features, remembered, truncated = _features(base, plan)
     passes, rehearsals = Passes(), Rehearsals(remembered)
@@ -122,11 +122,16 @@ def learn_stage(
         loss = engine.learn()
         lifecycle.end_task(methods, base.model)
     clock.lap("train")
-    after = _scores_after(base, plan)
+    scores_after = _scores_after(base, plan)
     clock.lap("score")
-    if built:
-        scores = {"after": after, "before": before, "base": untouched, "truncated": truncated}
-        _write(base, methods, new_memory, scores, built)
+    if stage_folder:
+        scores = {
+            "after": scores_after,
+            "before": scores_before,
+            "base": base_scores,
+            "truncated": truncated,
+        }
+        _write(base, methods, new_memory, scores, stage_folder)
     for method in methods:
         del method.engine  # frees the optimizer; the methods stay for the next task
     rows_passed = {"forward": passes.forward, "backward": passes.backward}
@@ -278,16 +283,16 @@ def _write(
     methods: Sequence[Method],
     new_memory: list[Row],
     scores: dict[str, Any],
-    built: Path,
+    stage_folder: Path,
 ) -> None:
-    """Write weights, methods' tensors, remembered rows and scores into the new folder `built`."""
-    built.mkdir()
-    save_weights(base, built)
-    save_state(methods, built)
+    """Create the folder of the stage, with weights, methods' tensors, memory and scores."""
+    stage_folder.mkdir()
+    save_weights(base, stage_folder)
+    save_state(methods, stage_folder)
     lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in new_memory]
-    (built / MEMORY).write_text("".join(lines), encoding="utf-8")
+    (stage_folder / MEMORY).write_text("".join(lines), encoding="utf-8")
     text = json.dumps(scores, sort_keys=True, ensure_ascii=False, indent=2)
-    (built / SCORES).write_text(text + "\n", encoding="utf-8")
+    (stage_folder / SCORES).write_text(text + "\n", encoding="utf-8")
 
 
 class _Clock:
