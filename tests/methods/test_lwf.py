@@ -74,7 +74,7 @@ def test_the_base_teaches_from_the_first_task_on(kind, tmp_path):
 
 
 def test_an_encoder_has_no_base_that_answers(tmp_path):
-    with pytest.raises(PerdureError, match="take teacher previous"):
+    with pytest.raises(PerdureError, match="use teacher previous"):
         engine(tiny_base("encoder"), {"lwf": {"teacher": "base"}}, tmp_path)
 
 

@@ -224,5 +224,5 @@ def test_what_it_cannot_do_is_told_in_one_line(tmp_path):
     made = engine(tiny_base("causal"), "migu", tmp_path)
     for p in made.base.model.parameters():
         p.requires_grad_(False)
-    with pytest.raises(PerdureError, match="finds no linear layer"):
+    with pytest.raises(PerdureError, match="no linear layer is trained"):
         made.methods[0].on_train_begin(made.args, None, None, model=made.base.model)

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from perdure.config import Config
 from perdure.errors import PerdureError
 from perdure.methods import make
-from perdure.methods.osf import Held, matrices
+from perdure.methods.osf import Directions, matrices
 from perdure.models.base import Base
 from perdure.models.classifier import Classifier
 from perdure.seeds import forked
@@ -106,10 +106,12 @@ def test_clipping_counts_what_may_move(tmp_path):
 
 
 def test_the_free_part_of_a_change_by_hand():
-    held = Held.of(torch.diag(torch.tensor([3.0, 2.0, 1.0])), 1)  # e1 is held on both sides
+    directions = Directions.of(
+        torch.diag(torch.tensor([3.0, 2.0, 1.0])), 1
+    )  # e1 is held on both sides
     change = torch.arange(1.0, 10.0).view(3, 3)
     closed = torch.tensor([[0.0, 0.0, 0.0], [0.0, 5.0, 6.0], [0.0, 8.0, 9.0]])
-    torch.testing.assert_close(held.free(change), closed)
+    torch.testing.assert_close(directions.project(change), closed)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,7 +129,7 @@ def test_tied_heads_biases_and_conv1d(tmp_path):
     tied = model.transformer.wte.weight.detach().clone()
     base = Base("tiny", "causal", model, tiny_tokenizer("causal"))
     made = engine(base, "osf", tmp_path)
-    assert len(made.methods[0].held) == 8  # four Conv1D a layer
+    assert len(made.methods[0].constrained) == 8  # four Conv1D a layer
     check = invariant(made)
     made.learn()
     check()
@@ -144,7 +146,7 @@ def test_a_shared_layer_is_held_once():
 def test_weights_in_bf16_hold_to_their_precision():
     weight = torch.nn.Parameter(torch.randn(16, 8).bfloat16())
     method = make("osf")[0]
-    method.held = [(weight, Held.of(weight.detach(), 4))]
+    method.constrained = [(weight, Directions.of(weight.detach(), 4))]
     u, s, v = directions(weight.float(), 0.5)
     weight.data += 0.5 * torch.randn_like(weight)
     method.on_optimizer_step(None, None, None)
@@ -171,7 +173,9 @@ def test_how_many_directions_are_held(keywords, stage, rank, tmp_path):
     context.stage = stage
     method = make({"osf": keywords})[0]
     method.begin_task(base.model, context)
-    ranks = [held.left.shape[1] for p, held in method.held if p.shape == (32, 32)]
+    ranks = [
+        directions.left.shape[1] for p, directions in method.constrained if p.shape == (32, 32)
+    ]
     assert ranks == ([rank] * 4 if rank else [])  # two of attention a layer
 
 

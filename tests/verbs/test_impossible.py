@@ -15,11 +15,14 @@ REFUSED = [
     (["method=olora", "adapter=null"], "olora: works on LoRA's factors; set adapter={}"),
     (["method=slao", "adapter={peft_type: IA3}"], "slao: works on LoRA's factors"),
     (["method=olora", "adapter={use_rslora: true}"], "adapter.use_rslora=True does not allow"),
-    (["method=[olora, inflora]"], "olora and inflora each change which weights there are"),
-    (["method=[olora, ewc]"], "ewc follows the same ones from task to task; leave ewc out"),
-    (["method=[replay, olora]"], "olora makes the weights that the others see; name it first"),
+    (["method=[olora, inflora]"], "olora and inflora each change which weights the model has"),
+    (["method=[olora, ewc]"], "ewc needs the same ones in every task; leave ewc out"),
+    (
+        ["method=[replay, olora]"],
+        "olora makes the weights that the other methods use; name it first",
+    ),
     (["method=replay", "memory.ratio=0"], "replay: remembers rows, and memory.ratio is 0"),
-    (["method={lwf: {teacher: base}}", "adapter=null"], "take teacher previous"),
+    (["method={lwf: {teacher: base}}", "adapter=null"], "use teacher previous"),
     (["method=agem", "training.deepspeed=zero2.json"], "it steps inside backward"),
     (["method=migu", "adapter={use_dora: true}"], "set adapter.use_dora=false"),
 ]

@@ -12,12 +12,12 @@ from perdure.train.method import Method
 
 
 def names() -> list[str]:
-    """The names that stand under `method:` in the settings."""
+    """The names that can be used under `method:` in the settings."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "shared")
 
 
 def find(name: str) -> type[Method]:
-    """The method class in the file or folder of that name.
+    """The class of the method with this name.
 
     Raises:
         PerdureError: there is no such method; the message has the nearest name.
@@ -41,7 +41,7 @@ def keywords(name: str) -> dict[str, inspect.Parameter]:
 
 
 def make(spec: Any) -> list[Method]:
-    """Make the methods that stand under `method:` in the settings.
+    """Create the methods of `method:` in the settings.
 
     Args:
         spec: a name; a mapping of names to keywords, `{replay: {ratio: 0.5}}`; or a list of both.
@@ -75,22 +75,22 @@ def _not_keywords(name: Any, value: Any) -> str:
 
 
 def _check_shapes(methods: list[Method]) -> None:
-    """Refuse lists in which one method makes new weights for a task and another needs the old."""
+    """Refuse lists in which one method replaces weights that another one needs."""
     reshaping = [m.name for m in methods if m.reshapes]
     if len(reshaping) > 1:
         raise PerdureError(
-            f"method: {' and '.join(reshaping)} each change which weights there are; take one of "
-            "them"
+            f"method: {' and '.join(reshaping)} each change which weights the model has; use only "
+            "one of them"
         )
     for method in methods if reshaping else ():
         if method.follows:
             raise PerdureError(
-                f"method: {reshaping[0]} makes new weights for each task, and {method.name} "
-                f"follows the same ones from task to task; leave {method.name} out"
+                f"method: {reshaping[0]} makes new weights for each task, but {method.name} "
+                f"needs the same ones in every task; leave {method.name} out"
             )
     if reshaping and not methods[0].reshapes:
         raise PerdureError(
-            f"method: {reshaping[0]} makes the weights that the others see; name it first"
+            f"method: {reshaping[0]} makes the weights that the other methods use; name it first"
         )
 
 

@@ -12,22 +12,22 @@ from perdure.train.step import rows_of_a_step
 
 
 class AGEM(Method):
-    """Removes from the gradient what would raise the loss on remembered rows.
+    """Removes from the gradient the part that would raise the loss on remembered rows.
 
         if <g, r> < 0:   g <- g - strength <g, r> / ||r||^2  r
 
     where r is the gradient of remembered rows at the same weights, over all trained weights as one
-    vector, before clipping (Chaudhry et al. 2019, 1812.00420). Afterwards <g, r> = 0. Adam divides
-    the gradient elementwise, so its step need not be orthogonal to r. The rows are drawn anew for
-    each step, taking turns over the old tasks; the authors keep one batch for each task. Where
-    r = 0, g stays as it is.
+    vector, before clipping (Chaudhry et al. 2019, 1812.00420). With strength 1, <g, r> = 0 after
+    it. Adam divides the gradient elementwise, so its step need not be orthogonal to r. New rows are
+    drawn for each step, in turn from the old tasks; the authors keep one batch for each task. If
+    r = 0, g is not changed.
 
-    State: none beyond the memory. Old rows: needed. Cost: one more forward and backward pass of
-    `rows` rows a step.
+    State: none beyond the memory. Old rows: needed. Cost: one more forward and backward pass on
+    `rows` rows in each step.
 
     Args:
-        strength: share of the projection, 0 to 1; 1 is the paper's.
-        rows: remembered rows in a step; null is as many as a full step of the training has.
+        strength: the share of the projection, 0 to 1; the paper uses 1.
+        rows: the number of remembered rows in a step; null uses that of a full training step.
     """
 
     family: ClassVar[Family] = "gradient and weights"
@@ -61,8 +61,8 @@ class AGEM(Method):
             for p, r in zip(self.engine.parameters, reference, strict=True)
             if p.grad is not None
         ]
-        along = sum((g.float() * r.float()).sum() for g, r in pairs)
-        length = sum(r.float().square().sum() for _, r in pairs)
-        if along < 0 and length > 0:
+        dot_product = sum((g.float() * r.float()).sum() for g, r in pairs)
+        squared_norm = sum(r.float().square().sum() for _, r in pairs)
+        if dot_product < 0 and squared_norm > 0:
             for g, r in pairs:
-                g -= self.strength * along / length * r
+                g -= self.strength * dot_product / squared_norm * r

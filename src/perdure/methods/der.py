@@ -17,12 +17,13 @@ from perdure.train.parameters import Named, known_labels
 from perdure.train.step import rows_of_a_step
 
 
-Kept = tuple[Tensor, Tensor]  # (logits, their indices in the vocabulary) [places, top] of one row
+# One row's logits, and their indices in the vocabulary, both [positions, top].
+RowLogits = tuple[Tensor, Tensor]
 FIELDS = ("rows", "places", "values", "choices")
 
 
 class Logits:
-    """The stored logits of the rows of a memory, taken when each row first appeared in it.
+    """The stored logits of remembered rows, computed when each row first appears in the memory.
 
     Args:
         state: the tensors of an earlier `Logits.state`.
@@ -30,36 +31,43 @@ class Logits:
 
     def __init__(self, state: Named):
         self.state = {name: state[name] for name in FIELDS if name in state}
-        self.kept: dict[int, Kept] = {}
-        self.keys: dict[int, int] = {}  # by `id` of a row: a memory draws the same objects
+        self.by_key: dict[int, RowLogits] = {}
+        self.keys: dict[
+            int, int
+        ] = {}  # by `id` of the row: the memory always returns the same objects
 
     def complete(
-        self, tasks: Mapping[str, list[Features]], engine: Engine, top: int, known: int | None
+        self, tasks: Mapping[str, list[Features]], engine: Engine, top: int, labels: int | None
     ) -> None:
-        """Compute the logits of the rows that are new, and drop those of rows that are gone."""
+        """Compute the logits of new rows, and drop those of rows that have left the memory."""
         stored, size = _unstacked(self.state), engine.args.per_device_train_batch_size
-        by_key: dict[int, Features] = {}
+        rows_by_key: dict[int, Features] = {}
         for task, rows in tasks.items():
             for row in rows:
                 self.keys[id(row)] = derive(0, task, str(row["input_ids"]), str(row["labels"]))
-                by_key.setdefault(self.keys[id(row)], row)
-        new = [key for key in by_key if key not in stored]
+                rows_by_key.setdefault(self.keys[id(row)], row)
+        new = [key for key in rows_by_key if key not in stored]
         for i in range(0, len(new), size):
             keys = new[i : i + size]
-            logits = top_logits([by_key[key] for key in keys], engine, top, known)
+            logits = top_logits([rows_by_key[key] for key in keys], engine, top, labels)
             stored.update(zip(keys, logits, strict=True))
-        self.kept = {key: stored[key] for key in by_key}
-        self.state = _stacked(self.kept)
+        self.by_key = {key: stored[key] for key in rows_by_key}
+        self.state = _stacked(self.by_key)
 
-    def of(self, rows: Sequence[Features]) -> Kept:
-        """The stored logits of some rows of the memory, concatenated over their places."""
-        return _below([self.kept[self.keys[id(row)]] for row in rows])
+    def of(self, rows: Sequence[Features]) -> RowLogits:
+        """The stored logits of some remembered rows, concatenated over their positions."""
+        return _concatenated([self.by_key[self.keys[id(row)]] for row in rows])
 
 
-def top_logits(rows: list[Features], engine: Engine, top: int, known: int | None) -> Iterator[Kept]:
-    """The `top` largest of the first `known` logits, at the places of each row's answer."""
+def top_logits(
+    rows: list[Features], engine: Engine, top: int, labels: int | None
+) -> Iterator[RowLogits]:
+    """The `top` largest logits at each position of each row's answer.
+
+    Of an encoder, only the first `labels` logits are used.
+    """
     batch, outputs = engine.look(rows)
-    z = learned_logits(outputs.logits, batch["labels"], engine.kind)[:, :known]
+    z = learned_logits(outputs.logits, batch["labels"], engine.kind)[:, :labels]
     values, choices = z.topk(min(top, z.shape[1]))
     counts = positions_per_row(batch["labels"], engine.kind)
     parts = values.cpu().split(counts), choices.to("cpu", torch.int32).split(counts)
@@ -67,34 +75,38 @@ def top_logits(rows: list[Features], engine: Engine, top: int, known: int | None
 
 
 def squares(z: Tensor, values: Tensor, choices: Tensor) -> Tensor:
-    """The sum of (z - value)^2 over the stored logits; z [places, vocabulary].
+    """The sum of (z - value)^2 over the stored logits; z is [positions, vocabulary].
 
-    `values` and `choices` are [places, stored]; a choice of -1 is padding.
+    `values` and `choices` are [positions, stored]; a choice of -1 is padding.
     """
     values, choices = values.to(z.device), choices.to(z.device, torch.int64)
-    gap = z.gather(1, choices.clamp(min=0)) - values
-    return (gap.square() * (choices >= 0)).sum()
+    difference = z.gather(1, choices.clamp(min=0)) - values
+    return (difference.square() * (choices >= 0)).sum()
 
 
-def _below(kept: Sequence[Kept]) -> Kept:
-    width = max(choices.shape[1] for _, choices in kept)
+def _concatenated(rows: Sequence[RowLogits]) -> RowLogits:
+    """The logits of all rows, padded to the same number of logits at each position."""
+    width = max(choices.shape[1] for _, choices in rows)
 
-    def wide(tensor: Tensor, fill: int) -> Tensor:
-        return nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=fill)
+    def padded(tensor: Tensor, value: int) -> Tensor:
+        return nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=value)
 
-    return torch.cat([wide(v, 0) for v, _ in kept]), torch.cat([wide(c, -1) for _, c in kept])
+    values = torch.cat([padded(values, 0) for values, _ in rows])
+    return values, torch.cat([padded(choices, -1) for _, choices in rows])
 
 
-def _stacked(kept: Mapping[int, Kept]) -> Named:
-    if not kept:
+def _stacked(by_key: Mapping[int, RowLogits]) -> Named:
+    """The logits of all rows as tensors to save."""
+    if not by_key:
         return {}
-    values, choices = _below(list(kept.values()))
-    counts = torch.tensor([len(v) for v, _ in kept.values()])
-    rows = torch.tensor(list(kept))
+    values, choices = _concatenated(list(by_key.values()))
+    counts = torch.tensor([len(values) for values, _ in by_key.values()])
+    rows = torch.tensor(list(by_key))
     return {"rows": rows, "places": counts, "values": values, "choices": choices}
 
 
-def _unstacked(state: Named) -> dict[int, Kept]:
+def _unstacked(state: Named) -> dict[int, RowLogits]:
+    """The inverse of `_stacked`."""
     if not state:
         return {}
     counts = state["places"].tolist()
@@ -107,26 +119,26 @@ class DER(Method):
 
         g += alpha d/dw mean (z - z_then)^2 + beta d/dw task(other rows)
 
-    where the mean is over the places of the rows' answers and the logits kept of each place, and
-    the task loss is on an independent second draw of rows. This is DER++, and DER with beta 0
-    (Buzzega et al. 2020, 2004.07211).
+    where the mean is over the positions of the rows' answers and the logits stored for each
+    position, and the task loss is on an independent second draw of rows. This is DER++, and DER
+    with beta 0 (Buzzega et al. 2020, 2004.07211).
 
-    The authors keep all logits, as the model gives them while it learns the row. Here the `top_k`
-    largest of a vocabulary are kept (of an encoder, those of the labels that it knew), as the model
-    gives them in evaluation mode when the task has ended. So the mean is over fewer and larger
-    logits than theirs; the defaults lie in the ranges of their code for images. A row that appears
-    in the memory later (a row of general use, for example) gets the logits of the stage before.
+    The authors store all logits, as the model computes them while it learns the row. Here the
+    `top_k` largest of the vocabulary are stored (for an encoder, those of the labels that it had),
+    computed in evaluation mode when the task has ended. The mean is therefore over fewer and larger
+    logits than theirs; the defaults are within the ranges of their code for images. A row that
+    enters the memory later (for example a general row) gets the logits of the previous stage.
 
-    State: 8 bytes for each logit kept, O(remembered rows x places x top_k). Old rows: needed. Cost:
-    two more forward and backward passes of `rows` rows a step, one with beta 0; one forward pass of
-    the newest task's remembered rows.
+    State: 8 bytes for each stored logit, O(remembered rows x positions x top_k). Old rows: needed.
+    Cost: two more forward and backward passes on `rows` rows in each step, or one if beta is 0; one
+    forward pass on the newest task's remembered rows.
 
     Args:
-        alpha: weight of the distance of the logits, >= 0.
-        beta: weight of the task loss on remembered rows, >= 0.
-        top_k: how many logits are kept at each place of an answer, >= 1.
-        rows: remembered rows in a step and draw; null is as many as a full step of the training
-            has.
+        alpha: the weight of the distance of the logits, >= 0.
+        beta: the weight of the task loss on remembered rows, >= 0.
+        top_k: how many logits are stored at each position of an answer, >= 1.
+        rows: the number of remembered rows in each of the two draws of a step; null uses that of a
+            full training step.
     """
 
     family: ClassVar[Family] = "rehearsal"
@@ -153,11 +165,13 @@ class DER(Method):
     def on_step_begin(self, args, state, control, **kwargs):
         self.step = state.global_step
         self.count = self.rows or rows_of_a_step(args)
-        if not self.complete:  # the first step: the weights are those of the stage before
-            encoder, labels = self.engine.kind == "encoder", self.labels
-            known = None if labels is None else int(labels)
-            top = sys.maxsize if encoder else self.top_k
-            self.logits.complete(self.context.memory.tasks, self.engine, top, known)
+        if not self.complete:  # the first step, with the weights of the previous stage
+            self.logits.complete(
+                self.context.memory.tasks,
+                self.engine,
+                top=sys.maxsize if self.engine.kind == "encoder" else self.top_k,
+                labels=None if self.labels is None else int(self.labels),
+            )
             self.complete = True
 
     def edit_gradients(self, model: nn.Module) -> None:
@@ -171,9 +185,9 @@ class DER(Method):
             self._add(self.beta, self.engine.side_gradient(rows, seed))
 
     def _distance(self, rows: list[dict[str, Any]]) -> Loss:
-        """The mean of (z - z_then)^2, as a loss to be summed over the micro-batches of the rows.
+        """The mean of (z - z_then)^2 over the rows, as a loss of one micro-batch after the other.
 
-        The micro-batches must come in the order of the rows.
+        The losses of the micro-batches add up to the mean. They must come in the order of the rows.
         """
         values, choices = self.logits.of(rows)
         count, start = (choices >= 0).sum(), 0
@@ -181,9 +195,9 @@ class DER(Method):
         def loss(batch: dict[str, Tensor], outputs: Any) -> Tensor:
             nonlocal start
             z = learned_logits(outputs.logits, batch["labels"], self.engine.kind)
-            here = slice(start, start + len(z))
-            start = here.stop
-            return squares(z, values[here], choices[here]) / count.to(z.device)
+            positions = slice(start, start + len(z))
+            start = positions.stop
+            return squares(z, values[positions], choices[positions]) / count.to(z.device)
 
         return loss
 

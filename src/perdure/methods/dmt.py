@@ -11,25 +11,25 @@ from perdure.train.method import Family, Keeps, Method, TaskContext
 
 
 class DMT(Method):
-    """Learns each remembered row once an epoch, beside the new rows.
+    """Learns each remembered row once in every epoch, together with the new rows.
 
         rows of an epoch = new rows + floor(share * remembered rows)
 
-    This is the second stage of Dong et al. 2023 (2310.05492): after special abilities, general data
-    is learned with a fraction k of the special data mixed in. Here k is `memory.ratio` times
-    `share`. The paper tries fractions down to 1/256, and accounts differ on which one it found
-    best, so none of them is the default. With a share below 1 the rows are drawn once a task, from
-    each old task in proportion to its rows; they are the same in every epoch, in another order.
+    This is the second stage of Dong et al. 2023 (2310.05492): after the special abilities, general
+    data is learned with a fraction k of the special data mixed in. Here k is `memory.ratio` times
+    `share`. The paper tries fractions down to 1/256, and accounts differ on which one was best, so
+    none of them is the default. With a share below 1, the rows are drawn once in a task, from each
+    old task in proportion to its rows; they are the same in every epoch, in a different order.
     `replay` adds a number of old rows for each new one; here the size of the memory decides, so a
     short task rehearses as much as a long one.
 
-    The paper's epoch is longer by the old rows. Ours adds them to the micro-batches, evenly, so the
-    number of steps and the schedule are those of `sequential`.
+    In the paper the old rows make an epoch longer. Here they are added evenly to the micro-batches,
+    so the number of steps and the schedule are those of `sequential`.
 
-    State: none beyond the memory. Old rows: needed. Cost: that of the rows added.
+    State: none beyond the memory. Old rows: needed. Cost: that of the added rows.
 
     Args:
-        share: of the remembered rows that is learned, 0 to 1.
+        share: the share of the remembered rows that is learned, 0 to 1.
     """
 
     family: ClassVar[Family] = "data and schedule"

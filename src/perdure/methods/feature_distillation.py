@@ -18,22 +18,22 @@ class FeatureDistillation(Method):
 
         loss = task + strength mean (||h - h_old||^2 / ||h_old||^2)
 
-    over the places that predict the answer, where h is the input of the output head (of an encoder,
-    the pooled mean). The weights of the head get no gradient of this term. It is FeatKD in Smith et
-    al. 2023 (2203.17269), where it never helped, so it serves as a baseline. We do not know which
-    layer and weight the paper used: the last layer, the division and the default are ours. Divided
-    by the square of the old features, place by place, the term has the same size for a base with
-    large features as for one with small ones.
+    over the positions that predict the answer, where h is the input of the output head (for an
+    encoder, the pooled mean). The weights of the head get no gradient from this term. It is FeatKD
+    in Smith et al. 2023 (2203.17269), where it never helped, so it serves as a baseline. We do not
+    know which layer and weight the paper used: the last layer, the division and the default are
+    ours. The division by the squared old features at each position makes the term the same size for
+    a base with large features as for one with small ones.
 
-    The teacher is that of `lwf`, in evaluation mode: the weights of the stage before, or (`base`)
-    the base with its adapter switched off, from the first task on. With `previous`, the term and
-    its gradient are zero at the start of a task.
+    The teacher is that of `lwf`, in evaluation mode: the model with the weights of the previous
+    stage, or (`base`) the base with its adapter disabled, from the first task on. With `previous`,
+    the term and its gradient are zero at the start of a task.
 
     State: a copy of the trained weights while a task is learned, none after it. Old rows: none.
-    Cost: one more forward pass of every batch.
+    Cost: one more forward pass on every batch.
 
     Args:
-        strength: >= 0.
+        strength: the factor of the term, >= 0.
         teacher: `previous` or `base`.
     """
 
@@ -78,9 +78,9 @@ class FeatureDistillation(Method):
 
 
 def relative_distance(new: Tensor, old: Tensor) -> Tensor:
-    """The mean over places of ||new - old||^2 / ||old||^2, of features [places, width].
+    """The mean over positions of ||new - old||^2 / ||old||^2, for features [positions, width].
 
-    A mean of quotients, so that it is the same however a batch is cut into micro-batches.
+    It is a mean of quotients, which does not depend on how a batch is split into micro-batches.
     """
-    size = old.square().sum(-1).clamp_min(torch.finfo(old.dtype).tiny)
-    return ((new - old).square().sum(-1) / size).mean()
+    squared_norms = old.square().sum(-1).clamp_min(torch.finfo(old.dtype).tiny)
+    return ((new - old).square().sum(-1) / squared_norms).mean()

@@ -13,20 +13,21 @@ from perdure.train.parameters import trained
 
 
 class HFT(Method):
-    """Freezes half of the matrices while a task is learned, another half for each task.
+    """Freezes half of the matrices while a task is learned, a different half for each task.
 
-    For every kind of matrix (the same place in each layer), a random `share` of the layers' is
-    frozen, rounded down, and drawn anew at every stage (Hui et al. 2024, 2404.18466). The authors
-    draw 2 of 4 attention matrices and 1 or 2 of 3 feed-forward matrices in every layer, by the
-    names that Llama has; drawing over the layers freezes as many without knowing names. The two
-    matrices of a LoRA pair are frozen together. What the model has once (embeddings, heads) is
-    trained. Frozen weights keep their bits, because no optimizer has them. With grouped queries,
-    half of the matrices is not half of the parameters.
+    Matrices that have the same role in each layer are of one kind. Of every kind, the matrices of a
+    random `share` of the layers are frozen (rounded down), and the layers are drawn again at every
+    stage (Hui et al. 2024, 2404.18466). The authors draw 2 of 4 attention matrices and 1 or 2 of 3
+    feed-forward matrices in every layer, by their names in Llama; drawing over the layers freezes
+    as many and needs no names. The two matrices of a LoRA pair are frozen together. Weights that
+    the model has only once (embeddings, heads) are trained. Frozen weights do not change at all,
+    because they are not in the optimizer. With grouped queries, half of the matrices is not half of
+    the parameters.
 
     State: none. Old rows: none. Cost: less than `sequential`, as frozen weights have no moments.
 
     Args:
-        share: of the matrices of each kind that is frozen, 0 to 1.
+        share: the share of the matrices of each kind to freeze, 0 to 1.
         first: whether to freeze in the first task too, to protect what pre-training taught.
     """
 
@@ -62,8 +63,8 @@ class HFT(Method):
 def _kinds(names: list[str]) -> dict[str, dict[str, list[str]]]:
     """The names of the parameters, by the kind of matrix and the layer.
 
-    The kind is the name of the module without the number of its layer. A kind that only one layer
-    has is left out.
+    The kind is the name of the module without the number of its layer. Kinds that only one layer
+    has are left out.
     """
     kinds: dict[str, dict[str, list[str]]] = {}
     for name in names:

@@ -21,9 +21,9 @@ from perdure.train.parameters import Named
 def second_moments(
     engine: Engine, modules: Mapping[str, Any], rows: Sequence[dict[str, Any]]
 ) -> Named:
-    """C = mean of x x^T over the input tokens x of each module, in fp32, [inputs, inputs].
+    """C, the mean of x x^T over the input tokens x of each module: [inputs, inputs], in fp32.
 
-    It is zero where a module has no input. Rows are taken one at a time, so that none is padded:
+    It is zero for a module without input. Rows are processed one at a time, so that none is padded:
     in an encoder-decoder it would be unclear which of the two masks belongs to a module's input.
     """
     sums: Named = {}
@@ -49,22 +49,22 @@ def second_moments(
 
 
 class InfLoRA(Method):
-    """Trains only B of each task's LoRA; the frozen A reads what is new in the task's inputs.
+    """Trains only B of each task's LoRA; the frozen A reads new directions of the task's inputs.
 
         A_t = (r leading left singular vectors of (I - P) C_t)^T / sqrt(3),   B_t = 0 at the start
 
-    C_t is the mean of x x^T over the tokens that a layer gets from the task's rows, and P projects
-    onto the span of the old tasks' inputs: the new adapter does not react to those inputs (Liang &
-    Li 2024, 2404.00228). After a task, the span is extended by the fewest directions with which it
-    holds `threshold` of ||C||^2, as in the authors' code. This is the energy of C's squared
-    eigenvalues, so 0.98 keeps fewer directions than GPM's 0.98 of the inputs does. If a span has
-    more than half of the dimensions, its complement is stored (DualGPM). The adapters are joined by
-    rank as in `olora`.
+    C_t is the mean of x x^T over the tokens x that are a layer's inputs for the task's rows, and P
+    projects onto the span of the old tasks' inputs: the new adapter does not react to those inputs
+    (Liang & Li 2024, 2404.00228). After a task, the span is extended by the fewest directions with
+    which it holds `threshold` of ||C||^2, as in the authors' code. This is the energy of C's
+    squared eigenvalues, so 0.98 keeps fewer directions than 0.98 of the inputs' energy in GPM. If a
+    span has more than half of the dimensions, its complement is stored (DualGPM). The adapters are
+    joined by rank as in `olora`.
 
     The authors raise the threshold to 1 over the tasks; here the number of tasks is not known. They
-    adapt keys and values; here `target_modules` decides. They do not scale the adapter; here its
-    lora_alpha / r stands before B. Where fewer than r directions are left, the other rows of A are
-    zero. An encoder's head is trained as usual.
+    adapt keys and values; here `target_modules` decides. They do not scale the adapter; here it is
+    scaled by its lora_alpha / r. If fewer than r directions are left, the other rows of A are zero.
+    An encoder's head is trained as usual.
 
     State: a basis for each layer, at most half of [inputs, inputs]; the adapter grows, O(tasks).
     Old rows: none. Cost: `rows` forward passes before and after each task, one row at a time; a
@@ -72,7 +72,7 @@ class InfLoRA(Method):
     fine-tuning, because its A is chosen too, so there are no neutral keywords.
 
     Args:
-        threshold: share of the inputs' energy that the span is to hold, between 0 and 1.
+        threshold: the share of the inputs' energy that the span must hold, between 0 and 1.
         rows: how many rows of the task are drawn to measure C; all of them if it has fewer.
     """
 
@@ -99,13 +99,15 @@ class InfLoRA(Method):
         learned = context.state or any(f.b.any() for f in factors(model).values())
         if learned:
             adapter_bank.add(model, int(self.rank), context.seed)
-        own = factors(model, adapter_bank.NEW if learned else adapter_bank.OLD)
-        self.a = {name: f.a.requires_grad_(False) for name, f in own.items()}
+        trained = factors(model, adapter_bank.NEW if learned else adapter_bank.OLD)
+        self.a = {name: f.a for name, f in trained.items()}
+        for a in self.a.values():
+            a.requires_grad_(False)
         return super().begin_task(model, context)
 
     @torch.no_grad()
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        if state.global_step:  # resumed: A is in the checkpoint
+        if state.global_step:  # the run is resumed, and A is in the checkpoint
             return
         assert model is not None
         for name, moment in self._moments(model).items():
@@ -142,6 +144,10 @@ class InfLoRA(Method):
 
 
 def _spans(state: dict[str, Tensor]) -> dict[str, Span]:
-    """The spans of the layers; for some the basis is stored, for others that of the complement."""
-    parts = [(name.partition("."), tensor) for name, tensor in state.items()]
-    return {name: Span(t, way == "free") for (way, _, name), t in parts if way in ("used", "free")}
+    """The layers' spans: `used.LAYER` is a basis of the span, `free.LAYER` of its complement."""
+    spans = {}
+    for key, basis in state.items():
+        prefix, _, name = key.partition(".")
+        if prefix in ("used", "free"):
+            spans[name] = Span(basis, outside=prefix == "free")
+    return spans

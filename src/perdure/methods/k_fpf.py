@@ -1,4 +1,4 @@
-"""Forgetting-prioritised fine-tuning, k times in a task."""
+"""Forgetting-prioritised fine-tuning, several times in a task."""
 
 from typing import Any, ClassVar
 
@@ -13,31 +13,33 @@ from perdure.train.parameters import Named, snapshot
 class KFPF(Method):
     """Stops k times in a task for a few steps on memory, in the modules that changed most.
 
-        the i-th of k stops comes after step floor(i N / k), N the steps of the task
+        the i-th of k stops comes after step floor(i N / k), with N steps in the task
         change of a module = ||w - w_start||_1 / |w|,   w_start: the weights before the task
 
     At each stop the `share` of the modules that changed most so far is trained for `steps` steps;
-    the other modules keep their bits. Between the stops nothing is rehearsed (Zhao et al. 2023,
-    2304.04158). A module is whatever holds a weight; the two matrices of a LoRA pair are one.
+    the other modules do not change. Nothing is rehearsed between the stops (Zhao et al. 2023,
+    2304.04158). A module is any part of the model that holds a weight; the two matrices of a LoRA
+    pair are one module.
 
-    The paper spaces its k stops over the whole stream, without regard to tasks. The length of our
-    streams is not known beforehand, so k is the number in one task; the last stop is at its end,
-    and where there are more stops than steps, several follow one another. The threshold, the number
-    of steps and their rate are not in the parts of the paper that we know, so the defaults are
-    ours. The paper's variant with stored logits is left out. AdamW is new at each stop, with the
-    rate of the training's step before it and no weight decay; the training's moments stay as they
-    are.
+    The paper spaces its k stops over the whole stream, without regard to tasks. Here the length of
+    a stream is not known beforehand, so k is the number of stops in one task. The last stop is at
+    the end of the task; if there are more stops than steps, several follow one another. The
+    threshold, the number of steps and their rate are not in the parts of the paper that we know, so
+    the defaults are ours. The paper's variant with stored logits is left out. Each stop uses a new
+    AdamW without weight decay, at the rate of the training step before the stop; the moments of the
+    training's optimizer do not change.
 
-    State: w_start while a task is learned, none after it. Old rows: needed. Cost: k `steps` steps a
-    task. Gradients are taken for all weights; those of the other modules are dropped before
-    clipping.
+    State: w_start while a task is learned, none after it. Old rows: needed. Cost: k times `steps`
+    steps in a task. Gradients are computed for all weights; those of the other modules are dropped
+    before clipping.
 
     Args:
-        k: number of stops in a task, >= 0.
-        share: of the modules that are trained, above 0 to 1, rounded down; at least one is.
-        steps: number of steps at each stop, >= 0.
-        rows: remembered rows in a step; null is as many as a full step of the training has.
-        learning_rate: of these steps, above 0; null is that of the training's step before a stop.
+        k: the number of stops in a task, >= 0.
+        share: the share of the modules to train, above 0 to 1, rounded down to at least one module.
+        steps: the number of steps at each stop, >= 0.
+        rows: the number of remembered rows in a step; null uses that of a full training step.
+        learning_rate: the rate of these steps, above 0; null uses that of the training step before
+            the stop.
     """
 
     family: ClassVar[Family] = "data and schedule"
@@ -56,17 +58,19 @@ class KFPF(Method):
     ):
         if k < 0:
             raise PerdureError(
-                f"k_fpf: k must be >= 0, got {k}; 4 stops at every quarter of a task"
+                f"k_fpf: k must be >= 0, got {k}; with 4 it stops at every quarter of a task"
             )
         self.k = k
-        self.memory_steps = MemorySteps("k_fpf", share, steps, rows, learning_rate)
+        self.memory_steps = MemorySteps(
+            method="k_fpf", share=share, steps=steps, rows=rows, rate=learning_rate
+        )
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.start: Named = snapshot(model) if context.memory else {}
         return super().begin_task(model, context)
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
-        # In `on_step_end` the groups already have the rate of the next step.
+        # In `on_step_end`, the groups already have the rate of the next step.
         groups: Any = optimizer.param_groups  # type: ignore[union-attr]
         self.rates = {id(p): float(group["lr"]) for group in groups for p in group["params"]}
 

@@ -14,20 +14,19 @@ class L2(QuadraticPull):
 
         loss = task + strength / 2 ||w - w*||^2,   so   g += strength (w - w*)
 
-    The gradient is added in closed form, once a step and before clipping, so gradient accumulation
-    does not scale it. AdamW normalises it together with the task's gradient; it is not decoupled as
-    weight decay is. Smith et al. 2023 (2203.17269) find it ahead of EWC on pre-trained models. The
-    form that pulls towards the base is Li et al. 2018 (1802.01483). With LoRA, w are the factors A
-    and B, and the base is the adapter that the lineage began with. The new rows of an encoder's
-    head are not pulled.
+    The gradient is added in closed form, once in each step and before clipping, so it does not
+    depend on gradient accumulation. AdamW normalises it together with the task's gradient; it is
+    not decoupled like weight decay. Smith et al. 2023 (2203.17269) find it better than EWC on
+    pre-trained models. The pull towards the base is that of Li et al. 2018 (1802.01483). With LoRA,
+    w are the factors A and B, and the base is the adapter with which the lineage began. The new
+    rows of an encoder's head are not pulled.
 
-    State: w*, of the trainable weights' size, O(1) in tasks. Old rows: none. Towards `previous` the
-    first task is plain fine-tuning; towards `base` the pull begins with it.
+    State: w*, of the trainable weights' size, O(1) in tasks. Old rows: none. With `previous`, the
+    first task is plain fine-tuning; with `base`, the pull starts in the first task.
 
     Args:
-        strength: of the pull, >= 0. It is the factor in the gradient; some codes call half of it
-            lambda.
-        towards: `previous` or `base`.
+        strength: the factor in the gradient, >= 0. In some implementations lambda is half of it.
+        towards: the weights to pull towards, `previous` or `base`.
     """
 
     paper: ClassVar[str] = "https://huggingface.co/papers/2203.17269"

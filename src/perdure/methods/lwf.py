@@ -14,21 +14,22 @@ from perdure.train.parameters import known_labels
 
 
 class LwF(Method):
-    """Keeps the answers on new rows near those that the old model gives to them.
+    """Keeps the model's answers to new rows near those of the old model.
 
         loss = task + strength T^2 mean KL(softmax(z_old / T) || softmax(z / T))
 
-    over the places of the answer, not of the prompt (Li & Hoiem 2016, 1606.09282). The teacher has
-    the weights of the previous stage, or (`base`) is the base with its adapter switched off, which
-    protects what pre-training taught, from the first task on. It runs in evaluation mode. New
-    labels of an encoder are left out. Many codes leave out T^2; with T = 2, their strength counts
-    four times less. With `previous`, the term and its gradient are zero at the start of a task.
+    over the positions of the answer, not of the prompt (Li & Hoiem 2016, 1606.09282). The teacher
+    is the model with the weights of the previous stage, or (`base`) the base with its adapter
+    disabled, which protects what was learned in pre-training, from the first task on. The teacher
+    runs in evaluation mode. New labels of an encoder are left out. Many implementations leave out
+    T^2; with T = 2, the same strength is four times weaker there. With `previous`, the term and its
+    gradient are zero at the start of a task.
 
-    State: a copy of the trained weights while a task is learned, none after it but the number of an
-    encoder's labels. Old rows: none. Cost: one more forward pass of every batch.
+    State: a copy of the trained weights while a task is learned; after it only the number of an
+    encoder's labels. Old rows: none. Cost: one more forward pass on every batch.
 
     Args:
-        strength: alpha, >= 0.
+        strength: the factor of the term, >= 0.
         temperature: T, above 0.
         teacher: `previous` or `base`.
     """
@@ -66,16 +67,17 @@ class LwF(Method):
         if self.teacher is None:
             return None
         teacher_outputs = self.teacher(self.model, inputs, self.engine.kind)
-        old = self._places(teacher_outputs.logits, inputs) / self.temperature
-        new = self._places(outputs.logits, inputs) / self.temperature
+        old = self._answer_logits(teacher_outputs.logits, inputs) / self.temperature
+        new = self._answer_logits(outputs.logits, inputs) / self.temperature
         distance = nn.functional.kl_div(
             new.log_softmax(-1), old.log_softmax(-1), reduction="batchmean", log_target=True
         )
         return self.strength * self.temperature**2 * distance
 
-    def _places(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        known = logits if self.labels is None else logits[:, : int(self.labels)]
-        return learned_logits(known, inputs["labels"], self.engine.kind)
+    def _answer_logits(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """The logits [positions, choices] of the answers, without an encoder's new labels."""
+        old_logits = logits if self.labels is None else logits[:, : int(self.labels)]
+        return learned_logits(old_logits, inputs["labels"], self.engine.kind)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.model = model

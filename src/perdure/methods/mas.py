@@ -12,17 +12,17 @@ from perdure.train.parameters import Named
 
 
 class MAS(QuadraticPull):
-    """Pulls each weight towards its last value, the more the size of the answers depends on it.
+    """Pulls each weight towards its last value, more strongly if the outputs depend on it.
 
         omega_t = E_x |d ||f(x)||^2 / dw|   for each task t
         omega <- omega + omega_t / (mean of omega_t over all trained weights)
         loss = task + strength sum_j omega_j (w_j - w*_j)^2,   g += 2 strength omega (w - w*)
 
     with w* the weights at the start of the task (Aljundi et al. 2018, 1711.09601). f(x) are the
-    logits at the places of the answer less their mean, which the softmax does not see; no label is
-    used. The division by the mean is ours: without it, one strength would be another pull on every
-    base. Rows are taken one at a time, as in the authors' online form; their batched form takes the
-    absolute value of a sum over rows.
+    logits at the positions of the answer minus their mean, which does not affect the softmax; no
+    label is used. The division by the mean of omega is ours: without it, the same strength would
+    pull differently on every base. Rows are processed one at a time, as in the authors' online
+    form; their batched form takes the absolute value of a sum over rows.
 
     State: omega and omega w*, of the trainable weights' size, O(1) in tasks. Old rows: none. Cost:
     `rows` forward and backward passes after each task.

@@ -1,4 +1,4 @@
-"""Updates of the rows with large outputs alone."""
+"""Updates only the matrix rows with large outputs."""
 
 import math
 import re
@@ -18,15 +18,15 @@ from perdure.models.kinds import Kind
 from perdure.train.method import Family, Keeps, Method
 
 
-# Cross-attention's keys and values in a decoder, whose inputs are the encoder's tokens.
+# The keys and values of a decoder's cross-attention, whose inputs are the encoder's tokens.
 READS_ENCODER = re.compile(r"(EncDecAttention|encoder_attn|cross_attn)\.(k|v)")
 
 
 def linear(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-    """The trained matrices of linear layers: (name, module, matrix).
+    """The trained matrices of linear layers, as (name, module, matrix).
 
-    Row i of the matrix makes output i of the module. LoRA's A is a module of its own; for B, the
-    module is the whole layer, W x + s B A x. The head over the vocabulary is left out, whether tied
+    Row i of the matrix computes output i of the module. For LoRA's A, the module is A itself; for
+    B, it is the whole layer, W x + s B A x. The head over the vocabulary is left out, whether tied
     or not, and so is any LoRA on it.
     """
     carriers: dict[Any, Any] = {
@@ -43,11 +43,12 @@ def linear(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
 class Magnitudes:
     """Sums |y_i| over tokens, for each row i of every trained linear matrix.
 
-    Forward hooks add to the sums in training passes, between `open` and `close`, until `reset`.
+    Forward hooks add to the sums in training passes between `open` and `close`. `reset` sets the
+    sums to zero.
     """
 
     def __init__(self, model: nn.Module):
-        self.kept: list[Tensor] | None = None  # the masks [batch, length] of the batch
+        self.masks: list[Tensor] | None = None  # [batch, length] each, 1 for tokens that count
         self.sums: dict[nn.Parameter, Tensor] = {}
         self.handles = []
         for name, module, weight in linear(model):
@@ -57,12 +58,12 @@ class Magnitudes:
             self.handles.append(module.register_forward_hook(add))
 
     def open(self, inputs: dict[str, Tensor]) -> None:
-        """Start to count; tokens of this batch that are padding are left out."""
+        """Start to count; padding tokens of this batch do not count."""
         masks = (inputs["attention_mask"] != 0, inputs["labels"] != IGNORED)
-        self.kept = [mask for mask in masks if mask.dim() == 2]
+        self.masks = [mask for mask in masks if mask.dim() == 2]
 
     def close(self) -> None:
-        self.kept = None
+        self.masks = None
 
     def reset(self) -> None:
         for total in self.sums.values():
@@ -73,7 +74,7 @@ class Magnitudes:
             handle.remove()
 
     def totals(self, processes: int) -> dict[nn.Parameter, Tensor]:
-        """The sums over all processes, each of which has a part of the batch."""
+        """The sums over all processes; each process has a part of the batch."""
         if processes > 1:
             flat = torch.cat(list(self.sums.values()))
             torch.distributed.all_reduce(flat)
@@ -85,48 +86,47 @@ class Magnitudes:
     def _add(
         self, weight: nn.Parameter, of_decoder: bool, module: nn.Module, args: Any, output: Tensor
     ) -> None:
-        if self.kept is None or not module.training:
+        if self.masks is None or not module.training:
             return
-        size = output.float().abs()
-        for mask in reversed(self.kept) if of_decoder else self.kept:
-            if mask.shape == size.shape[:-1]:
-                size = size * mask.to(size.device).unsqueeze(-1)
+        magnitudes = output.float().abs()
+        for mask in reversed(self.masks) if of_decoder else self.masks:
+            if mask.shape == magnitudes.shape[:-1]:
+                magnitudes = magnitudes * mask.to(magnitudes.device).unsqueeze(-1)
                 break
-        self.sums[weight] += size.flatten(0, -2).sum(0)
+        self.sums[weight] += magnitudes.flatten(0, -2).sum(0)
 
 
 def largest(sums: Tensor, threshold: float) -> Tensor:
-    """The mask of the ceil((1 - threshold) n) largest of n sums, and of those equal to the least.
+    """The mask of the ceil((1 - threshold) n) largest of n sums, with all that equal the last one.
 
-    The count is exact: the threshold is read as the decimal number that it prints as.
+    The count is exact: it is computed from the decimal digits of the threshold.
     """
     count = math.ceil((1 - Fraction(str(threshold))) * len(sums))
     return sums >= sums.topk(count).values[-1]
 
 
 class MIGU(Method):
-    """Keeps the gradient of those rows of each linear layer whose outputs are largest.
+    """Keeps only the gradients of those rows of each linear layer that have the largest outputs.
 
         n_i = sum over the step's tokens |y_i|,   g_i <- 0 unless n_i is among the largest
 
-    (1 - threshold) of the layer's rows, rounded up (Du et al. 2024, 2406.17245). The authors'
-    interpolated quantile keeps at most one row less; rows with equal sums are kept together. The
+    (1 - threshold) of the layer's rows, rounded up (Du et al. 2024, 2406.17245). The interpolated
+    quantile of the authors keeps at most one row less; rows with equal sums are kept together. The
     rows of A are chosen by |A x|, those of B by the output of the whole layer, |W x + s B A x|.
-    This is the paper's form; the published code for LoRA seems to mask nothing. Padding is not
-    counted (the authors count it); remembered rows in the batch are. Biases and an encoder's head
-    are not masked, nor is the head over the vocabulary, which the authors mask with whatever is
-    tied to it.
+    This is the form in the paper; the published code for LoRA seems to mask nothing. Padding does
+    not count (in the authors' code it does), but remembered rows in the batch do. Biases and heads
+    are not masked; the authors mask the head over the vocabulary and the weights tied to it.
 
     By default only gradients are masked, as the authors do: Adam's momentum and weight decay still
-    move the other rows. `strict` restores those after the step. What methods named after this one
-    add to the gradient is not masked.
+    change the other rows. `strict` restores those rows after the step. Gradients that are added by
+    methods later in the list are not masked.
 
     State: none. Old rows: none. Cost: a sum over the outputs of each layer; with `strict` a copy of
     the masked rows. The first task is plain fine-tuning.
 
     Args:
-        threshold: share of the rows that get no gradient, from 0 to less than 1.
-        strict: whether the masked rows keep their bits.
+        threshold: the share of the rows that get no gradient, from 0 to less than 1.
+        strict: whether the masked rows do not change at all.
     """
 
     family: ClassVar[Family] = "gradient and weights"
@@ -142,9 +142,9 @@ class MIGU(Method):
 
     def check(self, config: Config, kind: Kind) -> None:
         super().check(config, kind)
-        if (config.adapter or {}).get("use_dora"):  # its norms pass an identity through A
+        if (config.adapter or {}).get("use_dora"):  # DoRA passes an identity matrix through A
             raise PerdureError(
-                "migu: cannot tell a row's output under DoRA; set adapter.use_dora=false"
+                "migu: cannot measure the outputs of rows with DoRA; set adapter.use_dora=false"
             )
 
     def on_train_begin(self, args, state, control, model: Any = None, **kwargs):
@@ -152,7 +152,7 @@ class MIGU(Method):
         if self.context.stage > 1:
             self.magnitudes = Magnitudes(model)
             if not self.magnitudes.sums:
-                raise PerdureError("migu: finds no linear layer that is trained; set adapter={}")
+                raise PerdureError("migu: no linear layer is trained; set adapter={}")
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self.magnitudes:
@@ -164,17 +164,16 @@ class MIGU(Method):
         return inputs
 
     def extra_loss(self, model: nn.Module, inputs: dict[str, Tensor], outputs: Any) -> None:
-        if (
-            self.magnitudes
-        ):  # the batch's own forward pass is over; other methods may make further ones
+        # The forward pass of the batch is over; those of other methods do not count.
+        if self.magnitudes:
             self.magnitudes.close()
 
     @torch.no_grad()
     def edit_gradients(self, model: nn.Module) -> None:
         sums = self.magnitudes.totals(self.processes) if self.magnitudes else {}
-        for weight, of_weight in sums.items():
+        for weight, row_sums in sums.items():
             if weight.grad is not None:
-                masked = ~largest(of_weight, self.threshold)
+                masked = ~largest(row_sums, self.threshold)
                 weight.grad.masked_fill_(masked.unsqueeze(-1), 0.0)
                 if self.strict:
                     self.held.append((weight, masked, weight[masked]))

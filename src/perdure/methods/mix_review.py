@@ -8,27 +8,27 @@ from perdure.train.method import Family, Keeps, Method
 
 
 class MixReview(Method):
-    """Adds old rows to every epoch: several for each new row at first, and fewer each time.
+    """Adds old rows to every epoch, fewer from epoch to epoch.
 
         rows of epoch e = |D| + int(mix |D| decay^e),   e = 0, 1, ...
 
     with D the new task (He et al. 2019, 1910.07117; used by CKL, 2110.03215). The old rows are
-    drawn uniformly from all remembered rows, anew for each epoch and without replacement. The
+    drawn uniformly from all remembered rows, again for each epoch and without replacement. The
     authors draw from the whole pre-training corpus, with `mix` 4. A memory is smaller, and when it
-    is exhausted its rows come again: with `memory.ratio` 0.02, tasks of equal size and `mix` 1,
-    each row comes 50 times in the first epoch after one task. Keep more rows, or lower `mix`. In
-    CKL's published code the decay seems to have no effect, because the mixed data of later epochs
-    is not loaded again; `decay` 1 reproduces that.
+    is exhausted its rows are repeated: with `memory.ratio` 0.02, tasks of equal size and `mix` 1,
+    each row is drawn 50 times in the first epoch of the second task. Keep more rows, or lower
+    `mix`. In CKL's published code the decay seems to have no effect, because the mixed data of
+    later epochs is not loaded again; `decay` 1 reproduces that.
 
-    Their epoch is longer by the old rows. Ours adds them to the micro-batches, evenly, so the
-    number of steps and the schedule are those of `sequential`; with `mix` 4 a micro-batch is five
-    times as large, and takes that much more memory.
+    In the paper the old rows make an epoch longer. Here they are added evenly to the micro-batches,
+    so the number of steps and the schedule are those of `sequential`; with `mix` 4 a micro-batch is
+    five times as large and needs accordingly more memory.
 
-    State: none beyond the memory. Old rows: needed. Cost: that of the rows added.
+    State: none beyond the memory. Old rows: needed. Cost: that of the added rows.
 
     Args:
-        mix: old rows for each new row in the first epoch, >= 0.
-        decay: factor on `mix` from epoch to epoch, 0 to 1.
+        mix: the number of old rows for each new row in the first epoch, >= 0.
+        decay: the factor on `mix` from epoch to epoch, 0 to 1.
     """
 
     family: ClassVar[Family] = "data and schedule"

@@ -18,19 +18,19 @@ class OLoRA(Method):
 
         loss = task + strength sum over layers of sum_ij |A_old A_new^T|_ij
 
-    The model is the sum of all adapters (Wang et al. 2023, 2310.14152). The term is zero where each
+    The model uses the sum of all adapters (Wang et al. 2023, 2310.14152). The term is zero if each
     row of A_new is orthogonal to all rows of A_old, so that the new adapter reads other directions
-    of the input than the old ones do; what it writes (B) is free. As in the authors' code, the term
-    is an L1 norm and sums over layers: it grows with the model and with the number of tasks, and
-    begins in the hundreds or thousands. Their second term, on the norm of the new factors, has
-    weight 0 in their runs and is left out.
+    of the input than the old ones; its B is not constrained. As in the authors' code, the term is
+    an L1 norm summed over layers: it grows with the model and with the number of tasks, and starts
+    in the hundreds or thousands. Their second term, on the norm of the new factors, has weight 0 in
+    their runs and is left out.
 
-    After a task its adapter is joined to the old ones by rank, which is exact: a stage is one plain
-    adapter of rank r times the number of tasks, and inference does not need to know the task.
+    After a task, its adapter is joined to the old ones by rank, which is exact: a stage is one
+    plain adapter of rank r times the number of tasks, and inference does not need to know the task.
 
     State: the rank of one task; the adapter grows, O(tasks). Old rows: none. Cost: one product of
     small matrices for each layer. The first task is plain fine-tuning. There are no neutral
-    keywords: even with strength 0 a task has an adapter of its own.
+    keywords: even with strength 0 each task has its own adapter.
 
     Args:
         strength: lambda, >= 0.
@@ -52,8 +52,8 @@ class OLoRA(Method):
         adapter_bank.check(self.name, config)
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
-        whole = adapter_bank.rank(model)
-        self.rank = context.state.get("rank", torch.tensor(whole))
+        stored_rank = adapter_bank.rank(model)  # at the first task, that of one task
+        self.rank = context.state.get("rank", torch.tensor(stored_rank))
         if context.state:
             adapter_bank.add(model, int(self.rank), context.seed)
         return super().begin_task(model, context)

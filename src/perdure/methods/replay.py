@@ -8,37 +8,39 @@ from perdure.train.step import rows_of_a_step
 
 
 class Replay(Method):
-    """Adds `ratio` remembered rows for each new row to every batch.
+    """Adds remembered rows to every batch, `ratio` for each new row.
 
         loss = (sum over new and remembered tokens of cross-entropy) / (number of both)
 
-    This is experience replay (Robins 1995, Chaudhry et al. 2019). The rows come from the memory,
-    taking turns over the old tasks, without replacement until they are exhausted. Where a step asks
-    for more rows than the memory has, it gets each row once. The collator adds them, so the number
-    of steps and the schedule are those of `sequential`. The default, one remembered row for two new
-    ones, takes as many memory rows as the outer steps of Recurrent-KIF do by default (4 steps after
-    every 8), so that both have the same budget.
+    This is experience replay (Robins 1995, Chaudhry et al. 2019). The rows are drawn from the old
+    tasks in turn, without replacement until a task's rows are exhausted. If a step needs more rows
+    than the memory has, it gets each row once. The collator adds them, so the number of steps and
+    the schedule are those of `sequential`. The default, one remembered row for two new ones, uses
+    as many remembered rows as the outer steps of Recurrent-KIF do by default (4 steps after every
+    8), so that both have the same budget.
 
-    With a `decay`, an old task of age a is drawn in proportion to a^-decay, as people meet things
-    again (Gandhi et al. 2024, 2401.10393). The newest old task has age 1, each one before it is one
-    older, and `general:` rows count as the oldest. In the paper, as we recall it, age 1 is that of
-    the new task itself.
+    With a `decay`, an old task of age a is drawn in proportion to a^-decay, as people encounter
+    things again (Gandhi et al. 2024, 2401.10393). The newest old task has age 1, each earlier one
+    is older by one, and `general:` rows count as the oldest. In the paper, as far as we recall, the
+    new task itself has age 1.
 
     A few rows that are repeated many times can cost a model much of its capacity (Hernandez et al.
-    2022, 2205.10487, for pre-training). With `max_repeats`, a row that has come so often in a task
-    is left out from then on, and its place in the batch stays empty, so that the rows of other
-    tasks do not come more often for it. Once all rows have come so often, batches have no old rows.
-    Which draws are left out follows from their numbers, so a resumed run needs no stored state. The
-    draws that a batch skips because it is not full count as well: if a task is shorter than a
-    batch, its rows come less often than they may. `perdure show` says how often they came.
+    2022, 2205.10487, for pre-training). With `max_repeats`, a row that was drawn that often in a
+    task is left out from then on. Its place in the batch stays empty, so that rows of other tasks
+    are not drawn more often instead. When all rows have reached the limit, batches have no old
+    rows. The numbers of the draws determine which of them are left out, so a resumed run needs no
+    stored state. Draws that a batch skips because it is not full count as well: if a task is
+    shorter than a batch, its rows are rehearsed less often than the limit allows. `perdure show`
+    prints how often rows were rehearsed.
 
     State: none beyond the memory. Old rows: needed.
 
     Args:
-        ratio: remembered rows for each new row, >= 0; fractions carry over from batch to batch.
-        decay: exponent of the power law, >= 0; 0 draws from all old tasks alike.
-        max_repeats: how often a remembered row is rehearsed in one task at most, >= 1; null is
-            without a limit.
+        ratio: the number of remembered rows for each new row, >= 0; fractions carry over from batch
+            to batch.
+        decay: the exponent of the power law, >= 0; with 0 all old tasks are drawn equally often.
+        max_repeats: how often a remembered row is rehearsed in one task at most, >= 1; null for no
+            limit.
     """
 
     family: ClassVar[Family] = "rehearsal"
@@ -70,13 +72,13 @@ class Replay(Method):
             return []
         if self.ratio * rows_of_a_step(args) > len(memory):
             return self._part_of_all(batch, size)
-        full = args.per_device_train_batch_size
-        start, end = (int(self.ratio * full * n) for n in (batch, batch + 1))
-        count = round((end - start) * size / full)
+        full_size = args.per_device_train_batch_size
+        start, end = (int(self.ratio * full_size * n) for n in (batch, batch + 1))
+        count = round((end - start) * size / full_size)
         return memory.draw(start, count, self.decay, self.max_repeats)
 
     def _part_of_all(self, batch: int, size: int) -> list[dict[str, Any]]:
-        """The part of a micro-batch, where its step has each remembered row once."""
+        """The old rows of a micro-batch in a step that has each remembered row once."""
         memory, args = self.context.memory, self.engine.args
         parts = args.gradient_accumulation_steps * args.world_size  # micro-batches of a step
         epoch, place = divmod(batch, self.batches)

@@ -1,4 +1,4 @@
-"""Plain fine-tuning, one task after another: nothing protects the old ones."""
+"""Plain fine-tuning on one task after another, without protection of the old ones."""
 
 from typing import Any, ClassVar
 
@@ -6,7 +6,7 @@ from perdure.train.method import Family, Method
 
 
 class Sequential(Method):
-    """Fine-tunes on each task in turn, from the weights of the task before.
+    """Fine-tunes on each task in turn, from the weights of the previous stage.
 
     It is the lower bound with which the other methods are compared. State: none. Old rows: not
     needed.

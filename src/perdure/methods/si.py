@@ -13,7 +13,7 @@ from perdure.train.parameters import Named, snapshot, trained
 
 
 class SI(QuadraticPull):
-    """Pulls each weight towards its last value, the more its path lowered the old tasks' loss.
+    """Pulls each weight towards its last value, more strongly if its path lowered the old losses.
 
         omega <- omega - g dw   in every optimizer step of a task, from 0
         Omega_t = max(0, omega / (d^2 + xi)),   d = w_end - w_start,   xi = damping (mean of d^2)
@@ -21,29 +21,28 @@ class SI(QuadraticPull):
         loss = task + strength sum_j Omega_j (w_j - w*_j)^2,   g += 2 strength Omega (w - w*)
 
     with w* the weights at the start of the task (Zenke, Poole & Ganguli 2017, 1703.04200). g is the
-    gradient of the task loss at the weights before the step: of the whole accumulated batch, before
-    clipping, and without this method's own pull; what methods that stand earlier in the list add to
-    the gradient is in it. dw is all that the optimizer's step changed, momentum and weight decay
-    included, because the paper integrates along the path that the weights really took. So omega
-    adds up to the fall of the loss during the task, to first order. It costs no further pass over
-    the data and looks at no label again.
+    gradient of the whole accumulated batch at the weights before the step, before clipping. It
+    includes what methods earlier in the list add, but not the pull of this method. dw is the full
+    change by the optimizer's step, with momentum and weight decay, because the paper integrates
+    along the path that the weights really took. To first order, omega adds up to the decrease of
+    the loss during the task. It needs no further pass over the data and no labels.
 
     Both means are over all trained weights, and both are ours. The paper's xi is a constant (0.1 or
-    0.001 in the authors' code), which is larger than most d^2 of a fine-tuning. With xi and Omega
+    0.001 in the authors' code), which is larger than most d^2 in fine-tuning. With xi and Omega
     relative to their means, the scale of the loss and the scale of d cancel out, and one default
-    serves every base. The authors set negative values of the summed Omega to 0; here those of each
-    task are set to 0. The defaults are the ones that kept most on the small two-task stream of
-    tests/methods/test_toy_stream.py, with LoRA and without, while the second task was still
+    works for every base. The authors set negative values of the summed Omega to 0; here those of
+    each task are set to 0. The defaults forgot least on the small two-task stream of
+    tests/methods/test_toy_stream.py, with and without LoRA, while the second task was still
     learned; they have not been tried on a benchmark.
 
     State: Omega and Omega w*, of the trainable weights' size, O(1) in tasks; while a task is
-    learned, omega and w_start too, and between a gradient and its step a copy of the gradient and
-    of the weights. Old rows: none. Cost: a few elementwise operations a step.
+    learned, also omega and w_start, and between a gradient and its step a copy of the gradient and
+    of the weights. Old rows: none. Cost: a few elementwise operations in each step.
 
     Args:
         strength: the paper's c times the mean of Omega, >= 0.
-        damping: xi over the mean of d^2, above 0. The smaller it is, the larger is Omega for a
-            weight that returned to where it started.
+        damping: xi divided by the mean of d^2, above 0. The smaller it is, the larger is Omega for
+            a weight that returned to its starting value.
     """
 
     paper: ClassVar[str] = "https://huggingface.co/papers/1703.04200"
@@ -55,11 +54,11 @@ class SI(QuadraticPull):
         if damping <= 0:
             raise PerdureError(f"si: damping must be above 0, got {damping}; 1 is the default")
         self.damping = damping
-        self.path: Named = {}  # omega: the path integral of the task that is being learned
-        self.start: Named = {}  # the weights with which its training started
+        self.path: Named = {}  # omega, the path integral of the current task
+        self.start: Named = {}  # the weights with which training on the task started
 
     def on_train_begin(self, args, state, control, model: Any = None, **kwargs):
-        # When a run is resumed, `load_state_dict` comes after this and replaces both.
+        # If a run is resumed, `load_state_dict` is called after this and replaces both.
         self.start = snapshot(model)
         self.path = {
             name: torch.zeros_like(w, dtype=torch.float32) for name, w in self.start.items()
@@ -83,14 +82,14 @@ class SI(QuadraticPull):
 
     @torch.no_grad()
     def on_train_end(self, args, state, control, model: Any = None, **kwargs):
-        # Before any method's `end_task`, which may move the weights off the path of the training.
+        # This comes before any method's `end_task`, which may change the weights further.
         parameters = trained(model)
         moved = {name: parameters[name] - start for name, start in self.start.items()}
         self.precision = relative(path_precision(self.path, moved, self.damping))
         self.path, self.start = {}, {}
 
     def measure_precision(self, model: nn.Module) -> Named:
-        # Zero for a weight that was frozen while the task was learned, as `hft` freezes half.
+        # Zero for a weight that was frozen while the task was learned, for example by `hft`.
         return {
             name: self.precision.get(name, torch.zeros_like(p, dtype=torch.float32))
             for name, p in trained(model).items()

@@ -1,4 +1,4 @@
-"""SLAO: one adapter, merged before the next task is learned."""
+"""SLAO: one adapter, which is merged after each task."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,23 +16,23 @@ from perdure.train.parameters import Named
 class SLAO(Method):
     """Learns each task from an orthonormal A, then merges its B into one running adapter.
 
-        start   A <- Q^T of A_prev^T = Q R,   B <- B_prev, as its task left it, before merging
-        end     A stays as trained,   B <- B_merged + rate (B - B_merged),   rate 1 / sqrt(i)
+        start   A <- Q^T of A_prev^T = Q R,   B <- B_prev as trained, before merging
+        end     A stays as trained,   B <- B_merged + rate (B - B_merged),   rate = 1 / sqrt(i)
 
     for the i-th task, in each LoRA layer ("Merge before Forget", Qiao & Mahdavi 2025, 2512.23017).
     The signs of Q are chosen so that the diagonal of R is not negative (0 counts as positive),
     which makes the result independent of the linear algebra library. The rows of A become
-    orthonormal and span what they did; but B Q^T is not B A, so the model's outputs jump when a
-    task starts. No code of the authors was found; the equations are taken from accounts of the
-    paper. What is trained beside A and B, such as an encoder's head, stays as trained. The first
-    task is plain fine-tuning.
+    orthonormal and keep their span; but B Q^T is not B A, so the model's outputs jump when a task
+    starts. We found no code by the authors; the equations are taken from accounts of the paper.
+    Other trained weights, such as an encoder's head, stay as trained. The first task is plain
+    fine-tuning.
 
-    State: the last task's B before merging, where it differs, and i: O(1) in tasks. Old rows: none.
-    Cost: a QR decomposition of each A once a task.
+    State: the last task's B before merging, if merging changed it, and i: O(1) in tasks. Old rows:
+    none. Cost: a QR decomposition of each A in each task.
 
     Args:
-        merging: the rate from the second task on, 0 to 1; null is 1 / sqrt(i), 1 merges nothing.
-        orthogonal: whether a task starts from Q^T; if not, it goes on from A.
+        merging: the rate from the second task on, 0 to 1; null uses 1 / sqrt(i), 1 merges nothing.
+        orthogonal: whether a task starts from Q^T; otherwise it starts from the previous A.
     """
 
     family: ClassVar[Family] = "adapters"
@@ -66,7 +66,7 @@ class SLAO(Method):
         return super().begin_task(model, context)
 
     def _start(self, model: nn.Module) -> None:
-        """Turn the weights with which the last task ended into those that this one starts from."""
+        """Change the weights with which the last task ended to those with which this one starts."""
         for name, (a, b, _) in factors(model).items() if self.tasks > 0 else ():
             b.copy_(self.tuned.get(name, b))
             if self.orthogonal:
@@ -74,12 +74,12 @@ class SLAO(Method):
 
     @contextmanager
     def next_start(self, model: nn.Module) -> Iterator[None]:
-        ended = {p: p.detach().clone() for a, b, _ in factors(model).values() for p in (a, b)}
+        end_weights = {p: p.detach().clone() for a, b, _ in factors(model).values() for p in (a, b)}
         with torch.no_grad():
             self._start(model)
         yield
         with torch.no_grad():
-            for parameter, weights in ended.items():
+            for parameter, weights in end_weights.items():
                 parameter.copy_(weights)
 
     @torch.no_grad()
@@ -101,6 +101,6 @@ class SLAO(Method):
 
 
 def orthonormal_rows(a: Tensor) -> Tensor:
-    """Rows that span those of `a` [r, in], r <= in: Q^T of a^T = Q R with R's diagonal >= 0."""
+    """Rows with the span of `a` [r, in], r <= in: Q^T of a^T = Q R, where R has a diagonal >= 0."""
     q, r = torch.linalg.qr(a.float().mT)
     return (q * torch.where(r.diagonal() < 0, -1.0, 1.0)).mT

@@ -20,7 +20,7 @@ from perdure.train.parameters import HEAD_NAMES, Named, snapshot, trained
 
 
 class TaSL(Method):
-    """Averages each tensor with its old self after a task, by its importance to new and old tasks.
+    """Averages each tensor with its old values after a task, by its importance to both tasks.
 
         I = |w g|,  S <- beta S + (1 - beta) I,  U <- beta U + (1 - beta) |I - S|
         a tensor's score: the mean of S U over its entries, then min-max scaled over all tensors
@@ -28,21 +28,20 @@ class TaSL(Method):
              task, 0 if only to the old ones, 1/2 if to neither
         old scores <- new x new scores + (1 - new) x old scores, scaled again
 
-    A tensor is important if its score is above those of all but the `share` of the tensors (Feng et
-    al. 2024, 2408.05200, 2408.09857). As in the authors' code, each A or B (or whole matrix) is a
-    tensor of its own, and I is read after the optimizer's step, with the new weights and the
-    clipped gradients, but not after the first step. Scores that are all equal are scaled to 0. An
-    encoder's head stays as trained; a tensor that was not trained before counts as unimportant to
-    the old tasks. TasLoRA, the form that weighs single ranks, is left out. The first task is plain
-    fine-tuning.
+    The `share` of the tensors with the highest scores is important (Feng et al. 2024, 2408.05200,
+    2408.09857). As in the authors' code, each A and each B (or each whole matrix) is one tensor,
+    and I is computed after the optimizer's step, from the new weights and the clipped gradients,
+    but not after the first step. Scores that are all equal are scaled to 0. An encoder's head stays
+    as trained; a tensor that was not trained before counts as unimportant to the old tasks.
+    TasLoRA, which weighs single ranks, is left out. The first task is plain fine-tuning.
 
     State: a number for each tensor, O(1) in tasks; while a task is learned, S and U and a copy of
-    the trained weights. Old rows: none. Cost: a pass over the trained weights a step.
+    the trained weights. Old rows: none. Cost: a pass over the trained weights in each step.
 
     Args:
-        share: of the tensors that counts as important, 0 to 1.
-        beta: of the running means S and U, from 0 to less than 1.
-        new: weight of the new task against the old where both matter, and of its scores, 0 to 1.
+        share: the share of the tensors that counts as important, 0 to 1.
+        beta: the smoothing of S and U, from 0 to less than 1.
+        new: the weight of the new task for tensors important to both, and of its scores, 0 to 1.
         strength: how far the weights move from the trained (0) to the averaged ones (1).
     """
 
@@ -76,7 +75,13 @@ class TaSL(Method):
         if self.maps and state.global_step > 0:
             weights = list(self.units.values())
             gradients = flatten_gradients(weights)
-            update(self.maps, flatten(weights), gradients, self.beta, self.beta)
+            update(
+                self.maps,
+                flatten(weights),
+                gradients,
+                beta_sensitivity=self.beta,
+                beta_uncertainty=self.beta,
+            )
 
     @torch.no_grad()
     def end_task(self, model: nn.Module) -> None:
@@ -93,12 +98,14 @@ class TaSL(Method):
     def _important(self, scores: Tensor) -> list[bool]:
         return important(scores, round(1 - self.share, 9)).tolist()
 
-    def _average(self, to_new: list[bool], to_old: list[bool]) -> None:
+    def _average(self, important_to_new: list[bool], important_to_old: list[bool]) -> None:
+        """Average each tensor with its weights before the task, by its two importances."""
         table = {(True, True): self.new, (True, False): 1.0, (False, True): 0.0}
-        for (name, p), now, then in zip(self.units.items(), to_new, to_old, strict=True):
-            kept = 1 - self.strength * (1 - table.get((now, then), 0.5))
-            if name in self.before and kept < 1:
-                p.copy_(torch.lerp(self.before[name].float(), p.float(), kept))
+        importances = zip(important_to_new, important_to_old, strict=True)
+        for (name, p), case in zip(self.units.items(), importances, strict=True):
+            new_share = 1 - self.strength * (1 - table.get(case, 0.5))
+            if name in self.before and new_share < 1:
+                p.copy_(torch.lerp(self.before[name].float(), p.float(), new_share))
 
     def state_dict(self) -> dict[str, Tensor]:
         maps = {} if self.maps is None else {"s": self.maps[0], "u": self.maps.uncertainty}

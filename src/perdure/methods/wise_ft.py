@@ -15,17 +15,17 @@ class WiSEFT(Method):
 
         w <- w_prev + share (w - w_prev)
 
-    WiSE-FT (Wortsman et al. 2022, 2109.01903) averages a fine-tuned model with the one that it
-    started from; here that is the stage before. With a share of 1/t at stage t, w is the mean of
-    all stages. The average is over what is trained: with LoRA, over the factors A and B, whose
-    product is then not the average of the products. The new rows of an encoder's head stay as they
-    were learned.
+    WiSE-FT (Wortsman et al. 2022, 2109.01903) averages a fine-tuned model with the model from which
+    it was trained; here that is the previous stage. With a share of 1/t at stage t, w is the mean
+    of all stages. The trained weights are averaged: with LoRA, these are the factors A and B, and
+    their product is then not the average of the products. The new rows of an encoder's head stay as
+    trained.
 
-    State: a copy of the trained weights while a task is learned, none after it but the number of an
+    State: a copy of the trained weights while a task is learned; after it only the number of an
     encoder's labels. Old rows: none. Cost: negligible. The first task is plain fine-tuning.
 
     Args:
-        share: of the new task, 0 to 1; null is 1/t.
+        share: the share of the new weights, 0 to 1; null uses 1/t.
     """
 
     family: ClassVar[Family] = "data and schedule"
@@ -47,12 +47,13 @@ class WiSEFT(Method):
     @torch.no_grad()
     def end_task(self, model: nn.Module) -> None:
         share = 1 / self.context.stage if self.share is None else self.share
-        heads = known_labels(model)
         for name, p in trained(model).items():
             if name in self.before:
-                old = len(p) if self.labels is None or name not in HEAD_NAMES else int(self.labels)
-                p[:old] = torch.lerp(self.before[name][:old], p[:old], share)
-        self.before, self.labels = {}, heads.get("labels")
+                rows = len(p)
+                if self.labels is not None and name in HEAD_NAMES:
+                    rows = int(self.labels)  # the old rows of a head that has grown
+                p[:rows] = torch.lerp(self.before[name][:rows], p[:rows], share)
+        self.before, self.labels = {}, known_labels(model).get("labels")
 
     def state_dict(self) -> dict[str, Tensor]:
         return {} if self.labels is None else {"labels": self.labels}

@@ -40,9 +40,9 @@ ROUNDS = {"inner_steps": 4, "outer_steps": 2}
 
 def test_raw_rows_are_refused_where_nothing_can_tokenize_them(tmp_path):
     raw = RecurrentKIF(memory=list(tiny_rows("animal", 4)))
-    with pytest.raises(PerdureError, match=r"raw rows \(prompt, completion\).*give features"):
+    with pytest.raises(PerdureError, match=r"raw rows \(prompt, completion\).*pass features"):
         run("causal", tmp_path, raw)
-    with pytest.raises(PerdureError, match="rows of int"):
+    with pytest.raises(PerdureError, match="of type int"):
         run("causal", tmp_path, RecurrentKIF(memory=[1, 2]))
 
 

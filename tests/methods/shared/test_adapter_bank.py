@@ -116,7 +116,7 @@ def test_an_embedding_is_refused():
     config = LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"])
     model = get_peft_model(tiny_model("causal"), config)
     with pytest.raises(
-        PerdureError, match=r"embed_tokens is no linear layer.*target_modules"
+        PerdureError, match=r"embed_tokens is not a linear layer.*target_modules"
     ) as told:
         adapter_bank.rank(model)
     assert "\n" not in str(told.value)

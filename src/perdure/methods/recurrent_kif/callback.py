@@ -1,8 +1,8 @@
 """Recurrent-KIF as a callback of any `transformers.Trainer`, without Perdure's engine.
 
-Perdure's engine calls a method's hooks, holds complete gradients for it and takes its steps on
-memory. Another Trainer does none of this. `StandaloneMethod` calls the hooks from the events of
-`transformers.TrainerCallback`, and `CallbackSteps` takes the steps and keeps the gradients.
+Perdure's engine calls a method's hooks, gives it complete gradients and takes its steps on memory.
+Other Trainers do none of this. `StandaloneMethod` calls the hooks from the events of
+`transformers.TrainerCallback`, and `CallbackSteps` takes the steps and records the gradients.
 """
 
 import hashlib
@@ -43,20 +43,20 @@ STEPS_IN_BACKWARD = ("lomo", "layerwise")
 
 
 class CallbackSteps:
-    """Gives a callback the two things that only Perdure's engine has: see `train.method.Steps`.
+    """Gives a callback what otherwise only Perdure's engine has (`train.method.Steps`).
 
-    These are steps on other rows than the Trainer's (`fit_step`), and the gradients of the
-    Trainer's own step before they are clipped (`complete_gradients`). A callback only sees
-    gradients that are clipped already, so hooks copy them when they are accumulated.
+    This is a way to take steps on rows that are not the Trainer's (`fit_step`), and the gradients
+    of the Trainer's own step before they are clipped (`complete_gradients`). Callbacks are called
+    when the gradients are already clipped, so hooks copy them when they are accumulated.
 
-    With several processes, each of them takes the same steps on the same rows, so the weights stay
-    equal without any communication.
+    With several processes, each one takes the same steps on the same rows, so the weights stay
+    equal without communication.
 
     Args:
         args: the Trainer's arguments.
         model: the Trainer's model, not wrapped for distributed training.
-        collate: makes a batch of features; the Trainer's own collator.
-        kind: how the loss reads the labels of a batch.
+        collate: the Trainer's own collator, which makes a batch of features.
+        kind: the kind of model, which determines how the loss uses the labels.
     """
 
     name = "callback"  # the prefix of its tensors in a checkpoint
@@ -87,14 +87,14 @@ class CallbackSteps:
     # --- gradients of the Trainer's own step
 
     def _record(self, parameter: Tensor, index: int) -> None:
-        """Copy a gradient after each micro-batch; after the last one of a step it is complete."""
+        """Copy a gradient after each micro-batch; after the last one of a step, it is complete."""
         if self.recording:
             assert parameter.grad is not None
             self.unclipped[index].copy_(parameter.grad)
 
     @contextmanager
     def complete_gradients(self) -> Iterator[None]:
-        """Within the context, `.grad` is what it was before clipping, of all processes together."""
+        """A context in which `.grad` is the gradient before clipping, averaged over processes."""
         if self.args.world_size > 1:  # the hooks run before DDP averages over the processes
             flat = flatten(self.unclipped)
             torch.distributed.all_reduce(flat)
@@ -124,10 +124,16 @@ class CallbackSteps:
         clip_and_step(self.parameters, optimizer, self.args.max_grad_norm)
 
     def _backward(self, rows: list[dict[str, Any]], seed: int) -> None:
-        size = self.args.per_device_train_batch_size
         self.model.train()
         self.recording = False
-        accumulate(rows, seed, size, self.collate, self.kind, self._backward_batch)
+        accumulate(
+            rows,
+            seed,
+            size=self.args.per_device_train_batch_size,
+            collate=self.collate,
+            kind=self.kind,
+            backward=self._backward_batch,
+        )
         self.recording = True
 
     def _backward_batch(self, batch: Batch, items: Tensor) -> None:
@@ -146,10 +152,10 @@ class CallbackSteps:
 
 
 def for_model(batch: Batch, args: TrainingArguments) -> Batch:
-    """A batch of the collator, on the device and with the inputs that the model takes."""
+    """A collated batch, moved to the device, with the inputs that the model needs."""
     inputs: Batch = send_to_device(dict(batch), args.device)
     if "position_ids" in inputs and "attention_mask" not in inputs:
-        # Rows that are packed end to end would attend to each other through a cache.
+        # With a cache, rows that are packed end to end would attend to each other.
         inputs["use_cache"] = False
     return inputs
 
@@ -157,19 +163,19 @@ def for_model(batch: Batch, args: TrainingArguments) -> Batch:
 class StandaloneMethod(Method):
     """A method that can also be used alone, as `callbacks=[method]` of any Trainer.
 
-    In Perdure's engine the task's context and the engine are there before training begins, and the
+    In Perdure's engine, the task's context and the engine exist before training begins, and the
     events below do nothing. In another Trainer they do what the engine would do. A subclass calls
-    `set_up` first in its `on_train_begin` and `resume` last.
+    `set_up` at the start of its `on_train_begin`, and `resume` at its end.
 
-    `memory_rows` is the memory as the user passed it to the constructor: a dataset, or one for each
-    task by its name; None in Perdure's engine, which has a memory of its own.
+    `memory_rows` is the memory that the user passed to the constructor: a dataset, or a mapping of
+    task names to datasets. It is None in Perdure's engine, which has its own memory.
     """
 
     memory_rows: Any = None
 
     @property
     def steps(self) -> CallbackSteps | None:
-        """What stands in for the engine in another Trainer; None in Perdure's own engine."""
+        """The replacement of the engine in another Trainer; None in Perdure's own engine."""
         engine = getattr(self, "engine", None)
         return engine if isinstance(engine, CallbackSteps) else None
 
@@ -182,27 +188,24 @@ class StandaloneMethod(Method):
         processing_class: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Make the task's context and what stands in for the engine.
+        """Create the task's context and the replacement of the engine.
 
         Raises:
             PerdureError: the memory, the model or the Trainer's arguments do not fit the method.
         """
         if hasattr(self, "engine") and not self.steps:
-            return  # this is Perdure's engine
+            return  # the method is used in Perdure's engine
         self.tear_down()  # an earlier training may have been interrupted
         train_dataset, collate = train_dataloader.dataset, train_dataloader.collate_fn
         tasks = features_by_task(
             self.memory_rows, args, train_dataset, tokenizer=processing_class, where=self.name
         )
         memory = Memory(tasks, derive(args.seed, "memory"))
-        self.begin_task(model, TaskContext("", 0, derive(args.seed, self.name), memory, {}))
+        seed = derive(args.seed, self.name)
+        self.begin_task(model, TaskContext(task="", stage=0, seed=seed, memory=memory, state={}))
         rows = memory.draw(0, 1) if memory else []
-        if (
-            not memory
-            and gradient_excess(args) > 1
-            and not isinstance(train_dataset, IterableDataset)
-        ):
-            rows = [train_dataset[0]] if hasattr(train_dataset, "__getitem__") else []
+        if not memory and gradient_excess(args) > 1:
+            rows = first_row(train_dataset)
         with forked(0):  # a collator may draw random numbers
             batch = dict(collate(rows)) if rows else {}
         warn_if_mis_scaled(args, model, batch, self.name)
@@ -249,10 +252,16 @@ class StandaloneMethod(Method):
             self.tear_down()
 
     def tear_down(self) -> None:
-        """Leave nothing in the model, so that the method can train again."""
+        """Remove the hooks from the model, so that the method can be used again."""
         if self.steps:
             self.steps.close()
             del self.engine
+
+
+def first_row(dataset: Any) -> list[Any]:
+    """The first row of a dataset, in a list; an empty list if rows cannot be accessed by index."""
+    is_indexed = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
+    return [dataset[0]] if is_indexed else []
 
 
 def checkpoint_folder(args: TrainingArguments, state: Any) -> Path:
@@ -261,7 +270,7 @@ def checkpoint_folder(args: TrainingArguments, state: Any) -> Path:
 
 
 def check_trainer(args: TrainingArguments, state: Any, model: nn.Module, where: str) -> None:
-    """Refuse a Trainer in which a callback cannot see whole weights or true gradients.
+    """Refuse a Trainer in which a callback cannot use whole weights or unscaled gradients.
 
     Raises:
         PerdureError: with the setting to change.
@@ -282,7 +291,7 @@ def check_trainer(args: TrainingArguments, state: Any, model: nn.Module, where: 
             name in optim for name in STEPS_IN_BACKWARD
         ),
         "learning_rate 0, which has no schedule; set it above 0": not args.learning_rate,
-        "a hyperparameter search; train with settings that are found": state.is_hyper_param_search,
+        "a hyperparameter search; train with its result instead": state.is_hyper_param_search,
     }
     for fault, present in faults.items():
         if present:
@@ -290,10 +299,10 @@ def check_trainer(args: TrainingArguments, state: Any, model: nn.Module, where: 
 
 
 def kind_of_batch(model: nn.Module, batch: dict[str, Any], where: str) -> Kind:
-    """How the loss of a model reads the labels of a batch.
+    """The kind of a model, from its class, its config and the labels of a batch.
 
     Raises:
-        PerdureError: it is not cross-entropy over next tokens, target tokens or classes.
+        PerdureError: its loss is not cross-entropy over next tokens, target tokens or classes.
     """
     bare = _without_peft(model)
     labels, config = batch.get("labels"), getattr(bare, "config", None)
@@ -312,7 +321,7 @@ def kind_of_batch(model: nn.Module, batch: dict[str, Any], where: str) -> Kind:
 
 
 def gradient_excess(args: TrainingArguments) -> int:
-    """By what factor gradients are too large where the model ignores `num_items_in_batch`."""
+    """The factor by which gradients are too large if the model ignores `num_items_in_batch`."""
     processes = max(args.world_size, args.n_gpu) if args.average_tokens_across_devices else 1
     return args.gradient_accumulation_steps * processes
 
@@ -321,11 +330,11 @@ def gradient_excess(args: TrainingArguments) -> int:
 def warn_if_mis_scaled(
     args: TrainingArguments, model: nn.Module, batch: dict[str, Any], where: str
 ) -> None:
-    """Warn of a model that takes `num_items_in_batch` and ignores it.
+    """Warn if the model accepts `num_items_in_batch` but ignores it.
 
-    The Trainer then takes the model's loss for one over the whole accumulated batch, and adds up
-    means that it should divide. Whether the model does so is found by trying: its loss must depend
-    on the number.
+    The Trainer then assumes that the model's loss is divided by the items of the whole accumulated
+    batch, and adds up the means of micro-batches. The check computes the loss with two values of
+    `num_items_in_batch`; the two results must differ.
     """
     bare = _without_peft(model)
     parameters = inspect.signature(type(bare).forward).parameters.values()

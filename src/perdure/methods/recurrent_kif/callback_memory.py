@@ -1,4 +1,4 @@
-"""The memory that a user passes to a callback, as features for the collator of its Trainer."""
+"""Converts the memory that a user passes to a callback to features for the Trainer's collator."""
 
 import importlib
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ RAW = ("prompt", "completion", "messages", "text", "conversations")
 def features_by_task(
     memory: Any, args: TrainingArguments, train_dataset: Any, tokenizer: Any, where: str
 ) -> dict[str, list[Features]]:
-    """The memory's features by task, as the collator takes them of the Trainer's own dataset.
+    """The memory's features by task, with the columns that the Trainer's own features have.
 
     Args:
-        memory: None, a dataset of features or of raw rows, or one for each task by its name.
+        memory: None, a dataset of features or of raw rows, or a mapping of task names to datasets.
         args: the Trainer's arguments. If they are SFTTrainer's, rows are prepared by SFTTrainer.
         train_dataset: the dataset that the Trainer trains on.
         tokenizer: the Trainer's processing class, if it has one.
@@ -41,7 +41,7 @@ def features_by_task(
 
 
 def is_sft(args: TrainingArguments) -> bool:
-    """Whether these are arguments of TRL's SFTTrainer, found out without importing TRL."""
+    """Whether these are arguments of TRL's SFTTrainer; TRL is not imported for this."""
     bases = type(args).__mro__
     return any(c.__name__ == "SFTConfig" and c.__module__.startswith("trl.") for c in bases)
 
@@ -52,26 +52,26 @@ def _features(
     rows = list(dataset)
     if not all(isinstance(row, Mapping) for row in rows):
         raise PerdureError(
-            f"{where}: memory has rows of {type(rows[0]).__name__}; give a dataset, a list of "
-            "dictionaries, or {task: dataset}"
+            f"{where}: the rows of memory are of type {type(rows[0]).__name__}; pass a dataset, a "
+            "list of dictionaries, or {task: dataset}"
         )
     if rows and is_sft(args):
         rows = _as_sft(dataset if isinstance(dataset, Dataset) else rows, args, tokenizer, where)
     elif any("input_ids" not in row and set(row) & set(RAW) for row in rows):
         raise PerdureError(
-            f"{where}: memory has raw rows ({', '.join(rows[0])}), and this Trainer has no way of "
-            "tokenizing them; give features, made as those of its train_dataset"
+            f"{where}: memory has raw rows ({', '.join(rows[0])}), which this Trainer cannot "
+            "tokenize; pass features, prepared like those of its train_dataset"
         )
-    # The Trainer has dropped the columns that its model does not take.
+    # The Trainer has removed the columns that its model does not accept.
     columns = train_dataset.column_names if isinstance(train_dataset, Dataset) else None
     return [{k: v for k, v in row.items() if columns is None or k in columns} for row in rows]
 
 
 def _as_sft(dataset: Any, args: Any, tokenizer: Any, where: str) -> list[Features]:
-    """Prepare the rows by SFTTrainer's own function, which needs only a few of its attributes.
+    """Prepare the rows with SFTTrainer's own function, which needs only a few of its attributes.
 
-    Packing is off, because it would mix tasks. Rows that have `input_ids` and `labels` are only cut
-    to `max_length`.
+    Packing is off, because it would mix tasks. Rows that have `input_ids` and `labels` are only
+    truncated to `max_length`.
     """
     sft: Any = importlib.import_module("trl.trainer.sft_trainer")
     dataset = dataset if isinstance(dataset, Dataset) else Dataset.from_list(dataset)
@@ -82,20 +82,26 @@ def _as_sft(dataset: Any, args: Any, tokenizer: Any, where: str) -> list[Feature
     if completion_only is None:
         completion_only = {"prompt", "completion"} <= set(dataset.column_names)
     trainer: Any = SimpleNamespace(
-        _tokenizer=getattr(tokenizer, "tokenizer", tokenizer),  # a processor has one inside
+        _tokenizer=getattr(tokenizer, "tokenizer", tokenizer),  # a processor contains a tokenizer
         chat_template=template,
         completion_only_loss=completion_only,
     )
     settings = {**vars(args), "shuffle_dataset": False}
     try:
         prepared = sft.SFTTrainer._prepare_dataset(
-            trainer, dataset, tokenizer, SimpleNamespace(**settings), False, None, "memory"
+            trainer,
+            dataset,
+            tokenizer,
+            SimpleNamespace(**settings),
+            packing=False,
+            formatting_func=None,
+            dataset_name="memory",
         )
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())[:200]
         raise PerdureError(
             f"{where}: SFTTrainer cannot prepare the rows of memory "
-            f"({type(error).__name__}: {why}); give features with input_ids and labels"
+            f"({type(error).__name__}: {why}); pass features with input_ids and labels"
         ) from error
     if not len(prepared):
         raise PerdureError(

@@ -1,4 +1,4 @@
-"""The fusion of two updates, weight by weight, and what it does to Adam's moments.
+"""The fusion of two updates, weight by weight, and its effect on Adam's moments.
 
 Pure functions on flat fp32 buffers (`methods/shared/importance.py`).
 """
@@ -16,9 +16,9 @@ Momentum = Literal["keep", "reset", "scale"]
 
 
 class FusionTable(NamedTuple):
-    """How much of (the inner update, the outer update) a weight keeps, in each of four cases.
+    """The shares of the inner and the outer update that a weight keeps, in each of four cases.
 
-    The case says to whom the weight is important: to both sides, to one of them, or to neither.
+    A weight is important to both sides, only to the inner or the outer one, or to neither.
     """
 
     both: tuple[float, float]
@@ -28,7 +28,7 @@ class FusionTable(NamedTuple):
 
 
 class Soft(NamedTuple):
-    """In place of a table: how much is kept follows from both scores, see `fuse_softly`."""
+    """Replaces the table: the shares are computed from both scores, see `fuse_softly`."""
 
     temperature: float
 
@@ -42,21 +42,24 @@ def fuse(
     outer_mask: Tensor,
     table: FusionTable,
 ) -> Tensor:
-    """Start + w_inner (inner - start) + w_outer (outer - inner), with w of the case of each weight.
+    """Start + w_inner (inner - start) + w_outer (outer - inner), by the case of each weight.
 
-    `start` are the weights at the start of a round, `inner` those after its steps on the new task,
-    and `outer` those after the further steps on memory. The result is always a new tensor. If w is
-    0 or 1 it selects: (1, 1) gives `outer`, (1, 0) `inner` and (0, 0) `start`, bit for bit.
+    `start` are the weights at the start of a round, `inner` those after the steps on the new task,
+    and `outer` those after the steps on memory. The result is always a new tensor. (1, 1) gives
+    exactly `outer`, (1, 0) exactly `inner` and (0, 0) exactly `start`.
     """
-    moved = {pair: _moved(start, inner, outer, *pair) for pair in set(table)}
-    both, only_inner, only_outer, neither = (moved[pair] for pair in table)
+    updated = {
+        (w_inner, w_outer): _updated(start, inner, outer, w_inner, w_outer)
+        for w_inner, w_outer in set(table)
+    }
+    both, only_inner, only_outer, neither = (updated[pair] for pair in table)
     fused = torch.where(outer_mask, only_outer, neither)
     fused_if_inner = torch.where(outer_mask, both, only_inner)
     return torch.where(inner_mask, fused_if_inner, fused, out=fused)
 
 
-def _moved(start: Tensor, inner: Tensor, outer: Tensor, w_inner: float, w_outer: float) -> Tensor:
-    """One case of the table applied to every weight, in as few kernels as it allows."""
+def _updated(start: Tensor, inner: Tensor, outer: Tensor, w_inner: float, w_outer: float) -> Tensor:
+    """One case of the table, applied to every weight with as few kernels as possible."""
     if w_inner == w_outer:
         return _between(start, outer, w_inner)  # the two updates add up to outer - start
     if w_outer == 0:
@@ -68,7 +71,7 @@ def _moved(start: Tensor, inner: Tensor, outer: Tensor, w_inner: float, w_outer:
 
 
 def _between(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """A + weight (b - a). It selects at 0 and 1, where lerp would turn -0.0 into 0.0."""
+    """Compute a + weight (b - a), exactly for 0 and 1, where lerp would turn -0.0 into 0.0."""
     return a if weight == 0 else b if weight == 1 else torch.lerp(a, b, weight)
 
 
@@ -81,12 +84,12 @@ def fuse_softly(
     outer_scores: Tensor,
     temperature: float,
 ) -> Tensor:
-    """As `fuse`, but w follows from how much more important a weight is to one side:
+    """As `fuse`, but with w computed from how much more important a weight is to one side:
 
         w_inner = e^(a/T) / (e^(a/T) + e^(b/T)),   w_outer = 1 - w_inner
 
     where a and b are the inner and outer scores, each shifted and scaled to 0..1 over all weights
-    (scores that are all equal become 0). As T -> infinity, every weight takes half of both updates.
+    (scores that are all equal become 0). As T -> infinity, every weight keeps half of each update.
     """
     w_inner = (unit_range(inner_scores) - unit_range(outer_scores)).div_(temperature).sigmoid_()
     # start + w (inner - start) + (1 - w) (outer - inner)
@@ -102,7 +105,7 @@ def case_shares(inner_mask: Tensor, outer_mask: Tensor) -> Tensor:
 
 
 def counts(masks: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-    """For each parameter, given their sizes: (its weights, how many of them are in each mask)."""
+    """[parameters, 1 + masks]: the size of each parameter, and its weights in each mask."""
     columns = [[piece.count_nonzero() for piece in mask.split(list(sizes))] for mask in masks]
     weights = torch.tensor(sizes, device=masks[0].device)
     return torch.stack([weights, *map(torch.stack, columns)], dim=1)
@@ -114,8 +117,8 @@ def after_fusion(
 ) -> None:
     """Apply the policy to Adam's first moments m after a fusion moved `reached` to `fused`.
 
-    keep   m is unchanged: it still pushes along the whole inner update.
-    reset  m = 0; the second moment stays.
+    keep   m is unchanged; it still contains the whole inner update.
+    reset  m = 0; the second moment is unchanged.
     scale  m *= clip(<fused - start, reached - start> / |reached - start|^2, 0, 1), the share of
            the inner update that the fusion kept.
     """

@@ -23,53 +23,55 @@ IMPORTANT = "important."  # the prefix of a parameter's name in the state
 
 @dataclass(eq=False)
 class RecurrentKIF(StandaloneMethod):
-    """Finds again and again which weights the new and the old tasks need, and fuses both updates.
+    """Identifies in short rounds which weights new and old tasks need, and fuses both updates.
 
-    A round: Q = `inner_steps` optimizer steps on the new task take the weights from t0 to tQ, then
-    S = `outer_steps` steps on memory, by an AdamW of their own, take them to tS. Each side smooths
+    In a round, Q = `inner_steps` optimizer steps on the new task change the weights from t0 to tQ;
+    then S = `outer_steps` steps on memory, by a second AdamW, change them to tS. Each side smooths
     the sensitivity |w g| of its gradients (before clipping, at the weights at which they were
-    taken) over its steps; the weights above the global `quantile` are important to that side. Then
+    computed) over its steps; the weights above the global `quantile` are important to that side.
+    Then
 
-        t0' = t0 + w_in (tQ - t0) + w_out (tS - tQ),   (w_in, w_out) = fusion[important to whom]
+        t0' = t0 + w_in (tQ - t0) + w_out (tS - tQ)
 
-    and the next round starts from t0'. The inner map starts afresh in each round, the outer one
-    lasts for the task. The last, shorter round is fused too. The first task is plain fine-tuning.
+    with (w_in, w_out) from `fusion`, and the next round starts from t0'. The inner map starts from
+    zero in each round, the outer one in each task. The last, shorter round is fused too. The first
+    task is plain fine-tuning.
 
-    The outer steps of a round have the mean rate of its inner steps, as these were taken, so both
-    sides move in the proportion of S to Q at any place of any schedule.
+    The outer steps of a round have the mean rate of its inner steps, so the ratio of the two
+    updates is S to Q at any point of any schedule.
 
     State: t0, two maps (four with the uncertainty) and the outer optimizer's two moments, each of
-    the trainable weights' size, O(1) in tasks. After the task only counts are kept: the shares of
-    the four cases by round, and how many weights of each parameter were important to either side.
-    Old rows: needed. Cost: S/Q more steps, 1.5 times the passes of `sequential`.
+    the trainable weights' size, O(1) in tasks. After the task only counts are stored: the shares of
+    the four cases in each round, and how many weights of each parameter were important to either
+    side. Old rows: needed. Cost: S/Q more steps, 1.5 times the passes of `sequential`.
 
     It is also a callback of any `transformers.Trainer`, including SFTTrainer:
-    `RecurrentKIF(memory=...)`, with a dataset of features or raw rows, or one for each task by its
-    name (docs/trl.md).
+    `RecurrentKIF(memory=...)`, with a dataset of features or raw rows, or a mapping of task names
+    to datasets (docs/trl.md).
 
     Args:
-        inner_steps: Q, steps on the new task in a round.
-        outer_steps: S, steps on memory in a round.
-        quantile: share of the weights that are not important, 0 to 1.
-        fusion: (w_in, w_out) for weights important to `both`, `inner`, `outer` or `neither`;
-            null is the paper's. {soft: T}: w_in = 1 - w_out = e^(a/T) / (e^(a/T) + e^(b/T)), where
-            a and b are the inner and outer score of the weight, scaled to 0..1.
-        refresh: whether the outer map is updated after the task's first round. If not, the needs of
-            the old tasks are those found in that round (a control, the paper's ablation).
+        inner_steps: Q, the steps on the new task in a round.
+        outer_steps: S, the steps on memory in a round.
+        quantile: the share of the weights that are not important, 0 to 1.
+        fusion: (w_in, w_out) for weights important to `both`, `inner`, `outer` or `neither`; null
+            uses the paper's. {soft: T}: w_in = 1 - w_out = e^(a/T) / (e^(a/T) + e^(b/T)), where a
+            and b are the inner and outer score of the weight, scaled to 0..1.
+        refresh: whether the outer map is updated after the first round of a task. If not, the map
+            of that round is used throughout (the paper's ablation, as a control).
         score: `sensitivity`, or `sensitivity_uncertainty` (times the smoothed deviation).
-        beta_inner: smoothing of the inner map, 0 (none) to 1.
-        beta_outer: smoothing of the outer map.
-        beta_uncertainty: smoothing of the deviation of both maps.
-        outer_learning_rate: of the memory steps; null is the training's own.
+        beta_inner: the smoothing of the inner map, 0 (none) to less than 1.
+        beta_outer: the smoothing of the outer map.
+        beta_uncertainty: the smoothing of the deviation of both maps.
+        outer_learning_rate: the rate of the memory steps; null uses that of the training.
         outer_schedule: `inner` (the rate times the mean of the training's schedule over the steps
             of the round) or `constant`.
-        outer_batch_size: remembered rows in a memory step; null is as many as a full step of the
-            training has, over all its processes.
-        outer_optimizer: `own`; or `shared`, where the training's optimizer takes the memory steps
-            at the mean rate of the round, so that its moments mix both sides. This is a control; it
-            is a fault of the released code.
-        momentum: of the inner optimizer at a fusion: `keep`, `reset`, or `scale` (the first moment
-            by the share of tQ - t0 that was kept).
+        outer_batch_size: the number of remembered rows in a memory step; null uses that of a full
+            training step, over all processes.
+        outer_optimizer: `own`, or `shared`: the training's optimizer takes the memory steps, at the
+            mean rate of the round, and its moments mix both sides. This is a control, for a fault
+            of the released code.
+        momentum: what happens to the inner optimizer's first moment at a fusion: `keep`, `reset`,
+            or `scale` (multiplied by the share of tQ - t0 that the fusion kept).
     """
 
     family: ClassVar[Family] = "recurrent fusion"
@@ -84,7 +86,7 @@ class RecurrentKIF(StandaloneMethod):
     inner_steps: int = 8
     outer_steps: int = 4
     quantile: float = 0.8
-    fusion: dict = None  # type: ignore[assignment]  # the paper's
+    fusion: dict = None  # type: ignore[assignment]  # that of the paper
     refresh: bool = True
     score: Literal["sensitivity", "sensitivity_uncertainty"] = "sensitivity"
     beta_inner: float = 0.55
@@ -116,7 +118,7 @@ class RecurrentKIF(StandaloneMethod):
         if (rate is not None and rate < 0) or (rows is not None and rows < 1):
             raise PerdureError(
                 "recurrent_kif: needs outer_learning_rate >= 0 and outer_batch_size >= 1, got "
-                f"{rate} and {rows}; null is the training's"
+                f"{rate} and {rows}; null uses those of the training"
             )
 
     @property
@@ -124,9 +126,10 @@ class RecurrentKIF(StandaloneMethod):
         return self.inner_steps
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
-        self.shares: list[Tensor] = []  # of the four cases, an entry a round
-        self.important: dict[str, Tensor] = {}  # (weights, inner, outer) of a parameter, summed
-        self.inner_rates = Rates()  # of the round
+        self.shares: list[Tensor] = []  # of the four cases, one entry for each round
+        # By parameter: [weights, important to inner, important to outer], summed over the rounds.
+        self.important: dict[str, Tensor] = {}
+        self.inner_rates = Rates()  # of the current round
         self.running = False
         return super().begin_task(model, context)
 

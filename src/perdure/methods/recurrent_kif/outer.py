@@ -1,4 +1,4 @@
-"""The outer steps: steps on memory between the Trainer's steps, with an optimizer of their own."""
+"""The outer steps: steps on memory between the Trainer's steps, with a separate optimizer."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,21 +18,21 @@ ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
 class OuterLearner:
-    """Takes steps on memory, and leaves the moments of the training's optimizer as they are.
+    """Takes steps on memory without changing the moments of the training's optimizer.
 
     Its AdamW has the betas of the training and no weight decay. If the training's parameter groups
-    begin with different rates, it has a group for each of these rates.
+    have different initial rates, it has one group for each of these rates.
 
     Args:
         engine: takes the steps.
-        context: the task's; it has the memory and the seed of the steps.
+        context: the task's context, with the memory and the seed of the steps.
         args: the training's arguments.
         training: the training's optimizer.
-        steps: number of steps in a round.
-        rate: learning rate; None is the training's, group by group.
-        constant: whether the rate is constant, or follows the training's schedule.
-        rows: remembered rows in a step, fewer if the memory has fewer; None is as many as a full
-            step of the training has.
+        steps: the number of steps in a round.
+        rate: the learning rate; None uses that of each of the training's groups.
+        constant: whether the rate is constant or follows the training's schedule.
+        rows: the number of remembered rows in a step, or all if the memory has fewer; None uses
+            that of a full training step.
         shared: whether the training's optimizer takes these steps too, at its own rates.
     """
 
@@ -54,34 +54,31 @@ class OuterLearner:
         self.rows = rows or rows_of_a_step(args)
         self.initial = initial_rates_of(training)  # by group of the training's optimizer
         self.groups = _groups(engine.parameters, training, self.initial)
-        betas = (args.adam_beta1, args.adam_beta2)
-        self.optimizer: Optimizer = (
-            training
-            if shared
-            else torch.optim.AdamW(
+        self.optimizer: Optimizer = training
+        if not shared:
+            self.optimizer = torch.optim.AdamW(
                 [{"params": parameters} for parameters in self.groups.values()],
-                args.learning_rate,
-                betas,
-                args.adam_epsilon,
+                lr=args.learning_rate,
+                betas=(args.adam_beta1, args.adam_beta2),
+                eps=args.adam_epsilon,
                 weight_decay=0,
             )
-        )
 
     def learn(self, number: int, inner: Sequence[float], inspect: Callable[[], Any]) -> None:
-        """Take the steps of round `number`, from 0.
+        """Take the steps of round `number`, counted from 0.
 
         `inner` are the mean rates of the round's steps on the new task, one for each parameter
-        group of the training's optimizer. `inspect` is called in each step when its gradients are
-        complete and not clipped yet.
+        group of the training's optimizer. `inspect` is called in each step when the gradients are
+        complete but not clipped yet.
         """
-        before = [group["lr"] for group in self.optimizer.param_groups]
+        previous_rates = [group["lr"] for group in self.optimizer.param_groups]
         _set_rates(self.optimizer, inner if self.shared else self._rates(inner))
         for i in range(number * self.steps, (number + 1) * self.steps):
             rows = self.context.memory.step(i, self.rows)
             seed = derive(self.context.seed, "recurrent_kif", i)
             self.engine.fit_step(rows, self.optimizer, seed, inspect)
-        if self.shared:  # the training's schedule goes on from the rates that it has set
-            _set_rates(self.optimizer, before)
+        if self.shared:  # restore the rates that the training's schedule has set
+            _set_rates(self.optimizer, previous_rates)
 
     def _rates(self, inner: Sequence[float]) -> list[float]:
         """The rates of this optimizer's groups, given the mean rates of the training's groups."""
@@ -104,7 +101,7 @@ class OuterLearner:
         return {"initial_rates": initial, **adam_tensors(self.optimizer, self.engine.parameters)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        if "initial_rates" in state:  # not every scheduler leaves them with the optimizer
+        if "initial_rates" in state:  # not every scheduler stores them in the optimizer
             self.initial = state["initial_rates"].tolist()
         load_adam_tensors(self.optimizer, self.engine.parameters, state)
 
@@ -141,8 +138,8 @@ def load_adam_tensors(
 ) -> None:
     """The inverse of `adam_tensors`; tensors with other names are ignored.
 
-    The moments are moved to the devices of their parameters; the step stays on the CPU, where torch
-    keeps it.
+    The moments are moved to the devices of their parameters; the step stays on the CPU, as in
+    torch.
     """
     for i, p in enumerate(parameters):
         for key in ADAM_STATE:

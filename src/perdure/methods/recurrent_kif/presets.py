@@ -1,7 +1,8 @@
-"""The keywords of Recurrent-KIF as its two sources give them.
+"""The keywords of Recurrent-KIF according to its two sources.
 
-`paper` is the paper. `release` has the fusion table, betas, score and learning rate of the released
-code, but not its faults. OPEN says what a source leaves open and why our value was chosen.
+`paper` follows the paper. `release` has the fusion table, betas, score and learning rate of the
+released code, but not its faults. OPEN lists what a source leaves open, with the reason for our
+value.
 """
 
 from typing import Any
@@ -40,8 +41,8 @@ RECURRENT_KIF: dict[str, dict[str, Any]] = {
     },
 }
 
-# What the sources train with, to copy into `training:`; a preset does not set it. The paper does
-# not give it; that of the release is from its script for T5-large.
+# The sources' settings of `training:`, which users can copy; a preset does not set them. The paper
+# does not give any; those of the release are from its script for T5-large.
 TRAINING: dict[str, dict[str, Any]] = {
     "paper": {},
     "release": {
@@ -57,13 +58,13 @@ TRAINING: dict[str, dict[str, Any]] = {
 
 OPEN: dict[str, dict[str, str]] = {
     "paper": {
-        "beta_uncertainty": "its score has no uncertainty; unused",
-        "outer_learning_rate": "not given; null takes the training's own",
+        "beta_uncertainty": "not used, as the score has no uncertainty",
+        "outer_learning_rate": "not given; null uses that of the training",
         "outer_schedule": "not given; both sides decay together",
-        "outer_batch_size": "not given; null takes the training's own",
-        "momentum": "not given; the inner optimizer goes on",
+        "outer_batch_size": "not given; null uses that of the training",
+        "momentum": "not given; the inner optimizer keeps its moments",
     },
     "release": {
-        "outer_schedule": "the warm-up in its code is never stepped, which leaves the rate at zero",
+        "outer_schedule": "its code never advances the warm-up, which leaves the rate at zero",
     },
 }

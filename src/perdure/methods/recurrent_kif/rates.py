@@ -1,8 +1,8 @@
 """The learning rates with which the training's optimizer steps were taken.
 
-In `on_step_end` the scheduler has moved on: `lr_scheduler.get_last_lr()` is the rate of the next
+In `on_step_end` the scheduler has advanced: `lr_scheduler.get_last_lr()` is the rate of the next
 step, which is 0 at the end of a decay. In `on_optimizer_step` the optimizer still has the rate of
-the step it took, in Perdure's engine and in any other Trainer.
+the step that it took, in Perdure's engine and in any other Trainer.
 """
 
 from statistics import fmean
@@ -26,25 +26,25 @@ class Rates:
     """The rates of the steps since the last `clear`: a list for each step, by parameter group.
 
     A method calls `record` in its `on_optimizer_step`, and stores `state_dict` with its own state,
-    so that a resumed run has the same mean as one that was not stopped.
+    so that a resumed run has the same mean as one that was never stopped.
     """
 
     def __init__(self):
         self.steps: list[list[float]] = []
 
     def record(self, optimizer: Any) -> None:
-        """Add the step that the optimizer has just taken; call it in `on_optimizer_step`."""
+        """Add the rates of the step just taken; to be called in `on_optimizer_step`."""
         self.steps.append(rates_of(optimizer))
 
     def clear(self) -> None:
         self.steps = []
 
     def mean(self) -> list[float]:
-        """The mean rate of each parameter group over the recorded steps, of which there is one."""
+        """The mean rate of each parameter group over the recorded steps (at least one)."""
         return [fmean(rates) for rates in zip(*self.steps, strict=True)]
 
     def last(self) -> list[float]:
-        """The rate of each parameter group in the last step recorded."""
+        """The rate of each parameter group in the last recorded step."""
         return self.steps[-1]
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ def table_of(setting: dict[str, Any]) -> FusionTable | Soft:
 class Rounds:
     """The weights at the start of the round, the importance maps of both sides, and the fusion.
 
-    The inner map starts afresh with each round, the outer one lasts for the task.
+    The inner map starts from zero in each round, the outer one in each task.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class Rounds:
         self.outer = Importance.zeros(self.start, score)
 
     def observe(self, maps: Importance, beta: float) -> None:
-        """Add the present gradients and weights to the inner or the outer map."""
+        """Update the inner or the outer map with the current gradients and weights."""
         weights = flatten(self.parameters)
         gradients = importance.flatten_gradients(self.parameters)
         if not importance.update(maps, weights, gradients, beta, self.beta_uncertainty):
-            warnings.warn("recurrent_kif: a gradient is not finite, left out", stacklevel=2)
+            warnings.warn("recurrent_kif: skipped a gradient that is not finite", stacklevel=2)
 
     def fuse(self, reached: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Fuse the update up to `reached` (inner) with that from there to now (outer).
+        """Fuse the inner update, up to `reached`, with the outer update, which came after it.
 
         Returns:
             The fused weights, which are also written to the parameters; the shares of the four
@@ -78,12 +78,25 @@ class Rounds:
         inner_scores, outer_scores = importance.score(self.inner), importance.score(self.outer)
         inner_mask = important(inner_scores, self.quantile)
         outer_mask = important(outer_scores, self.quantile)
-        steps = (self.start, reached, flatten(self.parameters))
+        outer = flatten(self.parameters)
         if isinstance(self.table, Soft):
-            temperature = self.table.temperature
-            fused = fusion.fuse_softly(*steps, inner_scores, outer_scores, temperature)
+            fused = fusion.fuse_softly(
+                self.start,
+                inner=reached,
+                outer=outer,
+                inner_scores=inner_scores,
+                outer_scores=outer_scores,
+                temperature=self.table.temperature,
+            )
         else:
-            fused = fusion.fuse(*steps, inner_mask, outer_mask, self.table)
+            fused = fusion.fuse(
+                self.start,
+                inner=reached,
+                outer=outer,
+                inner_mask=inner_mask,
+                outer_mask=outer_mask,
+                table=self.table,
+            )
         importance.write_back(fused, self.parameters)
         counts = fusion.counts([inner_mask, outer_mask], [p.numel() for p in self.parameters])
         return fused, fusion.case_shares(inner_mask, outer_mask).cpu(), counts.cpu()

@@ -1,6 +1,6 @@
 """How much a model's answers depend on each weight: the diagonal Fisher information and others.
 
-None of the measures looks at the labels of the rows.
+None of these measures uses the labels of the rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,9 +24,9 @@ def fisher(engine: Engine, model: nn.Module, rows: Sequence[Features], seed: int
     """The diagonal of the Fisher information: E_x E_{y ~ p(y|x)} (d log p(y|x) / dw)^2.
 
     The labels y are drawn from the model, each token given the true text before it. With the
-    training labels, the gradient vanishes where they are fitted, and so would the estimate. log p
-    is summed over a row's tokens. Rows are taken one at a time, so the result does not depend on
-    the batch size.
+    training labels, the gradient vanishes where the model fits them, and so would the estimate.
+    log p is summed over a row's tokens. Rows are processed one at a time, so the result does not
+    depend on the batch size.
     """
 
     def likelihood(batch: Batch, outputs: Any, i: int) -> Tensor:
@@ -34,20 +34,20 @@ def fisher(engine: Engine, model: nn.Module, rows: Sequence[Features], seed: int
         labels = sampled(logits.detach(), derive(seed, "label", i))
         return nn.functional.cross_entropy(logits, labels, reduction="sum")
 
-    return _mean(engine, model, rows, seed, likelihood, torch.square)
+    return _mean(engine, model, rows, seed, loss=likelihood, function=torch.square)
 
 
 def sensitivity(engine: Engine, model: nn.Module, rows: Sequence[Features], seed: int) -> Named:
-    """E_x |d ||f(x)||^2 / dw|, with f the logits less their mean, averaged over a row's places.
+    """E_x |d ||f(x)||^2 / dw|, with f the logits minus their mean, averaged over a row's positions.
 
-    Adding one number to all logits does not change the softmax, so their mean is subtracted.
+    The mean is subtracted because the softmax does not depend on it.
     """
 
     def size(batch: Batch, outputs: Any, i: int) -> Tensor:
         logits = learned_logits(outputs.logits, batch["labels"], engine.kind)
         return (logits - logits.mean(-1, keepdim=True)).square().sum(-1).mean()
 
-    return _mean(engine, model, rows, seed, size, torch.abs)
+    return _mean(engine, model, rows, seed, loss=size, function=torch.abs)
 
 
 def relative(precision: Named) -> Named:
@@ -55,7 +55,7 @@ def relative(precision: Named) -> Named:
 
     The mean of a measured precision differs between bases, tasks and lengths of answers. After the
     division, a weight of average precision is pulled as by `l2` with the same strength, so one
-    strength can serve every base. A precision that is zero everywhere is returned unchanged.
+    strength works for every base. A precision that is zero everywhere is returned unchanged.
     """
     count = sum(tensor.numel() for tensor in precision.values())
     mean = sum(float(tensor.sum(dtype=torch.float64)) for tensor in precision.values()) / count
@@ -63,14 +63,14 @@ def relative(precision: Named) -> Named:
 
 
 def sampled(logits: Tensor, seed: int) -> Tensor:
-    """An index for each place, drawn from the softmax of its logits [places, vocabulary]."""
+    """An index for each position, drawn from the softmax of its logits [positions, vocabulary]."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)
     return drawn.flatten().to(logits.device)
 
 
 def drawn_rows(rows: Sequence[Features], count: int, seed: int) -> Sequence[Features]:
-    """`count` rows drawn without replacement, or all rows if there are not more."""
+    """Draw `count` rows without replacement, or all rows if there are fewer."""
     return limit_rows(rows, count, derive(seed, "rows"))
 
 
@@ -80,9 +80,9 @@ def _mean(
     rows: Sequence[Features],
     seed: int,
     loss: Callable[[Batch, Any, int], Tensor],
-    of: Callable[[Tensor], Tensor],
+    function: Callable[[Tensor], Tensor],
 ) -> Named:
-    """The mean over rows of `of` applied to the gradient of each row's loss.
+    """The mean over rows of a function of the gradient of each row's loss, such as its square.
 
     `loss` gets the row as a batch, the model's outputs on it, and the number of the row.
     """
@@ -95,5 +95,5 @@ def _mean(
 
         gradient = engine.side_gradient([row], derive(seed, "row", i), loss_of_row)
         for tensor, g in zip(total, gradient, strict=True):
-            tensor += of(g) / len(rows)
+            tensor += function(g) / len(rows)
     return dict(zip(names, total, strict=True))

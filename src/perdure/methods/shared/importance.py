@@ -1,9 +1,9 @@
-"""Which weights matter, and how two updates are fused by it: pure functions on flat fp32 buffers.
+"""Which weights are important to a task: pure functions on flat fp32 buffers.
 
-All trainable weights lie one after the other in one flat buffer of n values. So a score, a mask or
-a fusion takes a few kernels whatever the number of tensors, and one threshold is global over all
-of them. The mathematics is that of Recurrent-KIF, https://huggingface.co/papers/2502.17510. The
-functions know nothing of models, optimizers or rounds.
+All trainable weights are stored one after the other in one flat buffer of n values. So a score, a
+mask or a fusion needs a few kernels whatever the number of tensors, and one threshold applies to
+all of them. The mathematics is that of Recurrent-KIF, https://huggingface.co/papers/2502.17510. The
+functions do not depend on models, optimizers or rounds.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,9 +17,9 @@ from torch import Tensor
 
 ScoreKind = Literal["sensitivity", "sensitivity_uncertainty"]
 
-# How many values go into a histogram at once; bounds the temporaries to about 70 MB for any n.
+# How many values go into a histogram at once; it limits temporary tensors to about 70 MB for any n.
 CHUNK = 2**22
-HALF = 16  # bits of a 32-bit float that one histogram sees
+HALF = 16  # the bits of a 32-bit float that one histogram counts
 LOWER_HALF, WITHOUT_SIGN = 0xFFFF, 0x7FFF
 
 
@@ -34,7 +34,7 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def flatten_gradients(parameters: Sequence[Tensor]) -> Tensor:
-    """A new fp32 buffer with the gradients of all parameters, in order; None counts as zeros."""
+    """A new fp32 buffer with the gradients of all parameters, in order; None becomes zeros."""
     return flatten(
         [
             parameter.new_zeros(1).expand(parameter.numel())
@@ -57,7 +57,7 @@ def write_back(flat: Tensor, parameters: Sequence[Tensor]) -> None:
 
 
 class Importance(NamedTuple):
-    """Running maps over one flat buffer; `uncertainty` is None if the score does not use it."""
+    """Smoothed values for each weight of a buffer; `uncertainty` is None if the score has none."""
 
     sensitivity: Tensor
     uncertainty: Tensor | None
@@ -86,11 +86,11 @@ def update(
     Both maps start at zero without bias correction, because a common factor does not change a
     quantile mask.
 
-    `gradients` is used as scratch space and overwritten. If any sensitivity is not finite, nothing
-    is updated and False is returned (which waits once for the device).
+    `gradients` is overwritten. If any sensitivity is not finite, nothing is updated and False is
+    returned; the check synchronizes once with the device.
     """
     sensitivity = torch.mul(weights, gradients, out=gradients).abs_()
-    if not sensitivity.amax().isfinite():  # amax passes NaN on
+    if not sensitivity.amax().isfinite():  # amax returns NaN if there is one
         return False
     state.sensitivity.lerp_(sensitivity, 1 - beta_sensitivity)
     if state.uncertainty is not None:
@@ -115,13 +115,13 @@ def quantile_threshold(scores: Tensor, q: float) -> Tensor:
 
     This is the lower of the two neighbours between which `torch.quantile` interpolates. No score
     lies between the two, so `scores > threshold` is the same set for both, unless the interpolation
-    rounds up to the upper neighbour (or that one is infinite). q is read as the decimal number that
-    it prints as, and the index is computed exactly. `torch.quantile` rounds it to fp32, so that it
-    can take one score more or less as n nears its limit of 2^24. Here n has no limit.
+    rounds up to the upper neighbour (or that one is infinite). The index is computed exactly, from
+    the decimal digits of q. `torch.quantile` rounds it to fp32, so that it can be off by one as n
+    approaches its limit of 2^24. Here n has no limit.
 
-    The bits of non-negative floats, read as integers, have the same order as the floats. So one
-    histogram of the upper 16 bits finds the bin of the value, and one of the lower 16 bits of that
-    bin's members finds the value. Ties, denormals and infinities need no special treatment.
+    The bits of non-negative floats, read as integers, have the same order as the floats. So a
+    histogram of the upper 16 bits finds the bin of the value, and a histogram of the lower 16 bits
+    of that bin's members finds the value. Ties, denormals and infinities need no special treatment.
     `kthvalue` and numpy's `partition` are exact too, but slower (benchmarks/quantile.py), and both
     copy all n values.
 
@@ -134,7 +134,7 @@ def quantile_threshold(scores: Tensor, q: float) -> Tensor:
     """
     if scores.numel() == 0 or not 0 <= q <= 1:
         raise ValueError(f"need scores and 0 <= q <= 1, got {scores.numel()} scores and q = {q}")
-    if not scores.amin() >= 0:  # amin passes NaN on
+    if not scores.amin() >= 0:  # amin returns NaN if there is one
         raise ValueError("scores must be >= 0 and not NaN")
     index = int(Fraction(str(q)) * (scores.numel() - 1))
     chunks = scores.view(torch.int32).split(CHUNK)

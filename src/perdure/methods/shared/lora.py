@@ -20,14 +20,14 @@ class Factors(NamedTuple):
 
 
 def layers(model: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
-    """The modules that carry LoRA, by name, in the model's order."""
+    """The modules that have LoRA, with their names, in the model's order."""
     for name, module in model.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
 
 
 def factors(model: nn.Module, adapter: str = "default") -> dict[str, Factors]:
-    """The factors of one adapter, by the name of the layer that they adapt."""
+    """The factors of one adapter, by the name of the adapted layer."""
     return {
         name: Factors(
             layer.lora_A[adapter].weight,  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A few steps on remembered rows that train only the modules which the task changed most.
+"""A few steps on remembered rows that train only the modules that the task changed most.
 
 `fpf` takes them once, after a task; `k_fpf` takes them several times during it.
 """
@@ -50,10 +50,10 @@ class MemorySteps:
 
     Args:
         method: the name of the method, for messages and seeds.
-        share: of the modules that are trained, above 0 to 1, rounded down; at least one is.
+        share: the share of the modules to train, above 0 to 1, rounded down to at least one module.
         steps: how many steps are taken each time, >= 0.
-        rows: remembered rows in a step; None is as many as a full step of the training has.
-        rate: a constant learning rate, above 0; None is the training's, with its schedule.
+        rows: the number of remembered rows in a step; None uses that of a full training step.
+        rate: a constant learning rate, above 0; None uses the training's, with its schedule.
 
     Raises:
         PerdureError: a value is out of its range.
@@ -74,7 +74,8 @@ class MemorySteps:
             )
         if rate is not None and rate <= 0:
             raise PerdureError(
-                f"{self.method}: learning_rate must be above 0, got {rate}; null is the training's"
+                f"{self.method}: learning_rate must be above 0, got {rate}; null uses the "
+                "training's"
             )
 
     def run(
@@ -86,20 +87,20 @@ class MemorySteps:
         number: int,
         rates: dict[int, float] | None = None,
     ) -> None:
-        """Take the steps, for the `number`-th time in the task, from 0.
+        """Take the steps.
 
-        The other modules get no gradient, so they do not count in clipping and keep their bits. The
-        AdamW is a new one each time and has no weight decay; the Trainer's optimizer and its
-        moments stay as they are.
+        The other modules get no gradient, so they do not count in clipping and do not change. Each
+        call uses a new AdamW without weight decay; the Trainer's optimizer and its moments do not
+        change.
 
         Args:
             engine: takes the steps.
-            context: of the task: its memory, and the seed.
+            context: the task's context, with the memory and the seed.
             model: the model.
             start: the weights with which the task began.
-            number: how many times the steps were taken before.
-            rates: the learning rate of each parameter, by its `id`, in the training's step before
-                these. None after the training, when its schedule is over: the steps then go through
+            number: how many times the steps were taken before in this task.
+            rates: the learning rate of each parameter, by its `id`, in the training step before
+                these. None after training, when the schedule has ended: these steps then go through
                 the same schedule once more.
         """
         args, parameters = engine.args, trained(model)
@@ -124,7 +125,7 @@ class MemorySteps:
             weight_decay=0,
         )
         constant = rates is not None or self.rate is not None
-        factor = _constant if constant else _schedule(args, optimizer, self.steps)
+        factor = _constant if constant else _schedule(args, optimizer, self.steps)  # on the rate
         row_count = self.rows or rows_of_a_step(args)
         for i in range(self.steps):
             for group, rate in zip(optimizer.param_groups, by_rate, strict=True):
@@ -142,9 +143,9 @@ def _constant(step: int) -> float:
 def _schedule(
     args: TrainingArguments, optimizer: torch.optim.Optimizer, steps: int
 ) -> Callable[[int], float]:
-    """The factor on the rate in each step by the training's schedule, without its warmup.
+    """The training's schedule without warmup, as the factor on the rate in each step.
 
-    It is 1 for a schedule that follows a metric and not the steps.
+    It is 1 for a schedule that depends on a metric instead of the steps.
     """
     schedule = get_scheduler(
         args.lr_scheduler_type,

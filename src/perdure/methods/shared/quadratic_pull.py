@@ -3,7 +3,7 @@
     penalty    strength / 2 sum_j precision_j (w_j - centre_j)^2
     gradient   strength (precision w - moment),   moment = precision centre
 
-`L2`, `EWC`, `MAS` and `SI` differ in the precision alone.
+`L2`, `EWC`, `MAS` and `SI` differ only in the precision.
 """
 
 from typing import Any, ClassVar, Literal
@@ -17,28 +17,28 @@ from perdure.train.parameters import Named, trained
 
 
 class Parabola:
-    """The sum of the penalties of all tasks without its strength, which is one parabola.
+    """The sum of the penalties of all tasks, without the strength; it is one parabola.
 
-    The tensors go by the names of the parameters. Where a parameter has grown since (an encoder's
+    The tensors are named after the parameters. If a parameter has grown since then (an encoder's
     head), its new rows are not pulled.
 
     Args:
         moment: precision times centre, summed over the tasks.
-        precision: summed over the tasks; None is 1 for every weight.
+        precision: the precision, summed over the tasks; None means 1 for every weight.
     """
 
     def __init__(self, moment: Named, precision: Named | None):
         self.moment, self.precision = moment, precision
 
     def add(self, precision: Named, centre: Named) -> None:
-        """Add a parabola of its own, with its own centre."""
+        """Add the parabola of a new task, with its own centre."""
         assert self.precision is not None
         for name, new in precision.items():
             self.precision[name] = _sum(self.precision.get(name), new)
             self.moment[name] = _sum(self.moment.get(name), new * centre[name])
 
     def move(self, precision: Named, centre: Named, decay: float) -> None:
-        """Move the parabola to `centre`; its precision is decayed, and the new one is added."""
+        """Move the parabola to `centre`, decay its precision, and add the new one."""
         assert self.precision is not None
         for name, new in precision.items():
             old = self.precision.get(name)
@@ -52,7 +52,7 @@ class Parabola:
             if name not in self.moment or p.grad is None:
                 continue
             moment = self.moment[name].to(p.device)
-            rows = len(moment)  # fewer than those of p where p has grown
+            rows = len(moment)  # fewer than the rows of p if p has grown
             weighted = p[:rows]
             if self.precision is not None:
                 weighted = self.precision[name].to(p.device) * weighted
@@ -60,7 +60,7 @@ class Parabola:
 
 
 def _sum(old: Tensor | None, new: Tensor) -> Tensor:
-    """Old + new, where new may have more rows."""
+    """The sum of two tensors, of which the new one may have more rows."""
     total = new.clone()
     if old is not None:
         total[: len(old)] += old.to(new.device)
@@ -68,20 +68,20 @@ def _sum(old: Tensor | None, new: Tensor) -> Tensor:
 
 
 class QuadraticPull(Method):
-    """A method that is a precision, measured at the end of each task, and a centre.
+    """A method that consists of a precision, measured at the end of each task, and a centre.
 
-    The gradient of the penalty is added in closed form, once an optimizer step and before clipping,
-    so it does not depend on how a batch is accumulated. The centre is made of the weights with
-    which the next task begins (`Engine.next_start`), whatever other methods make of them.
+    The gradient of the penalty is added in closed form, once in each optimizer step and before
+    clipping, so it does not depend on gradient accumulation. The centre is the weights with which
+    the next task begins (`Engine.next_start`), after the changes by other methods.
 
-    A subclass overrides `measure_precision`. `uniform` says that it has none: every weight is
-    pulled alike, and the stored state is the centre, under the names of the parameters. Otherwise
-    the state is `p.NAME` (the precision) and `m.NAME` (precision times centre), two tensors for
-    each trained parameter, whatever the number of tasks.
+    A subclass overrides `measure_precision`, or sets `uniform`: then every weight is pulled with
+    the same strength, and the stored state is the centre, under the names of the parameters.
+    Otherwise the state is `p.NAME` (the precision) and `m.NAME` (precision times centre), two
+    tensors for each trained parameter, whatever the number of tasks.
 
     Args:
-        strength: of the pull, >= 0; 0 changes no bit of the training.
-        decay: factor on the precision of the earlier tasks when a task is added, 0 to 1.
+        strength: the strength of the pull, >= 0; with 0, training is bitwise unchanged.
+        decay: the factor on the precision of the earlier tasks when a task is added, 0 to 1.
         centre: `newest` pulls towards the newest weights, with the precisions of all tasks added
             up; `each` keeps the centre of each task.
 
@@ -109,7 +109,7 @@ class QuadraticPull(Method):
         self.strength, self.decay, self.centre = strength, decay, centre
 
     def measure_precision(self, model: nn.Module) -> Named:
-        """How strongly each trained weight is to be pulled, for the task that has just ended."""
+        """How strongly each trained weight is pulled on behalf of the task that has just ended."""
         raise NotImplementedError
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Which old rows stand in each micro-batch, where a number of them is learned in every epoch."""
+"""Which old rows are in each micro-batch, if a number of them is learned in every epoch."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,15 +13,16 @@ from perdure.train.memory import Memory
 class RehearsalSchedule:
     """Spreads a number of old rows evenly over the new rows of an epoch.
 
-    Of M old rows, floor(n M / N) stand beside the first n of N new rows. So an optimizer step has
-    the same old rows however it is divided into micro-batches and processes, the numbers of old
-    rows of full micro-batches differ by at most one, and the last old row comes with the end of the
-    epoch. Each epoch has an order of its own, in which no row comes again before all have come. A
-    draw depends on (seed, micro-batch) only, so a resumed run needs no stored state.
+    Of M old rows, floor(n M / N) are learned with the first n of N new rows. So an optimizer step
+    has the same old rows however it is divided into micro-batches and processes, the numbers of old
+    rows in full micro-batches differ by at most one, and the last old row is in the last
+    micro-batch of the epoch. Each epoch has its own order, in which no row is repeated before all
+    rows were drawn. A draw depends only on (seed, micro-batch), so a resumed run needs no stored
+    state.
 
     Args:
         rows: the old rows to draw from, as features.
-        seed: of the orders.
+        seed: the seed of the orders.
         args: the training's arguments; every process makes the same schedule.
         loader: the training's DataLoader.
     """
@@ -37,11 +38,11 @@ class RehearsalSchedule:
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)
 
     def epoch(self, batch: int) -> int:
-        """The epoch, from 0, of a micro-batch, counted as `Method.rehearse` counts them."""
+        """The epoch, from 0, of a micro-batch, numbered as in `Method.rehearse`."""
         return batch // self.batches
 
     def draw(self, batch: int, count: int) -> list[dict[str, Any]]:
-        """The old rows for one micro-batch, where its epoch has `count` old rows in all."""
+        """The old rows of one micro-batch, if its epoch has `count` old rows in all."""
         if not self.rows:
             return []
         first_new = batch % self.batches * self.size

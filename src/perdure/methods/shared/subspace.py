@@ -17,7 +17,7 @@ def without(vectors: Tensor, basis: Tensor) -> Tensor:
 
 
 def complement(basis: Tensor) -> Tensor:
-    """Orthonormal columns of all that is orthogonal to `basis` [d, k]: [d, d - k]."""
+    """Orthonormal columns [d, d - k] of the complement of `basis` [d, k]."""
     return torch.linalg.qr(basis, mode="complete").Q[:, basis.shape[1] :]
 
 
@@ -30,18 +30,18 @@ def leading(moment: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
         which add up to ||Q^T C||^2.
     """
     part = _wide(space).mT @ _wide(moment)
-    energies, turn = torch.linalg.eigh(part @ part.mT)
-    return (_wide(space) @ turn.flip(1)).to(space), energies.flip(0).clamp(min=0)
+    energies, rotation = torch.linalg.eigh(part @ part.mT)
+    return (_wide(space) @ rotation.flip(1)).to(space), energies.flip(0).clamp(min=0)
 
 
 class Span(NamedTuple):
-    """A subspace, given by a basis of it or, if `outside`, by a basis of its complement."""
+    """A subspace, given by a basis or, if `outside`, by a basis of its complement."""
 
     basis: Tensor
     outside: bool = False
 
     def free(self) -> Tensor:
-        """Orthonormal columns of all that is orthogonal to it."""
+        """Orthonormal columns of the complement of the subspace."""
         return self.basis if self.outside else complement(self.basis)
 
 
@@ -57,11 +57,11 @@ def grown(span: Span, moment: Tensor, threshold: float) -> Span:
     new = min(int((held < threshold * total).sum()), len(energies))
     if 2 * (len(moment) - len(energies) + new) > len(moment):
         return Span(directions[:, new:].contiguous(), outside=True)
-    return Span(torch.cat([span.basis, directions[:, :new]], 1))
+    return Span(torch.cat([span.basis, directions[:, :new]], dim=1))
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """To fp64, because a few large inputs hold most of the energy.
+    """The tensor in fp64, because a few large inputs have most of the energy.
 
     Accelerators other than CUDA may lack fp64, so their tensors are moved to the CPU.
     """

@@ -1,4 +1,4 @@
-"""The old model as a teacher of the new one, on the batch that is being learned."""
+"""The old model as a teacher of the new one, on the current batch."""
 
 from typing import Any, Literal
 
@@ -18,11 +18,11 @@ Source = Literal["previous", "base"]
 
 
 class Teacher:
-    """The model as the stage before left it, or the base with its adapter off.
+    """The model with the weights of the previous stage, or the base with its adapter disabled.
 
     It shares all frozen weights with the student, and runs in evaluation mode without gradients. It
-    must be made in `begin_task`, where the weights are those of the stage before, also when a run
-    is resumed.
+    must be created in `begin_task`, where the weights are those of the previous stage, also when a
+    run is resumed.
     """
 
     def __init__(self, model: nn.Module, source: Source):
@@ -42,15 +42,15 @@ class Teacher:
         model.eval()
         _, outputs = task_loss(teacher, model, inputs, kind)  # type: ignore[arg-type]
         model.train(training)
-        for parameter, flag in flags:  # PEFT makes an adapter trainable when it switches it on
+        for parameter, flag in flags:  # PEFT makes an adapter trainable when it enables it
             parameter.requires_grad_(flag)
         return outputs
 
 
 class HeadInputs:
-    """The last input of the output head in a pass with gradients (`student`) and in one without.
+    """The last inputs of the output head, in the passes of the student and of the teacher.
 
-    The pass without gradients is the teacher's. A forward hook records both, until `close`.
+    The pass without gradients is the teacher's. A forward hook records both until `close`.
     """
 
     def __init__(self, model: nn.Module):
@@ -74,27 +74,27 @@ class HeadInputs:
 
 
 def head(model: Any) -> nn.Module:
-    """The output head; an adapter may be wrapped around it. Of an encoder, the pooling before it.
+    """The output head, which may be wrapped in an adapter; for an encoder, its pooling layer.
 
     Raises:
-        PerdureError: the model does not name its head.
+        PerdureError: the model has no `get_output_embeddings`.
     """
     module = model.pooled if isinstance(model, Classifier) else model.get_output_embeddings()
     if module is None:
-        raise PerdureError("base: it does not name its output head; distil its logits with lwf")
+        raise PerdureError("base: the model does not name its output head; use lwf, on its logits")
     return module
 
 
 def check_base(name: str, config: Config, logits_of: Kind | None = None) -> None:
-    """Refuse a base that cannot be the teacher.
+    """Refuse settings with which the base cannot be the teacher.
 
     `logits_of` is the kind of the model, if the method compares logits.
 
     Raises:
-        PerdureError: there is no adapter to switch off, or the base has no head.
+        PerdureError: there is no adapter to disable, or the base has no head.
     """
     if config.adapter is None or logits_of == "encoder":
         raise PerdureError(
-            f"{name}: teacher base switches an adapter off, and here is none or an encoder's head "
-            "that the base has not; take teacher previous"
+            f"{name}: teacher base needs an adapter that can be disabled, and logits, which an "
+            "encoder's base does not have; use teacher previous"
         )
