@@ -43,7 +43,7 @@ def test_a_stage_that_is_not_there(place, option):
 
 def test_stages_that_are_no_numbers(place):
     for given in ("one", "0-2", "0,,2", ""):
-        words = (f"--stages: {given!r} is no list of stages", "write it as 0,2,5")
+        words = (f"--stages: {given!r} is not a list of stages", "write it as 0,2,5")
         refused(place, "probe", "lineage", "colour.jsonl", "--stages", given, names=words)
 
 

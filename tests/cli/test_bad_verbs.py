@@ -138,7 +138,8 @@ def test_init_on_an_adapter(place):
 def test_a_training_of_its_own(place):
     learn = ("learn", "lineage", "more", "colour.jsonl")
     for setting in ("method=replay", "adapter.r=3", "seed=2"):
-        words = (f"{setting.partition('=')[0]}: is the lineage's", "training.learning_rate=1e-4")
+        key = setting.partition("=")[0]
+        words = (f"{key}: is set for the whole lineage", "training.learning_rate=1e-4")
         bad(place, *learn, setting, names=words)
     bad(place, *learn, "held-out.jsonl", names=("'held-out.jsonl'", "key=value"))
     words = ("task 'more'", "unknown key 'learning_rat'", "did you mean 'learning_rate'?")

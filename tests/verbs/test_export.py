@@ -221,7 +221,7 @@ def test_an_unknown_dtype_or_stage(place):
 @causal
 def test_on_the_command_line(place):
     told = perdure("export", "lineage", "out", "--stage", 1, "--dtype", "bfloat16")
-    assert told.out == "out: a plain model; its README.md holds the lines that load it\n"
+    assert told.out == "out: a plain model; its README.md shows how to load it\n"
     found = perdure("export", "lineage", "again", "--json").json
     assert found == {"lineage": "lineage", "model": "again"}
     assert verify("lineage") == []

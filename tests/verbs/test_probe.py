@@ -135,7 +135,7 @@ def test_held_out_texts_have_a_loss_and_are_cut_to_fit(place):
     assert (found["rows"], found["foils"], found["truncated"]) == (3, 1, 1)
     assert all(stage["loss"] > 0 and 0 <= stage["recall"] <= 1 for stage in found["stages"])
     write_rows(Path("texts.jsonl"), rows)
-    assert "3 rows, 1 foil, 1 cut to fit" in perdure("probe", "lineage", "texts.jsonl").out
+    assert "3 rows, 1 foil, 1 truncated" in perdure("probe", "lineage", "texts.jsonl").out
 
 
 @causal

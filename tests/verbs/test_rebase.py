@@ -136,7 +136,7 @@ def test_a_run_goes_on_once_its_settings_name_the_new_place(place):
 def test_on_the_command_line(place):
     shutil.copytree("base", "moved")
     told = perdure("rebase", "lineage", "moved")
-    assert told.out == "lineage: on base moved now, the same files by their sha256\n"
+    assert told.out == "lineage: now on base moved, whose files have the same sha256\n"
     shutil.copytree("base", "again")
     found = perdure("rebase", "lineage", "again", "--json").json
     assert found["base"]["name"] == "again"

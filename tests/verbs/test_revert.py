@@ -144,7 +144,7 @@ def test_what_is_refused(place):
 def test_on_the_command_line(place):
     told = perdure("revert", "lineage", "--to", 1)
     assert told.status == 0, told.err
-    assert "the newest stage is 1 now, it was 2" in told.out
+    assert "the newest stage is now 1, it was 2" in told.out
     assert "perdure revert lineage --to 2" in told.out
     log = perdure("log", "lineage", "--json").json
     assert [line["verb"] for line in log] == ["init", "learn", "learn", "revert"]

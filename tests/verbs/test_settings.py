@@ -211,7 +211,7 @@ def test_a_file_an_option_and_a_tasks_own_training_say_it_too(base, tmp_path):
     refused(
         tmp_path,
         *("learn", "new", "a", "a.jsonl", "learning_rate=1e-3"),
-        names=("learning_rate: is no key of a task; write training.learning_rate",),
+        names=("learning_rate: not a key of a task; write training.learning_rate",),
     )
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"grid": {"learning_rate": [1e-3]}}))
     refused(tmp_path, "compare", "grid.yaml", names=("grid: 'learning_rate'", place[0][-28:]))

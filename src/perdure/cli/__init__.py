@@ -1,4 +1,4 @@
-"""The command line. Nothing here imports torch: a verb does, once it has something to do."""
+"""The command line. It does not import torch; a verb does so when it has something to do."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -31,12 +31,12 @@ from perdure.places import where_it_goes
 
 
 RESUMED = ("learn", "run", "compare")
-SET = ("init", "learn", "run", "compare")  # the verbs that take settings
-UsageError: Any = typer.BadParameter.__base__  # of click, or of typer's own copy of it
+WITH_SETTINGS = ("init", "learn", "run", "compare")
+UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's copy of click
 
 
 class _Verbs(TyperGroup):
-    """Tells a mistake in one line with status 2, a stop at the keyboard with status 130."""
+    """Reports a user's mistake in one line with status 2, and an interrupt with status 130."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -47,7 +47,7 @@ class _Verbs(TyperGroup):
         except UsageError as error:
             option = getattr(error, "option_name", None)
             verb = ctx.invoked_subcommand
-            if verb is None:  # no verb of that name
+            if verb is None:  # there is no verb of that name, and typer reports it
                 raise
             if option is None:
                 reason = " ".join(error.format_message().split()).rstrip(".")
@@ -56,20 +56,20 @@ class _Verbs(TyperGroup):
                 complain(f"error: {verb}: {_no_option(error, option)}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            resumed = ctx.invoked_subcommand in RESUMED
-            goes_on = "; the same command goes on from here" if resumed else ""
-            complain(f"stopped{goes_on}")
+            can_resume = ctx.invoked_subcommand in RESUMED
+            hint = "; the same command goes on from here" if can_resume else ""
+            complain(f"stopped{hint}")
             raise typer.Exit(130) from None
 
 
 def _no_option(error: Any, option: str) -> str:
-    """An option that is not there, with the nearest one or the setting that it may mean."""
+    """The error for an unknown option, with the nearest option or the setting that may be meant."""
     key = option.lstrip("-").replace("-", "_")
     options = [p for parameter in error.ctx.command.params for p in parameter.opts if p[:1] == "-"]
     close = get_close_matches(option, options, n=1, cutoff=0.8)
     if close:
         return f"no option {option}; did you mean {close[0]}?"
-    if error.ctx.info_name in SET:
+    if error.ctx.info_name in WITH_SETTINGS:
         return f"no option {option}; settings are written KEY=VALUE: {where_it_goes(key)}"
     return f"no option {option}; valid: {', '.join(options)}"
 
@@ -101,5 +101,5 @@ app.command("methods")(methods.methods)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The `perdure` command; ends in SystemExit."""
+    """Run the `perdure` command, which ends with SystemExit."""
     app(arguments, prog_name="perdure")

@@ -1,6 +1,7 @@
-"""`perdure compare`: methods on the same task orders and seeds, side by side."""
+"""`perdure compare`: compare methods on the same task orders and seeds."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -25,7 +26,7 @@ from perdure.config import overrides
 from perdure.errors import PerdureError
 
 
-SETTINGS = ("grid", "data")  # parameters of the verb that are keys of its settings too
+SETTINGS = ("grid", "data")  # parameters of the verb that are also keys of a grid
 
 
 @command(api.compare, grid="FILE.yaml", ray="--ray ADDRESS")
@@ -45,11 +46,11 @@ def compare(arguments: Arguments, as_json: Json = False) -> None:
     else:
         print_parts(parts(comparison))
     if not arguments["dry_run"]:
-        _complain_of_broken(comparison["cells"])
+        _fail_if_broken(comparison["cells"])
 
 
-def _complain_of_broken(cells: list[dict[str, Any]]) -> None:
-    """End with status 1 if a cell broke, and say why the first one did."""
+def _fail_if_broken(cells: list[dict[str, Any]]) -> None:
+    """End with status 1 if a cell failed, with the error of the first one that did."""
     broken = [cell for cell in cells if cell["error"]]
     if broken:
         first = f"{broken[0]['line']}, {broken[0]['order']}, seed {broken[0]['seed']}"
@@ -60,11 +61,11 @@ def _complain_of_broken(cells: list[dict[str, Any]]) -> None:
 
 
 def parts(comparison: dict[str, Any]) -> list[RenderableType]:
-    """What a person is told of a comparison."""
+    """The tables of a comparison, and how to read them."""
     lines = [
-        "OP: the mean score after the last stage, ± over all cells; [..]: the 95 % interval over",
-        "orders, the seeds of an order averaged. With fewer than three orders there is none, and",
-        "the numbers hold on these orders.",
+        "OP: the mean score after the last stage, ± the standard deviation over all cells; [..]:",
+        "the 95 % interval over orders, with the seeds of an order averaged. With fewer than three",
+        "orders there is no interval, and the numbers hold only for these orders.",
         *(_about_baseline(comparison["baseline"]) if comparison["baseline"] else ()),
         *_chosen(comparison),
         f"results:      {comparison['folder']}/compare.json",
@@ -73,7 +74,7 @@ def parts(comparison: dict[str, Any]) -> list[RenderableType]:
 
 
 def scores(comparison: dict[str, Any]) -> RenderableType:
-    """How well each line of the comparison does."""
+    """The scores of each line of the comparison."""
     right = ["cells", "OP", "BWT", "FWT"]
     if comparison["baseline"]:
         right.insert(2, f"OP - {comparison['baseline']}")
@@ -97,7 +98,7 @@ def scores(comparison: dict[str, Any]) -> RenderableType:
 
 
 def costs(comparison: dict[str, Any]) -> RenderableType:
-    """What each line costs, a mean over its cells; the peak is the largest."""
+    """The costs of each line: means over its cells, but the maximum of the peak memory."""
     right = [
         "time",
         "CPU time",
@@ -110,22 +111,23 @@ def costs(comparison: dict[str, Any]) -> RenderableType:
     ]
     table = grid("method", *right, right=right)
     for line in comparison["lines"]:
-        spent = comparison["costs"]["lines"][line["name"]]
+        line_costs = comparison["costs"]["lines"][line["name"]]
         table.add_row(
             Text(line["name"]),
-            _known(spent["seconds"], span),
-            _known(spent["cpu_seconds"], span),
-            *(_known(line["rows"][way], _count) for way in ("forward", "backward")),
+            _known(line_costs["seconds"], span),
+            _known(line_costs["cpu_seconds"], span),
+            _known(line["rows"]["forward"], _count),
+            _known(line["rows"]["backward"], _count),
             _known(line["stored_rows"], _count),
             _known(line["stored_bytes"], size),
-            _known(spent["peak_memory_bytes"], size),
+            _known(line_costs["peak_memory_bytes"], size),
             _known(line["trainable"], _count),
         )
     return table
 
 
 def spread(value: dict[str, Any]) -> str:
-    """Mean, standard deviation and interval of a score."""
+    """The mean, standard deviation and interval of a score, as text."""
     if value["deviation"] is None:
         return score(value["mean"])
     text = f"{value['mean']:.3f} ± {value['deviation']:.3f}"
@@ -135,7 +137,7 @@ def spread(value: dict[str, Any]) -> str:
 
 
 def difference(to_baseline: dict[str, Any] | None) -> str:
-    """A mean difference and its interval; what differs after Holm's correction, and noise."""
+    """A mean difference with its interval, and a mark for significance or noise, as text."""
     value = (to_baseline or {}).get("overall")
     if value is None or value["low"] is None:
         return score(value and value["mean"], sign=True)
@@ -147,19 +149,21 @@ def difference(to_baseline: dict[str, Any] | None) -> str:
 def _about_baseline(baseline: str) -> list[str]:
     return [
         f"OP - {baseline}: the mean difference within (order, seed) pairs; noise: its interval",
-        "contains 0; *: it differs after Holm's correction for so many comparisons as well.",
+        "contains 0; *: it also differs after Holm's correction for all these comparisons.",
     ]
 
 
 def _chosen(comparison: dict[str, Any]) -> list[str]:
-    chosen = (comparison["choose"] or {}).items()
+    """The hyper-parameters that the trials have chosen, one line for each method."""
     return [
-        f"chosen:       {name}: {c['key']}={c['chosen']}" for name, c in chosen if not c["error"]
+        f"chosen:       {name}: {choice['key']}={choice['chosen']}"
+        for name, choice in (comparison["choose"] or {}).items()
+        if not choice["error"]
     ]
 
 
-def _known(value: Any, shown: Any) -> str:
-    return "-" if value is None else shown(value)
+def _known(value: Any, to_text: Callable[[Any], str]) -> str:
+    return "-" if value is None else to_text(value)
 
 
 def _count(number: float) -> str:

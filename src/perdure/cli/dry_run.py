@@ -1,4 +1,4 @@
-"""Shows a dry run on the terminal: a table of the tasks, and the totals below it."""
+"""The output of a dry run: a table of the tasks, and the totals below it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,22 +14,28 @@ COLUMNS = ("rows", "tokens", "longest", "truncated", "steps", "learning", "scori
 
 
 def planned(plan: dict[str, Any]) -> Iterator[RenderableType]:
-    """A table of the tasks, and what they cost together."""
+    """A table of the tasks, and the total cost."""
     table = grid("task", *COLUMNS, right=COLUMNS)
     seconds = zip(plan["seconds_learning"], plan["seconds_scoring"], strict=True)
     for task, (learning, scoring) in zip(plan["tasks"], seconds, strict=True):
         count = task["count"]
-        numbers = (count["rows"], count["tokens"], count["longest"], count["truncated"])
-        cells = [*(f"{n:,}" for n in (*numbers, task["steps"])), span(learning), span(scoring)]
+        numbers = (
+            count["rows"],
+            count["tokens"],
+            count["longest"],
+            count["truncated"],
+            task["steps"],
+        )
+        cells = [*(f"{n:,}" for n in numbers), span(learning), span(scoring)]
         table.add_row(Text(task["task"]), *cells)
     yield table
-    trained = plan["trainable"] / plan["parameters"]
+    trained_share = plan["trainable"] / plan["parameters"]
     lines = [
         f"base:        {plan['base']} ({plan['kind']}), on {plan['device']}, "
         f"{counted(plan['threads'], 'thread')}",
         f"method:      {method_name(plan['method'], plan['mode'])}",
         f"parameters:  {plan['trainable']:,} of {plan['parameters']:,} are trained "
-        f"({100 * trained:.2g} %)",
+        f"({100 * trained_share:.2g} %)",
         f"memory:      {size(plan['peak_memory_bytes'])} at its peak, on the longest rows",
         f"disk:        {size(plan['disk_bytes'])} ({size(plan['stage_bytes'])} a stage), "
         f"{size(plan['disk_free_bytes'])} free",
@@ -40,7 +46,7 @@ def planned(plan: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def planned_cells(plan: dict[str, Any]) -> Iterator[RenderableType]:
-    """A table of a comparison's lines, each with what one of its cells costs, and the whole."""
+    """A table of a comparison's lines with the cost of one cell each, and the total cost."""
     right = ("cells", "trials", "to run", "steps", "a cell", "trained")
     table = grid("method", *right, right=right)
     for line in plan["lines"]:
@@ -63,14 +69,14 @@ def planned_cells(plan: dict[str, Any]) -> Iterator[RenderableType]:
 
 
 def span(seconds: float) -> str:
-    """Seconds as people say them."""
+    """A duration as text, in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def size(count: float) -> str:
-    """Bytes as people say them."""
+    """A number of bytes as text, with a suitable unit."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""`perdure evaluate`: a stage's scores, taken again."""
+"""`perdure evaluate`: score a stage again."""
 
 from rich.text import Text
 
@@ -17,6 +17,6 @@ def evaluate(arguments: Arguments, as_json: Json = False) -> None:
         return
     table = grid("task", "score", "metric", "mode", "rows", "truncated", right=["score", "rows"])
     for name, cell in cells.items():
-        about = (str(cell.get(key, "-")) for key in ("metric", "mode", "rows", "truncated"))
-        table.add_row(Text(name), score(cell["score"]), *about)
+        details = (str(cell.get(key, "-")) for key in ("metric", "mode", "rows", "truncated"))
+        table.add_row(Text(name), score(cell["score"]), *details)
     stdout().print(table)

@@ -1,4 +1,4 @@
-"""`perdure export`: one plain model."""
+"""`perdure export`: write a stage as one plain model."""
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command
@@ -13,4 +13,4 @@ def export(arguments: Arguments, as_json: Json = False) -> None:
     if as_json:
         print_json({"lineage": str(arguments["folder"]), "model": str(written)})
         return
-    stdout().print(f"{written}: a plain model; its README.md holds the lines that load it")
+    stdout().print(f"{written}: a plain model; its README.md shows how to load it")

@@ -1,7 +1,7 @@
-"""Makes a command from a verb's signature in `perdure.api`: arguments, options, defaults and help.
+"""Makes commands from the signatures of `perdure.api`: arguments, options, defaults and help.
 
-A parameter without a default becomes an argument, any other an option, and the settings become
-`KEY=VALUE` arguments. Keyword-only parameters are for Python alone and are left out.
+A parameter without a default becomes an argument, and any other an option; the settings become
+`KEY=VALUE` arguments. Keyword-only parameters can only be used in Python and are left out.
 """
 
 import inspect
@@ -16,38 +16,37 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 
 
-Arguments = dict[str, Any]  # what was typed, and the defaults, by the verb's own names
+Arguments = dict[str, Any]  # the typed values and the defaults, by the names of the parameters
 
 NONE = (inspect.Parameter.empty, None, (), [])
 REPEATED = " May be given more than once."
 
 
 def command(verb: Callable[..., Any], **spelled: str) -> Callable[[Callable], Callable]:
-    """Turns `handler(arguments, ...)` into the command of a verb, for `typer.Typer.command`.
+    """Turn `handler(arguments, ...)` into the command of a verb, for `typer.Typer.command`.
 
     The handler calls the verb with `arguments` and prints what it returns. Its other parameters are
-    options that only the command line has, and what its docstring says is shown below the verb's
-    summary.
+    options that only the command line has. Its docstring is shown below the verb's summary.
 
     Args:
         verb: A function of `perdure.api`.
-        spelled: How a parameter is written where its own name will not do: `rows="FILE"` for an
-            argument, `from_adapter="--adapter FOLDER"` for an option.
+        spelled: How parameters are written on the command line, if not by their own names:
+            `rows="FILE"` for an argument, `from_adapter="--adapter FOLDER"` for an option.
     """
     summary, meanings = described(verb)
-    shown = {
-        name: _shown(parameter, meanings.get(name, ""), spelled.get(name))
+    from_verb = {
+        name: _parameter(parameter, meanings.get(name, ""), spelled.get(name))
         for name, parameter in inspect.signature(verb).parameters.items()
         if parameter.kind is not parameter.KEYWORD_ONLY
     }
 
     def decorate(handler: Callable) -> Callable:
-        own = list(inspect.signature(handler).parameters.values())[1:]
-        parameters = [*shown.values(), *(p.replace(kind=p.KEYWORD_ONLY) for p in own)]
+        extra = list(inspect.signature(handler).parameters.values())[1:]
+        parameters = [*from_verb.values(), *(p.replace(kind=p.KEYWORD_ONLY) for p in extra)]
 
         def run(**values: Any) -> None:
-            arguments = {name: values[name] for name in shown if values[name] not in NONE}
-            handler(arguments, **{parameter.name: values[parameter.name] for parameter in own})
+            arguments = {name: values[name] for name in from_verb if values[name] not in NONE}
+            handler(arguments, **{parameter.name: values[parameter.name] for parameter in extra})
 
         run.__name__ = verb.__name__
         run.__doc__ = f"{summary}\n\n{inspect.getdoc(handler)}"
@@ -68,7 +67,9 @@ def described(function: Any) -> tuple[str, dict[str, str]]:
     return text.partition("\n\n")[0], {entry[1]: " ".join(entry[2].split()) for entry in entries}
 
 
-def _shown(parameter: inspect.Parameter, meaning: str, spelled: str | None) -> inspect.Parameter:
+def _parameter(
+    parameter: inspect.Parameter, meaning: str, spelled: str | None
+) -> inspect.Parameter:
     """A verb's parameter as a parameter of its command."""
     is_settings = parameter.kind is parameter.VAR_KEYWORD
     kind, choices = (list[str], None) if is_settings else _kind(parameter.annotation)
@@ -94,7 +95,7 @@ def _shown(parameter: inspect.Parameter, meaning: str, spelled: str | None) -> i
 
 
 def _spelled(parameter: inspect.Parameter, kind: Any) -> str:
-    """How a parameter is written unless the command says otherwise."""
+    """How a parameter is written by default."""
     if parameter.kind is parameter.VAR_KEYWORD:
         return "[KEY=VALUE]..."
     if parameter.default is parameter.empty:
@@ -104,9 +105,9 @@ def _spelled(parameter: inspect.Parameter, kind: Any) -> str:
 
 
 def _kind(annotation: Any) -> tuple[Any, str | None]:
-    """What the command line takes for a type, and how its choices are written.
+    """The type of an annotation on the command line, and how its choices are written.
 
-    Choices are only shown: the verb itself refuses what is none of them, and names the nearest.
+    Choices are only shown: the verb itself refuses other values, and names the nearest choice.
     """
     is_union = get_origin(annotation) in (types.UnionType, Union)
     members = [m for m in get_args(annotation) if m is not NoneType] if is_union else [annotation]
@@ -115,8 +116,8 @@ def _kind(annotation: Any) -> tuple[Any, str | None]:
         return str, "|".join(get_args(by_origin[Literal]))
     if Sequence in by_origin:
         item, _ = _kind(get_args(by_origin[Sequence])[0])
-        # Otherwise rows, of which a file or an address is typed, or numbers, typed as 0,2,5.
+        # Other sequences are rows, typed as a file or an address, or numbers, typed as 0,2,5.
         return (list[item] if item in (str, Path) else str), None
-    if dict in by_origin:  # KEY=VALUE, or a file with the mapping in it
+    if dict in by_origin:  # KEY=VALUE, or a file that contains the mapping
         return (Path if Path in by_origin else list[str]), None
     return (Path if Path in by_origin else members[0]), None

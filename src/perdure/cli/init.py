@@ -1,4 +1,4 @@
-"""`perdure init`: a new lineage."""
+"""`perdure init`: create a lineage."""
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command

@@ -1,4 +1,4 @@
-"""`perdure learn`: one more task."""
+"""`perdure learn`: learn one more task."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def learn(arguments: Arguments, as_json: Json = False) -> None:
     quiet()
     from perdure.cli.progress import Shown
 
-    arguments["training"] = own_training(arguments.get("training"))
+    arguments["training"] = task_training(arguments.get("training"))
     if arguments["dry_run"]:
         plan = api.learn(**arguments, say=stderr_line)
         print_json(plan) if as_json else print_parts(planned(plan))
@@ -41,15 +41,15 @@ def learn(arguments: Arguments, as_json: Json = False) -> None:
     stdout().print(f"the history:  perdure log {folder}")
 
 
-def own_training(settings: list[str] | None) -> dict[str, Any]:
-    """`training.KEY=VALUE` texts as a task's own `training:`; other keys belong to the lineage."""
+def task_training(settings: list[str] | None) -> dict[str, Any]:
+    """The task's `training:` from texts `training.KEY=VALUE`; other keys are the lineage's."""
     for key in overrides(settings):
         if not key.startswith("training."):
             hint = where_it_goes(key)
             if hint.startswith("write training."):
-                raise PerdureError(f"{key}: is no key of a task; {hint}")
+                raise PerdureError(f"{key}: not a key of a task; {hint}")
             raise PerdureError(
-                f"{key}: is the lineage's, set when it was made; a task may have its own training "
-                "alone, such as training.learning_rate=1e-4"
+                f"{key}: is set for the whole lineage when it is created; a task can have only its "
+                "own training settings, such as training.learning_rate=1e-4"
             )
     return load_config({}, settings).training

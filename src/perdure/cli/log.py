@@ -1,4 +1,4 @@
-"""`perdure log`: the history of a lineage."""
+"""`perdure log`: show the history of a lineage."""
 
 from rich.text import Text
 
@@ -10,7 +10,7 @@ from perdure.lineage.lineage import Lineage
 
 @command(api.log)
 def log(arguments: Arguments, as_json: Json = False) -> None:
-    """A stage that was reverted is in brackets.
+    """Reverted stages are in brackets.
 
     Example: perdure log my-model
     """
@@ -22,8 +22,8 @@ def log(arguments: Arguments, as_json: Json = False) -> None:
     table = grid("stage", "verb", "task", "method", "scores", "seconds", "date", right=["seconds"])
     for line in lines[1:]:
         scores = ", ".join(f"{name} {score(value)}" for name, value in line["scores"].items())
-        took = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
-        cells = (line["task"], line["method"], scores, took, line["date"])
+        seconds = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
+        cells = (line["task"], line["method"], scores, seconds, line["date"])
         stage = f"{line['stage']}" if line["active"] else f"({line['stage']})"
         table.add_row(stage, line["verb"], *(Text(str(cell or "-")) for cell in cells))
     stdout().print(table if lines[1:] else f"no stage yet: perdure learn {folder} NAME train.jsonl")

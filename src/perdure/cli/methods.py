@@ -1,4 +1,4 @@
-"""`perdure methods`: what can stand under `method:`."""
+"""`perdure methods`: list the methods, or describe one of them."""
 
 import inspect
 import textwrap
@@ -21,20 +21,20 @@ def methods(arguments: Arguments, as_json: Json = False) -> None:
     if as_json:
         print_json(described)
     elif arguments:
-        print_parts(_one(described[0]))
+        print_parts(_description(described[0]))
     else:
-        print_parts(_all(described))
+        print_parts(_table(described))
 
 
-def _all(described: list[dict[str, Any]]) -> list[RenderableType]:
+def _table(described: list[dict[str, Any]]) -> list[RenderableType]:
     table = grid("family", "method", "what it does", "paper")
     for method in sorted(described, key=lambda method: method["family"]):
         cells = (method["family"], method["name"], method["summary"], method["paper"] or "-")
         table.add_row(*map(Text, cells))
-    return [table, Text("more of one of them:  perdure methods NAME")]
+    return [table, Text("details of a method:  perdure methods NAME")]
 
 
-def _one(described: dict[str, Any]) -> list[RenderableType]:
+def _description(described: dict[str, Any]) -> list[RenderableType]:
     from perdure.methods import find
 
     method = find(described["name"])
@@ -52,14 +52,14 @@ def _one(described: dict[str, Any]) -> list[RenderableType]:
     ]
 
 
-def _measured(found: list[dict[str, Any]]) -> list[RenderableType]:
-    if not found:
+def _measured(measurements: list[dict[str, Any]]) -> list[RenderableType]:
+    if not measurements:
         return []
-    head, *rows = measured_rows(found)
+    head, *rows = measured_rows(measurements)
     table = grid(*head)
     for row in rows:
         table.add_row(*map(Text, row))
-    return [Text(f"\nMeasured beside sequential: {setting()}"), table]
+    return [Text(f"\nMeasured next to sequential: {setting()}"), table]
 
 
 def _presets(name: str, method: Any) -> list[RenderableType]:
@@ -69,10 +69,11 @@ def _presets(name: str, method: Any) -> list[RenderableType]:
     table = grid("keyword", *presets)
     for row in preset_rows(method):
         table.add_row(*map(Text, row))
-    use = f"in a YAML: method: {{{name}: {{preset: {next(iter(presets))}}}}}"
+    use = f"to use one in a YAML: method: {{{name}: {{preset: {next(iter(presets))}}}}}"
     return [
         Text(
-            "Presets; * marks what the source leaves open; in [], what it trains with, not set here"
+            "Presets; *: left open by the source; in []: its training settings, which a preset "
+            "does not set"
         ),
         table,
         Text("\n".join(f"* {note}" for note in preset_notes(method))),
@@ -82,29 +83,32 @@ def _presets(name: str, method: Any) -> list[RenderableType]:
 
 
 def preset_rows(method: Any) -> list[list[str]]:
-    """A keyword and its value in each preset, a row each, then `[training.KEY]` of the sources."""
-    presets, opened, rows = method.presets, method.left_open, []
+    """A row for each keyword with its value in each preset, then the sources' `[training.KEY]`."""
+    presets, left_open, rows = method.presets, method.left_open, []
     for key in next(iter(presets.values())):
-        marks = (" *" if key in opened.get(preset, {}) else "" for preset in presets)
+        marks = (" *" if key in left_open.get(preset, {}) else "" for preset in presets)
         cells = zip(presets.values(), marks, strict=True)
         rows.append([key, *(value(keywords[key]) + mark for keywords, mark in cells)])
-    trained = [method.trained_with.get(preset, {}) for preset in presets]
-    for key in dict.fromkeys(key for settings in trained for key in settings):
-        cells = (value(settings[key]) if key in settings else "not given" for settings in trained)
+    trainings = [method.trained_with.get(preset, {}) for preset in presets]
+    for key in dict.fromkeys(key for training in trainings for key in training):
+        cells = (value(training[key]) if key in training else "not given" for training in trainings)
         rows.append([f"[training.{key}]", *cells])
     return rows
 
 
 def preset_notes(method: Any) -> list[str]:
-    """Why a preset's value that its source leaves open was chosen."""
-    opened = method.left_open.items()
-    return [f"{preset}, {key}: {why}" for preset, left in opened for key, why in left.items()]
+    """The reasons for the values that the sources of the presets leave open."""
+    return [
+        f"{preset}, {key}: {reason}"
+        for preset, reasons in method.left_open.items()
+        for key, reason in reasons.items()
+    ]
 
 
-def value(given: Any) -> str:
-    """A keyword's value as people write it."""
-    if isinstance(given, dict):
-        return ", ".join(f"{key} {value(inner)}" for key, inner in given.items())
-    if isinstance(given, list | tuple):
-        return f"({', '.join(map(value, given))})"
-    return "null" if given is None else str(given)
+def value(setting: Any) -> str:
+    """The value of a keyword as text."""
+    if isinstance(setting, dict):
+        return ", ".join(f"{key} {value(inner)}" for key, inner in setting.items())
+    if isinstance(setting, list | tuple):
+        return f"({', '.join(map(value, setting))})"
+    return "null" if setting is None else str(setting)

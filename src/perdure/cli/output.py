@@ -1,4 +1,4 @@
-"""What the verbs print, and where: results on stdout, everything else on stderr."""
+"""Printing: results go to stdout, everything else to stderr."""
 
 import json
 import sys
@@ -14,29 +14,29 @@ from rich.table import Table
 from rich.text import Text
 
 
-WIDE = 200  # columns of a table that does not go to a terminal
+WIDE = 200  # the width of tables if stdout is not a terminal, in characters
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
 def stdout() -> Console:
-    """For results. Task names are the user's, so nothing in a text is read as markup."""
+    """The console for results. Markup is off, because users may give tasks any name."""
     width = None if sys.stdout.isatty() else WIDE
     return Console(markup=False, highlight=False, width=width)
 
 
 def stderr() -> Console:
-    """For progress and errors."""
+    """The console for progress and errors."""
     return Console(stderr=True, markup=False, highlight=False)
 
 
 def stderr_line(line: str) -> None:
-    """A note or a warning, on one line."""
+    """Print a note or a warning to stderr, on one line."""
     typer.echo(" ".join(line.split()), err=True)
 
 
 def print_parts(parts: Iterable[RenderableType]) -> None:
-    """Texts and tables on stdout, one below the other."""
+    """Print texts and tables to stdout, one below the other."""
     for part in parts:
         stdout().print(part)
 
@@ -46,17 +46,17 @@ def print_json(value: Any) -> None:
 
 
 def score(value: float | None, sign: bool = False) -> str:
-    """Three decimals, `-` when it is unknown."""
+    """A score as text with three decimals, `-` if it is unknown."""
     return "-" if value is None else f"{value:{'+' if sign else ''}.3f}"
 
 
-def counted(number: int, thing: str) -> str:
-    """`1 row`, `2 rows`."""
-    return f"{number:,} {thing}{'s' * (number != 1)}"
+def counted(number: int, noun: str) -> str:
+    """The number with its noun, such as `1 row` and `2 rows`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def grid(*columns: str, right: Sequence[str] = ()) -> Table:
-    """A table with these columns, those in `right` aligned to the right."""
+    """An empty table with these columns; those in `right` are aligned to the right."""
     table = Table(box=SIMPLE, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left")
@@ -64,7 +64,7 @@ def grid(*columns: str, right: Sequence[str] = ()) -> Table:
 
 
 def scores_table(scores: dict[str, float | None]) -> Table:
-    """Task and score, a line each."""
+    """A table of the tasks and their scores."""
     table = grid("task", "score", right=["score"])
     for task, value in scores.items():
         table.add_row(Text(task), score(value))
@@ -72,13 +72,13 @@ def scores_table(scores: dict[str, float | None]) -> Table:
 
 
 def complain(line: str) -> None:
-    """One line on stderr, whatever line breaks a file's name or a library's message brings."""
+    """Print an error to stderr, with any line breaks replaced by spaces."""
     typer.echo(f"perdure: {' '.join(line.split())}", err=True)
 
 
 def quiet() -> None:
-    """Hush what transformers and PEFT say that is of no use to someone who typed a verb."""
-    getLogger("bitsandbytes").setLevel(ERROR)  # where it is installed, it misses optional kernels
+    """Hide messages of transformers and PEFT that do not help a user of the command line."""
+    getLogger("bitsandbytes").setLevel(ERROR)  # it warns of missing optional kernels
     from datasets import disable_progress_bars
     from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""`perdure probe`: rows beyond the tasks, asked of every stage."""
+"""`perdure probe`: measure every stage on rows that belong to no task."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from perdure.errors import PerdureError
 
 
 COLUMNS = ("loss", "forgetting", "recognition", "recall")
-KEPT = ("lag", "recognition kept", "recall kept", "retainability")
+RETENTION = ("lag", "recognition kept", "recall kept", "retainability")
 
 
 @command(api.probe, rows="FILE", stages="--stages 0,2,5")
@@ -25,7 +25,7 @@ def probe(arguments: Arguments, as_json: Json = False) -> None:
         print_json(probed)
         return
     learned = "learned" in arguments
-    names = (*COLUMNS, *(KEPT if learned else ()))
+    names = (*COLUMNS, *(RETENTION if learned else ()))
     table = grid("stage", *names, right=names)
     for stage in probed["stages"]:
         name = " ".join(["base"] if not stage["stage"] else [str(stage["stage"]), stage["task"]])
@@ -40,7 +40,7 @@ def _numbers(stages: str) -> list[int]:
         return [int(number) for number in stages.split(",")]
     except ValueError:
         raise PerdureError(
-            f"--stages: {stages!r} is no list of stages; write it as 0,2,5"
+            f"--stages: {stages!r} is not a list of stages; write it as 0,2,5"
         ) from None
 
 
@@ -48,23 +48,23 @@ def _cells(stage: dict[str, Any], learned: bool) -> list[str]:
     cells = [score(stage[name], sign=name == "forgetting") for name in COLUMNS]
     if not learned:
         return cells
-    kept, ratio = stage["retention"] or {}, stage["retainability"] or {}
+    retention, retainability = stage["retention"] or {}, stage["retainability"] or {}
     lag = "-" if stage["lag"] is None else str(stage["lag"])
-    numbers = (kept.get("recognition"), kept.get("recall"), ratio.get("mean"))
+    numbers = (retention.get("recognition"), retention.get("recall"), retainability.get("mean"))
     return [*cells, lag, *map(score, numbers)]
 
 
 def _notes(probed: dict[str, Any]) -> list[str]:
-    """What a number means nothing without."""
+    """The counts and units that are needed to read the numbers."""
     counts = f"{counted(probed['rows'], 'row')}, {counted(probed['foils'], 'foil')}"
-    cut = f", {probed['truncated']} cut to fit" if probed["truncated"] else ""
-    notes = [f"{counts}{cut}; loss and forgetting in nats a token"]
-    if taught := probed["effectivity"]:
-        notes += [f"effectivity {score(taught['mean'], sign=True)} nats a row, {_over(taught)}"]
-    last = probed["stages"][-1]["retainability"]
-    if last:
-        missing = f"{last['not_learned']} that were not learned"
-        notes += [f"retainability of the last stage {_over(last)} and {missing}"]
+    truncated = f", {probed['truncated']} truncated" if probed["truncated"] else ""
+    notes = [f"{counts}{truncated}; loss and forgetting in nats per token"]
+    if effectivity := probed["effectivity"]:
+        mean = score(effectivity["mean"], sign=True)
+        notes.append(f"effectivity {mean} nats per row, {_over(effectivity)}")
+    if retainability := probed["stages"][-1]["retainability"]:
+        missing = f"{retainability['not_learned']} that were not learned"
+        notes.append(f"retainability of the last stage {_over(retainability)} and {missing}")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""How far a stage is: one live line a task on a terminal, a few plain lines anywhere else."""
+"""Progress of a stage: a live line on a terminal, a few plain lines elsewhere."""
 
 import sys
 import time
@@ -18,15 +18,16 @@ from perdure.train.tracking import StageCallback
 
 
 LEAST, MOST, RECENT = 16, 48, 60.0  # steps, steps, seconds: see Pace
-QUIET, TENTH = 60.0, 0.1  # at most one plain line in so many seconds, and in this part of a task
+# Plain lines are at least so many seconds and this share of a task apart.
+QUIET, TENTH = 60.0, 0.1
 
 
 class Pace:
-    """Seconds a step: the mean over the last MOST steps or RECENT seconds, whichever are more.
+    """The seconds per step: the mean over the last MOST steps or RECENT seconds, if these are more.
 
-    Steps may cost different amounts in turn (every eighth of Recurrent-KIF has four more behind
-    it, some write a checkpoint), so less than LEAST steps say nothing. The first step, with its
-    compiling and warming up, is not in it: time runs from its end.
+    Steps may take different times (after every eighth step of Recurrent-KIF come four on memory,
+    and some steps write a checkpoint), so the mean is unknown before LEAST steps. The first step is
+    not counted, because it includes compilation and warm-up: time runs from its end.
     """
 
     def __init__(self, clock: Callable[[], float]):
@@ -35,7 +36,7 @@ class Pace:
         self.mean: float | None = None
 
     def step(self) -> None:
-        """A step has ended."""
+        """Record the end of a step."""
         now = self.clock()
         self.ends.append(now)
         while len(self.ends) > MOST + 1 and self.ends[1] <= now - RECENT:
@@ -45,28 +46,35 @@ class Pace:
             self.mean = (now - self.ends[0]) / steps
 
     def left(self, steps: int) -> float | None:
-        """Seconds until `steps` more have ended; counts down between two steps."""
+        """The seconds until `steps` more steps have ended; decreases also between two steps."""
         if self.mean is None:
             return None
         return max(0.0, steps * self.mean - (self.clock() - self.ends[-1]))
 
 
 class Shown(StageCallback):
-    """A context that is also a callback of every task's Trainer and takes the verbs' notes.
+    """Shows progress: a context that is also a callback of every task's Trainer.
 
-    Untold of stages, it knows one by its Trainer's folder and takes its training's end for its end.
+    Verbs that learn call `begin` and `stage_done`. In other trainings, a stage is named after the
+    Trainer's folder, and ends when its training ends.
     """
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic):
-        # FORCE_COLOR makes a console call a file a terminal; a bar in a file is of no use.
-        terminal = console.is_terminal if console else sys.stderr.isatty()
+        # With FORCE_COLOR, a console takes a file for a terminal; a file should have no bar.
+        is_terminal = console.is_terminal if console else sys.stderr.isatty()
         self.console = console = console or output.stderr()
-        self.live = terminal and not console.is_dumb_terminal
+        self.live = is_terminal and not console.is_dumb_terminal
         self.clock, self.pace = clock, Pace(clock)
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(24), _Rest(self.rest))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(24),
+            _Status(self.status),
+        )
         self.bar = Progress(*columns, console=console, transient=True, disable=not self.live)
         self.row = self.bar.add_task("preparing", total=None)
-        self.told, self.name, self.ended, self.loss = False, "", "", None
+        self.has_begun = False  # whether a verb has called `begin` for this stage
+        self.name, self.training_line = "", ""
+        self.loss: float | None = None
         self.first = self.steps = self.total = 0
 
     def __enter__(self) -> "Shown":
@@ -74,77 +82,82 @@ class Shown(StageCallback):
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self.live:  # before rich 14.3 a disabled bar, too, ends in an empty line
+        if self.live:  # before rich 14.3, a disabled bar would also print an empty line
             self.bar.stop()
 
     def say(self, line: str) -> None:
-        """A note that stays."""
+        """Print a note above the bar."""
         self.console.print(line, soft_wrap=True)
 
-    def rest(self) -> str:
-        """What stands behind the bar: `120/250 steps, loss 0.412, 0:00:31 left`."""
-        loss = [] if self.loss is None else [f"loss {self.loss:.3f}"]
+    def status(self) -> str:
+        """The text next to the bar: `120/250 steps, loss 0.412, 0:00:31 left`."""
+        parts = [f"{self.steps}/{self.total} steps"]
+        if self.loss is not None:
+            parts.append(f"loss {self.loss:.3f}")
         seconds = self.pace.left(self.total - self.steps)
-        left = [] if seconds is None else [f"{timedelta(seconds=round(seconds))} left"]
-        return ", ".join([f"{self.steps}/{self.total} steps", *loss, *left])
+        if seconds is not None:
+            parts.append(f"{timedelta(seconds=round(seconds))} left")
+        return ", ".join(parts)
 
     def begin(self, task, number, total, steps):
-        self.told, self.name = True, f"{number}/{total} {task}" if total else task
+        self.has_begun, self.name = True, f"{number}/{total} {task}" if total else task
         self._replace(f"{self.name}: preparing")
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if not self.told:
-            # The work folder is named after the stage, with the hash of what it depends on.
+        if not self.has_begun:
+            # The work folder's name is that of the stage and a hash of what it depends on.
             self.name = Path(str(args.output_dir)).name.rpartition("-")[0]
         self.pace, self.loss = Pace(self.clock), None
-        self.first = self.steps = self.said = state.global_step
+        self.first = self.steps = self.printed_step = state.global_step
         self.total, self.began = state.max_steps, self.clock()
-        self.spoke = self.began
+        self.printed_at = self.began
         self._replace(self.name, self.total, self.first)
         if not self.live:
-            done = f", {self.first} of them done" if self.first else ""
-            self.say(f"{self.name}: {self.total} steps{done}")
+            resumed = f", {self.first} of them done" if self.first else ""
+            self.say(f"{self.name}: {self.total} steps{resumed}")
 
     def on_step_end(self, args, state, control, **kwargs):
         self.steps = state.global_step
         self.pace.step()
         self.bar.update(self.row, completed=self.steps)
         if args.logging_strategy == "no" and self.steps % state.logging_steps == 0:
-            control.should_log = True  # nobody else asks for the loss
+            control.should_log = True  # no tracker asks for the loss
         if self.live or self.steps == self.total:
             return
-        if self.clock() - self.spoke >= QUIET and self.steps - self.said >= TENTH * self.total:
-            self.say(f"{self.name}: {self.rest()}")
-            self.said, self.spoke = self.steps, self.clock()
+        seconds, steps = self.clock() - self.printed_at, self.steps - self.printed_step
+        if seconds >= QUIET and steps >= TENTH * self.total:
+            self.say(f"{self.name}: {self.status()}")
+            self.printed_step, self.printed_at = self.steps, self.clock()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.loss = (logs or {}).get("loss", self.loss)
 
     def on_train_end(self, args, state, control, **kwargs):
-        took = self.clock() - self.began
-        self.ended = f"{self.name}: {state.global_step - self.first} steps in {took:.1f} s"
+        seconds = self.clock() - self.began
+        steps = state.global_step - self.first
+        self.training_line = f"{self.name}: {steps} steps in {seconds:.1f} s"
         self._replace(f"{self.name}: scoring")
-        if not self.told:
-            self.say(self.ended)
+        if not self.has_begun:
+            self.say(self.training_line)
 
     def stage_done(self, task, scores, matrix):
-        known = [("score", scores.get(task))]
+        labelled = [("score", scores.get(task))]
         if len(scores) > 1:
-            known.append((f"mean of {len(scores)} tasks", overall(matrix)))
-        said = [f", {what} {output.score(value)}" for what, value in known if value is not None]
-        if self.ended:  # else a verb that trains nothing
-            self.say(self.ended + "".join(said))
-        self.told, self.ended = False, ""
+            labelled.append((f"mean of {len(scores)} tasks", overall(matrix)))
+        texts = [f", {label} {output.score(x)}" for label, x in labelled if x is not None]
+        if self.training_line:  # empty for a verb that does not train
+            self.say(self.training_line + "".join(texts))
+        self.has_begun, self.training_line = False, ""
         self._replace("preparing")
 
     def _replace(self, description: str, total: int | None = None, completed: int = 0) -> None:
-        """A new row, because rich takes `total=None` (nobody knows) of an old one as no change."""
+        """Start a new row, because rich cannot change the total of a row to an unknown one."""
         self.bar.remove_task(self.row)
         self.row = self.bar.add_task(description, total=total, completed=completed)
 
 
-class _Rest(ProgressColumn):
-    """Text that is made anew each time the line is drawn, while there is something to count."""
+class _Status(ProgressColumn):
+    """A text that is computed each time the line is drawn, if the total is known."""
 
     def __init__(self, text: Callable[[], str]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""`perdure push`: a stage to the hub."""
+"""`perdure push`: upload a stage to the hub."""
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command

@@ -1,4 +1,4 @@
-"""`perdure rebase`: the base has moved."""
+"""`perdure rebase`: record the new place of the base."""
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command
@@ -13,4 +13,4 @@ def rebase(arguments: Arguments, as_json: Json = False) -> None:
         print_json(entry)
         return
     name = entry["base"]["name"]
-    stdout().print(f"{arguments['folder']}: on base {name} now, the same files by their sha256")
+    stdout().print(f"{arguments['folder']}: now on base {name}, whose files have the same sha256")

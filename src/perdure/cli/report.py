@@ -1,4 +1,4 @@
-"""`perdure report`: lineages as a page."""
+"""`perdure report`: write a page about lineages."""
 
 from rich.text import Text
 
@@ -18,18 +18,19 @@ def report(arguments: Arguments, as_json: Json = False) -> None:
         print_json({"files": list(map(str, files)), "lineages": list(map(_numbers, runs))})
         return
     table = grid("method", "lineages", *MEASURES.values(), right=["lineages", *MEASURES.values()])
-    for one in sets(runs):
-        for method in one.methods:
-            means = [method.numbers[name].mean for name in MEASURES]
-            signs = [name.endswith("transfer") for name in MEASURES]
-            cells = [score(mean, sign) for mean, sign in zip(means, signs, strict=True)]
+    for run_set in sets(runs):
+        for method in run_set.methods:
+            cells = [
+                score(method.numbers[name].mean, sign=name.endswith("transfer"))
+                for name in MEASURES
+            ]
             table.add_row(Text(method.label), str(len(method.runs)), *cells)
-        table.add_row(Text(f"scored by {one.mode}"), end_section=True)
+        table.add_row(Text(f"scored by {run_set.mode}"), end_section=True)
     stdout().print(table)
     stdout().print(f"the page:         {files[0]}")
     stdout().print(f"the same numbers: {files[1]}, {files[2]}")
 
 
 def _numbers(run: Run) -> dict:
-    known = {"lineage": str(run.path), "method": run.method, "seed": run.seed}
-    return known | run.numbers | {"seconds": run.seconds, "matrix": to_dict(run.matrix)}
+    about = {"lineage": str(run.path), "method": run.method, "seed": run.seed}
+    return about | run.numbers | {"seconds": run.seconds, "matrix": to_dict(run.matrix)}

@@ -1,4 +1,4 @@
-"""`perdure revert`: back to an earlier stage."""
+"""`perdure revert`: return to an earlier stage."""
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command
@@ -14,6 +14,6 @@ def revert(arguments: Arguments, as_json: Json = False) -> None:
         return
     folder = arguments["folder"]
     stdout().print(
-        f"{folder}: the newest stage is {entry['stage']} now, it was {entry['parent']}; the next "
+        f"{folder}: the newest stage is now {entry['stage']}, it was {entry['parent']}; the next "
         f"task is learned from there\nto undo this:  perdure revert {folder} --to {entry['parent']}"
     )

@@ -1,4 +1,4 @@
-"""`perdure run`: a stream of tasks, from a YAML."""
+"""`perdure run`: learn the stream of tasks in a YAML."""
 
 import shlex
 from pathlib import Path
@@ -14,7 +14,7 @@ from perdure.cli.from_api import Arguments, command
 from perdure.cli.output import Json, grid, print_json, print_parts, quiet, score, stderr_line
 from perdure.lineage.lineage import Lineage
 from perdure.measure.matrix import to_dict
-from perdure.measure.show import table
+from perdure.measure.show import table as matrix_table
 from perdure.reporting import results as report
 
 
@@ -23,7 +23,7 @@ def run(
     arguments: Arguments,
     results: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="Put the run's record into this result file."),
+        typer.Option(metavar="FILE.json", help="Add the run's record to this result file."),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -49,8 +49,14 @@ def run(
     new = report.record(lineage, shlex.join(["perdure", "run", str(file), *settings]))
     if results:
         records = report.merge(records, new)
-        typed = " && ".join(dict.fromkeys(r["command"] for r in records if "command" in r))
-        report.write(results, file.stem, typed, report.device(lineage.config.threads), records)
+        commands = " && ".join(dict.fromkeys(r["command"] for r in records if "command" in r))
+        report.write(
+            results,
+            benchmark=file.stem,
+            command=commands,
+            device=report.device(lineage.config.threads),
+            records=records,
+        )
     if as_json:
         print_json(_answer(lineage, new))
     else:
@@ -70,7 +76,10 @@ def _report(
         ", ".join(sorted({cell[key] for cell in cells if key in cell}))
         for key in ("mode", "metric")
     )
-    parts = [table(lineage.matrix(), mode, metric, title=new["method"]), summary(records)]
+    parts = [
+        matrix_table(lineage.matrix(), mode, metric, title=new["method"]),
+        summary(records),
+    ]
     lines = [
         "OP: the mean score after the last stage. BWT: what tasks have gained since they",
         "were learned (below 0: forgotten). FWT: what a task gains before it is learned.",
@@ -85,12 +94,12 @@ def _report(
 
 
 def summary(records: list[dict[str, Any]]) -> RenderableType:
-    """All records in one table; order and seed only where there are several."""
+    """All records in one table; order and seed have columns only if they differ."""
     varied = [key for key in ("order", "seed") if len({str(r[key]) for r in records}) > 1]
     right = ["OP", "BWT", "FWT", "seconds"]
-    shown = grid("method", *varied, *right, right=right)
+    table = grid("method", *varied, *right, right=right)
     for record in records:
-        shown.add_row(
+        table.add_row(
             record["method"],
             *(str(record[key]) for key in varied),
             score(record["overall"]),
@@ -98,4 +107,4 @@ def summary(records: list[dict[str, Any]]) -> RenderableType:
             score(record.get("forward_transfer"), sign=True),
             f"{record['seconds']:.1f}",
         )
-    return shown
+    return table

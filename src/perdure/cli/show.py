@@ -1,4 +1,4 @@
-"""`perdure show`: one stage."""
+"""`perdure show`: show one stage."""
 
 from typing import Any
 
@@ -13,68 +13,66 @@ from perdure.reporting.results import method_name
 @command(api.show)
 def show(arguments: Arguments, as_json: Json = False) -> None:
     """Example: perdure show my-model --stage 1"""
-    known = api.show(**arguments)
+    stage = api.show(**arguments)
     if as_json:
-        print_json(known)
+        print_json(stage)
         return
     table = grid("", "")
     table.show_header = False
-    for name, value in _lines(known):
+    for name, value in _lines(stage):
         table.add_row(name, Text(value))
     stdout().print(table)
-    if known.get("scores"):
-        stdout().print(scores_table(known["scores"]))
+    if stage.get("scores"):
+        stdout().print(scores_table(stage["scores"]))
 
 
-def _lines(known: dict[str, Any]) -> list[tuple[str, str]]:
-    state = "the newest" if known["newest"] else "active" if known["active"] else "reverted"
-    lines = [("stage", f"{known['stage']} ({state})")]
-    if known["stage"] == 0:
-        kept = [("adapter", known["folder"])] if "folder" in known else []
-        return [*lines, ("base", _base(known["base"])), *kept, *_loads(known)]
-    task, settings = known["task"], known["settings"]
-    lines += [("task", task["name"]), ("when", known["date"] or "-")]
-    if known["seconds"]:
-        took = ", ".join(f"{k} {v:.1f} s" for k, v in known["seconds"].items() if k != "loss")
-        lines += [
-            ("took", f"{took}; {counted(known['steps'], 'step')}" if known["steps"] else took)
-        ]
-    lines += [("method", method_name(known["method"])), ("mode", known["mode"])]
-    if known["rehearsed"]:
-        rows, mean, most = (known["rehearsed"][key] for key in ("rows", "mean", "most"))
-        told = (
-            f"{counted(rows, 'remembered row')}, each {mean:.1f} times on average, at most {most}"
-        )
-        lines += [("rehearsed", told)]
+def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
+    state = "the newest" if stage["newest"] else "active" if stage["active"] else "reverted"
+    lines = [("stage", f"{stage['stage']} ({state})")]
+    if stage["stage"] == 0:
+        adapter = [("adapter", stage["folder"])] if "folder" in stage else []
+        return [*lines, ("base", _base(stage["base"])), *adapter, *_loads(stage)]
+    task, settings = stage["task"], stage["settings"]
+    lines += [("task", task["name"]), ("when", stage["date"] or "-")]
+    if stage["seconds"]:
+        took = ", ".join(f"{k} {v:.1f} s" for k, v in stage["seconds"].items() if k != "loss")
+        if stage["steps"]:
+            took += f"; {counted(stage['steps'], 'step')}"
+        lines += [("took", took)]
+    lines += [("method", method_name(stage["method"])), ("mode", stage["mode"])]
+    if rehearsed := stage["rehearsed"]:
+        rows = counted(rehearsed["rows"], "remembered row")
+        mean, most = rehearsed["mean"], rehearsed["most"]
+        lines += [("rehearsed", f"{rows}, each {mean:.1f} times on average, at most {most}")]
     lines += [(split, _rows(task[split])) for split in ("train", "test") if split in task]
-    if "general" in known:
-        lines += [("general", _rows(known["general"]))]
-    lines += [("remembers", counted(known["remembered_rows"], "row"))]
+    if "general" in stage:
+        lines += [("general", _rows(stage["general"]))]
+    lines += [("remembers", counted(stage["remembered_rows"], "row"))]
     lines += [("training", _pairs(settings["training"]))]
     if settings["adapter"] is not None:
         lines += [("adapter", _pairs(settings["adapter"]))]
     if settings["quantization"]:
         lines += [("quantised", _pairs(settings["quantization"]))]
     lines += [("seed", f"{settings['seed']}, {counted(settings['threads'], 'thread')}")]
-    lines += [("made with", _pairs(known["versions"]))]
-    return [*lines, *_loads(known)]
+    lines += [("made with", _pairs(stage["versions"]))]
+    return [*lines, *_loads(stage)]
 
 
-def _loads(known: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is active in this stage, from below: one adapter on the base, or whole weights."""
-    folder, base = known.get("folder"), _base(known["base"])
+def _loads(stage: dict[str, Any]) -> list[tuple[str, str]]:
+    """What to load for this stage: the base, with one adapter on it, or whole weights."""
+    folder, base = stage.get("folder"), _base(stage["base"])
     if folder is None:
         return [("to load", base)]
-    place = f"{known['lineage']}/{folder}"
-    line = " > ".join(["base", *map(str, known["line_of"][1:])])
-    if known.get("kind") == "weights":
-        what = (
-            place if known["weights_kept"] else "its weights were removed, only its scores remain"
-        )
-        return [("to load", f"{what} (whole weights)"), ("history", line)]
+    path = f"{stage['lineage']}/{folder}"
+    history = " > ".join(["base", *map(str, stage["line_of"][1:])])
+    if stage.get("kind") == "weights":
+        weights = "its weights were removed, only its scores remain"
+        if stage["weights_kept"]:
+            weights = path
+        return [("to load", f"{weights} (whole weights)"), ("history", history)]
     return [
-        ("to load", f"{base}, and on it the one adapter {place}"),
-        ("history", f"{line}; that adapter holds them all, nothing is stacked"),
+        ("to load", f"{base}, and on it the one adapter {path}"),
+        ("history", f"{history}; that adapter contains all of them"),
     ]
 
 

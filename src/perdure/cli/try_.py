@@ -1,4 +1,4 @@
-"""`perdure try`: look at the model."""
+"""`perdure try`: answer prompts with a stage."""
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command

@@ -1,4 +1,4 @@
-"""`perdure verify`: is everything as the ledger says."""
+"""`perdure verify`: check everything against the ledger."""
 
 import typer
 
@@ -10,7 +10,7 @@ from perdure.lineage.lineage import Lineage
 
 @command(api.verify)
 def verify(arguments: Arguments, as_json: Json = False) -> None:
-    """Ends with status 1 if anything is not as the ledger says.
+    """Ends with status 1 if anything differs from the ledger.
 
     Example: perdure verify my-model
     """
