@@ -11,7 +11,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig
 
-from perdure.comparison.grid import OWN
+from perdure.comparison.grid import GRID_KEYS
 from perdure.config import Config
 from perdure.data.stream import KEYS as TASK_KEYS
 from perdure.methods import keywords, names
@@ -78,4 +78,6 @@ def _tasks() -> list[Place]:
 
 
 def _compare() -> list[Place]:
-    return [Place("compare", name, f"{name} in the YAML of `perdure compare`") for name in OWN]
+    return [
+        Place("compare", name, f"{name} in the YAML of `perdure compare`") for name in GRID_KEYS
+    ]

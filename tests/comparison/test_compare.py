@@ -298,7 +298,7 @@ def test_a_line_whose_trial_breaks_is_not_compared(here, tmp_path):
     (trial / "something").write_text("else")
     found = package.compare(path)
     assert [c["error"] is None for c in found["cells"]] == [True, True, False, False]
-    assert found["cells"][2]["error"].startswith(f"its trial 2: {trial}: exists and is not empty")
+    assert found["cells"][2]["error"].startswith(f"trial 2: {trial}: exists and is not empty")
     assert found["choose"]["replay"]["key"] == "memory.ratio"
     assert found["choose"]["replay"]["chosen"] is None
     assert found["lines"][1]["overall"]["mean"] is None

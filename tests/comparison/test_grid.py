@@ -71,7 +71,7 @@ def test_methods_may_have_names_of_the_grids_own():
     [
         ({"reply": {"overall": 0.5}}, "'reply' is not a method of the grid; did you mean 'replay'"),
         ({"replay": {"overal": 0.5}}, "published: replay: unknown key 'overal'"),
-        ({"replay": {"overall": 78.4}}, "overall is a share, from -1 to 1, got 78.4"),
+        ({"replay": {"overall": 78.4}}, "overall is a score from -1 to 1, got 78.4"),
         ({"replay": 0.5}, "takes overall and backward_transfer, got 0.5"),
     ],
 )
@@ -148,25 +148,28 @@ MISTAKES = [
     ({"grid": {}}, "grid: missing; list values"),
     ({"grid": {"sed": [0]}}, "grid: 'sed' is not a key of a run; did you mean 'seed'"),
     ({"grid": {"trainin.x": [0]}}, "'trainin.x' is not a key of a run; did you mean 'training'"),
-    ({"grid": {"lineage": ["a"]}}, "grid: lineage is the comparison's own"),
+    ({"grid": {"lineage": ["a"]}}, "grid: lineage cannot vary"),
     ({"grid": {"seed": []}}, r"grid: seed takes a list of values, got \[\]"),
     ({"grid": {"seed": 3}}, "grid: seed takes a list of values, got 3"),
     ({"grid": {"seed": ["x"]}}, "seed takes a whole number, got 'x'"),
     ({"grid": {"tasks": TASKS}}, "tasks: a comparison needs streams, .*'a.jsonl'"),
     ({"tasks": None}, "tasks: a comparison needs streams"),
-    ({"grid": {"seed": [0, 0]}}, "grid: sequential, generated, seed 0 stands there twice"),
-    ({"grid": {"method": ["l2", "l2"]}}, "grid: l2, generated, seed 0 stands there twice"),
+    ({"grid": {"seed": [0, 0]}}, "grid: sequential, generated, seed 0 is listed twice"),
+    ({"grid": {"method": ["l2", "l2"]}}, "grid: l2, generated, seed 0 is listed twice"),
     ({"baseline": "reply"}, "'reply' is not a method of the grid; did you mean 'replay'"),
     ({"compute_matched": 1}, "compute_matched takes true or false, got 1"),
-    ({"grid": {"method": ["constant"]}}, "grid: nothing learns; list a method beside constant"),
-    ({"lines": {"reply": {"seed": 1}}}, "lines: reply: seed cannot be a line's own"),
+    (
+        {"grid": {"method": ["constant"]}},
+        "grid: nothing is learned; list a method besides constant",
+    ),
+    ({"lines": {"reply": {"seed": 1}}}, "lines: reply: seed cannot be set for one line"),
     ({"lines": {"reply": {"max_length": 1}}}, "'reply' is not a method of the grid; did you mean"),
     ({"lines": {"replay": {"memory.rato": 1}}}, "unknown key 'rato'"),
     ({"lines": {"replay": {"memry.ratio": 1}}}, "lines: replay: 'memry.ratio' is not a key"),
     ({"lines": {"replay": 1}}, "lines: replay: takes keys of a run, .* got 1"),
     (
         {"lines": {"replay": {"threads": 1}}, "grid": {"method": ["replay"], "threads": [1, 2]}},
-        "lines: replay: threads is in the grid as well",
+        "lines: replay: threads is also in the grid",
     ),
     ({"grid": {"method.replay.ratio": [1]}}, "method.replay.ratio: the method is sequential"),
     ({"choose": {"values": [1]}}, "choose: key is missing"),
@@ -178,12 +181,12 @@ MISTAKES = [
     ({"choose": {**CHOOSE, "methods": {"ewc": CHOOSE}}}, "'ewc' is not a method of the grid"),
     (
         {"choose": {**CHOOSE, "methods": {"replay": {**CHOOSE, "values": [1]}}}},
-        "choose: methods: replay: 1 values for 2 of the others; every method gets the same number",
+        "choose: methods: replay: has 1 values, and the others have 2; every method gets the same",
     ),
     ({"choose": {**CHOOSE, "methods": {"replay": {"key": "x"}}}}, "takes key and values"),
     (
         {"choose": CHOOSE, "grid": {"training.learning_rate": [1, 2]}},
-        "training.learning_rate is in the grid as well",
+        "training.learning_rate is also in the grid",
     ),
 ]
 
@@ -226,10 +229,13 @@ def test_replay_is_matched_under_the_same_other_values():
 @pytest.mark.parametrize(
     ("methods", "told"),
     [
-        (["sequential", "recurrent_kif"], "no method of the grid is replay"),
+        (["sequential", "recurrent_kif"], "replay, which is not in the grid"),
         (["sequential", "replay"], "there is no recurrent_kif to match replay with"),
-        (["replay", "recurrent_kif", KIF], r"differ \(recurrent_kif: 0.5, recurrent_kif\(.*0.1875"),
-        ([{"replay": {"ratio": 1.0}}, "recurrent_kif"], "leave its ratio out"),
+        (
+            ["replay", "recurrent_kif", KIF],
+            r"remembered rows \(recurrent_kif: 0.5, recurrent_kif\(.*0.1875",
+        ),
+        ([{"replay": {"ratio": 1.0}}, "recurrent_kif"], "leave out either that ratio"),
     ],
 )
 def test_what_cannot_be_matched_is_refused(methods, told):

@@ -1,4 +1,4 @@
-"""One run of a comparison: a lineage of its own, its settings beside it, and its record."""
+"""One run of a comparison: its lineage, its settings, and the record of its results."""
 
 import json
 import os
@@ -23,9 +23,17 @@ from perdure.seeds import digest
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """`settings` are the keys of a run but for the place. `also` is what decides a cell besides.
+    """One run of a comparison.
 
-    A `constant` cell runs nothing and leaves no files: its record is made from the rows alone.
+    Args:
+        line: the name of the line of the table.
+        order: the name of the stream.
+        seed: the seed.
+        settings: the keys of a run, without `lineage`.
+        kind: the folder of the cell in the comparison: `cells` or `trials`.
+        rows_digest: for trials, a hash of the settings that decide their rows.
+        constant: whether each task's most common answer is scored. Such a cell does not run and has
+            no files; its record is computed from the rows.
     """
 
     line: str
@@ -33,7 +41,7 @@ class Cell:
     seed: int
     settings: dict[str, Any]
     kind: str = "cells"
-    also: str = ""
+    rows_digest: str = ""
     constant: bool = False
 
     @property
@@ -46,13 +54,13 @@ class Cell:
 
     @cached_property
     def digest(self) -> str:
-        """The hash of all that decides the cell's bytes, but for the contents of files."""
+        """The hash of everything that decides the cell's results, except the contents of files."""
         settings = self.config.to_dict()
         settings["training"] = deciding_keys(settings["training"])
-        if self.also:  # which says it in place of files that are the comparison's own
+        if self.rows_digest:  # it replaces the files of a trial, which the comparison writes itself
             del settings["tasks"]
-        decides = {k: v for k, v in settings.items() if k not in FREE}
-        return digest(decides, self.also, *(["constant"] if self.constant else []))
+        deciding = {k: v for k, v in settings.items() if k not in FREE}
+        return digest(deciding, self.rows_digest, *(["constant"] if self.constant else []))
 
     @property
     def name(self) -> str:
@@ -63,11 +71,11 @@ class Cell:
         return folder / self.kind / self.name
 
     def file(self, folder: Path, suffix: str) -> Path:
-        """Beside the lineage: its `.yaml`, its `.log`, and its record, `.json`."""
+        """A file next to the lineage: the settings `.yaml`, the `.log`, or the record `.json`."""
         return folder / self.kind / f"{self.name}{suffix}"
 
     def write_settings(self, folder: Path) -> Path:
-        """The YAML with which `perdure run` makes the cell."""
+        """Write the YAML with which `perdure run` runs the cell, and return its path."""
         path = self.file(folder, ".yaml")
         settings = {**self.settings, "lineage": str(self.lineage(folder))}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,25 +83,26 @@ class Cell:
         return path
 
     def record(self, folder: Path) -> dict[str, Any] | None:
-        """What a finished cell of just these settings found; None if there is none."""
+        """The record of the finished cell; None if there is none with exactly these settings."""
         path = self.file(folder, ".json")
         if not path.exists():
             return None
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            stored = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            return None  # damaged since; it is made again from the lineage
-        return kept["record"] if kept["digest"] == self.digest else None
+            return None  # the file is damaged; it will be written again from the lineage
+        return stored["record"] if stored["digest"] == self.digest else None
 
     def write_record(self, folder: Path) -> dict[str, Any]:
-        """The record of the cell, whose run has ended."""
-        found = record(Lineage(self.lineage(folder)))
-        write_text(self.file(folder, ".json"), dump({"digest": self.digest, "record": found}))
-        return found
+        """Write the record of the cell, whose run has ended, and return it."""
+        cell_record = record(Lineage(self.lineage(folder)))
+        text = dump({"digest": self.digest, "record": cell_record})
+        write_text(self.file(folder, ".json"), text)
+        return cell_record
 
 
 def record(lineage: Lineage) -> dict[str, Any]:
-    """The scores of a run and what it cost; under `varying` what differs between identical runs."""
+    """The scores and costs of a run; `varying` has the costs that differ between identical runs."""
     times = [lineage.timings()[str(entry["stage"])] for entry in lineage.stages]
     seconds = stage_seconds(lineage).values()
     cells = [cell for e in lineage.stages for cell in lineage.scores(e)["after"].values()]
@@ -101,7 +110,10 @@ def record(lineage: Lineage) -> dict[str, Any]:
         **summary(lineage.matrix()),
         "matrix": to_dict(lineage.matrix()),
         **{key: sorted({c[key] for c in cells if key in c}) for key in ("mode", "metric")},
-        "rows": {way: sum(t["rows"][way] for t in times) for way in ("forward", "backward")},
+        "rows": {
+            direction: sum(t["rows"][direction] for t in times)
+            for direction in ("forward", "backward")
+        },
         "steps": sum(t["steps"] for t in times),
         "trainable": max(t["trainable"] for t in times),
         **_stored(lineage),
@@ -115,9 +127,9 @@ def record(lineage: Lineage) -> dict[str, Any]:
 
 
 def _stored(lineage: Lineage) -> dict[str, int | None]:
-    """What the next task would need besides the model: remembered rows, tensors of the methods.
+    """What the next task would need besides the model: remembered rows and tensors of methods.
 
-    Joint learns all old rows again, whose bytes the lineage does not hold.
+    The mode `joint` learns all old rows again; their size in bytes is not known to the lineage.
     """
     stages = lineage.stages
     if lineage.config.mode in TOGETHER:

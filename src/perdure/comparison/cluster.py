@@ -1,4 +1,4 @@
-"""Cells as tasks of a Ray cluster, whose machines all see the folder and the rows."""
+"""Running cells as tasks of a Ray cluster, whose machines share the folder and the rows."""
 
 import os
 import subprocess
@@ -12,11 +12,11 @@ from perdure.comparison.processes import Running
 from perdure.errors import PerdureError
 
 
-PASSED_ON = ("PERDURE_", "HF_")  # of the environment
+PASSED_ON = ("PERDURE_", "HF_")  # prefixes of the environment variables that workers get
 
 
 def starter(address: str) -> Callable[[Cell, Path], Running]:
-    """What starts a cell on the cluster at an address; `local` is one of this machine's own.
+    """A function that starts a cell on the cluster at an address; `local` uses this machine.
 
     Raises:
         PerdureError: Ray is not installed, or there is no cluster.
@@ -25,7 +25,7 @@ def starter(address: str) -> Callable[[Cell, Path], Running]:
         import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise PerdureError(
-            "ray: it is not installed; pip install '.[ray]', or leave --ray out"
+            "ray: Ray is not installed; pip install '.[ray]', or leave --ray out"
         ) from error
     try:
         ray.init(address, log_to_driver=False, ignore_reinit_error=True)
@@ -36,42 +36,43 @@ def starter(address: str) -> Callable[[Cell, Path], Running]:
 
     def start(cell: Cell, folder: Path) -> Running:
         threads = cell.config.threads or 1
-        given = (str(cell.file(folder, ".yaml")), str(cell.file(folder, ".log")), os.getcwd())
-        task = ray.remote(num_cpus=threads, max_retries=0)(run_there)
-        return _Task(ray, task.remote(*given, {**environment, "OMP_NUM_THREADS": str(threads)}))
+        run = ray.remote(num_cpus=threads, max_retries=0)(run_on_worker)
+        settings, log = str(cell.file(folder, ".yaml")), str(cell.file(folder, ".log"))
+        cell_environment = {**environment, "OMP_NUM_THREADS": str(threads)}
+        return _Task(ray, run.remote(settings, log, os.getcwd(), cell_environment))
 
     return start
 
 
-def run_there(settings: str, log: str, place: str, environment: dict[str, str]) -> int:
-    """`perdure run` in a process of a worker's machine; its exit status."""
+def run_on_worker(settings: str, log: str, directory: str, environment: dict[str, str]) -> int:
+    """Run `perdure run` in a process on a worker's machine, and return its exit status."""
     command = [sys.executable, "-m", "perdure.cli", "run", settings, "--json"]
-    with (Path(place) / log).open("w", encoding="utf-8") as said:
+    with (Path(directory) / log).open("w", encoding="utf-8") as log_file:
         return subprocess.run(
             command,
-            cwd=place,
+            cwd=directory,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=said,
+            stderr=log_file,
         ).returncode
 
 
 class _Task:
-    """A cell on the cluster, as `run_all` looks at it."""
+    """A cell that runs on the cluster, in the form that `run_all` expects (`Running`)."""
 
     def __init__(self, ray: Any, task: Any):
         self.ray, self.task = ray, task
 
     def poll(self) -> int | None:
-        done, _ = self.ray.wait([self.task], timeout=0)
-        return self.wait() if done else None
+        finished, _ = self.ray.wait([self.task], timeout=0)
+        return self.wait() if finished else None
 
     def terminate(self) -> None:
-        self.ray.cancel(self.task)  # the worker hears the keyboard, and ends its process
+        self.ray.cancel(self.task)  # raises KeyboardInterrupt in the worker, which ends its process
 
     def wait(self) -> int:
         try:
             return self.ray.get(self.task)
-        except self.ray.exceptions.RayError:  # cancelled, or its machine is gone
+        except self.ray.exceptions.RayError:  # the task was cancelled, or its machine is lost
             return 1

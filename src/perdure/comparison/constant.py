@@ -1,4 +1,4 @@
-"""The line `constant` of a comparison: the floor that a method must lie above."""
+"""The line `constant` of a comparison: the score that any method should exceed."""
 
 from collections import Counter
 from statistics import fmean
@@ -14,7 +14,7 @@ from perdure.measure.metrics import best, find_metric
 
 
 def most_common_answer(task: Task) -> str:
-    """The answer of most training rows, the first of equally common ones.
+    """The most common answer of the training rows; of equally common ones, the first.
 
     Raises:
         PerdureError: the rows are plain text, which has no answer.
@@ -22,14 +22,14 @@ def most_common_answer(task: Task) -> str:
     if any("text" in row for row in task.train.rows):
         raise PerdureError(
             f"task {task.name!r}: its rows are plain text, for which there is no constant answer; "
-            "take constant out of the grid"
+            "remove constant from the grid"
         )
-    [(common, _)] = Counter(answer(row) for row in task.train.rows).most_common(1)
-    return common
+    [(most_common, _)] = Counter(answer(row) for row in task.train.rows).most_common(1)
+    return most_common
 
 
 def check_answers(cell: Cell) -> None:
-    """Raise PerdureError if a task has no answers; no test rows are opened."""
+    """Raise PerdureError if a task has no answers; test rows are not read."""
     for task in load_stream(cell.config, ["train"]):
         most_common_answer(task)
 
@@ -37,13 +37,13 @@ def check_answers(cell: Cell) -> None:
 def constant_record(cell: Cell) -> dict[str, Any]:
     """The record of a cell that gives each task's most common answer to all of its test rows.
 
-    It has the form of a run's record. Only OP is known, as nothing was learned.
+    It has the form of a run's record. Only OP is known, because nothing is learned.
     """
     tasks = load_stream(cell.config)
     scores = tuple(_score(task) for task in tasks)
-    at_the_end = (1,) * len(tasks)
-    untouched = (None,) * len(tasks)
-    matrix = ScoreMatrix(tuple(task.name for task in tasks), at_the_end, (untouched, scores))
+    names = tuple(task.name for task in tasks)
+    unknown = (None,) * len(tasks)  # the scores of the base
+    matrix = ScoreMatrix(names, (1,) * len(tasks), (unknown, scores))
     numbers = summary(matrix)
     return {
         **dict.fromkeys(numbers),
@@ -62,5 +62,5 @@ def constant_record(cell: Cell) -> dict[str, Any]:
 def _score(task: Task) -> float | None:
     if task.test is None:
         return None
-    common, metric = most_common_answer(task), find_metric(task.metric)
-    return fmean(best(metric, common, references(row)) for row in task.test.rows)
+    constant_answer, metric = most_common_answer(task), find_metric(task.metric)
+    return fmean(best(metric, constant_answer, references(row)) for row in task.test.rows)

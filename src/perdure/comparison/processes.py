@@ -1,4 +1,4 @@
-"""Cells in processes of their own, some at a time."""
+"""Running cells in separate processes, several at a time."""
 
 import os
 import subprocess
@@ -11,12 +11,12 @@ from typing import Protocol
 from perdure.comparison.cell import Cell
 
 
-POLL = 0.1  # seconds between two looks at what has ended
+POLL = 0.1  # seconds between two checks for cells that have ended
 ERROR = "perdure: error: "
 
 
 class Running(Protocol):
-    """What is known of a cell that runs; a `subprocess.Popen` is one."""
+    """A cell that is running, such as a `subprocess.Popen`."""
 
     def poll(self) -> int | None: ...
     def terminate(self) -> None: ...
@@ -24,7 +24,7 @@ class Running(Protocol):
 
 
 def start(cell: Cell, folder: Path) -> Running:
-    """`perdure run` on the cell's YAML; what it says goes to its log."""
+    """Start `perdure run` on the cell's YAML; its messages go to the cell's log."""
     with cell.file(folder, ".log").open("w", encoding="utf-8") as log:
         return subprocess.Popen(
             command(cell, folder),
@@ -43,9 +43,9 @@ def command(cell: Cell, folder: Path) -> list[str]:
 def run_all(
     cells: Sequence[Cell], jobs: int, begin: Callable[[Cell], Running]
 ) -> Iterator[tuple[Cell, int]]:
-    """Run cells, `jobs` at a time; each with its exit status as it ends.
+    """Run cells, `jobs` at a time, and yield each one with its exit status when it has ended.
 
-    However the caller leaves the loop, at the keyboard too, none goes on after it.
+    When the caller leaves the loop, also by an interrupt, all running cells are ended.
     """
     waiting, running = list(cells), dict[Cell, Running]()
     try:
@@ -53,8 +53,9 @@ def run_all(
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
                 running[cell] = begin(cell)
-            ended = [(c, s) for c, process in running.items() if (s := process.poll()) is not None]
-            for cell, status in ended:
+            statuses = {cell: process.poll() for cell, process in running.items()}
+            ended = {cell: status for cell, status in statuses.items() if status is not None}
+            for cell, status in ended.items():
                 del running[cell]
                 yield cell, status
             if not ended:
@@ -67,13 +68,13 @@ def run_all(
 
 
 def what_broke(cell: Cell, folder: Path, status: int) -> str:
-    """The error of a cell that ended badly, in a line."""
+    """The error of a cell that failed, in one line from its log."""
     log = cell.file(folder, ".log")
-    said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    told = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
-    if told:
-        return told[-1]
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
+    if errors:
+        return errors[-1]
     if status < 0:
         return f"ended by signal {-status}"
     return lines[-1] if lines else f"ended with status {status}"

@@ -1,4 +1,4 @@
-"""The files of a comparison: `compare.json`, the same for the same cells, and `costs.json`."""
+"""The files of a comparison: `compare.json`, which is reproducible, and `costs.json`."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -15,28 +15,28 @@ from perdure.reporting.results import PACKAGES, device
 RESULTS, COSTS = "compare.json", "costs.json"
 FORMAT = 1
 
-# A cell's record, or the line that tells its error.
+# The record of each cell, or its error in one line.
 Outcomes = Mapping[Cell, Mapping[str, Any] | str]
 Cells = Mapping[str, Sequence[Cell]]  # by line
 
 
 def choices(grid: Grid, trials: Cells, outcomes: Outcomes) -> dict[str, dict[str, Any]]:
-    """By line what was tried, and which value was best; none if a trial broke or has no OP."""
+    """The tried and the best value of each line; no best value if a trial failed or has no OP."""
     chosen = {}
     assert grid.choose is not None
     for line in (line for line in grid.lines if line.name in trials):
         key, values = grid.choose.trials(line.method)
         records = [outcomes[cell] for cell in trials[line.name]]
-        errors = [f"its trial {n}: {r}" for n, r in enumerate(records, 1) if isinstance(r, str)]
+        errors = [f"trial {n}: {r}" for n, r in enumerate(records, 1) if isinstance(r, str)]
         scores = [None if isinstance(record, str) else record["overall"] for record in records]
-        known = [score for score in scores if score is not None]
-        if len(known) < len(scores) and not errors:
-            errors = ["its trials have no score"]
+        known_scores = [score for score in scores if score is not None]
+        if len(known_scores) < len(scores) and not errors:
+            errors = ["the trials have no score"]
         chosen[line.name] = {
             "key": key,
             "values": values,
             "overall": scores,
-            "chosen": None if errors else values[best(known)],
+            "chosen": None if errors else values[best(known_scores)],
             "trials": [f"{cell.kind}/{cell.name}" for cell in trials[line.name]],
             "error": errors[0] if errors else None,
         }
@@ -44,14 +44,14 @@ def choices(grid: Grid, trials: Cells, outcomes: Outcomes) -> dict[str, dict[str
 
 
 def results(grid: Grid, cells: Cells, chosen: dict[str, Any], outcomes: Outcomes) -> dict[str, Any]:
-    """All that is decided by the settings and the rows."""
+    """The contents of `compare.json`: everything that the settings and the rows determine."""
     records = {
-        name: {
-            (cell.order, cell.seed): r
+        line: {
+            (cell.order, cell.seed): outcome
             for cell in line_cells
-            if not isinstance(r := outcomes[cell], str)
+            if not isinstance(outcome := outcomes[cell], str)
         }
-        for name, line_cells in cells.items()
+        for line, line_cells in cells.items()
     }
     return {
         "format": FORMAT,
@@ -68,24 +68,20 @@ def results(grid: Grid, cells: Cells, chosen: dict[str, Any], outcomes: Outcomes
 
 
 def costs(cells: Cells, outcomes: Outcomes) -> dict[str, Any]:
-    """What differs between identical runs: seconds, peak memory, the machine."""
-    records_by_line = {
-        n: [r for c in line_cells if not isinstance(r := outcomes[c], str)]
-        for n, line_cells in cells.items()
+    """The contents of `costs.json`, which differ between identical runs: times, memory, machine."""
+    all_cells = [cell for line_cells in cells.values() for cell in line_cells]
+    records = {
+        cell: outcome for cell in all_cells if not isinstance(outcome := outcomes[cell], str)
     }
-    threads = next(
-        (cell.config.threads for line_cells in cells.values() for cell in line_cells), None
-    )
+    threads = next((cell.config.threads for cell in all_cells), None)
     return {
         "device": device(threads),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "lines": {name: costs_of(records) for name, records in records_by_line.items()},
-        "cells": {
-            cell.name: record["varying"]
-            for line_cells in cells.values()
-            for cell in line_cells
-            if not isinstance(record := outcomes[cell], str)
+        "lines": {
+            line: costs_of([records[cell] for cell in line_cells if cell in records])
+            for line, line_cells in cells.items()
         },
+        "cells": {cell.name: record["varying"] for cell, record in records.items()},
     }
 
 

@@ -1,6 +1,6 @@
-"""What the records of a comparison say, a line of the table each. Nothing here knows of files."""
+"""The lines of a comparison's table, computed from the records of its cells."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from perdure.comparison.grid import Grid, Line
@@ -22,16 +22,16 @@ SCORES = (
     "forgetting",
     "learning_accuracy",
 )
-LEVEL = 0.05  # of what differs
+LEVEL = 0.05  # of significance
 Records = Mapping[str, Mapping[Pair, Mapping[str, Any]]]  # by line, then by pair
 
 
 def lines(grid: Grid, records: Records) -> list[dict[str, Any]]:
-    """For each line its scores and differences to the baseline, and what it cost in counts.
+    """The scores of each line, their differences to the baseline, and the costs in counts.
 
-    Means and intervals are over orders, the seeds of an order averaged. A difference `differs` if
-    it does so after Holm's correction over the lines with the same baseline. A score that is
-    unknown for a pair, or whose cell broke, is left out; `cells` says how many there are of `of`.
+    Means and intervals are over orders, with the seeds of an order averaged. A difference `differs`
+    if it is significant after Holm's correction over the lines with the same baseline. Scores that
+    are unknown or whose cell failed are left out; `cells` counts the others, of `of` in all.
     """
     entries = [_line(grid, line, records) for line in grid.lines]
     for baseline in {entry["baseline"] for entry in entries}:
@@ -44,9 +44,9 @@ def lines(grid: Grid, records: Records) -> list[dict[str, Any]]:
 
 
 def mark_what_differs(differences: Sequence[dict[str, Any]]) -> None:
-    """Add Holm's correction to `difference`s that are all taken to one baseline.
+    """Add Holm's correction to `difference`s from the same baseline, in place.
 
-    `p_holm` is the corrected probability, and `differs` whether it is below 5 %.
+    `p_holm` is the corrected p-value, and `differs` whether it is below 5 %.
     """
     adjusted = holm({n: entry["p"] for n, entry in enumerate(differences)})
     for entry, p in zip(differences, adjusted.values(), strict=True):
@@ -55,7 +55,7 @@ def mark_what_differs(differences: Sequence[dict[str, Any]]) -> None:
 
 
 def costs_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of a line's records what differs between identical runs: mean seconds, the largest peak."""
+    """The costs of a line that differ between identical runs: mean seconds, maximum memory."""
     varying = [record["varying"] for record in records]
     return {
         "seconds": mean([v["seconds"] for v in varying]),
@@ -66,7 +66,7 @@ def costs_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _line(grid: Grid, line: Line, records: Records) -> dict[str, Any]:
-    line_records, of = records[line.name], len(grid.orders) * len(grid.seeds)
+    line_records = records[line.name]
     baseline = grid.baseline_of(line)
     baseline_records = {} if baseline is None or baseline == line else records[baseline.name]
     return {
@@ -75,7 +75,7 @@ def _line(grid: Grid, line: Line, records: Records) -> dict[str, Any]:
         "settings": line.settings["method"],
         "varied": line.varied,
         "cells": len(line_records),
-        "of": of,
+        "of": len(grid.orders) * len(grid.seeds),
         **{key: score(_known(line_records, key)) for key in SCORES},
         "published": grid.published.get(line.name),
         "baseline": None if baseline is None else baseline.name,
@@ -86,10 +86,13 @@ def _line(grid: Grid, line: Line, records: Records) -> dict[str, Any]:
         if baseline_records
         else None,
         "rows": {
-            way: _mean(line_records, lambda r, w=way: r["rows"][w])
-            for way in ("forward", "backward")
+            direction: _mean(record["rows"][direction] for record in line_records.values())
+            for direction in ("forward", "backward")
         },
-        **{k: _mean(line_records, lambda r, k=k: r[k]) for k in ("stored_rows", "stored_bytes")},
+        **{
+            key: _mean(record[key] for record in line_records.values())
+            for key in ("stored_rows", "stored_bytes")
+        },
         "trainable": max((record["trainable"] for record in line_records.values()), default=None),
     }
 
@@ -98,10 +101,10 @@ def _known(records: Mapping[Pair, Mapping[str, Any]], key: str) -> dict[Any, flo
     return {pair: record[key] for pair, record in records.items() if record[key] is not None}
 
 
-def score(known: Mapping[Pair, float]) -> dict[str, Any]:
+def score(scores: Mapping[Pair, float]) -> dict[str, Any]:
     """The mean over orders with its interval, and the deviation of all cells."""
-    spread = over_orders(known)
-    summary = {"mean": spread.mean, "deviation": deviation(list(known.values()))}
+    spread = over_orders(scores)
+    summary = {"mean": spread.mean, "deviation": deviation(list(scores.values()))}
     return summary | {"cells": spread.cells, "orders": spread.orders} | _ends(spread.interval)
 
 
@@ -123,6 +126,7 @@ def _ends(interval: Interval | None) -> dict[str, float | None]:
     return {"low": interval.low, "high": interval.high}
 
 
-def _mean(records: Mapping[Pair, Mapping[str, Any]], count: Any) -> float | None:
-    values: Sequence[Any] = [count(record) for record in records.values()]
-    return None if None in values else mean(values)
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean, or None if a value is unknown."""
+    known = list(values)
+    return None if None in known else mean(known)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Trials: a hyper-parameter chosen on rows held out of train, before any test row is read."""
+"""Trials: choosing a hyper-parameter on rows held out of train, before test rows are read."""
 
 import json
 import random
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.comparison.cell import Cell
-from perdure.comparison.grid import Choose, Grid, Line, laid_over
+from perdure.comparison.grid import Choose, Grid, Line, with_overrides
 from perdure.config import load_config, read_settings
 from perdure.data.stream import load_stream
 from perdure.data.task import Split, Task
@@ -17,17 +17,17 @@ from perdure.lineage.files import write_text
 from perdure.seeds import derive, digest
 
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "test")  # of a trial's tasks
 
 
 class Trials:
-    """The trials of a comparison: for each line one a value, on the first order.
+    """The trials of a comparison: one for each line and value, on the first order.
 
-    Their tasks are the order's without its test rows, which no trial opens; the rows to score on
-    are a share of train. Lines share these rows, unless the grid varies what they are made of.
+    Their tasks are those of the order, but scored on a share of the train rows; no trial reads test
+    rows. All lines use the same held-out rows, unless the grid varies the settings of rows.
 
     Raises:
-        PerdureError: as `load_stream`, or a task has no two train rows.
+        PerdureError: as `load_stream`, or a task has fewer than two train rows.
     """
 
     def __init__(self, grid: Grid, choose: Choose):
@@ -41,34 +41,34 @@ class Trials:
         fixed = {"tasks": stream, "seed": self.choose.seed}
         settings = read_settings(line.settings, fixed)
         parts = {key: settings.get(key) for key in ("tasks", "rows", "instruction")}
-        rows = digest("held out", parts, self.choose.seed, self.choose.held_out)
-        if rows not in self.tasks:
-            self.tasks[rows] = held_out(settings, self.choose.held_out)
+        rows_digest = digest("held out", parts, self.choose.seed, self.choose.held_out)
+        if rows_digest not in self.tasks:
+            self.tasks[rows_digest] = held_out(settings, self.choose.held_out)
         key, values = self.choose.trials(line.method)
-        few = {
-            "tasks": [self._described(task, rows) for task in self.tasks[rows]],
+        overrides = {
+            "tasks": [self._described(task, rows_digest) for task in self.tasks[rows_digest]],
             "rows": {},
             "scoring.forward": False,
-            "scoring.old": "last",  # all that OP needs
+            "scoring.old": "last",  # OP needs no other scores
         }
         return [
             Cell(
-                f"{line.name}, {key}={json.dumps(value)}",
-                order,
-                self.choose.seed,
-                laid_over(settings, {**few, key: value}),
-                "trials",
-                rows,
+                line=f"{line.name}, {key}={json.dumps(value)}",
+                order=order,
+                seed=self.choose.seed,
+                settings=with_overrides(settings, {**overrides, key: value}),
+                kind="trials",
+                rows_digest=rows_digest,
             )
             for value in values
         ]
 
     def write(self) -> None:
-        """The rows of all trials on the disk."""
-        for rows, tasks in self.tasks.items():
+        """Write the rows of all trials to files."""
+        for rows_digest, tasks in self.tasks.items():
             for task in tasks:
                 for split in SPLITS:
-                    path = self._file(task, rows, split)
+                    path = self._file(task, rows_digest, split)
                     path.parent.mkdir(parents=True, exist_ok=True)
                     lines = [
                         json.dumps(row, ensure_ascii=False) + "\n"
@@ -76,26 +76,26 @@ class Trials:
                     ]
                     write_text(path, "".join(lines))
 
-    def _described(self, task: Task, rows: str) -> dict[str, Any]:
-        """The task as it stands under `tasks:`."""
-        files = {split: str(self._file(task, rows, split)) for split in SPLITS}
+    def _described(self, task: Task, rows_digest: str) -> dict[str, Any]:
+        """The task as an entry of `tasks:`."""
+        files = {split: str(self._file(task, rows_digest, split)) for split in SPLITS}
         options = {"options": list(task.options)} if task.options else {}
         training = {"training": task.training} if task.training else {}
         return {"name": task.name, **files, "metric": task.metric, **options, **training}
 
-    def _file(self, task: Task, rows: str, split: str) -> Path:
-        """Numbered, since two tasks may have one name, and a name may hold what no file's may."""
-        number = next(n for n, own in enumerate(self.tasks[rows], 1) if own is task)
+    def _file(self, task: Task, rows_digest: str, split: str) -> Path:
+        """The file of a split; it is numbered, because two tasks may have the same name."""
+        number = next(n for n, other in enumerate(self.tasks[rows_digest], 1) if other is task)
         name = re.sub(r"[^\w.+=-]+", "-", task.name)[:80]
-        place = self.grid.folder / "trials" / f"rows-{rows[:8]}"
-        return place / f"{number:02d}-{name}-{split}.jsonl"
+        folder = self.grid.folder / "trials" / f"rows-{rows_digest[:8]}"
+        return folder / f"{number:02d}-{name}-{split}.jsonl"
 
 
 def held_out(settings: dict[str, Any], share: float) -> list[Task]:
-    """A stream's tasks with a share of their train rows in the place of their test rows.
+    """A stream's tasks, with a share of their train rows as test rows.
 
     Raises:
-        PerdureError: as `load_stream`, or a task has no two train rows.
+        PerdureError: as `load_stream`, or a task has too few train rows.
     """
     config, tasks = load_config(settings), []
     for task in load_stream(config, ["train"]):
@@ -104,18 +104,16 @@ def held_out(settings: dict[str, Any], share: float) -> list[Task]:
         if count >= len(rows):
             raise PerdureError(
                 f"choose: task {task.name!r} has {len(rows)} train rows, of which {count} are to "
-                "be held out; give it more, or lower held_out"
+                "be held out; add rows, or lower held_out"
             )
         draw = random.Random(derive(config.seed, "held out", task.name))
-        chosen = set(draw.sample(range(len(rows)), count))
-        train, test = (
-            Split(tuple(row for i, row in enumerate(rows) if (i in chosen) == out))
-            for out in (False, True)
-        )
+        test_indices = set(draw.sample(range(len(rows)), count))
+        train = Split(tuple(row for i, row in enumerate(rows) if i not in test_indices))
+        test = Split(tuple(row for i, row in enumerate(rows) if i in test_indices))
         tasks.append(replace(task, train=train, test=test, dev=None, options=task.answers()))
     return tasks
 
 
 def best(scores: list[float]) -> int:
-    """The number of the best score, the first of equal ones."""
+    """The index of the best score; of equal ones, the first."""
     return max(range(len(scores)), key=lambda i: scores[i])
