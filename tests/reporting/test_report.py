@@ -239,7 +239,7 @@ def test_a_lineage_of_a_release_that_kept_no_counts_says_so(place):
     state = {k: v for k, v in kif_state().items() if "important" not in k}
     lineage(place / "runs/a", ROWS, method="recurrent_kif", state=state)
     perdure("report", "runs")
-    assert "did not store it" in (place / "report.html").read_text()
+    assert "did not store the counts" in (place / "report.html").read_text()
 
 
 def test_the_page_says_how_to_run_a_lineage_again(place):
@@ -265,7 +265,7 @@ def test_a_lineage_of_single_tasks_is_made_again_by_init_and_learn(place):
         "perdure learn again 'a b' 'my rows.jsonl' training.learning_rate=0.001 "
         "--test hub:me/rows:test --metric rouge_l --option x",
         "perdure learn again blue blue.jsonl",
-        "# green: its rows were made in Python; pass them to perdure.learn",
+        "# green: its rows were passed in Python; pass them to perdure.learn",
     )
 
 

@@ -1,6 +1,6 @@
 """The figures of the report, as SVG.
 
-Each can be read without its colours, by labels beside the marks, markers, dashes and numbers.
+Each can be read without its colours, by labels next to the marks, markers, dashes and numbers.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,8 @@ def whiskers(title: str, rows: Sequence[tuple[str, Spread, Sequence[float]]]) ->
         title: the title, for readers who do not see the figure.
         rows: the label of each method, its spread, and the values of its lineages.
     """
-    known = [v for _, s, values in rows for v in (s.low, s.high, *values) if v is not None]
+    candidates = [v for _, spread, values in rows for v in (spread.low, spread.high, *values)]
+    known = [value for value in candidates if value is not None]
     marks = ticks(min(0.0, *known), max(known)) if known else [0, 1]
     left = min(150, max([len(label) for label, *_ in rows]) * CHARACTER + 14)
     height, right = 26 * len(rows) + 34, WIDTH - 42
@@ -120,7 +121,7 @@ def trend(
     last = max(len(values) for _, values in lines) - 1
     x, y = scale(0, max(last, 1), left + 8, 190), scale(0, top_score, bottom, top)
     parts = [_tick_y(y(mark), left, mark, 196) for mark in (0, top_score / 2, top_score)]
-    every = -(-(last + 1) // 9)
+    every = -(-(last + 1) // 9)  # at most nine stages are labelled
     parts += [
         text(x(stage), bottom + 14, stage, class_="tick middle")
         for stage in range(0, last + 1, every)
@@ -199,7 +200,7 @@ def shares(title: str, rounds: Sequence[Sequence[float]], names: Sequence[str]) 
 
 
 def _lead(kind: str, number: int) -> str:
-    """Return the CSS classes of a mark: the first is coloured, the others are as the text."""
+    """Return the CSS classes of a mark: the first is coloured, the others look like the text."""
     return f"{kind} lead" if number == 0 else kind
 
 

@@ -25,7 +25,7 @@ class Method:
     """Lineages that differ only in seed and order.
 
     Args:
-        label: the method's name, with the settings that tell it from others of the same name.
+        label: the method's name, with the settings that distinguish it from others of that name.
         runs: the lineages.
         numbers: the spread of each measure of `MEASURES`.
         seconds: the spread of the seconds of training.
@@ -122,7 +122,7 @@ def sets(runs: Sequence[Run]) -> list[Set]:
 
 
 def _methods(runs: Sequence[Run]) -> tuple[Method, ...]:
-    """Group lineages by their settings; labels say how methods of the same name differ."""
+    """Group lineages by their settings; labels show how methods of the same name differ."""
     by_settings: dict[str, list[Run]] = {}
     for run in runs:
         settings = {key: value for key, value in run.settings.items() if key not in REPEATED}
@@ -145,7 +145,7 @@ def _methods(runs: Sequence[Run]) -> tuple[Method, ...]:
 
 
 def _label(run: Run, others: Iterable[Run]) -> str:
-    """Return the method's name, with the settings that tell it from others of the same name."""
+    """Return the method's name, with the settings that distinguish it from others of that name."""
     settings = _flat(run)
     same_name = [_flat(other) for other in others if other.method == run.method]
     differing = [

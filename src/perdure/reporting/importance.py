@@ -11,10 +11,10 @@ from safetensors import safe_open
 from perdure.models.layout import METHOD_STATE
 
 
-LED = "recurrent_kif."
-IMPORTANT = f"{LED}important."
+PREFIX = "recurrent_kif."
+IMPORTANT = f"{PREFIX}important."
 LAYERS = 12  # the most rows of a picture; neighbouring layers are combined if there are more
-# Parts of a parameter's name that do not tell its place in the model.
+# Parts of a parameter's name that do not show its place in the model.
 WRAPPERS = {"base_model", "model", "default", "weight", "bias", "modules_to_save", "transformer"}
 INSIDE = re.compile(r"lora_\w+|original_module")
 
@@ -56,9 +56,9 @@ def identified(folder: Path, task: str) -> Identified | None:
         return None
     with safe_open(path, framework="np") as file:
         names = list(file.keys())
-        if f"{LED}shares" not in names:
+        if f"{PREFIX}shares" not in names:
             return None
-        rounds = file.get_tensor(f"{LED}shares").tolist()
+        rounds = file.get_tensor(f"{PREFIX}shares").tolist()
         counts = {
             name.removeprefix(IMPORTANT): file.get_tensor(name).tolist()
             for name in names
@@ -86,7 +86,7 @@ def places(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     for _, _, module in split.values():
         ends[module[-1:]].add(module)
     highest = max((layer for _, layer, _ in split.values()), default=0)
-    width = -(-(highest + 1) // LAYERS)
+    width = -(-(highest + 1) // LAYERS)  # how many layers are combined in a row
     by_name = {}
     for name, (stack, layer, module) in sorted(split.items(), key=lambda item: item[1]):
         first = layer // width * width
@@ -99,7 +99,7 @@ def places(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def _split(name: str) -> tuple[str, int, tuple[str, ...]]:
-    """Return the stack (encoder or decoder), the layer (-1 if it is in none) and the module."""
+    """Return the stack (encoder or decoder), the layer (-1 if there is none) and the module."""
     parts = [w for w in name.split(".") if w not in WRAPPERS and not INSIDE.fullmatch(w)]
     index = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     if index is None:

@@ -10,7 +10,7 @@ from perdure.reporting.read import Run, read
 from perdure.reporting.text import CSV_HEADER, csv_text, markdown
 
 
-# A mark near the start of each file, by which a report is known and may be overwritten.
+# A mark near the start of each file, which shows that it is a report and may be overwritten.
 MARKS = {".html": 'content="perdure report"', ".md": "<!-- perdure report -->", ".csv": CSV_HEADER}
 
 
@@ -18,10 +18,10 @@ def report(folders: Sequence[str | Path], out: str | Path) -> tuple[list[Run], l
     """Write a report as `perdure.api.report` does; return the lineages and the files written."""
     page = Path(out)
     if page.suffix not in (".html", ".htm"):
-        raise PerdureError(f"{page}: the page is HTML; give --out a name that ends in .html")
+        raise PerdureError(f"{page}: the page is HTML; use a name that ends in .html for --out")
     if not page.parent.is_dir():
         raise PerdureError(
-            f"{page}: its folder does not exist; make it first or give another --out"
+            f"{page}: its folder does not exist; create it first or use another --out"
         )
     runs = read(folders)
     texts = {
@@ -47,5 +47,5 @@ def _check_is_report(path: Path) -> None:
     begin = path.read_bytes()[:500].decode(errors="replace") if path.is_file() else ""
     if MARKS.get(path.suffix, MARKS[".html"]) not in begin:
         raise PerdureError(
-            f"{path}: exists and is not a report of Perdure; move it away or give another --out"
+            f"{path}: exists and is not a report of Perdure; move it away or use another --out"
         )

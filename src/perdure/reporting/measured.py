@@ -1,6 +1,6 @@
 """The scores and costs of each method on the benchmark of all methods (benchmarks/methods.yaml).
 
-`python benchmarks/tables.py` makes `measured.json`, beside this file, from the result file.
+`python benchmarks/tables.py` makes `measured.json`, next to this file, from the result file.
 """
 
 import json

@@ -16,7 +16,7 @@ from perdure.reporting.read import Run
 SIDES = ("new task", "old tasks")
 CASES = ("both", "new only", "old only", "neither")
 OPENED = 4  # the number of methods whose first lineage is unfolded
-DRAWN = 6  # the most methods in one panel, as more lines cannot be told apart
+DRAWN = 6  # the most methods in one panel, as more lines are hard to distinguish
 
 
 def html(runs: Sequence[Run]) -> str:
@@ -77,7 +77,7 @@ def _names(run_sets: Sequence[Set]) -> list[str]:
 
 
 def _figures(run_set: Set) -> dict[str, Any]:
-    """Return the pictures of a set that have something to compare."""
+    """Return the pictures of a set, if it has several lineages to compare."""
     if len(run_set.runs) == 1:
         return {}
     rows = [
@@ -85,20 +85,20 @@ def _figures(run_set: Set) -> dict[str, Any]:
         for m in run_set.methods
     ]
     pictures: dict[str, Any] = {"op": figures.whiskers("Overall performance by method", rows)}
-    kept = _points(run_set, lambda run: run.numbers["learning_accuracy"])
-    cost = _points(run_set, lambda run: run.seconds)
-    if kept:
+    retention_points = _points(run_set, lambda run: run.numbers["learning_accuracy"])
+    cost_points = _points(run_set, lambda run: run.seconds)
+    if retention_points:
         pictures["kept"] = figures.scatter(
             "Plasticity against retention by method",
-            kept,
+            retention_points,
             x_name="learned: right after learning →",
             y_name="↑ OP: at the end",
             diagonal=True,
         )
-    if cost:
+    if cost_points:
         pictures["cost"] = figures.scatter(
             "Training seconds against overall performance by method",
-            cost,
+            cost_points,
             x_name="seconds of training →",
             y_name="↑ OP",
         )
@@ -114,9 +114,9 @@ def _points(run_set: Set, x_value: Callable[[Run], float | None]) -> list[figure
         if len(known) < len(values):
             continue
         if len(known) > 1:
-            points += [figures.Point(x, y, i) for x, y in known]
+            points += [figures.Point(x, y, shape=i) for x, y in known]
         x, y = (sum(column) / len(known) for column in zip(*known, strict=True))
-        points.append(figures.Point(x, y, i, method.label))
+        points.append(figures.Point(x, y, shape=i, label=method.label))
     return points
 
 

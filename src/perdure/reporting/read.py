@@ -23,13 +23,13 @@ class Line:
     Args:
         stage: the number of the stage.
         verb: the verb that wrote the line.
-        parent: the stage before it.
-        active: whether the stage is part of the present model.
+        parent: the previous stage.
+        active: whether the stage is part of the current model.
         task: the task that the stage learned, None if it learned none.
         rows: the number of train rows.
         sha256: the hash of the train rows.
         remembered: the number of rows in the stage's memory.
-        date: when the stage was made.
+        date: when the stage was learned.
         steps: the number of optimizer steps.
         learning: seconds of learning.
         scoring: seconds of scoring.
@@ -53,7 +53,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Run:
-    """A lineage as the report shows it. `scoring` has the (mode, metric) of each scored task."""
+    """The data of a lineage. `scoring` has the (mode, metric) of each scored task."""
 
     path: Path
     label: str
@@ -79,8 +79,9 @@ class Run:
     @property
     def seconds(self) -> float | None:
         """The seconds of learning of all stages, None if one of them is unknown."""
-        known = [line.learning for line in self.stages]
-        return None if None in known or not known else sum(s for s in known if s is not None)
+        seconds = [line.learning for line in self.stages]
+        known = [value for value in seconds if value is not None]
+        return sum(known) if known and len(known) == len(seconds) else None
 
     @property
     def passed(self) -> tuple[int, int] | None:
@@ -121,8 +122,8 @@ def find(folder: Path) -> list[Path]:
     lineages = sorted(_under(folder))
     if not lineages:
         raise PerdureError(
-            f"{folder}: no lineage in it (no lineage.yaml here or below); give a lineage's folder, "
-            "or one that holds several"
+            f"{folder}: no lineage in it (no lineage.yaml here or below); name a lineage's folder, "
+            "or one that contains several"
         )
     return lineages
 
@@ -130,7 +131,9 @@ def find(folder: Path) -> list[Path]:
 def _under(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        if {"cells", "trials"} <= set(folders):  # a comparison, whose trials only chose settings
+        if {"cells", "trials"} <= set(
+            folders
+        ):  # a comparison; trials only serve to choose settings
             folders.remove("trials")
         if "lineage.yaml" in files:
             folders.clear()

@@ -1,4 +1,4 @@
-"""How to make a lineage again: a YAML of its settings, and the commands."""
+"""How to reproduce a lineage: a YAML of its settings, and the commands."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ FOLDER = "again"
 class Rerun:
     """The settings to write to FILE, and the commands to run.
 
-    A task whose rows were made in Python has a comment in place of a command.
+    For a task whose rows were passed in Python, there is a comment instead of a command.
     """
 
     settings: str
@@ -29,7 +29,7 @@ class Rerun:
 
 
 def rerun(lineage: Lineage) -> Rerun:
-    """Return how to make a lineage again: by one `run`, or by `init` and a `learn` per task."""
+    """Return how to reproduce a lineage: one `run`, or `init` and one `learn` for each task."""
     settings = yaml.safe_dump(_settings(lineage.config), sort_keys=False, allow_unicode=True)
     if lineage.config.tasks is not None:
         return Rerun(settings, (f"perdure run {FILE} lineage={FOLDER}",))
@@ -53,7 +53,7 @@ def _learn(lineage: Lineage, task: dict[str, Any]) -> str:
     train, test = (_rows(lineage, task.get(split)) for split in ("train", "test"))
     if train is None or (test is None and "test" in task):
         name = " ".join(task["name"].split())
-        return f"# {name}: its rows were made in Python; pass them to perdure.learn"
+        return f"# {name}: its rows were passed in Python; pass them to perdure.learn"
     words = ["perdure", "learn", FOLDER, task["name"], train]
     words += [f"training.{key}={json.dumps(v)}" for key, v in task.get("training", {}).items()]
     words += ["--test", test] if test else []
@@ -64,7 +64,7 @@ def _learn(lineage: Lineage, task: dict[str, Any]) -> str:
 
 
 def _rows(lineage: Lineage, split: dict[str, Any] | None) -> str | None:
-    """Return the rows of a split as they are typed; paths are relative to the working directory."""
+    """Return the rows of a split as an argument; paths are relative to the working directory."""
     source = (split or {}).get("source") or {}
     if "hub" in source:
         return f"hub:{source['hub']}:{source['split']}"

@@ -1,4 +1,4 @@
-"""Reading, merging and writing result files, which all have one format. torch is not imported.
+"""Reading, merging and writing result files, which share one format. torch is not imported.
 
 {"benchmark", "command", "versions", "device", "date", "records": [{"method", "order", "seed",
 "overall", "backward_transfer", "forward_transfer", "seconds", "seconds_scoring", ...}]}
@@ -25,7 +25,7 @@ def method_name(method: Any, mode: str = "sequential") -> str:
     """Return the name of a method in a record.
 
     A preset is appended to the method's name, and several methods are joined by `+`. A mode other
-    than sequential stands in place of the method.
+    than sequential replaces the method's name.
     """
     if mode != "sequential":
         return mode
@@ -45,7 +45,7 @@ def order_name(tasks: Any) -> str:
 
 
 def record(lineage: Lineage, command: str) -> dict[str, Any]:
-    """The record of the run that `command` made; seconds are summed over its stages."""
+    """Return the record of a run by `command`; seconds are summed over its stages."""
     config, matrix = lineage.config, lineage.matrix()
     seconds = stage_seconds(lineage)
     return {
@@ -95,7 +95,9 @@ def load(path: Path) -> list[dict[str, Any]]:
             return records
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise PerdureError(f"{path}: not a result file; give --results another name or move it away")
+    raise PerdureError(
+        f"{path}: not a result file; use another name for --results or move the file away"
+    )
 
 
 def merge(records: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
@@ -113,9 +115,9 @@ def write(
     records: list[dict[str, Any]],
     **more: Any,
 ) -> None:
-    """Write the file whole or not at all; what only one benchmark has to say comes as `more`.
+    """Write a result file atomically; `more` are keys that only one benchmark has.
 
-    `device` names the kind of machine only, such as "cpu, 1 thread". Unknown cells are None.
+    `device` names only the kind of machine, such as "cpu, 1 thread". Unknown cells are None.
     """
     results = {
         "benchmark": benchmark,

@@ -26,12 +26,12 @@ COLUMNS = (
 CSV_HEADER = ",".join(COLUMNS)
 COSTS = ("training s", "rows forward", "rows back", "rows kept", "peak MiB")
 PASSED = ("rows_forward", "rows_back")
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with these a spreadsheet's formulas begin
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # the beginnings of a spreadsheet's formulas
 MEANING = {
     "overall": "the mean score of all tasks after the last stage",
     "backward_transfer": "how much tasks gained since learning; below 0 they were forgotten",
     "forward_transfer": "how much a task gained before it was learned",
-    "forgetting": "how far tasks fell from their best score",
+    "forgetting": "how far the scores of tasks fell from their best",
     "learning_accuracy": "the mean score right after learning",
 }
 
