@@ -18,11 +18,11 @@ WORDS = ["alpha", "beta", "gamma", "delta", "red", "green", "blue", "cat", "dog"
 WORDS += ["one", "two", "question", "the", "is", "=", ":", "."]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 POSITIONS = 64
-# As a byte-level BPE writes them; the last one is its space.
+# The letters as a byte-level BPE writes them; the last one is a space.
 LETTERS = [*sorted(set("".join(WORDS))), "\u0120"]
-LEAVE_OUT = None  # a key of the common sizes that a config refuses
+LEAVE_OUT = None  # for a key of the common sizes that a config refuses
 
-# Keys under their usual names; a config that knows another name for one is given that below.
+# Keys with their usual names. If a config has another name for one, it is listed below.
 SIZES = {
     "vocab_size": len(SPECIAL) + len(WORDS),
     "hidden_size": 32,
@@ -161,7 +161,7 @@ ENCODER_DECODER = {
     "encoder_ffn_dim": 64,
     "decoder_ffn_dim": 64,
     "decoder_start_token_id": 2,
-    "encoder_layerdrop": 0.0,  # of two layers both would be left out at times
+    "encoder_layerdrop": 0.0,  # otherwise both layers may be skipped
     "decoder_layerdrop": 0.0,
 }
 T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
@@ -252,13 +252,14 @@ ARCHITECTURES = {
 
 
 def tokenizer(kind: str, pad: int = 0, letters: bool = False) -> PreTrainedTokenizerFast:
-    """Words split at white space, with the special tokens of the kind; <pad> has the id `pad`.
+    """A tokenizer that splits at white space, with the special tokens of the kind of model.
 
-    With `letters` a token is a letter, as a byte-level BPE without merges has them.
+    `pad` is the id of `<pad>`. With `letters`, every letter is a token, as in a byte-level BPE
+    without merges.
     """
-    order = list(SPECIAL)
-    order[0], order[pad] = order[pad], order[0]
-    vocabulary = {word: i for i, word in enumerate(order + (LETTERS if letters else WORDS))}
+    special = list(SPECIAL)
+    special[0], special[pad] = special[pad], special[0]
+    vocabulary = {word: i for i, word in enumerate(special + (LETTERS if letters else WORDS))}
     if letters:
         backend = Tokenizer(models.BPE(vocabulary, []))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -266,9 +267,9 @@ def tokenizer(kind: str, pad: int = 0, letters: bool = False) -> PreTrainedToken
     else:
         backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    around = {"causal": "<s> $A", "seq2seq": "$A </s>", "encoder": "<s> $A </s>"}[kind]
+    template = {"causal": "<s> $A", "seq2seq": "$A </s>", "encoder": "<s> $A </s>"}[kind]
     backend.post_processor = processors.TemplateProcessing(
-        single=around, special_tokens=[(word, vocabulary[word]) for word in ("<s>", "</s>")]
+        single=template, special_tokens=[(word, vocabulary[word]) for word in ("<s>", "</s>")]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -279,15 +280,16 @@ def tokenizer(kind: str, pad: int = 0, letters: bool = False) -> PreTrainedToken
     )
 
 
-def make(name: str, folder: Path, std: float | None = None, **over: Any) -> Path:
-    """A base of that architecture in `folder`, as `save_pretrained` writes it.
+def make(name: str, folder: Path, std: float | None = None, **overrides: Any) -> Path:
+    """Write a base of this architecture to `folder`, with `save_pretrained`.
 
-    With `std` all matrices are drawn with it: many configs begin with logits that are all alike.
+    With `std`, all matrices are drawn with this standard deviation: many configs start with logits
+    that are almost equal.
     """
-    kind, own_sizes = ARCHITECTURES[name]
-    sizes = {k: v for k, v in {**SIZES, **own_sizes, **over}.items() if v is not LEAVE_OUT}
-    config = AutoConfig.for_model(name, **sizes)
-    config.architectures = config.architectures or []  # which AutoModel goes through for some
+    kind, architecture_sizes = ARCHITECTURES[name]
+    sizes = {**SIZES, **architecture_sizes, **overrides}
+    config = AutoConfig.for_model(name, **{k: v for k, v in sizes.items() if v is not LEAVE_OUT})
+    config.architectures = config.architectures or []  # AutoModel iterates over it for some models
     torch.manual_seed(0)
     model = AUTO[kind].from_config(config)
     if std:
@@ -296,6 +298,6 @@ def make(name: str, folder: Path, std: float | None = None, **over: Any) -> Path
                 if parameter.dim() > 1:
                     parameter.normal_(0, std)
     model.save_pretrained(folder)
-    # transformers makes a BPE of whatever tokenizer stands beside a Qwen2.
+    # transformers loads any tokenizer in the folder of a Qwen2 as a BPE.
     tokenizer(kind, config.pad_token_id, letters=name == "qwen2").save_pretrained(folder)
     return folder

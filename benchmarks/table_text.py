@@ -1,28 +1,28 @@
-"""How the benchmarks' tables are written: Markdown, means with their spread, differences."""
+"""Text of the benchmarks' tables: Markdown, means with their deviation, and differences."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
-def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]], texts: int = 1) -> str:
-    """A table whose columns after the first `texts` are numbers."""
-    rule = ("---",) * texts + ("---:",) * (len(heads) - texts)
+def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]], text_columns: int = 1) -> str:
+    """A table with `text_columns` columns of text; the others are aligned as numbers."""
+    rule = ("---",) * text_columns + ("---:",) * (len(heads) - text_columns)
     return "\n".join("| " + " | ".join(line) + " |" for line in (heads, rule, *lines))
 
 
 def spread_text(value: Mapping[str, Any], form: str) -> str:
-    """A mean and, where there is one, the deviation."""
+    """A mean with its deviation, if there is one."""
     if value["mean"] is None:
         return "-"
-    wide = value["deviation"]
-    return f"{value['mean']:{form}}" + ("" if wide is None else f" ± {wide:.3f}")
+    deviation = value["deviation"]
+    return f"{value['mean']:{form}}" + ("" if deviation is None else f" ± {deviation:.3f}")
 
 
 def difference_text(value: Mapping[str, Any] | None) -> str:
-    """A difference with its interval and what is to be thought of it."""
+    """A difference with its interval, and a mark for significance or noise."""
     if value is None or value["mean"] is None:
         return "-"
     if value["within_noise"] is None:
         return f"{value['mean']:+.3f}"
-    said = " *" if value.get("differs") else " (noise)" if value["within_noise"] else ""
-    return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]{said}"
+    mark = " *" if value.get("differs") else " (noise)" if value["within_noise"] else ""
+    return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]{mark}"

@@ -1,10 +1,10 @@
-"""The tables and pictures of the benchmarks, made from their result files.
+"""Makes the tables and pictures of the benchmarks from their result files.
 
-    python benchmarks/tables.py                          # READMEs, docs and `methods NAME` show
-    python benchmarks/tables.py --take methods FOLDER... # results/methods.json from comparisons
+    python benchmarks/tables.py                          # for the READMEs, docs/ and `methods NAME`
+    python benchmarks/tables.py --take methods FOLDER... # first make results/methods.json
 
-A result file holds records, one for each run: a method on an order with a seed. `--take` makes them
-from the `compare.json` and `costs.json` of one or more finished comparisons.
+A result file contains records, one for each run: a method on an order with a seed. `--take` makes
+them from the `compare.json` and `costs.json` of finished comparisons.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import defaults
 import picture
 from table_text import difference_text, markdown, spread_text
 
-from perdure.comparison.grid import laid_over
+from perdure.comparison.grid import with_overrides
 from perdure.comparison.summary import difference, mark_what_differs, score
 from perdure.measure.statistics import mean
 from perdure.methods import find, make, names
@@ -34,9 +34,10 @@ READMES = (HERE.parent / "README.md", HERE / "README.md")
 COSTS = HERE.parent / "src" / "perdure" / "reporting" / "measured.json"
 COSTS_SETTING = (
     "the benchmark `methods`, an encoder of 22.7 M parameters with LoRA on four tasks of 400 rows, "
-    "one thread, two seeds of two orders; time, memory and OP beside `sequential`, on these orders"
+    "one thread, two seeds of two orders; time, memory and OP relative to `sequential`, on these "
+    "orders"
 )
-# Arxiv 2502.17510: T5-large, order 1, OP and BWT in percent; None for what is not in its table.
+# arXiv 2502.17510: T5-large, order 1, OP and BWT in per cent; None if not in the paper's table.
 ABLATION: dict[str, tuple[float, float] | None] = {
     "full": (77.9, -3.4),
     "no_refresh": (74.8, -4.8),
@@ -55,7 +56,7 @@ def results(name: str) -> dict[str, Any]:
 
 
 def by_method(records: Records) -> dict[str, dict[Any, dict[str, Any]]]:
-    """For each method its records by (order, seed), in the order of their first appearance."""
+    """The records of each method by (order, seed), in the order of their first appearance."""
     methods: dict[str, dict[Any, dict[str, Any]]] = {}
     for record in records:
         methods.setdefault(record["method"], {})[record["order"], record["seed"]] = record
@@ -63,17 +64,22 @@ def by_method(records: Records) -> dict[str, dict[Any, dict[str, Any]]]:
 
 
 def known(cells: dict[Any, dict[str, Any]], key: str) -> dict[Any, float]:
+    """The values of a key by (order, seed), without unknown ones."""
     return {pair: r[key] for pair, r in cells.items() if r.get(key) is not None}
 
 
 def scores_table(records: Records) -> str:
     """Each method's scores, its differences to replay and `mask_free`, and its training time."""
     methods = by_method(records)
-    operation = {method: known(cells, "overall") for method, cells in methods.items()}
-    to: dict[str, dict[str, dict[str, Any]]] = {}
-    for other in REFERENCES:
-        to[other] = {m: difference(operation[m], operation[other]) for m in methods if m != other}
-        mark_what_differs(list(to[other].values()))
+    overall = {method: known(cells, "overall") for method, cells in methods.items()}
+    differences: dict[str, dict[str, dict[str, Any]]] = {}  # by reference, then by method
+    for reference in REFERENCES:
+        differences[reference] = {
+            method: difference(overall[method], overall[reference])
+            for method in methods
+            if method != reference
+        }
+        mark_what_differs(list(differences[reference].values()))
     plain, lines = methods["sequential"], []
     for method, cells in methods.items():
         rate = next(reversed(cells.values()))["learning_rate"]
@@ -83,10 +89,10 @@ def scores_table(records: Records) -> str:
             method,
             f"{rate:g}" if rate else "-",
             str(len(cells)),
-            spread_text(score(operation[method]), ".3f"),
+            spread_text(score(overall[method]), ".3f"),
             spread_text(score(known(cells, "backward_transfer")), "+.3f"),
             spread_text(score(known(cells, "learning_accuracy")), ".3f"),
-            *(difference_text(to[other].get(method)) for other in REFERENCES),
+            *(difference_text(differences[reference].get(method)) for reference in REFERENCES),
             f"{seconds:.0f}" if seconds else "-",
             f"{ratio:.2f}" if ratio else "-",
         )
@@ -96,38 +102,40 @@ def scores_table(records: Records) -> str:
 
 
 def methods_lines(records: Records) -> list[dict[str, str]]:
-    """Each method's scores and costs beside plain fine-tuning, by column.
+    """Each method's scores and costs relative to plain fine-tuning, by column.
 
-    What trains whole weights is measured against `sequential_whole`.
+    Methods that train whole weights are compared with `sequential_whole`.
     """
     methods, lines = by_method(records), []
-    to: dict[bool, dict[str, dict[str, Any]]] = {False: {}, True: {}}
+    differences: dict[bool, dict[str, dict[str, Any]]] = {False: {}, True: {}}  # by `whole`
     for method, cells in methods.items():
         whole = next(iter(cells.values()))["whole"]
         plain = methods["sequential_whole" if whole else "sequential"]
         if "sequential" not in method:
-            to[whole][method] = difference(known(cells, "overall"), known(plain, "overall"))
-    for differences in to.values():
-        mark_what_differs(list(differences.values()))
+            differences[whole][method] = difference(
+                known(cells, "overall"), known(plain, "overall")
+            )
+    for differences_of_kind in differences.values():
+        mark_what_differs(list(differences_of_kind.values()))
     for method, cells in methods.items():
-        one = next(iter(cells.values()))
-        plain = methods["sequential_whole" if one["whole"] else "sequential"]
-        both = [(r, plain[pair]) for pair, r in cells.items() if pair in plain]
-        peak = mean([(r["peak_memory_kib"] - p["peak_memory_kib"]) / 1024 for r, p in both])
+        first = next(iter(cells.values()))
+        plain = methods["sequential_whole" if first["whole"] else "sequential"]
+        pairs = [(r, plain[pair]) for pair, r in cells.items() if pair in plain]
+        peak = mean([(r["peak_memory_kib"] - p["peak_memory_kib"]) / 1024 for r, p in pairs])
         state = mean([r["state_bytes"] / 1e6 for r in cells.values()])
         line = {
             "method": method,
-            "keywords": _keywords(one["keywords"], one["changed"]),
-            "rate": f"{one['learning_rate']:g}",
+            "keywords": _keywords(first["keywords"], first["changed"]),
+            "rate": f"{first['learning_rate']:g}",
             "n": str(len(cells)),
             "OP": spread_text(score(known(cells, "overall")), ".3f"),
-            "OP - sequential": difference_text(to[one["whole"]].get(method)),
+            "OP - sequential": difference_text(differences[first["whole"]].get(method)),
             "BWT": spread_text(score(known(cells, "backward_transfer")), "+.3f"),
             "learned": spread_text(score(known(cells, "learning_accuracy")), ".3f"),
-            "time x": f"{_times(both):.2f}",
+            "time x": f"{_times(pairs):.2f}",
             "peak MB +": f"{peak:+.0f}",
             "state MB": f"{state:.1f}",
-            "rows kept": str(one["remembered_rows"] if one["rehearses"] else 0),
+            "rows kept": str(first["remembered_rows"] if first["rehearses"] else 0),
         }
         lines.append(line)
     return lines
@@ -135,11 +143,11 @@ def methods_lines(records: Records) -> list[dict[str, str]]:
 
 def methods_table(records: Records) -> str:
     lines = methods_lines(records)
-    return markdown([*lines[0]], [[*line.values()] for line in lines], texts=2)
+    return markdown([*lines[0]], [[*line.values()] for line in lines], text_columns=2)
 
 
 def _times(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> float | None:
-    """CPU seconds relative to the plain run: of all learning, or where unknown of the training."""
+    """The CPU seconds relative to the plain run: of all learning or, if unknown, of training."""
     for key in ("cpu_seconds", "seconds"):
         ratios = [r[key] / plain[key] for r, plain in pairs if key in r and key in plain]
         if ratios:
@@ -155,7 +163,7 @@ def _keywords(method: Any, changed: dict[str, Any]) -> str:
 
 
 def costs_of_methods(records: Records) -> str:
-    """The text of the file from which `perdure methods NAME` says what a method cost."""
+    """The text of `measured.json`, from which `perdure methods NAME` prints costs."""
     keywords_by_method = {record["method"]: record["keywords"] for record in records}
     rows_by_method: dict[str, list[dict[str, str]]] = {}
     for line in methods_lines(records):
@@ -168,7 +176,7 @@ def costs_of_methods(records: Records) -> str:
 
 
 def trials_table(trials: Records) -> str:
-    """The trials of learning rates: a line a method, its rates side by side."""
+    """The trials of learning rates: one line for each method, and columns for each rate."""
     trials = [r for r in trials if r["learning_rate"]]  # `constant` has no rate to choose
     rates = sorted({r["learning_rate"] for r in trials})
     trial_by_rate = {(r["method"], r["learning_rate"]): r for r in trials}
@@ -188,18 +196,22 @@ def _number(value: float | None, form: str) -> str:
 
 
 def ablation_table(records: Records) -> str:
-    """The ablation, with the paper's numbers beside it."""
+    """The ablation, with the paper's numbers next to ours."""
     methods = by_method(records)
     variants = [variant for variant in ABLATION if variant in methods]
     full = known(methods["full"], "overall")
-    to = {v: difference(known(methods[v], "overall"), full) for v in variants if v != "full"}
-    mark_what_differs(list(to.values()))
+    differences = {
+        variant: difference(known(methods[variant], "overall"), full)
+        for variant in variants
+        if variant != "full"
+    }
+    mark_what_differs(list(differences.values()))
     keys = {"overall": ".3f", "backward_transfer": "+.3f", "learning_accuracy": ".3f"}
     lines = []
     for variant in variants:
         cells = methods[variant].values()
         ours = [_number(mean([r[key] for r in cells]), form) for key, form in keys.items()]
-        change = difference_text(to.get(variant))
+        change = difference_text(differences.get(variant))
         lines.append([variant, str(len(cells)), ours[0], change, *ours[1:], *_published(variant)])
     heads = ("variant", "n", "OP", "OP - full", "BWT", "learned", "paper: OP", "OP - full", "BWT")
     return markdown(heads, lines)
@@ -214,7 +226,7 @@ def _published(variant: str) -> tuple[str, str, str]:
 
 
 def probes_table(records: Records) -> str:
-    """One keyword changed at a time, on held-out rows."""
+    """Single changed keywords, scored on held-out rows."""
     keys = ("overall", "backward_transfer", "learning_accuracy")
     lines = [
         [r["method"], f"{r['learning_rate']:g}", *(_number(r.get(k), ".3f") for k in keys)]
@@ -224,21 +236,21 @@ def probes_table(records: Records) -> str:
 
 
 def likeness_table(records: Records) -> str:
-    """How alike all texts look to the encoder after some stages."""
+    """The similarity of all texts in the encoder after some stages."""
     base, *methods = records
     stages = list(dict.fromkeys(stage for r in methods for stage in r["similarity"]))
     lines = []
     for r in methods:
-        seen = [base["similarity"]["0"], *(r["similarity"][stage] for stage in stages)]
-        lines.append([r["method"], *(f"{value:.2f}" for value in seen)])
+        values = [base["similarity"]["0"], *(r["similarity"][stage] for stage in stages)]
+        lines.append([r["method"], *(f"{value:.2f}" for value in values)])
     return markdown(("method", "base", *(f"stage {stage}" for stage in stages)), lines)
 
 
 def method_list() -> str:
-    """Every method as Markdown, by family: what it does, and what it kept where it was measured.
+    """All methods by family, with what they do and their measured scores, as Markdown.
 
-    The first paragraph of a method's docstring says what it does. `measured.json`, which is made
-    from the result file, has the score beside `sequential`, a range where several were measured.
+    What a method does is the first paragraph of its docstring. The score relative to `sequential`
+    is from `measured.json`; it is a range if several sets of keywords were measured.
     """
     families = get_args(Family)
     lines = []
@@ -246,26 +258,28 @@ def method_list() -> str:
         method = find(name)
         summary = (inspect.getdoc(method) or "").partition("\n\n")[0].replace("\n", " ")
         differences = sorted({line["difference"] for line in measured(name)}, key=float)
-        span = dict.fromkeys([differences[0], differences[-1]]) if differences else ["-"]
+        ends = dict.fromkeys([differences[0], differences[-1]]) if differences else ["-"]
         old_rows = "needed" if method.rehearses else "none"
-        lines.append([f"`{name}`", summary.removesuffix("."), old_rows, " to ".join(span)])
-    return markdown(("method", "what it does", "old rows", "OP - sequential"), lines, texts=3)
+        lines.append([f"`{name}`", summary.removesuffix("."), old_rows, " to ".join(ends)])
+    return markdown(
+        ("method", "what it does", "old rows", "OP - sequential"), lines, text_columns=3
+    )
 
 
 def with_tables(text: str) -> str:
-    """`text` with what stands between the markers made anew from the result files."""
-    long = results("long_sequence")
-    compared = [r for r in long["records"] if r["method"] not in ABLATION]
+    """The text with all tables between markers replaced by those of the result files."""
+    long_sequence = results("long_sequence")
+    compared = [r for r in long_sequence["records"] if r["method"] not in ABLATION]
     tables = {
         "method_list": method_list(),
         "standard_cl": scores_table(results("standard_cl")["records"]),
         "methods": methods_table(results("methods")["records"]),
         "standard_cl_why": probes_table(results("standard_cl_why")["records"]),
         "long_sequence": scores_table(compared),
-        "long_sequence_trials": trials_table(long["trials"]),
+        "long_sequence_trials": trials_table(long_sequence["trials"]),
         "long_sequence_why": likeness_table(results("long_sequence_why")["records"]),
         "defaults": defaults.markdown(results("defaults")["records"]),
-        "ablation": ablation_table(long["records"]),
+        "ablation": ablation_table(long_sequence["records"]),
     }
     for name, table in tables.items():
         pattern = rf"(<!-- {name}:[^>]*-->\n).*?(<!-- /{name} -->)"
@@ -285,19 +299,19 @@ def pictures() -> dict[str, str]:
 def taken(folder: Path) -> tuple[Records, Records]:
     """The records of a finished comparison and of its trials, in the form of the result files.
 
-    `state_bytes` is what the next task needs besides the model, remembered rows included.
+    `state_bytes` is the size of what the next task needs besides the model, with remembered rows.
     """
-    compared = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+    comparison = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
     varying = json.loads((folder / "costs.json").read_text(encoding="utf-8"))["cells"]
-    settings, chosen = compared["settings"], compared["choose"] or {}
-    methods = {line["name"]: line["settings"] for line in compared["lines"]}
+    settings, choices = comparison["settings"], comparison["choose"] or {}
+    methods = {line["name"]: line["settings"] for line in comparison["lines"]}
     records, trials = [], []
-    for cell in compared["cells"]:
+    for cell in comparison["cells"]:
         line = cell["line"]
-        choice = chosen.get(line, {})
-        over = {choice["key"]: choice["chosen"]} if choice else {}
-        run_with = _run_with(settings, methods[line], line, over)
-        spent = varying.get(cell["name"], {})
+        choice = choices.get(line, {})
+        overrides = {choice["key"]: choice["chosen"]} if choice else {}
+        run_settings = _run_settings(settings, methods[line], line, overrides)
+        costs = varying.get(cell["name"], {})
         records.append(
             {
                 "method": line,
@@ -305,37 +319,38 @@ def taken(folder: Path) -> tuple[Records, Records]:
                 "seed": cell["seed"],
                 **{k: cell[k] for k in ("overall", "backward_transfer", "learning_accuracy")},
                 "matrix": cell["matrix"],
-                "seconds": spent.get("cpu_seconds", 0.0),
-                "cpu_seconds": spent.get("cpu_seconds", 0.0),
-                "peak_memory_kib": spent.get("peak_memory_bytes", 0) // 1024,
+                "seconds": costs.get("cpu_seconds", 0.0),
+                "cpu_seconds": costs.get("cpu_seconds", 0.0),
+                "peak_memory_kib": costs.get("peak_memory_bytes", 0) // 1024,
                 "state_bytes": cell["stored_bytes"] or 0,
                 "remembered_rows": cell["stored_rows"],
-                **run_with,
+                **run_settings,
             }
         )
         if cell["mode"] == ["constant"]:
             records[-1]["learning_rate"] = 0.0
-    for line, choice in chosen.items():
+    for line, choice in choices.items():
         for value, overall in zip(choice["values"], choice["overall"], strict=True):
-            run_with = _run_with(settings, methods[line], line, {choice["key"]: value})
+            overrides = {choice["key"]: value}
+            run_settings = _run_settings(settings, methods[line], line, overrides)
             trials.append(
-                {"method": line, "overall": overall, "backward_transfer": None, **run_with}
+                {"method": line, "overall": overall, "backward_transfer": None, **run_settings}
             )
     return records, trials
 
 
-def _run_with(
-    settings: dict[str, Any], method: Any, line: str, over: dict[str, Any]
+def _run_settings(
+    settings: dict[str, Any], method: Any, line: str, overrides: dict[str, Any]
 ) -> dict[str, Any]:
-    """What a cell was run with: its method, its rate, and what else is set for the line alone."""
+    """The settings of a cell that its record has: the method, the rate, and those of its line."""
     line_settings = settings.get("lines", {}).get(line, {})
-    laid = laid_over({**settings, "method": method}, {**line_settings, **over})
+    cell_settings = with_overrides({**settings, "method": method}, {**line_settings, **overrides})
     changed = {"memory": {k[7:]: v for k, v in line_settings.items() if k.startswith("memory.")}}
     return {
-        "keywords": laid["method"],
-        "learning_rate": laid["training"]["learning_rate"],
-        "whole": laid["adapter"] is None,
-        "rehearses": any(one.rehearses for one in make(laid["method"])),
+        "keywords": cell_settings["method"],
+        "learning_rate": cell_settings["training"]["learning_rate"],
+        "whole": cell_settings["adapter"] is None,
+        "rehearses": any(m.rehearses for m in make(cell_settings["method"])),
         "changed": changed if changed["memory"] else {},
     }
 
@@ -351,20 +366,26 @@ def take(name: str, folders: list[Path]) -> None:
     records = [record for part, _ in parts for record in part]
     trials = [trial for _, part in parts for trial in part]
     command = f"python benchmarks/tables.py --take {name} FOLDER..."
-    path = HERE / "results" / f"{name}.json"
-    write(path, name, command, "cpu, 1 thread a process", records, trials=trials)
+    write(
+        HERE / "results" / f"{name}.json",
+        benchmark=name,
+        command=command,
+        device="cpu, 1 thread a process",
+        records=records,
+        trials=trials,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Tables and pictures from the result files.")
+    parser = argparse.ArgumentParser(description="Make tables and pictures from the result files.")
     parser.add_argument("--take", nargs="+", metavar=("NAME", "FOLDER"))
     args = parser.parse_args()
     if args.take:
         name, *folders = args.take
         take(name, [Path(folder) for folder in folders])
     COSTS.write_text(costs_of_methods(results("methods")["records"]), encoding="utf-8")
-    for name, drawn in pictures().items():
-        (DOCS / f"{name}.svg").write_text(drawn, encoding="utf-8")
+    for name, svg in pictures().items():
+        (DOCS / f"{name}.svg").write_text(svg, encoding="utf-8")
     for path in READMES:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -1,8 +1,8 @@
-"""The picture of forgetting: each task's score after every stage, one panel a lineage.
+"""Plots forgetting: the score of each task after every stage, with one panel for each lineage.
 
     python examples/plot_forgetting.py quickstart quickstart/forgetting.svg
 
-Draws the lineages that lie in a folder, side by side on the same axes.
+All lineages in a folder are plotted side by side, with the same axes.
 """
 
 import sys
@@ -12,7 +12,7 @@ import matplotlib
 
 
 matplotlib.use("svg")
-matplotlib.rcParams["svg.hashsalt"] = "perdure"  # the same scores are the same file
+matplotlib.rcParams["svg.hashsalt"] = "perdure"  # the same scores give the same file
 
 import matplotlib.pyplot as plt
 
@@ -42,7 +42,7 @@ def main(folder: Path, output: Path) -> None:
         axis.set_ylim(0, 1)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", alpha=0.3)
-    axes[0][0].set_ylabel("score on its test rows")
+    axes[0][0].set_ylabel("score on test rows")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     figure.set_layout_engine("constrained")

@@ -1,10 +1,10 @@
-"""Write into the pages of docs/ what the source says of verbs, settings and methods.
+"""Writes the tables of verbs, settings and methods into the pages of docs/, from the source.
 
     python scripts/docs_tables.py
 
-What stands between `<!-- made: NAME ARGUMENT -->` and `<!-- /made -->` is what the function NAME
-below returns for this argument. `<!-- keys: CLASS -->` before a table adds the type and the default
-of each key to its meaning. A test compares the pages with what this script would write.
+The text between `<!-- made: NAME ARGUMENT -->` and `<!-- /made -->` is replaced by the result of
+the function NAME below for this argument. `<!-- keys: CLASS -->` before a table adds the type and
+the default of each key to its meaning. A test compares the pages with what this script would write.
 """
 
 import dataclasses
@@ -45,14 +45,14 @@ VERBS = {command.name: command.callback for command in app.registered_commands}
 
 
 def with_tables(page: str) -> str:
-    """A page with all that is made from the source made again.
+    """A page with all generated parts generated again.
 
     Raises:
-        PerdureError: the page shows other verbs than there are, or a table other keys than a class.
+        PerdureError: the verbs of the page, or the keys of a table, are not those of the source.
     """
-    shown = {match[3] for match in MARK.finditer(page) if match[2] == "verb"}
-    if shown and shown != set(VERBS):
-        raise PerdureError(f"verbs.md: shows other verbs than there are: {shown ^ set(VERBS)}")
+    verbs_of_page = {match[3] for match in MARK.finditer(page) if match[2] == "verb"}
+    if verbs_of_page and verbs_of_page != set(VERBS):
+        raise PerdureError(f"verbs.md: wrong or missing verbs: {verbs_of_page ^ set(VERBS)}")
     page = KEYS.sub(lambda match: f"<!-- keys: {match[1]} -->\n{keys(match[1], match[2])}", page)
     return MARK.sub(
         lambda match: f"{match[1]}\n{MAKERS[match[2]](*filter(None, [match[3]]))}\n{match[4]}", page
@@ -60,38 +60,38 @@ def with_tables(page: str) -> str:
 
 
 def table(*rows: list[str]) -> str:
-    """Rows of cells as a Markdown table, the first one its head."""
+    """Rows of cells as a Markdown table; the first row is the header."""
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def verb(name: str) -> str:
-    """What `perdure NAME --help` says."""
+    """The text of `perdure NAME --help`."""
     usage, rows = f"perdure {name}", [["argument", "meaning"]]
     for param in inspect.signature(VERBS[name]).parameters.values():
         kind, info = get_args(param.annotation)
-        named = info.metavar or param.name.upper()
+        written = info.metavar or param.name.upper()
         if isinstance(info, OptionInfo):
             spellings = [word for word in (info.default, *(info.param_decls or ())) if word]
             option = next((w for w in spellings if str(w).startswith("--")), f"--{param.name}")
-            named = f"{option} {info.metavar or _sort(kind)}".rstrip()
+            written = f"{option} {info.metavar or _sort(kind)}".rstrip()
         else:
-            usage += f" {named}"
+            usage += f" {written}"
         default = "" if param.default in EMPTY else f" Default: `{param.default}`."
-        rows.append([f"`{named}`".replace("|", "\\|"), (info.help or "") + default])
+        rows.append([f"`{written}`".replace("|", "\\|"), (info.help or "") + default])
     about = (inspect.getdoc(VERBS[name]) or "").partition("Example:")[0].strip()
     return f"{about}\n\n```text\n{usage} [OPTIONS]\n```\n\n{table(*rows)}"
 
 
 def _sort(kind: Any) -> str:
-    """What an option takes: TEXT, INT, PATH, or nothing."""
+    """The type of an option's value: TEXT, INT, PATH, or nothing."""
     sorts = {"str": "TEXT", "int": "INT", "Path": "PATH", "bool": ""}
     words = re.findall(r"\w+", f"{kind} {spell(kind)}")
     return next(sorts[word] for word in words if word in sorts)
 
 
 def keys(cls: str, written: str) -> str:
-    """A table of keys and their meanings, with the types and defaults of a dataclass."""
+    """A table of keys and their meanings, with the types and defaults from a dataclass."""
     fields = {field.name: field for field in dataclasses.fields(getattr(config, cls))}
     cells = (line.strip("|\n").split("|") for line in written.splitlines())
     meanings = {
@@ -105,21 +105,22 @@ def keys(cls: str, written: str) -> str:
 
 
 def _small(kind: str, default: str) -> str:
-    """Below a meaning, so that the table is narrow enough for a phone."""
+    """Small print below a meaning, so that the table is narrow enough for a phone."""
     return f"<br><small>{kind}" + (f"; default `{default}`" if default else "") + "</small>"
 
 
 def _of_field(field: dataclasses.Field) -> tuple[str, str]:
     if dataclasses.is_dataclass(field.type):
         return "mapping, see below", ""
-    plain: Any = field.default
+    default: Any = field.default
     if field.default_factory is not dataclasses.MISSING:
-        plain = field.default_factory()
-    return _kind(field.type), json.dumps(plain) if plain in (True, False, {}) else value(plain)
+        default = field.default_factory()
+    text = json.dumps(default) if default in (True, False, {}) else value(default)
+    return _kind(field.type), text
 
 
 def _kind(kind: Any) -> str:
-    """A type as people say it."""
+    """A type in words."""
     if isinstance(kind, types.UnionType):
         return " or ".join(map(_kind, get_args(kind)))
     if get_origin(kind) is Literal:
@@ -129,13 +130,13 @@ def _kind(kind: Any) -> str:
 
 
 def defaults() -> str:
-    """Perdure's own defaults of what is passed verbatim to a library."""
+    """Perdure's defaults of the settings that are passed on to libraries."""
     values = {"training": config.DEFAULT_TRAINING, "adapter": config.DEFAULT_ADAPTER}
     return f"```yaml\n{yaml.safe_dump(values, sort_keys=False)}```\n"
 
 
 def owned() -> str:
-    """The keys of `training:` that the engine sets itself, by their reason."""
+    """The keys of `training:` that the engine sets itself, grouped by reason."""
     valid = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     rows = [["keys", "instead"]]
     for reason, prefixes in groupby(arguments.OWNED, arguments.OWNED.__getitem__):
@@ -146,37 +147,34 @@ def owned() -> str:
 
 
 def refused() -> str:
-    """The keys of `training:` with which no method could do its work."""
+    """The keys of `training:` with which methods cannot work."""
     rows = [[f"`{key}`", reason] for key, reason in arguments.REFUSED.items()]
-    return table(["key", "why not, and what instead"], *rows)
+    return table(["key", "reason, and alternative"], *rows)
 
 
 def methods() -> str:
-    """All that `perdure methods` and `perdure methods NAME` say."""
+    """The text of `perdure methods`, and of `perdure methods NAME` for each method."""
     descriptions = [describe(name) for name in names()]
     rows = [["method", "what it does"]]
-    for one in descriptions:
-        old = "old rows needed" if find(one["name"]).rehearses else "no old rows"
-        about = f"{one['summary']}<br><small>{one['family']}; {old}</small>"
-        rows.append([f"[`{one['name']}`](#{one['name']})", about])
-    return table(*rows) + "".join(f"\n## {one['name']}\n\n{_method(one)}" for one in descriptions)
+    sections = []
+    for description in descriptions:
+        name, family = description["name"], description["family"]
+        old_rows = "old rows needed" if find(name).rehearses else "no old rows"
+        about = f"{description['summary']}<br><small>{family}; {old_rows}</small>"
+        rows.append([f"[`{name}`](#{name})", about])
+        sections.append(f"\n## {name}\n\n{_method(description)}")
+    return table(*rows) + "".join(sections)
 
 
-def _method(one: dict[str, Any]) -> str:
-    method = find(one["name"])
+def _method(description: dict[str, Any]) -> str:
+    """The section of a method."""
+    method = find(description["name"])
     about, _, arguments_text = (inspect.getdoc(method) or "").partition("Args:\n")
-    paper = f"; [its paper]({one['paper']})" if one["paper"] else ""
-    parts = [f"Family: {one['family']}{paper}.\n\n{about.strip()}\n"]
-    meanings = {
-        match[1]: " ".join(match[2].split())
-        for match in re.finditer(r"^(\w+): (.*(?:\n +.*)*)", dedent(arguments_text), re.MULTILINE)
-    }
-    rows, kinds = [], keywords(one["name"])
-    for key in one["keywords"]:
-        about = _small(_kind(kinds[key["name"]].annotation), value(key["default"]))
-        rows.append([f"`{key['name']}`", meanings[key["name"]] + about])
-    if rows:
-        parts.append(table(["keyword", "meaning"], *rows))
+    paper = f"; [its paper]({description['paper']})" if description["paper"] else ""
+    parts = [
+        f"Family: {description['family']}{paper}.\n\n{about.strip()}\n",
+        *_keyword_table(description, arguments_text),
+    ]
     if method.neutral:
         keyword_texts = ", ".join(f"`{key}: {value(word)}`" for key, word in method.neutral.items())
         parts.append(_wrapped(f"With {keyword_texts} it is bitwise `sequential`."))
@@ -184,20 +182,34 @@ def _method(one: dict[str, Any]) -> str:
         rows = [[f"`{key}`", *cells] for key, *cells in preset_rows(method)]
         parts.append(
             _wrapped(
-                "Presets; \\* marks what the source leaves open, and in [] stands what it trains "
-                "with, which a preset does not set:"
+                "Presets; \\* marks values that the source leaves open, and [] the source's "
+                "training settings, which a preset does not set:"
             )
         )
         parts.append(table(["keyword", *method.presets], *rows))
         parts.append("".join(_wrapped(f"- {note}", "  ") for note in preset_notes(method)))
-    if one["measured"]:
-        parts.append(_wrapped(f"Measured beside `sequential`: {setting()}."))
-        parts.append(table(*measured_rows(one["measured"])))
+    if description["measured"]:
+        parts.append(_wrapped(f"Measured next to `sequential`: {setting()}."))
+        parts.append(table(*measured_rows(description["measured"])))
     return "\n".join(parts)
 
 
+def _keyword_table(description: dict[str, Any], arguments_text: str) -> list[str]:
+    """The table of a method's keywords in a list, which is empty if there are none."""
+    meanings = {
+        match[1]: " ".join(match[2].split())
+        for match in re.finditer(r"^(\w+): (.*(?:\n +.*)*)", dedent(arguments_text), re.MULTILINE)
+    }
+    rows, parameters = [], keywords(description["name"])
+    for keyword in description["keywords"]:
+        name = keyword["name"]
+        about = _small(_kind(parameters[name].annotation), value(keyword["default"]))
+        rows.append([f"`{name}`", meanings[name] + about])
+    return [table(["keyword", "meaning"], *rows)] if rows else []
+
+
 def _wrapped(text: str, indent: str = "") -> str:
-    """A paragraph in lines of 104 characters at most, the second and later ones indented."""
+    """A paragraph in lines of at most 104 characters, with `indent` from the second line on."""
     return fill(text, 104, subsequent_indent=indent, break_on_hyphens=False) + "\n"
 
 

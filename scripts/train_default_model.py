@@ -1,13 +1,14 @@
-"""Train the default model that ships in `src/perdure/default_model` and write it there.
+"""Trains the default model, which is shipped in `src/perdure/default_model`.
 
-    python scripts/train_default_model.py            # train, save
-    python scripts/train_default_model.py --check    # train, compare with the shipped weights
+    python scripts/train_default_model.py            # train and save
+    python scripts/train_default_model.py --check    # train and compare with the shipped weights
 
-A Llama of 0.9 million parameters with one token a word, on generated text
-(`perdure.data.pretraining`), on one thread: 3 minutes. Final: held-out loss 0.2096 (0.02 of each
-prompt word counts; the rest of it is the prompts' own entropy), exact match 0.992.
-The seed, the order of the rows and the thread count are fixed: the same machine and the same torch
-give the same file, byte for byte. Another machine may round differently in the last places.
+The model is a Llama of 0.9 million parameters with one token for each word. It is trained on
+generated text (`perdure.data.pretraining`) on one thread, in 3 minutes. At the end, the held-out
+loss is 0.2096 (mostly the entropy of the prompts, whose words have the weight 0.02), and the exact
+match is 0.992. The seed, the order of the rows and the number of threads are fixed, so the same
+machine and torch version give the same file, byte for byte. Other machines may round differently in
+the last digits.
 """
 
 import argparse
@@ -33,12 +34,12 @@ STEPS = 2000
 BATCH_SIZE = 32
 LEARNING_RATE = 3e-3
 WARMUP_STEPS = 200
-# Prompts are mostly random draws: their words teach little and would drown the answers.
+# Prompts are mostly random: their words teach little, and would outweigh the answers.
 PROMPT_WEIGHT = 0.02
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a word, split at white space."""
+    """A tokenizer that splits at white space, with one token for each word."""
     words = ["<pad>", "<s>", "</s>", "<unk>", *vocabulary()]
     tokenizer = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
@@ -57,7 +58,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """4 layers, width 128, tied embeddings."""
+    """A Llama with 4 layers, width 128 and tied embeddings."""
     torch.manual_seed(SEED)
     ids = {
         "pad_token_id": tokenizer.pad_token_id,
@@ -82,7 +83,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def make_batch(rows: list[dict], tokenizer: PreTrainedTokenizerFast):
-    """Token ids and loss weights, both [rows, longest], right padded with 0 (`<pad>`)."""
+    """Token ids and loss weights, both [rows, longest], padded on the right with 0 (`<pad>`)."""
     ids, weights = [], []
     for row in rows:
         prompt = tokenizer(row["prompt"])["input_ids"]
@@ -94,8 +95,8 @@ def make_batch(rows: list[dict], tokenizer: PreTrainedTokenizerFast):
 
 
 def weighted_loss(model: LlamaForCausalLM, ids: torch.Tensor, weights: torch.Tensor):
-    """Weighted mean over tokens of the next-token cross-entropy, in nats."""
-    # No attention mask: padding is on the right, where causal attention never looks.
+    """The weighted mean over tokens of the next-token cross-entropy, in nats."""
+    # Causal attention does not see padding on the right, so no attention mask is needed.
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
     losses = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
@@ -107,8 +108,8 @@ def learning_rate(step: int) -> float:
     """Linear warm-up, then a cosine to zero."""
     if step < WARMUP_STEPS:
         return LEARNING_RATE * (step + 1) / WARMUP_STEPS
-    done = (step - WARMUP_STEPS) / (STEPS - WARMUP_STEPS)
-    return LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * done))
+    progress = (step - WARMUP_STEPS) / (STEPS - WARMUP_STEPS)
+    return LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def train(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -139,7 +140,7 @@ def train(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 @torch.no_grad()
 def held_out(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> tuple[float, float]:
-    """Loss, and the share of answers that are right word for word, on 1000 rows never seen."""
+    """The loss and the exact match on 1000 rows that were not trained on."""
     ids, weights = make_batch(pretraining_rows(1000, seed=SEED + 1), tokenizer)
     guesses = model(input_ids=ids[:, :-1]).logits.argmax(-1)
     wrong = (guesses != ids[:, 1:]) & (weights[:, 1:] == 1.0)
@@ -151,13 +152,13 @@ def sha256(path: Path) -> str:
 
 
 def compare(trained: Path, shipped: Path) -> bool:
-    """Are two weight files the same bytes? If not, print the largest difference."""
+    """Return whether two weight files are equal, and print the largest difference if not."""
     if sha256(trained) == sha256(shipped):
-        print(f"the same bytes: sha256 {sha256(shipped)}")
+        print(f"the files are equal: sha256 {sha256(shipped)}")
         return True
     ours, theirs = load_file(trained), load_file(shipped)
     difference = max((ours[name] - theirs[name]).abs().max().item() for name in theirs)
-    print(f"not the same bytes; the largest difference of a weight is {difference:.3g}")
+    print(f"the files differ; the largest difference of a weight is {difference:.3g}")
     return False
 
 
@@ -172,9 +173,10 @@ def main() -> int:
     tokenizer = make_tokenizer()
     model = train(tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(tokenizer)} words")
-    print("held-out loss {:.4f}, exact match {:.3f}".format(*held_out(model, tokenizer)))
-    with tempfile.TemporaryDirectory() as beside:
-        folder = Path(beside) if arguments.check else arguments.out
+    loss, exact_match = held_out(model, tokenizer)
+    print(f"held-out loss {loss:.4f}, exact match {exact_match:.3f}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if arguments.check else arguments.out
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         print(f"sha256 {sha256(folder / 'model.safetensors')}")

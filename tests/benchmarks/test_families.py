@@ -18,7 +18,7 @@ ALWAYS = ("llama", "gemma2", "qwen2_moe", "falcon_mamba", "bert", "bart")
 
 
 def check(name, folder):
-    result = families.family(name, folder)
+    result = families.evaluate_family(name, folder)
     assert result.right, result
     return result
 
@@ -39,10 +39,10 @@ def test_an_architecture_does_all_that_it_should_or_is_refused(name, tmp_path):
 
 
 def test_the_table_has_a_line_for_each():
-    done = families.Family("a", "causal", 2.0, 0.1, 1.0, "any", True, 1e-6, 1e-7)
+    accepted = families.Family("a", "causal", 2.0, 0.1, 1.0, "any", True, 1e-6, 1e-7)
     refused = families.Family("b", "encoder", refused="base: it cannot be run")
-    page = families.table([done, refused])
+    page = families.table([accepted, refused])
     assert "| a | causal | 2.00 to 0.10 | 1.00 | any | 1e-06 | 1e-07 |" in page
     assert "| b | encoder | base: it cannot be run |" in page
-    assert done.right
+    assert accepted.right
     assert refused.right
