@@ -189,7 +189,7 @@ def _method(description: dict[str, Any]) -> str:
         parts.append(table(["keyword", *method.presets], *rows))
         parts.append("".join(_wrapped(f"- {note}", "  ") for note in preset_notes(method)))
     if description["measured"]:
-        parts.append(_wrapped(f"Measured next to `sequential`: {setting()}."))
+        parts.append(_wrapped(f"Measurements: {setting()}."))
         parts.append(table(*measured_rows(description["measured"])))
     return "\n".join(parts)
 

@@ -59,7 +59,7 @@ def _measured(measurements: list[dict[str, Any]]) -> list[RenderableType]:
     table = grid(*head)
     for row in rows:
         table.add_row(*map(Text, row))
-    return [Text(f"\nMeasured next to sequential: {setting()}"), table]
+    return [Text(f"\nMeasurements: {setting()}"), table]
 
 
 def _presets(name: str, method: Any) -> list[RenderableType]:
