@@ -116,7 +116,7 @@ def run_cell(
     started = time.process_time()
     settings = {
         "base": str(minilm()) if stream.base.startswith("all-MiniLM") else stream.base,
-        "tasks": [held_out(task, stream, seed, data, folder) for task in tasks],
+        "tasks": [held_out(task, stream, seed=seed, data=data, folder=folder) for task in tasks],
         "method": method,
         "adapter": {"r": 8, "lora_alpha": 32, "lora_dropout": 0.05},
         "training": {

@@ -100,7 +100,10 @@ def keys(cls: str, written: str) -> str:
     }
     if list(meanings) != list(fields):
         raise PerdureError(f"settings.md: {cls} has {list(fields)}, the page {list(meanings)}")
-    rows = [[f"`{key}`", meanings[key] + _small(*_of_field(fields[key]))] for key in meanings]
+    rows = []
+    for key, meaning in meanings.items():
+        kind, default = _type_and_default(fields[key])
+        rows.append([f"`{key}`", meaning + _small(kind, default)])
     return table(["key", "meaning"], *rows)
 
 
@@ -109,7 +112,7 @@ def _small(kind: str, default: str) -> str:
     return f"<br><small>{kind}" + (f"; default `{default}`" if default else "") + "</small>"
 
 
-def _of_field(field: dataclasses.Field) -> tuple[str, str]:
+def _type_and_default(field: dataclasses.Field) -> tuple[str, str]:
     if dataclasses.is_dataclass(field.type):
         return "mapping, see below", ""
     default: Any = field.default

@@ -28,7 +28,10 @@ def learn(arguments: Arguments, as_json: Json = False) -> None:
     arguments["training"] = task_training(arguments.get("training"))
     if arguments["dry_run"]:
         plan = api.learn(**arguments, say=stderr_line)
-        print_json(plan) if as_json else print_parts(planned(plan))
+        if as_json:
+            print_json(plan)
+        else:
+            print_parts(planned(plan))
         return
     with Shown() as shown:
         entry = api.learn(**arguments, callbacks=[shown], say=shown.say)

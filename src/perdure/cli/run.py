@@ -40,7 +40,10 @@ def run(
     quiet()
     if dry_run:
         plan = api.dry_run(config, say=stderr_line)
-        print_json(plan) if as_json else print_parts(planned(plan))
+        if as_json:
+            print_json(plan)
+        else:
+            print_parts(planned(plan))
         return
     from perdure.cli.progress import Shown
 

@@ -75,7 +75,7 @@ class Replay(Method):
         full_size = args.per_device_train_batch_size
         start, end = (int(self.ratio * full_size * n) for n in (batch, batch + 1))
         count = round((end - start) * size / full_size)
-        return memory.draw(start, count, self.decay, self.max_repeats)
+        return memory.draw(start, count, decay=self.decay, max_repeats=self.max_repeats)
 
     def _part_of_all(self, batch: int, size: int) -> list[dict[str, Any]]:
         """The old rows of a micro-batch in a step that has each remembered row once."""

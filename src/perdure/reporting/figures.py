@@ -88,9 +88,9 @@ def scatter(
     parts.append(text(2, 11, y_name, class_="axis"))
     if diagonal:
         parts.append(line(left, bottom, right, top, class_="diagonal"))
-    parts += [marker(p.shape, x(p.x), y(p.y), 3, class_="ring") for p in points if not p.label]
+    parts += [marker(p.shape, x(p.x), y(p.y), size=3, class_="ring") for p in points if not p.label]
     named = sorted((p for p in points if p.label), key=lambda p: p.y)
-    heights = apart([y(p.y) + 4 for p in named], 13, top + 8, bottom - 4)
+    heights = apart([y(p.y) + 4 for p in named], gap=13, low=top + 8, high=bottom - 4)
     for p, level in zip(named, heights, strict=True):
         label = shorten(p.label, 24)
         is_left = x(p.x) + 10 + len(label) * CHARACTER > WIDTH
@@ -99,7 +99,7 @@ def scatter(
             parts.append(line(x(p.x), y(p.y), label_x, level - 4, class_="leader"))
         parts.append(text(label_x, level, label, class_=f"{side}{_lead('label', p.shape)}"))
     parts += [
-        marker(p.shape, x(p.x), y(p.y), 4.6, class_=_lead("dot", p.shape))
+        marker(p.shape, x(p.x), y(p.y), size=4.6, class_=_lead("dot", p.shape))
         for p in points
         if p.label
     ]
@@ -135,11 +135,11 @@ def trend(
         known = [(px, py, j) for j, (px, py) in enumerate(points) if py is not None]
         marked = {learned_at, known[-1][2] if known else -1} if last > 6 else range(last + 1)
         dot = _lead("dot", i)
-        parts += [marker(i, px, py, 3.2, class_=dot) for px, py, j in known if j in marked]
+        parts += [marker(i, px, py, size=3.2, class_=dot) for px, py, j in known if j in marked]
         if known:
             px, py, j = known[-1]
             ends.append((i, px, py, f"{values[j]:.2f} {shorten(label, 16)}".strip()))
-    levels = apart([py + 4 for _, _, py, _ in ends], 12, top + 4, bottom + 4)
+    levels = apart([py + 4 for _, _, py, _ in ends], gap=12, low=top + 4, high=bottom + 4)
     for (i, px, _, words), level in zip(ends, levels, strict=True):
         parts.append(text(px + 8, level, words, class_=_lead("label", i)))
     return svg(width, height, title, *parts)
@@ -192,8 +192,10 @@ def shares(title: str, rounds: Sequence[Sequence[float]], names: Sequence[str]) 
         points = [(x(n), y(case[i])) for n, case in enumerate(rounds, 1)]
         dash = DASHES[i] or None
         parts.append(polyline(points, class_=_lead("line", i), stroke_dasharray=dash))
-        parts.append(marker(i, *points[-1], 3.2, class_=_lead("dot", i)))
-    levels = apart([y(rounds[-1][i]) + 4 for i in range(len(names))], 12, top + 4, bottom + 4)
+        last_x, last_y = points[-1]
+        parts.append(marker(i, last_x, last_y, size=3.2, class_=_lead("dot", i)))
+    label_levels = [y(rounds[-1][i]) + 4 for i in range(len(names))]
+    levels = apart(label_levels, gap=12, low=top + 4, high=bottom + 4)
     for i, (name, level) in enumerate(zip(names, levels, strict=True)):
         parts.append(text(end, level, name, class_=_lead("label", i)))
     return svg(end + 12 + max(map(len, names)) * CHARACTER, 130, title, *parts)

@@ -29,7 +29,7 @@ def surprise(base: Base, rows: Sequence[dict[str, Any]], size: int) -> list[floa
         for indices in feature_batches(base, rows, size):
             batch = collate([rows[i] for i in indices])
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            _, outputs = task_loss(base.model, base.model, batch, base.kind)
+            _, outputs = task_loss(base.model, bare=base.model, inputs=batch, kind=base.kind)
             means = row_losses(outputs.logits, batch["labels"], base.kind).tolist()
             for i, mean in zip(indices, means, strict=True):
                 surprises[i] = mean

@@ -138,7 +138,13 @@ class CallbackSteps:
 
     def _backward_batch(self, batch: Batch, items: Tensor) -> None:
         batch = for_model(batch, self.args)
-        loss, _ = task_loss(self.model, self.model, batch, self.kind, items.to(self.args.device))
+        loss, _ = task_loss(
+            self.model,
+            bare=self.model,
+            inputs=batch,
+            kind=self.kind,
+            num_items=items.to(self.args.device),
+        )
         loss.backward()
 
     # --- a checkpoint names the weights that it belongs to

@@ -64,7 +64,14 @@ class Rounds:
         """Update the inner or the outer map with the current gradients and weights."""
         weights = flatten(self.parameters)
         gradients = importance.flatten_gradients(self.parameters)
-        if not importance.update(maps, weights, gradients, beta, self.beta_uncertainty):
+        is_finite = importance.update(
+            maps,
+            weights,
+            gradients,
+            beta_sensitivity=beta,
+            beta_uncertainty=self.beta_uncertainty,
+        )
+        if not is_finite:
             warnings.warn("recurrent_kif: skipped a gradient that is not finite", stacklevel=2)
 
     def fuse(self, reached: Tensor) -> tuple[Tensor, Tensor, Tensor]:

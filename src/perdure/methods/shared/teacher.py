@@ -34,7 +34,7 @@ class Teacher:
 
         def teacher(**arguments: Tensor) -> Any:
             if self.old is not None:
-                return functional_call(model, self.old, (), arguments)
+                return functional_call(model, self.old, args=(), kwargs=arguments)
             with without_head(model).disable_adapter():
                 return model(**arguments)
 
