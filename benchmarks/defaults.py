@@ -148,7 +148,7 @@ def held_out(name: str, stream: Stream, seed: int, data: str, folder: Path) -> d
     if name in GENERATED:
         rows = generated_rows(name, "train", count, seed)
     else:
-        all_rows = benchmark_split(name, "train", None, seed, False, data).rows
+        all_rows = benchmark_split(name, "train", seed=seed, instruction=False, data=data).rows
         rows = random.Random(seed).sample(all_rows, count)
         task["options"] = sorted({row["completion"].strip() for row in all_rows})
     for split, part in (("train", rows[: stream.train]), ("test", rows[stream.train :])):
