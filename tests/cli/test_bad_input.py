@@ -181,7 +181,7 @@ def test_a_training_key_of_the_engine(place):
     refused(
         place,
         *("run", place / "run.yaml", "training.save_steps=3"),
-        names=("'save_steps' is set by the engine", "checkpoint_every"),
+        names=("'save_steps' is set by Perdure", "checkpoint_every"),
     )
 
 

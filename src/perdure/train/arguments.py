@@ -88,7 +88,7 @@ def check_training(training: dict[str, Any]) -> None:
     for key, value in training.items():
         for owned, reason in OWNED.items():
             if str(key).startswith(owned):
-                raise PerdureError(f"training: {key!r} is set by the engine: {reason}")
+                raise PerdureError(f"training: {key!r} is set by Perdure: {reason}")
         if key in REFUSED:
             if value:
                 raise PerdureError(f"training: {key!r} is not supported: {REFUSED[key]}")
