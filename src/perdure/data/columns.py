@@ -236,7 +236,7 @@ def _about_thoughts(missing: list[str], record: Mapping[str, Any], row: Row) -> 
     questions, answer = _parts(record)
     return (
         f"{key} would be left out of the answer; write {_templates(questions, [key, answer])} "
-        f"beside path or hub, or messages with {message}, or remove it"
+        f"next to path or hub, or messages with {message}, or remove it"
     )
 
 
