@@ -13,7 +13,7 @@ from perdure.data.rows import read_rows
 from perdure.data.tokens import features
 from perdure.models.base import load_base
 from perdure.verbs import costs
-from perdure.verbs.costs import Trial
+from perdure.verbs.costs import TriedTask
 from perdure.verbs.counting import Count, sample
 from place import setting_for
 from tiny import KINDS, shown_on_causal
@@ -107,7 +107,9 @@ def test_the_first_step_has_the_longest_rows_and_the_others_all_lengths():
 
 
 def test_the_seconds_of_a_round_are_counted_once_a_round():
-    trial = Trial("t", Count(1, 1, 1, 1, 0), steps=20, old_tasks=1, step_seconds=[9.0, 1.0, 3.0])
+    trial = TriedTask(
+        "t", Count(1, 1, 1, 1, 0), steps=20, old_tasks=1, step_seconds=[9.0, 1.0, 3.0]
+    )
     assert trial.learning(period=8) == 20 * 1.0 + 3 * 2.0
     assert trial.learning(period=1) == 20 * 2.0
 

@@ -25,7 +25,7 @@ STEPS = 3  # the first is a warm-up, and a method ends its round in the last
 
 
 @dataclass(eq=False)
-class Trial(TrainerCallback):
+class TriedTask(TrainerCallback):
     """The trial of a task: its size, and the seconds of its steps and of its scoring.
 
     Args:
@@ -65,7 +65,7 @@ class Trial(TrainerCallback):
         return self.steps * plain + math.ceil(self.steps / period) * max(0.0, last - plain)
 
 
-def costs(plan: Plan, base: Base, trials: Sequence[Trial], scored: int) -> dict[str, Any]:
+def costs(plan: Plan, base: Base, trials: Sequence[TriedTask], scored: int) -> dict[str, Any]:
     """Estimate the seconds of learning and scoring, and the bytes, of all tasks.
 
     `scored` is the number of test rows of the tasks learned so far.
@@ -112,7 +112,7 @@ def check_disk(path: Path, total: dict[str, Any]) -> None:
         )
 
 
-def _scoring(config: Config, base: Base, trials: Sequence[Trial], scored: int) -> list[float]:
+def _scoring(config: Config, base: Base, trials: Sequence[TriedTask], scored: int) -> list[float]:
     """Estimate the seconds of scoring of each stage.
 
     A stage scores its own task once, twice more for forward transfer (once more for an encoder),

@@ -30,7 +30,7 @@ from perdure.prepare import Plan, prepare_learn, prepare_run
 from perdure.say import Say, silent
 from perdure.train.memory import choose
 from perdure.train.stage import StagePlan, learn_stage
-from perdure.verbs.costs import STEPS, Trial, check_disk, costs
+from perdure.verbs.costs import STEPS, TriedTask, check_disk, costs
 from perdure.verbs.counting import count, length, sample, steps_of
 from perdure.verbs.init import try_base
 from perdure.verbs.sources import general_rows, remembered
@@ -137,7 +137,7 @@ def _report(start: Start, plan: Plan, done: int, say: Say) -> dict[str, Any]:
 
 def _three_steps(
     base: Base, plan: Plan, learned: Sequence[Task], memory: dict[str, list[Row]], number: int
-) -> Trial:
+) -> TriedTask:
     """Learn the longest and some other rows of a task, and score one batch of it."""
     config, task = plan.config, learned[-1]
     rows = [row for learned_task in learned for row in learned_task.train.rows]
@@ -159,7 +159,7 @@ def _three_steps(
         short = replace(short, options=_answers(learned))
     quick = replace(config, scoring=replace(config.scoring, forward=False))
     counted = count(task_features, truncated, base.kind)
-    trial = Trial(task.name, counted, steps_of(args, len(rows)), len(memory))
+    trial = TriedTask(task.name, counted, steps_of(args, len(rows)), len(memory))
     stage_plan = StagePlan(
         stage=number,
         task=task.name,
