@@ -15,6 +15,7 @@ from perdure.measure.statistics import (
     mean,
     over_orders,
     paired,
+    sign_test,
     student_quantile,
 )
 
@@ -43,6 +44,16 @@ def test_the_quantiles_are_those_of_scipy(freedom, probability):
     student = pytest.importorskip("scipy.stats").t
     expected = student.ppf(probability, freedom)
     assert student_quantile(probability, freedom) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize(("worse", "better"), [(0, 0), (5, 0), (0, 5), (3, 3), (9, 2), (120, 80)])
+def test_a_sign_test_is_the_binomial_test_of_scipy(worse, better):
+    if worse + better == 0:
+        assert sign_test(worse, better) == 1
+        return
+    binomtest = pytest.importorskip("scipy.stats").binomtest
+    expected = binomtest(worse, worse + better, alternative="greater").pvalue
+    assert sign_test(worse, better) == pytest.approx(expected, rel=1e-12)
 
 
 def test_paired_differences_in_closed_form():

@@ -5,6 +5,7 @@ Rows are batched by similar length, and the predictions are the same as with a b
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,7 +20,7 @@ from perdure.data.tokens import IGNORED, Collator, check_known, features, prompt
 from perdure.errors import PerdureError, nearest
 from perdure.measure.answers import answer_text, special_in, stop_tokens, without_reasoning
 from perdure.measure.decided import StopWhenDecided, Undecided
-from perdure.measure.decoding import forced_first, greedy
+from perdure.measure.decoding import end_ids, forced_first, greedy
 from perdure.models.base import Base
 from perdure.models.batch import Side, pad_id, padded
 from perdure.models.kinds import Kind
@@ -67,21 +68,69 @@ def predict(
             its answer cannot be scored, or an option is longer than `max_completion_length`.
     """
     check_mode(base.kind, rows, mode=mode, options=options, where=where)
+    if mode == "generate":
+        generated, truncated = generate_answers(
+            base,
+            rows,
+            max_length=max_length,
+            max_completion_length=max_completion_length,
+            batch_size=batch_size,
+            where=where,
+            exact=exact,
+        )
+        return [answer.text for answer in generated], truncated
     choices = sorted(set(options or ()))
     with evaluating(base.model):
-        if mode == "options" and base.kind != "encoder":
-            pairs, truncated = _pairs(
-                base,
-                rows,
-                choices,
-                max_length=max_length,
-                max_completion_length=max_completion_length,
-                where=where,
-            )
-            return _choose(base, pairs, options=choices, batch_size=batch_size), truncated
-        if mode == "options":
+        if base.kind == "encoder":
             prompt_ids, truncated = _prompt_ids(base, rows, max_length=max_length, where=where)
             return _classify(base, prompt_ids, options=choices, batch_size=batch_size), truncated
+        pairs, truncated = _pairs(
+            base,
+            rows,
+            choices,
+            max_length=max_length,
+            max_completion_length=max_completion_length,
+            where=where,
+        )
+        return _choose(base, pairs, options=choices, batch_size=batch_size), truncated
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A generated answer.
+
+    Args:
+        prompt: the token ids of the prompt.
+        ids: the generated token ids, up to and with the first end token.
+        ended: whether the last of `ids` is an end token.
+        text: the answer as text, without special tokens and what the chat template adds.
+    """
+
+    prompt: list[int]
+    ids: list[int]
+    ended: bool
+    text: str
+
+
+def generate_answers(
+    base: Base,
+    rows: Sequence[Row],
+    max_length: int = MAX_LENGTH,
+    max_completion_length: int = MAX_COMPLETION_LENGTH,
+    batch_size: int = 32,
+    where: str = "the rows",
+    exact: bool = False,
+) -> tuple[list[Generated], int]:
+    """Generate the answer to each row by greedy decoding; the arguments are those of `predict`.
+
+    Returns:
+        The answers in the order of the rows, and how many prompts were truncated.
+
+    Raises:
+        PerdureError: the base is an encoder, a row is a text or its answer cannot be scored.
+    """
+    check_mode(base.kind, rows, mode="generate", options=None, where=where)
+    with evaluating(base.model):
         room = room_for_prompt(
             base.kind,
             base.limits,
@@ -178,8 +227,8 @@ def _write_answers(
     batch_size: int,
     where: str,
     exact: bool,
-) -> list[str]:
-    """Generate the answer to each prompt, as text without what the chat template adds."""
+) -> list[Generated]:
+    """Generate the answer to each prompt."""
     tokenizer, frames = base.tokenizer, _frames(base, rows, where)
     stops = stop_tokens([frame for frame in frames if frame], tokenizer)
     row_references = [references(row) for row in rows]
@@ -195,10 +244,17 @@ def _write_answers(
         stops=stops,
         undecided=undecided,
     )
-    return [
-        answer_text(ids, frame, tokenizer=tokenizer, stops=stops, kept=special_in(texts, tokenizer))
-        for ids, frame, texts in zip(generated_ids, frames, row_references, strict=True)
-    ]
+    answers, ends = [], {*end_ids(base), *stops}
+    for prompt, ids, row_frame, texts in zip(
+        prompt_ids, generated_ids, frames, row_references, strict=True
+    ):
+        kept = special_in(texts, tokenizer)
+        text = answer_text(ids, row_frame, tokenizer=tokenizer, stops=stops, kept=kept)
+        # After the first end token there is only the padding of the batch.
+        end = next((place for place, token in enumerate(ids) if token in ends), None)
+        until_end = ids if end is None else ids[: end + 1]
+        answers.append(Generated(prompt=prompt, ids=until_end, ended=end is not None, text=text))
+    return answers
 
 
 def _generate(
@@ -271,6 +327,18 @@ def log_likelihoods(
 
 def _log_likelihoods(base: Base, batch: list[dict[str, Any]]) -> list[float]:
     """Return the log-likelihoods of a batch of features with one forward pass."""
+    logits, labels = answer_logits(base, batch)
+    losses = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
+    return (-losses.view(labels.shape).sum(1)).tolist()
+
+
+def answer_logits(base: Base, batch: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+    """Run a batch of features, padded on the right, through a model that generates.
+
+    Returns:
+        The logits [batch, time, vocabulary], and the labels [batch, time] that they predict, which
+        are -100 where nothing is learned.
+    """
     collated = Collator(base.tokenizer, base.kind)(batch)
     inputs = {name: tensor.to(_device(base)) for name, tensor in collated.items()}
     labels = inputs["labels"]
@@ -284,8 +352,7 @@ def _log_likelihoods(base: Base, batch: list[dict[str, Any]]) -> list[float]:
         logits = base.model(**inputs, logits_to_keep=labels.shape[1] + 1).logits[:, :-1]
     else:
         logits = base.model(**inputs).logits
-    losses = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
-    return (-losses.view(labels.shape).sum(1)).tolist()
+    return logits, labels
 
 
 def _classify(

@@ -121,6 +121,20 @@ def holm(probabilities: Mapping[Name, float | None]) -> dict[Name, float | None]
     return dict(zip(probabilities, adjusted, strict=True))
 
 
+def sign_test(worse: int, better: int) -> float:
+    """Return the exact one-sided p of a sign test: how likely at least `worse` of the pairs fall.
+
+    Only the pairs that differ count. If a fall and a rise are equally likely, the falls among
+    n = worse + better pairs are binomial:
+
+        p = sum_{k = worse}^{n} C(n, k) / 2^n
+
+    This is McNemar's exact test for paired answers, on one side. Without pairs that differ it is 1.
+    """
+    count = worse + better
+    return sum(math.comb(count, k) for k in range(worse, count + 1)) / 2**count
+
+
 def student_quantile(probability: float, freedom: int) -> float:
     """Return a quantile of Student's t distribution, by bisection on the probability of |T| <= t.
 

@@ -1,0 +1,228 @@
+"""General ability against another model: which checks flipped, KL, and the form of the answers.
+
+The other model, the reference, is usually the untouched base. Both answer the same rows greedily,
+and each answer is judged by the row's checks. General ability counts as lost if
+
+- the one-sided exact sign test over the checks that flipped has p < 0.05, and
+- at least 3 of 100 checks are lost net: those that only the reference passes minus those that only
+  the model passes.
+
+The KL divergence and the form of the answers are reported, but decide nothing.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from statistics import fmean
+from typing import Any
+
+from perdure.errors import PerdureError
+from perdure.measure.guard.checks import passes
+from perdure.measure.guard.divergence import mean_divergence, same_vocabulary
+from perdure.measure.guard.rows import GuardRow
+from perdure.measure.guard.subject import Subject
+from perdure.measure.predict import LONG, Generated, generate_answers
+from perdure.measure.statistics import sign_test
+
+
+SIGNIFICANCE = 0.05  # p below this
+NET = 0.03  # share of all checks that must be lost net
+ABLE = 0.1  # share of the checks that the reference must pass, or nothing is judged
+MAX_NEW_TOKENS = 48
+BATCH_SIZE = 8
+
+
+def guard(
+    reference: Subject,
+    subject: Subject,
+    rows: Sequence[GuardRow],
+    system: str | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int = BATCH_SIZE,
+    reference_answers: Sequence[Generated] | None = None,
+) -> dict[str, Any]:
+    """Measure what a model has lost of a reference's general ability.
+
+    Args:
+        reference: the model before, usually the untouched base.
+        subject: the model now.
+        rows: what both are asked.
+        system: a system prompt before each row.
+        max_new_tokens: the most tokens of an answer.
+        batch_size: rows per batch.
+        reference_answers: the result of `ask` for the reference, if there is one already.
+
+    Returns:
+        The result of `compare` with `kl` and `verdict`, as plain JSON.
+
+    Raises:
+        PerdureError: a model is an encoder, or cannot be asked the rows.
+    """
+    in_template = has_template(reference)
+    asked = {"system": system, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    if reference_answers is None:
+        reference_answers = ask(reference, rows, in_template=in_template, **asked)
+    answers = ask(subject, rows, in_template=in_template, **asked)
+    result = {
+        "reference": reference.name,
+        "model": subject.name,
+        "chat_template": in_template,
+        "system": system,
+        **compare(rows, reference_answers, answers),
+        "kl": mean_divergence(reference, subject, reference_answers, batch_size),
+        "same_vocabulary": same_vocabulary(reference, subject),
+    }
+    return {**result, "verdict": verdict(result)}
+
+
+def has_template(subject: Subject) -> bool:
+    """Return whether a model is asked in its chat template."""
+    return subject.base.kind == "causal" and bool(subject.base.tokenizer.chat_template)
+
+
+def ask(
+    subject: Subject,
+    rows: Sequence[GuardRow],
+    in_template: bool,
+    system: str | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    batch_size: int = BATCH_SIZE,
+) -> list[Generated]:
+    """Return a model's answer to each row, decoded greedily.
+
+    Raises:
+        PerdureError: the model is an encoder, or cannot be asked the rows.
+    """
+    kind = subject.base.kind
+    if kind == "encoder":
+        raise PerdureError(
+            f"{subject.name} is an encoder, which cannot generate, so its general ability cannot "
+            "be checked; measure it on tasks with `perdure evaluate`"
+        )
+    with ExitStack() as stack:
+        stack.enter_context(subject.context())
+        answers, _ = generate_answers(
+            subject.base,
+            [row.as_chat(system) if in_template else row.as_text(kind, system) for row in rows],
+            max_length=LONG,
+            max_completion_length=max_new_tokens,
+            batch_size=batch_size,
+            where="the rows",
+        )
+    return answers
+
+
+def compare(
+    rows: Sequence[GuardRow],
+    reference_answers: Sequence[Generated],
+    answers: Sequence[Generated],
+) -> dict[str, Any]:
+    """Judge the answers of both models, and compare them row by row.
+
+    Returns:
+        `lost`: whether general ability is lost. `judged`: whether the reference passes enough
+        checks to tell. `rows`, `passed_by_reference` and `passed`: numbers of rows. `p`: of the
+        sign test. `net`: the share of checks lost net. `skills`: the numbers by skill. `flips`: the
+        rows of which only one model's answer passes, with both answers. `before` and `now`: the
+        form of the reference's and the model's answers.
+    """
+    passed_before = [passes(a.text, r.checks) for a, r in zip(reference_answers, rows, strict=True)]
+    passed_now = [passes(a.text, r.checks) for a, r in zip(answers, rows, strict=True)]
+    flips, skills = [], {}
+    for row, before, now, was_right, is_right in zip(
+        rows, reference_answers, answers, passed_before, passed_now, strict=True
+    ):
+        counts = skills.setdefault(
+            row.skill, {"rows": 0, "passed_by_reference": 0, "passed": 0, "fell": 0, "rose": 0}
+        )
+        counts["rows"] += 1
+        counts["passed_by_reference"] += was_right
+        counts["passed"] += is_right
+        counts["fell"] += was_right and not is_right
+        counts["rose"] += is_right and not was_right
+        if was_right != is_right:
+            flips.append(
+                {
+                    "id": row.id,
+                    "skill": row.skill,
+                    "language": row.language,
+                    "prompt": row.messages[-1]["content"],
+                    "before": before.text,
+                    "now": now.text,
+                    "passes": is_right,
+                }
+            )
+    fell, rose = (sum(counts[key] for counts in skills.values()) for key in ("fell", "rose"))
+    p, net = sign_test(fell, rose), (fell - rose) / len(rows)
+    judged = sum(passed_before) >= ABLE * len(rows)
+    return {
+        "lost": judged and p < SIGNIFICANCE and net >= NET,
+        "judged": judged,
+        "rows": len(rows),
+        "passed_by_reference": sum(passed_before),
+        "passed": sum(passed_now),
+        "fell": fell,
+        "rose": rose,
+        "p": p,
+        "net": net,
+        "skills": skills,
+        "before": form(reference_answers),
+        "now": form(answers),
+        "flips": flips,
+    }
+
+
+def form(answers: Sequence[Generated]) -> dict[str, float]:
+    """Return the mean length of answers in tokens, and the shares of empty and of equal answers.
+
+    The token that ends an answer does not count. An answer is among the equal ones if another row
+    has the same text as its answer.
+    """
+    texts = [answer.text.strip() for answer in answers]
+    times = Counter(texts)
+    return {
+        "tokens": fmean(len(answer.ids) - answer.ended for answer in answers),
+        "empty": fmean(not text for text in texts),
+        "equal": fmean(times[text] > 1 for text in texts),
+    }
+
+
+def verdict(result: dict[str, Any]) -> list[str]:
+    """Return a result in words, one line each for the checks, the KL and the form."""
+    return [f"general ability: {_flipped(result)}", _divergence(result), _form(result)]
+
+
+def _flipped(result: dict[str, Any]) -> str:
+    reference, passed, rows = (result[key] for key in ("reference", "passed_by_reference", "rows"))
+    if not result["judged"]:
+        return f"not judged, because {reference} itself passes only {passed} of {rows} checks"
+    if not result["fell"]:
+        return f"all {passed} of {rows} checks that {reference} passes still pass: nothing lost"
+    fallen = sorted(
+        ((skill, counts["fell"]) for skill, counts in result["skills"].items() if counts["fell"]),
+        key=lambda pair: -pair[1],
+    )
+    where = ", ".join(f"{skill} {fell}" for skill, fell in fallen)
+    now_fail = f"{result['fell']} of {passed} checks that {reference} passes now fail ({where})"
+    now_pass = f", {result['rose']} others now pass" if result["rose"] else ""
+    small = result["p"] < SIGNIFICANCE
+    conclusion = "lost" if result["lost"] else "too little to count" if small else "within noise"
+    return f"{now_fail}{now_pass}, p = {result['p']:.2g}: {conclusion}"
+
+
+def _divergence(result: dict[str, Any]) -> str:
+    if result["kl"] is not None:
+        return f"KL from {result['reference']}: {result['kl']:.3f} nats per token of its answers"
+    reason = "the outputs are not finite or not of the same size"
+    if not result["same_vocabulary"]:
+        reason = "the vocabularies differ"
+    return f"KL from {result['reference']}: not measured, because {reason}"
+
+
+def _form(result: dict[str, Any]) -> str:
+    before, now = result["before"], result["now"]
+    return (
+        f"answers: {before['tokens']:.1f} tokens on average before, {now['tokens']:.1f} now; empty "
+        f"{before['empty']:.0%} before, {now['empty']:.0%} now; equal to another answer "
+        f"{before['equal']:.0%} before, {now['equal']:.0%} now"
+    )
