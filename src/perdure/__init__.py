@@ -10,6 +10,7 @@ from perdure.errors import PerdureError
 if TYPE_CHECKING:
     from perdure.api import (
         answer,
+        check,
         compare,
         dry_run,
         evaluate,
@@ -39,6 +40,7 @@ __all__ = [
     "Split",
     "Task",
     "answer",
+    "check",
     "compare",
     "dry_run",
     "evaluate",

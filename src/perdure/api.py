@@ -309,6 +309,60 @@ def probe(
     return verb.probe(folder, rows, learned=learned, stages=stages, say=say)
 
 
+def check(
+    model: str | Path,
+    against: str | Path | int | None = None,
+    stage: int | None = None,
+    rows: Rows | None = None,
+    limit: int | None = None,
+    system: str | None = None,
+    max_new_tokens: int = 48,
+    *,
+    say: Say = silent,
+) -> dict[str, Any]:
+    """Check what a model has lost of the general ability of the model that it was trained from.
+    Nothing is changed.
+
+        perdure.check("my-model", stage=2)["lost"]
+        perdure.check("outputs/merged", against="Qwen/Qwen3-0.6B")["flips"]
+
+    Both models answer the same rows, greedily and in the base's chat template if it has one, and
+    each answer is judged by checks. General ability is lost if the checks that only the other model
+    passes are more than chance explains (one-sided exact sign test, p < 0.05) and at least 3 of 100
+    checks net. KL divergence and the form of the answers are reported, but decide nothing.
+
+    Args:
+        model: A lineage, a model's folder or its name on the hub, or the folder of a PEFT adapter.
+        against: The model to compare with: for a lineage the number of a stage (default: 0, the
+            base), for an adapter its base by default.
+        stage: The number of the lineage's stage to check. Default: the newest.
+        rows: Your own rows with checks. Default: the bundled ones.
+        limit: The most rows to ask, a fixed sample with as many of each skill as possible.
+        system: A system prompt before each row.
+        max_new_tokens: The largest number of tokens of an answer.
+        say: Called with each note and each warning.
+
+    Returns:
+        The numbers and the rows that flipped as plain JSON; `verdict` has them in words.
+
+    Raises:
+        PerdureError: a model or a stage does not exist or is an encoder, there is nothing to
+            compare with, or the rows are not rows with checks.
+    """
+    from perdure.verbs import check as verb
+
+    return verb.check(
+        model,
+        against=against,
+        stage=stage,
+        rows=rows,
+        limit=limit,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        say=say,
+    )
+
+
 def answer(
     folder: str | Path,
     prompts: str | Sequence[str],

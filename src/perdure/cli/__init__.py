@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from perdure.cli import (
+    check,
     compare,
     evaluate,
     export,
@@ -87,6 +88,7 @@ app.command("learn")(learn.learn)
 app.command("run")(run.run)
 app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
+app.command("check")(check.check)
 app.command("probe")(probe.probe)
 app.command("try")(try_.try_)
 app.command("log")(log.log)

@@ -5,8 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from perdure.config import DEFAULT_ADAPTER, Config
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
@@ -44,7 +42,7 @@ def base_at(lineage: Lineage, entry: dict[str, Any] | None, info: BaseInfo | Non
     )
     if entry:
         load_weights(base, lineage.folder(entry), head=entry["verb"] != "init")
-    _to_accelerator(base)
+    base.to_accelerator()
     return base
 
 
@@ -115,7 +113,7 @@ class BaseLoader:
     def _to_learn(self, base: Base) -> Base:
         """Move the base to the accelerator. A base without an adapter is not kept in memory."""
         before = next(base.model.parameters()).device
-        _to_accelerator(base)
+        base.to_accelerator()
         if next(base.model.parameters()).device != before:
             vars(base).pop("padding", None)  # it was tested on the other device
             if self.base:
@@ -130,11 +128,6 @@ def _alike(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
     if one is None or other is None:
         return one is other
     return {**DEFAULT_ADAPTER, **one} == {**DEFAULT_ADAPTER, **other}
-
-
-def _to_accelerator(base: Base) -> None:
-    if torch.accelerator.is_available():
-        base.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
 
 
 def is_untouched(lineage: Lineage, entry: dict[str, Any] | None, base: Base) -> bool:

@@ -118,6 +118,11 @@ class Base:
         """The labels of an encoder's head, in order; None for other kinds."""
         return self.model.labels if isinstance(self.model, Classifier) else None
 
+    def to_accelerator(self) -> None:
+        """Move the model to the accelerator, if there is one."""
+        if torch.accelerator.is_available():
+            self.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
+
     def to(self, device: torch.device) -> None:
         """Move the model to a device. A quantised model stays where it was loaded."""
         if not is_quantized(self):
@@ -159,20 +164,16 @@ def load_base(
     info = info or read_base(name, revision)
     kind, tokenizer = info.kind, info.tokenizer
     check_quantization(quantization, adapter, kind)
-    where = {"pretrained_model_name_or_path": str(weights or locate(name))}
-    if quantization:
-        where["quantization_config"] = BitsAndBytesConfig(**quantization)  # type: ignore
-    try:
-        with forked(derive(seed, "base")):  # seeds the weights that the files lack, as of a pooler
-            model: PreTrainedModel = AUTO[kind].from_pretrained(
-                **where,
-                dtype=torch.float32 if adapter is None else "auto",
-                revision=None if weights else revision,
-            )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise PerdureError(
-            f"base {name!r}: its weights do not load ({one_line(error)}); give a whole base"
-        ) from error
+    where = {"quantization_config": BitsAndBytesConfig(**quantization)} if quantization else {}
+    with forked(derive(seed, "base")):  # seeds the weights that the files lack, as of a pooler
+        model = load_pretrained(
+            name,
+            kind,
+            revision=revision,
+            weights=weights,
+            dtype=torch.float32 if adapter is None else "auto",
+            **where,
+        )
     if quantization:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         for module in model.modules():
@@ -186,6 +187,40 @@ def load_base(
     if kind == "encoder":
         network = Classifier(network, info.config.hidden_size)
     return Base(name, kind, network, tokenizer, limits=info.limits, cache=info.cache)
+
+
+def load_pretrained(
+    name: str,
+    kind: Kind,
+    revision: str | None = None,
+    weights: Path | None = None,
+    dtype: Any = "auto",
+    **settings: Any,
+) -> PreTrainedModel:
+    """Load the model of a base without an adapter.
+
+    Args:
+        name: the base's name or folder.
+        kind: the kind of model.
+        revision: the commit of a base on the hub.
+        weights: a folder whose weights replace the base's.
+        dtype: the data type of the weights; `auto` is that of the files.
+        settings: further arguments of `from_pretrained`.
+
+    Raises:
+        PerdureError: the weights do not load.
+    """
+    try:
+        return AUTO[kind].from_pretrained(
+            pretrained_model_name_or_path=str(weights or locate(name)),
+            dtype=dtype,
+            revision=None if weights else revision,
+            **settings,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise PerdureError(
+            f"base {name!r}: its weights do not load ({one_line(error)}); give a whole base"
+        ) from error
 
 
 def with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], seed: int) -> Any:

@@ -1,0 +1,71 @@
+"""Loading a model only to ask it: a folder, a model on the hub, or a PEFT adapter on its base."""
+
+import json
+from pathlib import Path
+
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
+
+from perdure.errors import PerdureError
+from perdure.models.base import Base, load_pretrained, one_line, read_base
+from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
+
+
+def is_adapter(path: str) -> bool:
+    """Return whether a path is the folder of a PEFT adapter."""
+    return (Path(path) / ADAPTER_SETTINGS).is_file()
+
+
+def base_of_adapter(path: str) -> tuple[str, str | None]:
+    """Return the base that an adapter's folder names, and its revision if there is one.
+
+    Raises:
+        PerdureError: the settings cannot be read or name no base.
+    """
+    file = Path(path) / ADAPTER_SETTINGS
+    try:
+        written = json.loads(file.read_text(encoding="utf-8"))
+        name, revision = written.get("base_model_name_or_path"), written.get("revision")
+    except (ValueError, AttributeError) as error:
+        raise PerdureError(f"{file}: not an adapter's settings ({error}); save it again") from error
+    if not name:
+        raise PerdureError(
+            f"{file}: it names no base; write the base's folder or name in base_model_name_or_path"
+        )
+    return name, revision
+
+
+def load_as_is(path: str) -> Base:
+    """Load a model in the data type of its files, without anything to train.
+
+    The tokenizer of an adapter is its base's.
+
+    Raises:
+        PerdureError: there is no such model, it is an encoder, or its files do not load.
+    """
+    name, revision = base_of_adapter(path) if is_adapter(path) else (path, None)
+    info = read_base(name, revision)
+    if info.kind == "encoder":
+        raise PerdureError(f"{path}: an encoder cannot generate; give a model that answers in text")
+    network = load_pretrained(name, info.kind, revision=revision)
+    if is_adapter(path):
+        network = _with_stored_adapter(network, path)
+    base = Base(path, info.kind, network, info.tokenizer, limits=info.limits, cache=info.cache)
+    base.to_accelerator()
+    return base
+
+
+def _with_stored_adapter(network, path: str) -> PeftModel:
+    if not (Path(path) / ADAPTER_WEIGHTS).is_file():
+        raise PerdureError(
+            f"{path}: no {ADAPTER_WEIGHTS} in it; a pickle is not loaded, save the adapter again "
+            "with safetensors"
+        )
+    try:
+        settings = PeftConfig.from_pretrained(path)
+        return PeftModel.from_pretrained(network, path, config=settings)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        raise PerdureError(
+            f"{path}: the adapter does not load on its base ({one_line(error)}); give the folder "
+            "that PEFT's save_pretrained wrote"
+        ) from error

@@ -1,0 +1,127 @@
+"""`check` measures what a model has lost of another's general ability."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perdure.errors import PerdureError
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import as_stored, base_at, is_untouched, stage_entry
+from perdure.measure.guard.guard import guard, has_template
+from perdure.measure.guard.rows import read_guard_rows, sampled
+from perdure.measure.guard.subject import Subject
+from perdure.methods import make
+from perdure.models.as_is import base_of_adapter, is_adapter, load_as_is
+from perdure.models.base import Base, read_base
+from perdure.models.pins import check_pin
+from perdure.say import Say
+
+
+def check(
+    model: str | Path,
+    against: str | Path | int | None,
+    stage: int | None,
+    rows: str | Path | Sequence[Mapping[str, Any]] | None,
+    limit: int | None,
+    system: str | None,
+    max_new_tokens: int,
+    say: Say,
+) -> dict[str, Any]:
+    """Return the result of the guard. See `perdure.api.check`."""
+    if max_new_tokens < 1:
+        raise PerdureError(f"an answer has at least 1 token, not {max_new_tokens}")
+    guard_rows = sampled(read_guard_rows(rows), limit)
+    name = str(model)
+    if (Path(name) / "lineage.yaml").is_file():
+        reference, subject = _stages(Lineage(name), stage, against)
+    elif stage is not None:
+        raise PerdureError(f"{name}: --stage is for a lineage, and there is no lineage.yaml in it")
+    else:
+        reference, subject = _models(name, None if against is None else str(against))
+    _share_template(reference, subject, say)
+    return guard(reference, subject, guard_rows, system=system, max_new_tokens=max_new_tokens)
+
+
+def _models(name: str, against: str | None) -> tuple[Subject, Subject]:
+    """Return a model and the one to compare it with; an adapter's is its base by default."""
+    base_name = base_of_adapter(name)[0] if is_adapter(name) else None
+    if against is None and base_name is None:
+        raise PerdureError(
+            f"{name}: give the model to compare it with, the one from which it was trained, as "
+            "--against BASE"
+        )
+    base = load_as_is(name)
+    subject = Subject(name, base)
+    if against in (None, base_name):
+        # One network is both: with its adapter, and without.
+        return Subject(f"the base {base_name}", base, base.peft.disable_adapter), subject
+    assert against is not None
+    return Subject(against, load_as_is(against)), subject
+
+
+def _stages(
+    lineage: Lineage, stage: int | None, against: str | Path | int | None
+) -> tuple[Subject, Subject]:
+    """Return a stage of a lineage and the stage, or the model, to compare it with."""
+    config, entry = lineage.config, stage_entry(lineage, stage)
+    other = 0 if against is None else against
+    is_stage = isinstance(other, int) or str(other).isdigit()
+    number = lineage.head if stage is None else stage
+    if is_stage and int(str(other)) == number:
+        raise PerdureError(
+            f"{lineage.path}: stage {number} would be compared with itself; learn a task first, or "
+            "give another stage with --stage or --against"
+        )
+    reference_entry = stage_entry(lineage, int(str(other))) if is_stage else None
+    check_pin(lineage.pin)
+    if read_base(config.base, lineage.pin.get("revision")).kind == "encoder":
+        raise PerdureError(
+            f"{lineage.path}: its base is an encoder, which cannot generate, so general ability "
+            "cannot be checked; `perdure evaluate` scores its tasks"
+        )
+    torch.set_num_threads(config.threads or torch.get_num_threads())
+    subject = _of_stage(lineage, entry, base_at(lineage, entry))
+    if not is_stage:
+        return Subject(str(other), load_as_is(str(other))), subject
+    if is_untouched(lineage, reference_entry, subject.base):
+        # The stage's own network without its adapter is the base.
+        return _of_stage(lineage, reference_entry, subject.base), subject
+    return _of_stage(lineage, reference_entry, base_at(lineage, reference_entry)), subject
+
+
+def _of_stage(lineage: Lineage, entry: dict[str, Any] | None, base: Base) -> Subject:
+    """Return a stage as it is scored: in its methods' contexts and in the precision of training."""
+
+    def context() -> ExitStack:
+        stack = ExitStack()
+        for method in make(lineage.config.method):
+            stack.enter_context(method.inference(base.model))
+        stack.enter_context(as_stored(lineage, entry, base))
+        device = next(base.model.parameters()).device.type
+        bf16 = bool(lineage.config.training.get("bf16"))
+        stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16))
+        return stack
+
+    return Subject(f"stage {entry['stage']}" if entry else "the base", base, context)
+
+
+def _share_template(reference: Subject, subject: Subject, say: Say) -> None:
+    """Ask a model that was saved without its chat template in the reference's.
+
+    Raises:
+        PerdureError: its vocabulary is not the reference's.
+    """
+    if not has_template(reference) or subject.base.tokenizer.chat_template:
+        return
+    tokenizer = reference.base.tokenizer
+    if tokenizer.get_vocab() != subject.base.tokenizer.get_vocab():
+        raise PerdureError(
+            f"{subject.name}: it has no chat template, and its vocabulary is not that of "
+            f"{reference.name}; save the tokenizer that it was trained with in its folder"
+        )
+    say(f"note: {subject.name} has no chat template and is asked in that of {reference.name}")
+    subject.base = replace(subject.base, tokenizer=tokenizer, cache=None)

@@ -1,0 +1,90 @@
+"""`check` on a real chat model: a narrow task learned too hard, and the model as it was."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import perdure as package
+from command import perdure, write_rows
+from perdure.models.pins import locate
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.smollm2, pytest.mark.own]
+
+ROWS = 42  # six of each skill
+COMPLAINTS = {
+    "delivery": [
+        "The parcel has not come yet.",
+        "My order was left in the rain.",
+        "The courier went to the wrong house.",
+        "The box is late again.",
+        "Nobody rang the bell, and the parcel went back.",
+    ],
+    "billing": [
+        "I was charged twice.",
+        "The invoice has the wrong sum.",
+        "My discount is missing from the bill.",
+        "The refund has not arrived.",
+        "You took the money, but I cancelled.",
+    ],
+    "repair": [
+        "The screen of my phone is cracked.",
+        "The kettle does not get hot.",
+        "The lamp flickers since yesterday.",
+        "The zip of the jacket broke.",
+        "My new chair lost a leg.",
+    ],
+}
+OPENINGS = ("{}", "Hello. {}", "I am angry: {}", "{} What now?")
+
+
+def complaints() -> list[dict]:
+    """60 rows of a task whose answer is one word."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": opening.format(text)},
+                {"role": "assistant", "content": team},
+            ]
+        }
+        for opening in OPENINGS
+        for team, texts in COMPLAINTS.items()
+        for text in texts
+    ]
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory) -> Path:
+    """A lineage whose only stage answers everything with one word."""
+    folder = tmp_path_factory.mktemp("damaged")
+    rows = complaints()
+    assert len(rows) == 60
+    package.run(
+        {
+            "base": "smollm2",
+            "lineage": str(folder / "lineage"),
+            "method": "sequential",
+            "tasks": [{"name": "teams", "train": str(write_rows(folder / "teams.jsonl", rows))}],
+            "training": {"num_train_epochs": 3, "learning_rate": 1e-3},
+        }
+    )
+    return folder / "lineage"
+
+
+def test_a_task_learned_without_protection_loses_general_ability(damaged):
+    result = perdure("check", damaged, "--limit", ROWS, "--json")
+    assert result.status == 3, result.err
+    found = result.json
+    assert found["passed_by_reference"] >= 0.35 * ROWS  # the model can do the checks
+    assert found["net"] > 0.2
+    assert found["kl"] > 0.3
+    assert found["now"]["tokens"] < 0.3 * found["before"]["tokens"]
+    assert found["now"]["equal"] > 0.5
+
+
+def test_a_copy_of_the_model_has_lost_nothing(tmp_path):
+    shutil.copytree(locate("smollm2"), tmp_path / "copy")
+    result = perdure("check", tmp_path / "copy", "--against", "smollm2", "--limit", 14, "--json")
+    assert result.status == 0, result.err
+    assert (result.json["kl"], result.json["flips"]) == (0, [])
