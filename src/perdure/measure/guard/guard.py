@@ -59,17 +59,26 @@ def guard(
         PerdureError: a model is an encoder, or cannot be asked the rows.
     """
     in_template = has_template(reference)
-    asked = {"system": system, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
-    if reference_answers is None:
-        reference_answers = ask(reference, rows, in_template=in_template, **asked)
-    answers = ask(subject, rows, in_template=in_template, **asked)
+
+    def answers_of(asked: Subject) -> list[Generated]:
+        return ask(
+            asked,
+            rows,
+            in_template=in_template,
+            system=system,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+        )
+
+    before = answers_of(reference) if reference_answers is None else reference_answers
+    now = answers_of(subject)
     result = {
         "reference": reference.name,
         "model": subject.name,
         "chat_template": in_template,
         "system": system,
-        **compare(rows, reference_answers, answers),
-        "kl": mean_divergence(reference, subject, reference_answers, batch_size),
+        **compare(rows, before, now),
+        "kl": mean_divergence(reference, subject, before, batch_size),
         "same_vocabulary": same_vocabulary(reference, subject),
     }
     return {**result, "verdict": verdict(result)}
