@@ -26,6 +26,7 @@ from docs.blocks import blocks, blocks_of, put_base, run_block
 from hub import Hub, serving
 from perdure.comparison import processes
 from perdure.config import load_config
+from perdure.measure.guard.checks import CHECKS
 from perdure.measure.matrix import ScoreMatrix, summary
 from perdure.measure.metrics import METRICS
 from perdure.methods import make
@@ -113,6 +114,11 @@ def test_the_page_of_metrics_has_them_all():
     page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     for name in (*METRICS, *summary(ScoreMatrix((), (), ((),)))):
         assert f"`{name}`" in page
+
+
+def test_the_page_of_checks_has_them_all():
+    page = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \| (?:a |`)", page, re.MULTILINE) == list(CHECKS)
 
 
 class Loaded(HTMLParser):
