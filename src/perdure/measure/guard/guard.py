@@ -230,8 +230,8 @@ def _divergence(result: dict[str, Any]) -> str:
 
 def _form(result: dict[str, Any]) -> str:
     before, now = result["before"], result["now"]
-    return (
-        f"answers: {before['tokens']:.1f} tokens on average before, {now['tokens']:.1f} now; empty "
-        f"{before['empty']:.0%} before, {now['empty']:.0%} now; equal to another answer "
-        f"{before['equal']:.0%} before, {now['equal']:.0%} now"
+    tokens, empty, equal = (
+        f"{before[key]:{style}} -> {now[key]:{style}}"
+        for key, style in (("tokens", ".1f"), ("empty", ".0%"), ("equal", ".0%"))
     )
+    return f"answers: {tokens} tokens on average, {empty} empty, {equal} equal to another answer"
