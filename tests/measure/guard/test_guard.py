@@ -130,7 +130,8 @@ def test_the_verdict_on_kl_and_form():
     _, kl, form_line = verdict(result)
     assert kl == "KL from the base: 0.250 nats per token of its answers"
     assert form_line == (
-        "answers: 3.0 -> 3.0 tokens on average, 0% -> 0% empty, 100% -> 100% equal to another answer"
+        "answers: 3.0 -> 3.0 tokens on average, 0% -> 0% empty, "
+        "100% -> 100% equal to another answer"
     )
     assert verdict({**result, "kl": None})[1].endswith("not finite or not of the same size")
     other = {**result, "kl": None, "same_vocabulary": False}
