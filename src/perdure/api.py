@@ -5,6 +5,7 @@ and their meanings in its `Args`. Keyword-only parameters take Python objects, s
 does not have them.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,7 @@ def init(
         PerdureError: the folder is not empty, the base or the adapter does not exist, the adapter
             belongs to another base, a setting is wrong, or the adapter would fail later.
     """
-    if not isinstance(config, Config):
-        config = load_config(config or {}, settings)
+    config = _with_settings(config or {}, settings)
     config.base = base or config.base
     from perdure.verbs import init as verb
 
@@ -178,13 +178,21 @@ def run_config(
     settings: list[str] | dict[str, Any] | None = None,
 ) -> Config:
     """Return the settings of a run, with the folder of its lineage filled in."""
-    if not isinstance(config, Config):
-        source, config = config, load_config(config, settings)
-        if not config.lineage and not isinstance(source, dict):
-            name = method_name(config.method, config.mode)
-            config.lineage = str(Path(Path(source).stem) / name)
+    source, config = config, _with_settings(config, settings)
+    if not config.lineage and isinstance(source, str | Path):
+        name = method_name(config.method, config.mode)
+        config.lineage = str(Path(Path(source).stem) / name)
     config.data = str(data) if data else config.data
     return config
+
+
+def _with_settings(
+    config: Config | str | Path | dict[str, Any], settings: list[str] | dict[str, Any] | None
+) -> Config:
+    """Return a new Config with the settings laid over it; the caller's own is not changed."""
+    if isinstance(config, Config):
+        return load_config(config.to_dict(), settings) if settings else copy.deepcopy(config)
+    return load_config(config, settings)
 
 
 def compare(

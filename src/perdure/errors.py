@@ -17,3 +17,8 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     valid = sorted(valid)
     close = difflib.get_close_matches(word, valid, n=1)
     return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(valid)}"
+
+
+def one_line(error: Exception) -> str:
+    """Return the first sentence of a library's error message."""
+    return " ".join(str(error).split()).split(". ")[0][:200]

@@ -11,6 +11,7 @@ import yaml
 
 import perdure as package
 from command import perdure, tree, workplace
+from perdure.api import run_config
 from perdure.train.stage import learn_stage
 from perdure.verbs import advance
 
@@ -212,3 +213,13 @@ def test_in_python_the_verbs_are_as_short(place, tmp_path):
     assert again.matrix() == package.run(place / "run.yaml").matrix()
     with pytest.raises(package.PerdureError, match="training differ"):
         package.run(place / "run.yaml", **{"training.num_train_epochs": 2})
+
+
+def test_settings_are_laid_over_a_config_and_leave_the_callers_own_alone(place, tmp_path):
+    config = package.load_config(place / "run.yaml")
+    before = config.to_dict()
+    laid = run_config(config, None, {"method": "replay", "lineage": "elsewhere"})
+    assert (laid.method, laid.lineage) == ("replay", "elsewhere")
+    lineage = package.init(tmp_path / "made", config=config, **{"training.num_train_epochs": 3})
+    assert lineage.config.training["num_train_epochs"] == 3
+    assert config.to_dict() == before

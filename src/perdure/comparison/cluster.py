@@ -9,7 +9,7 @@ from typing import Any
 
 from perdure.comparison.cell import Cell
 from perdure.comparison.processes import Running
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, one_line
 
 
 PASSED_ON = ("PERDURE_", "HF_")  # prefixes of the environment variables that workers get
@@ -30,7 +30,7 @@ def starter(address: str) -> Callable[[Cell, Path], Running]:
     try:
         ray.init(address, log_to_driver=False, ignore_reinit_error=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error)
         raise PerdureError(f"ray: no cluster at {address!r} ({why}); start it there") from error
     environment = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
 

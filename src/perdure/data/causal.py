@@ -21,12 +21,12 @@ from transformers import PreTrainedTokenizerBase
 from perdure.data.chat import (
     common_prefix,
     conversation,
-    is_chat,
     marked_tokens,
     prompt_in_answered,
     turns,
     write,
 )
+from perdure.data.columns import is_chat
 from perdure.data.messages import learned as learns
 from perdure.data.rows import Row
 from perdure.data.special import check_tokens, end_token, ids_of, missing_around, special_tokens

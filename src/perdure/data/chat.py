@@ -18,12 +18,12 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from perdure.data.messages import Message
 from perdure.data.rows import Row
 from perdure.data.training_templates import training_template
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, one_line
 
 
-Message = dict[str, Any]
 # Templates that write today's date are given this one, so that a row's tokens do not change from
 # day to day. It is the date that Llama 3's template uses when it cannot ask for the current one.
 TODAY = datetime(2024, 7, 26)
@@ -34,11 +34,6 @@ FORMATS += [f"%-{letter}" for letter in "dmyHIMSj"]  # without leading zeros
 MARK, THOUGHT = "qxzMARKzxq", "qxzTHOUGHTzxq"
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # templates' keys for the reasoning
 FAILURES = (TemplateError, TypeError, ValueError, LookupError, AttributeError)
-
-
-def is_chat(row: Row) -> bool:
-    """Return whether a row has messages, so that the chat template writes its special tokens."""
-    return "messages" in row or isinstance(row.get("prompt"), list)
 
 
 def conversation(row: Row) -> list[Message]:
@@ -394,5 +389,5 @@ def _dated(template: str) -> str:
 
 
 def _refused(error: Exception, where: str) -> PerdureError:
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)
     return PerdureError(f"{where}: the chat template refuses the row ({reason}); mend the row")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from itertools import chain
 
+from perdure.data.columns import is_chat
 from perdure.data.rows import Row, answer, references
 from perdure.data.task import Split, Task, answers_are_closed
 from perdure.errors import PerdureError, nearest
@@ -148,12 +149,12 @@ def unlearned(task: Task) -> list[str]:
 def mixed(task: Task) -> list[str]:
     """Return a warning if some rows are messages and others are plain text."""
     splits = [split for split in (task.train, task.dev, task.test) if split is not None]
-    forms = [(_is_chat(row), split, i) for split in splits for i, row in enumerate(split.rows)]
+    forms = [(is_chat(row), split, i) for split in splits for i, row in enumerate(split.rows)]
     different = next((form for form in forms if form[0] != forms[0][0]), None)
     if different is None:
         return []
-    is_chat, split, i = different
-    these, those = ("messages", "plain text") if is_chat else ("plain text", "messages")
+    has_messages, split, i = different
+    these, those = ("messages", "plain text") if has_messages else ("plain text", "messages")
     return [
         f"{task.name}: some rows are {those} and others {these} (first: {split.place(i)}), but "
         "only messages go through the chat template; write them all in one form"
@@ -235,10 +236,6 @@ def question_text(row: Row) -> str:
 
 def _outside(row: Row, options: Sequence[str]) -> bool:
     return "text" not in row and answer(row).strip() not in options
-
-
-def _is_chat(row: Row) -> bool:
-    return "messages" in row or isinstance(row.get("prompt"), list)
 
 
 def _plain(text: str) -> str:

@@ -67,6 +67,11 @@ EXACT = (
 SWITCHES = ("on", "off", "true", "false", "yes", "no", "none", "low", "medium", "high")
 
 
+def is_chat(row: Row) -> bool:
+    """Return whether a row has messages, so that the chat template writes its special tokens."""
+    return "messages" in row or isinstance(row.get("prompt"), list)
+
+
 def plain(name: Any) -> str:
     """Normalise a column's name for comparison: lower case, with underscores."""
     return re.sub(r"[\s-]+", "_", str(name).strip().lower())
@@ -172,7 +177,7 @@ def _check_flags(others: Mapping[str, Any], row: Row, where: str) -> None:
     for key, value in others.items():
         name, text = plain(key), str(value).strip().lower()
         if _is_weight(name, text):
-            more = ", or write weight 0 on a message of the assistant's" if _is_chat(row) else ""
+            more = ", or write weight 0 on a message of the assistant's" if is_chat(row) else ""
             raise PerdureError(
                 f"{where}: {key} {value!r} is for the whole row, but rows have no weights; remove "
                 f"the rows that should not be learned, and the column{more}"
@@ -210,7 +215,7 @@ def _check_template(others: Mapping[str, Any], row: Row, where: str) -> None:
             "[question, answer] pairs or of messages"
         )
     documents = column(others, ("documents", "docs"))
-    if documents and _is_chat(row):
+    if documents and is_chat(row):
         raise PerdureError(
             f"{where}: {documents} would be left out; write chat_template_kwargs: "
             '{"documents": ...} if the chat template reads them, or put them into the message with '
@@ -221,7 +226,7 @@ def _check_template(others: Mapping[str, Any], row: Row, where: str) -> None:
 def _about_question(missing: list[str], record: Mapping[str, Any], row: Row) -> str:
     them = "it" if len(missing) == 1 else "them"
     lost = f"{', '.join(missing)} would be left out of the question"
-    if _is_chat(row):
+    if is_chat(row):
         return f"{lost}; put {them} into the message with the question, or remove {them}"
     questions, answer = _parts(record)
     questions = [key for key in record if key in (*questions, *missing)]
@@ -231,7 +236,7 @@ def _about_question(missing: list[str], record: Mapping[str, Any], row: Row) -> 
 def _about_thoughts(missing: list[str], record: Mapping[str, Any], row: Row) -> str:
     key = missing[0]
     message = '{"role": "assistant", "reasoning_content": ..., "content": ...}'
-    if _is_chat(row):
+    if is_chat(row):
         return f"{key} would be left out; write it in the message with the answer: {message}"
     questions, answer = _parts(record)
     return (
@@ -244,7 +249,7 @@ def _about_answer(missing: list[str], record: Mapping[str, Any], row: Row) -> st
     questions, answer = _parts(record)
     row_answer = "messages" if "messages" in row else answer
     differ = f"{missing[0]} and {row_answer} have different answers; remove one of them"
-    if _is_chat(row):
+    if is_chat(row):
         return differ
     return f"{differ}, or choose with {_templates(questions, [answer])} next to path or hub"
 
@@ -262,10 +267,6 @@ def _templates(prompt_columns: Iterable[str], completion_columns: Iterable[str])
     prompt = "\\n".join(f"{{{name}}}" for name in prompt_columns)
     completion = "\\n".join(f"{{{name}}}" for name in completion_columns)
     return f'prompt: "{prompt}", completion: "{completion}"'
-
-
-def _is_chat(row: Row) -> bool:
-    return "messages" in row or isinstance(row.get("prompt"), list)
 
 
 def _is_missing(value: Any, row_text: str) -> bool:

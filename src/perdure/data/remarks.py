@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from perdure.data.chat import is_chat
+from perdure.data.columns import is_chat
 from perdure.data.rows import Row
 from perdure.models.kinds import Kind
 from perdure.models.token_cache import Tokens

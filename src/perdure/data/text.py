@@ -2,7 +2,8 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from perdure.data.chat import is_chat, last_turn, prompt_messages, write
+from perdure.data.chat import last_turn, prompt_messages, write
+from perdure.data.columns import is_chat
 from perdure.data.rows import Row
 
 

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from perdure.data.causal import CausalRow, causal_prompts, causal_rows, shorten
-from perdure.data.chat import is_chat
+from perdure.data.columns import is_chat
 from perdure.data.rows import Row, answer
 from perdure.data.special import check_tokens, end_token, ids_of, missing_around, special_tokens
 from perdure.data.text import completion_text, prompt_text, row_texts

@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from perdure.data.chat import conversation, is_chat, write
+from perdure.data.chat import conversation, write
+from perdure.data.columns import is_chat
 from perdure.data.rows import Row
 from perdure.errors import PerdureError
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from statistics import fmean
 
+from perdure.config import ScoringMode
 from perdure.data.rows import references
 from perdure.data.task import Task
 from perdure.errors import PerdureError
@@ -10,7 +11,6 @@ from perdure.measure.metrics import EXACT, best, find_metric
 from perdure.measure.predict import (
     MAX_COMPLETION_LENGTH,
     MAX_LENGTH,
-    Mode,
     check_mode,
     correct_answers,
     predict,
@@ -33,7 +33,7 @@ class Cell:
 
     score: float | None
     metric: str
-    mode: Mode
+    mode: ScoringMode
     rows: int
     truncated: int
 
@@ -41,7 +41,7 @@ class Cell:
 def evaluate(
     base: Base,
     task: Task,
-    mode: Mode | None = None,
+    mode: ScoringMode | None = None,
     batch_size: int = 32,
     max_length: int = MAX_LENGTH,
     max_completion_length: int = MAX_COMPLETION_LENGTH,
@@ -86,7 +86,7 @@ def evaluate(
     return cell, predictions
 
 
-def scoring_mode(kind: Kind, task: Task, mode: Mode | None = None) -> Mode:
+def scoring_mode(kind: Kind, task: Task, mode: ScoringMode | None = None) -> ScoringMode:
     """Return the mode in which a task is scored: `mode`, or the default for the kind of model.
 
     The default is `options` for encoders and `generate` for others. No model is needed, so a task

@@ -6,14 +6,16 @@ Rows are batched by similar length, and the predictions are the same as with a b
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import StoppingCriteriaList
 
-from perdure.data.chat import Frame, frame, is_chat
+from perdure.config import ScoringMode
+from perdure.data.chat import Frame, frame
+from perdure.data.columns import is_chat
 from perdure.data.messages import learned
 from perdure.data.rows import Row, answer, answered, in_place_of, references
 from perdure.data.tokens import IGNORED, Collator, check_known, features, prompts
@@ -28,7 +30,6 @@ from perdure.models.limits import Limits
 from perdure.models.padding import Batches
 
 
-Mode = Literal["generate", "options"]
 MAX_LENGTH = 512
 MAX_COMPLETION_LENGTH = 64
 LONG = 2**31  # tokens, a maximum length with which nothing is cut
@@ -37,7 +38,7 @@ LONG = 2**31  # tokens, a maximum length with which nothing is cut
 def predict(
     base: Base,
     rows: Sequence[Row],
-    mode: Mode,
+    mode: ScoringMode,
     options: Sequence[str] | None = None,
     max_length: int = MAX_LENGTH,
     max_completion_length: int = MAX_COMPLETION_LENGTH,
@@ -151,15 +152,15 @@ def generate_answers(
 
 
 def check_mode(
-    kind: Kind, rows: Sequence[Row], mode: Mode, options: Sequence[str] | None, where: str
+    kind: Kind, rows: Sequence[Row], mode: ScoringMode, options: Sequence[str] | None, where: str
 ) -> None:
     """Check, before any model is run, that rows can be answered in a mode by a kind of model.
 
     Raises:
         PerdureError: they cannot, or the answer of a row cannot be scored.
     """
-    if mode not in get_args(Mode):
-        raise PerdureError(f"unknown scoring mode {mode!r}; {nearest(mode, get_args(Mode))}")
+    if mode not in get_args(ScoringMode):
+        raise PerdureError(f"unknown scoring mode {mode!r}; {nearest(mode, get_args(ScoringMode))}")
     if mode == "generate" and kind == "encoder":
         raise PerdureError(f"{where}: an encoder cannot generate; score with mode options")
     if mode == "options" and not options:

@@ -6,8 +6,8 @@ from pathlib import Path
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 
-from perdure.errors import PerdureError
-from perdure.models.base import Base, load_pretrained, one_line, read_base
+from perdure.errors import PerdureError, one_line
+from perdure.models.base import Base, load_pretrained, read_base
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 
 

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from perdure.config import DEFAULT_ADAPTER, check_finite, unknown_key
-from perdure.errors import PerdureError, nearest
+from perdure.errors import PerdureError, nearest, one_line
 from perdure.models.classifier import Classifier, without_head
 from perdure.models.kinds import AUTO, Kind, kind_of
 from perdure.models.limits import Limits, limits
@@ -358,8 +358,3 @@ def check_quantization(
         raise PerdureError(f"quantization: {one_line(error)}") from error
     if not config.load_in_4bit and not config.load_in_8bit:
         raise PerdureError("quantization: neither load_in_4bit nor load_in_8bit is set; set one")
-
-
-def one_line(error: Exception) -> str:
-    """Return the first sentence of a library's error message."""
-    return " ".join(str(error).split()).split(". ")[0][:200]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, one_line
 from perdure.models.batch import Side, pad_id, padded
 from perdure.models.kinds import Kind
 from perdure.models.limits import Limits
@@ -71,7 +71,7 @@ def _tried(network: Any, kind: Kind, tokenizer: PreTrainedTokenizerBase, limits:
             left = trial.batches("left") if kind == "causal" else "any"
             return Padding(left, trial.batches("right"))
     except (RuntimeError, ValueError, TypeError, LookupError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise PerdureError(
             f"base: a short text cannot be run through it ({type(error).__name__}: {reason}); "
             "mend its config, or choose another base"

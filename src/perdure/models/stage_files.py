@@ -14,7 +14,7 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, one_line
 from perdure.models.base import Base
 from perdure.models.classifier import Classifier
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, HEAD_WEIGHTS
@@ -85,7 +85,7 @@ def load_weights(base: Base, folder: Path, head: bool = True) -> None:
                 labels = json.loads(file.metadata()["id2label"])
             base.model.set_head(stored["weight"], stored["bias"], list(labels.values()))
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise PerdureError(f"{folder}: its weights do not load ({reason})") from error
     if mismatches:
         raise PerdureError(f"{folder}: the adapter belongs to another model ({mismatches[0]})")

@@ -21,7 +21,7 @@ REPEATED = ("seed", "tasks", "threads", "lineage", "data")
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodRuns:
     """Lineages that differ only in seed and order.
 
     Args:
@@ -63,7 +63,7 @@ class Set:
 
     base: str
     scoring: tuple[tuple[str, str, str], ...]
-    methods: tuple[Method, ...]
+    methods: tuple[MethodRuns, ...]
 
     @property
     def runs(self) -> list[Run]:
@@ -121,7 +121,7 @@ def sets(runs: Sequence[Run]) -> list[Set]:
     return sorted(run_sets, key=lambda run_set: -len(run_set.runs))
 
 
-def _methods(runs: Sequence[Run]) -> tuple[Method, ...]:
+def _methods(runs: Sequence[Run]) -> tuple[MethodRuns, ...]:
     """Group lineages by their settings; labels show how methods of the same name differ."""
     by_settings: dict[str, list[Run]] = {}
     for run in runs:
@@ -133,7 +133,7 @@ def _methods(runs: Sequence[Run]) -> tuple[Method, ...]:
         return spread(values, [run.matrix.tasks for run in group])
 
     methods = [
-        Method(
+        MethodRuns(
             label=_label(group[0], [other[0] for other in groups if other is not group]),
             runs=tuple(sorted(group, key=lambda run: (run.matrix.tasks, run.seed))),
             numbers={name: over(group, [run.numbers[name] for run in group]) for name in MEASURES},

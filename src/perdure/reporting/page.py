@@ -8,7 +8,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from perdure.reporting import figures
-from perdure.reporting.groups import MEASURES, Method, Set, sets
+from perdure.reporting.groups import MEASURES, MethodRuns, Set, sets
 from perdure.reporting.importance import Identified
 from perdure.reporting.read import Run
 
@@ -120,7 +120,7 @@ def _points(run_set: Set, x_value: Callable[[Run], float | None]) -> list[figure
     return points
 
 
-def _trends(methods: Sequence[Method] | Run) -> list[tuple[str, Markup]]:
+def _trends(methods: Sequence[MethodRuns] | Run) -> list[tuple[str, Markup]]:
     """Return a panel for each task, with a line for each method, or the line of one lineage."""
     matrix = methods.matrix if isinstance(methods, Run) else methods[0].runs[0].matrix
     panels = []

@@ -17,7 +17,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils.import_utils import is_liger_kernel_available
 
 from perdure.config import DEFAULT_TRAINING, check_finite, unknown_key
-from perdure.errors import PerdureError, nearest
+from perdure.errors import PerdureError, nearest, one_line
 
 
 SCHEDULE_STEPS = 8  # the length of the schedule with which arguments are tried
@@ -155,7 +155,7 @@ def training_arguments(
         )
         _try_optimizer(args)
     except Exception as error:  # the libraries raise errors of many types
-        message = " ".join(str(error).split())[:200] or type(error).__name__
+        message = one_line(error) or type(error).__name__
         raise PerdureError(f"training: {message}") from error
     return args
 

@@ -20,7 +20,7 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from transformers import TrainerCallback
 
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, one_line
 from perdure.measure.matrix import ScoreMatrix, summary
 from perdure.train.arguments import tracker_names
 
@@ -112,7 +112,7 @@ class Tracked(StageCallback):
                 tracker = self._tracker(name)
                 tracker.start()
             except Exception as error:  # each tracker raises errors of its own types
-                why = " ".join(str(error).split())[:200]
+                why = one_line(error)
                 raise PerdureError(f"training: report_to: {name} did not start: {why}") from error
             self.trackers.append(tracker)
 

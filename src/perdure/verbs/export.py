@@ -9,10 +9,10 @@ from peft import PeftModel, PeftType
 from torch import Tensor
 
 from perdure.config import Dtype
-from perdure.errors import PerdureError, nearest
+from perdure.errors import PerdureError, nearest, one_line
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import as_stored, base_at, is_untouched, stage_entry
-from perdure.models.base import AUTO, Base, one_line
+from perdure.models.base import AUTO, Base
 from perdure.models.classifier import Classifier
 from perdure.models.layout import CARD
 from perdure.models.merging import merge

@@ -11,9 +11,9 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from perdure.config import DEFAULT_ADAPTER, Config
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, one_line
 from perdure.lineage.lineage import Lineage
-from perdure.models.base import load_base, one_line
+from perdure.models.base import load_base
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.models.pins import pin
 from perdure.models.sample import TEXT

@@ -9,10 +9,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, one_line
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import gone, is_gone, stage_entry
-from perdure.models.base import kind_of, load_config_and_tokenizer, one_line
+from perdure.models.base import kind_of, load_config_and_tokenizer
 from perdure.models.layout import ADAPTER_SETTINGS, CARD, MEMORY, METHOD_STATE
 from perdure.verbs.card import model_card
 from perdure.verbs.export import export

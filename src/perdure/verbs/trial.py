@@ -20,8 +20,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from perdure.errors import PerdureError
-from perdure.models.base import Base, is_quantized, one_line
+from perdure.errors import PerdureError, one_line
+from perdure.models.base import Base, is_quantized
 from perdure.models.merging import merge
 from perdure.models.sample import alike, forward, sample_output
 from perdure.models.stage_files import load_weights, save_weights

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from perdure.data.tokens import Features
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, one_line
 
 
 RAW = ("prompt", "completion", "messages", "text", "conversations")
@@ -98,7 +98,7 @@ def _as_sft(dataset: Any, args: Any, tokenizer: Any, where: str) -> list[Feature
             dataset_name="memory",
         )
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
+        why = one_line(error)
         raise PerdureError(
             f"{where}: SFTTrainer cannot prepare the rows of memory "
             f"({type(error).__name__}: {why}); pass features with input_ids and labels"
