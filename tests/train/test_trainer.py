@@ -127,3 +127,76 @@ def test_an_extra_loss_counts_once_whatever_the_accumulation(tmp_path):
         return torch.cat([p.detach().flatten() for p in made.parameters])
 
     torch.testing.assert_close(final(8, 1), final(2, 4), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [8, 3])
+def test_an_extra_loss_and_a_penalty_hold_in_a_step_on_memory(size, tmp_path):
+    class Pull(Method):
+        family = "baseline"
+
+        def extra_loss(self, model, inputs, outputs):
+            return sum((p**2).sum() for p in model.parameters() if p.requires_grad)
+
+        def add_penalty(self, model):
+            for p in model.parameters():
+                if p.requires_grad:
+                    p.grad += 0.5 * p.detach()
+
+    base = tiny_base("causal")
+    made = engine(base, "sequential", tmp_path, per_device_train_batch_size=size, max_grad_norm=0.0)
+    rows, before = tokenized(base, "animal", 8), [p.detach().clone() for p in made.parameters]
+    of_the_task = made.side_gradient(rows, seed=1)
+    made.methods = [Pull()]
+    assert all(map(torch.equal, of_the_task, made.side_gradient(rows, seed=1)))
+    made.fit_step(rows, torch.optim.SGD(made.parameters, 0.1), seed=1)
+    for weight, start, gradient in zip(made.parameters, before, of_the_task, strict=True):
+        torch.testing.assert_close(weight, start - 0.1 * (gradient + 2 * start + 0.5 * start))
+
+
+@pytest.mark.parametrize(
+    "method", [{"lwf": {"strength": 3.0}}, {"feature_distillation": {"strength": 3.0}}]
+)
+def test_a_teacher_holds_in_a_step_on_memory(method, tmp_path):
+    base = tiny_base("causal")
+    made = engine(base, method, tmp_path, per_device_train_batch_size=8)
+    rows = tokenized(base, "animal", 8)
+    made.methods[0].on_train_begin(None, None, None, model=base.model)
+    for p in made.parameters:
+        p.data += 0.1 * torch.randn_like(p)
+    batch = made._prepare_inputs(made.collate(rows))
+    base.model.train()
+    loss, outputs = made.task_loss(base.model, batch)
+    whole = loss + made.methods[0].extra_loss(base.model, batch, outputs)
+    expected, seen = torch.autograd.grad(whole, made.parameters), []
+    made.fit_step(
+        rows,
+        torch.optim.SGD(made.parameters, 0.0),
+        seed=1,
+        inspect=lambda: seen.extend(p.grad.clone() for p in made.parameters),
+    )
+    torch.testing.assert_close(seen, list(expected), rtol=1e-4, atol=1e-6)
+    assert not all(map(torch.allclose, seen, made.side_gradient(rows, seed=1)))
+
+
+def test_the_pull_of_ewc_holds_in_a_step_on_memory(tmp_path):
+    base = tiny_base("causal")
+    made = engine(base, {"ewc": {"strength": 2.0}}, tmp_path)
+    rows, seen = tokenized(base, "animal", 4), []
+    for p in made.parameters:
+        p.data += 0.1 * torch.randn_like(p)
+    of_the_task, state = made.side_gradient(rows, seed=1), made.methods[0].state_dict()
+    names = [name for name, p in base.model.named_parameters() if p.requires_grad]
+    pulls = [
+        2.0 * (state[f"p.{name}"] * p.detach() - state[f"m.{name}"])
+        for name, p in zip(names, made.parameters, strict=True)
+    ]
+    made.fit_step(
+        rows,
+        torch.optim.SGD(made.parameters, 0.0),
+        seed=1,
+        inspect=lambda: seen.extend(p.grad.clone() for p in made.parameters),
+    )
+    assert sum(pull.abs().sum() for pull in pulls) > 0
+    torch.testing.assert_close(
+        seen, [gradient + pull for gradient, pull in zip(of_the_task, pulls, strict=True)]
+    )

@@ -1,6 +1,6 @@
 """Distillation of the hidden states."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class FeatureDistillation(Method):
 
     family: ClassVar[Family] = "distillation"
     paper: ClassVar[str] = "https://huggingface.co/papers/2203.17269"
+    end_phase: ClassVar[Literal[2]] = 2  # other methods may still take steps at a task's end
     neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
     keeps: ClassVar[Keeps] = Keeps(second_loss=0.5)
 

@@ -1,6 +1,6 @@
 """Learning without forgetting."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -36,6 +36,7 @@ class LwF(Method):
 
     family: ClassVar[Family] = "distillation"
     paper: ClassVar[str] = "https://huggingface.co/papers/1606.09282"
+    end_phase: ClassVar[Literal[2]] = 2  # other methods may still take steps at a task's end
     neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
     keeps: ClassVar[Keeps] = Keeps(share=0.55, keywords={"strength": 1.0})
 

@@ -5,7 +5,8 @@
             phase 1: methods that change these weights, or which of them are trained.
     end     phase 0: most methods. Those that change weights do so in the order of the list.
             phase 1: methods that make frozen weights trainable again.
-            phase 2: methods that measure or store the weights with which the stage ends.
+            phase 2: methods that measure or store the weights with which the stage ends, or whose
+                     loss holds until then.
 
 Within a phase, methods are called in the order of the list, as they are for the events of the
 Trainer and the hooks of a step.

@@ -207,9 +207,17 @@ class Method(TrainerCallback):
         """Return a term to add to the task loss of a micro-batch, or None.
 
         The term is a mean over the micro-batch, or a function of the weights alone. The engine
-        weights it by the micro-batch's share of the tokens that the whole step learns.
+        weights it by the micro-batch's share of the tokens that the whole step learns. It is also
+        added in the steps that a method takes on memory (`Engine.fit_step`).
         """
         return None
+
+    def add_penalty(self, model: nn.Module) -> None:
+        """Add to `.grad` the gradient of a term that depends on the weights alone, in closed form.
+
+        The engine calls it in the steps that another method takes on memory (`Engine.fit_step`), so
+        that the term holds there, too. In the Trainer's own steps `edit_gradients` adds it.
+        """
 
     def edit_gradients(self, model: nn.Module) -> None:
         """Called once for each optimizer step, to read or change `.grad` in place.

@@ -122,15 +122,26 @@ class ContinualTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = self.task_loss(model, inputs, num_items_in_batch)
-        for method in self.methods if model.training else ():
+        if model.training:
+            loss = self._with_extra_losses(loss, model, inputs, outputs, num_items_in_batch)
+        loss = loss * self.accelerator.num_processes  # items are of all processes, and DDP averages
+        return (loss, outputs) if return_outputs else loss
+
+    def _with_extra_losses(
+        self,
+        loss: Tensor,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        outputs: Any,
+        num_items: Tensor | int | None,
+    ) -> Tensor:
+        """Add the methods' terms to a loss, weighted by the micro-batch's share of the items."""
+        for method in self.methods:
             extra = method.extra_loss(model, inputs, outputs)
             if extra is not None:  # the shares of a step's micro-batches add up to one
                 items = count_items(inputs, self.base.kind)
-                loss = loss + extra * items / (
-                    items if num_items_in_batch is None else num_items_in_batch
-                )
-        loss = loss * self.accelerator.num_processes  # items are of all processes, and DDP averages
-        return (loss, outputs) if return_outputs else loss
+                loss = loss + extra * items / (items if num_items is None else num_items)
+        return loss
 
     def task_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items: Tensor | int | None = None
@@ -177,10 +188,13 @@ class ContinualTrainer(Trainer):
     ) -> None:
         """A full step on other rows with another optimizer: backward, `inspect`, clip, step.
 
+        What the methods add to the loss (`extra_loss`, `add_penalty`) holds in this step, too.
         It is called between the Trainer's steps (in `on_step_end`), where there are no gradients,
         and leaves none. Dropout uses `seed`, so that the Trainer's own draws stay the same.
         """
-        self._backward(rows, seed)
+        self._backward(rows, seed, extra=True)
+        for method in self.methods:
+            method.add_penalty(self.base.model)
         inspect()
         clip_and_step(
             self.parameters,
@@ -189,8 +203,17 @@ class ContinualTrainer(Trainer):
             clip=self.accelerator.clip_grad_norm_,
         )
 
-    def _backward(self, rows: list[dict[str, Any]], seed: int, loss: Loss | None = None) -> None:
-        """Add the gradient of the task loss, or of another `loss`, on `rows` to `.grad`."""
+    def _backward(
+        self,
+        rows: list[dict[str, Any]],
+        seed: int,
+        loss: Loss | None = None,
+        extra: bool = False,
+    ) -> None:
+        """Add the gradient of the task loss, or of another `loss`, on `rows` to `.grad`.
+
+        `extra` adds the methods' extra losses to the task loss.
+        """
         self.rehearsals.count(rows)
         self.base.model.train(loss is None)
         accumulate(
@@ -199,16 +222,20 @@ class ContinualTrainer(Trainer):
             size=self.args.per_device_train_batch_size,
             collate=self.collate,
             kind=self.base.kind,
-            backward=partial(self._backward_batch, other_loss=loss),
+            backward=partial(self._backward_batch, other_loss=loss, extra=extra),
         )
         self.base.model.train()
 
-    def _backward_batch(self, batch: Any, items: Tensor, other_loss: Loss | None) -> None:
-        batch = self._prepare_inputs(batch)
+    def _backward_batch(
+        self, batch: Any, items: Tensor, other_loss: Loss | None, extra: bool
+    ) -> None:
+        batch, items = self._prepare_inputs(batch), items.to(self.args.device)
         with self.compute_loss_context_manager():
             wrapped: Any = self.model_wrapped
-            loss, outputs = self.task_loss(wrapped, batch, items.to(self.args.device))
+            loss, outputs = self.task_loss(wrapped, batch, items)
             loss = other_loss(batch, outputs) if other_loss else loss
+            if extra:
+                loss = self._with_extra_losses(loss, wrapped, batch, outputs, items)
         self.accelerator.backward(loss)
 
     # --- checkpoints inside a task, which hold the trained weights only

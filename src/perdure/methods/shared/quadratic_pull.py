@@ -71,7 +71,8 @@ class QuadraticPull(Method):
     """A method that consists of a precision, measured at the end of each task, and a centre.
 
     The gradient of the penalty is added in closed form, once in each optimizer step and before
-    clipping, so it does not depend on gradient accumulation. The centre is the weights with which
+    clipping, so it does not depend on gradient accumulation. It also holds in the steps that other
+    methods take on memory. The centre is the weights with which
     the next task begins (`Engine.next_start`), after the changes by other methods.
 
     A subclass overrides `measure_precision`, or sets `uniform`: then every weight is pulled with
@@ -116,8 +117,11 @@ class QuadraticPull(Method):
         self.load_state_dict(context.state)
         return super().begin_task(model, context)
 
-    def edit_gradients(self, model: nn.Module) -> None:
+    def add_penalty(self, model: nn.Module) -> None:
         self.parabola.add_gradient(model, self.factor * self.strength)
+
+    def edit_gradients(self, model: nn.Module) -> None:
+        self.add_penalty(model)
 
     def end_task(self, model: nn.Module) -> None:
         if self.uniform:
