@@ -161,7 +161,8 @@ def test_methods_lists_every_method_with_its_family():
     listed, told = perdure("methods", "--json").json, perdure("methods").out
     assert {"sequential", "replay", "recurrent_kif"} <= {method["name"] for method in listed}
     for method in listed:
-        assert list(method) == ["name", "family", "summary", "paper", "keywords", "measured"]
+        keys = ["name", "family", "summary", "paper", "keywords", "presets", "measured"]
+        assert list(method) == keys
         assert "\n" not in method["summary"]
         assert method["summary"] in told
     replay = next(method for method in listed if method["name"] == "replay")

@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from perdure.config import Config
 from perdure.errors import PerdureError
+from perdure.methods import find, make
+from perdure.methods.lwf import LwF
 from perdure.models.classifier import Classifier
 from perdure.train.parameters import known_labels, trained
 from tiny import KINDS
@@ -90,3 +93,23 @@ def test_the_teacher_has_no_dropout_and_the_student_is_left_as_it_was(teacher, t
         assert all(module.training == training for module in base.model.modules())
     assert torch.equal(*answers)
     assert list(trained(base.model)) == moving  # what another method froze stays frozen
+
+
+def test_kl_base_is_short_for_the_preset_and_its_keywords_can_be_changed():
+    short, long = make("kl_base")[0], make({"lwf": {"preset": "kl_base"}})[0]
+    assert vars(short) == vars(long)
+    assert isinstance(short, LwF)
+    assert (short.source, short.temperature, short.name) == ("base", 1.0, "lwf")
+    (changed,) = make({"kl_base": {"strength": 0.5}})
+    assert isinstance(changed, LwF)
+    assert (changed.strength, changed.source) == (0.5, "base")
+    assert [m.name for m in make(["replay", "kl_base"])] == ["replay", "lwf"]
+    with pytest.raises(PerdureError, match="the same method is named twice"):
+        make(["lwf", "kl_base"])
+    with pytest.raises(PerdureError, match="kl_base"):
+        find("kl_bas")
+
+
+def test_kl_base_needs_an_adapter_to_disable():
+    with pytest.raises(PerdureError, match=r"set adapter=\{\} or teacher previous"):
+        make("kl_base")[0].check(Config(adapter=None), "causal")

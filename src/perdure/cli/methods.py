@@ -29,7 +29,9 @@ def methods(arguments: Arguments, as_json: Json = False) -> None:
 def _table(described: list[dict[str, Any]]) -> list[RenderableType]:
     table = grid("family", "method", "what it does", "paper")
     for method in sorted(described, key=lambda method: method["family"]):
-        cells = (method["family"], method["name"], method["summary"], method["paper"] or "-")
+        presets = f" Presets: {', '.join(method['presets'])}." if method["presets"] else ""
+        summary = method["summary"] + presets
+        cells = (method["family"], method["name"], summary, method["paper"] or "-")
         table.add_row(*map(Text, cells))
     return [table, Text("details of a method:  perdure methods NAME")]
 

@@ -11,6 +11,10 @@ from perdure.places import where_it_goes
 from perdure.train.method import Method
 
 
+# Names under `method:` that are short for a preset of a method.
+SHORT = {"kl_base": ("lwf", "kl_base")}
+
+
 def names() -> list[str]:
     """The names that can be used under `method:` in the settings."""
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "shared")
@@ -22,8 +26,10 @@ def find(name: str) -> type[Method]:
     Raises:
         PerdureError: there is no such method; the message has the nearest name.
     """
+    name = SHORT.get(name, (name,))[0]
     if name not in names():
-        raise PerdureError(f"unknown method {name!r}; {where_it_goes(name, 'method', names())}")
+        valid = [*names(), *SHORT]
+        raise PerdureError(f"unknown method {name!r}; {where_it_goes(name, 'method', valid)}")
     module = importlib.import_module(f"{__name__}.{name}")
     if hasattr(module, "__path__"):  # a folder
         module = importlib.import_module(f"{module.__name__}.method")
@@ -46,6 +52,7 @@ def make(spec: Any) -> list[Method]:
     Args:
         spec: a name; a mapping of names to keywords, `{replay: {ratio: 0.5}}`; or a list of both.
             The keyword `preset` names a published set of keywords; the other keywords override it.
+            A name of `SHORT` stands for a preset.
 
     Raises:
         PerdureError: a method, keyword or preset is unknown, or a value has the wrong type.
@@ -69,8 +76,8 @@ def make(spec: Any) -> list[Method]:
 
 def _not_keywords(name: Any, value: Any) -> str:
     """The error message for `method: {NAME: VALUE}` where VALUE is not a mapping of keywords."""
-    if name not in names():
-        return f"unknown method {name!r}; {where_it_goes(str(name), 'method', names())}"
+    if name not in (*names(), *SHORT):
+        return f"unknown method {name!r}; {where_it_goes(str(name), 'method', [*names(), *SHORT])}"
     return f"method: {name} takes {{keyword: value}}, got {value!r}; see `perdure methods {name}`"
 
 
@@ -96,6 +103,9 @@ def _check_shapes(methods: list[Method]) -> None:
 
 def _make_one(name: str, settings: dict[str, Any]) -> Method:
     method, valid = find(name), keywords(name)
+    if name in SHORT:
+        name, preset = SHORT[name]
+        settings = {"preset": preset, **settings}
     if (preset := settings.pop("preset", None)) is not None:
         if preset not in method.presets:
             raise PerdureError(

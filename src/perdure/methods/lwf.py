@@ -13,6 +13,11 @@ from perdure.train.method import Family, Keeps, Method, TaskContext
 from perdure.train.parameters import known_labels
 
 
+KL_BASE_STRENGTH = (
+    "of its own paper we know only the range of strengths that it tried; this one is ours"
+)
+
+
 class LwF(Method):
     """Keeps the model's answers to new rows near those of the old model.
 
@@ -24,6 +29,10 @@ class LwF(Method):
     runs in evaluation mode. New labels of an encoder are left out. Many implementations leave out
     T^2; with T = 2, the same strength is four times weaker there. With `previous`, the term and its
     gradient are zero at the start of a task.
+
+    The preset `kl_base` anchors the answers to the base without tempering (2512.22337): it protects
+    the general ability of a chat model. `method: kl_base` is short for it. It needs an adapter,
+    since the teacher is the base with the adapter disabled.
 
     State: a copy of the trained weights while a task is learned; after it only the number of an
     encoder's labels. Old rows: none. Cost: one more forward pass on every batch.
@@ -38,6 +47,10 @@ class LwF(Method):
     paper: ClassVar[str] = "https://huggingface.co/papers/1606.09282"
     end_phase: ClassVar[Literal[2]] = 2  # other methods may still take steps at a task's end
     neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "kl_base": {"strength": 0.2, "temperature": 1.0, "teacher": "base"}
+    }
+    left_open: ClassVar[dict[str, dict[str, str]]] = {"kl_base": {"strength": KL_BASE_STRENGTH}}
     keeps: ClassVar[Keeps] = Keeps(share=0.55, keywords={"strength": 1.0})
 
     def __init__(

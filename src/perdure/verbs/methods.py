@@ -4,7 +4,7 @@ import inspect
 import types
 from typing import Any, Literal, get_args, get_origin
 
-from perdure.methods import find, keywords, names
+from perdure.methods import SHORT, find, keywords, names
 from perdure.reporting.measured import measured
 
 
@@ -20,6 +20,7 @@ def describe(name: str) -> dict[str, Any]:
         PerdureError: there is no method of that name.
     """
     method = find(name)
+    name = SHORT.get(name, (name,))[0]
     return {
         "name": name,
         "family": method.family,
@@ -29,6 +30,7 @@ def describe(name: str) -> dict[str, Any]:
             {"name": key, "type": spell(parameter.annotation), "default": parameter.default}
             for key, parameter in keywords(name).items()
         ],
+        "presets": list(method.presets),
         "measured": measured(name),
     }
 

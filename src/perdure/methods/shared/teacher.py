@@ -93,8 +93,13 @@ def check_base(name: str, config: Config, logits_of: Kind | None = None) -> None
     Raises:
         PerdureError: there is no adapter to disable, or the base has no head.
     """
-    if config.adapter is None or logits_of == "encoder":
+    if config.adapter is None:
         raise PerdureError(
-            f"{name}: teacher base needs an adapter that can be disabled, and logits, which an "
-            "encoder's base does not have; use teacher previous"
+            f"{name}: teacher base is the base with its adapter disabled, and all weights are "
+            "trained here (adapter: null); set adapter={} or teacher previous"
+        )
+    if logits_of == "encoder":
+        raise PerdureError(
+            f"{name}: teacher base needs logits, which an encoder's base does not have; use "
+            "teacher previous"
         )
