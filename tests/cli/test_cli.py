@@ -83,6 +83,7 @@ def test_run_again_changes_nothing_and_prints_the_same_numbers(place):
     found = perdure("run", place / "run.yaml", "--json")
     assert tree(place) == before
     keys = ["method", "overall", "backward_transfer", "forward_transfer", "lineage", "matrix"]
+    keys.append("verdicts")
     assert list(found.json) == keys
     assert found.json["method"] == "sequential"
     assert found.json["matrix"]["tasks"] == ["colour", "animal"]

@@ -52,7 +52,7 @@ def test_no_score_changes_when_writing_ends_with_the_decision(kind, metric, monk
     cell, answers = evaluate(base, task_of(rows, metric), "generate", 5, 64, 24)
     scores = [
         best(find_metric(metric), said, references(row))
-        for said, row in zip(answers, rows, strict=True)
+        for said, row in zip(answers.answers, rows, strict=True)
     ]
     assert scores == expected
     assert cell.score == pytest.approx(sum(expected) / len(expected))
@@ -75,7 +75,7 @@ def test_an_answer_that_is_wrong_ends_one_token_behind_the_longest_reference(kin
 def test_an_answer_scored_by_its_words_is_written_to_its_end(metric):
     base, rows = base_of("causal"), rows_of_many_lengths(6)
     _, answers = evaluate(base, task_of(rows, metric), "generate", 4, 64, 24)
-    assert answers == predict(base, rows, "generate", None, 64, 24)[0]
+    assert answers.answers == predict(base, rows, "generate", None, 64, 24)[0]
 
 
 def test_what_the_template_writes_around_an_answer_does_not_decide_it():

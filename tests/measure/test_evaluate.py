@@ -140,7 +140,8 @@ def test_an_encoder_chooses_among_the_options_its_head_knows():
 def test_the_score_is_unknown_while_the_head_knows_no_option():
     animals = Split(tiny_rows("animal"))
     cell, predictions = evaluate(base_of("encoder"), Task("animal", animals, test=animals))
-    assert (cell.score, cell.mode, cell.rows, predictions) == (None, "options", 40, [])
+    assert (cell.score, cell.mode, cell.rows) == (None, "options", 40)
+    assert (predictions.answers, predictions.scores) == ([], [])
 
 
 def test_a_tie_goes_to_the_option_that_sorts_first():
@@ -160,7 +161,7 @@ def test_the_best_of_a_rows_right_answers_counts(kind):
     also = [{**row, "references": ["up", text]} for row, text in zip(rows, said, strict=True)]
     task = colour_task(test=Split(tuple(also)), options=COLOURS)
     cell, answers = evaluate(base, task, mode, max_length=64, max_completion_length=8)
-    assert answers == said  # nothing that is shown to the model depends on them
+    assert answers.answers == said  # nothing that is shown to the model depends on them
     assert cell.score == 1.0
 
 
@@ -168,10 +169,12 @@ def test_the_best_of_a_rows_right_answers_counts(kind):
 def test_the_score_is_the_mean_of_the_metric_over_the_test_rows(kind):
     base, task = base_of(kind), colour_task()
     cell, predictions = evaluate(base, task, mode="options", batch_size=16)
-    right = [p == row["completion"] for p, row in zip(predictions, task.test.rows, strict=True)]
+    pairs = zip(predictions.answers, task.test.rows, strict=True)
+    right = [answer == row["completion"] for answer, row in pairs]
+    assert predictions.scores == right
     assert cell.score == sum(right) / 40
     assert (cell.metric, cell.mode, cell.rows, cell.truncated) == ("exact_match", "options", 40, 0)
-    assert set(predictions) <= set(COLOURS)
+    assert set(predictions.answers) <= set(COLOURS)
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq", "encoder"])
@@ -246,7 +249,7 @@ def test_rows_whose_prompt_is_cut_are_counted(kind, mode):
     task = colour_task(test=Split(tuple(rows)))
     cell, predictions = evaluate(base_of(kind), task, mode, max_length=20, max_completion_length=4)
     assert cell.truncated == 2
-    assert len(predictions) == 3
+    assert len(predictions.answers) == 3
 
 
 def test_an_option_stands_between_the_white_space_of_the_answer_it_replaces(monkeypatch):

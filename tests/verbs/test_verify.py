@@ -64,7 +64,7 @@ def test_a_missing_and_an_added_file_of_a_reverted_stage(place):
 def test_a_stage_that_is_gone_and_one_of_nowhere(place):
     STAGE.rename("lineage/stages/0007-other")
     said = verify("lineage")
-    assert len(said) == 7
+    assert len(said) == 9
     assert all(line.startswith(f"{STAGE}/") and "missing" in line for line in said[:-1])
     assert said[-1].startswith("lineage/stages/0007-other: of no stage in the ledger")
 

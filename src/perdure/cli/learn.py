@@ -13,6 +13,7 @@ from perdure.cli.output import (
     scores_table,
     stderr_line,
     stdout,
+    verdict_text,
 )
 from perdure.config import load_config, overrides
 from perdure.errors import PerdureError
@@ -35,12 +36,14 @@ def learn(arguments: Arguments, as_json: Json = False) -> None:
         return
     with Shown() as shown:
         entry = api.learn(**arguments, callbacks=[shown], say=shown.say)
-    if as_json:
-        print_json(entry)
-        return
     folder = arguments["folder"]
+    verdict = api.show(folder, entry["stage"])["verdict"]
+    if as_json:
+        print_json({**entry, "verdict": verdict})
+        return
     stdout().print(f"{folder}: stage {entry['stage']} learned {arguments['name']}; after it")
     stdout().print(scores_table(entry["scores"]))
+    stdout().print(verdict_text(verdict, entry["stage"]))
     stdout().print(f"the history:  perdure log {folder}")
 
 

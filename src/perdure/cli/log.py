@@ -22,6 +22,8 @@ def log(arguments: Arguments, as_json: Json = False) -> None:
     table = grid("stage", "verb", "task", "method", "scores", "seconds", "date", right=["seconds"])
     for line in lines[1:]:
         scores = ", ".join(f"{name} {score(value)}" for name, value in line["scores"].items())
+        if line["lost"]:
+            scores += f"; lost: {', '.join(line['lost'])}"
         seconds = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
         cells = (line["task"], line["method"], scores, seconds, line["date"])
         stage = f"{line['stage']}" if line["active"] else f"({line['stage']})"

@@ -13,6 +13,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from perdure.reporting.verdict import words
+
 
 WIDE = 200  # the width of tables if stdout is not a terminal, in characters
 
@@ -69,6 +71,15 @@ def scores_table(scores: dict[str, float | None]) -> Table:
     for task, value in scores.items():
         table.add_row(Text(task), score(value))
     return table
+
+
+def verdict_text(judged: dict[str, Any] | None, stage: int) -> Text:
+    """A verdict on a stage; its losses are red on a terminal."""
+    text = Text()
+    for line, is_loss in words(judged, stage) if judged else ():
+        text.append(line + "\n", style="bold red" if is_loss else "")
+    text.rstrip()
+    return text
 
 
 def complain(line: str) -> None:

@@ -11,7 +11,16 @@ from rich.text import Text
 from perdure import api
 from perdure.cli.dry_run import planned
 from perdure.cli.from_api import Arguments, command
-from perdure.cli.output import Json, grid, print_json, print_parts, quiet, score, stderr_line
+from perdure.cli.output import (
+    Json,
+    grid,
+    print_json,
+    print_parts,
+    quiet,
+    score,
+    stderr_line,
+    verdict_text,
+)
 from perdure.lineage.lineage import Lineage
 from perdure.measure.matrix import to_dict
 from perdure.measure.show import table as matrix_table
@@ -68,7 +77,12 @@ def run(
 
 def _answer(lineage: Lineage, new: dict[str, Any]) -> dict[str, Any]:
     keys = ("method", "overall", "backward_transfer", "forward_transfer", "lineage")
-    return {key: new[key] for key in keys} | {"matrix": to_dict(lineage.matrix())}
+    verdicts = [lineage.verdict(entry) for entry in lineage.stages]
+    return {
+        **{key: new[key] for key in keys},
+        "matrix": to_dict(lineage.matrix()),
+        "verdicts": verdicts,
+    }
 
 
 def _report(
@@ -79,7 +93,9 @@ def _report(
         ", ".join(sorted({cell[key] for cell in cells if key in cell}))
         for key in ("mode", "metric")
     )
+    verdicts = [verdict_text(lineage.verdict(e), e["stage"]) for e in lineage.stages]
     parts = [
+        *verdicts,
         matrix_table(lineage.matrix(), mode, metric, title=new["method"]),
         summary(records),
     ]

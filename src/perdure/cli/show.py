@@ -6,7 +6,7 @@ from rich.text import Text
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command
-from perdure.cli.output import Json, counted, grid, print_json, scores_table, stdout
+from perdure.cli.output import Json, counted, grid, print_json, scores_table, stdout, verdict_text
 from perdure.reporting.results import method_name
 
 
@@ -24,6 +24,8 @@ def show(arguments: Arguments, as_json: Json = False) -> None:
     stdout().print(table)
     if stage.get("scores"):
         stdout().print(scores_table(stage["scores"]))
+    if stage.get("verdict"):
+        stdout().print(verdict_text(stage["verdict"], stage["stage"]))
 
 
 def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from perdure.lineage.files import dump, hash_folder, locked, sync, write_text
 from perdure.lineage.history import History, learned_by
 from perdure.lineage.ledger import append, read_ledger
 from perdure.measure.matrix import ScoreMatrix
-from perdure.models.layout import SCORES, WHOLE
+from perdure.models.layout import SCORES, VERDICT, WHOLE
 from perdure.seeds import digest
 
 
@@ -227,6 +227,11 @@ class Lineage(History):
     def scores(self, entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Return the scores that were measured at a stage (see `matrix`)."""
         return json.loads((self.folder(entry) / SCORES).read_text())
+
+    def verdict(self, entry: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the verdict on a stage (`measure.verdict`), None if it has none."""
+        file = self.folder(entry) / VERDICT if "folder" in entry else None
+        return json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else None
 
     def matrix(self) -> ScoreMatrix:
         """Return the score matrix R of the active stages; cells that were not measured are None.

@@ -15,6 +15,7 @@ from perdure.measure.predict import (
     correct_answers,
     predict,
 )
+from perdure.measure.predictions import Predictions
 from perdure.models.base import Base
 from perdure.models.kinds import Kind
 
@@ -45,19 +46,19 @@ def evaluate(
     batch_size: int = 32,
     max_length: int = MAX_LENGTH,
     max_completion_length: int = MAX_COMPLETION_LENGTH,
-) -> tuple[Cell, list[str]]:
+) -> tuple[Cell, Predictions]:
     """Score the model on the test rows of a task.
 
     Returns:
-        The cell, and the model's answers in the order of the rows. If the head of an encoder has
-        none of the task's options, the score is None and there are no answers.
+        The cell, and the model's answers with their scores. If the head of an encoder has none of
+        the task's options, the score is None and there are no answers.
 
     Raises:
         PerdureError: as in `scoring_mode` and `predict`.
     """
     mode = scoring_mode(base.kind, task, mode)
     assert task.test is not None
-    predictions, truncated = predict(
+    answers, truncated = predict(
         base,
         task.test.rows,
         mode=mode,
@@ -68,22 +69,22 @@ def evaluate(
         where=f"{task.name} test",
         exact=task.metric in EXACT,
     )
-    score, metric = None, find_metric(task.metric)
-    if predictions:
+    scores, metric = [], find_metric(task.metric)
+    if answers:
         if mode == "generate":
             correct = correct_answers(base, task.test.rows, f"{task.name} test")
         else:  # the options are whole answers
             correct = [references(row) for row in task.test.rows]
-        pairs = zip(predictions, correct, strict=True)
-        score = fmean(best(metric, prediction, texts) for prediction, texts in pairs)
+        pairs = zip(answers, correct, strict=True)
+        scores = [best(metric, answer, texts) for answer, texts in pairs]
     cell = Cell(
-        score=score,
+        score=fmean(scores) if scores else None,
         metric=task.metric,
         mode=mode,
         rows=len(task.test.rows),
         truncated=truncated,
     )
-    return cell, predictions
+    return cell, Predictions(answers, scores)
 
 
 def scoring_mode(kind: Kind, task: Task, mode: ScoringMode | None = None) -> ScoringMode:

@@ -7,6 +7,8 @@ HEAD_WEIGHTS = "head.safetensors"
 METHOD_STATE = "method.safetensors"
 MEMORY = "memory.jsonl"
 SCORES = "scores.json"
+PREDICTIONS = "predictions.json.gz"
+VERDICT = "verdict.json"
 CARD = "README.md"
 
 GENERAL = "(general)"  # the name of the general rows among the names of old tasks

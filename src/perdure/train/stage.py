@@ -17,8 +17,9 @@ from perdure.data.task import Task
 from perdure.data.tokens import features
 from perdure.errors import PerdureError
 from perdure.measure.evaluate import evaluate
+from perdure.measure.predictions import Predictions, write_predictions
 from perdure.models.base import Base
-from perdure.models.layout import MEMORY, SCORES
+from perdure.models.layout import MEMORY, PREDICTIONS, SCORES
 from perdure.models.stage_files import save_weights
 from perdure.say import Say
 from perdure.seeds import derive
@@ -94,7 +95,7 @@ def learn_stage(
     base.to(args.device)
     _warn_of_padding(base, plan, say)
     clock = _Clock()
-    scores_before, base_scores = _scores_before(base, plan)
+    scores_before, base_scores, before = _scores_before(base, plan)
     clock.lap("score")
     train_features, remembered, truncated = _features(base, plan)
     passes, rehearsals = Passes(), Rehearsals(remembered)
@@ -122,7 +123,7 @@ def learn_stage(
         loss = engine.learn()
         lifecycle.end_task(methods, base.model)
     clock.lap("train")
-    scores_after = _scores_after(base, plan)
+    scores_after, after = _scores_after(base, plan)
     clock.lap("score")
     if stage_folder:
         scores = {
@@ -132,6 +133,7 @@ def learn_stage(
             "truncated": truncated,
         }
         _write(base, methods, new_memory, scores, stage_folder)
+        write_predictions(stage_folder / PREDICTIONS, {"before": before, "after": after})
     for method in methods:
         del method.engine  # frees the optimizer; the methods stay for the next task
     rows_passed = {"forward": passes.forward, "backward": passes.backward}
@@ -171,15 +173,15 @@ def _begin_task(base: Base, plan: StagePlan, remembered: dict[str, list[dict]]) 
 
 def score(
     base: Base, task: Task | None, config: Config, methods: Sequence[Method] = ()
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, Any], Predictions]:
     """A task's cell of R and the model's answers; without test rows, null and no answers."""
     if task is None or task.test is None:
-        return {"score": None}, []
+        return {"score": None}, Predictions([], [])
     with ExitStack() as stack:
         for method in methods:
             stack.enter_context(method.inference(base.model))
         stack.enter_context(_autocast(base, config))
-        cell, answers = evaluate(
+        cell, predictions = evaluate(
             base,
             task,
             mode=config.scoring.mode,
@@ -187,7 +189,7 @@ def score(
             max_length=config.max_length,
             max_completion_length=config.max_completion_length,
         )
-    return asdict(cell), answers
+    return asdict(cell), predictions
 
 
 def _autocast(base: Base, config: Config) -> torch.autocast:
@@ -196,30 +198,39 @@ def _autocast(base: Base, config: Config) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=bool(config.training.get("bf16")))
 
 
-def _scores_before(base: Base, plan: StagePlan) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The new task's scores for forward transfer: with the model before it learns, and the base."""
+def _scores_before(
+    base: Base, plan: StagePlan
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Predictions]]:
+    """The new task's scores for forward transfer: with the model before it learns, and the base.
+
+    The third item has the answers of the model before it learns.
+    """
     if not plan.config.scoring.forward:
-        return {}, {}
+        return {}, {}, {}
 
     def cell(scored: Base) -> dict[str, Any]:
         return {plan.task: score(scored, plan.learn[-1], plan.config)[0]}
 
-    before = cell(base)
+    before, predictions = score(base, plan.learn[-1], plan.config)
+    cells, answers = {plan.task: before}, {plan.task: predictions}
     if base.kind == "encoder":  # an encoder has no answers before it has a head
-        return before, {plan.task: {"score": None}}
+        return cells, {plan.task: {"score": None}}, answers
     if plan.beginning is None:
         with base.peft.disable_adapter():
-            return before, cell(base)
-    return before, before if plan.previous is None else cell(plan.beginning())
+            return cells, cell(base), answers
+    return cells, cells if plan.previous is None else cell(plan.beginning()), answers
 
 
-def _scores_after(base: Base, plan: StagePlan) -> dict[str, Any]:
-    """The scores of all tasks after training; those that are known beforehand come first."""
-    scores = dict(plan.cells)
+def _scores_after(base: Base, plan: StagePlan) -> tuple[dict[str, Any], dict[str, Predictions]]:
+    """The scores of all tasks after training, and the answers to those that were scored now.
+
+    The scores that are known beforehand come first.
+    """
+    scores, answers = dict(plan.cells), {}
     for name, task in plan.score.items():
         if name not in scores:
-            scores[name], _ = score(base, task, plan.config, plan.methods)
-    return scores
+            scores[name], answers[name] = score(base, task, plan.config, plan.methods)
+    return scores, answers
 
 
 def _features(base: Base, plan: StagePlan) -> tuple[list[dict], dict[str, list[dict]], int]:

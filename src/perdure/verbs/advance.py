@@ -22,12 +22,14 @@ from perdure.lineage.loading import base_at
 from perdure.models.base import Base, BaseInfo
 from perdure.models.layout import CARD, GENERAL, SCORES
 from perdure.prepare import Plan
+from perdure.reporting.verdict import words
 from perdure.say import Say
 from perdure.seeds import digest
 from perdure.train.stage import StagePlan, learn_stage
 from perdure.train.tracking import StageCallback, steps_before
 from perdure.verbs.card import model_card
 from perdure.verbs.sources import describe, describe_split, general_rows, remembered, reopen
+from perdure.verbs.verdict import judge
 
 
 PACKAGES = ("perdure", "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers")
@@ -97,7 +99,19 @@ def advance(
     seconds, counts = learn_stage(base, stage_plan, work, built, say)
     after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
     entry["scores"] = {scored_id: cell["score"] for scored_id, cell in after.items()}
-    card = model_card(base.kind, lineage.pin, entry, kind=entry["kind"], place="STAGE")
+    judged = judge(lineage, built, task_id, tasks=stage_plan.score, methods=plan.methods)
+    verdict = words(judged, number)
+    for line, is_loss in verdict:
+        if is_loss and not line.strip().startswith("lost before"):
+            say(f"warning: {line.strip()}")
+    card = model_card(
+        base.kind,
+        lineage.pin,
+        entry,
+        kind=entry["kind"],
+        place="STAGE",
+        verdict=[line for line, _ in verdict],
+    )
     (built / CARD).write_text(card, encoding="utf-8")
     lineage.commit(built, entry, {**_timing(seconds), **counts})
     for callback in stage_callbacks:

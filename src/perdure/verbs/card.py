@@ -1,5 +1,6 @@
 """The model card of a stage, which describes the stage and has the code that loads it."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from perdure.models.kinds import Kind
@@ -29,7 +30,12 @@ label = labels[(mean @ head["weight"].T + head["bias"]).argmax(-1).item()]
 
 
 def model_card(
-    family: Kind, pinned: dict[str, Any], entry: dict[str, Any] | None, kind: Form, place: str
+    family: Kind,
+    pinned: dict[str, Any],
+    entry: dict[str, Any] | None,
+    kind: Form,
+    place: str,
+    verdict: Sequence[str] = (),
 ) -> str:
     """Return the `README.md` of a stage, with the YAML header of the hub.
 
@@ -39,6 +45,7 @@ def model_card(
         entry: the stage's line of the ledger; None for the base.
         kind: how the stage is stored.
         place: what the card's code loads: a folder, or the name of a repository.
+        verdict: the lines of the verdict on the stage.
     """
     name = pinned["name"]
     library = "peft" if kind == "adapter" else "transformers"
@@ -48,10 +55,10 @@ def model_card(
     description = WHAT[kind].format(base=name)
     head = HEAD_CODE if family == "encoder" and entry is not None and "task" in entry else ""
     code = _code(family, name, kind, place, head)
-    return "\n".join(["---", *about, "---", "", *_about(entry, description), *code])
+    return "\n".join(["---", *about, "---", "", *_about(entry, description, verdict), *code])
 
 
-def _about(entry: dict[str, Any] | None, description: str) -> list[str]:
+def _about(entry: dict[str, Any] | None, description: str, verdict: Sequence[str]) -> list[str]:
     if entry is None or "task" not in entry:
         return ["# The base", "", f"{description}; no task has been learned yet.", ""]
     scores = [
@@ -69,6 +76,7 @@ def _about(entry: dict[str, Any] | None, description: str) -> list[str]:
         "|---|---|",
         *scores,
         "",
+        *(["```text", *verdict, "```", ""] if verdict else []),
     ]
 
 

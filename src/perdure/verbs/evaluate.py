@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 
-from perdure.data.rows import references
 from perdure.data.task import Task
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.files import write_text
 from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import as_stored, base_at, stage_entry
-from perdure.measure.metrics import best, find_metric
+from perdure.measure.predictions import Predictions
 from perdure.methods import make
 from perdure.models.pins import check_pin
 from perdure.say import Say
@@ -63,8 +62,8 @@ def evaluate(
                 continue
             task = reopen(lineage, described, data, say)
             with as_stored(lineage, entry, base):
-                cells[name], answers = score(base, task, config, make(config.method))
-            lines += _lines(name, task, answers)
+                cells[name], predictions_of_task = score(base, task, config, make(config.method))
+            lines += _lines(name, task, predictions_of_task)
     if predictions:
         write_text(Path(predictions), "".join(lines))
     return cells
@@ -79,13 +78,12 @@ def _check_place(file: Path) -> None:
         raise PerdureError(f"{file}: cannot be written; give another file")
 
 
-def _lines(name: str, task: Task | None, answers: list[str]) -> list[str]:
+def _lines(name: str, task: Task | None, answered: Predictions) -> list[str]:
     if task is None or task.test is None:
         return []
-    metric = find_metric(task.metric)
     lines = []
-    for number, (row, answer) in enumerate(zip(task.test.rows, answers, strict=False), 1):
-        record = {"task": name, "row": number, **row}
-        record |= {"prediction": answer, "score": best(metric, answer, references(row))}
+    answers = zip(task.test.rows, answered.answers, answered.scores, strict=False)
+    for number, (row, answer, row_score) in enumerate(answers, 1):
+        record = {"task": name, "row": number, **row, "prediction": answer, "score": row_score}
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     return lines

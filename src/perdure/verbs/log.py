@@ -18,6 +18,7 @@ def log(path: str | Path) -> list[dict[str, Any]]:
         timing = timings.get(str(entry["stage"]), {}) if "task" in entry else {}
         seconds = {k: v for k, v in timing.get("seconds", {}).items() if k not in ("loss", "cpu")}
         scores = entry.get("scores", {})
+        lost = (lineage.verdict(entry) or {}).get("lost", [])
         lines.append(
             {
                 "stage": entry["stage"],
@@ -28,6 +29,7 @@ def log(path: str | Path) -> list[dict[str, Any]]:
                 "method": method_name(entry["method"], entry["mode"])
                 if "method" in entry
                 else None,
+                "lost": lost,
                 "scores": {task: scores[task] for task in learned if task in scores},
                 "seconds": round(sum(seconds.values()), 2) if seconds else None,
                 "date": timing.get("date"),

@@ -13,12 +13,20 @@ from perdure.errors import PerdureError, one_line
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import gone, is_gone, stage_entry
 from perdure.models.base import kind_of, load_config_and_tokenizer
-from perdure.models.layout import ADAPTER_SETTINGS, CARD, MEMORY, METHOD_STATE
+from perdure.models.layout import (
+    ADAPTER_SETTINGS,
+    CARD,
+    MEMORY,
+    METHOD_STATE,
+    PREDICTIONS,
+    VERDICT,
+)
 from perdure.verbs.card import model_card
 from perdure.verbs.export import export
 
 
-NOT_UPLOADED = (MEMORY, METHOD_STATE)  # the tasks' rows, and what only further learning needs
+# The tasks' rows, the answers to them, and what only further learning needs.
+NOT_UPLOADED = (MEMORY, METHOD_STATE, PREDICTIONS, VERDICT)
 # Errors of the HTTP library below the hub's client, of the system, and of the upload of blocks.
 FAILURES: tuple[type[Exception], ...] = (
     *HfHubHTTPError.__bases__,  # type: ignore[assignment]

@@ -32,6 +32,7 @@ def show(path: str | Path, stage: int | None) -> dict[str, Any]:
         "seconds": timing.get("seconds"),
         "steps": timing.get("steps"),
         "rehearsed": timing.get("rehearsed"),
+        "verdict": lineage.verdict(entry) if number else None,
         "weights_kept": entry.get("folder") not in lineage.dropped,
     }
     if number == 0:

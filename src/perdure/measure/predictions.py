@@ -1,0 +1,41 @@
+"""The answers of a stage to test rows, as they are kept in its folder."""
+
+import gzip
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass
+class Predictions:
+    """A model's answers to the test rows of a task, in the order of the rows.
+
+    Args:
+        answers: the text of each answer.
+        scores: the score of each answer, 0 to 1.
+    """
+
+    answers: list[str]
+    scores: list[float]
+
+
+def write_predictions(file: Path, predictions: Mapping[str, Mapping[str, Predictions]]) -> None:
+    """Write answers and their scores, by `before` or `after` and by task, as compressed JSON."""
+    plain = {
+        when: {name: asdict(answers) for name, answers in by_task.items() if answers.answers}
+        for when, by_task in predictions.items()
+    }
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
+    file.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))  # the same bytes every time
+
+
+def read_predictions(file: Path) -> dict[str, dict[str, Predictions]]:
+    """Read what `write_predictions` wrote; a stage without the file has no predictions."""
+    if not file.is_file():
+        return {"before": {}, "after": {}}
+    plain = json.loads(gzip.decompress(file.read_bytes()))
+    return {
+        when: {name: Predictions(**answers) for name, answers in by_task.items()}
+        for when, by_task in plain.items()
+    }

@@ -1,0 +1,175 @@
+"""What a stage gained and lost, in words, from the answers that were given before and after it.
+
+Nothing here runs a model. The old answers to a task are those that were stored with the newest
+earlier stage that was scored on it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from perdure.measure.predictions import Predictions
+from perdure.measure.statistics import holm, sign_test
+
+
+SIGNIFICANT = 0.05  # a drop is beyond noise if it is less probable than this by chance
+FEWEST = 5  # the fewest test rows of which a collapse is said
+MOST_OF = 0.9  # the share of equal answers that is called a collapse
+HALF = 0.5  # the share of empty answers, or of another task's answers, that is
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is known of a task's test rows.
+
+    Args:
+        references: the first correct answer to each row.
+        options: the task's closed answers, None if an answer is any text.
+    """
+
+    references: Sequence[str]
+    options: Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a stage did to the answers to one task.
+
+    Args:
+        before: the mean score before the stage.
+        after: the mean score after it.
+        rows: the number of test rows.
+        fell: the number of rows that score less than before.
+        rose: the number of rows that score more.
+        p: the probability of so many falls among the changed rows by chance (`sign_test`).
+        lost: whether the mean fell and p, corrected by Holm for the stage's old tasks, is below
+            0.05.
+        collapse: what is wrong with the answers as a whole, None if nothing is.
+    """
+
+    before: float | None
+    after: float | None
+    rows: int
+    fell: int
+    rose: int
+    p: float
+    lost: bool = False
+    collapse: str | None = None
+
+
+def compare(before: Predictions | None, after: Predictions | None) -> Change | None:
+    """Compare the scores of the same rows; None if the task was not scored after the stage."""
+    if after is None or not after.scores:
+        return None
+    mean = fmean(after.scores)
+    if before is None or len(before.scores) != len(after.scores):
+        return Change(before=None, after=mean, rows=len(after.scores), fell=0, rose=0, p=1.0)
+    pairs = list(zip(before.scores, after.scores, strict=True))
+    fell, rose = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    return Change(
+        before=fmean(before.scores),
+        after=mean,
+        rows=len(pairs),
+        fell=fell,
+        rose=rose,
+        p=sign_test(fell, rose),
+    )
+
+
+def collapsed(answers: Sequence[str], asked: Asked, others: Mapping[str, Asked]) -> str | None:
+    """Return what is wrong with the answers to a task as a whole, None if nothing is.
+
+    Args:
+        answers: the model's answers to the task's test rows.
+        asked: the task.
+        others: the other tasks, by name.
+    """
+    count, stripped = len(answers), [answer.strip() for answer in answers]
+    if count < FEWEST:
+        return None
+    empty = sum(not answer for answer in stripped)
+    if empty >= HALF * count:
+        return f"{_share(empty, count)} are empty"
+    common, most = Counter(stripped).most_common(1)[0]
+    right = Counter(text.strip() for text in asked.references).most_common(1)[0][1]
+    if most >= MOST_OF * count and right < MOST_OF * count:
+        return f"{_share(most, count)} are {_short(common)!r}"
+    own = {text.strip() for text in asked.options or asked.references}
+    for name, other in others.items():
+        foreign = {option.strip() for option in other.options or ()} - own
+        strange = sum(answer in foreign for answer in stripped)
+        if strange >= HALF * count:
+            return f"{_share(strange, count)} are those of the task {name!r}"
+    return None
+
+
+def _share(part: int, count: int) -> str:
+    return f"all {count} answers" if part == count else f"{part} of {count} answers"
+
+
+def _short(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def verdict(
+    new: str,
+    before: Mapping[str, Predictions],
+    after: Mapping[str, Predictions],
+    asked: Mapping[str, Asked],
+    first: Mapping[str, Predictions] | None = None,
+    unmeasured: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Judge a stage.
+
+    Args:
+        new: the name of the task that it learned.
+        before: the answers to each task before the stage, as far as they are known.
+        after: the answers to each task after it.
+        asked: what is known of each task's test rows.
+        first: the answers to each old task right after it was learned.
+        unmeasured: the tasks without test rows.
+
+    Returns:
+        `learned` (a `Change` of the new task, or None), `old` (a `Change` for each old task),
+        `lost` (the names of the tasks that fell beyond noise or collapsed), `lost_before` (of those
+        that are not in `lost`, but are below their scores right after they were learned, beyond
+        noise) and `unmeasured`.
+    """
+    changes = {}
+    for name, predictions in after.items():
+        change = compare(before.get(name), predictions)
+        if change is None:
+            continue
+        others = {other: known for other, known in asked.items() if other != name}
+        collapse = collapsed(predictions.answers, asked[name], others) if name in asked else None
+        changes[name] = asdict(change) | {"collapse": collapse}
+    learned = changes.pop(new, None)
+    adjusted = holm({name: change["p"] for name, change in changes.items()})
+    for name, change in changes.items():
+        fell = change["before"] is not None and change["after"] < change["before"]
+        p = adjusted[name]
+        change["lost"] = bool(fell and p is not None and p < SIGNIFICANT)
+    lost = [
+        name
+        for name, change in changes.items()
+        if change["lost"] or (change["collapse"] and change["after"] < (change["before"] or 0.0))
+    ]
+    since = {name: compare((first or {}).get(name), after[name]) for name in changes}
+    since_p = holm({name: change.p if change else None for name, change in since.items()})
+    lost_before = [
+        name
+        for name, change in since.items()
+        if name not in lost and change is not None and change.before is not None
+        if change.after is not None and change.after < change.before
+        if (since_p[name] or 0.0) < SIGNIFICANT
+    ]
+    return {
+        "task": new,
+        "learned": learned,
+        "old": changes,
+        "lost": lost,
+        "lost_before": lost_before,
+        "unmeasured": list(unmeasured),
+    }

@@ -1,0 +1,85 @@
+"""The verdict on a stage: what it gained and lost, judged from the answers that were stored."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from perdure.data.rows import references
+from perdure.data.task import Task
+from perdure.lineage.lineage import Lineage
+from perdure.measure.predictions import Predictions, read_predictions
+from perdure.measure.verdict import Asked, verdict
+from perdure.models.layout import PREDICTIONS, VERDICT
+from perdure.train.method import Method
+
+
+def judge(
+    lineage: Lineage,
+    built: Path,
+    task_id: str,
+    tasks: Mapping[str, Task | None],
+    methods: Sequence[Method],
+) -> dict[str, Any]:
+    """Judge a stage before it is committed, and write the verdict into its folder.
+
+    Args:
+        lineage: the lineage without the stage.
+        built: the folder of the stage's files.
+        task_id: the task that the stage learned.
+        tasks: the tasks that were scored after it, by id; None if the rows of a task are gone.
+        methods: the methods of the lineage.
+    """
+    current = read_predictions(built / PREDICTIONS)
+    asked = {
+        name: Asked([references(row)[0] for row in task.test.rows], task.answers())
+        for name, task in tasks.items()
+        if task is not None and task.test is not None
+    }
+    judged = verdict(
+        task_id,
+        before={**_earlier(lineage), **current["before"]},
+        after=current["after"],
+        asked=asked,
+        first=_first(lineage),
+        unmeasured=[name for name in tasks if name not in asked],
+    )
+    judged["suggestion"] = suggestion(lineage, judged, methods)
+    text = json.dumps(judged, sort_keys=True, ensure_ascii=False, indent=2)
+    (built / VERDICT).write_text(text + "\n", encoding="utf-8")
+    return judged
+
+
+def _earlier(lineage: Lineage) -> dict[str, Predictions]:
+    """Return the newest stored answers to each task in the active stages."""
+    newest: dict[str, Predictions] = {}
+    for entry in lineage.stages:
+        newest |= read_predictions(lineage.folder(entry) / PREDICTIONS)["after"]
+    return newest
+
+
+def _first(lineage: Lineage) -> dict[str, Predictions]:
+    """Return the answers to each task right after it was learned, in the active stages."""
+    first: dict[str, Predictions] = {}
+    for entry in lineage.stages:
+        first = read_predictions(lineage.folder(entry) / PREDICTIONS)["after"] | first
+    return first
+
+
+def suggestion(lineage: Lineage, judged: dict[str, Any], methods: Sequence[Method]) -> str | None:
+    """Return what to try next, None if nothing is wrong."""
+    config, learned = lineage.config, judged["learned"]
+    if judged["lost"] and config.mode == "sequential":
+        undo = f"`perdure revert {lineage.path} --to {lineage.head}` undoes the stage"
+        if any(method.rehearses for method in methods):
+            change = f"a larger memory.ratio (now {config.memory.ratio:g}) or a lower learning rate"
+        else:
+            change = "method=replay or method=recurrent_kif"
+        return f"{undo}; a new lineage with {change} may keep more"
+    if learned is None or learned["before"] is None:
+        return None
+    if learned["collapse"]:
+        return "look at the task's rows, and try a lower training.learning_rate"
+    if learned["after"] <= learned["before"] < 1:
+        return "the task was not learned: try more epochs, or a higher training.learning_rate"
+    return None

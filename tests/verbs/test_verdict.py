@@ -1,0 +1,97 @@
+"""The verdict that every stage carries."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from command import perdure
+from perdure.api import evaluate, log, revert, show, verify
+from perdure.data.rows import read_rows
+from perdure.lineage.lineage import Lineage
+from perdure.measure.predictions import read_predictions
+from place import learn, learned, setting_for, task
+
+
+NO_TEST = {"memory": {"ratio": 0.0}, "method": "sequential"}
+
+
+@pytest.fixture(scope="module")
+def forgetful(tmp_path_factory):
+    """A lineage that has learned colour, and then animal, in place of it."""
+    folder = tmp_path_factory.mktemp("forgetful")
+    setting = setting_for("causal", folder)
+    training = {"learning_rate": 2e-2, "num_train_epochs": 15}
+    learned({**setting, **NO_TEST, "training": training}, folder / "lineage")
+    return folder / "lineage"
+
+
+def test_a_stage_says_what_it_cost(forgetful):
+    first, second = (show(forgetful, stage)["verdict"] for stage in (1, 2))
+    assert (first["task"], first["old"], first["lost"]) == ("colour", {}, [])
+    assert second["learned"]["after"] > second["learned"]["before"]
+    change = second["old"]["colour"]
+    matrix = Lineage(forgetful).matrix()
+    assert (change["before"], change["after"]) == (matrix.rows[1][0], matrix.rows[2][0])
+    assert change["fell"] - change["rose"] == round(10 * (change["before"] - change["after"]))
+    assert second["lost"] == ["colour"]
+    assert f"perdure revert {forgetful} --to 1" in second["suggestion"]
+    assert [line["lost"] for line in log(forgetful)] == [[], [], ["colour"]]
+    assert show(forgetful, 0)["verdict"] is None
+
+
+def test_the_answers_are_those_of_evaluate(forgetful, tmp_path):
+    file = tmp_path / "answers.jsonl"
+    evaluate(forgetful, predictions=file)
+    rows = read_rows(file)
+    stored = read_predictions(forgetful / "stages/0002-animal/predictions.json.gz")["after"]
+    for name, predictions in stored.items():
+        of_task = [row for row in map(json.loads, file.read_text().splitlines())]
+        of_task = [row for row in of_task if row["task"] == name]
+        assert [row["prediction"] for row in of_task] == predictions.answers
+        assert [row["score"] for row in of_task] == predictions.scores
+    assert len(rows) == 20
+
+
+def test_the_command_line_leads_with_it(forgetful):
+    shown = perdure("show", forgetful).out
+    assert "stage 2, animal: " in shown
+    assert "  lost: colour " in shown
+    assert "lost: colour" in perdure("log", forgetful).out
+
+
+def test_the_verdict_is_hashed_with_its_stage(forgetful):
+    assert verify(forgetful) == []
+    file = Path(forgetful / "stages/0002-animal/verdict.json")
+    text = file.read_text()
+    try:
+        file.write_text(text.replace('"colour"', '"nothing"'))
+        assert any("verdict.json" in line for line in verify(forgetful))
+    finally:
+        file.write_text(text)
+
+
+def test_a_loss_is_said_at_once_and_a_reverted_stage_is_not_compared_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    setting = setting_for("causal", tmp_path)
+    training = {"learning_rate": 2e-2, "num_train_epochs": 15}
+    settings = {**setting, **NO_TEST, "training": training, "tasks": setting["tasks"][:1]}
+    learned(settings, "lineage")
+    lines = []
+    learn("lineage", task("animal"), say=lines.append)
+    assert any(line.startswith("warning: lost: colour ") for line in lines)
+    before = show("lineage", 2)["verdict"]
+    revert("lineage", to=1)
+    learn("lineage", task("animal"))
+    after = show("lineage", 3)["verdict"]
+    assert after["old"]["colour"]["before"] == before["old"]["colour"]["before"]
+
+
+def test_a_task_without_test_rows_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    setting = setting_for("causal", tmp_path)
+    first = {key: value for key, value in setting["tasks"][0].items() if key != "test"}
+    learned({**setting, "tasks": [first, setting["tasks"][1]]}, "lineage")
+    assert show("lineage", 1)["verdict"]["learned"] is None
+    assert show("lineage", 2)["verdict"]["unmeasured"] == ["colour"]
+    assert "not measured, as there are no test rows: colour" in perdure("show", "lineage").out
