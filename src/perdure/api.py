@@ -432,8 +432,15 @@ def log(folder: str | Path) -> list[dict[str, Any]]:
     return verb.log(folder)
 
 
-def show(folder: str | Path, stage: int | None = None) -> dict[str, Any]:
-    """Show a stage: what it learned and when, its settings and scores, and how to load it.
+def show(
+    folder: str | Path,
+    stage: int | None = None,
+    flips: bool = False,
+    data: str | Path | None = None,
+    *,
+    say: Say = silent,
+) -> dict[str, Any]:
+    """Show a stage: what it learned, gained and lost, its settings, and how to load it.
 
     In the returned mapping, `rehearsed` says how many rows of earlier tasks were rehearsed and how
     often, `active` whether the stage is part of the current history, and `line_of` which stages
@@ -442,13 +449,16 @@ def show(folder: str | Path, stage: int | None = None) -> dict[str, Any]:
     Args:
         folder: The lineage.
         stage: The number of the stage; 0 is the base. Default: the newest.
+        flips: Also list the test rows whose score changed, with the answers before and after.
+        data: Folder of the benchmarks' rows; PERDURE_DATA names it otherwise.
+        say: Called with each warning, such as that the test rows of a task are gone.
 
     Raises:
         PerdureError: the stage does not exist.
     """
     from perdure.verbs import show as verb
 
-    return verb.show(folder, stage)
+    return verb.show(folder, stage, flips=flips, data=data, say=say)
 
 
 def report(

@@ -60,6 +60,20 @@ def test_the_command_line_leads_with_it(forgetful):
     assert "lost: colour" in perdure("log", forgetful).out
 
 
+def test_the_rows_that_changed_are_listed_with_their_answers(forgetful):
+    changed = show(forgetful, 2, flips=True)["flips"]
+    verdict = show(forgetful, 2)["verdict"]
+    fell = [row for row in changed if row["score_after"] < row["score_before"]]
+    assert changed[: len(fell)] == fell
+    assert len(fell) == verdict["old"]["colour"]["fell"] + verdict["learned"]["fell"]
+    for row in fell:
+        assert (row["before"].strip(), row["task"]) == (row["right"].strip(), "colour")
+        assert row["question"]
+    printed = perdure("show", forgetful, "--flips").out
+    assert "1 -> 0" in printed
+    assert "no test row has another score" not in printed
+
+
 def test_the_verdict_is_hashed_with_its_stage(forgetful):
     assert verify(forgetful) == []
     file = Path(forgetful / "stages/0002-animal/verdict.json")

@@ -2,18 +2,28 @@
 
 from typing import Any
 
+from rich.console import RenderableType
 from rich.text import Text
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command
-from perdure.cli.output import Json, counted, grid, print_json, scores_table, stdout, verdict_text
+from perdure.cli.output import (
+    Json,
+    counted,
+    grid,
+    print_json,
+    scores_table,
+    stderr_line,
+    stdout,
+    verdict_text,
+)
 from perdure.reporting.results import method_name
 
 
 @command(api.show)
 def show(arguments: Arguments, as_json: Json = False) -> None:
     """Example: perdure show my-model --stage 1"""
-    stage = api.show(**arguments)
+    stage = api.show(**arguments, say=stderr_line)
     if as_json:
         print_json(stage)
         return
@@ -26,6 +36,22 @@ def show(arguments: Arguments, as_json: Json = False) -> None:
         stdout().print(scores_table(stage["scores"]))
     if stage.get("verdict"):
         stdout().print(verdict_text(stage["verdict"], stage["stage"]))
+    if "flips" in stage:
+        stdout().print(_flips(stage["flips"]))
+
+
+def _flips(changed: list[dict[str, Any]]) -> RenderableType:
+    """A table of the test rows whose score changed; `score` is before -> after."""
+    if not changed:
+        return Text("no test row has another score than before")
+    table = grid("task", "row", "question", "right", "before", "after", "score", right=["row"])
+    for record in changed:
+        texts = (record[key] or "-" for key in ("question", "right", "before", "after"))
+        cells = (Text(" ".join(text.split())[-60:]) for text in texts)
+        scores = f"{record['score_before']:g} -> {record['score_after']:g}"
+        style = "red" if record["score_after"] < record["score_before"] else ""
+        table.add_row(Text(record["task"]), str(record["row"]), *cells, scores, style=style)
+    return table
 
 
 def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:

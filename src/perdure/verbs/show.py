@@ -6,9 +6,13 @@ from typing import Any
 from perdure.config import DEFAULT_ADAPTER, DEFAULT_TRAINING
 from perdure.lineage.lineage import Lineage
 from perdure.models.layout import MEMORY
+from perdure.say import Say
+from perdure.verbs.verdict import changed_rows
 
 
-def show(path: str | Path, stage: int | None) -> dict[str, Any]:
+def show(
+    path: str | Path, stage: int | None, flips: bool, data: str | Path | None, say: Say
+) -> dict[str, Any]:
     """Return the ledger's line of a stage with its settings, costs and state.
 
     See `perdure.api.show`.
@@ -46,7 +50,8 @@ def show(path: str | Path, stage: int | None) -> dict[str, Any]:
         "seed": config.seed,
         "threads": config.threads,
     }
-    return {**details, "settings": settings, "remembered_rows": remembered_rows}
+    listed = {"flips": changed_rows(lineage, entry, data, say)} if flips else {}
+    return {**details, "settings": settings, "remembered_rows": remembered_rows, **listed}
 
 
 def _adapter(adapter: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -5,13 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from perdure.data.checks import question_text
 from perdure.data.rows import references
 from perdure.data.task import Task
+from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.measure.predictions import Predictions, read_predictions
 from perdure.measure.verdict import Asked, verdict
 from perdure.models.layout import PREDICTIONS, VERDICT
+from perdure.say import Say
 from perdure.train.method import Method
+from perdure.verbs.sources import reopen
 
 
 def judge(
@@ -38,7 +42,7 @@ def judge(
     }
     judged = verdict(
         task_id,
-        before={**_earlier(lineage), **current["before"]},
+        before={**_newest(lineage, lineage.stages), **current["before"]},
         after=current["after"],
         asked=asked,
         first=_first(lineage),
@@ -50,10 +54,10 @@ def judge(
     return judged
 
 
-def _earlier(lineage: Lineage) -> dict[str, Predictions]:
-    """Return the newest stored answers to each task in the active stages."""
+def _newest(lineage: Lineage, stages: Sequence[dict[str, Any]]) -> dict[str, Predictions]:
+    """Return the newest stored answers to each task in some stages."""
     newest: dict[str, Predictions] = {}
-    for entry in lineage.stages:
+    for entry in stages:
         newest |= read_predictions(lineage.folder(entry) / PREDICTIONS)["after"]
     return newest
 
@@ -64,6 +68,38 @@ def _first(lineage: Lineage) -> dict[str, Predictions]:
     for entry in lineage.stages:
         first = read_predictions(lineage.folder(entry) / PREDICTIONS)["after"] | first
     return first
+
+
+def changed_rows(
+    lineage: Lineage, entry: dict[str, Any], data: str | Path | None, say: Say
+) -> list[dict[str, Any]]:
+    """Return the test rows whose score a stage changed, those that fell first.
+
+    Each is a mapping of `task`, `row` (from 1), `question` and `right` (null if the rows are gone),
+    `before` and `after` (the answers), and their scores.
+    """
+    stored = read_predictions(lineage.folder(entry) / PREDICTIONS)
+    line = [e for e in lineage.line(entry["stage"]) if e["stage"] < entry["stage"]]
+    before = {**_newest(lineage, line), **stored["before"]}
+    described = {task["id"]: task for e in [*line, entry] for task in learned_by(e)}
+    changed = []
+    for name, after in stored["after"].items():
+        earlier = before.get(name)
+        if earlier is None or earlier.scores == after.scores:
+            continue
+        task = reopen(lineage, described[name], data, say)
+        rows = task.test.rows if task and task.test else [None] * len(after.scores)
+        records = zip(
+            rows, earlier.answers, after.answers, earlier.scores, after.scores, strict=True
+        )
+        for number, (row, old, new, old_score, new_score) in enumerate(records, 1):
+            if old_score != new_score:
+                record = {"task": name, "row": number, "question": None, "right": None}
+                if row is not None:
+                    record |= {"question": question_text(row), "right": references(row)[0]}
+                record |= {"before": old, "after": new}
+                changed.append(record | {"score_before": old_score, "score_after": new_score})
+    return sorted(changed, key=lambda record: record["score_before"] < record["score_after"])
 
 
 def suggestion(lineage: Lineage, judged: dict[str, Any], methods: Sequence[Method]) -> str | None:
