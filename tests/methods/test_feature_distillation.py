@@ -155,7 +155,7 @@ def test_after_the_task_nothing_listens_any_more(tmp_path):
 
 
 def test_without_an_adapter_there_is_no_base_to_switch_to(tmp_path):
-    with pytest.raises(PerdureError, match="use teacher previous"):
+    with pytest.raises(PerdureError, match="teacher previous"):
         engine(
             tiny_base("causal", whole=True), {"feature_distillation": {"teacher": "base"}}, tmp_path
         )

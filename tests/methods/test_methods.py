@@ -279,9 +279,9 @@ def test_replay_passes_as_many_memory_rows_as_recurrent_kif(tmp_path):
         made = engine(base, name, tmp_path / name, rows=64)  # 16 steps: two whole rounds
         memory, count = made.methods[0].context.memory, []
         original = memory.draw
-        memory.draw = lambda start, n, *more, original=original, count=count: (
+        memory.draw = lambda start, n, original=original, count=count, **named: (
             count.append(n),
-            original(start, n, *more),
+            original(start, n, **named),
         )[1]
         made.learn()
         drawn[name] = sum(count)

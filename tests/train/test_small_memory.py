@@ -24,7 +24,10 @@ OWN_STEPS = [
 def test_a_step_on_memory_has_each_row_once(method, tmp_path):
     made = engine(tiny_base("causal"), method, tmp_path, memory=3, rows=16)
     steps, backward = [], made._backward
-    made._backward = lambda rows, *more: (steps.append(rows), backward(rows, *more))
+    made._backward = lambda rows, *more, **named: (
+        steps.append(rows),
+        backward(rows, *more, **named),
+    )
     made.learn()
     made.methods[0].end_task(made.base.model)
     assert steps

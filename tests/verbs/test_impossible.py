@@ -22,7 +22,7 @@ REFUSED = [
         "olora makes the weights that the other methods use; name it first",
     ),
     (["method=replay", "memory.ratio=0"], "replay: remembers rows, and memory.ratio is 0"),
-    (["method={lwf: {teacher: base}}", "adapter=null"], "use teacher previous"),
+    (["method={lwf: {teacher: base}}", "adapter=null"], "or teacher previous"),
     (["method=agem", "training.deepspeed=zero2.json"], "it steps inside backward"),
     (["method=migu", "adapter={use_dora: true}"], "set adapter.use_dora=false"),
 ]
