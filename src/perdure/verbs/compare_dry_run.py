@@ -32,13 +32,14 @@ def dry_run(grid: Grid, jobs: int, say: Say) -> dict[str, Any]:
         say(line)
     chosen = _chosen(grid, trials) if trials else {}
     entries, estimate = [], {}
-    for line in grid.lines:
+    for number, line in enumerate(grid.lines, 1):
         line_trials = trials.cells.get(line.name, []) if trials else []
         cells = grid.cells(line, chosen_settings(chosen, line.name))
         if line.constant:
             nothing = dict.fromkeys(("trials", "to_run", *COSTS), 0)
             entries.append({"name": line.name, "cells": len(cells), **nothing})
             continue
+        say(f"trying {line.name}, {number} of {len(grid.lines)}")  # a line may take a minute
         estimate = _estimate(cells[0], grid, bases)
         entries.append(
             {
