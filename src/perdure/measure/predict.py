@@ -25,7 +25,7 @@ from perdure.measure.decided import StopWhenDecided, Undecided
 from perdure.measure.decoding import end_ids, forced_first, greedy
 from perdure.models.base import Base
 from perdure.models.batch import Side, pad_id, padded
-from perdure.models.kinds import Kind
+from perdure.models.kinds import Kind, aligned
 from perdure.models.limits import Limits
 from perdure.models.padding import Batches
 
@@ -348,12 +348,12 @@ def answer_logits(base: Base, batch: Sequence[dict[str, Any]]) -> tuple[Tensor, 
         # from the first learned token of the batch on: with a large vocabulary they would otherwise
         # take most of the memory.
         first = min(_first_learned(row["labels"]) for row in batch)
-        labels = labels[:, max(1, first) :]
+        labels = labels[:, max(1, first) - 1 :]
         del inputs["labels"]
-        logits = base.model(**inputs, logits_to_keep=labels.shape[1] + 1).logits[:, :-1]
+        logits = base.model(**inputs, logits_to_keep=labels.shape[1]).logits
     else:
         logits = base.model(**inputs).logits
-    return logits, labels
+    return aligned(logits, labels, base.kind)
 
 
 def _classify(

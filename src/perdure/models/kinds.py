@@ -1,7 +1,13 @@
-"""The three kinds of base, and the kind of a base with a given config."""
+"""The three kinds of base, and which logits of each kind predict which labels.
+
+A causal model's logits are [batch, time, vocabulary], and position t predicts label t + 1. An
+encoder-decoder's have the same shape, and position t predicts label t. An encoder's are
+[batch, labels]; its labels are [batch].
+"""
 
 from typing import Any, Literal
 
+from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -34,3 +40,13 @@ def kind_of(config: Any, name: str) -> Kind:
         f"base {name!r}: model type {config.model_type!r} is neither a causal, an "
         "encoder-decoder nor an encoder language model; choose a text model"
     )
+
+
+def predicted(labels: Tensor, kind: Kind) -> Tensor:
+    """The labels that the model predicts; a causal model does not predict the first one."""
+    return labels[:, 1:] if kind == "causal" else labels
+
+
+def aligned(logits: Tensor, labels: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Logits and labels, such that the logits at a position predict the label at that position."""
+    return logits[:, :-1] if kind == "causal" else logits, predicted(labels, kind)

@@ -1,24 +1,12 @@
-"""The task loss: which logits predict which labels, and their cross-entropy.
+"""The task loss: the cross-entropy of the logits that predict a label (`models.kinds.aligned`).
 
-The rule is the same for the three kinds of model. A causal model's logits are
-[batch, time, vocabulary], and position t predicts label t + 1. An encoder-decoder's have the same
-shape, and position t predicts label t. An encoder's are [batch, labels]; its labels are [batch].
+The rule is the same for the three kinds of model.
 """
 
 from torch import Tensor, nn
 
 from perdure.data.tokens import IGNORED
-from perdure.models.kinds import Kind
-
-
-def predicted(labels: Tensor, kind: Kind) -> Tensor:
-    """The labels that the model predicts; a causal model does not predict the first one."""
-    return labels[:, 1:] if kind == "causal" else labels
-
-
-def aligned(logits: Tensor, labels: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Logits and labels, such that the logits at a position predict the label at that position."""
-    return logits[:, :-1] if kind == "causal" else logits, predicted(labels, kind)
+from perdure.models.kinds import Kind, aligned, predicted
 
 
 def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int, kind: Kind) -> Tensor:
