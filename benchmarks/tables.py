@@ -388,6 +388,7 @@ def main() -> None:
         (DOCS / f"{name}.svg").write_text(svg, encoding="utf-8")
     for path in READMES:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    print("written: the tables of both READMEs, the pictures in docs/, and", COSTS.name)
 
 
 if __name__ == "__main__":

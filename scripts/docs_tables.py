@@ -11,12 +11,12 @@ import dataclasses
 import inspect
 import json
 import re
-import types
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from textwrap import dedent, fill
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 from typer.models import OptionInfo
@@ -124,7 +124,7 @@ def _type_and_default(field: dataclasses.Field) -> tuple[str, str]:
 
 def _kind(kind: Any) -> str:
     """A type in words."""
-    if isinstance(kind, types.UnionType):
+    if get_origin(kind) in (UnionType, Union):  # a union with a Literal is the latter
         return " or ".join(map(_kind, get_args(kind)))
     if get_origin(kind) is Literal:
         return " or ".join(f"`{word}`" for word in get_args(kind))
@@ -222,9 +222,14 @@ MAKERS: dict[str, Callable[..., str]] = {
 
 
 def main() -> None:
+    changed = []
     for path in sorted(DOCS.glob("*.md")):
         page = path.read_text(encoding="utf-8")
-        path.write_text(with_tables(page), encoding="utf-8")
+        new_page = with_tables(page)
+        if new_page != page:
+            path.write_text(new_page, encoding="utf-8")
+            changed.append(path.name)
+    print("changed in docs/:", ", ".join(changed) or "nothing")
 
 
 if __name__ == "__main__":

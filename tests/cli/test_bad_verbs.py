@@ -126,11 +126,11 @@ def test_init_on_an_adapter(place):
     bad(place, *init, "base", names=("base: no adapter_config.json", "save_pretrained"))
     stage = "lineage/stages/0001-colour"
     bad(place, *init, stage, "adapter.r=3", names=("its own settings", "leave out r"))
-    bad(place, *init, stage, "adapter=null", names=("its own settings", "leave out null"))
+    bad(place, *init, stage, "adapter=null", names=("its own settings", "leave out adapter=null"))
     bad(place, *init, stage, "--base", "nowhere", names=("'nowhere': no model could be loaded",))
     shutil.copytree(stage, "mine")
     Path("mine/adapter_model.safetensors").rename("mine/adapter_model.bin")
-    bad(place, *init, "mine", names=("a pickle is not loaded", "save the adapter again"))
+    bad(place, *init, "mine", names=("a pickled adapter cannot", "save the adapter again"))
     Path("mine/adapter_model.safetensors").write_bytes(b"no tensors")
     bad(place, *init, "mine", names=("mine: its weights do not load",))
 

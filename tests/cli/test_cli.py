@@ -195,7 +195,7 @@ def test_the_keyboard_stops_a_run_which_then_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(advance, "learn_stage", stopped)
     status, out, err = perdure("run", place / "run.yaml")
     assert (status, out) == (130, "")
-    assert err.splitlines()[-1] == "perdure: stopped; the same command goes on from here"
+    assert err.splitlines()[-1] == "perdure: stopped; repeat the same command to continue"
     monkeypatch.undo()
     assert perdure("run", place / "run.yaml", "--json").json["matrix"]["learned_at"] == [1, 2]
 

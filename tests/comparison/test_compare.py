@@ -333,7 +333,7 @@ def test_the_keyboard_stops_every_cell_and_the_same_command_goes_on(tmp_path, mo
     monkeypatch.setattr(verb.Cell, "write_record", stopped)
     ran = perdure("compare", path, "--jobs", 2)
     assert (ran.status, ran.out) == (130, "")
-    assert ran.err.splitlines()[-1] == "perdure: stopped; the same command goes on from here"
+    assert ran.err.splitlines()[-1] == "perdure: stopped; repeat the same command to continue"
     assert endless.told == ["terminate", "wait"]
     monkeypatch.undo()
     monkeypatch.setattr(processes, "start", begin)

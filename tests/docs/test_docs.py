@@ -145,6 +145,12 @@ def test_what_a_page_has_from_the_source_is_as_the_source_says(page, monkeypatch
     assert docs_tables.with_tables(text) == text, "run `python scripts/docs_tables.py`"
 
 
+@every_page
+def test_the_types_of_a_page_are_words(page):
+    small_prints = re.findall(r"<small>(.*?)</small>", page.read_text(encoding="utf-8"))
+    assert not [text for text in small_prints if re.search(r"Optional|Union|NoneType", text)]
+
+
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path):
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],

@@ -60,7 +60,7 @@ def test_what_cannot_be_asked_is_refused(tmp_path, adapter):
         load_as_is(str(tmp_path / "nothing"))
     settings = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    with pytest.raises(PerdureError, match="a pickle is not loaded"):
+    with pytest.raises(PerdureError, match="a pickled adapter cannot be loaded"):
         load_as_is(str(adapter))
     (adapter / "adapter_model.safetensors").write_bytes(b"not a tensor")
     with pytest.raises(PerdureError, match="does not load on its base"):

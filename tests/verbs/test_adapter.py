@@ -205,7 +205,7 @@ def test_what_is_no_adapter(bare):
     refused(r"nothing: no adapter_config.json in it; give the folder that", "nothing")
     refused(r"base: no adapter_config.json in it", "base")
     Path("mine/adapter_model.safetensors").rename("mine/adapter_model.bin")
-    refused(r"mine: no adapter_model.safetensors in it; a pickle is not loaded")
+    refused(r"mine: no adapter_model.safetensors in it; a pickled adapter cannot be loaded")
     Path("mine/adapter_model.bin").unlink()
     refused(r"mine: no adapter_model.safetensors in it; give the folder")
 
@@ -240,7 +240,7 @@ def test_a_tokenizer_beside_the_adapter(bare):
 
 @causal
 def test_settings_besides_the_adapters_own(bare):
-    for given, named in (({"r": 3, "lora_alpha": 4}, "r, lora_alpha"), (None, "null")):
+    for given, named in (({"r": 3, "lora_alpha": 4}, "r, lora_alpha"), (None, "adapter=null")):
         before = tree(Path())
         with pytest.raises(PerdureError, match=f"brings its own settings; leave out {named}"):
             init("lineage", load_config({**FEW, "adapter": given}), "mine")

@@ -42,7 +42,7 @@ def test_text_and_json_say_the_same_and_change_nothing(place):
     known = perdure("show", "lineage", "--stage", 1, "--json").json
     assert known == json.loads(json.dumps(show("lineage", 1)))
     told = perdure("show", "lineage", "--stage", 1).out
-    loads = "base, and on it the one adapter lineage/stages/0001-colour"
+    loads = "base with the adapter lineage/stages/0001-colour"
     for words in ("1 (active)", "colour", known["date"], "24 rows", "learning_rate 0.01", loads):
         assert words in told, words
     assert f"{known['scores']['colour']:.3f}" in told

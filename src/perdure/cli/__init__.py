@@ -1,4 +1,4 @@
-"""The command line. It does not import torch; a verb does so when it has something to do."""
+"""The command line. Importing it does not import torch: a verb does so when it needs torch."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -58,7 +58,7 @@ class _Verbs(TyperGroup):
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             can_resume = ctx.invoked_subcommand in RESUMED
-            hint = "; the same command goes on from here" if can_resume else ""
+            hint = "; repeat the same command to continue" if can_resume else ""
             complain(f"stopped{hint}")
             raise typer.Exit(130) from None
 

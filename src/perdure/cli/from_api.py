@@ -77,8 +77,8 @@ def _parameter(
     name, _, metavar = (spelled or _spelled(parameter, kind)).partition(" ")
     info: Any
     if name.startswith("--"):
-        help = meaning + REPEATED if get_origin(kind) is list else meaning
-        info = typer.Option(name, metavar=metavar or choices, help=help)
+        help_text = meaning + REPEATED if get_origin(kind) is list else meaning
+        info = typer.Option(name, metavar=metavar or choices, help=help_text)
     else:
         info = typer.Argument(metavar=name, help=meaning)
     default: Any = parameter.default

@@ -41,14 +41,18 @@ def learn(arguments: Arguments, as_json: Json = False) -> None:
     if as_json:
         print_json({**entry, "verdict": verdict})
         return
-    stdout().print(f"{folder}: stage {entry['stage']} learned {arguments['name']}; after it")
+    stdout().print(f"{folder}: stage {entry['stage']} learned {arguments['name']}; the scores:")
     stdout().print(scores_table(entry["scores"]))
     stdout().print(verdict_text(verdict, entry["stage"]))
     stdout().print(f"the history:  perdure log {folder}")
 
 
 def task_training(settings: list[str] | None) -> dict[str, Any]:
-    """The task's `training:` from texts `training.KEY=VALUE`; other keys are the lineage's."""
+    """Read settings `training.KEY=VALUE` as the `training:` of a task.
+
+    Raises:
+        PerdureError: another key, which is set for the whole lineage.
+    """
     for key in overrides(settings):
         if not key.startswith("training."):
             hint = where_it_goes(key)

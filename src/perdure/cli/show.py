@@ -71,7 +71,8 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
     if rehearsed := stage["rehearsed"]:
         rows = counted(rehearsed["rows"], "remembered row")
         mean, most = rehearsed["mean"], rehearsed["most"]
-        lines += [("rehearsed", f"{rows}, each {mean:.1f} times on average, at most {most}")]
+        times = f"each {mean:.1f} times on average, at most {most}" if most else "never used"
+        lines += [("rehearsed", f"{rows}, {times}")]
     lines += [(split, _rows(task[split])) for split in ("train", "test") if split in task]
     if "general" in stage:
         lines += [("general", _rows(stage["general"]))]
@@ -99,8 +100,8 @@ def _loads(stage: dict[str, Any]) -> list[tuple[str, str]]:
             weights = path
         return [("to load", f"{weights} (whole weights)"), ("history", history)]
     return [
-        ("to load", f"{base}, and on it the one adapter {path}"),
-        ("history", f"{history}; that adapter contains all of them"),
+        ("to load", f"{base} with the adapter {path}"),
+        ("history", f"{history}; the adapter contains all these stages"),
     ]
 
 

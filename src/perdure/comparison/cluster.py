@@ -31,7 +31,9 @@ def starter(address: str) -> Callable[[Cell, Path], Running]:
         ray.init(address, log_to_driver=False, ignore_reinit_error=True)
     except (ConnectionError, ValueError, RuntimeError) as error:
         why = one_line(error)
-        raise PerdureError(f"ray: no cluster at {address!r} ({why}); start it there") from error
+        raise PerdureError(
+            f"ray: no cluster at {address!r} ({why}); start one there, or leave --ray out"
+        ) from error
     environment = {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}
 
     def start(cell: Cell, folder: Path) -> Running:

@@ -171,7 +171,11 @@ PUBLISHED = ("overall", "backward_transfer")
 
 
 def _axes(grid: Any, where: str) -> dict[str, list[Any]]:
-    """The lists of values of `grid:`, by key, after a check of both."""
+    """Check `grid:`, and return its lists of values by key.
+
+    Raises:
+        PerdureError: there is no grid, a key cannot vary, or its values are not a list.
+    """
     if not grid:
         raise PerdureError(
             f"{where}: grid: missing; list values of keys of a run, such as method: [sequential, "

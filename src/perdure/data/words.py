@@ -60,7 +60,7 @@ PLACES = {
     "shores": words("harbour lake river beach island pond bay lagoon"),
 }
 
-# Answer words of the quickstart's tasks. In the pre-training text they are only ever copied.
+# Answer words of the quickstart's tasks. The pre-training text has them only in lists to copy.
 TOPICS = dict(zip(THINGS, words("music cooking garden wildlife repair fashion"), strict=True))
 MOODS = dict(zip(MANNERS, words("joy sorrow anger peace"), strict=True))
 SCENES = dict(zip(PLACES, words("home town country water"), strict=True))

@@ -41,8 +41,7 @@ class Estimate:
         orders: the number of orders.
         mean: the mean over the orders, None without cells.
         interval: Student's interval over the orders, None below three orders.
-        p: the two-sided probability of a mean this far from 0 if the true mean is 0, None below
-            three orders.
+        p: the two-sided p of a t-test of whether the mean is 0, None below three orders.
     """
 
     cells: int
@@ -58,7 +57,10 @@ class Estimate:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Return the mean, exact and rounded once so that the order has no effect; None if empty."""
+    """Return the mean, or None if there are no values.
+
+    The sum is exact and rounded once, so that the order of the values has no effect.
+    """
     return fmean(values) if values else None
 
 
@@ -107,17 +109,17 @@ def holm(probabilities: Mapping[Name, float | None]) -> dict[Name, float | None]
     """Adjust probabilities for several comparisons with one baseline by Holm's step-down method.
 
     The k-th smallest of m probabilities, counted from 0, becomes the largest of (m - j) p_j over
-    all j <= k, at most 1. If all comparisons with an adjusted probability below 0.05 are called
-    different, the chance that at least one of them is not is at most 5 %. An unknown probability
-    stays unknown and is not counted. Holm 1979, "A simple sequentially rejective multiple test
-    procedure".
+    all j <= k, at most 1. If every comparison whose adjusted probability is below 0.05 is
+    reported as a difference, the chance of one or more false reports is at most 5 %. An unknown
+    probability stays unknown and is not counted in m. Holm 1979, "A simple sequentially rejective
+    multiple test procedure".
     """
-    known = sorted((p, n) for n, p in enumerate(probabilities.values()) if p is not None)
+    known = sorted((p, index) for index, p in enumerate(probabilities.values()) if p is not None)
     adjusted: list[float | None] = [None] * len(probabilities)
     highest = 0.0
-    for rank, (p, n) in enumerate(known):
+    for rank, (p, index) in enumerate(known):
         highest = max(highest, min(1.0, (len(known) - rank) * p))
-        adjusted[n] = highest
+        adjusted[index] = highest
     return dict(zip(probabilities, adjusted, strict=True))
 
 

@@ -49,17 +49,17 @@ def second_moments(
 
 
 class InfLoRA(Method):
-    """Trains only B of each task's LoRA; the frozen A reads new directions of the task's inputs.
+    """Trains only B of each task's LoRA; A is fixed to directions outside the old tasks' inputs.
 
         A_t = (r leading left singular vectors of (I - P) C_t)^T / sqrt(3),   B_t = 0 at the start
 
     C_t is the mean of x x^T over the tokens x that are a layer's inputs for the task's rows, and P
     projects onto the span of the old tasks' inputs: the new adapter does not react to those inputs
-    (Liang & Li 2024, 2404.00228). After a task, the span is extended by the fewest directions with
-    which it holds `threshold` of ||C||^2, as in the authors' code. This is the energy of C's
-    squared eigenvalues, so 0.98 keeps fewer directions than 0.98 of the inputs' energy in GPM. If a
-    span has more than half of the dimensions, its complement is stored (DualGPM). The adapters are
-    joined by rank as in `olora`.
+    (Liang & Li 2024, 2404.00228). After a task, the span is extended by as few directions as it
+    needs to hold the share `threshold` of ||C||^2, as in the authors' code. This is the sum of C's
+    squared eigenvalues; GPM takes the share of the sum of the eigenvalues, which needs more
+    directions. If a span has more than half of the dimensions, its complement is stored (DualGPM).
+    The adapters are joined by rank as in `olora`.
 
     The authors raise the threshold to 1 over the tasks; here the number of tasks is not known. They
     adapt keys and values; here `target_modules` decides. They do not scale the adapter; here it is
@@ -72,7 +72,7 @@ class InfLoRA(Method):
     fine-tuning, because its A is chosen too, so there are no neutral keywords.
 
     Args:
-        threshold: the share of the inputs' energy that the span must hold, between 0 and 1.
+        threshold: the share of C's squared norm that the span must hold, between 0 and 1.
         rows: how many rows of the task are drawn to measure C; all of them if it has fewer.
     """
 
@@ -113,8 +113,8 @@ class InfLoRA(Method):
         for name, moment in self._moments(model).items():
             a = self.a[name]
             directions, _ = leading(moment, self._span(name, moment).free())
-            rows = directions[:, : len(a)].mT / math.sqrt(3)
-            a.zero_()[: len(rows)] = rows
+            chosen = directions[:, : len(a)].mT / math.sqrt(3)
+            a.zero_()[: len(chosen)] = chosen
 
     @torch.no_grad()
     def end_task(self, model: nn.Module) -> None:

@@ -58,8 +58,8 @@ def load_as_is(path: str) -> Base:
 def _with_stored_adapter(network, path: str) -> PeftModel:
     if not (Path(path) / ADAPTER_WEIGHTS).is_file():
         raise PerdureError(
-            f"{path}: no {ADAPTER_WEIGHTS} in it; a pickle is not loaded, save the adapter again "
-            "with safetensors"
+            f"{path}: no {ADAPTER_WEIGHTS} in it; a pickled adapter cannot be loaded, save it "
+            "again with safetensors"
         )
     try:
         settings = PeftConfig.from_pretrained(path)

@@ -1,4 +1,4 @@
-"""Which batches do not change a model's output for a row, found by trial.
+"""Finds out by trial in which batches a model gives each row the output that it has alone.
 
 A row in a batch is padded. Attention masks padding exactly, but a recurrence or a Fourier transform
 may not, and an expert of limited capacity drops tokens when other rows have filled it.

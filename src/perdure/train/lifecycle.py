@@ -1,8 +1,9 @@
 """The order in which the methods of a list begin and end a task.
 
-    begin   phase 0: most methods. They see the weights with which the previous stage ended (for
-                     a teacher, an average with the old weights, or a base to return to).
-            phase 1: methods that change these weights, or which of them are trained.
+    begin   phase 0: most methods. The model has the weights with which the previous stage ended,
+                     which a method may copy. A method that reshapes the model, and so comes
+                     first in the list (`Method.reshapes`), does so in this phase.
+            phase 1: other methods that change the weights, or freeze some of them.
     end     phase 0: most methods. Those that change weights do so in the order of the list.
             phase 1: methods that make frozen weights trainable again.
             phase 2: methods that measure or store the weights with which the stage ends, or whose

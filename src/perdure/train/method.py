@@ -109,9 +109,11 @@ class Method(TrainerCallback):
     """How old knowledge is protected while a task is learned.
 
     A subclass is one file. The keywords of its constructor, with their types and defaults, are its
-    settings. It inherits every event of `transformers.TrainerCallback`; the engine calls the hooks
-    below in the order in which they are defined. Methods can be combined in a list. CONTRIBUTING.md
-    has a complete example, and the state that a method sees in each hook.
+    settings. It inherits every event of `transformers.TrainerCallback`. The engine calls the hooks
+    below in the order in which they are defined, except that `load_state_dict` is called before the
+    first step of a resumed task, and `state_dict` with each checkpoint as well. Methods can be
+    combined in a list. CONTRIBUTING.md has a complete example, and the state that a method sees in
+    each hook.
 
     Attributes:
         family: the group in which `perdure methods` lists it.

@@ -51,11 +51,15 @@ def steps_before(timings: Mapping[str, Any], stage: int) -> int:
 
 
 class Tracked(StageCallback):
-    """Logs to the trackers of the settings; as a context manager it closes them.
+    """Logs to the trackers that the settings name, and closes them at the end of a `with` block.
 
-    `training` is the section of the settings, of which `report_to`, `run_name` and `project` are
-    used. The trackers are opened when training begins: a call that has nothing to learn leaves no
-    files, and by then the Trainer has set accelerate's state.
+    The trackers are opened when training begins. So a call that has nothing to learn leaves no
+    files, and the Trainer has already set up accelerate's state, which trackers need.
+
+    Args:
+        training: the section `training:` of the settings, of which `report_to`, `run_name` and
+            `project` are used.
+        lineage: the folder of the lineage.
     """
 
     def __init__(self, training: Mapping[str, Any], lineage: Path):

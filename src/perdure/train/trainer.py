@@ -25,7 +25,7 @@ from perdure.train.step import accumulate, clip_and_step, gradient_of, task_loss
 
 
 class RehearsalCollator:
-    """A collator that adds the methods' old rows; `batch` counts the micro-batches of the task.
+    """A collator that adds the methods' old rows; `batches` counts the task's micro-batches.
 
     Each of several processes draws for its own part of a step, and together they draw what one
     process would.
@@ -38,20 +38,20 @@ class RehearsalCollator:
         args: TrainingArguments,
         rehearsals: Rehearsals,
     ):
-        self.collator, self.methods, self.batch = collator, methods, 0
+        self.collator, self.methods, self.batches = collator, methods, 0
         self.rehearsals = rehearsals
         self.processes, self.process = args.world_size, args.process_index
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
-        batch = self.batch * self.processes + self.process
+        batch = self.batches * self.processes + self.process
         old = [row for m in self.methods for row in m.rehearse(batch, len(features))]
-        self.batch += 1
+        self.batches += 1
         self.rehearsals.add_batch(old)
         return self.collator(features + old)
 
 
 class ContinualTrainer(Trainer):
-    """Learns one task. Each task has a new one, so that no optimizer state carries over."""
+    """Learns one task. Each task gets a new trainer, so that no optimizer state carries over."""
 
     def __init__(
         self,
@@ -273,7 +273,7 @@ class _MethodState(TrainerCallback):
         per_epoch = len(train_dataloader)  # type: ignore[arg-type]
         accumulated = args.gradient_accumulation_steps
         epochs, steps = divmod(state.global_step, -(-per_epoch // accumulated))
-        self.engine.rehearsal.batch = epochs * per_epoch + steps * accumulated
+        self.engine.rehearsal.batches = epochs * per_epoch + steps * accumulated
 
 
 class Stateful(Protocol):

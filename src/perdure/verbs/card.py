@@ -13,9 +13,9 @@ LOAD = {
     "encoder": "AutoModel",
 }
 WHAT = {
-    "adapter": "A PEFT adapter on `{base}`",
-    "weights": "All weights of `{base}`, trained",
-    "merged": "`{base}` with what was learned merged into its weights",
+    "adapter": "This is a PEFT adapter for `{base}`",
+    "weights": "This is `{base}` with all of its weights trained",
+    "merged": "This is `{base}` with everything that was learned in its weights",
 }
 HEAD_CODE = """
 path = cached_file("PLACE", "head.safetensors")
@@ -30,7 +30,7 @@ label = labels[(mean @ head["weight"].T + head["bias"]).argmax(-1).item()]
 
 
 def model_card(
-    family: Kind,
+    base_kind: Kind,
     pinned: dict[str, Any],
     entry: dict[str, Any] | None,
     kind: Form,
@@ -40,10 +40,10 @@ def model_card(
     """Return the `README.md` of a stage, with the YAML header of the hub.
 
     Args:
-        family: the kind of the base.
+        base_kind: the kind of the base.
         pinned: the pin of the base.
         entry: the stage's line of the ledger; None for the base.
-        kind: how the stage is stored.
+        kind: how the stage is stored, as `kind` in the ledger.
         place: what the card's code loads: a folder, or the name of a repository.
         verdict: the lines of the verdict on the stage.
     """
@@ -53,14 +53,15 @@ def model_card(
     if "revision" in pinned:  # the name of a local folder means nothing on the hub
         about.insert(0, f"base_model: {name}")
     description = WHAT[kind].format(base=name)
-    head = HEAD_CODE if family == "encoder" and entry is not None and "task" in entry else ""
-    code = _code(family, name, kind, place, head)
+    head = HEAD_CODE if base_kind == "encoder" and entry is not None and "task" in entry else ""
+    code = _code(base_kind, name, kind, place, head)
     return "\n".join(["---", *about, "---", "", *_about(entry, description, verdict), *code])
 
 
 def _about(entry: dict[str, Any] | None, description: str, verdict: Sequence[str]) -> list[str]:
     if entry is None or "task" not in entry:
         return ["# The base", "", f"{description}; no task has been learned yet.", ""]
+    includes_earlier = entry["mode"] != "per_task" and entry["parent"] > 0
     scores = [
         f"| {task} | {'-' if score is None else f'{score:.3f}'} |"
         for task, score in entry["scores"].items()
@@ -68,9 +69,9 @@ def _about(entry: dict[str, Any] | None, description: str, verdict: Sequence[str
     return [
         f"# Stage {entry['stage']}: {entry['task']['name']}",
         "",
-        f"{description}, learned with Perdure "
+        f"{description}. It was trained with Perdure "
         f"(mode `{entry['mode']}`, method `{entry['method']}`).",
-        *["It includes the tasks of all earlier stages."] * (entry["mode"] != "per_task"),
+        *["It includes the tasks of all earlier stages."] * includes_earlier,
         "",
         "| task | score after this stage |",
         "|---|---|",
@@ -80,8 +81,8 @@ def _about(entry: dict[str, Any] | None, description: str, verdict: Sequence[str
     ]
 
 
-def _code(family: Kind, name: str, kind: Form, place: str, head: str) -> list[str]:
-    auto, adapter = LOAD[family], kind == "adapter"
+def _code(base_kind: Kind, name: str, kind: Form, place: str, head: str) -> list[str]:
+    auto, adapter = LOAD[base_kind], kind == "adapter"
     lines = []
     if head:
         lines += ["import json", "", "from safetensors import safe_open"]

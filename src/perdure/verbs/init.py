@@ -107,18 +107,22 @@ def adapter_settings(folder: Path, config: Config) -> dict[str, Any]:
     """Return an adapter's settings for the key `adapter:` of a lineage, without PEFT's defaults.
 
     Raises:
-        PerdureError: the folder has no adapter or a pickled one, or `adapter:` is set as well.
+        PerdureError: the folder has no adapter, or only a pickled one, or the lineage's settings
+            have an `adapter:` as well.
     """
     if config.adapter != {}:
-        set_keys = "null" if config.adapter is None else ", ".join(config.adapter)
+        set_keys = "adapter=null" if config.adapter is None else ", ".join(config.adapter)
         raise PerdureError(f"adapter: {folder} brings its own settings; leave out {set_keys}")
     written = _read(folder)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         pickled = (folder / "adapter_model.bin").exists()
         raise PerdureError(
             f"{folder}: no {ADAPTER_WEIGHTS} in it"
-            + ("; a pickle is not loaded, save the adapter again with safetensors" * pickled)
-            + ("; give the folder that PEFT's save_pretrained wrote" * (not pickled))
+            + (
+                "; a pickled adapter cannot be loaded, save the adapter again with safetensors"
+                if pickled
+                else "; give the folder that PEFT's save_pretrained wrote"
+            )
         )
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[written["peft_type"]]
     defaults = {

@@ -61,8 +61,8 @@ def push(path: str | Path, repository: str, stage: int | None, merged: bool, pri
             _name_base(upload / ADAPTER_SETTINGS, lineage.pin["name"])
         kind = "merged" if merged else entry["kind"]
         settings, _ = load_config_and_tokenizer(lineage.config.base, lineage.pin.get("revision"))
-        family = kind_of(settings, lineage.config.base)
-        card = model_card(family, lineage.pin, entry, kind=kind, place=repository)
+        base_kind = kind_of(settings, lineage.config.base)
+        card = model_card(base_kind, lineage.pin, entry, kind=kind, place=repository)
         (upload / CARD).write_text(card, encoding="utf-8")
         try:
             hub = HfApi()
