@@ -80,7 +80,7 @@ def test_a_task_learned_without_protection_loses_general_ability(damaged):
     assert found["net"] > 0.2
     assert found["kl"] > 0.3
     assert found["now"]["tokens"] < 0.3 * found["before"]["tokens"]
-    assert found["now"]["equal"] > 0.5
+    assert found["now"]["equal"] > 0.2 > found["before"]["equal"]
 
 
 def test_a_copy_of_the_model_has_lost_nothing(tmp_path):
