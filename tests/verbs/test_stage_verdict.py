@@ -13,6 +13,8 @@ from perdure.measure.predictions import read_predictions
 from place import learn, learned, setting_for, task
 
 
+pytestmark = pytest.mark.own
+
 NO_TEST = {"memory": {"ratio": 0.0}, "method": "sequential"}
 
 
