@@ -12,7 +12,7 @@ from perdure.models.pins import locate
 
 pytestmark = [pytest.mark.slow, pytest.mark.smollm2, pytest.mark.own]
 
-ROWS = 42  # six of each skill
+ROWS = 28  # four of each skill
 COMPLAINTS = {
     "delivery": [
         "The parcel has not come yet.",
