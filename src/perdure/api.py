@@ -76,7 +76,7 @@ def learn(
     callbacks: Sequence["TrainerCallback"] = (),
     say: Say = silent,
 ) -> dict[str, Any]:
-    """Learn one more task as a new stage. After an interruption, repeat the call to continue.
+    """Learn one more task as a new stage. After an interruption, repeat the command to continue.
 
         perdure.learn("my-model", "reviews", train="reviews.jsonl", test="reviews-test.jsonl")
 
@@ -129,7 +129,7 @@ def run(
     say: Say = silent,
     **settings: Any,
 ) -> Lineage:
-    """Learn a stream of tasks one after another. After an interruption, repeat it to continue.
+    """Learn a stream of tasks one after another. After an interruption, repeat the command.
 
         perdure.run("examples/quickstart.yaml", method="recurrent_kif").matrix()
 
@@ -206,8 +206,9 @@ def compare(
     say: Say = silent,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Run every method on the same task orders and seeds, and compare what they keep and cost.
-    A cell that fails does not stop the others. After an interruption, repeat it to continue.
+    """Run every method on the same task orders and seeds, and compare what they keep and what they
+    cost. A cell that fails does not stop the others. After an interruption, repeat the command to
+    continue.
 
         comparison = perdure.compare("grid.yaml", jobs=2)
         comparison["lines"][1]["to_baseline"]["overall"]["differs"]
@@ -216,7 +217,7 @@ def compare(
     lineage, the folder has the name of the YAML.
 
     Args:
-        grid: The settings of a run, and a grid.
+        grid: The settings of a run, and a `grid:` of values to vary.
         jobs: How many cells run at the same time.
         ray: Run the cells on the Ray cluster at this address; `local` starts one.
         data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
@@ -302,7 +303,8 @@ def probe(
 
     Args:
         folder: The lineage.
-        rows: The rows of the probe. A row can have a `foil`, a wrong completion never taught.
+        rows: The rows of the probe. A row can have a `foil`: a wrong completion that was never
+            taught.
         learned: The stage that learned the rows, to measure how much is retained. This stage and
             the one before it are probed as well.
         stages: Probe only these stages. Default: all active stages.
