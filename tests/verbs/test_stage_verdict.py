@@ -7,7 +7,7 @@ import pytest
 
 from command import perdure
 from perdure.api import evaluate, log, revert, show, verify
-from perdure.data.rows import read_rows
+from perdure.lineage.files import hash_folder
 from perdure.lineage.lineage import Lineage
 from perdure.measure.predictions import read_predictions
 from place import learn, learned, setting_for, task
@@ -15,7 +15,7 @@ from place import learn, learned, setting_for, task
 
 pytestmark = pytest.mark.own
 
-NO_TEST = {"memory": {"ratio": 0.0}, "method": "sequential"}
+SEQUENTIAL = {"memory": {"ratio": 0.0}, "method": "sequential"}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def forgetful(tmp_path_factory):
     folder = tmp_path_factory.mktemp("forgetful")
     setting = setting_for("causal", folder)
     training = {"learning_rate": 2e-2, "num_train_epochs": 15}
-    learned({**setting, **NO_TEST, "training": training}, folder / "lineage")
+    learned({**setting, **SEQUENTIAL, "training": training}, folder / "lineage")
     return folder / "lineage"
 
 
@@ -37,28 +37,38 @@ def test_a_stage_says_what_it_cost(forgetful):
     assert (change["before"], change["after"]) == (matrix.rows[1][0], matrix.rows[2][0])
     assert change["fell"] - change["rose"] == round(10 * (change["before"] - change["after"]))
     assert second["lost"] == ["colour"]
-    assert f"perdure revert {forgetful} --to 1" in second["suggestion"]
+    assert "perdure revert FOLDER --to 1" in second["suggestion"]
     assert [line["lost"] for line in log(forgetful)] == [[], [], ["colour"]]
     assert show(forgetful, 0)["verdict"] is None
+
+
+def test_a_stage_with_a_loss_has_the_same_bytes_wherever_it_lies(forgetful, tmp_path):
+    setting = setting_for("causal", forgetful.parent)
+    training = {"learning_rate": 2e-2, "num_train_epochs": 15}
+    elsewhere = forgetful.with_name("another-lineage")
+    learned({**setting, **SEQUENTIAL, "training": training}, elsewhere)
+    stages = [hash_folder(lineage / "stages") for lineage in (forgetful, elsewhere)]
+    assert stages[0] == stages[1]
+    assert str(forgetful) not in (forgetful / "stages/0002-animal/README.md").read_text()
 
 
 def test_the_answers_are_those_of_evaluate(forgetful, tmp_path):
     file = tmp_path / "answers.jsonl"
     evaluate(forgetful, predictions=file)
-    rows = read_rows(file)
     stored = read_predictions(forgetful / "stages/0002-animal/predictions.json.gz")["after"]
     for name, predictions in stored.items():
-        of_task = [row for row in map(json.loads, file.read_text().splitlines())]
-        of_task = [row for row in of_task if row["task"] == name]
+        rows = map(json.loads, file.read_text().splitlines())
+        of_task = [row for row in rows if row["task"] == name]
         assert [row["prediction"] for row in of_task] == predictions.answers
         assert [row["score"] for row in of_task] == predictions.scores
-    assert len(rows) == 20
+    assert sum(len(predictions.answers) for predictions in stored.values()) == 20
 
 
 def test_the_command_line_leads_with_it(forgetful):
     shown = perdure("show", forgetful).out
     assert "stage 2, animal: " in shown
     assert "  lost: colour " in shown
+    assert f"`perdure revert {forgetful} --to 1`" in shown
     assert "lost: colour" in perdure("log", forgetful).out
 
 
@@ -91,7 +101,7 @@ def test_a_loss_is_said_at_once_and_a_reverted_stage_is_not_compared_with(tmp_pa
     monkeypatch.chdir(tmp_path)
     setting = setting_for("causal", tmp_path)
     training = {"learning_rate": 2e-2, "num_train_epochs": 15}
-    settings = {**setting, **NO_TEST, "training": training, "tasks": setting["tasks"][:1]}
+    settings = {**setting, **SEQUENTIAL, "training": training, "tasks": setting["tasks"][:1]}
     learned(settings, "lineage")
     lines = []
     learn("lineage", task("animal"), say=lines.append)
@@ -110,4 +120,4 @@ def test_a_task_without_test_rows_is_not_measured(tmp_path, monkeypatch):
     learned({**setting, "tasks": [first, setting["tasks"][1]]}, "lineage")
     assert show("lineage", 1)["verdict"]["learned"] is None
     assert show("lineage", 2)["verdict"]["unmeasured"] == ["colour"]
-    assert "not measured, as there are no test rows: colour" in perdure("show", "lineage").out
+    assert "not measured, because there are no test rows: colour" in perdure("show", "lineage").out

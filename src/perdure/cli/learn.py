@@ -43,7 +43,7 @@ def learn(arguments: Arguments, as_json: Json = False) -> None:
         return
     stdout().print(f"{folder}: stage {entry['stage']} learned {arguments['name']}; the scores:")
     stdout().print(scores_table(entry["scores"]))
-    stdout().print(verdict_text(verdict, entry["stage"]))
+    stdout().print(verdict_text(verdict, entry["stage"], folder))
     stdout().print(f"the history:  perdure log {folder}")
 
 

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from logging import ERROR, getLogger
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -73,10 +74,10 @@ def scores_table(scores: dict[str, float | None]) -> Table:
     return table
 
 
-def verdict_text(judged: dict[str, Any] | None, stage: int) -> Text:
+def verdict_text(judged: dict[str, Any] | None, stage: int, folder: str | Path) -> Text:
     """A verdict on a stage; its losses are red on a terminal."""
     text = Text()
-    for line, is_loss in words(judged, stage) if judged else ():
+    for line, is_loss in words(judged, stage, str(folder)) if judged else ():
         text.append(line + "\n", style="bold red" if is_loss else "")
     text.rstrip()
     return text

@@ -93,7 +93,7 @@ def _report(
         ", ".join(sorted({cell[key] for cell in cells if key in cell}))
         for key in ("mode", "metric")
     )
-    verdicts = [verdict_text(lineage.verdict(e), e["stage"]) for e in lineage.stages]
+    verdicts = [verdict_text(lineage.verdict(e), e["stage"], lineage.path) for e in lineage.stages]
     parts = [
         *verdicts,
         matrix_table(lineage.matrix(), mode, metric, title=new["method"]),

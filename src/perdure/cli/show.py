@@ -35,7 +35,7 @@ def show(arguments: Arguments, as_json: Json = False) -> None:
     if stage.get("scores"):
         stdout().print(scores_table(stage["scores"]))
     if stage.get("verdict"):
-        stdout().print(verdict_text(stage["verdict"], stage["stage"]))
+        stdout().print(verdict_text(stage["verdict"], stage["stage"], stage["lineage"]))
     if "flips" in stage:
         stdout().print(_flips(stage["flips"]))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from perdure.comparison.grid import Grid, Line
 from perdure.measure.statistics import (
+    SIGNIFICANCE,
     Interval,
     Pair,
     deviation,
@@ -22,7 +23,6 @@ SCORES = (
     "forgetting",
     "learning_accuracy",
 )
-LEVEL = 0.05  # of significance
 Records = Mapping[str, Mapping[Pair, Mapping[str, Any]]]  # by line, then by pair
 
 
@@ -51,7 +51,7 @@ def mark_what_differs(differences: Sequence[dict[str, Any]]) -> None:
     adjusted = holm({n: entry["p"] for n, entry in enumerate(differences)})
     for entry, p in zip(differences, adjusted.values(), strict=True):
         entry["p_holm"] = p
-        entry["differs"] = None if p is None else p < LEVEL
+        entry["differs"] = None if p is None else p < SIGNIFICANCE
 
 
 def costs_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -229,9 +229,18 @@ class Lineage(History):
         return json.loads((self.folder(entry) / SCORES).read_text())
 
     def verdict(self, entry: dict[str, Any]) -> dict[str, Any] | None:
-        """Return the verdict on a stage (`measure.verdict`), None if it has none."""
+        """Return the verdict on a stage (`measure.verdict`), None if it has none.
+
+        Raises:
+            PerdureError: its file is damaged.
+        """
         file = self.folder(entry) / VERDICT if "folder" in entry else None
-        return json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else None
+        if file is None or not file.is_file():
+            return None
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise PerdureError(f"{file}: damaged ({error}); restore it from a copy") from error
 
     def matrix(self) -> ScoreMatrix:
         """Return the score matrix R of the active stages; cells that were not measured are None.

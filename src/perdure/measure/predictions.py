@@ -2,9 +2,12 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from perdure.errors import PerdureError, one_line
 
 
 @dataclass
@@ -31,11 +34,20 @@ def write_predictions(file: Path, predictions: Mapping[str, Mapping[str, Predict
 
 
 def read_predictions(file: Path) -> dict[str, dict[str, Predictions]]:
-    """Read what `write_predictions` wrote; a stage without the file has no predictions."""
+    """Read what `write_predictions` wrote; a stage without the file has no predictions.
+
+    Raises:
+        PerdureError: the file is damaged.
+    """
     if not file.is_file():
         return {"before": {}, "after": {}}
-    plain = json.loads(gzip.decompress(file.read_bytes()))
-    return {
-        when: {name: Predictions(**answers) for name, answers in by_task.items()}
-        for when, by_task in plain.items()
-    }
+    try:
+        plain = json.loads(gzip.decompress(file.read_bytes()))
+        return {
+            when: {name: Predictions(**answers) for name, answers in by_task.items()}
+            for when, by_task in plain.items()
+        }
+    except (OSError, EOFError, zlib.error, ValueError, AttributeError, TypeError) as error:
+        raise PerdureError(
+            f"{file}: damaged ({one_line(error)}); restore it from a copy"
+        ) from error

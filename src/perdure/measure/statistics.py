@@ -15,6 +15,7 @@ from statistics import fmean, stdev
 from typing import Any, TypeVar
 
 
+SIGNIFICANCE = 0.05  # a result that is less probable than this by chance is beyond noise
 FEWEST_ORDERS = 3  # the fewest orders for an interval
 Pair = tuple[Any, Any]  # an order and a seed
 Name = TypeVar("Name", bound=Hashable)

@@ -6,18 +6,17 @@ earlier stage that was scored on it.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from perdure.measure.predictions import Predictions
-from perdure.measure.statistics import holm, sign_test
+from perdure.measure.statistics import SIGNIFICANCE, holm, sign_test
 
 
-SIGNIFICANT = 0.05  # a drop is beyond noise if it is less probable than this by chance
-FEWEST = 5  # the fewest test rows of which a collapse is said
-MOST_OF = 0.9  # the share of equal answers that is called a collapse
-HALF = 0.5  # the share of empty answers, or of another task's answers, that is
+# Answers have collapsed if this share of them is equal, or empty or another task's.
+EQUAL_SHARE, FOREIGN_SHARE = 0.9, 0.5
+FEWEST_ROWS = 5  # with fewer test rows, nothing is said of a collapse
 
 
 @dataclass(frozen=True)
@@ -44,18 +43,15 @@ class Change:
         fell: the number of rows that score less than before.
         rose: the number of rows that score more.
         p: the probability of so many falls among the changed rows by chance (`sign_test`).
-        lost: whether the mean fell and p, corrected by Holm for the stage's old tasks, is below
-            0.05.
         collapse: what is wrong with the answers as a whole, None if nothing is.
     """
 
     before: float | None
-    after: float | None
+    after: float
     rows: int
     fell: int
     rose: int
     p: float
-    lost: bool = False
     collapse: str | None = None
 
 
@@ -87,20 +83,20 @@ def collapsed(answers: Sequence[str], asked: Asked, others: Mapping[str, Asked])
         others: the other tasks, by name.
     """
     count, stripped = len(answers), [answer.strip() for answer in answers]
-    if count < FEWEST:
+    if count < FEWEST_ROWS:
         return None
     empty = sum(not answer for answer in stripped)
-    if empty >= HALF * count:
+    if empty >= FOREIGN_SHARE * count:
         return f"{_share(empty, count)} are empty"
     common, most = Counter(stripped).most_common(1)[0]
     right = Counter(text.strip() for text in asked.references).most_common(1)[0][1]
-    if most >= MOST_OF * count and right < MOST_OF * count:
+    if most >= EQUAL_SHARE * count and right < EQUAL_SHARE * count:
         return f"{_share(most, count)} are {_short(common)!r}"
     own = {text.strip() for text in asked.options or asked.references}
     for name, other in others.items():
         foreign = {option.strip() for option in other.options or ()} - own
         strange = sum(answer in foreign for answer in stripped)
-        if strange >= HALF * count:
+        if strange >= FOREIGN_SHARE * count:
             return f"{_share(strange, count)} are those of the task {name!r}"
     return None
 
@@ -137,39 +133,47 @@ def verdict(
         that are not in `lost`, but are below their scores right after they were learned, beyond
         noise) and `unmeasured`.
     """
-    changes = {}
+    changes: dict[str, Change] = {}
     for name, predictions in after.items():
         change = compare(before.get(name), predictions)
         if change is None:
             continue
         others = {other: known for other, known in asked.items() if other != name}
         collapse = collapsed(predictions.answers, asked[name], others) if name in asked else None
-        changes[name] = asdict(change) | {"collapse": collapse}
+        changes[name] = replace(change, collapse=collapse)
     learned = changes.pop(new, None)
-    adjusted = holm({name: change["p"] for name, change in changes.items()})
-    for name, change in changes.items():
-        fell = change["before"] is not None and change["after"] < change["before"]
-        p = adjusted[name]
-        change["lost"] = bool(fell and p is not None and p < SIGNIFICANT)
+    fallen = _fallen(changes)
     lost = [
         name
         for name, change in changes.items()
-        if change["lost"] or (change["collapse"] and change["after"] < (change["before"] or 0.0))
+        if name in fallen or (change.collapse and _fell(change))
     ]
-    since = {name: compare((first or {}).get(name), after[name]) for name in changes}
-    since_p = holm({name: change.p if change else None for name, change in since.items()})
-    lost_before = [
-        name
-        for name, change in since.items()
-        if name not in lost and change is not None and change.before is not None
-        if change.after is not None and change.after < change.before
-        if (since_p[name] or 0.0) < SIGNIFICANT
-    ]
+    since_learned = {name: compare((first or {}).get(name), after[name]) for name in changes}
+    lost_before = [name for name in _fallen(since_learned) if name not in lost]
     return {
         "task": new,
-        "learned": learned,
-        "old": changes,
+        "learned": asdict(learned) if learned else None,
+        "old": {name: asdict(change) for name, change in changes.items()},
         "lost": lost,
         "lost_before": lost_before,
         "unmeasured": list(unmeasured),
     }
+
+
+def _fallen(changes: Mapping[str, Change | None]) -> list[str]:
+    """Return the tasks that fell beyond noise, with Holm's correction for all known changes."""
+    known = {
+        name: change
+        for name, change in changes.items()
+        if change is not None and change.before is not None
+    }
+    adjusted = holm({name: change.p for name, change in known.items()})
+    return [
+        name
+        for name, change in known.items()
+        if _fell(change) and (adjusted[name] or 0.0) < SIGNIFICANCE
+    ]
+
+
+def _fell(change: Change) -> bool:
+    return change.before is not None and change.after < change.before

@@ -2,45 +2,62 @@
 
 from typing import Any
 
+from perdure.measure.statistics import SIGNIFICANCE
 
-def words(judged: dict[str, Any], stage: int) -> list[tuple[str, bool]]:
+
+def losses(judged: dict[str, Any]) -> list[str]:
+    """Return a line for each loss of the stage itself, without what was lost before it."""
+    learned = judged["learned"]
+    collapse = learned["collapse"] if learned else None
+    lines = [f"{judged['task']}: {collapse}"] if collapse else []
+    return lines + [f"lost: {_change(name, judged['old'][name])}" for name in judged["lost"]]
+
+
+def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tuple[str, bool]]:
     """Return the lines of a verdict, each with whether it tells of a loss.
 
     Args:
         judged: the verdict, as `Lineage.verdict` returns it.
         stage: the number of the stage.
+        folder: the lineage's folder, which stands as FOLDER in a stored suggestion.
     """
     learned = judged["learned"]
     head = f"stage {stage}, {judged['task']}: "
     lines = [(head + ("not measured" if learned is None else _scores(learned)), False)]
-    if learned is not None and learned["collapse"]:
-        lines.append((f"  {judged['task']}: {learned['collapse']}", True))
+    lines += [(f"  {line}", True) for line in losses(judged)]
     for name, change in judged["old"].items():
-        collapse = f"; {change['collapse']}" if change["collapse"] else ""
-        label = _label(name, change, judged)
-        lines.append((f"  {label}: {name} {_scores(change)}{collapse}", label.startswith("lost")))
+        if name in judged["lost_before"]:
+            lines.append((f"  lost before: {_change(name, change)}", True))
+        elif name not in judged["lost"]:
+            label = "scored" if change["before"] is None else "kept"
+            lines.append((f"  {label}: {_change(name, change)}", False))
     if judged["unmeasured"]:
         names = ", ".join(judged["unmeasured"])
-        lines.append((f"  not measured, as there are no test rows: {names}", False))
+        lines.append((f"  not measured, because there are no test rows: {names}", False))
     if judged["suggestion"]:
-        lines.append((f"  next: {judged['suggestion']}", False))
+        lines.append((f"  next: {judged['suggestion'].replace('FOLDER', folder)}", False))
     return lines
 
 
-def _label(name: str, change: dict[str, Any], judged: dict[str, Any]) -> str:
-    if name in judged["lost"]:
-        return "lost"
-    if name in judged["lost_before"]:
-        return "lost before"
-    return "scored" if change["before"] is None else "kept"
+def _change(name: str, change: dict[str, Any]) -> str:
+    collapse = f"; {change['collapse']}" if change["collapse"] else ""
+    return f"{name} {_scores(change)}{collapse}"
 
 
 def _scores(change: dict[str, Any]) -> str:
     """Return a change as text: `1.000 -> 0.300 (7 of 10 rows fell, 0 rose, p = 0.008)`."""
     before = "-" if change["before"] is None else f"{change['before']:.3f}"
-    scores, rows = f"{before} -> {change['after']:.3f}", change["rows"]
-    if change["fell"] + change["rose"] == 0:
+    scores, rows, fell, rose = (
+        f"{before} -> {change['after']:.3f}",
+        change["rows"],
+        change["fell"],
+        change["rose"],
+    )
+    if fell + rose == 0:
         return f"{scores} ({rows} test row{'s' * (rows != 1)})"
-    noise = "" if change["p"] >= 0.05 else f", p = {change['p']:.2g}"
-    noise = ", within noise" if change["fell"] > change["rose"] and not noise else noise
-    return f"{scores} ({change['fell']} of {rows} rows fell, {change['rose']} rose{noise})"
+    evidence = ""
+    if change["p"] < SIGNIFICANCE:
+        evidence = f", p = {change['p']:.2g}"
+    elif fell > rose:
+        evidence = ", within noise"
+    return f"{scores} ({fell} of {rows} rows fell, {rose} rose{evidence})"

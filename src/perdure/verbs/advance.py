@@ -22,7 +22,7 @@ from perdure.lineage.loading import base_at
 from perdure.models.base import Base, BaseInfo
 from perdure.models.layout import CARD, GENERAL, SCORES
 from perdure.prepare import Plan
-from perdure.reporting.verdict import words
+from perdure.reporting.verdict import losses, words
 from perdure.say import Say
 from perdure.seeds import digest
 from perdure.train.stage import StagePlan, learn_stage
@@ -100,18 +100,10 @@ def advance(
     after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
     entry["scores"] = {scored_id: cell["score"] for scored_id, cell in after.items()}
     judged = judge(lineage, built, task_id, tasks=stage_plan.score, methods=plan.methods)
-    verdict = words(judged, number)
-    for line, is_loss in verdict:
-        if is_loss and not line.strip().startswith("lost before"):
-            say(f"warning: {line.strip()}")
-    card = model_card(
-        base.kind,
-        lineage.pin,
-        entry,
-        kind=entry["kind"],
-        place="STAGE",
-        verdict=[line for line, _ in verdict],
-    )
+    for line in losses(judged):
+        say(f"warning: {line}")
+    verdict = [line for line, _ in words(judged, number)]
+    card = model_card(base.kind, lineage.pin, entry, entry["kind"], place="STAGE", verdict=verdict)
     (built / CARD).write_text(card, encoding="utf-8")
     lineage.commit(built, entry, {**_timing(seconds), **counts})
     for callback in stage_callbacks:

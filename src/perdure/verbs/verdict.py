@@ -103,10 +103,13 @@ def changed_rows(
 
 
 def suggestion(lineage: Lineage, judged: dict[str, Any], methods: Sequence[Method]) -> str | None:
-    """Return what to try next, None if nothing is wrong."""
+    """Return what to try next, None if nothing is wrong.
+
+    It does not name the lineage's folder, on which the bytes of a stage must not depend.
+    """
     config, learned = lineage.config, judged["learned"]
     if judged["lost"] and config.mode == "sequential":
-        undo = f"`perdure revert {lineage.path} --to {lineage.head}` undoes the stage"
+        undo = f"`perdure revert FOLDER --to {lineage.head}` undoes the stage"
         if any(method.rehearses for method in methods):
             change = f"a larger memory.ratio (now {config.memory.ratio:g}) or a lower learning rate"
         else:

@@ -6,7 +6,7 @@ import pytest
 from asked import ROWS, TEMPLATE, said, subject
 
 from perdure.errors import PerdureError
-from perdure.measure.guard.guard import ask, compare, form, guard, verdict
+from perdure.measure.guard.guard import ask, compare, form, guard, words
 from perdure.measure.guard.rows import read_guard_rows
 
 
@@ -98,26 +98,26 @@ def test_the_form_of_answers():
     }
 
 
-def words(**changes) -> str:
+def first_line(**changes) -> str:
     """The first line of the verdict on a result with these changes."""
     result = {
         **judged("+" * 12, "-" * 6 + "+" * 6),
         **{"reference": "the base", "kl": 0.25, "same_vocabulary": True},
     }
-    return verdict({**result, **changes})[0]
+    return words({**result, **changes})[0]
 
 
 def test_the_verdict_in_words():
     six = "6 of 12 checks that the base passes now fail (facts 4, chat 2)"
-    assert words() == f"general ability: {six}, p = 0.016: lost"
-    assert words(rose=2, lost=False, p=0.144).endswith(
+    assert first_line() == f"general ability: {six}, p = 0.016: lost"
+    assert first_line(rose=2, lost=False, p=0.144).endswith(
         f"{six}, 2 others now pass, p = 0.14: within noise"
     )
-    assert words(lost=False).endswith("too little to count")
-    assert words(fell=0).endswith(
+    assert first_line(lost=False).endswith("too little to count")
+    assert first_line(fell=0).endswith(
         "all 12 of 12 checks that the base passes still pass: nothing lost"
     )
-    assert words(judged=False, passed_by_reference=1).endswith(
+    assert first_line(judged=False, passed_by_reference=1).endswith(
         "not judged, because the base itself passes only 1 of 12 checks"
     )
 
@@ -127,15 +127,15 @@ def test_the_verdict_on_kl_and_form():
         **judged("++", "++"),
         **{"reference": "the base", "kl": 0.25, "same_vocabulary": True},
     }
-    _, kl, form_line = verdict(result)
+    _, kl, form_line = words(result)
     assert kl == "KL from the base: 0.250 nats per token of its answers"
     assert form_line == (
         "answers: 3.0 -> 3.0 tokens on average, 0% -> 0% empty, "
         "100% -> 100% equal to another answer"
     )
-    assert verdict({**result, "kl": None})[1].endswith("not finite or not of the same size")
+    assert words({**result, "kl": None})[1].endswith("not finite or not of the same size")
     other = {**result, "kl": None, "same_vocabulary": False}
-    assert verdict(other)[1].endswith("not measured, because the vocabularies differ")
+    assert words(other)[1].endswith("not measured, because the vocabularies differ")
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])

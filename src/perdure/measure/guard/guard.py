@@ -22,10 +22,9 @@ from perdure.measure.guard.divergence import mean_divergence, same_vocabulary
 from perdure.measure.guard.rows import GuardRow
 from perdure.measure.guard.subject import Subject
 from perdure.measure.predict import LONG, Generated, generate_answers
-from perdure.measure.statistics import sign_test
+from perdure.measure.statistics import SIGNIFICANCE, sign_test
 
 
-SIGNIFICANCE = 0.05  # p below this
 NET = 0.03  # share of all checks that must be lost net
 ABLE = 0.1  # share of the checks that the reference must pass, or nothing is judged
 MAX_NEW_TOKENS = 48
@@ -81,7 +80,7 @@ def guard(
         "kl": mean_divergence(reference, subject, before, batch_size),
         "same_vocabulary": same_vocabulary(reference, subject),
     }
-    return {**result, "verdict": verdict(result)}
+    return {**result, "verdict": words(result)}
 
 
 def has_template(subject: Subject) -> bool:
@@ -196,7 +195,7 @@ def form(answers: Sequence[Generated]) -> dict[str, float]:
     }
 
 
-def verdict(result: dict[str, Any]) -> list[str]:
+def words(result: dict[str, Any]) -> list[str]:
     """Return a result in words, one line each for the checks, the KL and the form."""
     return [f"general ability: {_flipped(result)}", _divergence(result), _form(result)]
 
