@@ -37,7 +37,8 @@ from perdure.data.task import Split, Task
 from perdure.data.tokens import features
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
-from perdure.measure.predict import evaluating, predict
+from perdure.measure.batches import evaluating
+from perdure.measure.predict import predict
 from perdure.models.base import Base
 from perdure.say import silent
 from perdure.train.surprise import surprise

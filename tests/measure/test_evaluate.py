@@ -10,6 +10,7 @@ import perdure.measure.predict as predict_module
 from perdure.data.task import Split, Task
 from perdure.errors import PerdureError
 from perdure.measure.evaluate import evaluate, predict, scoring_mode
+from perdure.measure.likelihood import log_likelihoods
 from perdure.models.base import Base
 from perdure.models.classifier import Classifier
 from tiny import WORDS, tiny_model, tiny_rows, tiny_tokenizer
@@ -122,7 +123,7 @@ def test_a_long_option_is_not_favoured_for_its_mean(kind):
     options = ("red", "red green blue cat dog bird up down")
     lengths = [len(option.split()) + 1 for option in options]  # the end token counts
     pairs, _ = predict_module._pairs(base, rows, list(options), 64, 16, "rows")
-    sums = predict_module.log_likelihoods(base, pairs, 32)
+    sums = log_likelihoods(base, pairs, 32)
     by_sum, by_mean = [], []
     for one, other in zip(sums[::2], sums[1::2], strict=True):
         by_sum.append(options[other > one])

@@ -5,7 +5,9 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from perdure.errors import PerdureError
-from perdure.measure.predict import batches, log_likelihoods, predict
+from perdure.measure.batches import batches
+from perdure.measure.likelihood import log_likelihoods
+from perdure.measure.predict import predict
 from perdure.models.base import load_base
 from perdure.models.decoder import decoder_inputs
 from perdure.models.limits import Limits, limits

@@ -3,14 +3,12 @@
 Rows are batched by similar length, and the predictions are the same as with a batch size of 1.
 """
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from perdure.config import ScoringMode
@@ -18,16 +16,17 @@ from perdure.data.chat import Frame, frame
 from perdure.data.columns import is_chat
 from perdure.data.messages import learned
 from perdure.data.rows import Row, answer, answered, in_place_of, references
-from perdure.data.tokens import IGNORED, Collator, check_known, features, prompts
+from perdure.data.tokens import check_known, features, prompts
 from perdure.errors import PerdureError, nearest
 from perdure.measure.answers import answer_text, special_in, stop_tokens, without_reasoning
+from perdure.measure.batches import batches, evaluating
 from perdure.measure.decided import StopWhenDecided, Undecided
 from perdure.measure.decoding import end_ids, forced_first, greedy
+from perdure.measure.likelihood import log_likelihoods
 from perdure.models.base import Base
 from perdure.models.batch import Side, pad_id, padded
-from perdure.models.kinds import Kind, aligned
+from perdure.models.kinds import Kind
 from perdure.models.limits import Limits
-from perdure.models.padding import Batches
 
 
 MAX_LENGTH = 512
@@ -314,48 +313,6 @@ def _choose(
     return [options[_first_best(scores[start : start + num_options])] for start in starts]
 
 
-def log_likelihoods(
-    base: Base, row_features: Sequence[dict[str, Any]], batch_size: int
-) -> list[float]:
-    """Return log p(completion | prompt) of each row, summed over its tokens, in nats."""
-    values = [0.0] * len(row_features)
-    for batch in feature_batches(base, row_features, batch_size):
-        batch_values = _log_likelihoods(base, [row_features[i] for i in batch])
-        for i, value in zip(batch, batch_values, strict=True):
-            values[i] = value
-    return values
-
-
-def _log_likelihoods(base: Base, batch: list[dict[str, Any]]) -> list[float]:
-    """Return the log-likelihoods of a batch of features with one forward pass."""
-    logits, labels = answer_logits(base, batch)
-    losses = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
-    return (-losses.view(labels.shape).sum(1)).tolist()
-
-
-def answer_logits(base: Base, batch: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
-    """Run a batch of features, padded on the right, through a model that generates.
-
-    Returns:
-        The logits [batch, time, vocabulary], and the labels [batch, time] that they predict, which
-        are -100 where nothing is learned.
-    """
-    collated = Collator(base.tokenizer, base.kind)(batch)
-    inputs = {name: tensor.to(_device(base)) for name, tensor in collated.items()}
-    labels = inputs["labels"]
-    if base.kind == "causal":
-        # Position t predicts token t + 1, so nothing predicts the first token. Logits are only made
-        # from the first learned token of the batch on: with a large vocabulary they would otherwise
-        # take most of the memory.
-        first = min(_first_learned(row["labels"]) for row in batch)
-        labels = labels[:, max(1, first) - 1 :]
-        del inputs["labels"]
-        logits = base.model(**inputs, logits_to_keep=labels.shape[1]).logits
-    else:
-        logits = base.model(**inputs).logits
-    return aligned(logits, labels, base.kind)
-
-
 def _classify(
     base: Base, prompts: list[list[int]], options: list[str], batch_size: int
 ) -> list[str]:
@@ -444,59 +401,6 @@ def _pairs(
     return [pair for row in zip(*by_option, strict=True) for pair in row], max(num_truncated)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Turn off dropout and gradients for a block, and restore each module's mode after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        # Not inference_mode, because training must be able to use buffers that are made here.
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def batches(
-    sequences: Sequence[Sequence[int]],
-    batch_size: int,
-    together: Batches = "any",
-    apart: Sequence[int] | None = None,
-) -> Iterator[list[int]]:
-    """Yield batches of indices of sequences of similar length.
-
-    The longest come first, so that a run that needs too much memory fails at once.
-
-    Args:
-        sequences: the sequences.
-        batch_size: the most sequences in a batch.
-        together: which sequences may share a batch without changing the model's output for them:
-            any, only those of equal length, or none.
-        apart: a number for each sequence; those with different numbers never share a batch.
-    """
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    groups: dict[tuple[int, int], list[int]] = {}
-    for i in order:
-        length = len(sequences[i]) if together == "equal" else 0
-        groups.setdefault((length, apart[i] if apart else 0), []).append(i)
-    size = 1 if together == "single" else batch_size
-    for group in groups.values():
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
-
-
-def feature_batches(
-    base: Base, row_features: Sequence[dict[str, Any]], batch_size: int
-) -> Iterator[list[int]]:
-    """Yield batches of indices of features, for inputs and labels that are padded on the right."""
-    together, target_lengths = base.padding.right, None
-    if together == "equal" and base.kind == "seq2seq":
-        target_lengths = [len(row["labels"]) for row in row_features]
-    inputs = [row["input_ids"] for row in row_features]
-    return batches(inputs, batch_size, together=together, apart=target_lengths)
-
-
 def room_for_prompt(kind: Kind, limits: Limits, max_length: int, max_completion_length: int) -> int:
     """Return how many tokens a prompt may have so that a causal model's answer fits after it.
 
@@ -525,10 +429,6 @@ def _padded(base: Base, prompts: list[list[int]], side: Side) -> tuple[Tensor, T
 
 def _device(base: Base) -> torch.device:
     return next(base.model.parameters()).device
-
-
-def _first_learned(labels: Sequence[int]) -> int:
-    return next(i for i, label in enumerate(labels) if label != IGNORED)
 
 
 def _first_best(scores: list[float]) -> int:

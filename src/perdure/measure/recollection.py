@@ -11,15 +11,10 @@ from perdure.data.probes import Probe
 from perdure.data.rows import Row, answer, answered, references
 from perdure.data.tokens import IGNORED, Collator, Features, features
 from perdure.errors import PerdureError
+from perdure.measure.batches import evaluating, feature_batches
+from perdure.measure.likelihood import log_likelihoods
 from perdure.measure.metrics import best, exact_match
-from perdure.measure.predict import (
-    LONG,
-    correct_answers,
-    evaluating,
-    feature_batches,
-    log_likelihoods,
-    predict,
-)
+from perdure.measure.predict import LONG, correct_answers, predict
 from perdure.models.base import Base
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from perdure.data.tokens import Collator
-from perdure.measure.predict import evaluating, feature_batches
+from perdure.measure.batches import evaluating, feature_batches
 from perdure.models.base import Base
 from perdure.train.losses import row_losses
 from perdure.train.step import task_loss

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from perdure.data.tokens import IGNORED, Features
+from perdure.measure.batches import evaluating, feature_batches
 from perdure.measure.guard.subject import Subject
-from perdure.measure.predict import Generated, answer_logits, evaluating, feature_batches
+from perdure.measure.likelihood import answer_logits
+from perdure.measure.predict import Generated
 from perdure.models.kinds import Kind
 
 
