@@ -13,9 +13,7 @@ from perdure.train.method import Family, Keeps, Method, TaskContext
 from perdure.train.parameters import known_labels
 
 
-KL_BASE_STRENGTH = (
-    "of its own paper we know only the range of strengths that it tried; this one is ours"
-)
+KL_BASE_STRENGTH = "our value, which has not been chosen on held-out rows yet"
 
 
 class LwF(Method):
@@ -30,9 +28,9 @@ class LwF(Method):
     T^2; with T = 2, the same strength is four times weaker there. With `previous`, the term and its
     gradient are zero at the start of a task.
 
-    The preset `kl_base` anchors the answers to the base without tempering (2512.22337): it protects
-    the general ability of a chat model. `method: kl_base` is short for it. It needs an adapter,
-    since the teacher is the base with the adapter disabled.
+    The preset `kl_base` anchors the answers to the base without tempering (2512.22337). It is meant
+    to protect the general ability of a chat model. `method: kl_base` is short for it. It needs an
+    adapter, since the teacher is the base with the adapter disabled.
 
     State: a copy of the trained weights while a task is learned; after it only the number of an
     encoder's labels. Old rows: none. Cost: one more forward pass on every batch.
