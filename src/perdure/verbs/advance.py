@@ -19,6 +19,7 @@ from perdure.data.rows import Row
 from perdure.data.task import Task
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
+from perdure.lineage.sources import describe, describe_split, general_rows, remembered, reopen
 from perdure.models.base import Base, BaseInfo
 from perdure.models.layout import CARD, GENERAL, SCORES
 from perdure.prepare import Plan
@@ -28,7 +29,6 @@ from perdure.seeds import digest
 from perdure.train.stage import StagePlan, learn_stage
 from perdure.train.tracking import StageCallback, steps_before
 from perdure.verbs.card import model_card
-from perdure.verbs.sources import describe, describe_split, general_rows, remembered, reopen
 from perdure.verbs.verdict import judge
 
 

@@ -24,6 +24,7 @@ from perdure.data.task import Split, Task
 from perdure.data.tokens import features
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
+from perdure.lineage.sources import general_rows, remembered
 from perdure.models.base import Base, BaseInfo
 from perdure.models.layout import GENERAL
 from perdure.prepare import Plan, prepare_learn, prepare_run
@@ -33,7 +34,6 @@ from perdure.train.stage import StagePlan, learn_stage
 from perdure.verbs.costs import STEPS, TriedTask, check_disk, costs
 from perdure.verbs.counting import count, length, sample, steps_of
 from perdure.verbs.init import try_base
-from perdure.verbs.sources import general_rows, remembered
 
 
 @dataclass

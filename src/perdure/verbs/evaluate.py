@@ -15,12 +15,12 @@ from perdure.lineage.files import write_text
 from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import as_stored, base_at, stage_entry
+from perdure.lineage.sources import reopen
 from perdure.measure.predictions import Predictions
 from perdure.methods import make
 from perdure.models.pins import check_pin
 from perdure.say import Say
 from perdure.train.stage import score
-from perdure.verbs.sources import reopen
 
 
 def evaluate(

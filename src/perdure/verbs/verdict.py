@@ -8,14 +8,15 @@ from typing import Any
 from perdure.data.checks import question_text
 from perdure.data.rows import references
 from perdure.data.task import Task
+from perdure.lineage.answers import first_answers, newest_answers, stored_answers
 from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
-from perdure.measure.predictions import Predictions, read_predictions
+from perdure.lineage.sources import reopen
+from perdure.measure.predictions import read_predictions
 from perdure.measure.verdict import Asked, verdict
 from perdure.models.layout import PREDICTIONS, VERDICT
 from perdure.say import Say
 from perdure.train.method import Method
-from perdure.verbs.sources import reopen
 
 
 def judge(
@@ -42,32 +43,16 @@ def judge(
     }
     judged = verdict(
         task_id,
-        before={**_newest(lineage, lineage.stages), **current["before"]},
+        before={**newest_answers(lineage, lineage.stages), **current["before"]},
         after=current["after"],
         asked=asked,
-        first=_first(lineage),
+        first=first_answers(lineage, lineage.stages),
         unmeasured=[name for name in tasks if name not in asked],
     )
     judged["suggestion"] = suggestion(lineage, judged, methods)
     text = json.dumps(judged, sort_keys=True, ensure_ascii=False, indent=2)
     (built / VERDICT).write_text(text + "\n", encoding="utf-8")
     return judged
-
-
-def _newest(lineage: Lineage, stages: Sequence[dict[str, Any]]) -> dict[str, Predictions]:
-    """Return the newest stored answers to each task in some stages."""
-    newest: dict[str, Predictions] = {}
-    for entry in stages:
-        newest |= read_predictions(lineage.folder(entry) / PREDICTIONS)["after"]
-    return newest
-
-
-def _first(lineage: Lineage) -> dict[str, Predictions]:
-    """Return the answers to each task right after it was learned, in the active stages."""
-    first: dict[str, Predictions] = {}
-    for entry in lineage.stages:
-        first = read_predictions(lineage.folder(entry) / PREDICTIONS)["after"] | first
-    return first
 
 
 def changed_rows(
@@ -78,9 +63,9 @@ def changed_rows(
     Each is a mapping of `task`, `row` (from 1), `question` and `right` (null if the rows are gone),
     `before` and `after` (the answers), and their scores.
     """
-    stored = read_predictions(lineage.folder(entry) / PREDICTIONS)
+    stored = stored_answers(lineage, entry)
     line = [e for e in lineage.line(entry["stage"]) if e["stage"] < entry["stage"]]
-    before = {**_newest(lineage, line), **stored["before"]}
+    before = {**newest_answers(lineage, line), **stored["before"]}
     described = {task["id"]: task for e in [*line, entry] for task in learned_by(e)}
     changed = []
     for name, after in stored["after"].items():
