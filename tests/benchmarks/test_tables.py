@@ -39,7 +39,7 @@ def test_a_spread_of_one_value_has_no_deviation():
 
 
 @pytest.mark.parametrize(
-    ("ours", "told"),
+    ("ours", "text"),
     [
         (cells(0.3, 0.3, 0.3001), "+0.200 [+0.200, +0.200]"),
         (cells(0.4, 0.0, 0.2), "+0.100 [-0.397, +0.597] (noise)"),
@@ -48,8 +48,8 @@ def test_a_spread_of_one_value_has_no_deviation():
         ({(9, 0): 0.9}, "-"),
     ],
 )
-def test_a_difference_is_of_common_pairs_and_says_when_it_is_noise(ours, told):
-    assert difference_text(difference(ours, cells(0.1, 0.1, 0.1))) == told
+def test_a_difference_is_of_common_pairs_and_says_when_it_is_noise(ours, text):
+    assert difference_text(difference(ours, cells(0.1, 0.1, 0.1))) == text
     assert difference_text(None) == "-"
 
 
@@ -63,17 +63,17 @@ def test_what_differs_after_holms_correction_is_marked():
     mark_what_differs(
         [entry["to"] for entry in entries if "to" in entry]
     )  # one more comparison, and less survives
-    told = [difference_text(entry.get("to")) for entry in entries]
-    assert told[0] == "+0.117 [+0.065, +0.168]" + " *" * (entries[0]["to"]["p_holm"] < 0.05)
-    assert told[1] == "+0.200 [+0.200, +0.200] *"
-    assert told[2:] == ["+0.100 [-0.397, +0.597] (noise)", "-"]
+    texts = [difference_text(entry.get("to")) for entry in entries]
+    assert texts[0] == "+0.117 [+0.065, +0.168]" + " *" * (entries[0]["to"]["p_holm"] < 0.05)
+    assert texts[1] == "+0.200 [+0.200, +0.200] *"
+    assert texts[2:] == ["+0.100 [-0.397, +0.597] (noise)", "-"]
 
 
 @pytest.mark.parametrize("method", defaults.SWEEPS)
 def test_the_first_value_that_was_tried_is_the_default(method):
     key, tried = defaults.SWEEPS[method]
-    made = make(method)[0]
-    value = made.memory_steps.rate if key == "learning_rate" else getattr(made, key)
+    instance = make(method)[0]
+    value = instance.memory_steps.rate if key == "learning_rate" else getattr(instance, key)
     assert value == tried[0]
 
 
@@ -104,15 +104,15 @@ GRIDS = {
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_grids_compare_what_was_published(name):
     """The same methods on the same orders and seeds, with the same trials."""
-    found = tables.results(name)
+    published = tables.results(name)
     grids = [read_grid(FOLDER / f"{grid}.yaml") for grid in GRIDS[name]]
     cells = [cell for grid in grids for line in grid.lines for cell in grid.cells(line, {})]
     assert sorted((cell.line, tables._order(cell.order), cell.seed) for cell in cells) == sorted(
-        (record["method"], record["order"], record["seed"]) for record in found["records"]
+        (record["method"], record["order"], record["seed"]) for record in published["records"]
     )
     choose = grids[0].choose
     assert choose
-    setting = found["setting"]
+    setting = published["setting"]
     assert choose.held_out == setting["held_out_rows"] / setting["train_rows"]
     for cell in cells:
         config = cell.config

@@ -29,10 +29,10 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path_factory, monkeypatch):
     """What a verb might leave where it is typed is seen as well."""
-    here = tmp_path_factory.mktemp("here")
-    monkeypatch.chdir(here)
+    folder = tmp_path_factory.mktemp("here")
+    monkeypatch.chdir(folder)
     yield
-    assert tree(here) == {}
+    assert tree(folder) == {}
 
 
 def test_a_missing_yaml(place):

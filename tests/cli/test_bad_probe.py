@@ -42,9 +42,9 @@ def test_a_stage_that_is_not_there(place, option):
 
 
 def test_stages_that_are_no_numbers(place):
-    for given in ("one", "0-2", "0,,2", ""):
-        words = (f"--stages: {given!r} is not a list of stages", "write it as 0,2,5")
-        refused(place, "probe", "lineage", "colour.jsonl", "--stages", given, names=words)
+    for stages in ("one", "0-2", "0,,2", ""):
+        words = (f"--stages: {stages!r} is not a list of stages", "write it as 0,2,5")
+        refused(place, "probe", "lineage", "colour.jsonl", "--stages", stages, names=words)
 
 
 def test_the_base_was_taught_nothing(place):

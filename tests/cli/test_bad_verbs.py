@@ -64,13 +64,13 @@ def test_a_broken_ledger(place, verb):
 @pytest.mark.parametrize("verb", ["try", "export", "evaluate", "learn"])
 def test_a_base_that_is_another_one_now(place, verb):
     assert perdure("rebase", "lineage", "base").status == 0
-    more = {"learn": ("more", "colour.jsonl")} | MORE
+    arguments = {"learn": ("more", "colour.jsonl")} | MORE
     Path("base/config.json").write_text(Path("base/config.json").read_text() + " ")
     words = ("config.json differs", "put its files back", "perdure rebase")
-    bad(place, verb, "lineage", *more.get(verb, ()), names=words)
+    bad(place, verb, "lineage", *arguments.get(verb, ()), names=words)
     shutil.rmtree("base")
     words = ("no such folder", "perdure rebase")
-    bad(place, verb, "lineage", *more.get(verb, ()), names=words)
+    bad(place, verb, "lineage", *arguments.get(verb, ()), names=words)
 
 
 def test_try(place):

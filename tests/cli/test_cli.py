@@ -35,8 +35,10 @@ def place(tmp_path_factory) -> Path:
 def loaded_by(code: str) -> list[str]:
     """The heavy packages that are loaded after `code`, in a process of its own."""
     code = f"import sys\n{code}\nprint([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return json.loads(done.stderr.replace("'", '"'))
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return json.loads(process.stderr.replace("'", '"'))
 
 
 def test_import_perdure_loads_nothing_heavy():
@@ -63,16 +65,16 @@ def test_every_verb_has_an_example_in_its_help_and_prints_json(verb):
 
 
 def test_run_prints_the_matrix_the_summary_and_what_to_type_next(place):
-    said = (place / "said.txt").read_text()
+    output = (place / "said.txt").read_text()
     for words in ("base", "1 colour", "2 animal", "OP", "BWT", "mode: generate"):
-        assert words in said
-    assert f"lineage:      {place}/lineage" in said
-    assert "perdure init my-model" in said
+        assert words in output
+    assert f"lineage:      {place}/lineage" in output
+    assert "perdure init my-model" in output
 
 
 def test_run_tells_each_task_it_has_learned_on_stderr(place):
-    said = (place / "progress.txt").read_text().splitlines()
-    lines = [line for line in said if not line.startswith("warning: ")]  # of the toy rows
+    progress = (place / "progress.txt").read_text().splitlines()
+    lines = [line for line in progress if not line.startswith("warning: ")]  # of the toy rows
     assert len(lines) == 4
     assert lines[0] == "1/2 colour: 2 steps"
     assert re.fullmatch(r"1/2 colour: 2 steps in \d+\.\d s, score \d\.\d{3}", lines[1])
@@ -80,22 +82,22 @@ def test_run_tells_each_task_it_has_learned_on_stderr(place):
 
 def test_run_again_changes_nothing_and_prints_the_same_numbers(place):
     before = tree(place)
-    found = perdure("run", place / "run.yaml", "--json")
+    result = perdure("run", place / "run.yaml", "--json")
     assert tree(place) == before
     keys = ["method", "overall", "backward_transfer", "forward_transfer", "lineage", "matrix"]
     keys.append("verdicts")
-    assert list(found.json) == keys
-    assert found.json["method"] == "sequential"
-    assert found.json["matrix"]["tasks"] == ["colour", "animal"]
-    assert len(found.json["matrix"]["rows"]) == 3
-    assert found.err == ""
+    assert list(result.json) == keys
+    assert result.json["method"] == "sequential"
+    assert result.json["matrix"]["tasks"] == ["colour", "animal"]
+    assert len(result.json["matrix"]["rows"]) == 3
+    assert result.err == ""
 
 
 def test_run_writes_results_that_a_second_method_joins(place):
     file = place / "results" / "all.json"
     perdure("run", place / "run.yaml", "--results", file)  # the same run: the same record
-    other = ("method={recurrent_kif: {preset: paper}}", f"lineage={place}/other")
-    ran = perdure("run", place / "run.yaml", *other, "--results", file)
+    second_method = ("method={recurrent_kif: {preset: paper}}", f"lineage={place}/other")
+    ran = perdure("run", place / "run.yaml", *second_method, "--results", file)
     assert ran.status == 0, ran.err
     results = json.loads(file.read_text())
     assert list(results) == ["benchmark", "command", "versions", "device", "date", "records"]
@@ -122,9 +124,9 @@ def test_a_yaml_without_a_lineage_puts_it_under_its_own_name(place, monkeypatch,
 def test_init_learn_log_and_evaluate(place):
     folder = place / "mine"
     settings = ("adapter.r=2", "training.num_train_epochs=1", "threads=1", "scoring.forward=false")
-    made = perdure("init", folder, "--base", place / "base", *settings)
-    assert made.status == 0, made.err
-    assert f"perdure learn {folder}" in made.out
+    result = perdure("init", folder, "--base", place / "base", *settings)
+    assert result.status == 0, result.err
+    assert f"perdure learn {folder}" in result.out
     rows = (place / "colour.jsonl", "--test", place / "colour-test.jsonl")
     learned = perdure("learn", folder, "colour", *rows, "--json")
     assert learned.json["stage"] == 1
@@ -142,30 +144,30 @@ def test_init_learn_log_and_evaluate(place):
 
 def test_init_takes_the_yaml_of_a_run(place):
     folder = place / "from-yaml"
-    made = perdure("init", folder, "--config", place / "run.yaml", "--json", "seed=5")
-    assert made.json["lineage"] == str(folder)
+    result = perdure("init", folder, "--config", place / "run.yaml", "--json", "seed=5")
+    assert result.json["lineage"] == str(folder)
     assert package.Lineage(folder).config.seed == 5
     assert perdure("log", folder).out.count("no stage yet") == 1
 
 
 def test_evaluate_changes_nothing_and_takes_stage_task_and_mode(place):
     before = tree(place)
-    found = perdure("evaluate", place / "lineage", "--stage", 1, "--task", "animal", "--json").json
-    assert list(found) == ["animal"]
-    assert found["animal"]["mode"] == "generate"
-    shown = perdure("evaluate", place / "lineage", "--stage", 0, "--mode", "options")
-    assert "options" in shown.out
+    cells = perdure("evaluate", place / "lineage", "--stage", 1, "--task", "animal", "--json").json
+    assert list(cells) == ["animal"]
+    assert cells["animal"]["mode"] == "generate"
+    result = perdure("evaluate", place / "lineage", "--stage", 0, "--mode", "options")
+    assert "options" in result.out
     assert tree(place) == before
 
 
 def test_methods_lists_every_method_with_its_family():
-    listed, told = perdure("methods", "--json").json, perdure("methods").out
+    listed, text = perdure("methods", "--json").json, perdure("methods").out
     assert {"sequential", "replay", "recurrent_kif"} <= {method["name"] for method in listed}
     for method in listed:
         keys = ["name", "family", "summary", "paper", "keywords", "presets", "measured"]
         assert list(method) == keys
         assert "\n" not in method["summary"]
-        assert method["summary"] in told
+        assert method["summary"] in text
     replay = next(method for method in listed if method["name"] == "replay")
     assert replay["keywords"] == [
         {"name": "ratio", "type": "float", "default": 0.5},
@@ -175,13 +177,13 @@ def test_methods_lists_every_method_with_its_family():
 
 
 def test_methods_name_prints_keywords_and_the_presets_with_what_is_open():
-    told = perdure("methods", "recurrent_kif").out
+    text = perdure("methods", "recurrent_kif").out
     for words in ("inner_steps", "float | null", "inner | constant", "preset: paper", "release"):
-        assert words in told
-    assert re.search(r"outer_learning_rate +null \* +0.001", told)
-    assert "* paper, outer_learning_rate: not given" in told
-    found = perdure("methods", "recurrent_kif", "--json").json
-    assert [method["name"] for method in found] == ["recurrent_kif"]
+        assert words in text
+    assert re.search(r"outer_learning_rate +null \* +0.001", text)
+    assert "* paper, outer_learning_rate: not given" in text
+    methods = perdure("methods", "recurrent_kif", "--json").json
+    assert [method["name"] for method in methods] == ["recurrent_kif"]
 
 
 def test_the_keyboard_stops_a_run_which_then_goes_on(tmp_path, monkeypatch):
@@ -220,8 +222,8 @@ def test_in_python_the_verbs_are_as_short(place, tmp_path):
 def test_settings_are_laid_over_a_config_and_leave_the_callers_own_alone(place, tmp_path):
     config = package.load_config(place / "run.yaml")
     before = config.to_dict()
-    laid = run_config(config, None, {"method": "replay", "lineage": "elsewhere"})
-    assert (laid.method, laid.lineage) == ("replay", "elsewhere")
+    combined = run_config(config, None, {"method": "replay", "lineage": "elsewhere"})
+    assert (combined.method, combined.lineage) == ("replay", "elsewhere")
     lineage = package.init(tmp_path / "made", config=config, **{"training.num_train_epochs": 3})
     assert lineage.config.training["num_train_epochs"] == 3
     assert config.to_dict() == before

@@ -99,15 +99,15 @@ def test_every_kind_of_parameter_can_be_typed():
 
 def test_the_help_is_the_docstrings():
     _, output = invoke("--help", rows="ROWS.jsonl", out="--page FILE.html")
-    said = " ".join(output.split())
-    assert "Do something. Change nothing. Example: program verb here rows.jsonl" in said
-    assert "Where it is done, in a folder." in said
+    help_text = " ".join(output.split())
+    assert "Do something. Change nothing. Example: program verb here rows.jsonl" in help_text
+    assert "Where it is done, in a folder." in help_text
     for words in ("ROWS.jsonl", "--page FILE.html", "--how fast|slow", "--loud", "Only these."):
-        assert words in said
-    assert "--name" in said
-    assert "May be given more than once." in said
+        assert words in help_text
+    assert "--name" in help_text
+    assert "May be given more than once." in help_text
     for words in ("--say", "Only a Python user", "Returns", "--no-full-size"):
-        assert words not in said
+        assert words not in help_text
 
 
 @pytest.mark.parametrize("name", [command.name for command in app.registered_commands])
@@ -115,8 +115,8 @@ def test_every_command_is_made_from_a_verb_whose_parameters_are_all_explained(na
     function = getattr(api, "answer" if name == "try" else str(name))
     summary, meanings = described(function)
     assert set(meanings) == set(inspect.signature(function).parameters)
-    said = " ".join(perdure(name, "--help").out.split())
-    assert summary.replace("\n", " ") in said
+    help_text = " ".join(perdure(name, "--help").out.split())
+    assert summary.replace("\n", " ") in help_text
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is not parameter.KEYWORD_ONLY:
-            assert meanings[parameter.name] in said
+            assert meanings[parameter.name] in help_text

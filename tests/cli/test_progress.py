@@ -178,9 +178,9 @@ def test_plain_lines_have_no_control_characters_whatever_the_environment(
         stage.steps(*[1.0] * 120)
         stage.end()
         shown.stage_done("[red]reviews", {"[red]reviews": None}, matrix())
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.splitlines() == [
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
         "[red]reviews: 120 steps",
         "[red]reviews: 60/120 steps, 0:01:00 left",
         "[red]reviews: 120 steps in 120.0 s",
@@ -234,9 +234,9 @@ def test_the_live_line_stays_one_line_on_a_narrow_terminal(clock, monkeypatch):
 
 def test_the_loss_is_asked_for_only_where_nobody_else_does(clock):
     shown, _ = made(clock, terminal=False)
-    for strategy, asked in (("no", True), ("steps", False)):
+    for strategy, should_log in (("no", True), ("steps", False)):
         stage = Stage(shown, clock, 50, logging_strategy=strategy)
         stage.steps(*[1.0] * 9)
         assert not stage.control.should_log
         stage.steps(1.0)
-        assert stage.control.should_log is asked
+        assert stage.control.should_log is should_log

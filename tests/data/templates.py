@@ -157,8 +157,8 @@ def chat_tokenizer(template: str) -> PreTrainedTokenizerFast:
     """Byte-level BPE, with what the template writes between angles and bars as special tokens."""
     tokenizer = llama_like()
     roles = [f"<|{role}|>" for role in ("system", "user", "assistant", "tool")]
-    found = dict.fromkeys([*SPECIAL.findall(template), *roles])
-    tokenizer.add_special_tokens({"additional_special_tokens": list(found)})
+    special_tokens = dict.fromkeys([*SPECIAL.findall(template), *roles])
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
     tokenizer.add_tokens(["<think>", "</think>"])
     tokenizer.chat_template = template
     return tokenizer

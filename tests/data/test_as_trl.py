@@ -80,13 +80,13 @@ def as_trl(rows: Any, tokenizer: PreTrainedTokenizerFast, work: Any, **settings:
     settings = {**PLAIN, "bf16": False, "gradient_checkpointing": False, **settings}
     arguments = SFTConfig(output_dir=str(work), max_length=None, **settings)
     keys = dict.fromkeys(key for row in rows for key in row)
-    made = SFTTrainer(
+    encoded = SFTTrainer(
         tiny_model("causal"),
         arguments,
         train_dataset=Dataset.from_list([{key: row.get(key) for key in keys} for row in rows]),
         processing_class=tokenizer,
     ).train_dataset
-    return [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in made]
+    return [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in encoded]
 
 
 def ours(rows: Any, tokenizer: PreTrainedTokenizerFast, **settings: Any) -> Any:
@@ -106,17 +106,17 @@ def test_messages(template, tmp_path):
         with pytest.raises(PerdureError, match="toy, row 5: the chat template refuses the row"):
             ours(rows, tokenizer)
         rows = rows[:4]
-    made = ours(rows, tokenizer)
-    assert made == as_trl(rows, tokenizer, tmp_path, assistant_only_loss=True)
+    encoded = ours(rows, tokenizer)
+    assert encoded == as_trl(rows, tokenizer, tmp_path, assistant_only_loss=True)
     # Without marks, which SFTTrainer would refuse, the same turns are found one by one.
-    assert ours(rows, chat_tokenizer(UNMARKED[template])) == made
+    assert ours(rows, chat_tokenizer(UNMARKED[template])) == encoded
 
 
 @pytest.mark.parametrize("template", UNMARKED)
 def test_prompt_and_completion_of_messages(template, tmp_path):
     tokenizer = chat_tokenizer(UNMARKED[template])
     cuts = [([ASK, SAY], 1), ([SYSTEM, ASK, SAY, *MORE], 4), ([ASK, SAY, *MORE], 1)]
-    rows = [{"prompt": said[:cut], "completion": said[cut:]} for said, cut in cuts]
+    rows = [{"prompt": messages[:cut], "completion": messages[cut:]} for messages, cut in cuts]
     assert ours(rows, tokenizer) == as_trl(rows, tokenizer, tmp_path)
 
 

@@ -33,8 +33,8 @@ def make_up(hub, task, rows=20, names=None, unlabelled=0):
     recipe, place = RECIPES[task], address("hub:" + RECIPES[task].test, "test")
     labels = list(recipe.answers)
     named = names or (labels if isinstance(labels[0], str) else None)
-    given = {"prompt": recipe.prompt(), "completion": f"{{{recipe.label}}}"}
-    columns = make_templates(given, "t").columns()[:-1]
+    templates = {"prompt": recipe.prompt(), "completion": f"{{{recipe.label}}}"}
+    columns = make_templates(templates, "t").columns()[:-1]
     splits = {}
     for split in ("train", place["split"]):
         splits[split] = []
@@ -51,22 +51,23 @@ def make_up(hub, task, rows=20, names=None, unlabelled=0):
 def test_each_recipe_makes_rows_in_the_shape_of_the_folder_form(hub, small, task):
     make_up(hub, task)
     recipe = RECIPES[task]
-    made = benchmark_task(task)
-    assert made.options == recipe.shown()
-    assert (len(made.train.rows), len(made.dev.rows)) == (12, 4)
-    assert len(made.test.rows) == min(20, 2 * len(recipe.answers))  # two of each class
+    benchmark = benchmark_task(task)
+    assert benchmark.options == recipe.shown()
+    assert (len(benchmark.train.rows), len(benchmark.dev.rows)) == (12, 4)
+    assert len(benchmark.test.rows) == min(20, 2 * len(recipe.answers))  # two of each class
     prompts = set()
-    for split in (made.train, made.dev, made.test):
+    splits = (benchmark.train, benchmark.dev, benchmark.test)
+    for split in splits:
         for row in split.rows:
             first, *body, last = row["prompt"].split("\n")
-            assert first.endswith(f" Option: {', '.join(made.options)}.")
+            assert first.endswith(f" Option: {', '.join(benchmark.options)}.")
             assert last == "Answer:"
             # What the made-up text says its label is, in the answer's words.
             label = next(label for label in recipe.answers if f"<{label}>" in body[0])
             assert row["completion"] == f" {recipe.answers[label]}"  # nothing else writes it
             prompts.add(row["prompt"])
         assert open_split(json.loads(json.dumps(split.source))) == split
-    assert len(prompts) == len(made.train.rows) + len(made.dev.rows) + len(made.test.rows)
+    assert len(prompts) == sum(len(split.rows) for split in splits)
 
 
 def test_the_recipes_have_the_options_of_the_folder_form():
@@ -138,8 +139,8 @@ def test_a_dataset_that_has_changed_is_an_error_that_says_so(hub, small):
     for path in folder.glob("*.jsonl"):
         path.write_text(path.read_text().replace('"text"', '"body"'))
     (folder / "README.md").unlink()
-    said = "agnews: hub:fancyzhx/ag_news:train: no column 'text'.*--data FOLDER"
-    with pytest.raises(PerdureError, match=said):
+    error_line = "agnews: hub:fancyzhx/ag_news:train: no column 'text'.*--data FOLDER"
+    with pytest.raises(PerdureError, match=error_line):
         benchmark_task("agnews")
 
 
@@ -174,16 +175,18 @@ def test_superni_rows_have_the_shape_of_the_folder_form(superni):
     superni("task363", [*rows, {"inputs": "x", "targets": ""}])
     task = benchmark_task("task363")
     assert task.metric == "exact_match"
-    found = task.train.rows + task.dev.rows + task.test.rows
-    assert len(found) == 20  # an input once, however many answers it has
-    assert {row["completion"] for row in found} == {" P"}
-    assert not any("references" in row for row in found)  # "POS" and "P2" have one first letter
-    assert "[INS] Do it.\n [IN] i0\n [OUT]" in {row["prompt"] for row in found}
+    task_rows = task.train.rows + task.dev.rows + task.test.rows
+    assert len(task_rows) == 20  # an input once, however many answers it has
+    assert {row["completion"] for row in task_rows} == {" P"}
+    assert not any("references" in row for row in task_rows)  # "POS" and "P2" have one first letter
+    assert "[INS] Do it.\n [IN] i0\n [OUT]" in {row["prompt"] for row in task_rows}
 
 
 def test_superni_rows_are_scored_on_all_their_right_answers(superni):
-    said = ("one", "two", "one")
-    superni("task1572", [{"inputs": f"i{i}", "targets": text} for i in range(20) for text in said])
+    answers = ("one", "two", "one")
+    superni(
+        "task1572", [{"inputs": f"i{i}", "targets": text} for i in range(20) for text in answers]
+    )
     task = benchmark_task("task1572")
     assert {row["completion"] for row in task.train.rows + task.test.rows} == {" one"}
     assert all(row["references"] == ["two"] for row in task.test.rows + task.dev.rows)
@@ -199,15 +202,15 @@ def test_a_superni_task_with_a_dataset_of_its_own(hub, task):
         for i in range(20)
     ]
     write_dataset(hub / "Lots-of-LoRAs" / APART[task], {"train": rows})
-    made = benchmark_task(task)
-    found = made.train.rows + made.dev.rows + made.test.rows
+    benchmark = benchmark_task(task)
+    task_rows = benchmark.train.rows + benchmark.dev.rows + benchmark.test.rows
     letters = task == "task1687"
-    completions = {row["prompt"]: row["completion"] for row in found}
+    completions = {row["prompt"]: row["completion"] for row in task_rows}
     prompt = "[INS] Do it.\n [IN] i3\nj\n [OUT]"
     assert completions[prompt] == (" t" if letters else " t3")
-    assert len(found) == 20
-    assert made.test.rows[0]["references"] == ["u"]
-    assert open_split(made.test.source) == made.test
+    assert len(task_rows) == 20
+    assert benchmark.test.rows[0]["references"] == ["u"]
+    assert open_split(benchmark.test.source) == benchmark.test
 
 
 def test_every_superni_task_has_its_place_on_the_hub():

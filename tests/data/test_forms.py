@@ -59,8 +59,8 @@ def test_a_row_stays_as_it_is(row):
 
 def test_the_hash_of_a_plain_row_is_what_it_was():
     rows = [{"prompt": "a", "completion": "b"}, {"messages": CHAT}, {"text": "t"}]
-    made = hash_rows(as_row(row, "r") for row in rows)
-    assert made == "b85a3cbd082fe52052e9b4f912522abed3904f8ba65daec999918bc98adf318d"
+    sha256 = hash_rows(as_row(row, "r") for row in rows)
+    assert sha256 == "b85a3cbd082fe52052e9b4f912522abed3904f8ba65daec999918bc98adf318d"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_what_a_record_says_is_in_its_row(record, row):
 
 
 @pytest.mark.parametrize(
-    ("record", "said"),
+    ("record", "error_line"),
     [
         # a label without a name, and other columns that are the answer
         ({"text": "a", "label": 1}, 'prompt: "{text}", completion: "{label}", labels: [NAME OF 0'),
@@ -403,8 +403,8 @@ def test_what_a_record_says_is_in_its_row(record, row):
         ({"messages": [USER, ASSISTANT | {"content": [{"type": "text"}]}]}, "a part must be"),
     ],
 )
-def test_what_cannot_be_a_row_is_refused_by_name(record, said):
-    assert said in refused(record)
+def test_what_cannot_be_a_row_is_refused_by_name(record, error_line):
+    assert error_line in refused(record)
 
 
 def test_which_turns_are_learned():
@@ -416,10 +416,10 @@ def test_which_turns_are_learned():
 def test_the_answers_of_a_row():
     row = as_row({"messages": CALLING, "tools": [TOOL], "references": ["wet", "rain"]}, "r")
     assert references(row) == ["rain", "wet"]
-    other = answered(row, "sun")
-    assert other["messages"][-1] == {"role": "assistant", "content": "sun"}
-    assert other["tools"] == [TOOL]
-    assert references(other) == ["sun"]
+    with_another_answer = answered(row, "sun")
+    assert with_another_answer["messages"][-1] == {"role": "assistant", "content": "sun"}
+    assert with_another_answer["tools"] == [TOOL]
+    assert references(with_another_answer) == ["sun"]
     assert answer({"messages": CALLING[:2]}) == ""
 
 
@@ -427,10 +427,10 @@ def test_columns_that_are_no_part_of_a_row_are_told_once(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"prompt": "a", "completion": "b", "id": i, "meta": {"url": "x"}} for i in range(3)]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0] | {"split": "test"}]))
-    told = f"{path}: left out, as they are not part of a row: id, meta, split"
-    assert read(path).notes == (told,)
+    note = f"{path}: left out, as they are not part of a row: id, meta, split"
+    assert read(path).notes == (note,)
     split = file_split(path, 2, 0)
-    assert split.notes == (told,)
+    assert split.notes == (note,)
     assert split.number(0) == split.numbers[0]
     path.write_text('{"prompt": "a", "completion": "b", "id": null}\n')
     assert file_split(path, None, 0).notes == ()
@@ -480,8 +480,8 @@ def test_an_image_of_a_dataset_is_refused_before_it_is_opened(tmp_path, monkeypa
     from perdure.data import hub
 
     features = datasets.Features({"text": datasets.Value("string"), "picture": datasets.Image()})
-    made = datasets.Dataset.from_dict({"text": ["a"], "picture": ["no-such.png"]}, features)
-    monkeypatch.setattr(hub, "load", lambda *args: (made, None))
+    dataset = datasets.Dataset.from_dict({"text": ["a"], "picture": ["no-such.png"]}, features)
+    monkeypatch.setattr(hub, "load", lambda *args: (dataset, None))
     with pytest.raises(PerdureError, match="'picture' has data of type Image"):
         file_split("hub:acme/pictures", None, 0)
 
@@ -542,7 +542,7 @@ def test_every_format_gives_the_same_rows(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "error_line"),
     [
         ("a.json", '{"data": [{"text": "a"}]}', "an array under 'data'; write only the array"),
         (
@@ -572,10 +572,10 @@ def test_every_format_gives_the_same_rows(tmp_path):
         ("a.tsv", 'text\n"a"b\n', "not TSV"),
     ],
 )
-def test_a_file_that_is_not_as_its_name_says(name, content, said, tmp_path):
+def test_a_file_that_is_not_as_its_name_says(name, content, error_line, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(PerdureError) as error:
         read_rows(tmp_path / name)
-    assert said in str(error.value)
+    assert error_line in str(error.value)
     assert name in str(error.value)
     assert "\n" not in str(error.value)

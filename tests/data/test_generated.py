@@ -92,8 +92,10 @@ def test_the_default_model_was_not_trained_on_the_stream():
         assert question(task) not in text
     # Its answer words were seen, but only to be copied: never as the answer to a question.
     answers = {row["completion"] for row in all_rows()}
-    asked = {row["completion"] for row in trained_on if row["prompt"].startswith("read :")}
-    assert answers.isdisjoint(asked)
+    trained_answers = {
+        row["completion"] for row in trained_on if row["prompt"].startswith("read :")
+    }
+    assert answers.isdisjoint(trained_answers)
 
 
 def test_every_word_is_in_the_vocabulary_of_the_default_model():

@@ -22,7 +22,7 @@ def moods(hub):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "parts"),
     [
         ("hub:a/b", ("a/b", None, "validation", None)),
         ("hub:a/b:train", ("a/b", None, "train", None)),
@@ -31,8 +31,8 @@ def moods(hub):
         ("hub:./b:x[1:3]", ("./b", None, "x[1:3]", None)),
     ],
 )
-def test_an_address_says_dataset_config_split_and_revision(text, said):
-    assert tuple(address(text, "dev").values()) == said
+def test_an_address_says_dataset_config_split_and_revision(text, parts):
+    assert tuple(address(text, "dev").values()) == parts
 
 
 @pytest.mark.parametrize("text", ["hub:a", "hub:json", "hub:a/b:c:d:e", "hub:a/b::d", "hub:a/b:"])
@@ -86,7 +86,7 @@ def test_a_row_keeps_its_number_when_some_are_drawn(hub):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("source", "error_line"),
     [
         ("hub:acme/moods:tset", "hub:acme/moods:tset: no split 'tset'; did you mean 'test'"),
         ("hub:acme/moods:defualt:test", "no config 'defualt'; did you mean 'default'"),
@@ -95,9 +95,9 @@ def test_a_row_keeps_its_number_when_some_are_drawn(hub):
         ("hub:nobody/none:train", "hf download --repo-type dataset nobody/none --local-dir"),
     ],
 )
-def test_a_wrong_name_is_one_line_with_the_nearest(moods, given, said):
-    with pytest.raises(PerdureError, match=said) as error:
-        file_split(given, None, 0)
+def test_a_wrong_name_is_one_line_with_the_nearest(moods, source, error_line):
+    with pytest.raises(PerdureError, match=error_line) as error:
+        file_split(source, None, 0)
     assert "\n" not in str(error.value)
     assert str(error.value).startswith("hub:")
 
@@ -148,24 +148,24 @@ def test_the_commit_stands_in_the_source_and_is_what_is_loaded(hub, monkeypatch)
     import datasets
     import huggingface_hub
 
-    asked = []
+    revisions = []
 
     def load_dataset(name, config, split, revision, data_files):
-        asked.append(revision)
+        revisions.append(revision)
         return datasets.Dataset.from_list([{"text": f"{revision} {split}"}])
 
     class Api:
         def dataset_info(self, name, revision, timeout):
-            asked.append(revision)
+            revisions.append(revision)
             return type("Info", (), {"sha": "a" * 40})
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     split = file_split("hub:owner/name@main", None, 0)
     assert split.source["revision"] == "a" * 40
-    assert asked == ["main", "a" * 40]
+    assert revisions == ["main", "a" * 40]
     assert open_split(split.source) == split
-    assert asked == ["main", "a" * 40, "a" * 40]  # a hash is not asked for again
+    assert revisions == ["main", "a" * 40, "a" * 40]  # a hash is not asked for again
 
 
 def test_where_nobody_answers_the_revision_is_as_given():

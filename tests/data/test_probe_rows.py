@@ -29,13 +29,14 @@ def test_a_foil_stands_in_the_place_of_the_answer(tmp_path):
     )
     probes, where = read_probes(file)
     assert where == str(file)
-    said = {"role": "assistant", "content": "bye"}
+    foil_turn = {"role": "assistant", "content": "bye"}
     assert probes == [
         Probe({"prompt": "a", "completion": " b\n"}, {"prompt": "a", "completion": " c\n"}),
         Probe({"prompt": "a", "completion": "b"}),
-        Probe({"messages": chat}, {"messages": [chat[0], said]}),
+        Probe({"messages": chat}, {"messages": [chat[0], foil_turn]}),
         Probe(
-            {"prompt": chat[:1], "completion": chat[1:]}, {"prompt": chat[:1], "completion": [said]}
+            {"prompt": chat[:1], "completion": chat[1:]},
+            {"prompt": chat[:1], "completion": [foil_turn]},
         ),
     ]
 
@@ -56,7 +57,7 @@ def test_a_table_and_a_gzipped_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "error_line"),
     [
         ({"prompt": "a", "completion": "b", "foil": 3}, "row 2: foil must be text, not int"),
         ({"prompt": "a", "completion": "b", "foil": " "}, "row 2: foil is empty"),
@@ -65,11 +66,11 @@ def test_a_table_and_a_gzipped_file(tmp_path):
         ({"text": "a"}, "row 2: rows of text cannot be mixed with others"),
     ],
 )
-def test_a_row_that_cannot_be_asked_is_named(row, said, tmp_path):
+def test_a_row_that_cannot_be_asked_is_named(row, error_line, tmp_path):
     rows = ({"prompt": "a", "completion": "b"}, row)
-    for given in (rows, written(tmp_path, *rows)):
-        with pytest.raises(PerdureError, match=said):
-            read_probes(given)
+    for source in (rows, written(tmp_path, *rows)):
+        with pytest.raises(PerdureError, match=error_line):
+            read_probes(source)
 
 
 def test_no_rows(tmp_path):

@@ -25,9 +25,9 @@ def test_nothing_is_remarked_of_rows_that_fit():
 def test_an_answer_with_an_unknown_token_is_remarked():
     rows = [*tiny_rows("colour", 3), {"prompt": "the cat : ", "completion": "purple"}]
     for kind in ("causal", "seq2seq"):
-        line, *more = remarked(rows, tiny_tokenizer(kind), kind)
+        line, *further_lines = remarked(rows, tiny_tokenizer(kind), kind)
         assert line.startswith("toy train: 1 of 4 rows (first: row 4) have unknown tokens (<unk>)")
-        assert more == []
+        assert further_lines == []
     rows = [{"prompt": "no such words here : ", "completion": "red"}]
     (line,) = remarked(rows, tiny_tokenizer("encoder"), "encoder")
     assert "in more than half of a prompt" in line
@@ -42,8 +42,8 @@ def test_a_token_that_spans_the_end_of_the_prompt_is_remarked():
 def test_a_template_that_ends_no_answer_is_remarked():
     tokenizer = llama_like()
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    said = [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "dog"}]
-    (line,) = remarked([{"messages": said}], tokenizer, "causal")
+    messages = [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "dog"}]
+    (line,) = remarked([{"messages": messages}], tokenizer, "causal")
     assert "toy train, row 1: the chat template writes no end token" in line
 
 
@@ -52,7 +52,7 @@ def test_a_token_that_spans_the_end_of_a_generation_prompt_is_remarked():
         "{% for m in messages %}{{ m.role }} : {{ m.content }}</s>{% endfor %}"
         "{% if add_generation_prompt %}assistant : {% endif %}"
     )
-    asked = {"role": "user", "content": "the cat"}
-    row = {"messages": [asked, {"role": "assistant", "content": "red"}]}
+    user_turn = {"role": "user", "content": "the cat"}
+    row = {"messages": [user_turn, {"role": "assistant", "content": "red"}]}
     lines = remarked([row], chat_tokenizer(template), "causal")
     assert any("a token spans the end of the prompt" in line for line in lines)

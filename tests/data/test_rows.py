@@ -92,7 +92,7 @@ def test_the_answer_is_what_is_said_last():
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "error_line"),
     [
         ([1], "expected an object"),
         ({}, "its keys: none"),
@@ -116,9 +116,9 @@ def test_the_answer_is_what_is_said_last():
         ({"conversations": "a"}, "must be a non-empty list"),
     ],
 )
-def test_a_row_that_is_none_is_an_error_that_names_it(row, said, tmp_path):
+def test_a_row_that_is_none_is_an_error_that_names_it(row, error_line, tmp_path):
     path = write(tmp_path / "rows.jsonl", [*ROWS, row])
-    with pytest.raises(PerdureError, match=said) as error:
+    with pytest.raises(PerdureError, match=error_line) as error:
         read_rows(path)
     assert str(error.value).startswith(f"{path}, row 3")
     assert "\n" not in str(error.value)
@@ -196,7 +196,7 @@ def test_a_limit_of_no_rows_is_an_error():
 
 def test_answers_are_declared_or_the_few_distinct_ones_in_train():
     def task(answers, options=None):
-        rows = tuple({"prompt": "a", "completion": said} for said in answers)
+        rows = tuple({"prompt": "a", "completion": completion} for completion in answers)
         return Task("t", Split(rows), options=options)
 
     assert task("ba").answers() == ("a", "b")

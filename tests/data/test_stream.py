@@ -47,15 +47,15 @@ def test_limits_and_the_runs_seed_hold_for_datasets(place):
 
 
 def test_a_task_may_have_training_settings_of_its_own(place):
-    own = {"learning_rate": 1e-3, "max_steps": 2}
-    tasks = stream({"train": "reviews.jsonl", "training": own}, {"train": "reviews.jsonl"})
-    assert [task.training for task in tasks] == [own, {}]
+    training = {"learning_rate": 1e-3, "max_steps": 2}
+    tasks = stream({"train": "reviews.jsonl", "training": training}, {"train": "reviews.jsonl"})
+    assert [task.training for task in tasks] == [training, {}]
     with pytest.raises(PerdureError, match="task reviews: training takes a mapping, got 3"):
         stream({"train": "reviews.jsonl", "training": 3})
 
 
 @pytest.mark.parametrize(
-    ("task", "said"),
+    ("task", "error_line"),
     [
         ({"name": "x"}, "needs its train rows or the name of a benchmark"),
         ("reviews.jsonl", "needs its train rows"),
@@ -65,6 +65,6 @@ def test_a_task_may_have_training_settings_of_its_own(place):
         ({"benchmark": "cb", "test": "reviews.jsonl"}, "a benchmark has its own rows"),
     ],
 )
-def test_a_task_that_is_none_is_an_error(place, task, said):
-    with pytest.raises(PerdureError, match=said):
+def test_a_task_that_is_none_is_an_error(place, task, error_line):
+    with pytest.raises(PerdureError, match=error_line):
         stream(task)

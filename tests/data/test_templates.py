@@ -10,10 +10,10 @@ from perdure.errors import PerdureError
 GIVEN = {"prompt": "Text: {text}\nMood {{x}}:", "completion": "{label}", "labels": ["bad", "good"]}
 
 
-def row(raw, **given):
-    made = make_templates(GIVEN | given, "t")
-    assert made is not None
-    return made.row(raw, "t, row 1")
+def row(raw, **overrides):
+    templates = make_templates(GIVEN | overrides, "t")
+    assert templates is not None
+    return templates.row(raw, "t, row 1")
 
 
 def test_columns_fill_the_templates_and_labels_name_the_answers():
@@ -42,7 +42,7 @@ def test_nothing_but_a_columns_name_stands_in_braces(field):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("overrides", "error_line"),
     [
         ({"completion": None}, "prompt and completion go together"),
         ({"prompt": 3}, "prompt is 3"),
@@ -51,13 +51,13 @@ def test_nothing_but_a_columns_name_stands_in_braces(field):
         ({"labels": [False, True]}, "labels: False is not text; put the names in quotes"),
     ],
 )
-def test_templates_that_are_none_are_errors(given, said):
-    with pytest.raises(PerdureError, match=said):
-        make_templates(GIVEN | given, "t")
+def test_templates_that_are_none_are_errors(overrides, error_line):
+    with pytest.raises(PerdureError, match=error_line):
+        make_templates(GIVEN | overrides, "t")
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "error_line"),
     [
         ({"txt": "a", "label": 1}, "no column 'text'; did you mean 'txt'"),
         ({"text": "a", "label": 2}, "label 2 has no name in labels; valid: 0, 1"),
@@ -65,8 +65,8 @@ def test_templates_that_are_none_are_errors(given, said):
         ("a", "expected an object"),
     ],
 )
-def test_a_record_that_does_not_fit_is_an_error_that_names_it(raw, said):
-    with pytest.raises(PerdureError, match=said) as error:
+def test_a_record_that_does_not_fit_is_an_error_that_names_it(raw, error_line):
+    with pytest.raises(PerdureError, match=error_line) as error:
         row(raw)
     assert str(error.value).startswith("t, row 1: ")
 
@@ -100,7 +100,7 @@ def test_a_plain_mapping_is_a_plain_path(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("mapping", "error_line"),
     [
         ({"path": "a.csv", "promt": "x"}, "rows of a.csv: unknown key 'promt'; did you mean 'pro"),
         ({"path": "a.csv", "split": "x"}, "unknown key 'split'"),
@@ -108,6 +108,6 @@ def test_a_plain_mapping_is_a_plain_path(tmp_path):
         ({"hub": 3}, "expected path or hub"),
     ],
 )
-def test_a_mapping_that_names_no_rows_is_an_error(given, said):
-    with pytest.raises(PerdureError, match=said):
-        file_split(given, None, 0)
+def test_a_mapping_that_names_no_rows_is_an_error(mapping, error_line):
+    with pytest.raises(PerdureError, match=error_line):
+        file_split(mapping, None, 0)

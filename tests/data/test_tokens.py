@@ -23,25 +23,25 @@ def words(tokenizer, ids):
 
 
 def test_each_kind_of_model_gets_its_own_layout():
-    made = {kind: encode(ROW, tiny_tokenizer(kind), kind, 64, 8) for kind in KINDS}
-    shown = {kind: words(tiny_tokenizer(kind), made[kind].prompt) for kind in KINDS}
+    encoded = {kind: encode(ROW, tiny_tokenizer(kind), kind, 64, 8) for kind in KINDS}
+    prompt_words = {kind: words(tiny_tokenizer(kind), encoded[kind].prompt) for kind in KINDS}
     prompt = ROW["prompt"].split()
-    assert shown["causal"] == prompt
-    assert shown["seq2seq"] == [*prompt, "</s>"]
-    assert shown["encoder"] == ["[CLS]", *prompt, "[SEP]"]
+    assert prompt_words["causal"] == prompt
+    assert prompt_words["seq2seq"] == [*prompt, "</s>"]
+    assert prompt_words["encoder"] == ["[CLS]", *prompt, "[SEP]"]
     for kind in ("causal", "seq2seq"):
-        assert words(tiny_tokenizer(kind), made[kind].completion) == ["red", "dog", "</s>"]
-    assert made["encoder"].completion == []
+        assert words(tiny_tokenizer(kind), encoded[kind].completion) == ["red", "dog", "</s>"]
+    assert encoded["encoder"].completion == []
 
 
 @pytest.mark.parametrize("closes", [False, True])
 def test_a_causal_prompt_begins_with_bos_and_never_ends_with_eos(closes):
     tokenizer = llama_like(eos=closes)
-    made = encode(ROW, tokenizer, "causal", 64, 16)
-    assert made.prompt == [0, *tokenizer(ROW["prompt"], add_special_tokens=False)["input_ids"]]
-    assert made.completion[-1] == 1
-    shown = tokenizer.decode(made.prompt[1:] + made.completion[:-1])
-    assert shown == "question alpha answer : red dog"
+    encoded = encode(ROW, tokenizer, "causal", 64, 16)
+    assert encoded.prompt == [0, *tokenizer(ROW["prompt"], add_special_tokens=False)["input_ids"]]
+    assert encoded.completion[-1] == 1
+    text = tokenizer.decode(encoded.prompt[1:] + encoded.completion[:-1])
+    assert text == "question alpha answer : red dog"
 
 
 @pytest.mark.parametrize(
@@ -58,21 +58,21 @@ def test_a_causal_prompt_begins_with_bos_and_never_ends_with_eos(closes):
 )
 def test_nothing_comes_between_prompt_and_completion(prompt, completion):
     tokenizer = llama_like()
-    made = encode({"prompt": prompt, "completion": completion}, tokenizer, "causal", 64, 32)
-    learned = made.prompt[1:] + made.completion[:-1]
+    encoded = encode({"prompt": prompt, "completion": completion}, tokenizer, "causal", 64, 32)
+    learned = encoded.prompt[1:] + encoded.completion[:-1]
     assert learned == tokenizer(prompt + completion, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(learned) == prompt + completion
 
 
 def test_a_token_that_spans_the_end_of_the_prompt_is_learned():
     tokenizer = llama_like()
-    made = encode({"prompt": "a : ", "completion": "red"}, tokenizer, "causal", 64, 16)
-    assert made.prompt == tokenizer("a :")["input_ids"]
-    assert tokenizer.decode(made.completion[:-1]) == " red"
+    encoded = encode({"prompt": "a : ", "completion": "red"}, tokenizer, "causal", 64, 16)
+    assert encoded.prompt == tokenizer("a :")["input_ids"]
+    assert tokenizer.decode(encoded.completion[:-1]) == " red"
 
 
 @pytest.mark.parametrize(
-    ("row", "both"),
+    ("row", "whole_text"),
     [
         ({"prompt": "<s>a :", "completion": " red"}, "<s>a : red</s>"),
         ({"prompt": "a :", "completion": " red</s>"}, "<s>a : red</s>"),
@@ -82,15 +82,15 @@ def test_a_token_that_spans_the_end_of_the_prompt_is_learned():
     ],
 )
 @pytest.mark.parametrize("closes", [False, True])
-def test_a_special_token_that_stands_there_is_not_put_there_again(row, both, closes):
+def test_a_special_token_that_stands_there_is_not_put_there_again(row, whole_text, closes):
     tokenizer = llama_like(eos=closes)
-    made = encode(row, tokenizer, "causal", 64, 16)
-    ids = made.prompt + made.completion
-    assert tokenizer.decode(ids) == both
+    encoded = encode(row, tokenizer, "causal", 64, 16)
+    ids = encoded.prompt + encoded.completion
+    assert tokenizer.decode(ids) == whole_text
     assert (ids.count(0), ids.count(1)) == (1, 1)
     if "prompt" in row:
-        asked, _ = prompts([row], tokenizer, "causal", 64, "toy")
-        assert tokenizer.decode(asked[0]) == "<s>a :"
+        prompt_ids, _ = prompts([row], tokenizer, "causal", 64, "toy")
+        assert tokenizer.decode(prompt_ids[0]) == "<s>a :"
 
 
 @pytest.mark.parametrize("kind", ["seq2seq", "encoder"])
@@ -109,9 +109,9 @@ def test_nor_around_the_text_of_an_encoder(kind):
 def test_the_loss_is_on_the_completion_only():
     rows = [ROW, {"prompt": "the cat =", "completion": " one"}]
     tokenizer = tiny_tokenizer("causal")
-    made, truncated = features(rows, tokenizer, "causal", 64, 8, None, "toy train")
+    encoded, truncated = features(rows, tokenizer, "causal", 64, 8, None, "toy train")
     assert truncated == 0
-    for row, feature in zip(rows, made, strict=True):
+    for row, feature in zip(rows, encoded, strict=True):
         learned = [i for i in feature["labels"] if i != -100]
         assert words(tokenizer, learned) == [*row["completion"].split(), "</s>"]
         assert feature["input_ids"][-len(learned) :] == learned
@@ -120,9 +120,9 @@ def test_the_loss_is_on_the_completion_only():
 
 def test_a_row_of_text_is_learned_whole_by_causal_models_alone():
     row = {"text": "the cat is red"}
-    made, _ = features([row], tiny_tokenizer("causal"), "causal", 5, 2, None, "toy train")
-    assert made[0]["labels"] == made[0]["input_ids"]
-    assert len(made[0]["labels"]) == 5
+    encoded, _ = features([row], tiny_tokenizer("causal"), "causal", 5, 2, None, "toy train")
+    assert encoded[0]["labels"] == encoded[0]["input_ids"]
+    assert len(encoded[0]["labels"]) == 5
     with pytest.raises(PerdureError, match="toy train, row 1: the text is 1 tokens longer"):
         features([row], tiny_tokenizer("causal"), "causal", 4, 2, None, "toy train")
     for kind in ("seq2seq", "encoder"):
@@ -135,11 +135,11 @@ def test_messages_go_through_the_chat_template():
     tokenizer.chat_template = TEMPLATE
     assert prompt_text(CHAT, tokenizer) == "question cat\nanswer "
     assert completion_text(CHAT, tokenizer) == "dog </s>\n"
-    made = encode(CHAT, tokenizer, "causal", 64, 16)
-    assert 0 not in made.prompt  # this template writes no <s>, and none is added
-    assert made.completion.count(1) == 1
+    encoded = encode(CHAT, tokenizer, "causal", 64, 16)
+    assert 0 not in encoded.prompt  # this template writes no <s>, and none is added
+    assert encoded.completion.count(1) == 1
     pair = {"prompt": CHAT["messages"][:1], "completion": CHAT["messages"][1:]}
-    assert encode(pair, tokenizer, "causal", 64, 16) == made
+    assert encode(pair, tokenizer, "causal", 64, 16) == encoded
 
 
 def test_a_template_without_an_end_token_gets_none():  # as in TRL
@@ -163,8 +163,8 @@ def test_a_chat_template_that_does_not_serve_is_an_error():
 def test_encoder_features_carry_the_index_of_the_answer():
     rows = [{"prompt": "a", "completion": " red"}, {"prompt": "b", "completion": "blue"}]
     tokenizer = tiny_tokenizer("encoder")
-    made, _ = features(rows, tokenizer, "encoder", 8, 8, ["blue", "red"], "toy test")
-    assert [feature["labels"] for feature in made] == [1, 0]
+    encoded, _ = features(rows, tokenizer, "encoder", 8, 8, ["blue", "red"], "toy test")
+    assert [feature["labels"] for feature in encoded] == [1, 0]
     with pytest.raises(PerdureError, match="toy test, row 2: 'blue' is not one of the answers"):
         features(rows, tokenizer, "encoder", 8, 8, ["blew", "red"], "toy test")
     with pytest.raises(PerdureError, match="declare options"):
@@ -196,11 +196,11 @@ def test_a_tokenizer_without_an_end_token_is_an_error():
 def test_a_batch_is_padded_on_the_right_and_other_keys_are_ignored(kind):
     tokenizer = tiny_tokenizer(kind)
     rows = [ROW, SHORT]
-    made, _ = features(rows, tokenizer, kind, 64, 8, ["red", "red dog"], "toy")
-    batch = Collator(tokenizer, kind)([feature | {"task": "toy"} for feature in made])
+    encoded, _ = features(rows, tokenizer, kind, 64, 8, ["red", "red dog"], "toy")
+    batch = Collator(tokenizer, kind)([feature | {"task": "toy"} for feature in encoded])
     assert set(batch) == {"input_ids", "attention_mask", "labels"}
     assert all(tensor.dtype == torch.int64 for tensor in batch.values())
-    for i, feature in enumerate(made):
+    for i, feature in enumerate(encoded):
         n = len(feature["input_ids"])
         assert batch["input_ids"][i, :n].tolist() == feature["input_ids"]
         assert batch["attention_mask"][i].tolist() == [1] * n + [0] * (
@@ -215,8 +215,8 @@ def test_a_batch_is_padded_on_the_right_and_other_keys_are_ignored(kind):
 
 def test_a_tokenizer_without_a_pad_token_pads_with_its_end():
     tokenizer = llama_like()
-    made, _ = features([ROW, SHORT], tokenizer, "causal", 64, 16, None, "toy")
-    batch = Collator(tokenizer, "causal")(made)
+    encoded, _ = features([ROW, SHORT], tokenizer, "causal", 64, 16, None, "toy")
+    batch = Collator(tokenizer, "causal")(encoded)
     hidden = batch["attention_mask"] == 0
     assert hidden.any()
     assert set(batch["input_ids"][hidden].tolist()) == {1}
@@ -229,7 +229,7 @@ def test_many_rows_are_encoded_as_each_alone():
         labels = sorted({row["completion"].strip() for row in rows})
         together, cut = features(rows, tokenizer, kind, 9, 4, labels, "toy")
         alone = [features([row], tokenizer, kind, 9, 4, labels, "toy") for row in rows]
-        assert together == [made[0] for made, _ in alone]
+        assert together == [encoded[0] for encoded, _ in alone]
         assert cut == sum(n for _, n in alone)
 
 
@@ -249,8 +249,8 @@ def learned_of(messages, template=None, **settings):
     tokenizer = llama_like()
     tokenizer.chat_template = template or TEMPLATE
     row = {"messages": messages}
-    made = features([row], tokenizer, "causal", 99, 99, None, "toy", **settings)[0][0]
-    return tokenizer.decode([label for label in made["labels"] if label != -100]).split()
+    encoded = features([row], tokenizer, "causal", 99, 99, None, "toy", **settings)[0][0]
+    return tokenizer.decode([label for label in encoded["labels"] if label != -100]).split()
 
 
 def test_all_turns_of_the_assistant_are_learned_or_the_last_or_those_with_a_weight():
@@ -264,10 +264,10 @@ def test_all_turns_of_the_assistant_are_learned_or_the_last_or_those_with_a_weig
         pair = {"prompt": first[:1], "completion": first[1:]}
         tokenizer = llama_like()
         tokenizer.chat_template = TEMPLATE
-        made = encode(pair, tokenizer, "causal", 99, 99)
-        kept = [label for label in made.labels if label != -100]
-        assert tokenizer.decode(kept).endswith("two </s>\n")
-        assert "one" not in tokenizer.decode(kept)
+        encoded = encode(pair, tokenizer, "causal", 99, 99)
+        learned_ids = [label for label in encoded.labels if label != -100]
+        assert tokenizer.decode(learned_ids).endswith("two </s>\n")
+        assert "one" not in tokenizer.decode(learned_ids)
         with pytest.raises(PerdureError, match="toy, row 1: nothing is learned from it"):
             learned_of([TALK[0], TALK[1] | left_out])
 
@@ -287,10 +287,10 @@ def test_nothing_that_is_learned_is_cut_out_of_several_turns():
     whole, _ = features([{"messages": talk}], tokenizer, "causal", 999, 99, None, "toy")
     length = len(whole[0]["input_ids"])
     for room in (length - 1, length - 20, length - 30):
-        made, cut = features([{"messages": talk}], tokenizer, "causal", room, 99, None, "toy")
-        assert (len(made[0]["input_ids"]), cut) == (room, 1)
-        kept = [label for label in made[0]["labels"] if label != -100]
-        assert tokenizer.decode(kept).split() == ["one", "</s>", "two", "</s>"]
+        encoded, cut = features([{"messages": talk}], tokenizer, "causal", room, 99, None, "toy")
+        assert (len(encoded[0]["input_ids"]), cut) == (room, 1)
+        learned_ids = [label for label in encoded[0]["labels"] if label != -100]
+        assert tokenizer.decode(learned_ids).split() == ["one", "</s>", "two", "</s>"]
     with pytest.raises(PerdureError, match="leaves no room for the prompt"):
         features([{"messages": talk}], tokenizer, "causal", 5, 99, None, "toy")
 

@@ -118,18 +118,18 @@ def made_for(template: str) -> PreTrainedTokenizerFast:
 
 def taken(rows: list[Row], tokenizer: PreTrainedTokenizerFast, template: str) -> list[Row]:
     """The rows that the template takes; the others are refused by name."""
-    kept = []
+    accepted = []
     for row in rows:
-        said = row.get("messages") or row["prompt"] + row["completion"]
+        messages = row.get("messages") or row["prompt"] + row["completion"]
         tools = json.loads(row.get("tools", "null"))
         try:
-            tokenizer.apply_chat_template(said, tools=tools, chat_template=template)
+            tokenizer.apply_chat_template(messages, tools=tools, chat_template=template)
         except (TemplateError, TypeError):
             with pytest.raises(PerdureError, match="toy, row 1: the chat template refuses the row"):
                 ours([row], tokenizer)
         else:
-            kept.append(row)
-    return kept
+            accepted.append(row)
+    return accepted
 
 
 @pytest.mark.parametrize("name", some_fast(TAKEN))
@@ -166,10 +166,12 @@ def test_what_is_asked_begins_what_is_learned(name):
         if "nothink" not in name or row not in THOUGHTS:  # which asks for none
             assert learned["input_ids"][: len(prompt)] == prompt, row
         around = frame(row, tokenizer, "toy")
-        stops, kept = stop_tokens([around], tokenizer), special_in([answer(row)], tokenizer)
-        said = answer_text(learned["input_ids"][len(prompt) :], around, tokenizer, stops, kept)
+        stops, special_ids = stop_tokens([around], tokenizer), special_in([answer(row)], tokenizer)
+        decoded_answer = answer_text(
+            learned["input_ids"][len(prompt) :], around, tokenizer, stops, special_ids
+        )
         whole, last = answer(row).strip(), answer(row).split("</think>")[-1].strip()
-        assert said in (whole, last), row
+        assert decoded_answer in (whole, last), row
 
 
 @pytest.mark.parametrize("name", some_fast(REFUSED))

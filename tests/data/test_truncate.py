@@ -21,44 +21,44 @@ lines_of_words = st.lists(
 def test_a_cut_prompt_fits_and_keeps_its_first_and_last_line(lines, budget, kind):
     tokenizer = tiny_tokenizer(kind)
     row = {"prompt": "\n".join(" ".join(line) for line in lines), "completion": " red"}
-    made = encode(row, tokenizer, kind, budget, 8)
+    encoded = encode(row, tokenizer, kind, budget, 8)
     whole = encode(row, tokenizer, kind, 10_000, 8)
-    length = len(made.prompt) + (len(made.completion) if kind == "causal" else 0)
+    length = len(encoded.prompt) + (len(encoded.completion) if kind == "causal" else 0)
     assert length <= budget
-    assert len(whole.prompt) - len(made.prompt) == made.truncated
-    assert made.completion == whole.completion
-    if not made.truncated:
-        assert made.prompt == whole.prompt
+    assert len(whole.prompt) - len(encoded.prompt) == encoded.truncated
+    assert encoded.completion == whole.completion
+    if not encoded.truncated:
+        assert encoded.prompt == whole.prompt
         return
     # What had to go is gone, in one run; the special tokens stand where they stood.
     assert length == budget
     assert any(
-        made.prompt == whole.prompt[:at] + whole.prompt[at + made.truncated :]
-        for at in range(len(made.prompt) + 1)
+        encoded.prompt == whole.prompt[:at] + whole.prompt[at + encoded.truncated :]
+        for at in range(len(encoded.prompt) + 1)
     )
     special = set(tokenizer.all_special_ids)
-    assert [i for i in made.prompt if i in special] == [i for i in whole.prompt if i in special]
-    shown = tokenizer.convert_ids_to_tokens([i for i in made.prompt if i not in special])
-    assume(sum(map(len, lines[1:-1])) >= made.truncated)
-    assert shown[: len(lines[0])] == lines[0]
-    assert shown[-len(lines[-1]) :] == lines[-1]
+    assert [i for i in encoded.prompt if i in special] == [i for i in whole.prompt if i in special]
+    words = tokenizer.convert_ids_to_tokens([i for i in encoded.prompt if i not in special])
+    assume(sum(map(len, lines[1:-1])) >= encoded.truncated)
+    assert words[: len(lines[0])] == lines[0]
+    assert words[-len(lines[-1]) :] == lines[-1]
 
 
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=7), data=st.data())
 def test_what_is_left_out_is_the_middle_of_the_smallest_place_that_can_spare_it(lengths, data):
     lines = [i for i, n in enumerate(lengths) for _ in range(n)]
     cut = data.draw(st.integers(1, len(lines)))
-    gone = cut_middle(lines, cut)
-    assert gone.stop - gone.start == cut
-    assert gone.start >= 0
-    assert gone.stop <= len(lines)
-    touched = set(lines[gone])
+    middle = cut_middle(lines, cut)
+    assert middle.stop - middle.start == cut
+    assert middle.start >= 0
+    assert middle.stop <= len(lines)
+    touched = set(lines[middle])
     inner = lengths[1:-1]
     if inner and max(inner) >= cut:
         assert len(touched) == 1
         line = touched.pop()
         assert lengths[line] == max(inner)
-        before, after = gone.start - sum(lengths[:line]), sum(lengths[: line + 1]) - gone.stop
+        before, after = middle.start - sum(lengths[:line]), sum(lengths[: line + 1]) - middle.stop
         assert before - after in (0, 1)
     elif sum(inner) >= cut:
         assert not touched & {0, len(lengths) - 1}
@@ -73,19 +73,19 @@ def test_tokens_know_their_line(make):
     assert len(lines) == len(ids)
     assert lines == sorted(lines)
     for number, line in enumerate(text.split("\n")):
-        here = [i for i, at in zip(ids, lines, strict=True) if at == number]
-        assert tokenizer.decode(here).split() == line.split()
+        ids_of_line = [i for i, at in zip(ids, lines, strict=True) if at == number]
+        assert tokenizer.decode(ids_of_line).split() == line.split()
 
 
 def test_the_longest_line_loses_its_middle_in_each_manner_of_tokenizing():
     passage = " ".join(["alpha", "beta", "gamma", "delta"] * 10)
     prompt = f"is the cat red :\n{passage}\nquestion of the dog\nanswer :"
     for tokenizer, kind in ((llama_like(), "causal"), (t5_like(), "seq2seq")):
-        made = encode({"prompt": prompt, "completion": "red"}, tokenizer, kind, 40, 8)
-        assert made.truncated > 0
-        shown = tokenizer.decode(made.prompt, skip_special_tokens=True).split()
-        assert shown[:7] == ["is", "the", "cat", "red", ":", "alpha", "beta"]
-        assert shown[-8:] == ["gamma", "delta", "question", "of", "the", "dog", "answer", ":"]
+        encoded = encode({"prompt": prompt, "completion": "red"}, tokenizer, kind, 40, 8)
+        assert encoded.truncated > 0
+        words = tokenizer.decode(encoded.prompt, skip_special_tokens=True).split()
+        assert words[:7] == ["is", "the", "cat", "red", ":", "alpha", "beta"]
+        assert words[-8:] == ["gamma", "delta", "question", "of", "the", "dog", "answer", ":"]
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +99,9 @@ def minilm():
 def test_a_real_encoder_tokenizer_keeps_the_options_and_the_end(minilm):
     prompt = f"Which is it? Option: red, green.\n{'A long passage, it is. ' * 50}\nAnswer:"
     row = {"prompt": prompt, "completion": "red"}
-    made, truncated = features([row], minilm, "encoder", 64, 8, ["green", "red"], "toy")
+    encoded, truncated = features([row], minilm, "encoder", 64, 8, ["green", "red"], "toy")
     assert truncated == 1
-    assert len(made[0]["input_ids"]) == 64
-    text = minilm.decode(made[0]["input_ids"])
+    assert len(encoded[0]["input_ids"]) == 64
+    text = minilm.decode(encoded[0]["input_ids"])
     assert text.startswith("[CLS] which is it? option : red, green. a long passage")
     assert text.endswith("it is. answer : [SEP]")

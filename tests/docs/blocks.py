@@ -19,13 +19,13 @@ SHELL = set("|<>&;$`*?")  # a line with one of these is for bash
 
 def blocks(page: Path) -> list[tuple[int, str, str]]:
     """A page's blocks: the exit status that each is said to have, its language, its text."""
-    found = BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [(int(status or 0), language, text) for status, language, text in found]
+    matches = BLOCK.findall(page.read_text(encoding="utf-8"))
+    return [(int(status or 0), language, text) for status, language, text in matches]
 
 
 def blocks_of(page: Path, language: str) -> list[str]:
     """The texts of a page's blocks in one language."""
-    return [text for _, found, text in blocks(page) if found == language]
+    return [text for _, block_language, text in blocks(page) if block_language == language]
 
 
 def commands(text: str) -> Iterator[str]:
@@ -55,16 +55,18 @@ def run_block(text: str, status: int = 0) -> None:
 def run_command(command: str, status: int) -> None:
     """Run a command, and check the status it ends with."""
     if command.startswith("perdure ") and not SHELL & set(command):
-        done = perdure(*shlex.split(command)[1:])
-        found, said = done.status, done.out + done.err
+        result = perdure(*shlex.split(command)[1:])
+        exit_status, output = result.status, result.out + result.err
     else:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
         ran = subprocess.run(
             ["bash", "-euc", command], capture_output=True, text=True, env=environment
         )
-        found, said = ran.returncode, ran.stdout + ran.stderr
-    assert found == status, f"{command}ended with status {found}, not {status}:\n{said}"
+        exit_status, output = ran.returncode, ran.stdout + ran.stderr
+    assert exit_status == status, (
+        f"{command}ended with status {exit_status}, not {status}:\n{output}"
+    )
 
 
 def put_base(folder: Path) -> None:

@@ -130,9 +130,9 @@ class Loaded(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
-        source = given.get("href") if tag == "link" else given.get("src")
-        if source and given.get("rel") not in ("canonical", "next", "prev"):
+        attributes = dict(attrs)
+        source = attributes.get("href") if tag == "link" else attributes.get("src")
+        if source and attributes.get("rel") not in ("canonical", "next", "prev"):
             self.addresses.append(source)
 
 

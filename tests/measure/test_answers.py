@@ -34,13 +34,13 @@ def test_a_model_that_writes_what_it_learned_is_heard_right(template):
 
 
 def test_the_answer_follows_the_thoughts_where_the_template_knows_of_them():
-    written = {
+    generated = {
         "thoughts of the last turn alone": "<think>\nup or down\n</think>\n\nred<|im_end|>\n",
         "thoughts dropped": "up or down</think>red</s>",
         "channels": "<|channel|>analysis<|message|>up<|end|><|start|>assistant<|channel|>final"
         "<|message|>red<|return|>",
     }
-    for name, text in written.items():
+    for name, text in generated.items():
         tokenizer = chat_tokenizer(UNMARKED[name])
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert heard(tokenizer, row_of("one"), ids) == "red"
@@ -92,8 +92,8 @@ def test_reasoning_that_stands_in_a_right_answer_is_cut_from_it_as_from_what_is_
     for name, content in contents.items():
         tokenizer, row = chat_tokenizer(UNMARKED[name]), row_of(content)
         learned = encode(row, tokenizer, "causal", 512, 512).completion
-        wanted = without_reasoning(content, frame(row, tokenizer, "toy"))
-        assert heard(tokenizer, row, learned) == wanted == "red dog"
+        expected = without_reasoning(content, frame(row, tokenizer, "toy"))
+        assert heard(tokenizer, row, learned) == expected == "red dog"
     assert without_reasoning("<think>up</think>", frame(row, tokenizer, "toy"))  # and nothing else
     plain = frame(row, chat_tokenizer(UNMARKED["chatml"]), "toy")
     assert without_reasoning("<think>up</think>red", plain) == "<think>up</think>red"
@@ -105,6 +105,6 @@ def test_special_tokens_of_a_right_answer_are_a_part_of_it():
     tokenizer.add_special_tokens({"additional_special_tokens": ["<call>"]})
     right = ["<call>red"]
     ids = tokenizer("<call>red</s>", add_special_tokens=False)["input_ids"]
-    kept = special_in(right, tokenizer)
-    assert answer_text(ids, None, tokenizer, set(), kept) == "<call>red"
+    special_ids = special_in(right, tokenizer)
+    assert answer_text(ids, None, tokenizer, set(), special_ids) == "<call>red"
     assert answer_text(ids, None, tokenizer, set()) == "red"

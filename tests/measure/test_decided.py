@@ -24,12 +24,12 @@ def task_of(rows, metric):
 def with_answers(base, rows, length):
     """The rows with references of which the model's own answers, whole or begun, are a part."""
     free, _ = predict(base, rows, "generate", None, 64, length)
-    made = []
-    for i, (row, said) in enumerate(zip(rows, free, strict=True)):
-        words = said.split() or ["red"]
-        right = [said or "red", " ".join(words[:2]), words[0].upper() + "  ", "green cat"][i % 4]
-        made.append({**row, "completion": f" {right}", "references": ["red", "blue dog"]})
-    return made
+    answered_rows = []
+    for i, (row, answer) in enumerate(zip(rows, free, strict=True)):
+        words = answer.split() or ["red"]
+        right = [answer or "red", " ".join(words[:2]), words[0].upper() + "  ", "green cat"][i % 4]
+        answered_rows.append({**row, "completion": f" {right}", "references": ["red", "blue dog"]})
+    return answered_rows
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])
@@ -39,8 +39,8 @@ def test_no_score_changes_when_writing_ends_with_the_decision(kind, metric, monk
     rows = with_answers(base, rows_of_many_lengths(), 8)
     free, _ = predict(base, rows, "generate", None, 64, 24)
     expected = [
-        best(find_metric(metric), said, references(row))
-        for said, row in zip(free, rows, strict=True)
+        best(find_metric(metric), answer, references(row))
+        for answer, row in zip(free, rows, strict=True)
     ]
     lengths, real = [], predict_module._generate
 
@@ -51,8 +51,8 @@ def test_no_score_changes_when_writing_ends_with_the_decision(kind, metric, monk
     monkeypatch.setattr(predict_module, "_generate", generate)
     cell, answers = evaluate(base, task_of(rows, metric), "generate", 5, 64, 24)
     scores = [
-        best(find_metric(metric), said, references(row))
-        for said, row in zip(answers.answers, rows, strict=True)
+        best(find_metric(metric), answer, references(row))
+        for answer, row in zip(answers.answers, rows, strict=True)
     ]
     assert scores == expected
     assert cell.score == pytest.approx(sum(expected) / len(expected))

@@ -57,12 +57,12 @@ def check(base: Base, settings: dict, expected: list[str]) -> None:
     """That these are the answers, and that the settings stay where they were."""
     network = base.network if base.whole else base.peft.model
     plain = network.generation_config
-    network.generation_config = brought = copy.deepcopy(plain)
+    network.generation_config = changed_config = copy.deepcopy(plain)
     for name, value in settings.items():
-        setattr(brought, name, value)
+        setattr(changed_config, name, value)
     assert written(base) == expected, settings
-    assert network.generation_config is brought, "it is stored with the weights"
-    assert all(getattr(brought, name) == value for name, value in settings.items())
+    assert network.generation_config is changed_config, "it is stored with the weights"
+    assert all(getattr(changed_config, name) == value for name, value in settings.items())
     network.generation_config = plain
 
 
@@ -117,8 +117,8 @@ def test_a_forced_first_token_stays_where_the_answers_begin_with_it(learned):
     base = Base("translator", "seq2seq", model, tokenizer)
     model.generation_config.forced_bos_token_id = tokenizer.convert_tokens_to_ids("red")
     rows = rows_of_many_lengths(6)
-    said, _ = predict(base, rows, "generate", None, 64, 4)
+    answers, _ = predict(base, rows, "generate", None, 64, 4)
     model.generation_config.forced_bos_token_id = None
     free, _ = predict(base, rows, "generate", None, 64, 4)
-    assert (said != free) == learned
-    assert all(text.startswith("red") for text in said) == learned
+    assert (answers != free) == learned
+    assert all(text.startswith("red") for text in answers) == learned

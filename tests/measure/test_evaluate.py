@@ -75,17 +75,17 @@ def test_generation_takes_the_likeliest_token_at_each_step(kind):
     tokenizer, model = base.tokenizer, base.model.eval()
     for row, prediction in zip(rows, predict(base, rows, "generate", None, 64, 8)[0], strict=True):
         prompt = torch.tensor([tokenizer(row["prompt"])["input_ids"]])
-        written = [] if kind == "causal" else [model.config.decoder_start_token_id]
+        generated = [] if kind == "causal" else [model.config.decoder_start_token_id]
         for _ in range(8):
-            tail = torch.tensor([written], dtype=torch.int64)
+            tail = torch.tensor([generated], dtype=torch.int64)
             if kind == "causal":
                 logits = model(input_ids=torch.cat([prompt, tail], 1)).logits
             else:
                 logits = model(input_ids=prompt, decoder_input_ids=tail).logits
-            written.append(int(logits[0, -1].argmax()))
-            if written[-1] == tokenizer.eos_token_id:
+            generated.append(int(logits[0, -1].argmax()))
+            if generated[-1] == tokenizer.eos_token_id:
                 break
-        assert prediction == tokenizer.decode(written, skip_special_tokens=True)
+        assert prediction == tokenizer.decode(generated, skip_special_tokens=True)
 
 
 @torch.no_grad()
@@ -158,11 +158,13 @@ def test_a_tie_goes_to_the_option_that_sorts_first():
 def test_the_best_of_a_rows_right_answers_counts(kind):
     base, mode = base_of(kind), "options" if kind == "encoder" else "generate"
     rows = list(tiny_rows("colour", 6))
-    said, _ = predict(base, rows, mode, COLOURS, 64, 8)
-    also = [{**row, "references": ["up", text]} for row, text in zip(rows, said, strict=True)]
+    model_answers, _ = predict(base, rows, mode, COLOURS, 64, 8)
+    also = [
+        {**row, "references": ["up", text]} for row, text in zip(rows, model_answers, strict=True)
+    ]
     task = colour_task(test=Split(tuple(also)), options=COLOURS)
     cell, answers = evaluate(base, task, mode, max_length=64, max_completion_length=8)
-    assert answers.answers == said  # nothing that is shown to the model depends on them
+    assert answers.answers == model_answers  # nothing that is shown to the model depends on them
     assert cell.score == 1.0
 
 
@@ -186,10 +188,10 @@ def test_scoring_leaves_the_model_and_the_global_generator_as_they_were(kind):
     base = Base(kind, kind, base, tiny_tokenizer(kind))
     modes = [module.training for module in base.model.modules()]
     state = torch.get_rng_state()
-    seen = set()
-    base.model.register_forward_pre_hook(lambda model, _: seen.add(model.training))
+    training_modes = set()
+    base.model.register_forward_pre_hook(lambda model, _: training_modes.add(model.training))
     evaluate(base, colour_task(), max_completion_length=8)
-    assert seen == {False}
+    assert training_modes == {False}
     assert [module.training for module in base.model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in base.model.parameters())
@@ -206,10 +208,10 @@ def test_an_adapter_answers_as_the_same_weights_merged(kind):
     settings.task_type = {"causal": "CAUSAL_LM", "seq2seq": "SEQ_2_SEQ_LM"}[kind]
     torch.manual_seed(0)  # PEFT draws the factors
     adapted = Base(base.name, base.kind, get_peft_model(base.model, settings), base.tokenizer)
-    written = predict(adapted, rows, "generate", None, 64, 8)
+    generated = predict(adapted, rows, "generate", None, 64, 8)
     chosen = predict(adapted, rows, "options", OPTIONS, 64, 8)
     merged = Base(base.name, base.kind, adapted.model.merge_and_unload(), base.tokenizer)
-    assert predict(merged, rows, "generate", None, 64, 8) == written
+    assert predict(merged, rows, "generate", None, 64, 8) == generated
     assert predict(merged, rows, "options", OPTIONS, 64, 8) == chosen
 
 
@@ -254,15 +256,15 @@ def test_rows_whose_prompt_is_cut_are_counted(kind, mode):
 
 
 def test_an_option_stands_between_the_white_space_of_the_answer_it_replaces(monkeypatch):
-    seen, real = [], predict_module.features
+    encoded_rows, real = [], predict_module.features
     monkeypatch.setattr(
         predict_module,
         "features",
-        lambda rows, *rest, **settings: seen.extend(rows) or real(rows, *rest, **settings),
+        lambda rows, *rest, **settings: encoded_rows.extend(rows) or real(rows, *rest, **settings),
     )
     rows = [{"prompt": "the answer is :", "completion": "\nred\n"}]
     predict(base_of("causal"), rows, "options", ("green", " blue "))
-    assert [row["completion"] for row in seen] == ["\nblue\n", "\ngreen\n"]
+    assert [row["completion"] for row in encoded_rows] == ["\nblue\n", "\ngreen\n"]
 
 
 def test_messages_are_answered_as_the_prompt_that_their_template_makes():

@@ -110,7 +110,7 @@ def test_few_or_equal_values_have_no_outlier(values):
 
 @given(LISTS)
 def test_most_values_are_kept_in_their_order(values):
-    kept = without_outliers(values)
-    assert len(kept) >= len(values) / 2
-    rest = iter(values)
-    assert all(value in rest for value in kept)
+    inliers = without_outliers(values)
+    assert len(inliers) >= len(values) / 2
+    remaining = iter(values)
+    assert all(value in remaining for value in inliers)

@@ -64,20 +64,20 @@ def peft_loss(base: Base, rows: list[dict], most: int) -> float:
 @pytest.mark.parametrize("most", [64, 9])
 def test_the_loss_of_texts_is_that_of_peft_which_cuts_them_at_their_end(bos, most):
     base, rows = base_of("causal", bos), texts()
-    found = asked(base, rows, most)
-    log_p, tokens = zip(*found.rows, strict=True)
+    recollection = asked(base, rows, most)
+    log_p, tokens = zip(*recollection.rows, strict=True)
     assert mean_loss(log_p, tokens) == pytest.approx(peft_loss(base, rows, most), abs=1e-5)
     lengths = [len(row["text"].split()) + bos for row in rows]
     assert list(tokens) == [min(length, most) - 1 for length in lengths]
-    assert found.truncated == sum(length > most for length in lengths)
+    assert recollection.truncated == sum(length > most for length in lengths)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])
 def test_of_a_prompt_the_completion_counts_with_its_end(kind):
     base, rows = base_of(kind), list(tiny_rows("colour", 6))
-    found = asked(base, rows)
-    for row, (log_p, tokens) in zip(rows, found.rows, strict=True):
+    recollection = asked(base, rows)
+    for row, (log_p, tokens) in zip(rows, recollection.rows, strict=True):
         prompt = torch.tensor([base.tokenizer(row["prompt"])["input_ids"]])
         end = base.tokenizer.eos_token_id
         answer = torch.tensor(
@@ -95,13 +95,15 @@ def test_of_a_prompt_the_completion_counts_with_its_end(kind):
 @torch.no_grad()
 def test_of_an_encoder_the_label_counts_among_all_of_the_head():
     base, rows = base_of("encoder"), [{**row, "foil": "blue"} for row in tiny_rows("colour", 8)]
-    found = asked(base, rows)
-    for row, one, foil, right in zip(rows, found.rows, found.foils, found.recalled, strict=True):
+    recollection = asked(base, rows)
+    for row, likelihood, foil, right in zip(
+        rows, recollection.rows, recollection.foils, recollection.recalled, strict=True
+    ):
         batch = base.tokenizer(row["prompt"], return_tensors="pt")
         logits = base.model(batch["input_ids"], batch["attention_mask"]).logits[0]
         expected = log_softmax(logits, -1)
         place = base.labels.index(row["completion"])
-        assert one == (pytest.approx(float(expected[place]), abs=1e-5), 1)
+        assert likelihood == (pytest.approx(float(expected[place]), abs=1e-5), 1)
         assert foil.log_p == pytest.approx(float(expected[2]), abs=1e-5)
         assert right == float(int(expected.argmax()) == place)
     every = [{**row, "references": list(base.labels)} for row in rows]
@@ -113,15 +115,17 @@ def test_an_identical_foil_ties_to_the_bit_whatever_the_batch(kind):
     rows = [{**row, "foil": row["completion"]} for row in tiny_rows("colour", 7)]
     rows[0] = {"prompt": "question the alpha", "completion": "red", "foil": "red"}
     for size in (1, 3, 32):
-        found = asked(base_of(kind), rows, size=size)
-        assert [one.log_p for one in found.rows] == [one.log_p for one in found.foils if one]
+        recollection = asked(base_of(kind), rows, size=size)
+        assert [likelihood.log_p for likelihood in recollection.rows] == [
+            likelihood.log_p for likelihood in recollection.foils if likelihood
+        ]
 
 
 def test_a_row_without_a_foil_has_none():
     rows = [{"text": "red green", "foil": "blue up"}, {"text": "one two"}]
-    found = asked(base_of("causal"), rows)
-    assert [one is None for one in found.foils] == [False, True]
-    assert found.foils[0] != found.rows[0]
+    recollection = asked(base_of("causal"), rows)
+    assert [likelihood is None for likelihood in recollection.foils] == [False, True]
+    assert recollection.foils[0] != recollection.rows[0]
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])
@@ -136,8 +140,10 @@ def test_what_the_model_writes_itself_is_recalled(kind, monkeypatch):
 
     monkeypatch.setattr(base.model, "generate", writes)
     answers = ("blue cat", "Blue  CAT", "blue", "blue cat .")
-    found = asked(base, [{**row, "completion": a} for row, a in zip(rows, answers, strict=True)])
-    assert found.recalled == [1.0, 1.0, 0.0, 0.0]
+    recollection = asked(
+        base, [{**row, "completion": a} for row, a in zip(rows, answers, strict=True)]
+    )
+    assert recollection.recalled == [1.0, 1.0, 0.0, 0.0]
     also = [{**rows[0], "references": ["red", "blue cat"]}, rows[1]]
     assert asked(base, also).recalled == [1.0, 0.0]
 
@@ -146,9 +152,9 @@ def test_a_text_is_recalled_if_its_second_half_follows_on_the_first():
     base = base_of("causal")
 
     def goes_on(input_ids, generation_config, **settings):
-        more = base.tokenizer("blue cat </s>", return_tensors="pt")["input_ids"]
-        assert generation_config.max_new_tokens >= more.shape[1]
-        return torch.cat([input_ids, more.expand(len(input_ids), -1)], 1)
+        continuation = base.tokenizer("blue cat </s>", return_tensors="pt")["input_ids"]
+        assert generation_config.max_new_tokens >= continuation.shape[1]
+        return torch.cat([input_ids, continuation.expand(len(input_ids), -1)], 1)
 
     base.model.generate = goes_on  # type: ignore[method-assign]
     rows = [
@@ -170,14 +176,14 @@ def test_a_text_is_halved_between_words():
 def test_an_encoder_does_not_know_every_answer():
     base = base_of("encoder")
     row = {"prompt": "red", "completion": "green"}
-    for more, known in (({}, True), ({"foil": "blue"}, True), ({"foil": "bird"}, False)):
-        assert knows_answers(base, read_probes([{**row, **more}])[0]) == known
+    for foil, known in (({}, True), ({"foil": "blue"}, True), ({"foil": "bird"}, False)):
+        assert knows_answers(base, read_probes([{**row, **foil}])[0]) == known
     assert not knows_answers(base, read_probes([{**row, "completion": "bird"}])[0])
     assert knows_answers(base_of("causal"), read_probes([{**row, "completion": "bird"}])[0])
 
 
 @pytest.mark.parametrize(
-    ("kind", "row", "said"),
+    ("kind", "row", "error_line"),
     [
         ("causal", {"text": "red"}, "rows.jsonl, row 1: the text is a single token"),
         ("causal", {"text": "red red", "foil": "red"}, "with foils, row 1: the text is a single"),
@@ -196,6 +202,6 @@ def test_an_encoder_does_not_know_every_answer():
         ),
     ],
 )
-def test_a_row_that_the_model_cannot_take_is_named(kind, row, said):
-    with pytest.raises(PerdureError, match=said):
+def test_a_row_that_the_model_cannot_take_is_named(kind, row, error_line):
+    with pytest.raises(PerdureError, match=error_line):
         asked(base_of(kind), [row])

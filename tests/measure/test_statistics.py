@@ -60,21 +60,21 @@ def test_paired_differences_in_closed_form():
     """Seeds are averaged within an order; only pairs that both have count."""
     ours = {("a", 0): 0.5, ("a", 1): 1.0, ("b", 0): 0.75, ("c", 0): 1.0, ("c", 1): 0.9}
     theirs = {("c", 0): 0.5, ("b", 0): 0.5, ("b", 1): 0.1, ("a", 1): 0.5, ("a", 0): 1.0}
-    found = paired(ours, theirs)  # by order: a 0, b 0.25, c 0.5
-    assert (found.cells, found.orders, found.mean) == (4, 3, 0.25)
+    difference = paired(ours, theirs)  # by order: a 0, b 0.25, c 0.5
+    assert (difference.cells, difference.orders, difference.mean) == (4, 3, 0.25)
     half = 4.302652729911275 * 0.25 / math.sqrt(3)  # t of two degrees
-    assert found.interval is not None
-    assert found.interval.low == pytest.approx(0.25 - half)
-    assert found.interval.high == pytest.approx(0.25 + half)
-    assert found.within_noise is True
-    assert found.p == pytest.approx(0.22540333075851657)  # of t = sqrt(3)
+    assert difference.interval is not None
+    assert difference.interval.low == pytest.approx(0.25 - half)
+    assert difference.interval.high == pytest.approx(0.25 + half)
+    assert difference.within_noise is True
+    assert difference.p == pytest.approx(0.22540333075851657)  # of t = sqrt(3)
 
 
 def test_with_fewer_than_three_orders_there_is_no_interval_however_many_seeds():
     cells = {(order, seed): 0.5 + order / 10 + seed / 100 for order in (1, 2) for seed in range(9)}
-    found = over_orders(cells)
-    assert (found.cells, found.orders, found.interval, found.p) == (18, 2, None, None)
-    assert found.mean == pytest.approx(0.69)
+    estimate = over_orders(cells)
+    assert (estimate.cells, estimate.orders, estimate.interval, estimate.p) == (18, 2, None, None)
+    assert estimate.mean == pytest.approx(0.69)
     three = over_orders(cells | {(3, 0): 0.8})  # a single seed of an order counts as much
     assert three.interval is not None
     assert three.mean == pytest.approx((0.64 + 0.74 + 0.8) / 3)
@@ -96,19 +96,19 @@ def test_a_difference_that_is_no_noise_and_one_of_nothing_at_all():
 @given(st.lists(st.integers(-64, 64).map(lambda n: n / 64), min_size=3, max_size=6, unique=True))
 def test_interval_and_probability_are_those_of_scipys_t_test(values):
     stats = pytest.importorskip("scipy.stats")
-    found = over_orders({(n, 0): v for n, v in enumerate(values)})
+    estimate = over_orders({(n, 0): v for n, v in enumerate(values)})
     expected = stats.ttest_1samp(values, 0.0)
     interval = expected.confidence_interval(0.95)
-    assert found.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
-    assert found.interval is not None
-    assert found.interval.low == pytest.approx(interval.low, rel=1e-9, abs=1e-9)
-    assert found.interval.high == pytest.approx(interval.high, rel=1e-9, abs=1e-9)
+    assert estimate.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
+    assert estimate.interval is not None
+    assert estimate.interval.low == pytest.approx(interval.low, rel=1e-9, abs=1e-9)
+    assert estimate.interval.high == pytest.approx(interval.high, rel=1e-9, abs=1e-9)
 
 
 def test_holms_correction_in_closed_form():
-    found = holm({"a": 0.01, "b": 0.04, "c": None, "d": 0.03, "e": 0.005})
+    adjusted = holm({"a": 0.01, "b": 0.04, "c": None, "d": 0.03, "e": 0.005})
     # sorted: 4 * 0.005, 3 * 0.01, 2 * 0.03, then 1 * 0.04, which may not be below the one before
-    assert found == pytest.approx({"e": 0.02, "a": 0.03, "d": 0.06, "b": 0.06, "c": None})
+    assert adjusted == pytest.approx({"e": 0.02, "a": 0.03, "d": 0.06, "b": 0.06, "c": None})
     assert holm({}) == {}
     assert holm({"a": 0.7, "b": 0.9}) == {"a": 1.0, "b": 1.0}
     assert holm({"a": 0.04}) == {"a": 0.04}
@@ -152,11 +152,13 @@ def test_an_interval_over_orders_covers_new_orders_as_often_as_it_says_and_over_
 
 
 def test_without_a_difference_holm_finds_one_in_twenty_tables_and_plain_intervals_in_most():
-    draw, found, tables = random.Random(2), {"holm": 0, "plain": 0}, 300
+    draw, false_reports, tables = random.Random(2), {"holm": 0, "plain": 0}, 300
     for _ in range(tables):
         lines = [over_orders({(n, 0): draw.gauss(0, 1) for n in range(3)}).p for _ in range(10)]
         probabilities = dict(enumerate(lines))
-        found["plain"] += any(p is not None and p < 0.05 for p in probabilities.values())
-        found["holm"] += any(p is not None and p < 0.05 for p in holm(probabilities).values())
-    assert found["holm"] / tables < 0.09
-    assert found["plain"] / tables > 0.3
+        false_reports["plain"] += any(p is not None and p < 0.05 for p in probabilities.values())
+        false_reports["holm"] += any(
+            p is not None and p < 0.05 for p in holm(probabilities).values()
+        )
+    assert false_reports["holm"] / tables < 0.09
+    assert false_reports["plain"] / tables > 0.3

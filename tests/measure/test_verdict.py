@@ -30,7 +30,7 @@ COLOURS = Asked(["red", "blue", "red", "blue", "red", "blue"], ["red", "blue"])
 
 
 @pytest.mark.parametrize(
-    ("answers", "said"),
+    ("answers", "warning"),
     [
         (["cat", "dog", "dog", "cat", "dog", "cat"], None),  # wrong, but not collapsed
         (["cat"] * 6, "all 6 answers are 'cat'"),
@@ -39,9 +39,9 @@ COLOURS = Asked(["red", "blue", "red", "blue", "red", "blue"], ["red", "blue"])
         (["cat"] * 4, None),  # too few to say
     ],
 )
-def test_a_collapse_is_named(answers, said):
+def test_a_collapse_is_named(answers, warning):
     line = collapsed(answers, ANIMALS, {"colour": COLOURS})
-    assert line is None if said is None else said in str(line)
+    assert line is None if warning is None else warning in str(line)
 
 
 def test_one_answer_is_no_collapse_where_it_is_the_right_one():
@@ -55,10 +55,10 @@ def test_answers_that_two_tasks_share_are_not_another_tasks():
 
 
 def judged(before, after, new="new"):
-    asked = {
+    task_rows = {
         name: Asked([str(i) for i in range(len(p.answers))], None) for name, p in after.items()
     }
-    return verdict(new, before, after, asked)
+    return verdict(new, before, after, task_rows)
 
 
 def test_what_is_beyond_noise_is_lost_and_the_rest_is_not():
@@ -92,8 +92,8 @@ def test_a_task_without_earlier_answers_takes_no_part_in_the_correction():
 def test_a_task_that_was_lost_before_is_told_apart_from_one_that_was_kept():
     high, low = scored(*[1] * 8), scored(*[0] * 8)
     after = {"gone": low, "kept": high}
-    asked = {name: Asked(list("abcdefgh"), None) for name in after}
-    result = verdict("new", after, after, asked, first={"gone": high, "kept": high})
+    task_rows = {name: Asked(list("abcdefgh"), None) for name in after}
+    result = verdict("new", after, after, task_rows, first={"gone": high, "kept": high})
     assert (result["lost"], result["lost_before"]) == ([], ["gone"])
 
 
@@ -111,8 +111,8 @@ def test_predictions_are_read_as_they_were_written_and_always_in_the_same_bytes(
     write_predictions(first, predictions)
     write_predictions(second, predictions)
     assert first.read_bytes() == second.read_bytes()
-    read = read_predictions(first)
-    assert read == {"before": predictions["before"], "after": {"old": scored(1, 0.5)}}
+    read_back = read_predictions(first)
+    assert read_back == {"before": predictions["before"], "after": {"old": scored(1, 0.5)}}
     assert read_predictions(tmp_path / "absent") == {"before": {}, "after": {}}
     second.write_bytes(first.read_bytes()[:-9])
     with pytest.raises(PerdureError, match="damaged"):

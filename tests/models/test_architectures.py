@@ -56,23 +56,23 @@ def test_no_weights_are_made_to_find_out():
 
 def test_the_targets_of_a_family_that_peft_does_not_know_are_all_linear_layers():
     assert fitting_adapter(config_of("llama"), "causal", {"r": 4}) == {"r": 4}
-    found = fitting_adapter(config_of("granite"), "causal", {"r": 4})
-    assert found == {"r": 4, "target_modules": "all-linear"}
-    own = {"target_modules": ["q_proj"]}
-    assert fitting_adapter(config_of("granite"), "causal", own) == own
+    adapter = fitting_adapter(config_of("granite"), "causal", {"r": 4})
+    assert adapter == {"r": 4, "target_modules": "all-linear"}
+    settings = {"target_modules": ["q_proj"]}
+    assert fitting_adapter(config_of("granite"), "causal", settings) == settings
 
 
 def test_where_peft_refuses_some_linear_layers_the_targets_are_the_others():
-    found = fitting_adapter(config_of("mamba"), "causal", {})
-    assert found == {"target_modules": ["dt_proj", "in_proj", "x_proj"]}
+    adapter = fitting_adapter(config_of("mamba"), "causal", {})
+    assert adapter == {"target_modules": ["dt_proj", "in_proj", "x_proj"]}
 
 
 @pytest.mark.own
 def test_experts_that_peft_wraps_have_no_dropout_unless_the_user_set_one():
-    found = fitting_adapter(config_of("mixtral"), "causal", {})
-    assert found["lora_dropout"] == 0
-    own = {"lora_dropout": 0.1}
-    assert fitting_adapter(config_of("mixtral"), "causal", own)["lora_dropout"] == 0.1
+    adapter = fitting_adapter(config_of("mixtral"), "causal", {})
+    assert adapter["lora_dropout"] == 0
+    settings = {"lora_dropout": 0.1}
+    assert fitting_adapter(config_of("mixtral"), "causal", settings)["lora_dropout"] == 0.1
 
 
 def test_the_decoder_is_shown_what_the_model_itself_would_show_it():
@@ -82,9 +82,9 @@ def test_the_decoder_is_shown_what_the_model_itself_would_show_it():
     assert not hasattr(model, "prepare_decoder_input_ids_from_labels")
     ids = torch.tensor([[5, 6, 7, 2], [8, 9, 2, 0]])
     labels = torch.tensor([[5, 6, 2], [7, 2, -100]])
-    seen = {"input_ids": ids, "attention_mask": ids.ne(0).long()}
-    itself = model(**seen, labels=labels).logits
-    ours = model(**seen, decoder_input_ids=decoder_inputs(model, labels)).logits
+    inputs = {"input_ids": ids, "attention_mask": ids.ne(0).long()}
+    itself = model(**inputs, labels=labels).logits
+    ours = model(**inputs, decoder_input_ids=decoder_inputs(model, labels)).logits
     torch.testing.assert_close(ours, itself)
 
 
@@ -156,6 +156,6 @@ def test_a_base_that_cannot_be_run_is_refused_with_its_own_reason(tmp_path):
 
 def test_likelihoods_of_an_encoder_decoder_without_its_own_shift_are_those_of_rows_alone(tmp_path):
     base = load_base(str(make("blenderbot", tmp_path, std=0.3)), None, 0)
-    made = [{"input_ids": [5] * n + [2], "labels": [6] * m + [2]} for n, m in ((3, 1), (9, 4))]
-    alone = [log_likelihoods(base, [row], 1)[0] for row in made]
-    assert log_likelihoods(base, made, 2) == pytest.approx(alone, abs=1e-4)
+    encoded = [{"input_ids": [5] * n + [2], "labels": [6] * m + [2]} for n, m in ((3, 1), (9, 4))]
+    alone = [log_likelihoods(base, [row], 1)[0] for row in encoded]
+    assert log_likelihoods(base, encoded, 2) == pytest.approx(alone, abs=1e-4)

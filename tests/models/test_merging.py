@@ -89,10 +89,10 @@ def test_the_model_read_back_is_the_one_that_was_learned(family, settings, same,
     live = sample_output(network, tokenizer)
     merge(network).save_pretrained(tmp_path)
     auto = AutoModelForSeq2SeqLM if kind == "seq2seq" else AutoModelForCausalLM
-    written = auto.from_pretrained(tmp_path)
-    found = sample_output(written, tokenizer)
-    assert (found - live).abs().max() <= 1e-5 * live.abs().max()
-    head, embeddings = written.lm_head.weight, written.get_input_embeddings().weight
+    read_back = auto.from_pretrained(tmp_path)
+    read_output = sample_output(read_back, tokenizer)
+    assert (read_output - live).abs().max() <= 1e-5 * live.abs().max()
+    head, embeddings = read_back.lm_head.weight, read_back.get_input_embeddings().weight
     assert (head is embeddings) == same
     if kind == "causal":
-        assert written.config.tie_word_embeddings == same
+        assert read_back.config.tie_word_embeddings == same

@@ -54,8 +54,8 @@ def hub(tmp_path, monkeypatch):
 
 def test_a_name_of_the_hub_stays_at_the_commit_it_was_pinned_to(hub, tmp_path):
     learn = ("learn", "m", "colour", "colour-train.jsonl", "--test", "colour-test.jsonl")
-    made = perdure("init", "m", "--base", "me/tiny", "max_completion_length=4")
-    assert made.status == 0, made.err
+    result = perdure("init", "m", "--base", "me/tiny", "max_completion_length=4")
+    assert result.status == 0, result.err
     settings = yaml.safe_load((tmp_path / "m" / "lineage.yaml").read_text())
     assert settings["base"]["revision"] == settings["revision"] == OLD
     assert set(settings["base"]["files"]) >= {"config.json", "model.safetensors", "tokenizer.json"}

@@ -102,10 +102,10 @@ def test_its_template_and_special_tokens_are_those_of_smollm2_instruct():
 @pytest.mark.slow
 @pytest.mark.smollm2
 def test_it_answers_a_question(tmp_path):
-    made = perdure("init", tmp_path / "m", "--base", "smollm2", "max_completion_length=12")
-    assert made.status == 0, made.err
-    asked = perdure("try", tmp_path / "m", "--chat", "What is the capital of France?")
-    assert asked.out == "The capital of France is Paris.\n", asked.err
+    result = perdure("init", tmp_path / "m", "--base", "smollm2", "max_completion_length=12")
+    assert result.status == 0, result.err
+    answered = perdure("try", tmp_path / "m", "--chat", "What is the capital of France?")
+    assert answered.out == "The capital of France is Paris.\n", answered.err
 
 
 @pytest.mark.slow
@@ -120,11 +120,11 @@ def test_two_processes_at_once_convert_it_once_and_to_the_same_files(cache):
         out, err = process.communicate()
         assert (out.strip(), err) == (locate("smollm2"), "")
     [folder, _] = sorted(cache.iterdir())  # and the lock
-    one = pin("smollm2")["files"]
-    assert {Path(name).suffix for name in one} == {".json", ".jinja", ".safetensors"}
+    files = pin("smollm2")["files"]
+    assert {Path(name).suffix for name in files} == {".json", ".jinja", ".safetensors"}
     with pytest.MonkeyPatch.context() as usual:
         usual.delenv("PERDURE_CACHE")
-        assert pin("smollm2")["files"] == one
+        assert pin("smollm2")["files"] == files
     assert folder.stat().st_mode & 0o777 == 0o755
 
 
@@ -143,7 +143,7 @@ def test_it_learns_a_chat_with_lora(tmp_path):
     )
     assert learned.status == 0, learned.err
     for stage, answer in ((1, "Lyon, I think.\n"), (0, "The capital of France is Paris.\n")):
-        asked = perdure(
+        result = perdure(
             "try", tmp_path / "m", "--stage", stage, "--chat", "What is the capital of France?"
         )
-        assert asked.out == answer
+        assert result.out == answer

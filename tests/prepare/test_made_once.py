@@ -32,8 +32,8 @@ def kind(request):
 def setting(kind, tmp_path_factory):
     """Four tasks, of which no two have a row in common."""
     folder = tmp_path_factory.mktemp(kind)
-    made = setting_for(kind, folder, n=8)
-    made["tasks"] = []
+    plain = setting_for(kind, folder, n=8)
+    plain["tasks"] = []
     for i, mapping in enumerate(("colour", "animal", "count", "colour")):
         files = {split: folder / f"{i}-{split}.jsonl" for split in ("train", "test")}
         for (split, file), n in zip(files.items(), (8, 4), strict=True):
@@ -42,8 +42,8 @@ def setting(kind, tmp_path_factory):
                 for n, row in enumerate(tiny_rows(mapping, n, seed=i))
             ]
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        made["tasks"].append({"name": f"{mapping}-{i}", **{s: str(f) for s, f in files.items()}})
-    return {**made, "method": "replay", "memory": {"ratio": 0.5}, "training": SMALL}
+        plain["tasks"].append({"name": f"{mapping}-{i}", **{s: str(f) for s, f in files.items()}})
+    return {**plain, "method": "replay", "memory": {"ratio": 0.5}, "training": SMALL}
 
 
 class Counts:
@@ -70,9 +70,9 @@ class Counts:
     def count_rows(self, monkeypatch, name):
         original = getattr(tokens, name)
 
-        def counted(rows, *rest, **more):
+        def counted(rows, *rest, **keywords):
             self.rows.update((name, json.dumps(row)) for row in rows)
-            return original(rows, *rest, **more)
+            return original(rows, *rest, **keywords)
 
         monkeypatch.setattr(tokens, name, counted)
 
@@ -87,12 +87,12 @@ def test_a_run_makes_each_thing_once(kind, setting, tmp_path, monkeypatch):
     counts = Counts(kind, monkeypatch)
     run(load_config({**setting, "lineage": str(tmp_path / "run")}))
     assert len(Lineage(tmp_path / "run").stages) == 4
-    once = {"methods": 1, "arguments": 1, "tokenizer": 1, "base": 1}
-    assert counts.things == once
+    expected = {"methods": 1, "arguments": 1, "tokenizer": 1, "base": 1}
+    assert counts.things == expected
     assert set(counts.rows.values()) == {1}
-    train = [row for way, row in counts.rows if way == "_encode" and '"train' in row]
-    asked = [row for way, row in counts.rows if way == "_encode_prompts"]
-    assert (len(train), len(asked)) == (4 * 8, 4 * 4)
+    train = [row for function, row in counts.rows if function == "_encode" and '"train' in row]
+    prompt_rows = [row for function, row in counts.rows if function == "_encode_prompts"]
+    assert (len(train), len(prompt_rows)) == (4 * 8, 4 * 4)
 
 
 @pytest.mark.own
@@ -101,8 +101,8 @@ def test_so_does_a_dry_run_but_for_the_arguments_of_its_three_steps(
 ):
     counts = Counts(kind, monkeypatch)
     dry_run(load_config({**setting, "lineage": str(tmp_path / "run")}))
-    once = {"methods": 1, "arguments": 2, "tokenizer": 1, "base": 1}
-    assert counts.things == once
+    expected = {"methods": 1, "arguments": 2, "tokenizer": 1, "base": 1}
+    assert counts.things == expected
     assert set(counts.rows.values()) == {1}
 
 
@@ -131,15 +131,15 @@ VARIANTS = {
 def test_a_base_that_stays_gives_the_bytes_of_one_that_is_loaded_again(
     variant, kind, setting, tmp_path, monkeypatch
 ):
-    given = {**setting, "tasks": setting["tasks"][:3], **VARIANTS[variant]}
+    settings = {**setting, "tasks": setting["tasks"][:3], **VARIANTS[variant]}
     with monkeypatch.context() as patch:
         counts = Counts(kind, patch)
-        run(load_config({**given, "lineage": str(tmp_path / "stays")}))
+        run(load_config({**settings, "lineage": str(tmp_path / "stays")}))
     assert counts.things["base"] == 1
     with monkeypatch.context() as patch:
         patch.setattr(BaseLoader, "_from_memory", lambda self, adapter, begins: None)
         counts = Counts(kind, patch)
-        run(load_config({**given, "lineage": str(tmp_path / "again")}))
+        run(load_config({**settings, "lineage": str(tmp_path / "again")}))
     assert counts.things["base"] == 4
     assert contents(tmp_path / "stays") == contents(tmp_path / "again")
 
@@ -179,6 +179,6 @@ def test_a_base_that_learning_has_left_something_on_is_loaded_again(
     leave, kind, setting, tmp_path, monkeypatch
 ):
     counts = Counts(kind, monkeypatch)
-    given = {**setting, "tasks": setting["tasks"][:3], "scoring": {"forward": False}}
-    run(load_config({**given, "lineage": str(tmp_path / "run")}), callbacks=[Leaves(leave)])
+    settings = {**setting, "tasks": setting["tasks"][:3], "scoring": {"forward": False}}
+    run(load_config({**settings, "lineage": str(tmp_path / "run")}), callbacks=[Leaves(leave)])
     assert counts.things["base"] == 2

@@ -41,10 +41,10 @@ class Browser:
         self.process.wait()
         os.close(self.write), os.close(self.read)
 
-    def call(self, method: str, **given: Any) -> dict[str, Any]:
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """A command's result; events that come before it are kept."""
         self.number += 1
-        message = {"id": self.number, "method": method, "params": given}
+        message = {"id": self.number, "method": method, "params": parameters}
         if self.session:
             message["sessionId"] = self.session
         os.write(self.write, json.dumps(message).encode() + b"\0")
@@ -55,9 +55,9 @@ class Browser:
 
     def next(self) -> dict[str, Any]:
         while b"\0" not in self.rest:
-            read = os.read(self.read, 1 << 20)
-            assert read, "the browser has ended"
-            self.rest += read
+            chunk = os.read(self.read, 1 << 20)
+            assert chunk, "the browser has ended"
+            self.rest += chunk
         message, _, self.rest = self.rest.partition(b"\0")
         return json.loads(message)
 
@@ -74,8 +74,8 @@ class Browser:
 
     def value(self, expression: str) -> Any:
         """What an expression is in the page."""
-        given = {"expression": expression, "returnByValue": True}
-        answer = self.call("Runtime.evaluate", **given)
+        parameters = {"expression": expression, "returnByValue": True}
+        answer = self.call("Runtime.evaluate", **parameters)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 

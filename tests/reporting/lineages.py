@@ -28,7 +28,7 @@ def lineage(
 ) -> Lineage:
     """A lineage with this score matrix, whose stage i learned task i."""
     config = load_config({"tasks": "generated", **settings})
-    made = Lineage.create(path, config, {"name": "a base", "revision": None, "files": {}})
+    writer = Lineage.create(path, config, {"name": "a base", "revision": None, "files": {}})
     for number, task in enumerate(tasks[: len(rows) - 1], 1):
         after = {
             t: cell(s, mode) for t, s in zip(tasks, rows[number], strict=True) if s is not None
@@ -45,13 +45,13 @@ def lineage(
         (built / "memory.jsonl").write_text("{}\n" * (number + 1))
         if state and number > 1:
             save_file(state, built / "method.safetensors")
-        made.commit(built, entry(config, made.head, number, task), timing(number))
+        writer.commit(built, entry(config, writer.head, number, task), timing(number))
     return Lineage(path)
 
 
 def cell(score: Cell, mode: str) -> dict[str, Any]:
-    known = {"metric": "exact_match", "mode": mode, "rows": 10, "truncated": 0}
-    return {"score": score} if score is None else {"score": score, **known}
+    details = {"metric": "exact_match", "mode": mode, "rows": 10, "truncated": 0}
+    return {"score": score} if score is None else {"score": score, **details}
 
 
 def entry(config: Any, head: int, number: int, task: str) -> dict[str, Any]:

@@ -30,8 +30,8 @@ def page(tmp_path_factory):
     lineage(folder / "runs/<replay>", UNKNOWN, tasks=TASKS, method="replay")
     lineage(folder / "runs/sequential", ROWS, tasks=TASKS)
     lineage(folder / "runs/new", ROWS[:1])
-    _, (made, *_) = report([folder / "runs"], folder / "report.html")
-    return made
+    _, (page_file, *_) = report([folder / "runs"], folder / "report.html")
+    return page_file
 
 
 @both_widths
@@ -42,8 +42,8 @@ def test_it_opens_without_a_complaint_and_asks_for_nothing_else(browser, page, w
     assert browser.told("Log.entryAdded") == []
     assert browser.told("Runtime.exceptionThrown") == []
     assert browser.told("Runtime.consoleAPICalled") == []
-    asked = [told["request"]["url"] for told in browser.told("Network.requestWillBeSent")]
-    assert asked == [page.resolve().as_uri()]
+    urls = [event["request"]["url"] for event in browser.told("Network.requestWillBeSent")]
+    assert urls == [page.resolve().as_uri()]
 
 
 @both_widths

@@ -20,11 +20,11 @@ pytestmark = pytest.mark.own
 
 
 def test_a_lineage_is_read_as_it_stands(tmp_path):
-    made = lineage(tmp_path / "one", ROWS, method="replay", seed=3)
+    stored = lineage(tmp_path / "one", ROWS, method="replay", seed=3)
     (run,) = read([tmp_path / "one"])
     assert (run.label, run.method, run.seed, run.base) == ("one", "replay", 3, "a base")
-    assert run.matrix == made.matrix()
-    assert run.numbers == summary(made.matrix())
+    assert run.matrix == stored.matrix()
+    assert run.numbers == summary(stored.matrix())
     assert run.scoring == dict.fromkeys(("red", "blue", "green"), ("generate", "exact_match"))
     assert run.seconds == 61.5
     assert run.remembered == 2 + 3 + 4
@@ -50,20 +50,20 @@ def test_the_trials_of_a_comparison_are_left_out(tmp_path):
 
 
 def test_a_lineage_of_a_release_that_counted_no_rows_has_none(tmp_path):
-    made = lineage(tmp_path / "one", ROWS)
-    times = made.timings()
+    stored = lineage(tmp_path / "one", ROWS)
+    times = stored.timings()
     del times["2"]["rows"]
-    (made.path / "timings.json").write_text(json.dumps(times))
-    (run,) = read([made.path])
+    (stored.path / "timings.json").write_text(json.dumps(times))
+    (run,) = read([stored.path])
     assert run.passed is None
-    (made.path / "timings.json").unlink()
-    (run,) = read([made.path])
+    (stored.path / "timings.json").unlink()
+    (run,) = read([stored.path])
     assert (run.seconds, run.peak_mib, run.passed) == (None, None, None)
 
 
 def test_a_reverted_stage_is_in_the_ledger_and_counts_for_nothing(tmp_path):
-    made = lineage(tmp_path / "one", ROWS)
-    made.append({"stage": 2, "verb": "revert", "parent": 3})
+    stored = lineage(tmp_path / "one", ROWS)
+    stored.append({"stage": 2, "verb": "revert", "parent": 3})
     (run,) = read([tmp_path / "one"])
     assert [line.active for line in run.ledger] == [True, True, True, False, True]
     assert [line.task for line in run.stages] == ["red", "blue"]
@@ -81,13 +81,13 @@ def test_a_folder_without_a_lineage_is_refused(tmp_path):
 
 @pytest.mark.parametrize("broken", ["stages/0002-task/scores.json", "timings.json"])
 def test_a_lineage_that_is_not_whole_is_refused_by_its_file(tmp_path, broken):
-    made = lineage(tmp_path / "one", ROWS)
-    (made.path / broken).write_text("{")
+    stored = lineage(tmp_path / "one", ROWS)
+    (stored.path / broken).write_text("{")
     with pytest.raises(PerdureError, match=r"one.*perdure verify"):
-        read([made.path])
-    (made.path / "stages/0002-task/scores.json").unlink()
+        read([stored.path])
+    (stored.path / "stages/0002-task/scores.json").unlink()
     with pytest.raises(PerdureError, match=r"one.*perdure verify"):
-        read([made.path])
+        read([stored.path])
 
 
 def test_seeds_and_orders_of_one_method_are_taken_together(tmp_path):
@@ -119,9 +119,9 @@ def test_modes_tasks_and_bases_are_never_mixed(tmp_path):
     lineage(tmp_path / "b", ROWS, mode="options")
     lineage(tmp_path / "c", ROWS, tasks=("red", "blue", "white"))
     lineage(tmp_path / "d", ROWS[:1])
-    found = sets(read([tmp_path]))
-    assert [[run.label for run in one.runs] for one in found] == [["a"], ["b"], ["c"]]
-    assert [one.mode for one in found] == ["generate", "options", "generate"]
+    run_sets = sets(read([tmp_path]))
+    assert [[run.label for run in one.runs] for one in run_sets] == [["a"], ["b"], ["c"]]
+    assert [one.mode for one in run_sets] == ["generate", "options", "generate"]
 
 
 def test_an_unknown_cell_makes_its_numbers_unknown_and_those_of_its_method(tmp_path):
@@ -139,12 +139,12 @@ def test_what_recurrent_kif_keeps_is_told_by_layer_and_module(tmp_path):
     lineage(tmp_path / "a", ROWS, method="recurrent_kif", state=kif_state())
     (run,) = read([tmp_path])
     assert [one.task for one in run.identified] == ["blue", "green"]
-    found = run.identified[0]
-    assert found.rounds[0] == pytest.approx((0.1, 0.2, 0.3, 0.4))
-    assert found.cases == pytest.approx((0.2, 0.1, 0.2, 0.5))
-    assert (found.layers, found.modules) == (["0", "1"], ["q_proj", "v_proj"])
-    assert found.places["0", "q_proj"] == (0.25, 0.0)
-    assert found.places["1", "v_proj"] == (0.5, 0.5)
+    identified = run.identified[0]
+    assert identified.rounds[0] == pytest.approx((0.1, 0.2, 0.3, 0.4))
+    assert identified.cases == pytest.approx((0.2, 0.1, 0.2, 0.5))
+    assert (identified.layers, identified.modules) == (["0", "1"], ["q_proj", "v_proj"])
+    assert identified.places["0", "q_proj"] == (0.25, 0.0)
+    assert identified.places["1", "v_proj"] == (0.5, 0.5)
 
 
 def test_layers_are_in_the_order_of_their_numbers():
@@ -170,9 +170,11 @@ def test_places_of_other_models():
 
 
 def test_a_report_needs_no_torch(tmp_path):
-    made = lineage(tmp_path / "a", ROWS, method="recurrent_kif", state=kif_state())
-    code = f"import sys, perdure; perdure.report({str(made.path)!r}, {str(tmp_path / 'r.html')!r})"
+    stored = lineage(tmp_path / "a", ROWS, method="recurrent_kif", state=kif_state())
+    code = (
+        f"import sys, perdure; perdure.report({str(stored.path)!r}, {str(tmp_path / 'r.html')!r})"
+    )
     code += "; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     assert (tmp_path / "r.html").stat().st_size > 1000
-    assert Lineage(made.path).matrix() == made.matrix()
+    assert Lineage(stored.path).matrix() == stored.matrix()

@@ -34,10 +34,10 @@ class Page(HTMLParser):
         self.feed(self.text)
 
     def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
-        self.tags.append((tag, given))
-        if tag == "div" and given.get("role") == "region":
-            self.rows = self.tables.setdefault(given["aria-label"] or "", [])
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        if tag == "div" and attributes.get("role") == "region":
+            self.rows = self.tables.setdefault(attributes["aria-label"] or "", [])
         elif tag == "tr":
             self.rows.append([])
         elif tag in ("td", "th"):
@@ -70,19 +70,19 @@ def values(path: Path) -> dict[tuple[str, ...], str]:
 
 def test_the_numbers_are_those_of_the_matrix_in_all_three_files(place):
     matrix = lineage(place / "runs/one", ROWS).matrix()
-    said = perdure("report", "runs")
-    assert said.status == 0, said.err
-    assert "report.html" in said.out
-    assert "report.md, report.csv" in said.out
+    result = perdure("report", "runs")
+    assert result.status == 0, result.err
+    assert "report.html" in result.out
+    assert "report.md, report.csv" in result.out
     numbers = summary(matrix)
-    shown = [f"{numbers[name]:.3f}" for name in numbers]
+    formatted = [f"{numbers[name]:.3f}" for name in numbers]
     page, text = Page(place / "report.html"), (place / "report.md").read_text()
-    found = values(place / "report.csv")
+    in_csv = values(place / "report.csv")
     row = page.tables["Summary by method"][1]
     signed = [f"{numbers[n]:+.3f}".replace("-", "−") for n in numbers]
-    assert row == ["sequential", "1", shown[0], *signed[1:3], *shown[3:]]
-    assert f"| sequential | 1 | {' | '.join(shown)} |" in text
-    assert {n: float(found["one", n, "", ""]) for n in numbers} == numbers
+    assert row == ["sequential", "1", formatted[0], *signed[1:3], *formatted[3:]]
+    assert f"| sequential | 1 | {' | '.join(formatted)} |" in text
+    assert {n: float(in_csv["one", n, "", ""]) for n in numbers} == numbers
     cells = page.tables["Score matrix of one"]
     assert [line[0] for line in cells] == ["after stage", "base", "1 red", "2 blue", "3 green"]
     for i, scores in enumerate(matrix.rows):
@@ -90,7 +90,7 @@ def test_the_numbers_are_those_of_the_matrix_in_all_three_files(place):
         assert cells[i + 1][1:] == three
         assert f"{cells[i + 1][0]} | {' | '.join(three)} |" in text
         for task, score in zip(matrix.tasks, scores, strict=True):
-            assert found["one", "score", str(i), task] == ("" if score is None else repr(score))
+            assert in_csv["one", "score", str(i), task] == ("" if score is None else repr(score))
     costs = page.tables["Cost by lineage"]
     assert costs[1] == [
         "one",
@@ -104,8 +104,8 @@ def test_the_numbers_are_those_of_the_matrix_in_all_three_files(place):
         "6",
     ]
     assert f"| one | sequential | 0 | {' | '.join(costs[1][3:])} |" in text
-    kept = {"seconds": "61.5", "rows_forward": "600", "rows_back": "240", "rows_kept": "9"}
-    assert {name: found["one", name, "", ""] for name in kept} == kept
+    costs_in_csv = {"seconds": "61.5", "rows_forward": "600", "rows_back": "240", "rows_kept": "9"}
+    assert {name: in_csv["one", name, "", ""] for name in costs_in_csv} == costs_in_csv
     assert "a-private-host" not in page.text + text
 
 
@@ -116,40 +116,40 @@ def test_seeds_of_one_order_have_a_mean_and_a_deviation_and_no_interval(place):
     page = Page(place / "report.html")
     assert re.fullmatch(r"0\.\d{3} ± 0\.\d{3}", page.tables["Summary by method"][1][2])
     assert "hold only for these orders" in " ".join(page.text.split())
-    found = values(place / "report.csv")
-    assert found["sequential", "overall_low", "", ""] == ""
-    assert float(found["sequential", "overall_deviation", "", ""]) > 0
+    in_csv = values(place / "report.csv")
+    assert in_csv["sequential", "overall_low", "", ""] == ""
+    assert float(in_csv["sequential", "overall_deviation", "", ""]) > 0
 
 
 def test_several_orders_have_a_mean_a_deviation_and_an_interval(place):
     tasks = ("red", "blue", "green")
-    made = [
+    stored = [
         lineage(place / f"runs/{n}", rows, tasks=(*tasks[n:], *tasks[:n]))
         for n, rows in enumerate((ROWS, BETTER, ROWS))
     ]
     perdure("report", "runs")
-    op = spread([summary(one.matrix())["overall"] for one in made], range(3))
+    op = spread([summary(one.matrix())["overall"] for one in stored], range(3))
     three = [f"{v:.3f}" for v in (op.mean, op.deviation, op.low, op.high) if v is not None]
     assert len(three) == 4
     row = Page(place / "report.html").tables["Summary by method"][1]
     assert row[:3] == ["sequential", "3", "{} ± {} [{}, {}]".format(*three)]
     assert "{} ± {} \\[{}, {}\\]".format(*three) in (place / "report.md").read_text()
-    found = values(place / "report.csv")
-    assert float(found["sequential", "overall_low", "", ""]) == op.low
-    assert float(found["sequential", "overall_deviation", "", ""]) == op.deviation
+    in_csv = values(place / "report.csv")
+    assert float(in_csv["sequential", "overall_low", "", ""]) == op.low
+    assert float(in_csv["sequential", "overall_deviation", "", ""]) == op.deviation
 
 
 def test_the_interval_is_students():
-    found = spread([0.2, 0.4, 0.9], ["a", "b", "c"])
-    assert found.mean == pytest.approx(0.5)
-    assert found.deviation == pytest.approx(0.36055513)
-    assert found.high == pytest.approx(0.5 + 4.30265273 * 0.36055513 / 3**0.5)
-    assert found.low == pytest.approx(0.5 - 4.30265273 * 0.36055513 / 3**0.5)
+    three_orders = spread([0.2, 0.4, 0.9], ["a", "b", "c"])
+    assert three_orders.mean == pytest.approx(0.5)
+    assert three_orders.deviation == pytest.approx(0.36055513)
+    assert three_orders.high == pytest.approx(0.5 + 4.30265273 * 0.36055513 / 3**0.5)
+    assert three_orders.low == pytest.approx(0.5 - 4.30265273 * 0.36055513 / 3**0.5)
     one_order = spread([0.2, 0.4, 0.9])
-    assert (one_order.mean, one_order.deviation) == (found.mean, found.deviation)
+    assert (one_order.mean, one_order.deviation) == (three_orders.mean, three_orders.deviation)
     assert (one_order.low, one_order.high) == (None, None)
     seeds = spread([0.1, 0.3, 0.4, 0.9], ["a", "a", "b", "c"])  # two seeds of a, averaged
-    assert (seeds.mean, seeds.low) == (pytest.approx(0.5), pytest.approx(found.low))
+    assert (seeds.mean, seeds.low) == (pytest.approx(0.5), pytest.approx(three_orders.low))
     assert spread([0.2]) == spread([0.2]).__class__(1, 0.2)
     assert spread([0.2, None]).mean is None
     assert spread([]).mean is None
@@ -164,15 +164,15 @@ def test_unknown_cells_are_dashes_and_never_numbers(place):
     assert rows["sequential"][:2] == ["-", "-"]
     assert rows["replay"][0] == "0.650"
     assert page.tables["Score matrix of a"][4] == ["3 green", "-", "0.600", "0.950"]
-    assert sum("unknown" in (given.get("class") or "") for _, given in page.tags) == 4
+    assert sum("unknown" in (attributes.get("class") or "") for _, attributes in page.tags) == 4
     assert values(place / "report.csv")["a", "overall", "", ""] == ""
 
 
 def test_an_empty_lineage_is_said_to_be_empty(place):
     lineage(place / "runs/new", ROWS[:1])
-    said = perdure("report", "runs", "--json")
-    assert said.status == 0, said.err
-    assert said.json["lineages"][0]["overall"] is None
+    result = perdure("report", "runs", "--json")
+    assert result.status == 0, result.err
+    assert result.json["lineages"][0]["overall"] is None
     page = Page(place / "report.html")
     assert "Nothing learned yet" in page.text
     assert "Summary by method" not in page.tables
@@ -200,9 +200,9 @@ def test_hostile_names_stay_text_everywhere(place):
     page = Page(place / "report.html")
     tags = {tag for tag, _ in page.tags}
     assert not tags & {"script", "b<", "img", "iframe"}
-    assert not [key for _, given in page.tags for key in given if key.startswith("on")]
+    assert not [key for _, attributes in page.tags for key in attributes if key.startswith("on")]
     assert page.tables["Score matrix of =x&<b>"][0] == ["after stage", *map(clean, names)]
-    labels = [given["aria-label"] for tag, given in page.tags if tag == "svg"]
+    labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
     assert f"Score of {HOSTILE} over the stages" in labels
     with (place / "report.csv").open(newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
@@ -243,24 +243,24 @@ def test_a_lineage_of_a_release_that_kept_no_counts_says_so(place):
 
 
 def test_the_page_says_how_to_run_a_lineage_again(place):
-    made = lineage(place / "runs/a", ROWS, method="replay", seed=4, memory={"ratio": 0.1})
+    stored = lineage(place / "runs/a", ROWS, method="replay", seed=4, memory={"ratio": 0.1})
     ((run,), files) = package.report("runs/a", out="mine.html")
     assert [path.name for path in files] == ["mine.html", "mine.md", "mine.csv"]
     again = load_config(yaml.safe_load(run.rerun.settings))
-    assert again.to_dict() == made.config.to_dict()
+    assert again.to_dict() == stored.config.to_dict()
     assert run.rerun.commands == ("perdure run again.yaml lineage=again",)
 
 
 def test_a_lineage_of_single_tasks_is_made_again_by_init_and_learn(place):
-    made = lineage(place / "runs/a", ROWS, tasks=("a b", "blue", "green"))
-    made.config.tasks = None
-    first, second = made.ledger[1]["task"], made.ledger[2]["task"]
+    stored = lineage(place / "runs/a", ROWS, tasks=("a b", "blue", "green"))
+    stored.config.tasks = None
+    first, second = stored.ledger[1]["task"], stored.ledger[2]["task"]
     first["train"]["source"] = {"path": "../../my rows.jsonl"}
     first["test"]["source"] = {"hub": "me/rows", "split": "test"}
     first |= {"metric": "rouge_l", "options": ["x"], "training": {"learning_rate": 0.001}}
     second["train"]["source"] = {"path": "../../blue.jsonl"}
     del second["test"]
-    assert rerun(made).commands == (
+    assert rerun(stored).commands == (
         "perdure init again --config again.yaml",
         "perdure learn again 'a b' 'my rows.jsonl' training.learning_rate=0.001 "
         "--test hub:me/rows:test --metric rouge_l --option x",

@@ -75,10 +75,10 @@ class Starts(TrainerCallback):
     """Whether the adapter that training begins with is the given one."""
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        given = load_file("mine/adapter_model.safetensors")
-        found = {n.replace(".default", ""): p for n, p in model.named_parameters()}
-        found = {n.removeprefix("backbone."): p for n, p in found.items()}
-        self.same = all(torch.equal(found[name], given[name]) for name in given)
+        expected = load_file("mine/adapter_model.safetensors")
+        parameters = {n.replace(".default", ""): p for n, p in model.named_parameters()}
+        parameters = {n.removeprefix("backbone."): p for n, p in parameters.items()}
+        self.same = all(torch.equal(parameters[name], expected[name]) for name in expected)
 
 
 def test_it_goes_on_from_the_adapter(bare, kind):
@@ -93,8 +93,8 @@ def test_it_goes_on_from_the_adapter(bare, kind):
         "use_rslora",
     }
     for name in ("adapter_model.safetensors", "adapter_config.json"):
-        kept = Path("lineage/stages/0000-adapter", name).read_bytes()
-        assert kept == Path("mine", name).read_bytes()
+        content = Path("lineage/stages/0000-adapter", name).read_bytes()
+        assert content == Path("mine", name).read_bytes()
     assert torch.equal(stage_output("lineage", 0), peft_output(kind))
     assert verify("lineage") == []
     starts = Starts()
@@ -114,22 +114,22 @@ def test_it_goes_on_from_the_adapter(bare, kind):
 @pytest.mark.parametrize("kind", ["causal"])
 def test_row_0_of_the_matrix_is_with_the_adapter(bare, monkeypatch):
     """The first task, before it is learned, and the second, on what the lineage began on."""
-    seen, original = [], stage.score
+    scored, original = [], stage.score
 
     def score(base, task, *rest):
-        seen.append((task.name, output(base.network, base.tokenizer)))
+        scored.append((task.name, output(base.network, base.tokenizer)))
         return original(base, task, *rest)
 
     monkeypatch.setattr(stage, "score", score)
     init("lineage", load_config(FEW), "mine")
     learn("lineage", task("colour"))
     learn("lineage", task("animal"))
-    names = [name for name, _ in seen]
+    names = [name for name, _ in scored]
     assert names == ["colour", "colour", "animal", "animal", "colour", "animal"]
     began = stage_output("lineage", 0)
-    assert torch.equal(seen[0][1], began)  # before colour, which is on stage 0 as well
-    assert torch.equal(seen[3][1], began)  # animal on stage 0
-    assert torch.equal(seen[2][1], stage_output("lineage", 1))
+    assert torch.equal(scored[0][1], began)  # before colour, which is on stage 0 as well
+    assert torch.equal(scored[3][1], began)  # animal on stage 0
+    assert torch.equal(scored[2][1], stage_output("lineage", 1))
 
 
 @causal
@@ -142,8 +142,8 @@ def test_a_revert_to_stage_0_is_back_on_the_adapter(bare):
     again = learn("lineage", task("colour"), callbacks=[starts])
     assert starts.same
     assert (first["parent"], again["parent"], again["stage"]) == (0, 0, 2)
-    known = show("lineage", 0)
-    assert known["folder"] == "stages/0000-adapter"
+    stage_entry = show("lineage", 0)
+    assert stage_entry["folder"] == "stages/0000-adapter"
     assert "lineage/stages/0000-adapter" in perdure("show", "lineage", "--stage", 0).out
     export("lineage", "out", 0)
     merged = AutoModelForCausalLM.from_pretrained("out")
@@ -161,8 +161,8 @@ def test_modules_that_were_trained_whole_come_along(bare, modules):
     learn("lineage", task("colour"))
     export("lineage", "out")
     model = AutoModelForCausalLM.from_pretrained("out")
-    found = output(model, AutoTokenizer.from_pretrained("out"))
-    torch.testing.assert_close(found, stage_output("lineage"))
+    exported_output = output(model, AutoTokenizer.from_pretrained("out"))
+    torch.testing.assert_close(exported_output, stage_output("lineage"))
 
 
 @causal
@@ -194,9 +194,9 @@ def test_a_base_that_is_given_goes_before_the_one_it_names(bare):
 
 def refused(why: str, adapter: str = "mine", **settings) -> None:
     before = tree(Path())
-    with pytest.raises(PerdureError, match=why) as told:
+    with pytest.raises(PerdureError, match=why) as error:
         init("lineage", load_config({**FEW, **settings}), adapter)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
     assert tree(Path()) == before
 
 
@@ -220,30 +220,30 @@ def test_settings_that_are_none(bare, text):
 @causal
 def test_a_tokenizer_beside_the_adapter(bare):
     """As TRL saves it: the base's own is taken, another one is refused with what differs."""
-    own = AutoTokenizer.from_pretrained("base")
-    own.save_pretrained("mine")
+    tokenizer = AutoTokenizer.from_pretrained("base")
+    tokenizer.save_pretrained("mine")
     init("same", load_config(FEW), "mine")
-    own.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    own.save_pretrained("mine")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained("mine")
     refused("mine: the adapter was trained with another tokenizer .*chat template differs")
-    own.save_pretrained("base")
-    own.chat_template = None  # a base that has one, and an adapter trained without it
+    tokenizer.save_pretrained("base")
+    tokenizer.chat_template = None  # a base that has one, and an adapter trained without it
     Path("mine/chat_template.jinja").unlink(missing_ok=True)
-    own.save_pretrained("mine")
+    tokenizer.save_pretrained("mine")
     refused("mine: the adapter was trained with another tokenizer .*chat template differs")
     Path("base/chat_template.jinja").unlink(missing_ok=True)
-    own.save_pretrained("base")
-    own.add_tokens(["unheard"])
-    own.save_pretrained("mine")
+    tokenizer.save_pretrained("base")
+    tokenizer.add_tokens(["unheard"])
+    tokenizer.save_pretrained("mine")
     refused("its vocabulary differs.*give base=FOLDER")
 
 
 @causal
 def test_settings_besides_the_adapters_own(bare):
-    for given, named in (({"r": 3, "lora_alpha": 4}, "r, lora_alpha"), (None, "adapter=null")):
+    for adapter, named in (({"r": 3, "lora_alpha": 4}, "r, lora_alpha"), (None, "adapter=null")):
         before = tree(Path())
         with pytest.raises(PerdureError, match=f"brings its own settings; leave out {named}"):
-            init("lineage", load_config({**FEW, "adapter": given}), "mine")
+            init("lineage", load_config({**FEW, "adapter": adapter}), "mine")
         assert tree(Path()) == before
 
 
@@ -288,13 +288,13 @@ def test_a_stop_while_it_is_made_is_repeated(bare, line, monkeypatch):
 @causal
 def test_on_the_command_line(bare):
     few = ("threads=1", "max_completion_length=4", "training.num_train_epochs=1")
-    told = perdure("init", "lineage", "--adapter", "mine", *few)
-    assert told.status == 0, told.err
-    assert "made on base base" in told.out
+    result = perdure("init", "lineage", "--adapter", "mine", *few)
+    assert result.status == 0, result.err
+    assert "made on base base" in result.out
     learned = perdure("learn", "lineage", "colour", "colour-train.jsonl", "--json").json
     assert learned["parent"] == 0
-    shown = perdure("learn", "lineage", "animal", "animal-train.jsonl")
-    assert shown.status == 0, shown.err
+    second_result = perdure("learn", "lineage", "animal", "animal-train.jsonl")
+    assert second_result.status == 0, second_result.err
     base = base_at(Lineage("lineage"), None)
     assert base.peft.peft_config["default"].r == 3
     entry = json.loads(Path("lineage/ledger.jsonl").read_text().splitlines()[0])

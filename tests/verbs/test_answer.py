@@ -35,8 +35,8 @@ def test_a_prompt_is_answered_as_the_test_row_is(place, kind, stage):
     name = "colour" if stage == 1 else "animal"
     evaluate("lineage", stage, tasks=[name], predictions="said.jsonl")
     rows = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
-    said = answer("lineage", [row["prompt"] for row in rows], stage, options)
-    for full, row in zip(said, rows, strict=True):
+    answers = answer("lineage", [row["prompt"] for row in rows], stage, options)
+    for full, row in zip(answers, rows, strict=True):
         # Where answers are scored, writing ends with the decision: a wrong one is shown so far.
         begun = full.startswith(row["prediction"]) and row["score"] == 0
         assert full == row["prediction"] or begun
@@ -46,8 +46,8 @@ def test_a_prompt_is_answered_as_the_test_row_is(place, kind, stage):
 def test_options_are_chosen_as_evaluate_chooses_them(place):
     evaluate("lineage", tasks=["animal"], mode="options", predictions="said.jsonl")
     rows = [json.loads(line) for line in Path("said.jsonl").read_text().splitlines()]
-    said = answer("lineage", prompts(), options=["bird", "cat", "dog"])
-    assert said == [row["prediction"] for row in rows]
+    answers = answer("lineage", prompts(), options=["bird", "cat", "dog"])
+    assert answers == [row["prediction"] for row in rows]
 
 
 def test_in_bf16_as_well(tmp_path, monkeypatch):
@@ -56,16 +56,16 @@ def test_in_bf16_as_well(tmp_path, monkeypatch):
     setting = setting_for("causal", tmp_path, n=24)
     setting["training"]["bf16"] = True
     learned(setting, "lineage")
-    seen, original = [], predict._generate
+    autocast, original = [], predict._generate
 
     def generate(*arguments, **settings):
-        seen.append(torch.is_autocast_enabled("cpu"))
+        autocast.append(torch.is_autocast_enabled("cpu"))
         return original(*arguments, **settings)
 
     monkeypatch.setattr(predict, "_generate", generate)
     evaluate("lineage")
     answer("lineage", prompts())
-    assert seen == [True, True, True]
+    assert autocast == [True, True, True]
 
 
 @pytest.mark.parametrize("kind", ["encoder"])
@@ -84,15 +84,15 @@ def test_an_encoder_chooses_among_all_it_has_learned(place):
 
 def test_on_the_command_line_an_answer_is_a_line(place):
     before = tree(place)
-    asked = prompts()[:2]
-    told = perdure("try", "lineage", *asked)
-    answers = answer("lineage", asked)
-    assert (told.status, told.out.splitlines()) == (0, answers)
-    assert told.err == "(the answer is empty)\n" * answers.count("")  # not a blank line alone
-    found = perdure("try", "lineage", *asked, "--stage", 1, "--json").json
-    assert [pair["prompt"] for pair in found] == asked
-    assert [pair["answer"] for pair in found] == answer("lineage", asked, 1)
-    option = perdure("try", "lineage", asked[0], "--option", "cat", "--option", "dog")
+    questions = prompts()[:2]
+    result = perdure("try", "lineage", *questions)
+    answers = answer("lineage", questions)
+    assert (result.status, result.out.splitlines()) == (0, answers)
+    assert result.err == "(the answer is empty)\n" * answers.count("")  # not a blank line alone
+    pairs = perdure("try", "lineage", *questions, "--stage", 1, "--json").json
+    assert [pair["prompt"] for pair in pairs] == questions
+    assert [pair["answer"] for pair in pairs] == answer("lineage", questions, 1)
+    option = perdure("try", "lineage", questions[0], "--option", "cat", "--option", "dog")
     assert option.out.strip() in ("cat", "dog")
     assert tree(place) == before
 
@@ -120,9 +120,9 @@ def test_chat_goes_through_the_template(tmp_path, monkeypatch):
     tokenizer.save_pretrained("base")
     init("lineage", load_config({k: v for k, v in setting.items() if k != "tasks"}))
     # a template writes its special tokens itself, so this one gives a prompt without <s>
-    said = answer("lineage", ["red"], chat=True)
-    assert said != answer("lineage", ["red"])
-    assert perdure("try", "lineage", "red", "--chat").out == said[0] + "\n"
+    answers = answer("lineage", ["red"], chat=True)
+    assert answers != answer("lineage", ["red"])
+    assert perdure("try", "lineage", "red", "--chat").out == answers[0] + "\n"
 
 
 @pytest.mark.parametrize("kind", ["causal"])

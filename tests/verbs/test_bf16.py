@@ -24,10 +24,10 @@ def test_a_bf16_base_is_learned_on_in_autocast_and_the_adapter_is_fp32(kind, tmp
     setting = setting_for(kind, tmp_path)
     tiny_model(kind).to(torch.bfloat16).save_pretrained(tmp_path / "base")
     training = {**setting["training"], "bf16": True}
-    seen: list[torch.dtype] = []
+    dtypes: list[torch.dtype] = []
     handle = torch.nn.modules.module.register_module_forward_hook(
         lambda module, args, out: (
-            seen.append(out.dtype)
+            dtypes.append(out.dtype)
             if isinstance(module, torch.nn.Linear) and module.training and in_trainer()
             else None
         )
@@ -36,8 +36,8 @@ def test_a_bf16_base_is_learned_on_in_autocast_and_the_adapter_is_fp32(kind, tmp
         {**setting, "training": training, "method": "recurrent_kif"}, tmp_path / "run"
     )
     handle.remove()
-    assert set(seen) <= {torch.bfloat16}
-    assert len(seen) > 0
+    assert set(dtypes) <= {torch.bfloat16}
+    assert len(dtypes) > 0
     first, last = (load_file(lineage.folder(e) / ADAPTER_WEIGHTS) for e in lineage.stages)
     assert {t.dtype for t in last.values()} == {torch.float32}
     assert any(not torch.equal(first[name], last[name]) for name in first)

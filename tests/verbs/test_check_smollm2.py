@@ -75,12 +75,12 @@ def damaged(tmp_path_factory) -> Path:
 def test_a_task_learned_without_protection_loses_general_ability(damaged):
     result = perdure("check", damaged, "--limit", ROWS, "--json")
     assert result.status == 3, result.err
-    found = result.json
-    assert found["passed_by_reference"] >= 0.35 * ROWS  # the model can do the checks
-    assert found["net"] > 0.2
-    assert found["kl"] > 0.3
-    assert found["now"]["tokens"] < 0.3 * found["before"]["tokens"]
-    assert found["now"]["equal"] > 0.2 > found["before"]["equal"]
+    report = result.json
+    assert report["passed_by_reference"] >= 0.35 * ROWS  # the model can do the checks
+    assert report["net"] > 0.2
+    assert report["kl"] > 0.3
+    assert report["now"]["tokens"] < 0.3 * report["before"]["tokens"]
+    assert report["now"]["equal"] > 0.2 > report["before"]["equal"]
 
 
 def test_a_copy_of_the_model_has_lost_nothing(tmp_path):

@@ -41,21 +41,21 @@ class StopsAt(TrainerCallback):
 def test_it_counts_what_the_run_then_does_and_writes_nothing(setting, tmp_path):
     method = {"recurrent_kif": {"inner_steps": 4, "outer_steps": 2}}
     config = load_config({**setting, "method": method, "lineage": str(tmp_path / "run")})
-    found = dry_run(config)
+    estimate = dry_run(config)
     assert tree(tmp_path) == {}
-    assert [task["task"] for task in found["tasks"]] == ["colour", "animal"]
+    assert [task["task"] for task in estimate["tasks"]] == ["colour", "animal"]
     base = load_base(config.base, config.adapter, 0)
-    assert found["trainable"] == sum(
+    assert estimate["trainable"] == sum(
         p.numel() for p in base.model.parameters() if p.requires_grad
     ) + (6 * 32 + 6 if base.kind == "encoder" else 0)
     lineage = run(config)
     steps = [lineage.timings()[str(entry["stage"])]["steps"] for entry in lineage.stages]
-    assert [task["steps"] for task in found["tasks"]] == steps
+    assert [task["steps"] for task in estimate["tasks"]] == steps
     weights = lineage.folder(lineage.stages[0]) / "adapter_model.safetensors"
-    assert 0 < found["stage_bytes"] <= 1.5 * weights.stat().st_size
+    assert 0 < estimate["stage_bytes"] <= 1.5 * weights.stat().st_size
     for split in ("count", "test_rows"):
-        assert split in found["tasks"][0]
-    assert found["tasks"][0]["test_rows"] == 10
+        assert split in estimate["tasks"][0]
+    assert estimate["tasks"][0]["test_rows"] == 10
 
 
 def test_the_tokens_are_those_of_the_features(setting, tmp_path):
@@ -63,11 +63,11 @@ def test_the_tokens_are_those_of_the_features(setting, tmp_path):
     base = load_base(config.base, config.adapter, 0)
     rows = read_rows(setting["tasks"][0]["train"])
     labels = ["blue", "green", "red"] if base.kind == "encoder" else None
-    made, _ = features(rows, base.tokenizer, base.kind, 512, 4, labels, "colour")
-    target = 0 if base.kind != "seq2seq" else sum(len(row["labels"]) for row in made)
+    encoded, _ = features(rows, base.tokenizer, base.kind, 512, 4, labels, "colour")
+    target = 0 if base.kind != "seq2seq" else sum(len(row["labels"]) for row in encoded)
     count = dry_run(config)["tasks"][0]["count"]
     assert count["rows"] == 40
-    assert count["tokens"] == sum(len(row["input_ids"]) for row in made) + target
+    assert count["tokens"] == sum(len(row["input_ids"]) for row in encoded) + target
     assert count["learned"] == {"encoder": 40}.get(base.kind, 80)  # an answer is a word and an end
 
 
@@ -77,9 +77,9 @@ def test_a_lineage_goes_on_from_its_newest_stage(setting, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(config, callbacks=[StopsAt("animal")])
     before = tree(tmp_path)
-    found = dry_run(config)
-    assert [task["task"] for task in found["tasks"]] == ["animal"]
-    assert found["tasks"][0]["old_tasks"] == 1
+    estimate = dry_run(config)
+    assert [task["task"] for task in estimate["tasks"]] == ["animal"]
+    assert estimate["tasks"][0]["old_tasks"] == 1
     assert tree(tmp_path) == before
 
 
@@ -152,13 +152,13 @@ def test_a_base_that_is_not_here_is_not_downloaded(setting):
 @shown_on_causal("setting")
 def test_the_command_line_prints_a_table_or_json(setting, tmp_path):
     task = setting["tasks"][0]
-    made = perdure("init", tmp_path / "m", "--base", setting["base"], "max_completion_length=4")
-    assert made.status == 0
+    result = perdure("init", tmp_path / "m", "--base", setting["base"], "max_completion_length=4")
+    assert result.status == 0
     before = tree(tmp_path)
     arguments = ("learn", tmp_path / "m", "colour", task["train"], "--test", task["test"])
-    found = perdure(*arguments, "training.num_train_epochs=2", "--dry-run", "--json")
-    assert found.status == 0, found.err
-    assert found.json["tasks"][0]["steps"] == 10
+    dry_run_result = perdure(*arguments, "training.num_train_epochs=2", "--dry-run", "--json")
+    assert dry_run_result.status == 0, dry_run_result.err
+    assert dry_run_result.json["tasks"][0]["steps"] == 10
     text = perdure(*arguments, "--dry-run").out
     for word in ("colour", "parameters:", "memory:", "disk:", "time:", "nothing was written"):
         assert word in text

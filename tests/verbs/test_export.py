@@ -77,17 +77,19 @@ def test_whole_weights_are_the_same_bitwise(whole_place, kind):
 
 def test_the_lines_of_its_card_run_as_they_stand(template, tmp_path):
     """In a process that has no PEFT; they give what the stage answers."""
-    lines, said = ["import sys", "sys.modules['peft'] = None"], []
+    lines, answers = ["import sys", "sys.modules['peft'] = None"], []
     for kind in KINDS:
         with contextlib.chdir(template(kind, False)):
             export("lineage", tmp_path / kind)
             prompt = read_rows(Path("animal-test.jsonl"))[0]["prompt"]
-            said += answer("lineage", [prompt])
+            answers += answer("lineage", [prompt])
         code = (tmp_path / kind / "README.md").read_text().split("```python\n")[1].split("```")[0]
         lines += [code.replace("some text", prompt), SHOWN[kind].replace("PROMPT", prompt)]
-    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == said
+    process = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines() == answers
 
 
 @pytest.mark.parametrize("kind", ["encoder"])
@@ -112,10 +114,10 @@ def test_an_encoder_takes_its_head_along(place):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", None])
 def test_the_declared_dtype(place, dtype):
     export("lineage", "out", dtype=dtype)
-    wanted = getattr(torch, dtype or "float32")
-    assert {t.dtype for t in load_file("out/model.safetensors").values()} == {wanted}
+    expected = getattr(torch, dtype or "float32")
+    assert {t.dtype for t in load_file("out/model.safetensors").values()} == {expected}
     model = AutoModelForCausalLM.from_pretrained("out")
-    assert model.dtype == wanted
+    assert model.dtype == expected
     near = output(model, AutoTokenizer.from_pretrained("out"))
     torch.testing.assert_close(near.float(), stage_output("lineage"), rtol=0.05, atol=0.05)
 
@@ -184,9 +186,9 @@ def test_an_adapter_for_each_task_is_exported_one_by_one(place):
 
 @causal
 def test_a_folder_that_is_not_empty_or_no_folder(place):
-    for taken in ("base", "base/config.json"):
-        with pytest.raises(PerdureError, match=f"{taken}: exists and is not empty"):
-            export("lineage", taken)
+    for occupied in ("base", "base/config.json"):
+        with pytest.raises(PerdureError, match=f"{occupied}: exists and is not empty"):
+            export("lineage", occupied)
     Path("new").mkdir()
     export("lineage", "new")
     export("lineage", "deep/er/out")
@@ -220,9 +222,9 @@ def test_an_unknown_dtype_or_stage(place):
 
 @causal
 def test_on_the_command_line(place):
-    told = perdure("export", "lineage", "out", "--stage", 1, "--dtype", "bfloat16")
-    assert told.out == "out: a plain model; its README.md shows how to load it\n"
-    found = perdure("export", "lineage", "again", "--json").json
-    assert found == {"lineage": "lineage", "model": "again"}
+    result = perdure("export", "lineage", "out", "--stage", 1, "--dtype", "bfloat16")
+    assert result.out == "out: a plain model; its README.md shows how to load it\n"
+    report = perdure("export", "lineage", "again", "--json").json
+    assert report == {"lineage": "lineage", "model": "again"}
     assert verify("lineage") == []
     assert not list(Path("out").glob("*memory*"))

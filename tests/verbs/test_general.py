@@ -18,24 +18,24 @@ pytestmark = pytest.mark.own
 
 @pytest.fixture(params=["causal", "seq2seq"])
 def setting(request, tmp_path):
-    made = setting_for(request.param, tmp_path)
+    plain = setting_for(request.param, tmp_path)
     lines = [json.dumps(row) + "\n" for row in tiny_rows("count", 30, seed=5)]
     (tmp_path / "general.jsonl").write_text("".join(lines))
-    return {**made, "method": "replay", "general": {"file": str(tmp_path / "general.jsonl")}}
+    return {**plain, "method": "replay", "general": {"file": str(tmp_path / "general.jsonl")}}
 
 
 @pytest.fixture
 def memories(monkeypatch):
     """What every stage's memory was made of."""
-    seen, init = [], Memory.__init__
+    memory_sizes, init = [], Memory.__init__
     monkeypatch.setattr(
         Memory,
         "__init__",
         lambda self, tasks, seed: (
-            seen.append({k: len(v) for k, v in tasks.items()}) or init(self, tasks, seed)
+            memory_sizes.append({k: len(v) for k, v in tasks.items()}) or init(self, tasks, seed)
         ),
     )
-    return seen
+    return memory_sizes
 
 
 def test_general_rows_stand_in_the_memory_beside_the_old_tasks(setting, tmp_path, memories):
@@ -101,6 +101,6 @@ def test_what_cannot_be_is_told_before_anything_is_written(setting, tmp_path, ch
 def test_an_encoder_has_no_place_for_them(tmp_path):
     setting = setting_for("encoder", tmp_path)
     (tmp_path / "general.jsonl").write_text(json.dumps(tiny_rows("count", 1)[0]))
-    given = {"method": "replay", "general": {"file": str(tmp_path / "general.jsonl")}}
+    rehearsal = {"method": "replay", "general": {"file": str(tmp_path / "general.jsonl")}}
     with pytest.raises(PerdureError, match="an encoder learns only the labels of its tasks"):
-        learned({**setting, **given}, tmp_path / "run")
+        learned({**setting, **rehearsal}, tmp_path / "run")

@@ -91,9 +91,9 @@ def test_each_stage_is_one_plain_adapter_that_gives_what_the_live_model_gave(her
         ranks = {t.shape["lora_B" in name] for name, t in tensors.items()}
         assert ranks == {2 * number}
         plain = PeftModel.from_pretrained(AUTO[kind].from_pretrained("base"), adapter(number))
-        found = output(plain, AutoTokenizer.from_pretrained("base"))
-        assert torch.equal(found, here[1][number - 1])
-        assert torch.equal(found, stage_output("lineage", number))
+        plain_output = output(plain, AutoTokenizer.from_pretrained("base"))
+        assert torch.equal(plain_output, here[1][number - 1])
+        assert torch.equal(plain_output, stage_output("lineage", number))
     assert not torch.allclose(here[1][1], here[1][2])
 
 
@@ -109,8 +109,8 @@ def test_scored_shown_exported_and_verified(here, kind):
     lineage = Lineage("lineage")
     for number in (2, 3):
         cells = {name: cell["score"] for name, cell in evaluate("lineage", number).items()}
-        kept = lineage.scores(lineage.at(number))["after"]
-        assert {name: cells[name] for name in kept} == {n: c["score"] for n, c in kept.items()}
+        stored = lineage.scores(lineage.at(number))["after"]
+        assert {name: cells[name] for name in stored} == {n: c["score"] for n, c in stored.items()}
     prompt = tiny_rows("count")[0]["prompt"]
     base = base_at(lineage, lineage.at(3))
     counted = score(base, task("count"), lineage.config)[0]["score"]
@@ -118,8 +118,8 @@ def test_scored_shown_exported_and_verified(here, kind):
     assert isinstance(answer("lineage", [prompt])[0], str)
     export("lineage", "out")
     plain = AUTO[kind].from_pretrained("out")
-    found = output(plain, AutoTokenizer.from_pretrained("out"))
-    torch.testing.assert_close(found, stage_output("lineage"), rtol=1e-5, atol=1e-5)
+    plain_output = output(plain, AutoTokenizer.from_pretrained("out"))
+    torch.testing.assert_close(plain_output, stage_output("lineage"), rtol=1e-5, atol=1e-5)
     assert verify("lineage") == []
 
 
@@ -136,13 +136,13 @@ def test_task_by_task_it_is_the_same_bytes(here):
 
 
 def test_killed_inside_a_task_it_ends_in_the_same_bytes(here):
-    said: list[str] = []
+    lines: list[str] = []
     settings = {**here[0], "lineage": "killed"}
     with pytest.raises(Stopped):
         run(load_config(settings), callbacks=[Stop(2, task=3)])
     assert len(Lineage("killed").stages) == 2
-    run(load_config(settings), say=said.append)
-    assert "count: going on from step 2" in said
+    run(load_config(settings), say=lines.append)
+    assert "count: going on from step 2" in lines
     assert tree(adapter(3)) == tree(adapter(3, "killed"))
     assert verify("killed") == []
 

@@ -28,8 +28,10 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("given", "said"), REFUSED, ids=[said for _, said in REFUSED])
-def test_it_is_refused_before_anything_is_written(given, said, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("arguments", "error_line"), REFUSED, ids=[error_line for _, error_line in REFUSED]
+)
+def test_it_is_refused_before_anything_is_written(arguments, error_line, tmp_path, monkeypatch):
     save_tiny("causal", tmp_path / "base")
     monkeypatch.chdir(tmp_path)
-    refused(tmp_path, "init", "new", "--base", "base", *given, names=(said,))
+    refused(tmp_path, "init", "new", "--base", "base", *arguments, names=(error_line,))

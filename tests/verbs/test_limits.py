@@ -36,12 +36,12 @@ def test_more_than_the_base_has_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_that_lengthens_the_text_is_refused_where_labels_lie_under_it(kind, tmp_path):
     base = str(save_tiny(kind, tmp_path))
-    given = {"peft_type": "prompt_tuning", "num_virtual_tokens": 4}
+    adapter = {"peft_type": "prompt_tuning", "num_virtual_tokens": 4}
     if kind == "seq2seq":
-        load_base(base, given, 0)
+        load_base(base, adapter, 0)
         return
     with pytest.raises(PerdureError, match=r"PROMPT_TUNING adds tokens to the text.*use LORA"):
-        load_base(base, given, 0)
+        load_base(base, adapter, 0)
 
 
 def test_the_type_of_an_adapter_is_read_in_either_case(tmp_path):
@@ -113,6 +113,6 @@ def test_it_is_said_that_padding_changes_what_is_learned(tmp_path):
     setting = {"base": str(make("fnet", tmp_path / "base")), "threads": 1}
     setting["training"] = {"max_steps": 1}
     init(tmp_path / "run", load_config(setting))
-    said = []
-    learn(tmp_path / "run", Task("t", Split((LONG,))), say=said.append)
-    assert any("per_device_train_batch_size=1" in line for line in said)
+    lines = []
+    learn(tmp_path / "run", Task("t", Split((LONG,))), say=lines.append)
+    assert any("per_device_train_batch_size=1" in line for line in lines)

@@ -18,10 +18,10 @@ causal = pytest.mark.parametrize("kind", ["causal"], indirect=True)
 def test_a_tracker_can_be_switched_on_later_and_a_learning_rate_cannot_be_changed(tmp_path):
     setting = setting_for("causal", tmp_path, n=16)
     learned(setting, tmp_path / "run")
-    told = {**setting["training"], "report_to": "tensorboard", "logging_steps": 1}
-    assert learned({**setting, "training": told}, tmp_path / "run").head == 2
+    training = {**setting["training"], "report_to": "tensorboard", "logging_steps": 1}
+    assert learned({**setting, "training": training}, tmp_path / "run").head == 2
     with pytest.raises(PerdureError, match="training differ"):
-        learned({**setting, "training": {**told, "learning_rate": 1e-3}}, tmp_path / "run")
+        learned({**setting, "training": {**training, "learning_rate": 1e-3}}, tmp_path / "run")
 
 
 @pytest.mark.parametrize("verb", ["init", "learn"])
@@ -30,11 +30,13 @@ def test_several_processes_are_refused(verb, tmp_path, monkeypatch):
     base = tmp_path / "base"
     assert perdure("init", tmp_path / "m", "--base", base).status == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
-    given = (tmp_path / "other", "--base", base) if verb == "init" else (tmp_path / "m", "c", rows)
-    status, _, said = perdure(verb, *given)
+    arguments = (
+        (tmp_path / "other", "--base", base) if verb == "init" else (tmp_path / "m", "c", rows)
+    )
+    status, _, stderr = perdure(verb, *arguments)
     assert status == 2
-    assert said.startswith("perdure: error: several processes: a lineage has one writer")
-    assert said.count("\n") == 1
+    assert stderr.startswith("perdure: error: several processes: a lineage has one writer")
+    assert stderr.count("\n") == 1
 
 
 @causal
@@ -57,6 +59,6 @@ def test_after_going_back_to_the_base_there_is_nothing_to_score(place):
 
 @causal
 def test_a_prompt_that_is_cut_is_told(place):
-    said: list[str] = []
-    answer("lineage", ["the cat " * 80], say=said.append)
-    assert said == ["warning: prompts longer than max_length 64, which were cut in the middle: 1"]
+    lines: list[str] = []
+    answer("lineage", ["the cat " * 80], say=lines.append)
+    assert lines == ["warning: prompts longer than max_length 64, which were cut in the middle: 1"]

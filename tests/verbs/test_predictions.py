@@ -44,9 +44,9 @@ def test_they_agree_with_the_scores(place, kind, stage):
 @causal
 def test_on_the_command_line_for_a_task_and_a_mode(place):
     before = tree(place)
-    taken = ("--task", "animal", "--mode", "options", "--predictions", "said.jsonl")
-    told = perdure("evaluate", "lineage", *taken)
-    assert told.status == 0, told.err
+    arguments = ("--task", "animal", "--mode", "options", "--predictions", "said.jsonl")
+    result = perdure("evaluate", "lineage", *arguments)
+    assert result.status == 0, result.err
     assert {line["task"] for line in said()} == {"animal"}
     assert {line["prediction"] for line in said()} <= {"bird", "cat", "dog"}
     Path("said.jsonl").unlink()

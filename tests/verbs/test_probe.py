@@ -71,24 +71,24 @@ def test_what_is_kept_is_told_beside_the_stage_that_learned(taught):
 
 @generative
 def test_what_a_stage_says_has_the_same_keys_everywhere(facts):
-    found = probe("lineage", facts, learned=1)
-    assert [list(stage) for stage in found["stages"]] == [KEYS] * 3
-    assert [(s["stage"], s["task"]) for s in found["stages"]] == [
+    report = probe("lineage", facts, learned=1)
+    assert [list(stage) for stage in report["stages"]] == [KEYS] * 3
+    assert [(s["stage"], s["task"]) for s in report["stages"]] == [
         (0, None),
         (1, "colour"),
         (2, "animal"),
     ]
-    assert found["rows"] == found["foils"] == 24
-    assert (found["learned"], found["truncated"]) == (1, 0)
-    assert found["stages"][1]["loss"] < found["stages"][0]["loss"]
-    for counts in (found["effectivity"], found["stages"][2]["retainability"]):
+    assert report["rows"] == report["foils"] == 24
+    assert (report["learned"], report["truncated"]) == (1, 0)
+    assert report["stages"][1]["loss"] < report["stages"][0]["loss"]
+    for counts in (report["effectivity"], report["stages"][2]["retainability"]):
         assert sum(counts.get(key, 0) for key in ("rows", "outliers", "not_learned")) == 24
 
 
 def test_without_foils_nothing_is_recognised(facts, kind):
-    found = probe("lineage", "colour-train.jsonl")
-    assert (found["foils"], found["learned"], found["effectivity"]) == (0, None, None)
-    for stage in found["stages"]:
+    report = probe("lineage", "colour-train.jsonl")
+    assert (report["foils"], report["learned"], report["effectivity"]) == (0, None, None)
+    for stage in report["stages"]:
         assert stage["recognition"] is stage["lag"] is stage["retention"] is None
 
 
@@ -96,14 +96,14 @@ def test_it_reads_only_and_text_and_json_say_the_same(facts, kind):
     before = tree(Path())
     printed = perdure("probe", "lineage", facts, "--learned", 1, "--json")
     assert printed.json == json.loads(json.dumps(package.probe("lineage", facts, learned=1)))
-    told = perdure("probe", "lineage", facts, "--learned", 1)
-    assert (told.status, told.err) == (0, "")
+    result = perdure("probe", "lineage", facts, "--learned", 1)
+    assert (result.status, result.err) == (0, "")
     for words in ("base", "1 colour", "2 animal", "recognition kept", "24 rows, 24 foils"):
-        assert words in told.out
+        assert words in result.out
     for stage in printed.json["stages"]:
         cell = "-" if stage["loss"] is None else f"{stage['loss']:.3f}"
-        assert cell in told.out
-    assert ("effectivity +" in told.out) == (kind != "encoder")
+        assert cell in result.out
+    assert ("effectivity +" in result.out) == (kind != "encoder")
     assert "kept" not in perdure("probe", "lineage", facts).out
     assert tree(Path()) == before
 
@@ -111,14 +111,14 @@ def test_it_reads_only_and_text_and_json_say_the_same(facts, kind):
 @pytest.mark.parametrize("kind", ["encoder"])
 def test_an_encoder_says_nothing_of_labels_that_it_has_not_learned(place):
     rows = [{**row, "foil": "green"} for row in read_rows("colour-train.jsonl")]
-    found = probe("lineage", rows, learned=1)
-    base, first, second = found["stages"]
+    report = probe("lineage", rows, learned=1)
+    base, first, second = report["stages"]
     assert all(base[key] is None for key in KEYS[1:])
     assert first["loss"] > 0
     assert first["forgetting"] is None  # of the base nothing is known
     assert 0 <= first["recall"] <= 1
     assert 0 <= first["recognition"] <= 1
-    assert first["retainability"] is found["effectivity"] is None
+    assert first["retainability"] is report["effectivity"] is None
     assert second["retention"]["recall"] == pytest.approx(second["recall"] / first["recall"])
     animals = probe("lineage", "animal-train.jsonl", stages=[1, 2])["stages"]
     assert [stage["loss"] is None for stage in animals] == [True, False]
@@ -131,9 +131,9 @@ def test_an_encoder_says_nothing_of_labels_that_it_has_not_learned(place):
 def test_held_out_texts_have_a_loss_and_are_cut_to_fit(place):
     words = "one two three four five six left right up down "
     rows = [{"text": words * 8, "foil": words}, {"text": "red green blue"}, {"text": "red cat"}]
-    found = probe("lineage", rows)
-    assert (found["rows"], found["foils"], found["truncated"]) == (3, 1, 1)
-    assert all(stage["loss"] > 0 and 0 <= stage["recall"] <= 1 for stage in found["stages"])
+    report = probe("lineage", rows)
+    assert (report["rows"], report["foils"], report["truncated"]) == (3, 1, 1)
+    assert all(stage["loss"] > 0 and 0 <= stage["recall"] <= 1 for stage in report["stages"])
     write_rows(Path("texts.jsonl"), rows)
     assert "3 rows, 1 foil, 1 truncated" in perdure("probe", "lineage", "texts.jsonl").out
 
@@ -156,8 +156,8 @@ def test_chosen_stages_and_those_that_they_are_told_beside(facts):
 def test_the_stages_of_the_present_history_are_asked(facts):
     revert("lineage", 1)
     learn("lineage", task("animal", training={"learning_rate": 1e-3}))
-    found = probe("lineage", facts, learned=1)
-    assert [(s["stage"], s["lag"]) for s in found["stages"]] == [(0, None), (1, 0), (3, 1)]
+    report = probe("lineage", facts, learned=1)
+    assert [(s["stage"], s["lag"]) for s in report["stages"]] == [(0, None), (1, 0), (3, 1)]
     with pytest.raises(PerdureError, match="no stage 2 in the present history; valid: 0, 1, 3"):
         probe("lineage", facts, stages=[2])
 
@@ -165,21 +165,21 @@ def test_the_stages_of_the_present_history_are_asked(facts):
 @causal
 def test_stages_whose_weights_are_gone_are_left_out_and_told(whole_place):
     learn("lineage", task("colour"))
-    said = []
-    found = probe("lineage", "colour-train.jsonl", say=said.append)
-    assert [stage["stage"] for stage in found["stages"]] == [0, 2, 3]
-    assert said == ["warning: stages not probed, because their weights were removed: 1"]
-    for asked in ({"stages": [1]}, {"learned": 1}, {"learned": 2}):
+    lines = []
+    report = probe("lineage", "colour-train.jsonl", say=lines.append)
+    assert [stage["stage"] for stage in report["stages"]] == [0, 2, 3]
+    assert lines == ["warning: stages not probed, because their weights were removed: 1"]
+    for arguments in ({"stages": [1]}, {"learned": 1}, {"learned": 2}):
         with pytest.raises(PerdureError, match="the weights of stage 1 were removed"):
-            probe("lineage", "colour-train.jsonl", **asked)
+            probe("lineage", "colour-train.jsonl", **arguments)
 
 
 def test_where_each_task_begins_at_the_base_it_is_the_stage_before(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     learned(setting_for("causal", tmp_path, n=16), "lineage", mode="per_task")
-    found = probe("lineage", "animal-train.jsonl", learned=2, stages=[2])
-    assert [stage["stage"] for stage in found["stages"]] == [0, 2]
-    assert found["effectivity"]["mean"] > 0
+    report = probe("lineage", "animal-train.jsonl", learned=2, stages=[2])
+    assert [stage["stage"] for stage in report["stages"]] == [0, 2]
+    assert report["effectivity"]["mean"] > 0
 
 
 @causal
@@ -189,15 +189,15 @@ def test_one_model_is_held_at_a_time(facts, monkeypatch):
 
     from perdure.verbs import probe as module
 
-    held, load = [], module.base_at
+    models, load = [], module.base_at
 
-    def loaded(*given):
+    def loaded(*arguments):
         gc.collect()
-        assert all(model() is None for model in held)
-        base = load(*given)
-        held.append(weakref.ref(base.model))
+        assert all(model() is None for model in models)
+        base = load(*arguments)
+        models.append(weakref.ref(base.model))
         return base
 
     monkeypatch.setattr(module, "base_at", loaded)
     probe("lineage", facts)
-    assert len(held) == 3
+    assert len(models) == 3

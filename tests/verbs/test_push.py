@@ -24,9 +24,9 @@ causal = pytest.mark.parametrize("kind", ["causal"])
 @pytest.fixture
 def hub(monkeypatch):
     """A hub that the client of this process talks to."""
-    with serving(Hub()) as made:
-        talk_to(made.url, monkeypatch)
-        yield made
+    with serving(Hub()) as server:
+        talk_to(server.url, monkeypatch)
+        yield server
 
 
 def talk_to(url: str, monkeypatch) -> None:
@@ -88,9 +88,9 @@ def test_whole_weights(whole_place, hub):
     assert not {"memory.jsonl", "method.safetensors"} & set(hub.files)
     assert holds_no_row(hub.files)
     assert 'from_pretrained("me/mine")' in hub.files["README.md"].decode()
-    told = perdure("push", "lineage", "me/mine", "--stage", 1)
-    assert (told.status, told.err.count("\n")) == (2, 1)
-    assert "stage 1 were removed" in told.err
+    result = perdure("push", "lineage", "me/mine", "--stage", 1)
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "stage 1 were removed" in result.err
 
 
 @causal
@@ -114,29 +114,29 @@ def test_from_the_command_line_with_the_client_of_its_own_process(place):
             "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": "hf_of_the_test",
         }
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-m", "perdure.cli", "push", "lineage", "me/mine", "--json"],
             capture_output=True,
             text=True,
             env=environment,
         )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     address = f"{hub.url}/me/mine"
-    assert json.loads(done.stdout) == {"lineage": "lineage", "address": address}
+    assert json.loads(process.stdout) == {"lineage": "lineage", "address": address}
     assert "adapter_model.safetensors" in hub.files
     assert holds_no_row(hub.files)
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in process.stderr
 
 
 def refused(*words: str) -> None:
     before = tree(Path())
-    told = perdure("push", "lineage", "me/mine")
-    assert (told.status, told.out) == (2, "")
-    assert told.err.startswith("perdure: error: me/mine: the upload failed (")
-    assert told.err.count("\n") == 1, told.err
-    assert "hf_of_the_test" not in told.err
+    result = perdure("push", "lineage", "me/mine")
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith("perdure: error: me/mine: the upload failed (")
+    assert result.err.count("\n") == 1, result.err
+    assert "hf_of_the_test" not in result.err
     for word in (*words, "hf auth login"):
-        assert word in told.err, told.err
+        assert word in result.err, result.err
     assert tree(Path()) == before
 
 
@@ -182,9 +182,9 @@ def test_what_needs_no_connection_to_be_refused(place, hub):
         (("me/mine/more",), "not a repository's name"),
         (("",), "not a repository's name"),
     ):
-        told = perdure("push", "lineage", *arguments)
-        assert told.status == 2
-        assert told.err.count("\n") == 1
-        assert words in told.err
+        result = perdure("push", "lineage", *arguments)
+        assert result.status == 2
+        assert result.err.count("\n") == 1
+        assert words in result.err
     assert hub.asked == []
     assert len(Lineage("lineage").ledger) == 3

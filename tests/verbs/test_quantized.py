@@ -23,8 +23,8 @@ EIGHT = {"load_in_8bit": True}
 @pytest.fixture
 def setting(tmp_path):
     """The embedded model, wide enough for the blocks of a quantised matrix, and two tasks."""
-    given = setting_for("causal", tmp_path)
-    return {**given, "base": "default", "quantization": FOUR, "max_completion_length": 16}
+    plain_setting = setting_for("causal", tmp_path)
+    return {**plain_setting, "base": "default", "quantization": FOUR, "max_completion_length": 16}
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -63,8 +63,8 @@ def test_the_gradient_after_scoring_is_that_of_the_weights_unpacked():
     gradients = []
     for base in (quantised, plain):
         base.model.train()(input_ids=ids, labels=ids).loss.backward()
-        found = {n: p.grad for n, p in base.model.named_parameters() if p.requires_grad}
-        gradients.append(torch.cat([found[n].flatten() for n in sorted(found)]))
+        by_name = {n: p.grad for n, p in base.model.named_parameters() if p.requires_grad}
+        gradients.append(torch.cat([by_name[n].flatten() for n in sorted(by_name)]))
     assert gradients[1].norm() > 0
     torch.testing.assert_close(*gradients)
 
@@ -86,7 +86,7 @@ def test_eight_bits_load_as_well():
 
 
 @pytest.mark.parametrize(
-    ("given", "line"),
+    ("overrides", "line"),
     [
         ({"adapter": None}, "a quantised base needs an adapter; set adapter="),
         ({"quantization": {"load_in_4bits": True}}, "did you mean 'load_in_4bit'"),
@@ -97,9 +97,9 @@ def test_eight_bits_load_as_well():
         ),
     ],
 )
-def test_what_cannot_be_is_told(setting, tmp_path, given, line):
+def test_what_cannot_be_is_told(setting, tmp_path, overrides, line):
     with pytest.raises(PerdureError, match=line):
-        run(load_config({**setting, **given, "lineage": str(tmp_path / "run")}))
+        run(load_config({**setting, **overrides, "lineage": str(tmp_path / "run")}))
     assert not (tmp_path / "run").exists()
 
 

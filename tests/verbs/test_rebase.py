@@ -39,9 +39,9 @@ def test_a_base_that_moved_is_found_again(place):
     ):
         with pytest.raises(
             PerdureError, match=r"'base': no such folder.* `perdure rebase`"
-        ) as told:
+        ) as error:
             verb()
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(error.value)
     assert tree(place) == untouched
     entry = rebase("lineage", "moved")
     assert (entry["verb"], entry["stage"], entry["parent"]) == ("rebase", 2, 2)
@@ -135,13 +135,13 @@ def test_a_run_goes_on_once_its_settings_name_the_new_place(place):
 @causal
 def test_on_the_command_line(place):
     shutil.copytree("base", "moved")
-    told = perdure("rebase", "lineage", "moved")
-    assert told.out == "lineage: now on base moved, whose files have the same sha256\n"
+    result = perdure("rebase", "lineage", "moved")
+    assert result.out == "lineage: now on base moved, whose files have the same sha256\n"
     shutil.copytree("base", "again")
-    found = perdure("rebase", "lineage", "again", "--json").json
-    assert found["base"]["name"] == "again"
+    entry = perdure("rebase", "lineage", "again", "--json").json
+    assert entry["base"]["name"] == "again"
     assert (
-        found["base"]["files"]
+        entry["base"]["files"]
         == json.loads(Path("lineage/ledger.jsonl").read_text().splitlines()[0])["base"]["files"]
     )
     assert [line["verb"] for line in perdure("log", "lineage", "--json").json][-2:] == [

@@ -58,8 +58,8 @@ def test_reverted_rows_are_no_longer_rehearsed(place, monkeypatch):
     revert("lineage", 1)
     learn("lineage", task("animal", {"learning_rate": 1e-3}))
     assert [set(plan.memory) for plan in plans] == [{"colour", "animal"}, {"colour"}]
-    kept = read_rows(Path("lineage/stages/0001-colour/memory.jsonl"))
-    assert plans[1].memory["colour"] == kept
+    memory_rows = read_rows(Path("lineage/stages/0001-colour/memory.jsonl"))
+    assert plans[1].memory["colour"] == memory_rows
     assert [plan.previous.name for plan in plans] == ["0002-animal", "0001-colour"]
     assert [plan.task for plan in plans] == ["animal@3", "animal"]
     assert [plan.stage for plan in plans] == [3, 4]
@@ -142,19 +142,19 @@ def test_what_is_refused(place):
 
 @pytest.mark.parametrize("kind", ["causal"])
 def test_on_the_command_line(place):
-    told = perdure("revert", "lineage", "--to", 1)
-    assert told.status == 0, told.err
-    assert "the newest stage is now 1, it was 2" in told.out
-    assert "perdure revert lineage --to 2" in told.out
+    result = perdure("revert", "lineage", "--to", 1)
+    assert result.status == 0, result.err
+    assert "the newest stage is now 1, it was 2" in result.out
+    assert "perdure revert lineage --to 2" in result.out
     log = perdure("log", "lineage", "--json").json
     assert [line["verb"] for line in log] == ["init", "learn", "learn", "revert"]
     assert [line["active"] for line in log] == [True, True, False, True]
-    shown = perdure("log", "lineage").out
-    assert "(2)" in shown
-    found = perdure("revert", "lineage", "--to", 2, "--json").json
-    assert (found["stage"], found["parent"]) == (2, 1)
-    found = perdure("evaluate", "lineage", "--json").json
-    assert list(found) == ["colour", "animal"]
+    text = perdure("log", "lineage").out
+    assert "(2)" in text
+    entry = perdure("revert", "lineage", "--to", 2, "--json").json
+    assert (entry["stage"], entry["parent"]) == (2, 1)
+    cells = perdure("evaluate", "lineage", "--json").json
+    assert list(cells) == ["colour", "animal"]
 
 
 @pytest.mark.parametrize("kind", ["causal"])

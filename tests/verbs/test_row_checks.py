@@ -29,15 +29,14 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def config(**more):
+def config(**overrides):
     tasks = [{"name": "colour", "train": "a.jsonl", "test": "b.jsonl"}]
-    made = load_config({"base": "base", "tasks": tasks, "max_length": 64, **more})
-    return made
+    return load_config({"base": "base", "tasks": tasks, "max_length": 64, **overrides})
 
 
 def test_each_check_is_a_line(folder):
-    made = config()
-    lines = check_tasks(prepare(made), load_stream(made))
+    settings = config()
+    lines = check_tasks(prepare(settings), load_stream(settings))
     assert lines[0] == "a.jsonl: left out, as they are not part of a row: id"
     assert lines[1] == "b.jsonl: left out, as they are not part of a row: id"
     warned = "\n".join(lines[2:])
@@ -54,15 +53,17 @@ def test_each_check_is_a_line(folder):
 
 def test_a_dry_run_says_them_on_stderr(folder):
     assert perdure("init", "new", "--base", "base", "max_length=64").status == 0
-    told = perdure("learn", "new", "colour", "a.jsonl", "--test", "b.jsonl", "--dry-run", "--json")
-    assert told.status == 0, told.err
-    assert "a.jsonl: left out, as they are not part of a row: id" in told.err
-    assert "warning: colour: " in told.err
-    assert json.loads(told.out)["tasks"][0]["task"] == "colour"
+    result = perdure(
+        "learn", "new", "colour", "a.jsonl", "--test", "b.jsonl", "--dry-run", "--json"
+    )
+    assert result.status == 0, result.err
+    assert "a.jsonl: left out, as they are not part of a row: id" in result.err
+    assert "warning: colour: " in result.err
+    assert json.loads(result.out)["tasks"][0]["task"] == "colour"
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("arguments", "error_line"),
     [
         (
             ("colour", "a.jsonl", "--option", "red", "--option", "gren"),
@@ -73,15 +74,15 @@ def test_a_dry_run_says_them_on_stderr(folder):
         (("(general)", "a.jsonl"), "the name of the general rows"),
     ],
 )
-def test_what_cannot_be_right_is_refused(given, said, folder):
+def test_what_cannot_be_right_is_refused(arguments, error_line, folder):
     assert perdure("init", "new", "--base", "base").status == 0
-    refused(folder, "learn", "new", *given, names=(said,))
+    refused(folder, "learn", "new", *arguments, names=(error_line,))
 
 
 def test_test_rows_that_cannot_be_scored_are_refused_before_training(folder):
     call = {"function": {"name": "f", "arguments": {}}}
-    said = {"role": "assistant", "tool_calls": [call]}
-    write(folder / "b.jsonl", [{"messages": [{"role": "user", "content": "a"}, said]}])
+    call_turn = {"role": "assistant", "tool_calls": [call]}
+    write(folder / "b.jsonl", [{"messages": [{"role": "user", "content": "a"}, call_turn]}])
     assert perdure("init", "new", "--base", "base").status == 0
     learn = ("learn", "new", "colour", "a.jsonl", "--test", "b.jsonl")
     refused(folder, *learn, names=("its answer calls a tool",))

@@ -49,8 +49,9 @@ NUMBERS = [  # a key, and what it refuses besides text, lists and numbers that a
 ]
 VALUES = [
     (key, value)
-    for key, own in NUMBERS
-    for value in ([own] if own[0] == "{" else own.split()) + [".nan", ".inf", "1e400", "abc", "[]"]
+    for key, values in NUMBERS
+    for value in ([values] if values[0] == "{" else values.split())
+    + [".nan", ".inf", "1e400", "abc", "[]"]
 ]
 
 
@@ -63,7 +64,7 @@ def test_a_value_of_no_use_is_refused_by_its_key(key, value):
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "error_line"),
     [
         ("training.optim=adamm", "optim: no 'adamm'; did you mean '"),
         ("training.optim=galore_adamw", "optim: galore_adamw: its optimizers step inside backward"),
@@ -102,10 +103,10 @@ def test_a_value_of_no_use_is_refused_by_its_key(key, value):
         ("memory.choose=balance", "did you mean 'balanced'?"),
     ],
 )
-def test_a_value_that_no_library_can_use_is_refused(setting, said):
+def test_a_value_that_no_library_can_use_is_refused(setting, error_line):
     with pytest.raises(PerdureError) as error:
         check_settings(load_config({}, [setting]))
-    assert said in str(error.value)
+    assert error_line in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -183,12 +184,12 @@ KEYS = [
 ]
 
 
-@pytest.mark.parametrize(("key", "said"), KEYS, ids=[key for key, _ in KEYS])
-def test_an_unknown_key_is_told_where_it_belongs(key, said):
-    for written in ([f"{key}=1"], {key: 1}):  # on the command line, and from Python
+@pytest.mark.parametrize(("key", "error_line"), KEYS, ids=[key for key, _ in KEYS])
+def test_an_unknown_key_is_told_where_it_belongs(key, error_line):
+    for overrides in ([f"{key}=1"], {key: 1}):  # on the command line, and from Python
         with pytest.raises(PerdureError) as error:
-            check_settings(load_config({}, written))
-        assert said in str(error.value)
+            check_settings(load_config({}, overrides))
+        assert error_line in str(error.value)
 
 
 @pytest.fixture
@@ -228,7 +229,7 @@ def test_a_task_that_no_batch_would_be_made_of(base, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "error_line"),
     [
         ("general.file=nowhere.jsonl", "no file nowhere.jsonl"),
         ("general.file=broken.jsonl", "broken.jsonl, row 1"),
@@ -242,10 +243,12 @@ def test_a_task_that_no_batch_would_be_made_of(base, tmp_path):
     ],
 )
 def test_what_needs_the_base_or_a_file_is_refused_before_a_lineage_is_made(
-    setting, said, base, tmp_path
+    setting, error_line, base, tmp_path
 ):
     (tmp_path / "broken.jsonl").write_text("{\n")
-    refused(tmp_path, "init", "new", "--base", "base", "method=replay", setting, names=(said,))
+    refused(
+        tmp_path, "init", "new", "--base", "base", "method=replay", setting, names=(error_line,)
+    )
 
 
 def test_a_ratio_of_general_rows_needs_their_file():

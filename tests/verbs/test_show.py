@@ -39,14 +39,14 @@ def test_the_newest_stage_and_the_one_below(place):
 
 def test_text_and_json_say_the_same_and_change_nothing(place):
     before = tree(place)
-    known = perdure("show", "lineage", "--stage", 1, "--json").json
-    assert known == json.loads(json.dumps(show("lineage", 1)))
-    told = perdure("show", "lineage", "--stage", 1).out
+    entry = perdure("show", "lineage", "--stage", 1, "--json").json
+    assert entry == json.loads(json.dumps(show("lineage", 1)))
+    text = perdure("show", "lineage", "--stage", 1).out
     loads = "base with the adapter lineage/stages/0001-colour"
-    for words in ("1 (active)", "colour", known["date"], "24 rows", "learning_rate 0.01", loads):
-        assert words in told, words
-    assert f"{known['scores']['colour']:.3f}" in told
-    assert "base > 1;" in told
+    for words in ("1 (active)", "colour", entry["date"], "24 rows", "learning_rate 0.01", loads):
+        assert words in text, words
+    assert f"{entry['scores']['colour']:.3f}" in text
+    assert "base > 1;" in text
     assert "0 (active)" in perdure("show", "lineage", "--stage", 0).out
     assert "2 (the newest)" in perdure("show", "lineage").out
     assert tree(place) == before

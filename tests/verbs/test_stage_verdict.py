@@ -65,10 +65,10 @@ def test_the_answers_are_those_of_evaluate(forgetful, tmp_path):
 
 
 def test_the_command_line_leads_with_it(forgetful):
-    shown = perdure("show", forgetful).out
-    assert "stage 2, animal: " in shown
-    assert "  lost: colour " in shown
-    assert f"`perdure revert {forgetful} --to 1`" in shown
+    text = perdure("show", forgetful).out
+    assert "stage 2, animal: " in text
+    assert "  lost: colour " in text
+    assert f"`perdure revert {forgetful} --to 1`" in text
     assert "lost: colour" in perdure("log", forgetful).out
 
 

@@ -21,12 +21,12 @@ def test_what_is_asked_of_stage_0_is_asked_of_the_base(adapter, tmp_path, monkey
     init("lineage", base=base, adapter=adapter, **settings)
     init("plain", base=base, **settings)
     rows = tiny_rows("colour", 6)
-    asked = [row["prompt"] for row in rows]
+    prompts = [row["prompt"] for row in rows]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     Path("rows.jsonl").write_text(text, encoding="utf-8")
     learn("lineage", "colour", train="rows.jsonl", test="rows.jsonl")
-    expected = answer("plain", asked)
-    assert answer("lineage", asked, stage=0) == expected
+    expected = answer("plain", prompts)
+    assert answer("lineage", prompts, stage=0) == expected
     right = [a == row["completion"].strip() for a, row in zip(expected, rows, strict=True)]
     assert evaluate("lineage", 0)["colour"]["score"] == sum(right) / len(right)
     export("lineage", "merged", stage=0)

@@ -26,17 +26,17 @@ def weights(entry: dict) -> dict[str, torch.Tensor]:
 @causal
 def test_it_is_recorded_and_of_this_stage_alone(place):
     rows = ("animal-train.jsonl", "--test", "animal-test.jsonl")
-    told = perdure("learn", "lineage", "animal", *rows, "training.learning_rate=1e-7", "--json")
-    own = told.json
-    assert own["task"]["training"] == {"learning_rate": 1e-7}
-    assert own["stage"] == 3  # the same rows as stage 2 learned, trained otherwise
-    assert own["task"]["id"] == "animal@3"
+    result = perdure("learn", "lineage", "animal", *rows, "training.learning_rate=1e-7", "--json")
+    entry = result.json
+    assert entry["task"]["training"] == {"learning_rate": 1e-7}
+    assert entry["stage"] == 3  # the same rows as stage 2 learned, trained otherwise
+    assert entry["task"]["id"] == "animal@3"
     line = json.loads(Path("lineage/ledger.jsonl").read_text().splitlines()[-1])
     assert line["task"]["training"] == {"learning_rate": 1e-7}
     assert "learning_rate 1e-07" in perdure("show", "lineage").out
     again = perdure("learn", "lineage", "animal", *rows, "training.learning_rate=1e-7")
     assert "already learned, as stage 3" in again.err
-    before, after = weights(show("lineage", 2)), weights(own)
+    before, after = weights(show("lineage", 2)), weights(entry)
     assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
     plain = learn("lineage", task("colour"))
     assert plain["stage"] == 4

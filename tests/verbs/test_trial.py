@@ -57,9 +57,9 @@ def init_with(adapter: dict, **settings) -> None:
 
 def refused(why: str, adapter: dict, **settings) -> None:
     before = tree(Path())
-    with pytest.raises(PerdureError, match=why) as told:
+    with pytest.raises(PerdureError, match=why) as error:
         init_with(adapter, **settings)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
     assert tree(Path()) == before
 
 
@@ -138,10 +138,10 @@ def test_an_adapter_that_peft_converted_is_taken(causal):
             if "lora_B" in name:
                 parameter.add_(0.1)
     tokenizer = AutoTokenizer.from_pretrained("base")
-    wanted = output(model, tokenizer)
+    expected = output(model, tokenizer)
     model.save_pretrained("mine", path_initial_model_for_weight_conversion="start")
     init("lineage", load_config(FEW), "mine")
-    torch.testing.assert_close(stage_output("lineage", 0), wanted, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(stage_output("lineage", 0), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

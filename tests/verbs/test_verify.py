@@ -22,9 +22,9 @@ def test_a_lineage_as_it_was_written(place):
     before = tree(place)
     assert verify("lineage") == []
     assert tree(place) == before
-    told = perdure("verify", "lineage")
-    assert (told.status, told.err) == (0, "")
-    assert "ledger, base and 2 stages are as they were written" in told.out
+    result = perdure("verify", "lineage")
+    assert (result.status, result.err) == (0, "")
+    assert "ledger, base and 2 stages are as they were written" in result.out
     revert("lineage", 1)
     assert verify("lineage") == []
 
@@ -63,10 +63,10 @@ def test_a_missing_and_an_added_file_of_a_reverted_stage(place):
 @causal
 def test_a_stage_that_is_gone_and_one_of_nowhere(place):
     STAGE.rename("lineage/stages/0007-other")
-    said = verify("lineage")
-    assert len(said) == 9
-    assert all(line.startswith(f"{STAGE}/") and "missing" in line for line in said[:-1])
-    assert said[-1].startswith("lineage/stages/0007-other: of no stage in the ledger")
+    problems = verify("lineage")
+    assert len(problems) == 9
+    assert all(line.startswith(f"{STAGE}/") and "missing" in line for line in problems[:-1])
+    assert problems[-1].startswith("lineage/stages/0007-other: of no stage in the ledger")
 
 
 @causal
@@ -88,13 +88,13 @@ def test_perdure_yaml_that_names_another_base(place):
 @causal
 def test_the_command_line_ends_with_status_1(place):
     change(STAGE / "memory.jsonl")
-    told = perdure("verify", "lineage")
-    assert (told.status, told.out) == (1, "")
-    assert told.err == f"perdure: {STAGE}/memory.jsonl: changed\n"
-    told = perdure("verify", "lineage", "--json")
-    assert told.status == 1
+    result = perdure("verify", "lineage")
+    assert (result.status, result.out) == (1, "")
+    assert result.err == f"perdure: {STAGE}/memory.jsonl: changed\n"
+    result = perdure("verify", "lineage", "--json")
+    assert result.status == 1
     problems = [f"{STAGE}/memory.jsonl: changed"]
-    assert told.json == {"lineage": "lineage", "ok": False, "problems": problems}
+    assert result.json == {"lineage": "lineage", "ok": False, "problems": problems}
 
 
 @causal
@@ -105,8 +105,8 @@ def test_a_changed_or_missing_ledger(place):
     file.write_text("".join([lines[0], json.dumps(entry) + "\n", *lines[2:]]))
     with pytest.raises(PerdureError, match="line 3 does not follow the line before it"):
         verify("lineage")
-    told = perdure("verify", "lineage")
-    assert (told.status, told.err.count("\n")) == (2, 1)
+    result = perdure("verify", "lineage")
+    assert (result.status, result.err.count("\n")) == (2, 1)
     file.write_text("")
     with pytest.raises(PerdureError, match="missing or empty; restore it"):
         verify("lineage")

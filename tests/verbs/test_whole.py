@@ -66,10 +66,10 @@ def test_the_card_loads_it(whole_place, kind):
 
 
 def test_row_0_is_the_untouched_base(whole_place, kind, monkeypatch):
-    seen, original = [], stage.score
+    scored_models, original = [], stage.score
 
     def score(base, task, *rest):
-        seen.append((task.name, output(base.network, base.tokenizer)))
+        scored_models.append((task.name, output(base.network, base.tokenizer)))
         return original(base, task, *rest)
 
     with monkeypatch.context() as patch:
@@ -78,9 +78,11 @@ def test_row_0_is_the_untouched_base(whole_place, kind, monkeypatch):
     if kind == "encoder":  # has no head on the base, so no score
         assert Lineage("lineage").matrix().rows[0] == (None, None, None)
         return
-    began = [made for name, made in seen if torch.equal(made, plain_output(kind, "base"))]
+    began = [
+        logits for name, logits in scored_models if torch.equal(logits, plain_output(kind, "base"))
+    ]
     assert len(began) == 1
-    assert torch.equal(seen[0][1], stage_output("lineage", 2))
+    assert torch.equal(scored_models[0][1], stage_output("lineage", 2))
     lineage = Lineage("lineage")
     scored = evaluate("lineage", 0)
     assert lineage.matrix().rows[0] == tuple(
@@ -108,21 +110,21 @@ def test_rehearsal_and_fusion_work_on_it(whole_place, kind):
     settings = Lineage("lineage").config.to_dict()
     method = ["replay", {"recurrent_kif": {"inner_steps": 2, "outer_steps": 1}}]
     lineage = run(load_config({**settings, "method": method, "lineage": "both"}))
-    found = lineage.folder(lineage.stages[-1])
+    folder = lineage.folder(lineage.stages[-1])
     plain = load_file("lineage/stages/0002-animal/model.safetensors")
-    fused = load_file(found / "model.safetensors")
+    fused = load_file(folder / "model.safetensors")
     assert any(not torch.equal(plain[name], fused[name]) for name in plain)
-    assert load_file(found / "method.safetensors")["recurrent_kif.shares"].shape == (2, 4)
+    assert load_file(folder / "method.safetensors")["recurrent_kif.shares"].shape == (2, 4)
     assert all(t.isfinite().all() for t in fused.values())
 
 
 def test_only_the_last_two_keep_their_weights(whole_place, kind, monkeypatch):
     entry = learn("lineage", task("colour"))
     assert entry["dropped"] == ["stages/0001-colour"]
-    kept = {path.name for path in Path("lineage/stages/0001-colour").iterdir()}
-    assert {"scores.json", "memory.jsonl", "README.md", "config.json"} <= kept
-    assert not [name for name in kept if name.startswith("model")]
-    assert ("head.safetensors" in kept) == (kind == "encoder")
+    file_names = {path.name for path in Path("lineage/stages/0001-colour").iterdir()}
+    assert {"scores.json", "memory.jsonl", "README.md", "config.json"} <= file_names
+    assert not [name for name in file_names if name.startswith("model")]
+    assert ("head.safetensors" in file_names) == (kind == "encoder")
     with pytest.raises(
         PerdureError, match=r"stage 1 were removed, only its scores remain.*2, 3, and"
     ):

@@ -91,9 +91,9 @@ def test_there_is_none_between_different_vocabularies():
     answers = ask(one, ROWS[:2], in_template=False, max_new_tokens=2)
     assert not same_vocabulary(one, other)
     assert mean_divergence(one, other, answers, 2) is None
-    more = subject("causal", 0)
-    more.base.tokenizer.add_tokens(["more"])
-    assert mean_divergence(one, more, answers, 2) is None
+    larger = subject("causal", 0)
+    larger.base.tokenizer.add_tokens(["more"])
+    assert mean_divergence(one, larger, answers, 2) is None
 
 
 def test_there_is_none_if_a_model_is_broken():

@@ -134,8 +134,8 @@ def test_the_verdict_on_kl_and_form():
         "100% -> 100% equal to another answer"
     )
     assert words({**result, "kl": None})[1].endswith("not finite or not of the same size")
-    other = {**result, "kl": None, "same_vocabulary": False}
-    assert words(other)[1].endswith("not measured, because the vocabularies differ")
+    other_vocabulary = {**result, "kl": None, "same_vocabulary": False}
+    assert words(other_vocabulary)[1].endswith("not measured, because the vocabularies differ")
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])
@@ -168,9 +168,9 @@ def test_both_are_asked_in_the_template_if_the_reference_has_one():
     assert result["system"] == "good"
     tokenizer = with_template[0].base.tokenizer
     answer = ask(with_template[0], ROWS[:1], in_template=True, system="good")[0]
-    asked = tokenizer.decode(answer.prompt)
-    assert asked.startswith("<unk> : good </s>")
-    assert asked.endswith("question the alpha is </s> answer :")
+    prompt = tokenizer.decode(answer.prompt)
+    assert prompt.startswith("<unk> : good </s>")
+    assert prompt.endswith("question the alpha is </s> answer :")
     without = [subject("causal", seed) for seed in (0, 1)]
     plain = ask(without[0], ROWS[:1], in_template=False)[0]
     assert "</s>" not in tokenizer.decode(plain.prompt)

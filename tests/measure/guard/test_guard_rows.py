@@ -28,8 +28,8 @@ def test_the_bundled_rows_cover_skills_and_languages():
 def test_the_bundled_rows_are_named_and_asked_once():
     rows = read_guard_rows()
     assert all(re.fullmatch(rf"{row.skill}-\d\d", row.id) for row in rows)
-    asked = Counter(json.dumps(row.messages) for row in rows)
-    assert [text for text, times in asked.items() if times > 1] == []
+    questions = Counter(json.dumps(row.messages) for row in rows)
+    assert [text for text, times in questions.items() if times > 1] == []
 
 
 def test_the_bundled_file_is_one_row_a_line():
