@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure.config import Config, Dtype, ScoringMode, load_config
+from perdure.data.conversations import Conversations
 from perdure.data.forms import Notes, Row, as_row
 from perdure.data.stream import file_split
 from perdure.data.task import Split, Task
@@ -375,20 +376,28 @@ def check(
 
 def answer(
     folder: str | Path,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[str] = (),
     stage: int | None = None,
     options: Sequence[str] | None = None,
     max_new_tokens: int | None = None,
     chat: bool = False,
+    plain: bool = False,
+    system: str | None = None,
+    messages: Conversations | None = None,
     *,
     say: Say = silent,
 ) -> list[str]:
     """Answer a prompt with a stage, by generation or by a choice among options. Nothing is changed.
 
         perdure.answer("my-model", "Great pasta, slow service. Sentiment:", stage=1)
+        perdure.answer("my-chat", messages=[{"role": "user", "content": "Hello!"}])
 
     On the command line this is `perdure try`. A generative model decodes greedily, or chooses among
     `options`. An encoder chooses among `options`, or else among all labels that it has learned.
+
+    If the base has a chat template, a prompt is written with it as a user's message, provided that
+    the stage has learned conversations (rows with messages), or nothing has been learned yet.
+    Otherwise the model reads the prompt as plain text. A note says which of the two was done.
 
     Args:
         folder: The lineage.
@@ -397,11 +406,16 @@ def answer(
         options: The answers to choose from.
         max_new_tokens: The largest number of tokens to generate. Default: the lineage's
             `max_completion_length`.
-        chat: Use the prompt as a user's message in the tokenizer's chat template.
+        chat: Use the chat template, even if the stage was trained on plain text.
+        plain: Use the prompt as plain text, even if the stage was trained in the chat template.
+        system: A system prompt before each prompt or conversation.
+        messages: A conversation to answer, a list of messages that ends with the user's; or rows
+            with such `messages`.
         say: Called with each note and each warning.
 
     Raises:
-        PerdureError: the stage does not exist, a prompt is empty, or an encoder has not learned any
+        PerdureError: the stage does not exist, a prompt is empty, a conversation does not end with
+            a user's message, there is no chat template for it, or an encoder has not learned any
             label.
     """
     from perdure.verbs import answer as verb
@@ -413,6 +427,9 @@ def answer(
         options=options or (),
         max_new_tokens=max_new_tokens,
         chat=chat,
+        plain=plain,
+        system=system,
+        messages=messages,
         say=say,
     )
 

@@ -75,7 +75,7 @@ def test_a_base_that_is_another_one_now(place, verb):
 
 def test_try(place):
     bad(place, "try", "lineage", "", names=("the prompt is empty", "write what"))
-    bad(place, "try", "lineage", "red", "--chat", names=("no chat template", "the prompts"))
+    bad(place, "try", "lineage", "red", "--chat", names=("no chat template", "as plain text"))
     words = ("option 'one two three four five'", "max_completion_length", "shorten")
     bad(place, "try", "lineage", "red", "--option", "one two three four five", names=words)
 
@@ -152,7 +152,7 @@ def test_a_training_of_its_own(place):
     ("arguments", "named"),
     [
         (("learn", "lineage"), "learn: Missing argument 'NAME'; see `perdure learn --help`"),
-        (("try", "lineage", "--stage", 0), "try: Missing argument 'PROMPT...'"),
+        (("try", "lineage", "--stage", 0), "nothing to answer; give a prompt"),
         (("evaluate", "lineage", "--stage", "abc"), "evaluate: Invalid value for '--stage'"),
     ],
 )

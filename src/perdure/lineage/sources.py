@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.config import Config
+from perdure.data.columns import is_chat
 from perdure.data.rows import Row, read_rows
 from perdure.data.stream import file_split, open_split
 from perdure.data.task import Split, Task
@@ -16,13 +17,18 @@ from perdure.seeds import derive
 
 
 def describe(lineage: Lineage, task: Task, name: str) -> dict[str, Any]:
-    """Return a task's description in the ledger: the source, number and sha256 of its rows."""
+    """Return a task's description in the ledger: the source, number and sha256 of its rows.
+
+    `chat` is there if train rows are conversations, which are written with the chat template.
+    """
     described: dict[str, Any] = {
         "id": name,
         "name": task.name,
         "metric": task.metric,
         "options": list(task.answers() or ()) or None,
     }
+    if any(is_chat(row) for row in task.train.rows):
+        described["chat"] = True
     if task.training:
         described["training"] = task.training
     for split in ("train", "test"):

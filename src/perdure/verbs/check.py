@@ -1,7 +1,6 @@
 """`check` measures what a model has lost of another's general ability."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,15 @@ import torch
 
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
-from perdure.lineage.loading import as_stored, base_at, is_untouched, stage_entry
+from perdure.lineage.loading import base_at, is_untouched, stage_entry
 from perdure.measure.guard.guard import guard, has_template
 from perdure.measure.guard.rows import read_guard_rows, sampled
 from perdure.measure.guard.subject import Subject
-from perdure.methods import make
 from perdure.models.as_is import base_of_adapter, is_adapter, load_as_is
 from perdure.models.base import Base, read_base
 from perdure.models.pins import check_pin
 from perdure.say import Say
+from perdure.verbs.asking import as_scored
 
 
 def check(
@@ -94,19 +93,9 @@ def _stages(
 
 
 def _of_stage(lineage: Lineage, entry: dict[str, Any] | None, base: Base) -> Subject:
-    """Return a stage as it is scored: in its methods' contexts and in the precision of training."""
-
-    def context() -> ExitStack:
-        stack = ExitStack()
-        for method in make(lineage.config.method):
-            stack.enter_context(method.inference(base.model))
-        stack.enter_context(as_stored(lineage, entry, base))
-        device = next(base.model.parameters()).device.type
-        bf16 = bool(lineage.config.training.get("bf16"))
-        stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16))
-        return stack
-
-    return Subject(f"stage {entry['stage']}" if entry else "the base", base, context)
+    """Return a stage as a model to measure."""
+    name = f"stage {entry['stage']}" if entry else "the base"
+    return Subject(name, base, lambda: as_scored(lineage, entry, base))
 
 
 def _share_template(reference: Subject, subject: Subject, say: Say) -> None:

@@ -1,7 +1,6 @@
 """`probe` measures the stages of a lineage on rows outside its tasks."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,12 +10,12 @@ import torch
 from perdure.data.probes import Probe, read_probes
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.lineage import Lineage
-from perdure.lineage.loading import as_stored, base_at, gone, is_gone, stage_entry
+from perdure.lineage.loading import base_at, gone, is_gone, stage_entry
 from perdure.measure import probes as numbers
 from perdure.measure.recollection import Recollection, knows_answers, recollect
-from perdure.methods import make
 from perdure.models.pins import check_pin
 from perdure.say import Say
+from perdure.verbs.asking import as_scored
 
 
 def probe(
@@ -82,12 +81,7 @@ def _at(
     base = base_at(lineage, entry)
     if not knows_answers(base, probe_rows) and not (strict and base.labels):
         return None
-    with ExitStack() as stack:
-        for method in make(config.method):
-            stack.enter_context(method.inference(base.model))
-        stack.enter_context(as_stored(lineage, entry, base))
-        device, bf16 = next(base.model.parameters()).device.type, bool(config.training.get("bf16"))
-        stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16))  # as in `score`
+    with as_scored(lineage, entry, base):
         return recollect(
             base,
             probe_rows,

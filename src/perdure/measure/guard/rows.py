@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perdure.data.conversations import UNANSWERED, waiting
 from perdure.data.files import read_records
 from perdure.data.messages import checked_text
-from perdure.data.rows import Row, as_row
+from perdure.data.rows import Row
 from perdure.errors import PerdureError, nearest
 from perdure.measure.guard.checks import checked
 from perdure.models.kinds import Kind
@@ -24,7 +25,6 @@ from perdure.seeds import derive
 
 BUNDLED = Path(__file__).parent / "rows.jsonl"
 KEYS = ("id", "skill", "language", "prompt", "messages", "check")
-UNANSWERED = "?"  # stands where a row of a task has its answer
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,4 @@ def _messages(record: Mapping[str, Any], where: str) -> tuple[dict[str, Any], ..
     if "prompt" in record:
         prompt = checked_text(record["prompt"], f"{where}: prompt")
         return ({"role": "user", "content": prompt},)
-    messages = record["messages"]
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    if not isinstance(last, Mapping) or last.get("role") != "user":
-        raise PerdureError(f"{where}: messages must end with one of the user's, to be answered")
-    answer = {"role": "assistant", "content": UNANSWERED}
-    row = as_row({"messages": [*messages, answer]}, where)
-    return tuple(row["messages"][:-1])
+    return tuple(waiting({"messages": record["messages"]}, where)["messages"][:-1])

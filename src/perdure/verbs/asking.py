@@ -1,0 +1,44 @@
+"""How a stage is asked: as it is scored, and in the chat template or as plain text."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from perdure.lineage.history import learned_by
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import as_stored
+from perdure.methods import make
+from perdure.models.base import Base
+
+
+def as_scored(lineage: Lineage, entry: dict[str, Any] | None, base: Base) -> ExitStack:
+    """Return a context in which the model answers as it does when the stage is scored.
+
+    It is inside the contexts of the lineage's methods and in the precision of training. Stage 0 is
+    the base without a fresh adapter, whichever stage's adapter the model has.
+
+    Args:
+        lineage: the lineage.
+        entry: the ledger's line of the stage; None for stage 0.
+        base: the model with the stage's weights. It is also stage 0 if `is_untouched`.
+    """
+    stack = ExitStack()
+    for method in make(lineage.config.method):
+        stack.enter_context(method.inference(base.model))
+    stack.enter_context(as_stored(lineage, entry, base))
+    device = next(base.model.parameters()).device.type
+    bf16 = bool(lineage.config.training.get("bf16"))
+    stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16))
+    return stack
+
+
+def learned_in_template(lineage: Lineage, stage: int) -> bool | None:
+    """Return whether a stage has learned rows in the chat template; None if it has learned nothing.
+
+    For the base, the tasks of the active stages are asked about, so that it can be compared with
+    them.
+    """
+    entries = lineage.line(stage) if stage else lineage.stages
+    tasks = [task for entry in entries for task in learned_by(entry)]
+    return any(task.get("chat", False) for task in tasks) if tasks else None
