@@ -503,11 +503,44 @@ def report(
     return make([folders] if isinstance(folders, str | Path) else folders, out)
 
 
+def configure(
+    folder: str | Path,
+    config: Config | str | Path | dict[str, Any] | None = None,
+    **settings: Any,
+) -> dict[str, Any] | None:
+    """Change settings of a lineage, from its next stage on.
+
+        perdure.configure("my-model", method=["replay", "kl_base"])
+        perdure.configure("my-model", **{"training.learning_rate": 1e-4})
+
+    On the command line this is `perdure set`. It appends a line to the ledger, which decides, and
+    rewrites `lineage.yaml`, which shows the settings. A stage keeps those that it was learned with,
+    and `revert` leaves the newest settings in force. Once there are stages, the settings that all
+    of them share cannot change: base, mode, seed, adapter, quantization, the rows of the tasks, and
+    `scoring.mode`.
+
+    Args:
+        folder: The lineage.
+        config: A YAML with all the settings, as for `perdure run`, instead of single ones.
+        **settings: The settings to change.
+
+    Returns:
+        The new line of the ledger, or None if the lineage has these settings already.
+
+    Raises:
+        PerdureError: a setting is wrong or cannot change any more.
+    """
+    from perdure.verbs import configure as verb
+
+    return verb.configure(folder, config or {}, settings)
+
+
 def revert(folder: str | Path, to: int | None = None) -> dict[str, Any]:
     """Go back to an earlier stage. Nothing is deleted, and reverting to a later stage also works.
 
     This appends a line to the ledger. The stages after `to` stay on disk but are inactive: their
-    tasks are no longer scored, and their remembered rows are no longer rehearsed.
+    tasks are no longer scored, and their remembered rows are no longer rehearsed. The settings stay
+    as they are, even if they were changed after `to`.
 
     Args:
         folder: The lineage.

@@ -125,7 +125,7 @@ def test_a_changed_yaml(made):
     refused(
         made,
         *("run", made / "run.yaml", "training.learning_rate=1", "seed=3"),
-        names=("training, seed differ", "restore them", "lineage=FOLDER"),
+        names=("seed 0, not", "seed cannot change any more", "lineage=FOLDER"),
     )
 
 

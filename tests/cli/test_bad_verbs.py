@@ -12,8 +12,14 @@ from perdure.lineage.files import locked
 pytestmark = pytest.mark.own
 
 
-VERBS = ("show", "try", "revert", "verify", "export", "push", "rebase")
-MORE = {"try": ("red",), "export": ("out",), "push": ("me/mine",), "rebase": ("base",)}
+VERBS = ("show", "try", "set", "revert", "verify", "export", "push", "rebase")
+MORE = {
+    "try": ("red",),
+    "set": ("memory.ratio=0.5",),
+    "export": ("out",),
+    "push": ("me/mine",),
+    "rebase": ("base",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +93,7 @@ def test_revert(place):
     bad(place, "revert", "new", names=("nothing has been learned yet",))
 
 
-@pytest.mark.parametrize("verb", ["revert", "rebase"])
+@pytest.mark.parametrize("verb", ["set", "revert", "rebase"])
 def test_a_second_writer(place, verb):
     with locked(Path("lineage")):
         words = ("another process is writing", "wait")

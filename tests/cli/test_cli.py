@@ -17,7 +17,7 @@ from perdure.verbs import advance
 
 
 VERBS = ("init", "learn", "run", "compare", "evaluate", "probe", "log", "methods")
-VERBS += ("try", "show", "report", "revert", "verify", "export", "push", "rebase")
+VERBS += ("try", "show", "report", "revert", "set", "verify", "export", "push", "rebase")
 HEAVY = ("torch", "transformers", "peft", "datasets")
 
 
@@ -215,7 +215,7 @@ def test_in_python_the_verbs_are_as_short(place, tmp_path):
     settings["training"]["learning_rate"] = 1e-2  # YAML 1.1 reads a text here
     assert package.run(settings).matrix() == again.matrix()
     assert again.matrix() == package.run(place / "run.yaml").matrix()
-    with pytest.raises(package.PerdureError, match="training differ"):
+    with pytest.raises(package.PerdureError, match="num_train_epochs 1, not 2"):
         package.run(place / "run.yaml", **{"training.num_train_epochs": 2})
 
 

@@ -140,7 +140,7 @@ def test_a_run_that_stopped_inside_a_task_keeps_the_same_rows(setting, lineage, 
 
 @shown_on_causal("setting")
 def test_another_choice_is_refused_in_a_lineage(setting, lineage):
-    with pytest.raises(PerdureError, match="made with other settings \\(memory differ\\)"):
+    with pytest.raises(PerdureError, match=r"settings \(memory.choose surprise, not balanced\)"):
         learned({**setting, "memory": {"ratio": 0.2}}, lineage.path)
 
 

@@ -20,7 +20,7 @@ def test_a_tracker_can_be_switched_on_later_and_a_learning_rate_cannot_be_change
     learned(setting, tmp_path / "run")
     training = {**setting["training"], "report_to": "tensorboard", "logging_steps": 1}
     assert learned({**setting, "training": training}, tmp_path / "run").head == 2
-    with pytest.raises(PerdureError, match="training differ"):
+    with pytest.raises(PerdureError, match=r"training.learning_rate 0.01, not 0.001"):
         learned({**setting, "training": {**training, "learning_rate": 1e-3}}, tmp_path / "run")
 
 
@@ -46,7 +46,7 @@ def test_changed_settings_are_found(place):
     assert verify("lineage") == []
     file.write_text(yaml.safe_dump({**settings, "max_completion_length": 5}))
     assert verify("lineage") == [
-        "lineage/lineage.yaml: has other settings than when it was created"
+        "lineage/lineage.yaml: has other settings than the ledger (max_completion_length 4 -> 5)"
     ]
 
 

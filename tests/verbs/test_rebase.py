@@ -128,7 +128,7 @@ def test_a_run_goes_on_once_its_settings_name_the_new_place(place):
     settings = Lineage("lineage").config.to_dict() | {"lineage": "lineage"}
     assert len(run(load_config(settings)).ledger) == 4
     shutil.copytree("moved", "again")
-    with pytest.raises(PerdureError, match=r"other settings \(base differ\)"):
+    with pytest.raises(PerdureError, match=r"another base, moved; .*perdure rebase"):
         run(load_config({**settings, "base": "again"}))
 
 

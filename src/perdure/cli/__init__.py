@@ -22,6 +22,7 @@ from perdure.cli import (
     report,
     revert,
     run,
+    set_,
     show,
     try_,
     verify,
@@ -32,7 +33,7 @@ from perdure.places import where_it_goes
 
 
 RESUMED = ("learn", "run", "compare")
-WITH_SETTINGS = ("init", "learn", "run", "compare")
+WITH_SETTINGS = ("init", "learn", "run", "compare", "set")
 UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's copy of click
 
 
@@ -94,6 +95,7 @@ app.command("try")(try_.try_)
 app.command("log")(log.log)
 app.command("show")(show.show)
 app.command("report")(report.report)
+app.command("set")(set_.set_)
 app.command("revert")(revert.revert)
 app.command("verify")(verify.verify)
 app.command("export")(export.export)

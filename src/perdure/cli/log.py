@@ -6,6 +6,7 @@ from perdure import api
 from perdure.cli.from_api import Arguments, command
 from perdure.cli.output import Json, grid, print_json, score, stdout
 from perdure.lineage.lineage import Lineage
+from perdure.lineage.settings import in_words
 
 
 @command(api.log)
@@ -19,9 +20,12 @@ def log(arguments: Arguments, as_json: Json = False) -> None:
         print_json(lines)
         return
     stdout().print(f"{folder}: base {Lineage(folder).pin['name']}")
-    table = grid("stage", "verb", "task", "method", "scores", "seconds", "date", right=["seconds"])
+    columns = ("stage", "verb", "task", "method", "scores or settings", "seconds", "date")
+    table = grid(*columns, right=["seconds"])
     for line in lines[1:]:
         scores = ", ".join(f"{name} {score(value)}" for name, value in line["scores"].items())
+        if line["changed"]:
+            scores = in_words(line["changed"])
         if line["lost"]:
             scores += f"; lost: {', '.join(line['lost'])}"
         seconds = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"

@@ -17,6 +17,7 @@ from perdure.cli.output import (
     stdout,
     verdict_text,
 )
+from perdure.lineage.settings import in_words
 from perdure.reporting.results import method_name
 
 
@@ -77,6 +78,8 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
     if "general" in stage:
         lines += [("general", _rows(stage["general"]))]
     lines += [("remembers", counted(stage["remembered_rows"], "row"))]
+    if stage["changed"]:
+        lines += [("new settings", in_words(stage["changed"]))]
     lines += [("training", _pairs(settings["training"]))]
     if settings["adapter"] is not None:
         lines += [("adapter", _pairs(settings["adapter"]))]

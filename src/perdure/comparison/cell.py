@@ -13,7 +13,8 @@ import yaml
 from perdure.config import TOGETHER, Config, deciding_keys, load_config
 from perdure.lineage.files import dump, write_text
 from perdure.lineage.history import learned_by
-from perdure.lineage.lineage import FREE, Lineage
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.settings import FREE
 from perdure.measure.matrix import summary, to_dict
 from perdure.methods import make
 from perdure.models.layout import MEMORY, METHOD_STATE

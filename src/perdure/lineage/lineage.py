@@ -2,41 +2,53 @@
 
 import difflib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from perdure.config import Config, deciding_keys, load_config
+from perdure.config import Config, deciding_keys
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.files import dump, hash_folder, locked, sync, write_text
 from perdure.lineage.history import History, learned_by
 from perdure.lineage.ledger import append, read_ledger
+from perdure.lineage.settings import (
+    Changes,
+    command,
+    differences,
+    in_words,
+    loaded,
+    stored,
+    why_fixed,
+)
 from perdure.measure.matrix import ScoreMatrix
 from perdure.models.layout import SCORES, VERDICT, WHOLE
-from perdure.seeds import digest
 
 
 FORMAT = 1
-# Keys that may differ between runs of one lineage, because they have no effect on its bytes.
-FREE = ("lineage", "data")
 # The files of a new lineage before its lineage.yaml, which is written last.
 REMAINS = ("lock", "stages", "ledger.jsonl", ".lineage.yaml.new")
+LONGEST_COMMAND = 300  # the longest `perdure set` that an error line shows, in characters
 STARTING_ADAPTER = "stages/0000-adapter"  # the adapter with which a lineage began, if any
 
 
 class Lineage(History):
     """A lineage on disk: `lineage.yaml`, `ledger.jsonl`, `stages/`, `timings.json` and `lock`.
 
-    Stage 0 is the untouched base. A stage exists if and only if it is in the ledger.
+    Stage 0 is the untouched base. A stage exists if and only if it is in the ledger. The settings
+    are those of the ledger, too; `lineage.yaml` shows them.
+
+    Args:
+        path: the folder.
+        edited: whether `lineage.yaml` may show other settings than the ledger has.
 
     Raises:
-        PerdureError: the folder is not a lineage, or a file of it is damaged.
+        PerdureError: the folder is not a lineage, a file of it is damaged, or its `lineage.yaml`
+            was edited.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, edited: bool = False):
         self.path = Path(path)
         settings = self.path / "lineage.yaml"
         if not settings.is_file():
@@ -61,9 +73,11 @@ class Lineage(History):
             raise PerdureError(
                 f"{self.path / 'ledger.jsonl'}: missing or empty; restore it from a copy"
             )
-        base = {"base": self.pin["name"], "revision": self.pin.get("revision")}
-        self.config: Config = load_config({**values, **base})
-        self.config.general.file = moved(self.config.general.file, self.path, Path.cwd())
+        self.written = stored(loaded(values, self.pin, self.path), self.path)
+        self.settings: dict[str, Any] = self.settings_at(len(self.ledger)) or self.written
+        self.config: Config = loaded(self.settings, self.pin, self.path)
+        if not edited:
+            self._check_written()
 
     @classmethod
     def create(
@@ -91,7 +105,7 @@ class Lineage(History):
             (path / "ledger.jsonl").unlink(missing_ok=True)
             shutil.rmtree(path / "stages", ignore_errors=True)
             (path / "stages").mkdir()
-            settings = settings_digest(config)
+            settings = stored(config, path)
             entry = {"stage": 0, "verb": "init", "parent": None, "base": base, "settings": settings}
             if adapter:
                 (path / STARTING_ADAPTER).mkdir()
@@ -103,7 +117,7 @@ class Lineage(History):
                 files = hash_folder(path / STARTING_ADAPTER)
                 entry |= {"kind": "adapter", "folder": STARTING_ADAPTER, "files": files}
             append(path / "ledger.jsonl", entry)
-            _write_settings(path, config, base)
+            _write_settings(path, settings, base)
         return cls(path)
 
     @staticmethod
@@ -130,25 +144,84 @@ class Lineage(History):
             return f"did you mean {self.path.with_name(close[0])}?"
         return f"make one with `perdure init {self.path}`"
 
-    def check_unchanged(self, config: Config, base: dict[str, Any]) -> None:
-        """Check that settings and a base's pin are those with which the lineage was made.
+    def _check_written(self) -> None:
+        """Check that `lineage.yaml` shows the settings of the ledger.
+
+        It may show those before the newest line, if the process stopped after it wrote the line.
 
         Raises:
-            PerdureError: they differ; the line names the keys.
+            PerdureError: it was edited; the line names the `perdure set` that does the same.
         """
-        old, new = self.config.to_dict(), config.to_dict()
-        for settings in (old, new):
-            settings["training"] = deciding_keys(settings["training"])
-        old["general"]["file"] = moved(self.config.general.file, Path.cwd(), self.path)
-        new["general"]["file"] = moved(config.general.file, Path.cwd(), self.path)
-        changed = [key for key in old if key not in FREE and key != "base" and old[key] != new[key]]
+        edits = differences(self.settings, self.written)
+        if not edits or self.written == self.settings_at(len(self.ledger) - 1):
+            return
+        undo = command(self.path, self.settings, edits)
+        fixed = self.why_fixed(edits, self.written)
+        redo = f"type `{command(self.path, self.written, edits)}` to use the new values"
+        if fixed:
+            redo = f"{next(iter(fixed))} cannot change any more"
+        raise PerdureError(
+            f"{self.path / 'lineage.yaml'}: was edited ({in_words(edits)}), but the ledger "
+            f"decides; {redo}; `{undo}` restores the file"
+        )
+
+    def settings_at(self, count: int) -> dict[str, Any] | None:
+        """Return the settings that held after the first `count` lines of the ledger.
+
+        None if the ledger has none, as those of the first releases.
+        """
+        lines = [e["settings"] for e in self.ledger[:count] if "settings" in e]
+        return lines[-1] if lines and isinstance(lines[-1], dict) else None
+
+    def config_at(self, entry: dict[str, Any] | None) -> Config:
+        """Return the settings with which a stage was made; None means the newest settings."""
+        settings = self.settings_at(self.ledger.index(entry)) if entry else None
+        return loaded(settings, self.pin, self.path) if settings else self.config
+
+    def why_fixed(self, changes: Changes, new: dict[str, Any]) -> dict[str, str]:
+        """Return the settings among `changes` that cannot change any more, each with the reason."""
+        if self.next_stage == 1 and not self.origin:
+            return {}
+        reasons = {key: why_fixed(key, self.settings, new, len(self.stages)) for key in changes}
+        if self.next_stage == 1:  # only the adapter with which the lineage began must not change
+            reasons = {key: reason for key, reason in reasons.items() if key[:7] == "adapter"}
+        return {key: reason for key, reason in reasons.items() if reason}
+
+    def check_unchanged(self, config: Config, base: dict[str, Any]) -> None:
+        """Check that settings and a base's pin are the current ones of the lineage.
+
+        Raises:
+            PerdureError: they differ; the line names the keys and what to type.
+        """
+        elsewhere = "give a new folder with lineage=FOLDER"
         if self._is_another_base(base):
-            changed.append("base")
-        if changed:
             raise PerdureError(
-                f"{self.path}: made with other settings ({', '.join(changed)} differ); "
-                "restore them or give a new folder with lineage=FOLDER"
+                f"{self.path}: has another base, {self.pin['name']}; restore it, {elsewhere}, or "
+                "if it has moved, give its new place with `perdure rebase`"
             )
+        new = stored(config, self.path)
+        old, planned = (
+            {**settings, "training": deciding_keys(settings["training"])}
+            for settings in (self.settings, new)
+        )
+        changes = differences(old, planned)
+        if not changes:
+            return
+        if fixed := self.why_fixed(changes, new):
+            key, reason = next(iter(fixed.items()))
+            raise PerdureError(
+                f"{self.path}: has other settings ({in_words(changes, ', not ')}); {key} cannot "
+                f"change any more, because {reason}; restore it or {elsewhere}"
+            )
+        raise PerdureError(
+            f"{self.path}: has other settings ({in_words(changes, ', not ')}); restore them, type "
+            f"`{self._set(new, changes)}` to change them for the next stage, or {elsewhere}"
+        )
+
+    def _set(self, new: dict[str, Any], changes: Changes) -> str:
+        """Return the command that makes changes; long ones are taken from the YAML of the run."""
+        words = command(self.path, new, changes)
+        return words if len(words) <= LONGEST_COMMAND else f"perdure set {self.path} --config YAML"
 
     def _is_another_base(self, base: dict[str, Any]) -> bool:
         """Return whether a pin is of another base; files added to the base do not matter."""
@@ -208,6 +281,7 @@ class Lineage(History):
         """Add a line to the ledger, and delete the files that it declares as dropped."""
         append(self.path / "ledger.jsonl", entry)
         self.ledger = read_ledger(self.path / "ledger.jsonl")
+        self.settings = self.settings_at(len(self.ledger)) or self.settings
         self.tidy()
 
     def tidy(self) -> None:
@@ -215,9 +289,9 @@ class Lineage(History):
         for folder in self.dropped:
             for file in (self.path / folder).glob(WHOLE):
                 file.unlink()
-        if self.written_pin != self.pin:
-            _write_settings(self.path, self.config, self.pin)
-            self.written_pin = self.pin
+        if (self.written_pin, self.written) != (self.pin, self.settings):
+            _write_settings(self.path, self.settings, self.pin)
+            self.written_pin, self.written = self.pin, self.settings
 
     def timings(self) -> dict[str, Any]:
         """Return the timings of each stage, by its number as text."""
@@ -270,29 +344,8 @@ class Lineage(History):
         )
 
 
-def settings_digest(config: Config) -> str:
-    """Return the SHA-256 of a lineage's settings, which does not depend on any folder's place."""
-    settings = config.to_dict()
-    for key in (*FREE, "base", "revision", "general"):
-        settings.pop(key)
-    return digest(settings, config.general.ratio)
-
-
-def moved(file: Any, start: Path, end: Path) -> Any:
-    """Convert a path that is relative to the folder `start` to one relative to the folder `end`.
-
-    `file` is a path or a mapping with `path`. Absolute paths and other values are unchanged.
-    """
-    if isinstance(file, dict) and "path" in file:
-        return {**file, "path": moved(file["path"], start, end)}
-    if not isinstance(file, str) or file.startswith("hub:") or Path(file).is_absolute():
-        return file
-    return os.path.relpath(start / file, end)
-
-
-def _write_settings(path: Path, config: Config, base: dict[str, Any]) -> None:
-    settings = {"format": FORMAT, **config.to_dict(), "base": base}
-    for key in FREE:
-        settings.pop(key)
-    settings["general"]["file"] = moved(config.general.file, Path.cwd(), path)
-    write_text(path / "lineage.yaml", yaml.safe_dump(settings, sort_keys=False))
+def _write_settings(path: Path, settings: dict[str, Any], base: dict[str, Any]) -> None:
+    plain = json.loads(json.dumps({**settings, "base": base}, sort_keys=True))  # as in the ledger
+    keys = [key for key in Config().to_dict() if key in settings]
+    shown = {"format": FORMAT, **{key: plain[key] for key in [*keys, "base"]}}
+    write_text(path / "lineage.yaml", yaml.safe_dump(shown, sort_keys=False))

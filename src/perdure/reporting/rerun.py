@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from perdure.config import Config
-from perdure.lineage.lineage import FREE, Lineage, moved
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.settings import FREE, moved
 
 
 FILE = "again.yaml"

@@ -15,20 +15,21 @@ from perdure.models.base import Base
 def as_scored(lineage: Lineage, entry: dict[str, Any] | None, base: Base) -> ExitStack:
     """Return a context in which the model answers as it does when the stage is scored.
 
-    It is inside the contexts of the lineage's methods and in the precision of training. Stage 0 is
-    the base without a fresh adapter, whichever stage's adapter the model has.
+    It is inside the contexts of the methods that the stage was learned with, and in the precision
+    of its training. Stage 0 is the base without a fresh adapter, whichever stage's adapter the
+    model has.
 
     Args:
         lineage: the lineage.
         entry: the ledger's line of the stage; None for stage 0.
         base: the model with the stage's weights. It is also stage 0 if `is_untouched`.
     """
-    stack = ExitStack()
-    for method in make(lineage.config.method):
+    config, stack = lineage.config_at(entry), ExitStack()
+    for method in make(config.method):
         stack.enter_context(method.inference(base.model))
     stack.enter_context(as_stored(lineage, entry, base))
     device = next(base.model.parameters()).device.type
-    bf16 = bool(lineage.config.training.get("bf16"))
+    bf16 = bool(config.training.get("bf16"))
     stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16))
     return stack
 

@@ -46,7 +46,8 @@ def evaluate(
             raise PerdureError(f"{path}: no task {name!r} was learned; {nearest(name, ids)}")
     if predictions:
         _check_place(Path(predictions))
-    config = lineage.config
+    learned_with = lineage.config_at(entry)
+    config = replace(lineage.config, method=learned_with.method, training=learned_with.training)
     if mode:
         config = replace(config, scoring=replace(config.scoring, mode=mode))
     check_pin(lineage.pin)

@@ -30,6 +30,7 @@ def log(path: str | Path) -> list[dict[str, Any]]:
                 if "method" in entry
                 else None,
                 "lost": lost,
+                "changed": entry.get("changed", {}),
                 "scores": {task: scores[task] for task in learned if task in scores},
                 "seconds": round(sum(seconds.values()), 2) if seconds else None,
                 "date": timing.get("date"),

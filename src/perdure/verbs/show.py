@@ -5,6 +5,7 @@ from typing import Any
 
 from perdure.config import DEFAULT_ADAPTER, DEFAULT_TRAINING
 from perdure.lineage.lineage import Lineage
+from perdure.lineage.settings import differences, stored
 from perdure.models.layout import MEMORY
 from perdure.say import Say
 from perdure.verbs.verdict import changed_rows
@@ -23,7 +24,7 @@ def show(
         entry = lineage.ledger[0]
     else:
         entry = lineage.at(number)
-    config, timing = lineage.config, lineage.timings().get(str(number), {})
+    config, timing = lineage.config_at(entry), lineage.timings().get(str(number), {})
     line = [0, *(e["stage"] for e in lineage.line(number))]
     details = {
         **{k: v for k, v in entry.items() if k not in ("previous", "base")},
@@ -50,7 +51,12 @@ def show(
         "seed": config.seed,
         "threads": config.threads,
     }
+    parent = lineage.stage_entries[entry["parent"]]
+    changes = differences(
+        stored(lineage.config_at(parent), lineage.path), stored(config, lineage.path)
+    )
     listed = {"flips": changed_rows(lineage, entry, data, say)} if flips else {}
+    details["changed"] = {key: list(values) for key, values in changes.items()}
     return {**details, "settings": settings, "remembered_rows": remembered_rows, **listed}
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from perdure.errors import PerdureError
 from perdure.lineage.files import hash_folder
-from perdure.lineage.lineage import Lineage, settings_digest
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.settings import differences, in_words
 from perdure.models.layout import WHOLE
 from perdure.models.pins import differing, pin
 
@@ -17,7 +18,7 @@ def verify(path: str | Path) -> list[str]:
     missing if a later line says that they were dropped), the settings, the base, and that the
     folder has no other stages.
     """
-    lineage = Lineage(path)
+    lineage = Lineage(path, edited=True)
     problems = []
     for entry in lineage.ledger:
         if "folder" in entry:
@@ -28,10 +29,9 @@ def verify(path: str | Path) -> list[str]:
             problems.append(
                 f"{folder}: of no stage in the ledger; resume the stopped run, or delete the folder"
             )
-    if lineage.ledger[0]["settings"] != settings_digest(lineage.config):
-        problems.append(
-            f"{lineage.path / 'lineage.yaml'}: has other settings than when it was created"
-        )
+    if edits := differences(lineage.settings, lineage.written):
+        file = lineage.path / "lineage.yaml"
+        problems.append(f"{file}: has other settings than the ledger ({in_words(edits)})")
     if lineage.written_pin != lineage.pin:
         problems.append(f"{lineage.path / 'lineage.yaml'}: names another base than the ledger")
     return problems + _base(lineage.pin)

@@ -1,0 +1,112 @@
+"""`set` changes the settings of a lineage, from its next stage on."""
+
+from pathlib import Path
+from typing import Any
+
+from perdure.config import Config, load_config, read_settings
+from perdure.errors import PerdureError
+from perdure.lineage.files import locked
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.settings import BASE, FREE, command, differences, stored
+from perdure.models.pins import check_pin
+from perdure.prepare import check_general, prepare
+from perdure.verbs.init import try_base
+
+
+ELSEWHERE = {
+    "base": "a lineage keeps its base; if it has moved, give its new place with `perdure rebase`, "
+    "and for another model make a new lineage",
+    "revision": "a lineage keeps its base at this revision; for another one make a new lineage",
+    "lineage": "is the folder, which is given first",
+    "data": "is given with each command, as --data FOLDER",
+}
+
+
+def configure(
+    path: str | Path, config: Config | str | Path | dict[str, Any], settings: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Change settings and return the new ledger line, or None if nothing changes.
+
+    See `perdure.api.configure`.
+    """
+    if not config and not settings:
+        raise PerdureError("set: nothing to set; write KEY=VALUE, such as memory.ratio=0.05")
+    for key in settings:
+        if (name := key.partition(".")[0]) in ELSEWHERE:
+            raise PerdureError(f"{key}: {ELSEWHERE[name]}")
+    with locked(Lineage(path, edited=True).path):
+        lineage = Lineage(path, edited=True)
+        new_config = _changed(lineage, config, settings)
+        check_pin(lineage.pin)
+        plan = prepare(new_config)
+        new = stored(plan.config, lineage.path)
+        changes = differences(lineage.settings, new)
+        if fixed := lineage.why_fixed(changes, new):
+            key, reason = next(iter(fixed.items()))
+            raise PerdureError(
+                f"{key}: cannot change in {path} any more, because {reason}; make a new lineage"
+            )
+        _check_edits(lineage, new, settings)
+        check_general(plan)
+        if any(key.partition(".")[0] in ("adapter", "quantization", "seed") for key in changes):
+            try_base(plan)
+        if not changes:
+            lineage.tidy()
+            return None
+        lineage.append(
+            {
+                "stage": lineage.head,
+                "verb": "set",
+                "parent": lineage.head,
+                "changed": {key: list(values) for key, values in changes.items()},
+                "settings": new,
+            }
+        )
+        return lineage.ledger[-1]
+
+
+def _changed(
+    lineage: Lineage, config: Config | str | Path | dict[str, Any], settings: dict[str, Any]
+) -> Config:
+    """Return the lineage's settings with the changes, or those of `config` with the changes.
+
+    Raises:
+        PerdureError: a setting is wrong, or the base is not that of the lineage.
+    """
+    place = {"base": lineage.pin["name"], "revision": lineage.pin.get("revision")}
+    if not config:
+        current = lineage.config.to_dict()
+        for key in FREE:
+            current.pop(key)
+        return load_config(current, settings)
+    values = read_settings(config.to_dict() if isinstance(config, Config) else config, settings)
+    for key in BASE:
+        if values.get(key) not in (None, place[key]):
+            raise PerdureError(
+                f"{key}: {values[key]!r} is not that of {lineage.path}; {ELSEWHERE[key]}"
+            )
+    kept = {key: value for key, value in values.items() if key not in FREE}
+    changed = load_config({**kept, **place})
+    changed.threads = changed.threads or lineage.config.threads
+    return changed
+
+
+def _check_edits(lineage: Lineage, new: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Check that no edit of `lineage.yaml` would be lost that is not set as well.
+
+    Raises:
+        PerdureError: an edited key is not among the settings.
+    """
+    edits = differences(lineage.settings, lineage.written)
+    pending = lineage.written == lineage.settings_at(len(lineage.ledger) - 1)
+    lost = {
+        key: values
+        for key, values in edits.items()
+        if not pending and key not in settings and key.partition(".")[0] not in settings
+    }
+    if lost:
+        raise PerdureError(
+            f"{lineage.path / 'lineage.yaml'}: was edited, and {next(iter(lost))} is not among the "
+            f"settings to set; set it too, or first type `{command(lineage.path, new, lost)}`, "
+            "which restores the file"
+        )
