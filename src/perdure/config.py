@@ -22,6 +22,13 @@ DEFAULT_ADAPTER = {"peft_type": "LORA", "r": 8, "lora_alpha": 32, "lora_dropout"
 DEFAULT_TRAINING = {"learning_rate": 3e-4, "num_train_epochs": 3, "per_device_train_batch_size": 8}
 
 
+def filled_adapter(adapter: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the adapter's settings, with Perdure's defaults for a LoRA filled in."""
+    if adapter is None or str(adapter.get("peft_type", "LORA")).upper() != "LORA":
+        return adapter
+    return {**DEFAULT_ADAPTER, **adapter}
+
+
 # Prefixes of the keys of `training:` that configure logging and trackers. They have no effect on
 # the bytes of a stage.
 LOGGING = ("report_to", "run_name", "project", "logging_")

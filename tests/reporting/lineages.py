@@ -9,7 +9,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from perdure.config import load_config
+from perdure.data.task import Split
 from perdure.lineage.lineage import Lineage
+from perdure.lineage.sources import describe_split
+from perdure.measure.predictions import Predictions, write_predictions
+from perdure.measure.statistics import sign_test
 
 
 Cell = float | None
@@ -24,9 +28,15 @@ def lineage(
     tasks: Sequence[str] = ("red", "blue", "green"),
     mode: str = "generate",
     state: dict[str, np.ndarray] | None = None,
+    verdicts: Sequence[dict[str, Any]] = (),
+    answers: Sequence[dict[str, Predictions]] = (),
+    test: Split | None = None,
     **settings: Any,
 ) -> Lineage:
-    """A lineage with this score matrix, whose stage i learned task i."""
+    """A lineage with this score matrix, whose stage i learned task i.
+
+    `verdicts` and `answers` are those of the stages; `test` are the test rows of every task.
+    """
     config = load_config({"tasks": "generated", **settings})
     writer = Lineage.create(path, config, {"name": "a base", "revision": None, "files": {}})
     for number, task in enumerate(tasks[: len(rows) - 1], 1):
@@ -45,7 +55,15 @@ def lineage(
         (built / "memory.jsonl").write_text("{}\n" * (number + 1))
         if state and number > 1:
             save_file(state, built / "method.safetensors")
-        writer.commit(built, entry(config, writer.head, number, task), timing(number))
+        if verdicts:
+            (built / "verdict.json").write_text(json.dumps(verdicts[number - 1]))
+        if answers:
+            stored = {"before": {}, "after": answers[number - 1]}
+            write_predictions(built / "predictions.json.gz", stored)
+        line = entry(config, writer.head, number, task)
+        if test is not None:
+            line["task"]["test"] = describe_split(writer, test)
+        writer.commit(built, line, timing(number))
     return Lineage(path)
 
 
@@ -114,3 +132,30 @@ def kif_state(
                 counts = [8 * n, 2 * n * (layer + 1), 4 * n * k]
                 state[f"recurrent_kif.important.{name}.default.weight"] = np.array(counts)
     return state
+
+
+def change(before: Cell, after: float, fell: int = 0, rose: int = 0, **more: Any) -> dict[str, Any]:
+    """What a stage did to the ten answers to a task, as a verdict stores it."""
+    p = {"p": sign_test(fell, rose), "collapse": None}
+    return {"before": before, "after": after, "rows": 10, "fell": fell, "rose": rose, **p, **more}
+
+
+def judged(task: str, learned: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+    """A stored verdict."""
+    empty = {"old": {}, "lost": [], "lost_before": [], "unmeasured": [], "suggestion": None}
+    return {"task": task, "learned": learned, **empty, **more}
+
+
+# The verdicts on the stages of ROWS: red fell twice, the first time within noise.
+VERDICTS = (
+    judged("red", change(0.1, 0.9, rose=8)),
+    judged("blue", change(0.3, 0.8, rose=5), old={"red": change(0.9, 0.5, fell=4)}),
+    judged(
+        "green",
+        change(0.1, 0.95, rose=8),
+        old={"red": change(0.5, 0.4, fell=1), "blue": change(0.8, 0.6, fell=7, rose=0)},
+        lost=["blue"],
+        lost_before=["red"],
+        suggestion="`perdure revert FOLDER --to 2` undoes the stage; <b>try</b> replay",
+    ),
+)

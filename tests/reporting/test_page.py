@@ -2,7 +2,7 @@
 
 import pytest
 from browser import FOUND, Browser
-from lineages import BETTER, HOSTILE, ROWS, UNKNOWN, kif_state, lineage
+from lineages import BETTER, HOSTILE, ROWS, UNKNOWN, VERDICTS, kif_state, lineage
 
 from perdure.reporting.making import report
 
@@ -29,6 +29,7 @@ def page(tmp_path_factory):
     lineage(folder / "runs/kif-1", ROWS, tasks=TASKS, seed=1, **kif)
     lineage(folder / "runs/<replay>", UNKNOWN, tasks=TASKS, method="replay")
     lineage(folder / "runs/sequential", ROWS, tasks=TASKS)
+    lineage(folder / "runs/judged", ROWS, verdicts=VERDICTS, method="ewc")
     lineage(folder / "runs/new", ROWS[:1])
     _, (page_file, *_) = report([folder / "runs"], folder / "report.html")
     return page_file
@@ -77,16 +78,20 @@ def test_every_figure_is_seen_named_and_explained(browser, page, width):
 
 
 def test_every_label_can_be_read_on_its_ground(browser, page):
-    """The contrast of every text in the heat map with its cell, 4.5 to 1 and better."""
+    """The contrast of the texts of the verdict and of the heat map, 4.5 to 1 and better."""
     contrast = """(() => {
       const parse = c => c.match(/[0-9.]+/g).map(Number);
       const light = c => { const [r, g, b] = c.map(v => { v /= 255;
         return v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; });
         return .2126 * r + .7152 * g + .0722 * b; };
       const paper = parse(getComputedStyle(document.body).backgroundColor).slice(0, 3);
-      return Math.min(...[...document.querySelectorAll("table.heat td")].map(e => {
-        const style = getComputedStyle(e), [r, g, b, a = 1] = parse(style.backgroundColor);
-        const ground = [r, g, b].map((v, i) => a * v + (1 - a) * paper[i]);
+      const over = (color, below) => { const [r, g, b, a = 1] = parse(color);
+        return [r, g, b].map((v, i) => a * v + (1 - a) * below[i]); };
+      const behind = e => e == document.body ? paper
+        : over(getComputedStyle(e).backgroundColor, behind(e.parentElement));
+      const texts = "table.heat td, .badge, .verdict, .headline, .outcomes span, .stage h4, .words";
+      return Math.min(...[...document.querySelectorAll(texts)].map(e => {
+        const style = getComputedStyle(e), ground = behind(e);
         const pair = [light(ground), light(parse(style.color))].sort((x, y) => y - x);
         return (pair[0] + .05) / (pair[1] + .05); })); })()"""
     for scheme in ("light", "dark"):

@@ -80,11 +80,13 @@ def test_the_numbers_are_those_of_the_matrix_in_all_three_files(place):
     in_csv = values(place / "report.csv")
     row = page.tables["Summary by method"][1]
     signed = [f"{numbers[n]:+.3f}".replace("-", "−") for n in numbers]
-    assert row == ["sequential", "1", formatted[0], *signed[1:3], *formatted[3:]]
-    assert f"| sequential | 1 | {' | '.join(formatted)} |" in text
+    assert row == ["sequential", "not measured", "1", formatted[0], *signed[1:3], *formatted[3:]]
+    assert f"| sequential | not measured | 1 | {' | '.join(formatted)} |" in text
     assert {n: float(in_csv["one", n, "", ""]) for n in numbers} == numbers
     cells = page.tables["Score matrix of one"]
-    assert [line[0] for line in cells] == ["after stage", "base", "1 red", "2 blue", "3 green"]
+    names = ["after stage", "base", "1 red", "2 blue", "3 green", "test rows (n)"]
+    assert [line[0] for line in cells] == names
+    assert cells[-1][1:] == ["10", "10", "10"]
     for i, scores in enumerate(matrix.rows):
         three = ["-" if s is None else f"{s:.3f}" for s in scores]
         assert cells[i + 1][1:] == three
@@ -114,7 +116,7 @@ def test_seeds_of_one_order_have_a_mean_and_a_deviation_and_no_interval(place):
         lineage(place / f"runs/{seed}", rows, seed=seed)
     perdure("report", "runs")
     page = Page(place / "report.html")
-    assert re.fullmatch(r"0\.\d{3} ± 0\.\d{3}", page.tables["Summary by method"][1][2])
+    assert re.fullmatch(r"0\.\d{3} ± 0\.\d{3}", page.tables["Summary by method"][1][3])
     assert "hold only for these orders" in " ".join(page.text.split())
     in_csv = values(place / "report.csv")
     assert in_csv["sequential", "overall_low", "", ""] == ""
@@ -132,7 +134,7 @@ def test_several_orders_have_a_mean_a_deviation_and_an_interval(place):
     three = [f"{v:.3f}" for v in (op.mean, op.deviation, op.low, op.high) if v is not None]
     assert len(three) == 4
     row = Page(place / "report.html").tables["Summary by method"][1]
-    assert row[:3] == ["sequential", "3", "{} ± {} [{}, {}]".format(*three)]
+    assert row[2:4] == ["3", "{} ± {} [{}, {}]".format(*three)]
     assert "{} ± {} \\[{}, {}\\]".format(*three) in (place / "report.md").read_text()
     in_csv = values(place / "report.csv")
     assert float(in_csv["sequential", "overall_low", "", ""]) == op.low
@@ -160,7 +162,7 @@ def test_unknown_cells_are_dashes_and_never_numbers(place):
     lineage(place / "runs/b", ROWS, method="replay")
     assert perdure("report", "runs").status == 0
     page = Page(place / "report.html")
-    rows = {row[0]: row[2:] for row in page.tables["Summary by method"][1:]}
+    rows = {row[0]: row[3:] for row in page.tables["Summary by method"][1:]}
     assert rows["sequential"][:2] == ["-", "-"]
     assert rows["replay"][0] == "0.650"
     assert page.tables["Score matrix of a"][4] == ["3 green", "-", "0.600", "0.950"]

@@ -47,7 +47,7 @@ def whiskers(title: str, rows: Sequence[tuple[str, Spread, Sequence[float]]]) ->
     """
     candidates = [v for _, spread, values in rows for v in (spread.low, spread.high, *values)]
     known = [value for value in candidates if value is not None]
-    marks = ticks(min(0.0, *known), max(known)) if known else [0, 1]
+    marks = _score_ticks(known)
     left = min(150, max([len(label) for label, *_ in rows]) * CHARACTER + 14)
     height, right = 26 * len(rows) + 34, WIDTH - 42
     x = scale(marks[0], marks[-1], left, right)
@@ -73,13 +73,16 @@ def whiskers(title: str, rows: Sequence[tuple[str, Spread, Sequence[float]]]) ->
 def scatter(
     title: str, points: Sequence[Point], x_name: str, y_name: str, diagonal: bool = False
 ) -> Markup:
-    """Draw labelled points. With `diagonal`, both axes are equal and the line x = y is drawn."""
+    """Draw labelled points. The upward axis is of scores, from 0 to 1.
+
+    With `diagonal`, both axes are of scores, and the line x = y is drawn.
+    """
     height, left, top, bottom = 290, 40, 22, 250
     right = WIDTH - (80 if diagonal else 12)  # with a diagonal, most labels are on the right
     xs, ys = [p.x for p in points], [p.y for p in points]
     if diagonal:
         xs = ys = [*xs, *ys]
-    across, up = ticks(min(xs) if diagonal else 0, max(xs)), ticks(min(ys), max(ys))
+    across, up = _score_ticks(xs) if diagonal else ticks(0, max(xs)), _score_ticks(ys)
     x = scale(across[0], across[-1], left, right)
     y = scale(up[0], up[-1], bottom, top)
     parts = [_tick_x(x(mark), bottom, mark, top) for mark in across]
@@ -93,7 +96,8 @@ def scatter(
     heights = apart([y(p.y) + 4 for p in named], gap=13, low=top + 8, high=bottom - 4)
     for p, level in zip(named, heights, strict=True):
         label = shorten(p.label, 24)
-        is_left = x(p.x) + 10 + len(label) * CHARACTER > WIDTH
+        marks = [(x(other.x), y(other.y)) for other in points if other is not p]
+        is_left = _better_on_the_left(x(p.x), level - 4, len(label) * CHARACTER, marks)
         side, label_x = ("end ", x(p.x) - 9) if is_left else ("", x(p.x) + 9)
         if abs(level - y(p.y) - 4) > 7:
             parts.append(line(x(p.x), y(p.y), label_x, level - 4, class_="leader"))
@@ -199,6 +203,30 @@ def shares(title: str, rounds: Sequence[Sequence[float]], names: Sequence[str]) 
     for i, (name, level) in enumerate(zip(names, levels, strict=True)):
         parts.append(text(end, level, name, class_=_lead("label", i)))
     return svg(end + 12 + max(map(len, names)) * CHARACTER, 130, title, *parts)
+
+
+def _score_ticks(scores: Sequence[float]) -> list[float]:
+    """Return the ticks of an axis of scores: from 0 to 1, so that noise does not look large.
+
+    The axis is longer if a metric has scores outside of that.
+    """
+    return ticks(min([0.0, *scores]), max([1.0, *scores]))
+
+
+def _better_on_the_left(
+    x: float, y: float, width: float, marks: Sequence[tuple[float, float]]
+) -> bool:
+    """Return whether a label of this width is better to the left of (x, y) than to the right.
+
+    It is if there is no room to the right, or if it covers fewer of the other marks there.
+    """
+
+    def covered(start: float) -> int:
+        return sum(start < mx < start + width and abs(my - y) < 9 for mx, my in marks)
+
+    if x + 10 + width > WIDTH:
+        return True
+    return x - 10 - width > 0 and covered(x - 9 - width) < covered(x + 9)
 
 
 def _lead(kind: str, number: int) -> str:

@@ -1,10 +1,11 @@
 """Grouping lineages whose scores may be compared, and averaging them by method."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from perdure.reporting.read import Run
+from perdure.reporting.outcomes import Status
+from perdure.reporting.read import Run, leaves
 from perdure.reporting.spread import Spread, spread
 from perdure.seeds import digest
 
@@ -41,6 +42,27 @@ class MethodRuns:
         """The spread of the overall performance."""
         return self.numbers["overall"]
 
+    @property
+    def lost(self) -> int:
+        """How many old tasks the lineages have lost, together."""
+        return sum(len(run.verdict.lost) for run in self.runs)
+
+    @property
+    def measured(self) -> int:
+        """How many old tasks of the lineages were measured after a later stage, together."""
+        return sum(run.verdict.measured for run in self.runs)
+
+    @property
+    def status(self) -> Status:
+        return "lost" if self.lost else "kept" if self.measured else "unmeasured"
+
+    @property
+    def lost_words(self) -> str:
+        """How many old tasks were lost, in words."""
+        if not self.measured:
+            return "not measured"
+        return f"{self.lost or 'none'} of {self.measured}"
+
     def trend(self, task: str) -> list[float | None]:
         """Return a task's score after each stage, averaged over the lineages.
 
@@ -76,6 +98,11 @@ class Set:
     @property
     def seeds(self) -> list[int]:
         return sorted({run.seed for run in self.runs})
+
+    @property
+    def scored(self) -> bool:
+        """Whether a task has test rows."""
+        return any(mode for _, mode, _ in self.scoring)
 
     @property
     def mode(self) -> str:
@@ -163,15 +190,7 @@ def _flat(run: Run) -> dict[str, Any]:
     for method in methods if isinstance(methods, list) else [methods]:
         for keywords in method.values() if isinstance(method, dict) else ():
             settings |= {f"method.{key}": value for key, value in (keywords or {}).items()}
-    return dict(_leaves(settings, ()))
-
-
-def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key in value:
-            yield from _leaves(value[key], (*path, str(key)))
-    else:
-        yield ".".join(path), value
+    return dict(leaves(settings))
 
 
 def _words(words: Iterable[str]) -> str:

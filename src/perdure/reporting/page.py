@@ -1,11 +1,13 @@
 """The report as one HTML file that needs no other files."""
 
+import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from perdure.reporting import figures
 from perdure.reporting.groups import MEASURES, MethodRuns, Set, sets
@@ -13,6 +15,8 @@ from perdure.reporting.importance import Identified
 from perdure.reporting.read import Run
 
 
+# The words of a lineage's verdict, beside its colour.
+WORDS = {"lost": "lost", "noise": "within noise", "kept": "kept", "unmeasured": "not measured"}
 SIDES = ("new task", "old tasks")
 CASES = ("both", "new only", "old only", "neither")
 OPENED = 4  # the number of methods whose first lineage is unfolded
@@ -31,13 +35,23 @@ def html(runs: Sequence[Run]) -> str:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"number": number, "signed": signed, "seconds": seconds}
+    environment.filters |= {
+        "number": number,
+        "signed": signed,
+        "seconds": seconds,
+        "short": short,
+        "plain": plain,
+        "code_words": code_words,
+        "drawn_width": drawn_width,
+    }
     run_sets = sets(runs)
     return environment.get_template("page.html.jinja").render(
         style=Markup(_file("page.css")),
         runs=runs,
         sets=[(run_set, _figures(run_set)) for run_set in run_sets],
         empty=[run for run in runs if not run.stages],
+        judged=[run for run in runs if run.stages],
+        words=WORDS,
         measures=MEASURES,
         number=number,
         signed=signed,
@@ -64,6 +78,32 @@ def signed(value: float | None) -> str:
 def seconds(value: float | None) -> str:
     """Format seconds with one decimal, or with none from 1,000 on."""
     return "-" if value is None else f"{value:,.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def short(value: float) -> str:
+    """Format a score with up to three decimals."""
+    return f"{value:.3g}"
+
+
+def plain(value: Any) -> str:
+    """Format a setting as in YAML, on one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=1 << 20)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def code_words(text: str) -> Markup:
+    """Escape a text, and set what stands between backticks as code."""
+    parts = text.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if i % 2 else escape(part)
+        for i, part in enumerate(parts)
+    )
+
+
+def drawn_width(picture: Markup) -> float:
+    """Return the width of a figure in pixels."""
+    found = re.search(r'<svg[^>]* width="([\d.]+)"', picture)
+    return float(found[1]) if found else 0.0
 
 
 def together(run_set: Set) -> bool:

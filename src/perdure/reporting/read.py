@@ -7,13 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from perdure.config import DEFAULT_TRAINING, filled_adapter
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.lineage import Lineage
 from perdure.measure.matrix import ScoreMatrix, summary
 from perdure.models.layout import MEMORY
 from perdure.reporting.importance import Identified, identified
+from perdure.reporting.outcomes import (
+    LineageVerdict,
+    Outcome,
+    StageVerdict,
+    stage_verdicts,
+)
 from perdure.reporting.rerun import Rerun, rerun
 from perdure.reporting.results import method_name, stage_seconds
+from perdure.reporting.samples import TaskSamples, sample_answers
+
+
+# Settings that the page shows elsewhere: the tasks are in the ledger, and the base at the top.
+NOT_SHOWN = ("tasks", "base", "lineage")
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,15 @@ class Line:
 
 @dataclass(frozen=True)
 class Run:
-    """The data of a lineage. `scoring` has the (mode, metric) of each scored task."""
+    """The data of a lineage.
+
+    Args:
+        scoring: the (mode, metric) of each scored task.
+        verdict: what the active stages have lost.
+        verdicts: the verdict on each active stage that has one.
+        test_rows: the number of test rows of each scored task.
+        samples: sample answers to each task.
+    """
 
     path: Path
     label: str
@@ -69,12 +89,34 @@ class Run:
     peak_mib: float | None
     identified: tuple[Identified, ...]
     rerun: Rerun
+    verdict: LineageVerdict
+    verdicts: tuple[StageVerdict, ...]
+    test_rows: dict[str, int]
+    samples: tuple[TaskSamples, ...]
 
     @property
     def stages(self) -> list[Line]:
         """The lines of the active stages that learned a task, oldest first."""
         by_stage = {line.stage: line for line in reversed(self.ledger) if line.task}
         return [line for line in by_stage.values() if line.active][::-1]
+
+    def outcome(self, row: int, task: str) -> Outcome | None:
+        """Return what became of a task at the stage of a row of the matrix, None if unknown."""
+        stage = self.stages[row - 1].stage if row else 0
+        outcomes = [o for v in self.verdicts if v.stage == stage for o in v.outcomes]
+        return next((outcome for outcome in outcomes if outcome.task == task), None)
+
+    @property
+    def filled_settings(self) -> dict[str, Any]:
+        """The settings by dotted key, with Perdure's defaults for training and adapter."""
+        settings = {
+            **self.settings,
+            "training": {**DEFAULT_TRAINING, **self.settings["training"]},
+            "adapter": filled_adapter(self.settings["adapter"]),
+        }
+        for name in NOT_SHOWN:
+            settings.pop(name, None)
+        return {key: value for key, value in leaves(settings) if value is not None}
 
     @property
     def seconds(self) -> float | None:
@@ -143,7 +185,7 @@ def _under(folder: Path) -> Iterator[Path]:
 def _run(path: Path, label: str) -> Run:
     try:
         return _read(path, label)
-    except (OSError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         where = getattr(error, "filename", None) or path
         raise PerdureError(
             f"{where}: missing or not as Perdure wrote it; run `perdure verify {path}` for details"
@@ -154,6 +196,10 @@ def _read(path: Path, label: str) -> Run:
     lineage = Lineage(path)
     config, matrix, times = lineage.config, lineage.matrix(), lineage.timings()
     stages = lineage.stages
+    judged_stages = [
+        (entry["stage"], judged) for entry in stages if (judged := lineage.verdict(entry))
+    ]
+    verdict, verdicts = stage_verdicts(judged_stages)
     peaks = [times.get(str(e["stage"]), {}).get("peak_memory_kib") for e in stages]
     return Run(
         path=path,
@@ -174,6 +220,10 @@ def _read(path: Path, label: str) -> Run:
             if (importance := identified(lineage.folder(entry), entry["task"]["id"]))
         ),
         rerun=rerun(lineage),
+        verdict=verdict,
+        verdicts=verdicts,
+        test_rows=_test_rows(lineage),
+        samples=sample_answers(lineage),
     )
 
 
@@ -185,6 +235,16 @@ def _scoring(lineage: Lineage) -> dict[str, tuple[str, str]]:
             if "mode" in cell:
                 scoring[task] = (cell["mode"], cell["metric"])
     return scoring
+
+
+def _test_rows(lineage: Lineage) -> dict[str, int]:
+    """Return the number of test rows of each task that was scored."""
+    return {
+        task: cell["rows"]
+        for entry in lineage.stages
+        for task, cell in lineage.scores(entry)["after"].items()
+        if "rows" in cell
+    }
 
 
 def _line(lineage: Lineage, entry: dict[str, Any], times: dict[str, Any]) -> Line:
@@ -210,3 +270,12 @@ def _line(lineage: Lineage, entry: dict[str, Any], times: dict[str, Any]) -> Lin
         scoring=seconds.get("scoring"),
         passed=(passes["forward"], passes["backward"]) if passes is not None else None,
     )
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Yield the values in nested mappings, `{"a": {"b": 1}}` as `("a.b", 1)`."""
+    if isinstance(value, dict):
+        for key in value:
+            yield from leaves(value[key], (*path, str(key)))
+    else:
+        yield ".".join(path), value

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from perdure.reporting.groups import MEASURES, Set, sets
-from perdure.reporting.page import number, seconds
+from perdure.reporting.page import number, seconds, signed
 from perdure.reporting.read import Run
 from perdure.reporting.spread import Spread
 
@@ -37,9 +37,11 @@ MEANING = {
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """Return a summary and a table of costs for each set, and a score matrix for each lineage."""
+    """Return the verdicts, and for each set its summary, its costs and its score matrices."""
     parts = ["<!-- perdure report -->", "# Perdure report"]
     run_sets = sets(runs)
+    judged = [run for run in runs if run.stages]
+    parts += ["## Verdict", *(part for run in judged for part in _verdicts(run))] if judged else []
     for i, run_set in enumerate(run_sets, 1):
         parts += [f"## Part {i}"] if len(run_sets) > 1 else []
         parts += _part(run_set)
@@ -55,15 +57,28 @@ def markdown(runs: Sequence[Run]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _verdicts(run: Run) -> list[str]:
+    """Return the verdict on a lineage, and a table of what became of each task at each stage."""
+    parts = [f"{_cell(run.label)}: **{_cell(run.verdict.headline)}**"]
+    rows = [["stage", "task", "verdict", "before", "after", "difference", "why"]]
+    for verdict in run.verdicts:
+        for outcome in verdict.outcomes:
+            numbers = [number(outcome.before), number(outcome.after), signed(outcome.difference)]
+            name = f"{verdict.stage} {verdict.task}"
+            rows.append([name, outcome.task, outcome.label, *numbers, outcome.evidence])
+    return [*parts, _table(rows)] if run.verdicts else parts
+
+
 def _part(run_set: Set) -> list[str]:
     head = f"Base {_cell(run_set.base)}; scored by {run_set.mode} ({_cell(run_set.metric)}); "
     head += f"{len(run_set.runs)} lineage(s), {len(run_set.orders)} order(s), "
     head += f"seeds {run_set.seeds}."
-    summary = [["method", "lineages", *MEASURES.values()]]
+    summary = [["method", "old tasks lost", "lineages", *MEASURES.values()]]
     costs = [["lineage", "method", "seed", "OP", *COSTS]]
     for method in run_set.methods:
         spreads = [_spread(method.numbers[name]) for name in MEASURES]
-        summary.append([method.label, str(len(method.runs)), *spreads])
+        counts = [method.lost_words, str(len(method.runs))]
+        summary.append([method.label, *counts, *spreads])
         for run in method.runs:
             counts = (*(run.passed or (None, None)), run.remembered, run.peak_mib)
             plain = ["-" if count is None else f"{count:.0f}" for count in counts]
@@ -127,6 +142,8 @@ def _rows(run_set: Set) -> Iterator[tuple]:
             order = " ".join(run.matrix.tasks)
             names = (method.label, run.label, order, run.seed)
             costs = {"seconds": run.seconds, "rows_kept": run.remembered, "peak_mib": run.peak_mib}
+            if run.verdict.measured:
+                costs["tasks_lost"] = len(run.verdict.lost)
             costs |= dict(zip(PASSED, run.passed or (None, None), strict=True))
             for name, value in {**run.numbers, **costs}.items():
                 yield *names, run_set.mode, name, "", "", value

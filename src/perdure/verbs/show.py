@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from perdure.config import DEFAULT_ADAPTER, DEFAULT_TRAINING
+from perdure.config import DEFAULT_TRAINING, filled_adapter
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import differences, stored
 from perdure.models.layout import MEMORY
@@ -46,7 +46,7 @@ def show(
     remembered_rows = memory.read_text(encoding="utf-8").count("\n") if memory.exists() else 0
     settings = {
         "training": {**DEFAULT_TRAINING, **config.training, **entry["task"].get("training", {})},
-        "adapter": _adapter(config.adapter),
+        "adapter": filled_adapter(config.adapter),
         "quantization": config.quantization,
         "seed": config.seed,
         "threads": config.threads,
@@ -58,10 +58,3 @@ def show(
     listed = {"flips": changed_rows(lineage, entry, data, say)} if flips else {}
     details["changed"] = {key: list(values) for key, values in changes.items()}
     return {**details, "settings": settings, "remembered_rows": remembered_rows, **listed}
-
-
-def _adapter(adapter: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Return the adapter's settings, with Perdure's defaults for a LoRA filled in."""
-    if adapter is None or str(adapter.get("peft_type", "LORA")).upper() != "LORA":
-        return adapter
-    return {**DEFAULT_ADAPTER, **adapter}

@@ -1,0 +1,255 @@
+"""What became of each task at a stage, for the report: a status, the words for it, the evidence."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from perdure.measure.statistics import SIGNIFICANCE
+
+
+# What the colour of a verdict shows; the words beside it say the same.
+Status = Literal["lost", "noise", "kept", "unmeasured"]
+ORDER: tuple[Status, ...] = ("lost", "noise", "kept", "unmeasured")
+LOST, LOST_BEFORE, COLLAPSED = "lost", "lost before", "collapsed"
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage did to one task.
+
+    Args:
+        status: decides the colour.
+        label: the status in a word or two, such as `lost before`.
+        task: the name of the task.
+        before: the mean score before the stage, None if it is unknown.
+        after: the mean score after it.
+        rows: the number of test rows.
+        evidence: why it has this status, in words.
+    """
+
+    status: Status
+    label: str
+    task: str
+    before: float | None = None
+    after: float | None = None
+    rows: int | None = None
+    evidence: str = ""
+
+    @property
+    def difference(self) -> float | None:
+        if self.before is None or self.after is None:
+            return None
+        return self.after - self.before
+
+
+@dataclass(frozen=True)
+class StageVerdict:
+    """The verdict on a stage.
+
+    Args:
+        stage: the number of the stage.
+        task: the task that it learned.
+        status: the worst status among its outcomes.
+        headline: the verdict in one sentence.
+        outcomes: what became of the new task, then of the old ones, the lost ones first.
+        general: what was measured of general ability, None if it was not.
+        suggestion: what to try next, None if nothing is wrong.
+    """
+
+    stage: int
+    task: str
+    status: Status
+    headline: str
+    outcomes: tuple[Outcome, ...]
+    general: Mapping[str, Any] | None
+    suggestion: str | None
+
+
+@dataclass(frozen=True)
+class LineageVerdict:
+    """What the active stages of a lineage have lost, in one sentence, and the tasks' names."""
+
+    status: Status
+    headline: str
+    lost: tuple[str, ...] = ()
+    measured: int = 0
+
+
+Verdicts = tuple[LineageVerdict, tuple[StageVerdict, ...]]
+
+
+def stage_verdicts(judged_stages: Sequence[tuple[int, Mapping[str, Any]]]) -> Verdicts:
+    """Return stored verdicts (`measure.verdict`) as what the report shows of them.
+
+    A task stays lost until a stage scores at least as right after it was learned.
+
+    Args:
+        judged_stages: the number of each active stage with its stored verdict, in order.
+    """
+    if not judged_stages:
+        return LineageVerdict("unmeasured", "Not judged: no verdict is stored with its stages"), ()
+    right_after: dict[str, float] = {}
+    lost: dict[str, None] = {}  # the names of tasks in the order of their loss
+    measured: dict[str, None] = {}
+    verdicts = []
+    for stage, judged in judged_stages:
+        for name, change in judged["old"].items():
+            if change["before"] is not None:
+                measured[name] = None
+            if change["after"] >= right_after.setdefault(name, change["after"]):
+                lost.pop(name, None)
+        for name in (*judged["lost"], *judged["lost_before"]):
+            lost.setdefault(name)
+        verdicts.append(
+            _stage_verdict(stage, judged, still_lost=list(lost), right_after=right_after)
+        )
+        if judged["learned"]:
+            right_after[judged["task"]] = judged["learned"]["after"]
+    return _lineage_verdict(verdicts, list(lost), len(measured)), tuple(verdicts)
+
+
+def _lineage_verdict(
+    verdicts: Sequence[StageVerdict], lost: Sequence[str], measured: int
+) -> LineageVerdict:
+    if lost:
+        return LineageVerdict("lost", f"Lost: {', '.join(lost)}", tuple(lost), measured)
+    if measured:
+        return LineageVerdict("kept", "Nothing lost beyond noise", measured=measured)
+    if all(outcome.after is None for verdict in verdicts for outcome in verdict.outcomes):
+        headline = "Not measured: no task has test rows"
+    elif len(verdicts) > 1:
+        headline = "Not measured: no old task was scored before and after a stage"
+    else:
+        headline = "One stage, so there is no old task to lose"
+    return LineageVerdict("unmeasured", headline)
+
+
+def _stage_verdict(
+    stage: int,
+    judged: Mapping[str, Any],
+    still_lost: Sequence[str],
+    right_after: Mapping[str, float],
+) -> StageVerdict:
+    old = [
+        _old(name, change, name in judged["lost"], name in still_lost, right_after[name])
+        for name, change in judged["old"].items()
+    ]
+    old.sort(key=lambda outcome: ORDER.index(outcome.status))
+    unmeasured = [
+        Outcome("unmeasured", NOT_MEASURED, name, evidence="there are no test rows")
+        for name in judged["unmeasured"]
+        if name != judged["task"]
+    ]
+    outcomes = (_learned(judged["task"], judged["learned"]), *old, *unmeasured)
+    status, headline = _stage_headline(outcomes)
+    return StageVerdict(
+        stage=stage,
+        task=judged["task"],
+        status=status,
+        headline=headline,
+        outcomes=outcomes,
+        general=judged.get("general"),
+        suggestion=judged["suggestion"],
+    )
+
+
+def _stage_headline(outcomes: Sequence[Outcome]) -> tuple[Status, str]:
+    new, *old = outcomes
+    for label, words in (
+        (LOST, "lost {}"),
+        (LOST_BEFORE, "{} lost at an earlier stage"),
+        (COLLAPSED, "answers to {} have collapsed"),
+    ):
+        names = [outcome.task for outcome in outcomes if outcome.label == label]
+        if names:
+            return "lost", words.format(", ".join(names))
+    if any(outcome.difference is not None for outcome in old):
+        return "kept", "nothing lost beyond noise"
+    if old or new.status == "unmeasured":
+        return "unmeasured", "not measured"
+    return "kept", "the first task, so there is no old task to lose"
+
+
+def _learned(name: str, change: Mapping[str, Any] | None) -> Outcome:
+    """Return what became of the task that the stage learned."""
+    if change is None:
+        return Outcome("unmeasured", NOT_MEASURED, name, evidence="there are no test rows")
+    before, after = change["before"], change["after"]
+    if change["collapse"]:
+        return _outcome("lost", COLLAPSED, name, change)
+    if before is not None and after <= before < 1:
+        return _outcome("noise", "not learned", name, change)
+    return _outcome("kept", "learned", name, change)
+
+
+def _old(
+    name: str, change: Mapping[str, Any], lost: bool, still_lost: bool, right_after: float
+) -> Outcome:
+    """Return what became of an old task.
+
+    Args:
+        name: the name of the task.
+        change: what the stage did to its answers.
+        lost: whether the stage lost it.
+        still_lost: whether it is lost, at this stage or an earlier one.
+        right_after: its score right after it was learned.
+    """
+    before, after = change["before"], change["after"]
+    if lost:
+        return _outcome("lost", LOST, name, change)
+    if still_lost:
+        return _outcome("lost", LOST_BEFORE, name, change, right_after)
+    if right_after == 0 and not before and not after:
+        return _outcome("unmeasured", "nothing to lose", name, change)
+    if change["collapse"]:
+        return _outcome("lost", COLLAPSED, name, change)
+    if before is None:
+        return _outcome("unmeasured", "first measured", name, change)
+    if after < before:
+        return _outcome("noise", "within noise", name, change)
+    return _outcome("kept", "kept", name, change)
+
+
+def _outcome(
+    status: Status,
+    label: str,
+    name: str,
+    change: Mapping[str, Any],
+    right_after: float | None = None,
+) -> Outcome:
+    evidence = _evidence(change, label)
+    if right_after is not None:
+        evidence = f"{right_after:.3f} right after it was learned; in this stage {evidence}"
+    if change["collapse"]:
+        evidence = f"{change['collapse']}; {evidence}"
+    return Outcome(
+        status=status,
+        label=label,
+        task=name,
+        before=change["before"],
+        after=change["after"],
+        rows=change["rows"],
+        evidence=evidence,
+    )
+
+
+def _evidence(change: Mapping[str, Any], label: str) -> str:
+    """Return how many test rows fell and rose, and whether that is beyond noise."""
+    rows, fell, rose, p = change["rows"], change["fell"], change["rose"], change["p"]
+    test_rows = f"{rows} test row{'s' * (rows != 1)}"
+    if change["before"] is None:
+        return test_rows
+    counts = (
+        f"{fell} of {test_rows} fell, {rose} rose" if fell + rose else f"no change in {test_rows}"
+    )
+    if fell <= rose:
+        return counts
+    if label == LOST:
+        beyond = "beyond noise, " if p < SIGNIFICANCE else ""
+        return f"{counts}: {beyond}p = {p:.2g}"
+    if p < SIGNIFICANCE:  # Holm's correction for the number of old tasks
+        return f"{counts}: p = {p:.2g}, within noise for this many tasks"
+    if 0.5**rows >= SIGNIFICANCE:  # not even a fall of all rows would be beyond noise
+        return f"{counts}: so few rows cannot show a loss"
+    return f"{counts}: within noise, p = {p:.2g}"
