@@ -85,7 +85,7 @@ def verb(name: str) -> str:
 
 def _sort(kind: Any) -> str:
     """The type of an option's value: TEXT, INT, PATH, or nothing."""
-    sorts = {"str": "TEXT", "int": "INT", "Path": "PATH", "bool": ""}
+    sorts = {"str": "TEXT", "int": "INT", "float": "FLOAT", "Path": "PATH", "bool": ""}
     words = re.findall(r"\w+", f"{kind} {spell(kind)}")
     return next(sorts[word] for word in words if word in sorts)
 

@@ -10,6 +10,7 @@ from perdure.errors import PerdureError
 if TYPE_CHECKING:
     from perdure.api import (
         answer,
+        chat,
         check,
         compare,
         configure,
@@ -41,6 +42,7 @@ __all__ = [
     "Split",
     "Task",
     "answer",
+    "chat",
     "check",
     "compare",
     "configure",

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
     from perdure.reporting.read import Run
+    from perdure.verbs.chat import Chat
 
 Rows = str | Path | Sequence[Row]
 TaskRows = Rows | Mapping[str, Any]  # a mapping has path or hub, and templates
@@ -430,6 +431,57 @@ def answer(
         plain=plain,
         system=system,
         messages=messages,
+        say=say,
+    )
+
+
+def chat(
+    folder: str | Path,
+    stage: int | None = None,
+    system: str | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float = 0.0,
+    plain: bool = False,
+    *,
+    say: Say = silent,
+) -> "Chat":
+    """Talk to the stages of a lineage, in the base's chat template. Nothing is changed.
+
+        conversation = perdure.chat("my-chat", system="Answer in one sentence.")
+        conversation.ask("What is the capital of France?")
+        conversation.again(stage=0)  # what the base answers
+        conversation.switch(0)  # the base answers from now on
+
+    The whole conversation is in the prompt of each answer. If the base has no chat template, each
+    question is asked alone, as plain text.
+
+    Args:
+        folder: The lineage.
+        stage: The number of the stage that answers; 0 is the base. Default: the newest.
+        system: A system prompt before the conversation.
+        max_new_tokens: The largest number of tokens to generate. Default: the lineage's
+            `max_completion_length`.
+        temperature: 0 decodes greedily. Otherwise tokens are sampled, the more freely the higher it
+            is.
+        plain: Ask each question alone, as plain text, even if the base has a chat template.
+        say: Called with each note and each warning.
+
+    Returns:
+        The conversation (`perdure.verbs.chat.Chat`).
+
+    Raises:
+        PerdureError: the stage does not exist or its weights were removed, the base is an encoder,
+            or a system prompt has no chat template.
+    """
+    from perdure.verbs.chat import Chat
+
+    return Chat(
+        folder,
+        stage=stage,
+        system=system,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        plain=plain,
         say=say,
     )
 

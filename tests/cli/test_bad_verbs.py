@@ -12,7 +12,7 @@ from perdure.lineage.files import locked
 pytestmark = pytest.mark.own
 
 
-VERBS = ("show", "try", "set", "revert", "verify", "export", "push", "rebase")
+VERBS = ("show", "try", "chat", "set", "revert", "verify", "export", "push", "rebase")
 MORE = {
     "try": ("red",),
     "set": ("memory.ratio=0.5",),

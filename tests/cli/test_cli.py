@@ -17,7 +17,7 @@ from perdure.verbs import advance
 
 
 VERBS = ("init", "learn", "run", "compare", "evaluate", "probe", "log", "methods")
-VERBS += ("try", "show", "report", "revert", "set", "verify", "export", "push", "rebase")
+VERBS += ("try", "chat", "show", "report", "revert", "set", "verify", "export", "push", "rebase")
 HEAVY = ("torch", "transformers", "peft", "datasets")
 
 

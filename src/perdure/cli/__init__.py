@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from perdure.cli import (
+    chat,
     check,
     compare,
     evaluate,
@@ -92,6 +93,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("check")(check.check)
 app.command("probe")(probe.probe)
 app.command("try")(try_.try_)
+app.command("chat")(chat.chat)
 app.command("log")(log.log)
 app.command("show")(show.show)
 app.command("report")(report.report)

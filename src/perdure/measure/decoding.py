@@ -1,4 +1,4 @@
-"""Greedy decoding that ignores the generation settings of the base.
+"""Decoding, greedy by default, that ignores the generation settings of the base.
 
 A base's `generation_config.json` is made for its demonstrations. It may set a minimum length,
 suppressed or forced tokens, beams, penalties, stop strings or a type of cache. With these settings
@@ -16,12 +16,13 @@ from perdure.models.base import Base
 
 
 @contextmanager
-def greedy(
+def decoding(
     base: Base,
     max_new_tokens: int,
     pad_id: int,
     forced_first: int | None = None,
     stops: Collection[int] = (),
+    temperature: float = 0.0,
 ) -> Iterator[GenerationConfig]:
     """Make the settings to pass to `generate`, which for the block are also the model's own.
 
@@ -34,6 +35,8 @@ def greedy(
         pad_id: the token that fills the batch after the end of a shorter answer.
         forced_first: the token with which every answer begins, if any.
         stops: tokens that end an answer, in addition to `end_ids`.
+        temperature: 0 decodes greedily; otherwise tokens are drawn from the softmax of the logits
+            divided by it, over the whole vocabulary.
     """
     network: Any = base.network if base.whole else base.peft.get_base_model()
     original: GenerationConfig = network.generation_config
@@ -44,6 +47,7 @@ def greedy(
         pad_token_id=pad_id,
         decoder_start_token_id=original.decoder_start_token_id,
         forced_bos_token_id=forced_first,
+        **({"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}),
     )
     network.generation_config = settings
     try:

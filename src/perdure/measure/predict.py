@@ -3,7 +3,7 @@
 Rows are batched by similar length, and the predictions are the same as with a batch size of 1.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -21,8 +21,9 @@ from perdure.errors import PerdureError, nearest
 from perdure.measure.answers import answer_text, special_in, stop_tokens, without_reasoning
 from perdure.measure.batches import batches, evaluating
 from perdure.measure.decided import StopWhenDecided, Undecided
-from perdure.measure.decoding import end_ids, forced_first, greedy
+from perdure.measure.decoding import decoding, end_ids, forced_first
 from perdure.measure.likelihood import log_likelihoods
+from perdure.measure.streaming import TextStream
 from perdure.models.base import Base
 from perdure.models.batch import Side, pad_id, padded
 from perdure.models.kinds import Kind
@@ -120,8 +121,13 @@ def generate_answers(
     batch_size: int = 32,
     where: str = "the rows",
     exact: bool = False,
+    temperature: float = 0.0,
+    on_text: Callable[[str], None] | None = None,
 ) -> tuple[list[Generated], int]:
-    """Generate the answer to each row by greedy decoding; the arguments are those of `predict`.
+    """Generate the answer to each row; the other arguments are those of `predict`.
+
+    The answers are decoded greedily, or sampled at a `temperature` (see `decoding`). For a single
+    row, `on_text` is called with each new part of the answer while it is generated.
 
     Returns:
         The answers in the order of the rows, and how many prompts were truncated.
@@ -146,6 +152,8 @@ def generate_answers(
             batch_size=batch_size,
             where=where,
             exact=exact,
+            temperature=temperature,
+            on_text=on_text,
         )
         return answers, truncated
 
@@ -227,6 +235,8 @@ def _write_answers(
     batch_size: int,
     where: str,
     exact: bool,
+    temperature: float,
+    on_text: Callable[[str], None] | None,
 ) -> list[Generated]:
     """Generate the answer to each prompt."""
     tokenizer, frames = base.tokenizer, _frames(base, rows, where)
@@ -235,6 +245,12 @@ def _write_answers(
     undecided = None
     if exact:
         undecided = Undecided(row_references, frames, tokenizer=tokenizer, stops=stops)
+    kept = [special_in(texts, tokenizer) for texts in row_references]
+
+    def read(row: int, ids: list[int]) -> str:
+        return answer_text(ids, frames[row], tokenizer=tokenizer, stops=stops, kept=kept[row])
+
+    streamer = TextStream(lambda ids: read(0, ids), on_text) if on_text else None
     generated_ids = _generate(
         base,
         prompt_ids,
@@ -243,17 +259,17 @@ def _write_answers(
         first_token=forced_first(base, _first_tokens(base, rows, where)),
         stops=stops,
         undecided=undecided,
+        temperature=temperature,
+        streamer=streamer,
     )
     answers, ends = [], {*end_ids(base), *stops}
-    for prompt, ids, row_frame, texts in zip(
-        prompt_ids, generated_ids, frames, row_references, strict=True
-    ):
-        kept = special_in(texts, tokenizer)
-        text = answer_text(ids, row_frame, tokenizer=tokenizer, stops=stops, kept=kept)
+    for row, (prompt, ids) in enumerate(zip(prompt_ids, generated_ids, strict=True)):
         # After the first end token there is only the padding of the batch.
         end = next((place for place, token in enumerate(ids) if token in ends), None)
         until_end = ids if end is None else ids[: end + 1]
-        answers.append(Generated(prompt=prompt, ids=until_end, ended=end is not None, text=text))
+        answers.append(
+            Generated(prompt=prompt, ids=until_end, ended=end is not None, text=read(row, ids))
+        )
     return answers
 
 
@@ -265,8 +281,10 @@ def _generate(
     first_token: int | None = None,
     stops: Collection[int] = (),
     undecided: Undecided | None = None,
+    temperature: float = 0.0,
+    streamer: TextStream | None = None,
 ) -> list[list[int]]:
-    """Generate an answer to each prompt by greedy decoding.
+    """Generate an answer to each prompt.
 
     An answer ends with an end token or one of `stops`, after `max_completion_length` tokens, at the
     model's last position, or when it is decided.
@@ -276,12 +294,13 @@ def _generate(
     answers: list[list[int]] = [[]] * len(prompts)
     rooms = [_room_for_answer(base, len(prompt), max_completion_length) for prompt in prompts]
     together = base.padding.left if base.kind == "causal" else base.padding.right
-    with greedy(
+    with decoding(
         base,
         max_new_tokens=max_completion_length,
         pad_id=pad_id(base.tokenizer),
         forced_first=first_token,
         stops=stops,
+        temperature=temperature,
     ) as settings:
         for batch in batches(prompts, batch_size, together=together, apart=rooms):
             ids, mask = _padded(base, [prompts[i] for i in batch], side)
@@ -293,6 +312,7 @@ def _generate(
                 attention_mask=mask,
                 generation_config=settings,
                 stopping_criteria=StoppingCriteriaList([decided] if decided else []),
+                streamer=streamer,
             )
             for i, answer_ids in zip(batch, generated[:, start:].tolist(), strict=True):
                 answers[i] = answer_ids[: decided.stopped.get(i)] if decided else answer_ids
