@@ -16,6 +16,7 @@ from perdure.data.forms import Notes, Row, as_row
 from perdure.data.stream import file_split
 from perdure.data.task import Split, Task
 from perdure.lineage.lineage import Lineage
+from perdure.measure.custom_metric import Metric, metric_name
 from perdure.reporting.results import method_name
 from perdure.say import Say, silent
 
@@ -69,7 +70,7 @@ def learn(
     train: TaskRows,
     test: TaskRows | None = None,
     dev: TaskRows | None = None,
-    metric: str = "exact_match",
+    metric: str | Metric = "exact_match",
     options: Sequence[str] | None = None,
     training: dict[str, Any] | None = None,
     data: str | Path | None = None,
@@ -91,7 +92,8 @@ def learn(
         train: The rows to learn: a file, or hub:OWNER/NAME[:SPLIT].
         test: Rows to score the task on.
         dev: Rows to choose settings on.
-        metric: How an answer is scored.
+        metric: How an answer is scored: exact_match, rouge_l, token_f1, json_valid, json_fields, or
+            a function of yours as MODULE:FUNCTION.
         options: The possible answers, if they are closed.
         training: Training settings for this task only; they override the lineage's.
         data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
@@ -113,7 +115,7 @@ def learn(
         if rows is not None
     }
     chosen = tuple(options) if options else None
-    task = Task(name, metric=metric, options=chosen, training=training or {}, **splits)
+    task = Task(name, metric=metric_name(metric), options=chosen, training=training or {}, **splits)
     if dry_run:
         from perdure.verbs.dry_run import dry_run_of_learn
 
@@ -191,7 +193,18 @@ def run_config(
 def _with_settings(
     config: Config | str | Path | dict[str, Any], settings: list[str] | dict[str, Any] | None
 ) -> Config:
-    """Return a new Config with the settings laid over it; the caller's own is not changed."""
+    """Return a new Config with the settings laid over it; the caller's own is not changed.
+
+    A task's metric may be a function, which is replaced by its name.
+    """
+    if isinstance(config, dict) and isinstance(config.get("tasks"), list):
+        tasks = [
+            {**task, "metric": metric_name(task["metric"])}
+            if isinstance(task, dict) and callable(task.get("metric"))
+            else task
+            for task in config["tasks"]
+        ]
+        config = {**config, "tasks": tasks}
     if isinstance(config, Config):
         return load_config(config.to_dict(), settings) if settings else copy.deepcopy(config)
     return load_config(config, settings)

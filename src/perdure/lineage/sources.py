@@ -12,6 +12,7 @@ from perdure.data.stream import file_split, open_split
 from perdure.data.task import Split, Task
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
+from perdure.measure.custom_metric import is_custom, metric_source
 from perdure.models.layout import MEMORY
 from perdure.seeds import derive
 
@@ -29,6 +30,8 @@ def describe(lineage: Lineage, task: Task, name: str) -> dict[str, Any]:
     }
     if any(is_chat(row) for row in task.train.rows):
         described["chat"] = True
+    if is_custom(task.metric):
+        described["metric_source"] = metric_source(task.metric)
     if task.training:
         described["training"] = task.training
     for split in ("train", "test"):
@@ -53,12 +56,63 @@ def general_rows(config: Config, task: Task, stage: int) -> Split:
 
 
 def reopen(
-    lineage: Lineage, described: dict[str, Any], data: str | Path | None, say: Callable[[str], None]
+    lineage: Lineage,
+    described: dict[str, Any],
+    data: str | Path | None,
+    say: Callable[[str], None],
+    opened: Task | None = None,
+    alone: bool = False,
 ) -> Task | None:
     """Return the task of a ledger line, with the test rows on which it was scored.
 
-    Returns None, after a warning, if these rows are missing or have changed.
+    Returns None, after a warning, if these rows are missing or have changed, or if the task's own
+    metric has.
+
+    Args:
+        lineage: the lineage.
+        described: the task in the ledger.
+        data: the folder with the benchmarks' rows.
+        say: called with each warning.
+        opened: the task, if its rows are in memory.
+        alone: whether the scores are not compared with earlier ones, so that a metric that has
+            changed is used as it is now, after a warning.
     """
+    split = opened.test if opened else reopen_rows(lineage, described, data, say)
+    if split is None:
+        return opened
+    if change := _metric_change(described):
+        metric, reason, usable = described["metric"], *change
+        if not (alone and usable):
+            say(f"warning: {described['id']} is not scored: metric {metric} {reason}")
+            return None
+        say(f"warning: {described['id']} is scored by a metric, {metric}, that {reason}")
+    if opened:
+        return opened
+    options = tuple(described["options"]) if described["options"] else None
+    return Task(
+        described["name"],
+        train=Split(()),
+        test=split,
+        metric=described["metric"],
+        options=options,
+    )
+
+
+def _metric_change(described: dict[str, Any]) -> tuple[str, bool] | None:
+    """Return how a task's own metric has changed, and whether it can be used; None if not."""
+    if "metric_source" not in described:
+        return None
+    try:
+        same = metric_source(described["metric"]) == described["metric_source"]
+    except PerdureError as error:
+        return f"cannot be used any more ({error})", False
+    return None if same else ("has changed since the task was learned", True)
+
+
+def reopen_rows(
+    lineage: Lineage, described: dict[str, Any], data: str | Path | None, say: Callable[[str], None]
+) -> Split | None:
+    """Return the test rows of a ledger line, or None, after a warning, if they are not the same."""
     test = described.get("test")
     if test is None:
         return None
@@ -73,14 +127,7 @@ def reopen(
     if split.sha256 != test["sha256"]:
         say(f"warning: {described['id']} is not scored: its test rows have changed")
         return None
-    options = tuple(described["options"]) if described["options"] else None
-    return Task(
-        described["name"],
-        train=Split(()),
-        test=split,
-        metric=described["metric"],
-        options=options,
-    )
+    return split
 
 
 def remembered(lineage: Lineage, entry: dict[str, Any]) -> list[Row]:

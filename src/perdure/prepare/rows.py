@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from perdure.config import DEFAULT_TRAINING, TOGETHER
 from perdure.data.checks import check_task, truncated, warnings
 from perdure.data.remarks import remarks
-from perdure.data.rows import Row, answered
+from perdure.data.rows import Row, answered, references
 from perdure.data.stream import file_split
 from perdure.data.task import Split, Task
 from perdure.data.tokens import check_known, encode_all, features, prompts
 from perdure.data.unwritten import unwritten
 from perdure.errors import PerdureError
+from perdure.measure.custom_metric import check_deterministic, is_custom
 from perdure.measure.evaluate import scoring_mode
-from perdure.measure.metrics import find_metric
+from perdure.measure.metrics import find_metric, json_valid
 from perdure.measure.predict import room_for_prompt
 from perdure.models.base import check_quantization
 from perdure.models.layout import GENERAL
@@ -45,12 +46,26 @@ def check_tasks(plan: Plan, tasks: Sequence[Task]) -> list[str]:
         if not task.train.rows:
             raise PerdureError(f"task {task.name!r} has no training rows; give at least one")
         lines += _check_train(plan, task)
-        find_metric(task.metric)
+        _check_metric(task)
         for split in filter(None, (task.train, task.dev, task.test)):
             notes += split.notes
         if task.test is not None:
             lines += _check_test(plan, task, task.test)
     return [*dict.fromkeys(notes), *(f"warning: {line}" for line in lines)]
+
+
+def _check_metric(task: Task) -> None:
+    """Check that there is such a metric and that it can score the task's test rows."""
+    find_metric(task.metric)
+    test_rows = task.test.rows if task.test else ()
+    if is_custom(task.metric):
+        check_deterministic(task.metric, test_rows)
+    for number, row in enumerate(test_rows, 1):
+        if task.metric == "json_fields" and not json_valid(references(row)[0], ""):
+            raise PerdureError(
+                f"{task.name} test, row {number}: its answer is not JSON, so metric json_fields "
+                "cannot compare with it; mend the row or choose another metric"
+            )
 
 
 def _check_train(plan: Plan, task: Task) -> list[str]:

@@ -122,10 +122,13 @@ def _memory(lineage: Lineage, general: list[Row], with_old_tasks: bool) -> dict[
 def _old_tasks(
     lineage: Lineage, open_tasks: Mapping[str, Task], data: str | Path | None, say: Say
 ) -> dict[str, Task | None]:
-    """Return the tasks of the active stages by id, or None for a task whose rows are gone."""
+    """Return the tasks of the active stages by id, or None for one that cannot be scored as before.
+
+    That is a task whose test rows or whose own metric are gone or have changed.
+    """
     described = {entry["task"]["id"]: entry["task"] for entry in lineage.stages}
     return {
-        task_id: open_tasks.get(task_id) or reopen(lineage, description, data, say)
+        task_id: reopen(lineage, description, data, say, opened=open_tasks.get(task_id))
         for task_id, description in described.items()
     }
 

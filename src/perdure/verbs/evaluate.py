@@ -61,7 +61,7 @@ def evaluate(
             name = described["id"]
             if tasks and name not in tasks:
                 continue
-            task = reopen(lineage, described, data, say)
+            task = reopen(lineage, described, data, say, alone=True)
             with as_stored(lineage, entry, base):
                 cells[name], predictions_of_task = score(base, task, config, make(config.method))
             lines += _lines(name, task, predictions_of_task)

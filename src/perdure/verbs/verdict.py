@@ -11,7 +11,7 @@ from perdure.data.task import Task
 from perdure.lineage.answers import first_answers, newest_answers, stored_answers
 from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
-from perdure.lineage.sources import reopen
+from perdure.lineage.sources import reopen_rows
 from perdure.measure.predictions import read_predictions
 from perdure.measure.verdict import Asked, verdict
 from perdure.models.layout import PREDICTIONS, VERDICT
@@ -72,8 +72,8 @@ def changed_rows(
         earlier = before.get(name)
         if earlier is None or earlier.scores == after.scores:
             continue
-        task = reopen(lineage, described[name], data, say)
-        rows = task.test.rows if task and task.test else [None] * len(after.scores)
+        test = reopen_rows(lineage, described[name], data, say)
+        rows = test.rows if test else [None] * len(after.scores)
         records = zip(
             rows, earlier.answers, after.answers, earlier.scores, after.scores, strict=True
         )
