@@ -14,6 +14,7 @@ from perdure.config import Config, load_config
 from perdure.lineage import lineage as module
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import command, differences, stored
+from perdure.reporting.read import read
 from place import setting_for
 from train.engine import Stopped
 
@@ -210,3 +211,20 @@ def test_commands_for_changes_are_read_back_as_the_same_settings(kind, tmp_path)
         words = shlex.split(command(Path("m"), after, differences(before, after)))
         assert words[:3] == ["perdure", "set", "m"]
         assert stored(load_config(before, words[3:]), tmp_path) == after
+
+
+def test_the_report_names_both_methods_and_repeats_the_change(place):
+    configure("lineage", method="replay")
+    learn_again("more")
+    (lineage,) = read(["lineage"])
+    assert lineage.method == "sequential then replay"
+    assert "method: replay" not in lineage.rerun.settings
+    verbs = [command.split()[1] for command in lineage.rerun.commands]
+    assert verbs == ["init", "learn", "learn", "set", "learn"]
+    Path("again.yaml").write_text(lineage.rerun.settings)
+    for line in lineage.rerun.commands:
+        told = perdure(*shlex.split(line)[1:])
+        assert told.status == 0, told.err
+    again, first = Lineage("again").stages, Lineage("lineage").stages
+    weights = "adapter_model.safetensors"
+    assert [e["files"][weights] for e in again] == [e["files"][weights] for e in first]

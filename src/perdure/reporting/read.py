@@ -20,7 +20,7 @@ from perdure.reporting.outcomes import (
     stage_verdicts,
 )
 from perdure.reporting.rerun import Rerun, rerun
-from perdure.reporting.results import method_name, stage_seconds
+from perdure.reporting.results import method_of, stage_seconds
 from perdure.reporting.samples import TaskSamples, sample_answers
 
 
@@ -204,7 +204,7 @@ def _read(path: Path, label: str) -> Run:
     return Run(
         path=path,
         label=label,
-        method=method_name(config.method, config.mode),
+        method=method_of(lineage),
         seed=config.seed,
         base=lineage.pin["name"],
         settings=config.to_dict(),

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from perdure.config import Config
+from perdure.config import TOGETHER, Config
 from perdure.lineage.lineage import Lineage
-from perdure.lineage.settings import FREE, moved
+from perdure.lineage.settings import FREE, command, loaded, moved
 
 
 FILE = "again.yaml"
@@ -30,12 +30,25 @@ class Rerun:
 
 
 def rerun(lineage: Lineage) -> Rerun:
-    """Return how to reproduce a lineage: one `run`, or `init` and one `learn` for each task."""
-    settings = yaml.safe_dump(_settings(lineage.config), sort_keys=False, allow_unicode=True)
-    if lineage.config.tasks is not None:
+    """Return how to reproduce a lineage: one `run`, or `init` and one `learn` for each task.
+
+    If settings were changed, it is the latter, with each `set` in its place.
+    """
+    changed = [entry for entry in lineage.ledger if "changed" in entry]
+    as_run = lineage.config.tasks is not None and (lineage.config.mode in TOGETHER or not changed)
+    first = lineage.settings_at(1)
+    config = loaded(first, lineage.pin, lineage.path) if first and not as_run else lineage.config
+    settings = yaml.safe_dump(_settings(config), sort_keys=False, allow_unicode=True)
+    if as_run:
         return Rerun(settings, (f"perdure run {FILE} lineage={FOLDER}",))
     init = f"perdure init {FOLDER} --config {FILE}"
-    return Rerun(settings, (init, *(_learn(lineage, entry["task"]) for entry in lineage.stages)))
+    steps = []
+    for entry in lineage.ledger:
+        if entry in changed:
+            steps.append(command(Path(FOLDER), entry["settings"], entry["changed"]))
+        elif entry in lineage.stages:
+            steps.append(_learn(lineage, entry["task"]))
+    return Rerun(settings, (init, *steps))
 
 
 def _settings(config: Config) -> dict[str, Any]:

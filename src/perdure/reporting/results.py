@@ -37,6 +37,13 @@ def method_name(method: Any, mode: str = "sequential") -> str:
     return "+".join(names)
 
 
+def method_of(lineage: Lineage) -> str:
+    """Return the name of a lineage's method; of several, one after the other, all names."""
+    names = [method_name(entry["method"], entry["mode"]) for entry in lineage.stages]
+    config = lineage.config
+    return " then ".join(dict.fromkeys(names)) or method_name(config.method, config.mode)
+
+
 def order_name(tasks: Any) -> str:
     """Return the name of the setting `tasks:` in a record."""
     if isinstance(tasks, list):
@@ -49,7 +56,7 @@ def record(lineage: Lineage, command: str) -> dict[str, Any]:
     config, matrix = lineage.config, lineage.matrix()
     seconds = stage_seconds(lineage)
     return {
-        "method": method_name(config.method, config.mode),
+        "method": method_of(lineage),
         "order": order_name(config.tasks),
         "seed": config.seed,
         "overall": overall(matrix),

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from perdure.data.task import Task
+from perdure.errors import PerdureError
 from perdure.lineage.files import locked
 from perdure.lineage.lineage import Lineage
 from perdure.prepare import prepare_learn
@@ -34,7 +35,9 @@ def learn(
     lineage = Lineage(path)
     plan = prepare_learn(lineage, task)
     with locked(lineage.path), Tracked(lineage.config.training, lineage.path) as tracked:
-        lineage = Lineage(path)
+        planned, lineage = lineage.settings, Lineage(path)
+        if lineage.settings != planned:
+            raise PerdureError(f"{path}: its settings have just changed; repeat the command")
         lineage.tidy()
         last = lineage.stages[-1]["task"] if lineage.stages else {}
         same = (task.name, task.train.sha256, task.training)

@@ -42,7 +42,9 @@ def run(
         lineage.config.training = stored | logging_keys(config.training)
         stages = stages_of(tasks, config.mode)
         new_tasks = [learned[-1] for learned in stages]
-        check_learned_rows(lineage, tasks)  # again: another process may have learned meanwhile
+        # Again, because another process may have changed the settings or learned meanwhile.
+        lineage.check_unchanged(config, lineage.pin)
+        check_learned_rows(lineage, tasks)
         for line in plan.notes:
             say(line)
         done = lineage.stages

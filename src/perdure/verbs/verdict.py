@@ -96,10 +96,11 @@ def suggestion(lineage: Lineage, judged: dict[str, Any], methods: Sequence[Metho
     if judged["lost"] and config.mode == "sequential":
         undo = f"`perdure revert FOLDER --to {lineage.head}` undoes the stage"
         if any(method.rehearses for method in methods):
-            change = f"a larger memory.ratio (now {config.memory.ratio:g}) or a lower learning rate"
+            more = f"or a new lineage with a larger memory.ratio (now {config.memory.ratio:g})"
+            change = f"`perdure set FOLDER training.learning_rate=...` (lower), {more},"
         else:
-            change = "method=replay or method=recurrent_kif"
-        return f"{undo}; a new lineage with {change} may keep more"
+            change = "`perdure set FOLDER method=replay` (or recurrent_kif) before the next try"
+        return f"{undo}; {change} may keep more"
     if learned is None or learned["before"] is None:
         return None
     if learned["collapse"]:
