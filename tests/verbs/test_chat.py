@@ -15,7 +15,7 @@ from perdure.config import load_config
 from perdure.errors import PerdureError
 from perdure.measure.streaming import TextStream
 from place import init, setting_for
-from tiny import KINDS, tiny_rows
+from tiny import KINDS, shown_on_causal, tiny_rows
 
 
 pytestmark = pytest.mark.own
@@ -110,7 +110,7 @@ def test_the_conversation_is_kept_when_another_stage_answers(here):
     assert [turn.stage for turn in conversation.turns] == [1, 2]
 
 
-@pytest.mark.parametrize("kind", KINDS[:2])
+@shown_on_causal("kind", KINDS[:2])
 def test_whole_weights_and_bases_without_a_template(whole_place, kind):
     notes: list[str] = []
     conversation = package.chat("lineage", say=notes.append)
