@@ -153,7 +153,7 @@ def test_the_lines_of_the_model_card_load_the_stage(setting, tmp_path):
     assert "perdure" not in code
     prompt = read_rows(setting["tasks"][1]["test"])[0]["prompt"]
     names: dict = {}
-    exec(code.replace("STAGE", str(folder)).replace("some text", prompt), names)
+    exec(code.replace('stage = "."', f'stage = "{folder}"').replace("some text", prompt), names)
     base = base_at(Lineage(tmp_path / "run"), lineage.stages[-1])
     base.model.eval()
     batch = dict(names["tokenizer"](prompt, return_tensors="pt"))

@@ -56,11 +56,14 @@ def test_an_adapter_with_its_card(place, kind, hub):
         assert hub.files[name] == Path("lineage/stages/0001-colour", name).read_bytes()
     assert holds_no_row(hub.files)
     card = hub.files["README.md"].decode()
-    assert 'PeftModel.from_pretrained(model, "me/mine")' in card
-    assert "STAGE" not in card
+    assert 'stage = "me/mine"' in card
+    assert "PeftModel.from_pretrained(model, stage)" in card
+    assert "| colour | " in card
+    assert " | 10 | exact_match |" in card
+    assert "stage 1, colour: " in card
     assert "lineage" not in card
     if kind == "encoder":
-        assert 'cached_file("me/mine", "head.safetensors")' in card
+        assert 'cached_file(stage, "head.safetensors")' in card
     assert tree(place) == before
 
 
@@ -74,7 +77,7 @@ def test_merged_into_one_plain_model(place, kind, hub):
     assert not [name for name in hub.files if "adapter" in name]
     assert holds_no_row(hub.files)
     card = hub.files["README.md"].decode()
-    assert 'from_pretrained("me/mine")' in card
+    assert 'stage = "me/mine"' in card
     assert "peft" not in card.lower()
     assert "/tmp" not in card
     assert tree(place) == before
@@ -87,7 +90,7 @@ def test_whole_weights(whole_place, hub):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(hub.files)
     assert not {"memory.jsonl", "method.safetensors"} & set(hub.files)
     assert holds_no_row(hub.files)
-    assert 'from_pretrained("me/mine")' in hub.files["README.md"].decode()
+    assert 'stage = "me/mine"' in hub.files["README.md"].decode()
     result = perdure("push", "lineage", "me/mine", "--stage", 1)
     assert (result.status, result.err.count("\n")) == (2, 1)
     assert "stage 1 were removed" in result.err

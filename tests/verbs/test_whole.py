@@ -56,9 +56,10 @@ def test_a_stage_is_a_plain_model_bitwise_the_live_one(whole_place, kind, monkey
 
 def test_the_card_loads_it(whole_place, kind):
     card = Path("lineage/stages/0002-animal/README.md").read_text()
-    code = (
-        card.split("```python\n")[1].split("```")[0].replace("STAGE", "lineage/stages/0002-animal")
-    )
+    here = 'stage = "."'
+    code = card.split("```python\n")[1].split("```")[0]
+    assert here in code
+    code = code.replace(here, 'stage = "lineage/stages/0002-animal"')
     names: dict = {}
     exec(code, names)
     assert torch.equal(output(names["model"], names["tokenizer"]), stage_output("lineage", 2))

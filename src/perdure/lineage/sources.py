@@ -20,7 +20,8 @@ from perdure.seeds import derive
 def describe(lineage: Lineage, task: Task, name: str) -> dict[str, Any]:
     """Return a task's description in the ledger: the source, number and sha256 of its rows.
 
-    `chat` is there if train rows are conversations, which are written with the chat template.
+    `chat` is there if train rows are conversations, which are written with the chat template, and
+    `system` if some of these begin with a system prompt.
     """
     described: dict[str, Any] = {
         "id": name,
@@ -30,6 +31,8 @@ def describe(lineage: Lineage, task: Task, name: str) -> dict[str, Any]:
     }
     if any(is_chat(row) for row in task.train.rows):
         described["chat"] = True
+    if any(_has_system(row) for row in task.train.rows):
+        described["system"] = True
     if is_custom(task.metric):
         described["metric_source"] = metric_source(task.metric)
     if task.training:
@@ -39,6 +42,12 @@ def describe(lineage: Lineage, task: Task, name: str) -> dict[str, Any]:
         if rows is not None:
             described[split] = describe_split(lineage, rows)
     return described
+
+
+def _has_system(row: Row) -> bool:
+    """Return whether a row is a conversation that begins with a system prompt."""
+    messages = row.get("messages") or row.get("prompt")
+    return is_chat(row) and bool(messages) and messages[0]["role"] == "system"
 
 
 def describe_split(lineage: Lineage, rows: Split) -> dict[str, Any]:

@@ -23,12 +23,12 @@ from perdure.lineage.sources import describe, describe_split, general_rows, reme
 from perdure.models.base import Base, BaseInfo
 from perdure.models.layout import CARD, GENERAL, SCORES
 from perdure.prepare import Plan
-from perdure.reporting.verdict import losses, words
+from perdure.reporting.verdict import losses
 from perdure.say import Say
 from perdure.seeds import digest
 from perdure.train.stage import StagePlan, learn_stage
 from perdure.train.tracking import StageCallback, steps_before
-from perdure.verbs.card import model_card
+from perdure.verbs.card import StageFacts, model_card
 from perdure.verbs.verdict import judge
 
 
@@ -102,8 +102,13 @@ def advance(
     judged = judge(lineage, built, task_id, tasks=stage_plan.score, methods=plan.methods)
     for line in losses(judged):
         say(f"warning: {line}")
-    verdict = [line for line, _ in words(judged, number)]
-    card = model_card(base.kind, lineage.pin, entry, entry["kind"], place="STAGE", verdict=verdict)
+    facts = StageFacts(
+        cells=after,
+        verdict=judged,
+        max_new_tokens=config.max_completion_length,
+        has_template=bool(base.tokenizer.chat_template),
+    )
+    card = model_card(base.kind, lineage.pin, entry, entry["kind"], place=".", facts=facts)
     (built / CARD).write_text(card, encoding="utf-8")
     lineage.commit(built, entry, {**_timing(seconds), **counts})
     for callback in stage_callbacks:

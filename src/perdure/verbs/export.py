@@ -19,7 +19,7 @@ from perdure.models.merging import merge
 from perdure.models.pins import check_pin
 from perdure.models.sample import alike, sample_output
 from perdure.models.stage_files import save_head
-from perdure.verbs.card import model_card
+from perdure.verbs.card import facts_of, model_card
 
 
 def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | None) -> Path:
@@ -55,7 +55,8 @@ def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | No
     base.tokenizer.save_pretrained(unfinished)
     if isinstance(base.model, Classifier) and base.model.labels:
         save_head(base.model, unfinished)
-    card = model_card(base.kind, lineage.pin, entry, kind="merged", place=str(out))
+    facts = facts_of(lineage, entry, base.tokenizer)
+    card = model_card(base.kind, lineage.pin, entry, kind="merged", place=str(out), facts=facts)
     (unfinished / CARD).write_text(card, encoding="utf-8")
     if out.exists():
         out.rmdir()

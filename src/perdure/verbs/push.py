@@ -21,7 +21,7 @@ from perdure.models.layout import (
     PREDICTIONS,
     VERDICT,
 )
-from perdure.verbs.card import model_card
+from perdure.verbs.card import facts_of, model_card
 from perdure.verbs.export import export
 
 
@@ -60,9 +60,12 @@ def push(path: str | Path, repository: str, stage: int | None, merged: bool, pri
             shutil.copytree(lineage.folder(entry), upload, ignore=ignored)
             _name_base(upload / ADAPTER_SETTINGS, lineage.pin["name"])
         kind = "merged" if merged else entry["kind"]
-        settings, _ = load_config_and_tokenizer(lineage.config.base, lineage.pin.get("revision"))
+        settings, tokenizer = load_config_and_tokenizer(
+            lineage.config.base, lineage.pin.get("revision")
+        )
         base_kind = kind_of(settings, lineage.config.base)
-        card = model_card(base_kind, lineage.pin, entry, kind=kind, place=repository)
+        facts = facts_of(lineage, entry, tokenizer)
+        card = model_card(base_kind, lineage.pin, entry, kind=kind, place=repository, facts=facts)
         (upload / CARD).write_text(card, encoding="utf-8")
         try:
             hub = HfApi()
