@@ -9,6 +9,7 @@ from perdure.errors import PerdureError
 
 if TYPE_CHECKING:
     from perdure.api import (
+        adopt,
         answer,
         chat,
         check,
@@ -41,6 +42,7 @@ __all__ = [
     "RecurrentKIF",
     "Split",
     "Task",
+    "adopt",
     "answer",
     "chat",
     "check",

@@ -125,6 +125,64 @@ def learn(
     return verb.learn(folder, task, data=data, callbacks=callbacks, say=say)
 
 
+def adopt(
+    folder: str | Path,
+    checkpoint: str | Path,
+    name: str,
+    train: TaskRows | None = None,
+    test: TaskRows | None = None,
+    metric: str | Metric = "exact_match",
+    options: Sequence[str] | None = None,
+    data: str | Path | None = None,
+    *,
+    say: Say = silent,
+) -> dict[str, Any]:
+    """Record a checkpoint that was trained elsewhere as a new stage, scored and judged as others.
+
+        perdure.adopt("my-model", "outputs/checkpoint-500", "dpo", test="held-out.jsonl")
+
+    It must have been trained from the newest stage (or, as the first stage, from the base), with
+    the lineage's `adapter:` settings, or with all weights if the lineage trains these. Which stage
+    it was trained from cannot be checked: what another stage had learned is then lost.
+
+    Args:
+        folder: The lineage.
+        checkpoint: The folder of a PEFT adapter, or of a whole model if the lineage has
+            `adapter: null`.
+        name: The name of the task that it has learned.
+        train: The rows that it was trained on. Some of them are remembered, as of any task.
+        test: Rows to score the task on.
+        metric: How an answer is scored, as for `learn`.
+        options: The possible answers, if they are closed.
+        data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
+        say: Called with each note and each warning.
+
+    Returns:
+        The new stage's line of the ledger.
+
+    Raises:
+        PerdureError: the checkpoint is of another base, has other shapes or cannot be read, or the
+            rows cannot be used.
+    """
+    seed = Lineage(folder).config.seed
+    splits = {
+        split: _split(rows, split, seed, f"{name} {split}")
+        for split, rows in (("train", train), ("test", test))
+        if rows is not None
+    }
+    chosen = tuple(options) if options else None
+    task = Task(
+        name,
+        train=splits.get("train", Split(())),
+        test=splits.get("test"),
+        metric=metric_name(metric),
+        options=chosen,
+    )
+    from perdure.verbs import adopt as verb
+
+    return verb.adopt(folder, checkpoint, task, data=data, say=say)
+
+
 def run(
     config: Config | str | Path | dict[str, Any],
     data: str | Path | None = None,

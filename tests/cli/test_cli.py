@@ -16,7 +16,7 @@ from perdure.train.stage import learn_stage
 from perdure.verbs import advance
 
 
-VERBS = ("init", "learn", "run", "compare", "evaluate", "probe", "log", "methods")
+VERBS = ("init", "learn", "adopt", "run", "compare", "evaluate", "probe", "log", "methods")
 VERBS += ("try", "chat", "show", "report", "revert", "set", "verify", "export", "push", "rebase")
 HEAVY = ("torch", "transformers", "peft", "datasets")
 

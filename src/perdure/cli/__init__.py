@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from perdure.cli import (
+    adopt,
     chat,
     check,
     compare,
@@ -87,6 +88,7 @@ app = typer.Typer(
 )
 app.command("init")(init.init)
 app.command("learn")(learn.learn)
+app.command("adopt")(adopt.adopt)
 app.command("run")(run.run)
 app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)

@@ -22,7 +22,7 @@ from perdure.models.base import BaseInfo, read_base
 from perdure.models.pins import check_pin, pin
 from perdure.prepare.fitting import fit
 from perdure.prepare.plan import Plan
-from perdure.prepare.rows import check_general, check_tasks
+from perdure.prepare.rows import check_adopted, check_general, check_tasks
 from perdure.prepare.settings import check_settings
 
 
@@ -32,6 +32,7 @@ __all__ = [
     "check_learned_rows",
     "check_tasks",
     "prepare",
+    "prepare_adopt",
     "prepare_learn",
     "prepare_run",
 ]
@@ -96,6 +97,29 @@ def prepare_learn(lineage: Lineage, task: Task) -> Plan:
     plan = prepare(lineage.config)
     plan.tasks = [task]
     plan.notes = check_tasks(plan, plan.tasks)
+    return plan
+
+
+def prepare_adopt(lineage: Lineage, task: Task) -> Plan:
+    """Return the plan of one more task that was learned elsewhere, which has been checked.
+
+    Raises:
+        PerdureError: as for `prepare`, the base has changed, or the task cannot be scored.
+    """
+    if lineage.config.mode != "sequential":
+        raise PerdureError(
+            f"{lineage.path}: a checkpoint that was trained elsewhere follows the stage before, "
+            f"and in mode {lineage.config.mode} no stage does; use a lineage of mode sequential"
+        )
+    check_pin(lineage.pin)
+    plan = prepare(lineage.config)
+    if plan.info.kind == "encoder":
+        raise PerdureError(
+            f"{lineage.path}: its base is an encoder, whose stages have a head of Perdure's own; "
+            "only models that generate can adopt a checkpoint"
+        )
+    plan.tasks = [task]
+    plan.notes = check_adopted(plan, task)
     return plan
 
 

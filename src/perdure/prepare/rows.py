@@ -46,12 +46,26 @@ def check_tasks(plan: Plan, tasks: Sequence[Task]) -> list[str]:
         if not task.train.rows:
             raise PerdureError(f"task {task.name!r} has no training rows; give at least one")
         lines += _check_train(plan, task)
-        _check_metric(task)
+        lines += _check_scoring(plan, task)
         for split in filter(None, (task.train, task.dev, task.test)):
             notes += split.notes
-        if task.test is not None:
-            lines += _check_test(plan, task, task.test)
     return [*dict.fromkeys(notes), *(f"warning: {line}" for line in lines)]
+
+
+def check_adopted(plan: Plan, task: Task) -> list[str]:
+    """Check a task that was learned elsewhere, as `check_tasks`; it may have no train rows."""
+    if task.train.rows:
+        return check_tasks(plan, [task])
+    check_one_process()
+    check_task(task)
+    lines = _check_scoring(plan, task)
+    return [*(task.test.notes if task.test else ()), *(f"warning: {line}" for line in lines)]
+
+
+def _check_scoring(plan: Plan, task: Task) -> list[str]:
+    """Check that a task can be scored; return warnings about its test rows."""
+    _check_metric(task)
+    return _check_test(plan, task, task.test) if task.test is not None else []
 
 
 def _check_metric(task: Task) -> None:

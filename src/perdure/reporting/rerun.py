@@ -46,6 +46,11 @@ def rerun(lineage: Lineage) -> Rerun:
     for entry in lineage.ledger:
         if entry in changed:
             steps.append(command(Path(FOLDER), entry["settings"], entry["changed"]))
+        elif entry["verb"] == "adopt" and entry in lineage.stages:
+            name = " ".join(entry["task"]["name"].split())
+            steps.append(
+                f"# {name}: adopted; perdure adopt {FOLDER} CHECKPOINT {shlex.quote(name)}"
+            )
         elif entry in lineage.stages:
             steps.append(_learn(lineage, entry["task"]))
     return Rerun(settings, (init, *steps))

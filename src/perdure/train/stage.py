@@ -19,6 +19,7 @@ from perdure.errors import PerdureError
 from perdure.measure.evaluate import evaluate
 from perdure.measure.predictions import Predictions, write_predictions
 from perdure.models.base import Base
+from perdure.models.checkpoints import load_checkpoint
 from perdure.models.layout import MEMORY, PREDICTIONS, SCORES
 from perdure.models.stage_files import save_weights
 from perdure.say import Say
@@ -141,6 +142,37 @@ def learn_stage(
     if rehearsals.rows and any(method.rehearses for method in methods):
         counts["rehearsed"] = rehearsals.summary()
     return {**clock.seconds, "loss": loss}, counts
+
+
+def adopt_stage(
+    base: Base, plan: StagePlan, checkpoint: Path, stage_folder: Path
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Make a stage of a checkpoint that was trained elsewhere: score it and write the files.
+
+    The arguments and the result are those of `learn_stage`. Rows are remembered if the task has
+    train rows. No method takes part, so the stage stores no state of any.
+    """
+    clock = _Clock()
+    scores_before, base_scores, before = _scores_before(base, plan)
+    clock.lap("score")
+    new_memory, truncated = [], 0
+    if plan.learn[-1].train.rows:
+        train_features, _, truncated = _features(base, plan)
+        batch_size = plan.arguments.per_device_train_batch_size
+        new_memory = _rows_to_remember(base, plan, train_features, batch_size=batch_size)
+    load_checkpoint(base, checkpoint)
+    clock.lap("prepare")
+    scores_after, after = _scores_after(base, plan)
+    clock.lap("score")
+    scores = {
+        "after": scores_after,
+        "before": scores_before,
+        "base": base_scores,
+        "truncated": truncated,
+    }
+    _write(base, plan.methods, new_memory, scores, stage_folder)
+    write_predictions(stage_folder / PREDICTIONS, {"before": before, "after": after})
+    return clock.seconds, {}
 
 
 def _warn_of_padding(base: Base, plan: StagePlan, say: Say) -> None:

@@ -21,12 +21,13 @@ from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
 from perdure.lineage.sources import describe, describe_split, general_rows, remembered, reopen
 from perdure.models.base import Base, BaseInfo
+from perdure.models.checkpoints import hashes
 from perdure.models.layout import CARD, GENERAL, SCORES
 from perdure.prepare import Plan
 from perdure.reporting.verdict import losses
 from perdure.say import Say
 from perdure.seeds import digest
-from perdure.train.stage import StagePlan, learn_stage
+from perdure.train.stage import StagePlan, adopt_stage, learn_stage
 from perdure.train.tracking import StageCallback, steps_before
 from perdure.verbs.card import StageFacts, model_card
 from perdure.verbs.verdict import judge
@@ -46,6 +47,7 @@ def advance(
     say: Say,
     old: bool = True,
     total: int | None = None,
+    checkpoint: Path | None = None,
 ) -> dict[str, Any]:
     """Learn the last task of `learned` as the next stage, commit it, and return its ledger line.
 
@@ -63,12 +65,19 @@ def advance(
         say: called with each warning.
         old: whether earlier tasks are scored after the stage.
         total: the number of stages of the whole stream, if it is known.
+        checkpoint: the folder of weights that were trained elsewhere and fit the model, which the
+            stage takes over instead of learning.
     """
     config, task = lineage.config, learned[-1]
     torch.set_num_threads(config.threads or torch.get_num_threads())
     stages, number = lineage.stages, lineage.next_stage
     previous = stages[-1] if stages and config.mode == "sequential" else None
     entry, general = _entry(lineage, learned, number)
+    if checkpoint:
+        general = []
+        files = hashes(checkpoint, whole=config.adapter is None)
+        entry |= {"verb": "adopt", "method": "adopted", "checkpoint": files}
+        entry.pop("general", None)
     task_id = entry["task"]["id"]
     old_tasks = _old_tasks(lineage, open_tasks or {}, data, say) if old else {}
     learned_with = {
@@ -82,7 +91,7 @@ def advance(
         score={**old_tasks, **learned_with, task_id: task},
         memory=_memory(lineage, general, with_old_tasks=previous is not None),
         config=config,
-        methods=plan.methods,
+        methods=[] if checkpoint else plan.methods,
         arguments=plan.arguments({**config.training, **task.training}),
         previous=lineage.folder(previous) if previous else None,
         learned=len(stages) if previous else 0,
@@ -96,7 +105,10 @@ def advance(
     stage_callbacks = [callback for callback in callbacks if isinstance(callback, StageCallback)]
     for callback in stage_callbacks:
         callback.begin(task_id, len(stages) + 1, total, steps_before(lineage.timings(), number))
-    seconds, counts = learn_stage(base, stage_plan, work, built, say)
+    if checkpoint:
+        seconds, counts = adopt_stage(base, stage_plan, checkpoint, built)
+    else:
+        seconds, counts = learn_stage(base, stage_plan, work, built, say)
     after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
     entry["scores"] = {scored_id: cell["score"] for scored_id, cell in after.items()}
     judged = judge(lineage, built, task_id, tasks=stage_plan.score, methods=plan.methods)

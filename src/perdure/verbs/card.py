@@ -128,11 +128,12 @@ def model_card(
 
 def _about(entry: dict[str, Any], description: str, facts: StageFacts) -> list[str]:
     """Return what the stage is, the table of its scores, and its verdict in words."""
+    made = "adopted by" if entry["verb"] == "adopt" else "trained with"
     includes_earlier = entry["mode"] != "per_task" and entry["parent"] > 0
     lines = [
         f"# Stage {entry['stage']}: {entry['task']['name']}",
         "",
-        f"{description}. It was trained with Perdure "
+        f"{description}. It was {made} Perdure "
         f"(mode `{entry['mode']}`, method `{entry['method']}`).",
         *["It includes the tasks of all earlier stages."] * includes_earlier,
         "",

@@ -95,7 +95,7 @@ def try_base(plan: Plan, adapter: str | Path | None = None) -> None:
         plan.loader.keep(base, config.adapter)
     base.padding  # noqa: B018  # runs a short text, so that a base that cannot run fails here
     if adapter:
-        _check_tokenizer(Path(adapter), base.tokenizer)
+        check_tokenizer(Path(adapter), base.tokenizer)
         load_weights(base, Path(adapter), head=False)
     if config.adapter is not None:
         trial.check(base)
@@ -141,7 +141,7 @@ def adapter_settings(folder: Path, config: Config) -> dict[str, Any]:
     }
 
 
-def _check_tokenizer(folder: Path, base_tokenizer: PreTrainedTokenizerBase) -> None:
+def check_tokenizer(folder: Path, base_tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that a tokenizer in an adapter's folder, as TRL saves one, equals the base's.
 
     A lineage always uses the tokenizer and the chat template of its pinned base.
