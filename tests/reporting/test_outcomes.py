@@ -79,6 +79,37 @@ def test_the_words_fit_what_was_measured():
     assert (unknown.status, unknown.label) == ("unmeasured", "first measured")
 
 
+def general(fell: int, **more) -> dict:
+    """What a verdict has of general ability: 50 of 60 checks passed."""
+    counts = {"rows": 60, "passed_by_reference": 50, "fell": fell, "rose": 1, "p": 0.01}
+    result = {"reference": "stage 0", "judged": True, "lost": False, "lost_before": False}
+    return {**result, **counts, "kl": 0.25, **more}
+
+
+@pytest.mark.parametrize(
+    ("measured", "status", "label"),
+    [
+        (general(12, lost=True), "lost", "lost"),
+        (general(12, lost=True, lost_before=True), "lost", "lost before"),
+        (general(2), "noise", "within noise"),
+        (general(0, rose=0), "kept", "kept"),
+        (general(0, judged=False), "unmeasured", "not measured"),
+        ({"unmeasured": "the guard is switched off"}, "unmeasured", "not measured"),
+    ],
+)
+def test_general_ability_stands_among_the_tasks(measured, status, label):
+    stages = [(1, judged("red", change(0.0, 0.9, rose=9), general=measured))]
+    verdict, (stage,) = stage_verdicts(stages)
+    outcome = stage.outcomes[1]
+    assert (outcome.task, outcome.status, outcome.label) == ("general ability", status, label)
+    assert ("general ability" in verdict.headline) == (status == "lost")
+    assert verdict.lost == ()
+    if status == "lost":
+        assert (outcome.before, outcome.after) == (50 / 60, 39 / 60)
+        assert "against stage 0: 12 of the 50 checks that it passes now fail" in outcome.evidence
+        assert "KL 0.250" in outcome.evidence
+
+
 def test_what_is_not_measured():
     nothing = judged("red", None, unmeasured=["red"])
     verdict, stages = stage_verdicts([(1, nothing)])

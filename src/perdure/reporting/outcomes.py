@@ -11,7 +11,8 @@ from perdure.measure.statistics import SIGNIFICANCE
 Status = Literal["lost", "noise", "kept", "unmeasured"]
 ORDER: tuple[Status, ...] = ("lost", "noise", "kept", "unmeasured")
 LOST, LOST_BEFORE, COLLAPSED = "lost", "lost before", "collapsed"
-NOT_MEASURED = "not measured"
+NOT_MEASURED, WITHIN_NOISE = "not measured", "within noise"
+GENERAL = "general ability"  # stands where the name of a task does
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class StageVerdict:
         task: the task that it learned.
         status: the worst status among its outcomes.
         headline: the verdict in one sentence.
-        outcomes: what became of the new task, then of the old ones, the lost ones first.
-        general: what was measured of general ability, None if it was not.
+        outcomes: what became of the new task, then of the old ones and of general ability, the lost
+            ones first.
         suggestion: what to try next, None if nothing is wrong.
     """
 
@@ -62,7 +63,6 @@ class StageVerdict:
     status: Status
     headline: str
     outcomes: tuple[Outcome, ...]
-    general: Mapping[str, Any] | None
     suggestion: str | None
 
 
@@ -112,8 +112,10 @@ def stage_verdicts(judged_stages: Sequence[tuple[int, Mapping[str, Any]]]) -> Ve
 def _lineage_verdict(
     verdicts: Sequence[StageVerdict], lost: Sequence[str], measured: int
 ) -> LineageVerdict:
-    if lost:
-        return LineageVerdict("lost", f"Lost: {', '.join(lost)}", tuple(lost), measured)
+    general = [o for o in verdicts[-1].outcomes if o.task == GENERAL and o.status == "lost"]
+    if lost or general:
+        names = ", ".join([*lost, *(outcome.task for outcome in general)])
+        return LineageVerdict("lost", f"Lost: {names}", tuple(lost), measured)
     if measured:
         return LineageVerdict("kept", "Nothing lost beyond noise", measured=measured)
     if all(outcome.after is None for verdict in verdicts for outcome in verdict.outcomes):
@@ -135,6 +137,8 @@ def _stage_verdict(
         _old(name, change, name in judged["lost"], name in still_lost, right_after[name])
         for name, change in judged["old"].items()
     ]
+    if judged.get("general"):
+        old.append(_general(judged["general"]))
     old.sort(key=lambda outcome: ORDER.index(outcome.status))
     unmeasured = [
         Outcome("unmeasured", NOT_MEASURED, name, evidence="there are no test rows")
@@ -149,7 +153,6 @@ def _stage_verdict(
         status=status,
         headline=headline,
         outcomes=outcomes,
-        general=judged.get("general"),
         suggestion=judged["suggestion"],
     )
 
@@ -207,8 +210,35 @@ def _old(
     if before is None:
         return _outcome("unmeasured", "first measured", name, change)
     if after < before:
-        return _outcome("noise", "within noise", name, change)
+        return _outcome("noise", WITHIN_NOISE, name, change)
     return _outcome("kept", "kept", name, change)
+
+
+def _general(general: Mapping[str, Any]) -> Outcome:
+    """Return what is left of general ability, against the untouched base (`measure.guard`)."""
+    if "unmeasured" in general:
+        return Outcome("unmeasured", NOT_MEASURED, GENERAL, evidence=general["unmeasured"])
+    reference, rows = general["reference"], general["rows"]
+    passed, fell, rose = general["passed_by_reference"], general["fell"], general["rose"]
+    divergence = "" if general["kl"] is None else f"; KL {general['kl']:.3f} nats per token"
+    if not general["judged"]:
+        evidence = f"{reference} itself passes only {passed} of {rows} checks{divergence}"
+        return Outcome("unmeasured", NOT_MEASURED, GENERAL, evidence=evidence)
+    status, label = "kept", "kept"
+    if general["lost"]:
+        status, label = "lost", LOST_BEFORE if general.get("lost_before") else LOST
+    elif fell:
+        status, label = "noise", WITHIN_NOISE
+    return Outcome(
+        status=status,
+        label=label,
+        task=GENERAL,
+        before=passed / rows,
+        after=(passed - fell + rose) / rows,
+        rows=rows,
+        evidence=f"against {reference}: {fell} of the {passed} checks that it passes now fail, "
+        f"{rose} others now pass, p = {general['p']:.2g}{divergence}",
+    )
 
 
 def _outcome(
