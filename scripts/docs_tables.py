@@ -113,8 +113,9 @@ def _small(kind: str, default: str) -> str:
 
 
 def _type_and_default(field: dataclasses.Field) -> tuple[str, str]:
-    if dataclasses.is_dataclass(field.type):
-        return "mapping, see below", ""
+    if config.section_of(field.type):
+        or_null = " or null" if get_args(field.type) else ""
+        return f"mapping{or_null}, see below", ""
     default: Any = field.default
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()

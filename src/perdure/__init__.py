@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from perdure import places
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, RefusedError
 
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ __all__ = [
     "Lineage",
     "PerdureError",
     "RecurrentKIF",
+    "RefusedError",
     "Split",
     "Task",
     "adopt",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perdure.config import Config, Dtype, ScoringMode, load_config
+from perdure.config import Config, Dtype, ScoringMode, load_config, read_settings
 from perdure.data.conversations import Conversations
 from perdure.data.forms import Notes, Row, as_row
 from perdure.data.stream import file_split
@@ -34,7 +34,7 @@ TaskRows = Rows | Mapping[str, Any]  # a mapping has path or hub, and templates
 def init(
     folder: str | Path,
     base: str | None = None,
-    config: Config | str | Path | None = None,
+    config: Config | str | Path | dict[str, Any] | None = None,
     from_adapter: str | Path | None = None,
     **settings: Any,
 ) -> Lineage:
@@ -43,6 +43,10 @@ def init(
         perdure.init("my-model", base="Qwen/Qwen3-0.6B", method="replay")
         perdure.init("my-model", from_adapter="outputs/checkpoint-500")
         perdure.init("my-model", base="Qwen/Qwen3-0.6B", adapter=None)  # all weights
+
+    Settings that are left out of `config` and `settings` get the values that a practitioner would
+    choose for a language model: `method=["replay", "kl_base"]`, LoRA on all linear layers, and a
+    learning rate for it. All of them are in the lineage's settings. A `Config` is used as it is.
 
     Write a key with a dot as `**{"training.learning_rate": 1e-4}`.
 
@@ -57,11 +61,12 @@ def init(
         PerdureError: the folder is not empty, the base or the adapter does not exist, the adapter
             belongs to another base, a setting is wrong, or the adapter would fail later.
     """
+    chosen = None if isinstance(config, Config) else read_settings(config or {}, settings)
     config = _with_settings(config or {}, settings)
     config.base = base or config.base
     from perdure.verbs import init as verb
 
-    return verb.init(folder, config, adapter=from_adapter)
+    return verb.init(folder, config, adapter=from_adapter, chosen=chosen)
 
 
 def learn(
@@ -107,6 +112,7 @@ def learn(
     Raises:
         PerdureError: the folder is not a lineage, another process is writing to it, the base has
             changed, or the model cannot learn the rows.
+        RefusedError: the stage lost more than the lineage's gate allows.
     """
     seed = Lineage(folder).config.seed
     splits = {
@@ -207,6 +213,7 @@ def run(
     Raises:
         PerdureError: as for `init` and `learn`, or the settings differ from those of the existing
             lineage.
+        RefusedError: a stage lost more than the gate allows. The tasks after it are not learned.
     """
     config = run_config(config, data, settings)
     from perdure.verbs import run as verb
@@ -399,7 +406,7 @@ def check(
     rows: Rows | None = None,
     limit: int | None = None,
     system: str | None = None,
-    max_new_tokens: int = 48,
+    max_new_tokens: int | None = None,
     *,
     say: Say = silent,
 ) -> dict[str, Any]:
@@ -419,10 +426,10 @@ def check(
         against: The model to compare with: for a lineage the number of a stage (default: 0, the
             base), for an adapter its base by default.
         stage: The number of the lineage's stage to check. Default: the newest.
-        rows: Your own rows with checks. Default: the bundled ones.
+        rows: Your own rows with checks. Default: the lineage's `guard.rows`, or the bundled ones.
         limit: The most rows to ask, a fixed sample with as many of each skill as possible.
-        system: A system prompt before each row.
-        max_new_tokens: The largest number of tokens of an answer.
+        system: A system prompt before each row. Default: the lineage's `guard.system`, or none.
+        max_new_tokens: The largest number of tokens of an answer. Default: the lineage's, or 48.
         say: Called with each note and each warning.
 
     Returns:

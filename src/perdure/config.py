@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -96,6 +96,43 @@ class Scoring:
 
 
 @dataclass
+class GuardSettings:
+    """How general ability is measured after each stage of a base that writes.
+
+    `guard: null` switches it off.
+
+    Args:
+        rows: a file with your own rows and checks in place of the bundled ones.
+        share: the most that the guard may take of the time in which a stage learns. It decides how
+            many rows are asked, from the tokens that the stage has learned and not from a clock.
+        limit: how many rows are asked, whatever they take. Null means what `share` allows.
+        system: a system prompt before each row.
+        max_new_tokens: the most tokens of an answer.
+    """
+
+    rows: str | None = None
+    share: float = 0.2
+    limit: int | None = None
+    system: str | None = None
+    max_new_tokens: int = 48
+
+
+@dataclass
+class Gate:
+    """What a stage may lose at most. A stage beyond it is refused; null means no limit.
+
+    Args:
+        forgetting: the fall of an old task's score.
+        general: the share lost net of the guard's checks that the base passes.
+        kl: the mean KL from the base, in nats per token.
+    """
+
+    forgetting: float | None = None
+    general: float | None = None
+    kl: float | None = None
+
+
+@dataclass
 class Config:
     """All settings that decide the bytes of a lineage.
 
@@ -120,6 +157,8 @@ class Config:
     memory: Memory = field(default_factory=Memory)
     general: General = field(default_factory=General)
     scoring: Scoring = field(default_factory=Scoring)
+    guard: GuardSettings | None = field(default_factory=GuardSettings)
+    gate: Gate = field(default_factory=Gate)
     max_length: int = 0
     max_completion_length: int = 128
     mask_history: bool = False
@@ -221,13 +260,21 @@ def _build(cls: type, values: dict[str, Any], where: str, section: str) -> Any:
     built = {}
     for key, value in values.items():
         kind: Any = fields[key].type
-        if dataclasses.is_dataclass(kind):
+        section_class = section_of(kind)
+        if section_class and type(None) in get_args(kind) and (value is None or value is False):
+            built[key] = None  # switched off
+        elif section_class:
             if not isinstance(value, dict):
                 raise PerdureError(f"{where}: {key} takes a mapping, got {value!r}")
-            built[key] = _build(kind, value, f"{where}: {key}", key)  # type: ignore[arg-type]
+            built[key] = _build(section_class, value, f"{where}: {key}", key)
         else:
             built[key] = checked(key, value, kind, where)
     return cls(**built)
+
+
+def section_of(kind: Any) -> Any:
+    """Return the class of a section's keys if the type of a setting has one, else None."""
+    return next((option for option in get_args(kind) or (kind,) if is_dataclass(option)), None)
 
 
 def unknown_key(key: Any, value: Any, section: str, valid: Iterable[str]) -> str:

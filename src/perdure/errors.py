@@ -1,4 +1,4 @@
-"""The error that reports a mistake of the user's."""
+"""The errors that report a mistake of the user's, or a stage that the gate refused."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,14 @@ class PerdureError(ValueError):
 
     The command line prints the line without a traceback and exits with status 2. Nothing on disk
     has changed when it is raised.
+    """
+
+
+class RefusedError(PerdureError):
+    """A stage lost more than the gate allows, and was not committed.
+
+    Its one line gives the reason. The ledger has the stage's scores, and its files are kept aside.
+    The command line exits with status 3.
     """
 
 

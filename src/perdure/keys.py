@@ -12,7 +12,7 @@ from typing import Any
 from peft import LoraConfig, PeftConfig
 
 from perdure.comparison.grid import GRID_KEYS
-from perdure.config import Config
+from perdure.config import Config, section_of
 from perdure.data.stream import KEYS as TASK_KEYS
 from perdure.methods import keywords, names
 from perdure.models.base import quantization_keys
@@ -38,8 +38,8 @@ def _sections() -> list[Place]:
     keys = []
     for key in dataclasses.fields(Config):
         keys.append(Place("", key.name, key.name))
-        key_type: Any = key.type
-        for inner in dataclasses.fields(key_type) if dataclasses.is_dataclass(key_type) else ():
+        section: Any = section_of(key.type)
+        for inner in dataclasses.fields(section) if section else ():
             keys.append(Place(key.name, inner.name, f"{key.name}.{inner.name}"))
     return keys
 

@@ -44,11 +44,16 @@ def test_a_checkpoint_is_the_stage_that_learning_would_have_made(place):
     entry = adopt("lineage", checkpoint, "more", **ROWS)
     assert (entry["verb"], entry["stage"], entry["parent"]) == ("adopt", 3, 2)
     assert entry["checkpoint"] == {WEIGHTS: learned["files"][WEIGHTS]}
-    for name in (WEIGHTS, "memory.jsonl", "scores.json", "predictions.json.gz", "verdict.json"):
+    for name in (WEIGHTS, "memory.jsonl", "scores.json", "predictions.json.gz"):
         assert entry["files"][name] == learned["files"][name], name
     assert verify("lineage") == []
     assert log("lineage")[-1]["method"] == "adopted"
-    assert show("lineage")["verdict"] == show("other")["verdict"]
+    verdicts = [show(folder)["verdict"] for folder in ("lineage", "other")]
+    # A checkpoint has no time of learning of which the guard may take a share.
+    general = [verdict.pop("general") for verdict in verdicts]
+    assert verdicts[0] == verdicts[1]
+    assert general[0]["rows"] == 70
+    assert "short" in general[1]["unmeasured"]
 
 
 @causal

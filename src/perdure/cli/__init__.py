@@ -29,8 +29,8 @@ from perdure.cli import (
     try_,
     verify,
 )
-from perdure.cli.output import complain
-from perdure.errors import PerdureError
+from perdure.cli.output import LOST, complain
+from perdure.errors import PerdureError, RefusedError
 from perdure.places import where_it_goes
 
 
@@ -40,11 +40,14 @@ UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's cop
 
 
 class _Verbs(TyperGroup):
-    """Reports a user's mistake in one line with status 2, and an interrupt with status 130."""
+    """Reports mistakes (status 2), a refused stage (3) and interrupts (130) in one line each."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except RefusedError as error:
+            complain(f"refused: {error}")
+            raise typer.Exit(LOST) from None
         except (PerdureError, PermissionError) as error:
             complain(f"error: {error}")
             raise typer.Exit(2) from None

@@ -7,10 +7,9 @@ from rich.text import Text
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command
-from perdure.cli.output import Json, grid, print_json, quiet, stderr, stdout
+from perdure.cli.output import LOST, Json, grid, print_json, quiet, stderr, stdout
 
 
-LOST = 3  # the exit status
 SHOWN = 5  # flipped rows
 LENGTH = 100  # characters of an answer that are shown
 

@@ -12,6 +12,7 @@ from perdure import api
 from perdure.cli.dry_run import planned_cells, size, span
 from perdure.cli.from_api import Arguments, command
 from perdure.cli.output import (
+    LOST,
     Json,
     complain,
     counted,
@@ -50,8 +51,12 @@ def compare(arguments: Arguments, as_json: Json = False) -> None:
 
 
 def _fail_if_broken(cells: list[dict[str, Any]]) -> None:
-    """End with status 1 if a cell failed, with the error of the first one that did."""
-    broken = [cell for cell in cells if cell["error"]]
+    """End with status 1 if a cell failed, with the first error, or with 3 if one was refused."""
+    broken = [cell for cell in cells if cell["error"] and not cell["refused"]]
+    refused = sum(cell["refused"] for cell in cells)
+    if refused and not broken:
+        complain(f"the gate refused {refused} of {counted(len(cells), 'cell')}")
+        raise typer.Exit(LOST)
     if broken:
         first = f"{broken[0]['line']}, {broken[0]['order']}, seed {broken[0]['seed']}"
         complain(
@@ -82,7 +87,8 @@ def scores(comparison: dict[str, Any]) -> RenderableType:
     right += ["published OP", "published BWT"] if published else []
     table = grid("method", *right, right=right)
     for line in comparison["lines"]:
-        cells = [f"{line['cells']} of {line['of']}", spread(line["overall"])]
+        refused = f", {line['refused']} refused" if line["refused"] else ""
+        cells = [f"{line['cells']} of {line['of']}{refused}", spread(line["overall"])]
         if comparison["baseline"]:
             cells.append(difference(line["to_baseline"]))
         means = [line[key]["mean"] for key in ("backward_transfer", "forward_transfer")]

@@ -1,23 +1,47 @@
 """`perdure init`: create a lineage."""
 
+from typing import Any
+
+from rich.text import Text
+
 from perdure import api
 from perdure.cli.from_api import Arguments, command
-from perdure.cli.output import Json, print_json, quiet, stdout
-from perdure.config import load_config
+from perdure.cli.output import Json, grid, print_json, quiet, stdout
+from perdure.config import read_settings
+from perdure.lineage.settings import text
+
+
+SHOWN = ("method", "adapter", "training", "memory", "general", "guard", "gate", "max_length")
 
 
 @command(api.init, config="--config FILE.yaml", from_adapter="--adapter FOLDER")
 def init(arguments: Arguments, as_json: Json = False) -> None:
     """Example: perdure init my-model --base Qwen/Qwen3-0.6B method=recurrent_kif"""
     settings = arguments.pop("settings", None)
-    config = load_config(arguments.pop("config", {}), settings)
+    config = read_settings(arguments.pop("config", {}), settings)
     quiet()
     folder = arguments["folder"]
     lineage = api.init(**arguments, config=config)
     if as_json:
-        print_json({"lineage": str(folder), "base": lineage.pin})
+        print_json({"lineage": str(folder), "base": lineage.pin, "settings": lineage.settings})
         return
+    stdout().print(f"{folder}: made on base {lineage.pin['name']}, with these settings:")
+    table = grid("", "")
+    table.show_header = False
+    for key in SHOWN:
+        table.add_row(f"  {key}", Text(_in_words(lineage.settings[key])))
+    stdout().print(table)
     stdout().print(
-        f"{folder}: made on base {lineage.pin['name']}; next, teach it a task:\n"
-        f"  perdure learn {folder} NAME train.jsonl --test test.jsonl"
+        f"change one:   perdure set {folder} training.learning_rate=1e-4\n"
+        f"next:         perdure learn {folder} NAME train.jsonl --test test.jsonl"
     )
+
+
+def _in_words(value: Any) -> str:
+    """Return a setting in one line; keys that are null are left out."""
+    if isinstance(value, dict):
+        parts = [f"{key} {text(part)}" for key, part in value.items() if part is not None]
+        return ", ".join(parts) or "none"
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return ", ".join(value)
+    return "none" if value is None else text(value)

@@ -11,7 +11,7 @@ from perdure.lineage.settings import in_words
 
 @command(api.log)
 def log(arguments: Arguments, as_json: Json = False) -> None:
-    """Reverted stages are in brackets.
+    """Reverted and refused stages are in brackets.
 
     Example: perdure log my-model
     """
@@ -28,6 +28,8 @@ def log(arguments: Arguments, as_json: Json = False) -> None:
             scores = in_words(line["changed"])
         if line["lost"]:
             scores += f"; lost: {', '.join(line['lost'])}"
+        if line["reasons"]:
+            scores += f"; refused: {'; '.join(line['reasons'])}"
         seconds = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
         cells = (line["task"], line["method"], scores, seconds, line["date"])
         stage = f"{line['stage']}" if line["active"] else f"({line['stage']})"

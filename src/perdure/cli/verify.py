@@ -21,7 +21,8 @@ def verify(arguments: Arguments, as_json: Json = False) -> None:
         for problem in problems:
             complain(problem)
     else:
-        stages = counted(sum("task" in entry for entry in Lineage(folder).ledger), "stage")
+        learned = [stage for stage in Lineage(folder).stage_entries if stage]
+        stages = counted(len(learned), "stage")
         stdout().print(f"{folder}: ledger, base and {stages} are as they were written")
     if problems:
         raise typer.Exit(1)

@@ -13,6 +13,8 @@ from perdure.comparison.cell import Cell
 
 POLL = 0.1  # seconds between two checks for cells that have ended
 ERROR = "perdure: error: "
+REFUSED = "refused: "  # begins the outcome of a cell that the gate stopped
+GATED = 3  # its exit status
 
 
 class Running(Protocol):
@@ -72,6 +74,8 @@ def what_broke(cell: Cell, folder: Path, status: int) -> str:
     log = cell.file(folder, ".log")
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if status == GATED:
+        return next(line.removeprefix("perdure: ") for line in reversed(lines) if REFUSED in line)
     errors = [line.removeprefix(ERROR) for line in lines if line.startswith(ERROR)]
     if errors:
         return errors[-1]

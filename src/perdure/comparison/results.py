@@ -1,12 +1,14 @@
 """The files of a comparison: `compare.json`, which is reproducible, and `costs.json`."""
 
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
 from perdure.comparison.cell import Cell
 from perdure.comparison.grid import Grid
+from perdure.comparison.processes import REFUSED
 from perdure.comparison.summary import costs_of, lines
 from perdure.comparison.trials import best
 from perdure.reporting.results import PACKAGES, device
@@ -53,6 +55,10 @@ def results(grid: Grid, cells: Cells, chosen: dict[str, Any], outcomes: Outcomes
         }
         for line, line_cells in cells.items()
     }
+    cell_results = [
+        _cell(cell, outcomes[cell]) for line_cells in cells.values() for cell in line_cells
+    ]
+    refused = Counter(cell["line"] for cell in cell_results if cell["refused"])
     return {
         "format": FORMAT,
         "settings": grid.written,
@@ -60,10 +66,8 @@ def results(grid: Grid, cells: Cells, chosen: dict[str, Any], outcomes: Outcomes
         "orders": grid.orders,
         "seeds": grid.seeds,
         "choose": chosen or None,
-        "lines": lines(grid, records),
-        "cells": [
-            _cell(cell, outcomes[cell]) for line_cells in cells.values() for cell in line_cells
-        ],
+        "lines": [{**line, "refused": refused[line["name"]]} for line in lines(grid, records)],
+        "cells": cell_results,
     }
 
 
@@ -88,5 +92,10 @@ def costs(cells: Cells, outcomes: Outcomes) -> dict[str, Any]:
 def _cell(cell: Cell, outcome: Mapping[str, Any] | str) -> dict[str, Any]:
     identity = {"line": cell.line, "order": cell.order, "seed": cell.seed, "name": cell.name}
     if isinstance(outcome, str):
-        return {**identity, "error": outcome}
-    return {**identity, "error": None, **{k: v for k, v in outcome.items() if k != "varying"}}
+        return {**identity, "error": outcome, "refused": outcome.startswith(REFUSED)}
+    return {
+        **identity,
+        "error": None,
+        "refused": False,
+        **{k: v for k, v in outcome.items() if k != "varying"},
+    }

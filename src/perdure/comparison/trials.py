@@ -50,6 +50,8 @@ class Trials:
             "rows": {},
             "scoring.forward": False,
             "scoring.old": "last",  # OP needs no other scores
+            "guard": None,
+            "gate": {},
         }
         return [
             Cell(

@@ -24,17 +24,20 @@ from perdure.lineage.settings import (
 )
 from perdure.measure.matrix import ScoreMatrix
 from perdure.models.layout import SCORES, VERDICT, WHOLE
+from perdure.seeds import digest
 
 
 FORMAT = 1
 # The files of a new lineage before its lineage.yaml, which is written last.
 REMAINS = ("lock", "stages", "ledger.jsonl", ".lineage.yaml.new")
 LONGEST_COMMAND = 300  # the longest `perdure set` that an error line shows, in characters
+REFUSED = "refused"  # the folder of the stages that the gate refused
 STARTING_ADAPTER = "stages/0000-adapter"  # the adapter with which a lineage began, if any
 
 
 class Lineage(History):
-    """A lineage on disk: `lineage.yaml`, `ledger.jsonl`, `stages/`, `timings.json` and `lock`.
+    """A lineage on disk: `lineage.yaml`, `ledger.jsonl`, `stages/`, `refused/`, `timings.json` and
+    `lock`.
 
     Stage 0 is the untouched base. A stage exists if and only if it is in the ledger. The settings
     are those of the ledger, too; `lineage.yaml` shows them.
@@ -276,6 +279,55 @@ class Lineage(History):
         write_text(self.path / "timings.json", dump({**times, str(entry["stage"]): timing}))
         self.append(entry)
         shutil.rmtree(self.path / ".work", ignore_errors=True)
+
+    def refuse(self, built: Path, entry: dict[str, Any], reasons: list[str], key: str) -> None:
+        """Keep a stage that the gate refused aside, and add a line to the ledger that says so.
+
+        The line's `stage` is the newest one, which stays the newest.
+
+        Args:
+            built: the folder of the refused stage's files.
+            entry: the line of the ledger that the stage would have had.
+            reasons: why it was refused.
+            key: the hash of everything that the stage depends on.
+        """
+        folder = f"{REFUSED}/{Path(entry['folder']).name}-{key[:8]}"
+        place = self.path / folder
+        for path in [*built.rglob("*"), built]:
+            sync(path)
+        shutil.rmtree(place, ignore_errors=True)  # of a run that stopped before it wrote the ledger
+        place.parent.mkdir(exist_ok=True)
+        files = hash_folder(built)
+        built.rename(place)
+        sync(place.parent)
+        line = {
+            "stage": self.head,
+            "verb": "refused",
+            "parent": self.head,
+            "folder": folder,
+            "files": files,
+            "task": entry["task"],
+            "method": entry["method"],
+            "mode": entry["mode"],
+            "scores": entry["scores"],
+            "reasons": reasons,
+            "key": key,
+        }
+        self.append(line)
+        shutil.rmtree(self.path / ".work", ignore_errors=True)
+
+    def decided_by(self, entry: dict[str, Any]) -> str:
+        """Return the hash of everything that decides a stage: its line without results, settings.
+
+        It depends neither on the place of any folder nor on earlier refusals.
+        """
+        deciding = {**self.settings, "training": deciding_keys(self.settings["training"])}
+        return digest(entry, deciding)
+
+    def refusal(self, key: str) -> dict[str, Any] | None:
+        """Return the ledger's line of a refused stage with this key, None if there is none."""
+        lines = (line for line in self.ledger if line["verb"] == "refused")
+        return next((line for line in lines if line["key"] == key), None)
 
     def append(self, entry: dict[str, Any]) -> None:
         """Add a line to the ledger, and delete the files that it declares as dropped."""

@@ -35,7 +35,8 @@ Changes = dict[str, tuple[Any, Any]]  # from a dotted key to its old and its new
 def stored(config: Config, path: Path) -> dict[str, Any]:
     """Return the settings of a lineage in the folder `path` as the ledger stores them.
 
-    They are plain JSON. The path of the general rows is relative to the lineage.
+    They are plain JSON. The paths of the general rows and of the guard's are relative to the
+    lineage.
     """
     settings = config.to_dict()
     for key in (*FREE, *BASE):
@@ -46,6 +47,8 @@ def stored(config: Config, path: Path) -> dict[str, Any]:
             settings["method"][0] if len(config.method) == 1 else settings["method"]
         )
     settings["general"]["file"] = moved(config.general.file, Path.cwd(), path)
+    if config.guard:
+        settings["guard"]["rows"] = moved(config.guard.rows, Path.cwd(), path)
     return json.loads(json.dumps(settings, default=str))
 
 
@@ -53,6 +56,8 @@ def loaded(settings: Mapping[str, Any], pin: Mapping[str, Any], path: Path) -> C
     """Return stored settings as a Config, with paths relative to the working directory."""
     config = load_config({**settings, "base": pin["name"], "revision": pin.get("revision")})
     config.general.file = moved(config.general.file, path, Path.cwd())
+    if config.guard:
+        config.guard.rows = moved(config.guard.rows, path, Path.cwd())
     return config
 
 

@@ -116,6 +116,7 @@ def verdict(
     asked: Mapping[str, Asked],
     first: Mapping[str, Predictions] | None = None,
     unmeasured: Sequence[str] = (),
+    general: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Judge a stage.
 
@@ -126,12 +127,13 @@ def verdict(
         asked: what is known of each task's test rows.
         first: the answers to each old task right after it was learned.
         unmeasured: the tasks without test rows.
+        general: what is known of general ability, with `lost` and `lost_before`; or `unmeasured`.
 
     Returns:
         `learned` (a `Change` of the new task, or None), `old` (a `Change` for each old task),
         `lost` (the names of the tasks that fell beyond noise or collapsed), `lost_before` (of those
         that are not in `lost`, but are below their scores right after they were learned, beyond
-        noise) and `unmeasured`.
+        noise), `unmeasured` and `general`.
     """
     changes: dict[str, Change] = {}
     for name, predictions in after.items():
@@ -157,6 +159,7 @@ def verdict(
         "lost": lost,
         "lost_before": lost_before,
         "unmeasured": list(unmeasured),
+        "general": dict(general or {"unmeasured": "it was not asked for"}),
     }
 
 
@@ -177,3 +180,8 @@ def _fallen(changes: Mapping[str, Change | None]) -> list[str]:
 
 def _fell(change: Change) -> bool:
     return change.before is not None and change.after < change.before
+
+
+def lost_now(general: Mapping[str, Any]) -> bool:
+    """Return whether general ability is lost, and was not lost before the stage already."""
+    return general.get("lost", False) and not general["lost_before"]

@@ -9,6 +9,7 @@ MEMORY = "memory.jsonl"
 SCORES = "scores.json"
 PREDICTIONS = "predictions.json.gz"
 VERDICT = "verdict.json"
+GUARD = "guard.json.gz"
 CARD = "README.md"
 
 GENERAL = "(general)"  # the name of the general rows among the names of old tasks

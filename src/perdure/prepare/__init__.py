@@ -20,7 +20,7 @@ from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import BaseLoader
 from perdure.models.base import BaseInfo, read_base
 from perdure.models.pins import check_pin, pin
-from perdure.prepare.fitting import fit
+from perdure.prepare.fitting import check_gate_fits, fit
 from perdure.prepare.plan import Plan
 from perdure.prepare.rows import check_adopted, check_general, check_tasks
 from perdure.prepare.settings import check_settings
@@ -50,6 +50,7 @@ def prepare(config: Config, info: BaseInfo | None = None) -> Plan:
     methods, arguments = check_settings(config)
     info = info or read_base(config.base, config.revision)
     fit(config, info)
+    check_gate_fits(config, info.kind)
     for method in methods:
         method.check(config, info.kind)
     made_arguments = [(config.training, config.checkpoint_every, arguments)]

@@ -30,6 +30,20 @@ def fit(config: Config, info: BaseInfo) -> None:
         config.adapter = fitting_adapter(info.config, info.kind, config.adapter)
 
 
+def check_gate_fits(config: Config, kind: Kind) -> None:
+    """Check that the general ability of a base can be measured if the gate has a limit for it.
+
+    Raises:
+        PerdureError: the base is an encoder.
+    """
+    for key in ("general", "kl"):
+        if kind == "encoder" and getattr(config.gate, key) is not None:
+            raise PerdureError(
+                f"gate: {key} is a limit for a base that writes, and base {config.base!r} is an "
+                "encoder; set gate.forgetting instead"
+            )
+
+
 def _fit_lengths(config: Config, kind: Kind, limits: Limits) -> None:
     positions = limits.positions
     if not config.max_length:

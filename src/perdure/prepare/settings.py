@@ -3,6 +3,7 @@
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -10,6 +11,7 @@ from perdure.config import Config, General
 from perdure.data.hub import SPLITS
 from perdure.data.stream import check_stream
 from perdure.errors import PerdureError, nearest
+from perdure.measure.guard.rows import read_guard_rows
 from perdure.methods import make
 from perdure.models.base import check_adapter, check_owned, check_quantization
 from perdure.train.arguments import training_arguments
@@ -20,6 +22,12 @@ from perdure.train.method import Method
 LIMITS: dict[str, tuple[float, float, str]] = {
     "memory.ratio": (0, 1, "0.02 keeps two of a hundred rows, 1 keeps all"),
     "scoring.batch_size": (1, math.inf, "32 rows at once is the default"),
+    "guard.share": (0, 1, "0.2 is a fifth of what learning takes, and null for guard means none"),
+    "guard.limit": (1, math.inf, "null means what guard.share allows"),
+    "guard.max_new_tokens": (1, math.inf, "48 is the default"),
+    "gate.forgetting": (0, 1, "0.05 allows a fall of 5 of 100 rows"),
+    "gate.general": (0, 1, "0.05 allows 5 of 100 checks to be lost"),
+    "gate.kl": (0, math.inf, "it is in nats per token"),
     "max_length": (0, math.inf, "0 means 512, or the base's number of positions"),
     "max_completion_length": (1, math.inf, "128 is the default"),
     "checkpoint_every": (0, math.inf, "0 keeps none"),
@@ -49,9 +57,24 @@ def check_settings(config: Config) -> tuple[list[Method], TrainingArguments]:
             f"memory: per_answer must be >= 0, got {config.memory.per_answer}; 1 keeps a row of "
             "each answer"
         )
+    _check_gate(config)
     if config.mode != "sequential" and config.method != "sequential":
         raise PerdureError(f"mode {config.mode} takes no method; set method=sequential")
     return methods, arguments
+
+
+def _check_gate(config: Config) -> None:
+    """Check that what the gate limits will be measured, and that the guard's rows can be read."""
+    gate, guard = config.gate, config.guard
+    if guard is None and (gate.general is not None or gate.kl is not None):
+        key = "general" if gate.general is not None else "kl"
+        raise PerdureError(f"gate: {key} needs the guard, which is switched off; leave out guard")
+    if gate.forgetting is not None and config.scoring.old != "each":
+        raise PerdureError(
+            "gate: forgetting needs the old tasks' scores after each stage; set scoring.old=each"
+        )
+    if guard is not None and guard.rows is not None:
+        read_guard_rows(guard.rows)
 
 
 def check_values(config: Config) -> None:
@@ -61,10 +84,10 @@ def check_values(config: Config) -> None:
         PerdureError: a value is wrong; the line names the key.
     """
     for key, (low, high, hint) in LIMITS.items():
-        value = config
+        value: Any = config
         for part in key.split("."):
-            value = getattr(value, part)
-        if value is not None and not low <= value <= high:  # type: ignore[operator]
+            value = getattr(value, part, None)  # a section may be switched off
+        if value is not None and not low <= value <= high:
             limits = f"from {low} to {high}" if high < math.inf else f"at least {low}"
             raise PerdureError(f"{key}: must be {limits}, got {value}; {hint}")
     if config.general.file is None and config.general.ratio != General.ratio:

@@ -249,8 +249,9 @@ def _test_rows(lineage: Lineage) -> dict[str, int]:
 
 def _line(lineage: Lineage, entry: dict[str, Any], times: dict[str, Any]) -> Line:
     stage = entry["stage"]
-    active = stage in {0, *(e["stage"] for e in lineage.stages)}
-    if "task" not in entry:
+    is_refused = entry["verb"] == "refused"
+    active = stage in {0, *(e["stage"] for e in lineage.stages)} and not is_refused
+    if "task" not in entry or is_refused:
         return Line(stage=stage, verb=entry["verb"], parent=entry["parent"], active=active)
     timing, train = times.get(str(stage), {}), entry["task"]["train"]
     seconds = stage_seconds(lineage).get(stage, {}) if timing else {}

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from perdure.measure.guard.words import words as guard_words
 from perdure.measure.statistics import SIGNIFICANCE
+from perdure.measure.verdict import lost_now
 
 
 def losses(judged: dict[str, Any]) -> list[str]:
@@ -10,7 +12,9 @@ def losses(judged: dict[str, Any]) -> list[str]:
     learned = judged["learned"]
     collapse = learned["collapse"] if learned else None
     lines = [f"{judged['task']}: {collapse}"] if collapse else []
-    return lines + [f"lost: {_change(name, judged['old'][name])}" for name in judged["lost"]]
+    lines += [f"lost: {_change(name, judged['old'][name])}" for name in judged["lost"]]
+    general = judged["general"]
+    return [*lines, guard_words(general)[0]] if lost_now(general) else lines
 
 
 def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tuple[str, bool]]:
@@ -31,12 +35,24 @@ def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tu
         elif name not in judged["lost"]:
             label = "scored" if change["before"] is None else "kept"
             lines.append((f"  {label}: {_change(name, change)}", False))
+    lines += [(f"  {line}", judged["general"].get("lost", False)) for line in _general(judged)]
     if judged["unmeasured"]:
         names = ", ".join(judged["unmeasured"])
         lines.append((f"  not measured, because there are no test rows: {names}", False))
     if judged["suggestion"]:
         lines.append((f"  next: {judged['suggestion'].replace('FOLDER', folder)}", False))
     return lines
+
+
+def _general(judged: dict[str, Any]) -> list[str]:
+    """Return the lines on general ability; the first is among the losses if it is lost now."""
+    general = judged["general"]
+    if "unmeasured" in general:
+        return [f"general ability: not measured, because {general['unmeasured']}"]
+    first, *others = guard_words(general)
+    if general["lost_before"]:
+        first += " before this stage already"
+    return ["; ".join(others)] if lost_now(general) else [first, "; ".join(others)]
 
 
 def _change(name: str, change: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -138,7 +139,12 @@ def learn_stage(
     for method in methods:
         del method.engine  # frees the optimizer; the methods stay for the next task
     rows_passed = {"forward": passes.forward, "backward": passes.backward}
-    counts = {"steps": engine.state.global_step, "rows": rows_passed, "trainable": trainable}
+    counts = {
+        "steps": engine.state.global_step,
+        "rows": rows_passed,
+        "row_tokens": fmean(len(row["input_ids"]) for row in train_features),
+        "trainable": trainable,
+    }
     if rehearsals.rows and any(method.rehearses for method in methods):
         counts["rehearsed"] = rehearsals.summary()
     return {**clock.seconds, "loss": loss}, counts
@@ -209,10 +215,7 @@ def score(
     """A task's cell of R and the model's answers; without test rows, null and no answers."""
     if task is None or task.test is None:
         return {"score": None}, Predictions([], [])
-    with ExitStack() as stack:
-        for method in methods:
-            stack.enter_context(method.inference(base.model))
-        stack.enter_context(_autocast(base, config))
+    with scoring_context(base, config, methods):
         cell, predictions = evaluate(
             base,
             task,
@@ -222,6 +225,15 @@ def score(
             max_completion_length=config.max_completion_length,
         )
     return asdict(cell), predictions
+
+
+def scoring_context(base: Base, config: Config, methods: Sequence[Method]) -> ExitStack:
+    """Enter the contexts in which a stage answers: those of its methods, and the autocast."""
+    stack = ExitStack()
+    for method in methods:
+        stack.enter_context(method.inference(base.model))
+    stack.enter_context(_autocast(base, config))
+    return stack
 
 
 def _autocast(base: Base, config: Config) -> torch.autocast:

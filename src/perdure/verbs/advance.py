@@ -6,6 +6,7 @@ import platform
 import re
 import resource
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +18,11 @@ from transformers import TrainerCallback
 from perdure.config import deciding_keys
 from perdure.data.rows import Row
 from perdure.data.task import Task
+from perdure.errors import RefusedError
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
 from perdure.lineage.sources import describe, describe_split, general_rows, remembered, reopen
+from perdure.measure.gate import beyond, open_limits
 from perdure.models.base import Base, BaseInfo
 from perdure.models.checkpoints import hashes
 from perdure.models.layout import CARD, GENERAL, SCORES
@@ -30,6 +33,7 @@ from perdure.seeds import digest
 from perdure.train.stage import StagePlan, adopt_stage, learn_stage
 from perdure.train.tracking import StageCallback, steps_before
 from perdure.verbs.card import StageFacts, model_card
+from perdure.verbs.general import measure_general
 from perdure.verbs.verdict import judge
 
 
@@ -72,12 +76,17 @@ def advance(
     torch.set_num_threads(config.threads or torch.get_num_threads())
     stages, number = lineage.stages, lineage.next_stage
     previous = stages[-1] if stages and config.mode == "sequential" else None
-    entry, general = _entry(lineage, learned, number)
+    entry, general_memory = _entry(lineage, learned, number)
     if checkpoint:
-        general = []
+        general_memory = []
         files = hashes(checkpoint, whole=config.adapter is None)
         entry |= {"verb": "adopt", "method": "adopted", "checkpoint": files}
         entry.pop("general", None)
+    key = lineage.decided_by(entry)
+    if refused := lineage.refusal(key):
+        raise RefusedError(
+            _refused_text(lineage, refused, "was refused before, and is not learned again")
+        )
     task_id = entry["task"]["id"]
     old_tasks = _old_tasks(lineage, open_tasks or {}, data, say) if old else {}
     learned_with = {
@@ -89,7 +98,7 @@ def advance(
         task=task_id,
         learn=learned,
         score={**old_tasks, **learned_with, task_id: task},
-        memory=_memory(lineage, general, with_old_tasks=previous is not None),
+        memory=_memory(lineage, general_memory, with_old_tasks=previous is not None),
         config=config,
         methods=[] if checkpoint else plan.methods,
         arguments=plan.arguments({**config.training, **task.training}),
@@ -111,8 +120,10 @@ def advance(
         seconds, counts = learn_stage(base, stage_plan, work, built, say)
     after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
     entry["scores"] = {scored_id: cell["score"] for scored_id, cell in after.items()}
-    judged = judge(lineage, built, task_id, tasks=stage_plan.score, methods=plan.methods)
-    for line in losses(judged):
+    judged = _judged(
+        lineage, plan, stage_plan, base=base, counts=counts, built=built, seconds=seconds
+    )
+    for line in [*losses(judged), *open_limits(config.gate, judged)]:
         say(f"warning: {line}")
     facts = StageFacts(
         cells=after,
@@ -122,10 +133,50 @@ def advance(
     )
     card = model_card(base.kind, lineage.pin, entry, entry["kind"], place=".", facts=facts)
     (built / CARD).write_text(card, encoding="utf-8")
+    if reasons := beyond(config.gate, judged):
+        lineage.refuse(built, entry, reasons, key)
+        raise RefusedError(_refused_text(lineage, lineage.ledger[-1], "was refused"))
     lineage.commit(built, entry, {**_timing(seconds), **counts})
     for callback in stage_callbacks:
         callback.stage_done(task_id, entry["scores"], lineage.matrix())
     return lineage.ledger[-1]
+
+
+def _judged(
+    lineage: Lineage,
+    plan: Plan,
+    stage_plan: StagePlan,
+    base: Base,
+    counts: Mapping[str, Any],
+    built: Path,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """Measure general ability, judge the stage, and write both into the folder of its files."""
+    began = time.perf_counter()
+    general = measure_general(
+        lineage,
+        base,
+        stage_plan.methods,
+        beginning=stage_plan.beginning,
+        counts=counts,
+        number=stage_plan.stage,
+        built=built,
+    )
+    seconds["guard"] = time.perf_counter() - began
+    return judge(
+        lineage,
+        built,
+        stage_plan.task,
+        tasks=stage_plan.score,
+        methods=plan.methods,
+        general=general,
+    )
+
+
+def _refused_text(lineage: Lineage, refused: dict[str, Any], what: str) -> str:
+    """Return the line that says that a stage was refused, why, and where its files are."""
+    folder = lineage.path / refused["folder"]
+    return f"{refused['task']['id']} {what}: {'; '.join(refused['reasons'])}; its files: {folder}"
 
 
 def _memory(lineage: Lineage, general: list[Row], with_old_tasks: bool) -> dict[str, list[Row]]:

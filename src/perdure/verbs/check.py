@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from perdure.config import GuardSettings
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at, is_untouched, stage_entry
@@ -27,22 +28,30 @@ def check(
     rows: str | Path | Sequence[Mapping[str, Any]] | None,
     limit: int | None,
     system: str | None,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     say: Say,
 ) -> dict[str, Any]:
     """Return the result of the guard. See `perdure.api.check`."""
-    if max_new_tokens < 1:
+    if max_new_tokens is not None and max_new_tokens < 1:
         raise PerdureError(f"an answer has at least 1 token, not {max_new_tokens}")
-    guard_rows = sampled(read_guard_rows(rows), limit)
     name = str(model)
-    if (Path(name) / "lineage.yaml").is_file():
-        reference, subject = _stages(Lineage(name), stage, against)
+    lineage = Lineage(name) if (Path(name) / "lineage.yaml").is_file() else None
+    settings = (lineage and lineage.config.guard) or GuardSettings()
+    guard_rows = sampled(read_guard_rows(rows or settings.rows), limit)
+    if lineage:
+        reference, subject = _stages(lineage, stage, against)
     elif stage is not None:
         raise PerdureError(f"{name}: --stage is for a lineage, and there is no lineage.yaml in it")
     else:
         reference, subject = _models(name, None if against is None else str(against))
     _share_template(reference, subject, say)
-    return guard(reference, subject, guard_rows, system=system, max_new_tokens=max_new_tokens)
+    return guard(
+        reference,
+        subject,
+        guard_rows,
+        system=settings.system if system is None else system,
+        max_new_tokens=max_new_tokens or settings.max_new_tokens,
+    )
 
 
 def _models(name: str, against: str | None) -> tuple[Subject, Subject]:

@@ -77,7 +77,8 @@ def _run(cells: Sequence[Cell], folder: Path, jobs: int, say: Say, begin: Begin)
     for number, (cell, status) in enumerate(ended, 1):
         if status:
             outcomes[cell] = processes.what_broke(cell, folder, status)
-            outcome_text = f"failed: {outcomes[cell]}"
+            refused = outcomes[cell].startswith(processes.REFUSED)
+            outcome_text = outcomes[cell] if refused else f"failed: {outcomes[cell]}"
         else:
             outcomes[cell] = cell.write_record(folder)
             op = outcomes[cell]["overall"]

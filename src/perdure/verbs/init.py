@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from perdure.config import DEFAULT_ADAPTER, Config
 from perdure.errors import PerdureError, one_line
 from perdure.lineage.lineage import Lineage
-from perdure.models.base import load_base
+from perdure.models.base import load_base, read_base
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.models.pins import pin
 from perdure.models.sample import TEXT
 from perdure.models.stage_files import load_weights
 from perdure.prepare import Plan, check_general, prepare
+from perdure.prepare.defaults import choose_defaults
+from perdure.prepare.settings import check_values
 from perdure.verbs.trial import Trial, check_start
 
 
@@ -30,8 +33,20 @@ HISTORY = (
 )
 
 
-def init(path: str | Path, config: Config, adapter: str | Path | None) -> Lineage:
+def init(
+    path: str | Path,
+    config: Config,
+    adapter: str | Path | None,
+    chosen: Mapping[str, Any] | None = None,
+) -> Lineage:
     """Create a lineage on an untouched base, or on a base with the PEFT adapter `adapter`.
+
+    Args:
+        path: the folder.
+        config: the settings.
+        adapter: the folder of a PEFT adapter with which the lineage begins.
+        chosen: the settings that the user gave, if the others are to be chosen for a language
+            model (`choose_defaults`).
 
     Raises:
         PerdureError: the folder is not empty, the base or the adapter does not exist, the adapter
@@ -43,7 +58,12 @@ def init(path: str | Path, config: Config, adapter: str | Path | None) -> Lineag
             written = _read(Path(adapter))
             config.base = written.get("base_model_name_or_path") or config.base
             config.revision = config.revision or written.get("revision")
-    plan = prepare(config)
+    info = None
+    if chosen is not None:
+        check_values(config)
+        info = read_base(config.base, config.revision)
+        choose_defaults(config, chosen, info.kind)
+    plan = prepare(config, info)
     Lineage.check_vacant(path)
     check_general(plan)
     return begin(path, plan, adapter)

@@ -4,7 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from perdure.lineage.lineage import Lineage
+from perdure.measure.verdict import lost_now
 from perdure.reporting.results import method_name
+
+
+GENERAL_ABILITY = "general ability"  # its name among the names of lost tasks
 
 
 def log(path: str | Path) -> list[dict[str, Any]]:
@@ -12,25 +16,30 @@ def log(path: str | Path) -> list[dict[str, Any]]:
     lineage = Lineage(path)
     timings = lineage.timings()
     active = {0, *(stage["stage"] for stage in lineage.stages)}
-    learned = [entry["task"]["id"] for entry in lineage.ledger if "task" in entry]
+    learned = list(dict.fromkeys(e["task"]["id"] for e in lineage.ledger if "task" in e))
     lines = []
     for entry in lineage.ledger:
-        timing = timings.get(str(entry["stage"]), {}) if "task" in entry else {}
+        is_refused = entry["verb"] == "refused"
+        timing = timings.get(str(entry["stage"]), {}) if "task" in entry and not is_refused else {}
         seconds = {k: v for k, v in timing.get("seconds", {}).items() if k not in ("loss", "cpu")}
         scores = entry.get("scores", {})
-        lost = (lineage.verdict(entry) or {}).get("lost", [])
+        verdict = lineage.verdict(entry)
+        lost = (
+            [*verdict["lost"], *[GENERAL_ABILITY] * lost_now(verdict["general"])] if verdict else []
+        )
         lines.append(
             {
                 "stage": entry["stage"],
                 "parent": entry["parent"],
                 "verb": entry["verb"],
-                "active": entry["stage"] in active,
+                "active": entry["stage"] in active and not is_refused,
                 "task": entry.get("task", {}).get("id"),
                 "method": method_name(entry["method"], entry["mode"])
                 if "method" in entry
                 else None,
                 "lost": lost,
                 "changed": entry.get("changed", {}),
+                "reasons": entry.get("reasons", []),
                 "scores": {task: scores[task] for task in learned if task in scores},
                 "seconds": round(sum(seconds.values()), 2) if seconds else None,
                 "date": timing.get("date"),

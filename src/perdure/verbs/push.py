@@ -16,6 +16,7 @@ from perdure.models.base import kind_of, load_config_and_tokenizer
 from perdure.models.layout import (
     ADAPTER_SETTINGS,
     CARD,
+    GUARD,
     MEMORY,
     METHOD_STATE,
     PREDICTIONS,
@@ -26,7 +27,7 @@ from perdure.verbs.export import export
 
 
 # The tasks' rows, the answers to them, and what only further learning needs.
-NOT_UPLOADED = (MEMORY, METHOD_STATE, PREDICTIONS, VERDICT)
+NOT_UPLOADED = (MEMORY, METHOD_STATE, PREDICTIONS, VERDICT, GUARD)
 # Errors of the HTTP library below the hub's client, of the system, and of the upload of blocks.
 FAILURES: tuple[type[Exception], ...] = (
     *HfHubHTTPError.__bases__,  # type: ignore[assignment]

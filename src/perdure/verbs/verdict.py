@@ -12,11 +12,15 @@ from perdure.lineage.answers import first_answers, newest_answers, stored_answer
 from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.sources import reopen_rows
+from perdure.measure.guard.kept import Kept, read_answers
 from perdure.measure.predictions import read_predictions
-from perdure.measure.verdict import Asked, verdict
-from perdure.models.layout import PREDICTIONS, VERDICT
+from perdure.measure.verdict import Asked, lost_now, verdict
+from perdure.models.layout import GUARD, PREDICTIONS, VERDICT
 from perdure.say import Say
 from perdure.train.method import Method
+
+
+GUARDED = "(guard)"  # the name of the guard's rows among those of tasks
 
 
 def judge(
@@ -25,6 +29,7 @@ def judge(
     task_id: str,
     tasks: Mapping[str, Task | None],
     methods: Sequence[Method],
+    general: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Judge a stage before it is committed, and write the verdict into its folder.
 
@@ -34,6 +39,7 @@ def judge(
         task_id: the task that the stage learned.
         tasks: the tasks that were scored after it, by id; None if the rows of a task are gone.
         methods: the methods of the lineage.
+        general: its general ability (`measure_general`).
     """
     current = read_predictions(built / PREDICTIONS)
     asked = {
@@ -48,6 +54,7 @@ def judge(
         asked=asked,
         first=first_answers(lineage, lineage.stages),
         unmeasured=[name for name in tasks if name not in asked],
+        general=general,
     )
     judged["suggestion"] = suggestion(lineage, judged, methods)
     text = json.dumps(judged, sort_keys=True, ensure_ascii=False, indent=2)
@@ -58,10 +65,11 @@ def judge(
 def changed_rows(
     lineage: Lineage, entry: dict[str, Any], data: str | Path | None, say: Say
 ) -> list[dict[str, Any]]:
-    """Return the test rows whose score a stage changed, those that fell first.
+    """Return the rows whose score a stage changed, those that fell first, the guard's at the end.
 
-    Each is a mapping of `task`, `row` (from 1), `question` and `right` (null if the rows are gone),
-    `before` and `after` (the answers), and their scores.
+    The guard's rows are compared with the base, and their task is `(guard)`. Each is a mapping of
+    `task`, `row` (from 1, or the id of a guard's row), `question` and `right` (null if the rows are
+    gone), `before` and `after` (the answers), and their scores.
     """
     stored = stored_answers(lineage, entry)
     line = [e for e in lineage.line(entry["stage"]) if e["stage"] < entry["stage"]]
@@ -84,7 +92,28 @@ def changed_rows(
                     record |= {"question": question_text(row), "right": references(row)[0]}
                 record |= {"before": old, "after": new}
                 changed.append(record | {"score_before": old_score, "score_after": new_score})
-    return sorted(changed, key=lambda record: record["score_before"] < record["score_after"])
+    changed += _flipped(read_answers(lineage.folder(entry) / GUARD))
+    return sorted(
+        changed, key=lambda r: (r["task"] == GUARDED, r["score_before"] < r["score_after"])
+    )
+
+
+def _flipped(answers: Mapping[str, Kept]) -> list[dict[str, Any]]:
+    """Return the guard's rows of which only the base's or only the stage's answer passes."""
+    return [
+        {
+            "task": GUARDED,
+            "row": kept.id,
+            "question": kept.prompt,
+            "right": None,
+            "before": kept.base.text,
+            "after": kept.answer,
+            "score_before": float(kept.base_passes),
+            "score_after": float(kept.passes),
+        }
+        for kept in answers.values()
+        if kept.answer is not None and kept.base_passes != kept.passes
+    ]
 
 
 def suggestion(lineage: Lineage, judged: dict[str, Any], methods: Sequence[Method]) -> str | None:
@@ -93,9 +122,13 @@ def suggestion(lineage: Lineage, judged: dict[str, Any], methods: Sequence[Metho
     It does not name the lineage's folder, on which the bytes of a stage must not depend.
     """
     config, learned = lineage.config, judged["learned"]
-    if judged["lost"] and config.mode == "sequential":
+    general_lost = lost_now(judged["general"])
+    if (judged["lost"] or general_lost) and config.mode == "sequential":
         undo = f"`perdure revert FOLDER --to {lineage.head}` undoes the stage"
-        if any(method.rehearses for method in methods):
+        anchored = any(getattr(method, "source", None) == "base" for method in methods)
+        if general_lost and not anchored:
+            change = "`perdure set FOLDER 'method=[replay,kl_base]'` before the next try"
+        elif any(method.rehearses for method in methods):
             more = f"or a new lineage with a larger memory.ratio (now {config.memory.ratio:g})"
             change = f"`perdure set FOLDER training.learning_rate=...` (lower), {more},"
         else:

@@ -5,7 +5,7 @@ from typing import Any
 
 from perdure.errors import PerdureError
 from perdure.lineage.files import hash_folder
-from perdure.lineage.lineage import Lineage
+from perdure.lineage.lineage import REFUSED, Lineage
 from perdure.lineage.settings import differences, in_words
 from perdure.models.layout import WHOLE
 from perdure.models.pins import differing, pin
@@ -21,10 +21,12 @@ def verify(path: str | Path) -> list[str]:
     lineage = Lineage(path, edited=True)
     problems = []
     for entry in lineage.ledger:
-        if "folder" in entry:
+        if "folder" in entry and not _is_deleted(lineage, entry):
             problems += _stage(lineage, entry)
     in_ledger = {entry["folder"] for entry in lineage.ledger if "folder" in entry}
-    for folder in sorted((lineage.path / "stages").glob("*")):
+    for folder in sorted(
+        p for place in ("stages", REFUSED) for p in (lineage.path / place).glob("*")
+    ):
         if folder.relative_to(lineage.path).as_posix() not in in_ledger:
             problems.append(
                 f"{folder}: of no stage in the ledger; resume the stopped run, or delete the folder"
@@ -35,6 +37,11 @@ def verify(path: str | Path) -> list[str]:
     if lineage.written_pin != lineage.pin:
         problems.append(f"{lineage.path / 'lineage.yaml'}: names another base than the ledger")
     return problems + _base(lineage.pin)
+
+
+def _is_deleted(lineage: Lineage, entry: dict[str, Any]) -> bool:
+    """Return whether a line is of a refused stage whose folder was deleted, which harms nothing."""
+    return entry["verb"] == "refused" and not lineage.folder(entry).exists()
 
 
 def _stage(lineage: Lineage, entry: dict[str, Any]) -> list[str]:

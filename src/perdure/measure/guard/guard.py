@@ -21,6 +21,7 @@ from perdure.measure.guard.checks import passes
 from perdure.measure.guard.divergence import mean_divergence, same_vocabulary
 from perdure.measure.guard.rows import GuardRow
 from perdure.measure.guard.subject import Subject
+from perdure.measure.guard.words import words
 from perdure.measure.predict import LONG, Generated, generate_answers
 from perdure.measure.statistics import SIGNIFICANCE, sign_test
 
@@ -28,7 +29,7 @@ from perdure.measure.statistics import SIGNIFICANCE, sign_test
 NET = 0.03  # share of all checks that must be lost net
 ABLE = 0.1  # share of the checks that the reference must pass, or nothing is judged
 MAX_NEW_TOKENS = 48
-BATCH_SIZE = 8
+BATCH_SIZE = 32
 
 
 def guard(
@@ -39,6 +40,7 @@ def guard(
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = BATCH_SIZE,
     reference_answers: Sequence[Generated] | None = None,
+    answers: Sequence[Generated] | None = None,
 ) -> dict[str, Any]:
     """Measure what a model has lost of a reference's general ability.
 
@@ -50,6 +52,7 @@ def guard(
         max_new_tokens: the most tokens of an answer.
         batch_size: rows per batch.
         reference_answers: the result of `ask` for the reference, if there is one already.
+        answers: the same for the model now.
 
     Returns:
         The result of `compare` with `kl` and `verdict`, as plain JSON.
@@ -70,7 +73,7 @@ def guard(
         )
 
     before = answers_of(reference) if reference_answers is None else reference_answers
-    now = answers_of(subject)
+    now = answers_of(subject) if answers is None else answers
     result = {
         "reference": reference.name,
         "model": subject.name,
@@ -162,7 +165,7 @@ def compare(
             )
     fell, rose = (sum(counts[key] for counts in skills.values()) for key in ("fell", "rose"))
     p, net = sign_test(fell, rose), (fell - rose) / len(rows)
-    judged = sum(passed_before) >= ABLE * len(rows)
+    judged = is_able(passed_before)
     return {
         "lost": judged and p < SIGNIFICANCE and net >= NET,
         "judged": judged,
@@ -180,6 +183,11 @@ def compare(
     }
 
 
+def is_able(passed: Sequence[bool]) -> bool:
+    """Return whether a reference passes enough checks for a loss to be judged."""
+    return sum(passed) >= ABLE * len(passed)
+
+
 def form(answers: Sequence[Generated]) -> dict[str, float]:
     """Return the mean length of answers in tokens, and the shares of empty and of equal answers.
 
@@ -193,44 +201,3 @@ def form(answers: Sequence[Generated]) -> dict[str, float]:
         "empty": fmean(not text for text in texts),
         "equal": fmean(times[text] > 1 for text in texts),
     }
-
-
-def words(result: dict[str, Any]) -> list[str]:
-    """Return a result in words, one line each for the checks, the KL and the form."""
-    return [f"general ability: {_flipped(result)}", _divergence(result), _form(result)]
-
-
-def _flipped(result: dict[str, Any]) -> str:
-    reference, passed, rows = (result[key] for key in ("reference", "passed_by_reference", "rows"))
-    if not result["judged"]:
-        return f"not judged, because {reference} itself passes only {passed} of {rows} checks"
-    if not result["fell"]:
-        return f"all {passed} of {rows} checks that {reference} passes still pass: nothing lost"
-    fallen = sorted(
-        ((skill, counts["fell"]) for skill, counts in result["skills"].items() if counts["fell"]),
-        key=lambda pair: -pair[1],
-    )
-    where = ", ".join(f"{skill} {fell}" for skill, fell in fallen)
-    now_fail = f"{result['fell']} of {passed} checks that {reference} passes now fail ({where})"
-    now_pass = f", {result['rose']} others now pass" if result["rose"] else ""
-    small = result["p"] < SIGNIFICANCE
-    conclusion = "lost" if result["lost"] else "too little to count" if small else "within noise"
-    return f"{now_fail}{now_pass}, p = {result['p']:.2g}: {conclusion}"
-
-
-def _divergence(result: dict[str, Any]) -> str:
-    if result["kl"] is not None:
-        return f"KL from {result['reference']}: {result['kl']:.3f} nats per token of its answers"
-    reason = "the outputs are not finite or not of the same size"
-    if not result["same_vocabulary"]:
-        reason = "the vocabularies differ"
-    return f"KL from {result['reference']}: not measured, because {reason}"
-
-
-def _form(result: dict[str, Any]) -> str:
-    before, now = result["before"], result["now"]
-    tokens, empty, equal = (
-        f"{before[key]:{style}} -> {now[key]:{style}}"
-        for key, style in (("tokens", ".1f"), ("empty", ".0%"), ("equal", ".0%"))
-    )
-    return f"answers: {tokens} tokens on average, {empty} empty, {equal} equal to another answer"

@@ -1,0 +1,56 @@
+"""What the guard found, in words."""
+
+from typing import Any
+
+from perdure.measure.statistics import SIGNIFICANCE, sign_test
+
+
+def words(result: dict[str, Any]) -> list[str]:
+    """Return a result in words, one line each for the checks, the KL and the form.
+
+    There is no line for the form if the model was not asked, because the reference is not able.
+    """
+    lines = [f"general ability: {_flipped(result)}", _divergence(result)]
+    return [*lines, _form(result)] if "now" in result else lines
+
+
+def _flipped(result: dict[str, Any]) -> str:
+    reference, passed, rows = (result[key] for key in ("reference", "passed_by_reference", "rows"))
+    if not result["judged"]:
+        return f"not judged, because {reference} itself passes only {passed} of {rows} checks"
+    if not result["fell"]:
+        return f"all {passed} of {rows} checks that {reference} passes still pass: nothing lost"
+    fallen = sorted(
+        ((skill, counts["fell"]) for skill, counts in result["skills"].items() if counts["fell"]),
+        key=lambda pair: -pair[1],
+    )
+    where = ", ".join(f"{skill} {fell}" for skill, fell in fallen)
+    now_fail = f"{result['fell']} of {passed} checks that {reference} passes now fail ({where})"
+    now_pass = f", {result['rose']} others now pass" if result["rose"] else ""
+    if result["lost"]:
+        conclusion = "lost"
+    elif result["p"] < SIGNIFICANCE:
+        conclusion = "too little to count"
+    elif sign_test(passed, 0) >= SIGNIFICANCE:
+        conclusion = "too few rows to tell"
+    else:
+        conclusion = "within noise"
+    return f"{now_fail}{now_pass}, p = {result['p']:.2g}: {conclusion}"
+
+
+def _divergence(result: dict[str, Any]) -> str:
+    if result["kl"] is not None:
+        return f"KL from {result['reference']}: {result['kl']:.3f} nats per token of its answers"
+    reason = "the outputs are not finite or not of the same size"
+    if not result["same_vocabulary"]:
+        reason = "the vocabularies differ"
+    return f"KL from {result['reference']}: not measured, because {reason}"
+
+
+def _form(result: dict[str, Any]) -> str:
+    before, now = result["before"], result["now"]
+    tokens, empty, equal = (
+        f"{before[key]:{style}} -> {now[key]:{style}}"
+        for key, style in (("tokens", ".1f"), ("empty", ".0%"), ("equal", ".0%"))
+    )
+    return f"answers: {tokens} tokens on average, {empty} empty, {equal} equal to another answer"

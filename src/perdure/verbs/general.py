@@ -1,0 +1,206 @@
+"""General ability at a stage: the guard asks the new stage and the untouched base the same rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from perdure.config import GuardSettings
+from perdure.lineage.lineage import Lineage
+from perdure.measure.guard.budget import FEWEST, affordable, cost
+from perdure.measure.guard.checks import passes
+from perdure.measure.guard.guard import ask, guard, has_template, is_able
+from perdure.measure.guard.kept import (
+    Kept,
+    fallen_and_risen,
+    question_key,
+    read_answers,
+    write_answers,
+)
+from perdure.measure.guard.rows import GuardRow, read_guard_rows, sampled
+from perdure.measure.guard.subject import Subject
+from perdure.measure.predict import Generated
+from perdure.measure.statistics import SIGNIFICANCE, sign_test
+from perdure.models.base import Base
+from perdure.models.layout import GUARD
+from perdure.train.method import Method
+from perdure.train.stage import scoring_context
+
+
+OF_A_CHECKPOINT = 70  # rows that a checkpoint which was trained elsewhere is asked
+
+
+def measure_general(
+    lineage: Lineage,
+    base: Base,
+    methods: Sequence[Method],
+    beginning: Callable[[], Base] | None,
+    counts: Mapping[str, Any],
+    number: int,
+    built: Path,
+) -> dict[str, Any]:
+    """Measure general ability at a stage before its commit, and keep the answers in its folder.
+
+    Args:
+        lineage: the lineage without the stage.
+        base: the model of the stage.
+        methods: the methods of the lineage.
+        beginning: loads the untouched base if it is not the model with its adapter disabled.
+        counts: what the stage learned (`learn_stage`).
+        number: the stage's number.
+        built: the folder of the stage's files.
+
+    Returns:
+        The result of the guard without the rows that flipped, with `since` (how many of its rows
+        fell and rose since the stage before, and p) and `lost_before` (whether the stage before had
+        lost it already, and this one lost nothing more beyond noise). If it is not measured, only
+        `unmeasured`, the reason.
+    """
+    settings = lineage.config.guard
+    if settings is None:
+        return {"unmeasured": "the guard is switched off"}
+    if base.kind == "encoder":
+        return {"unmeasured": "an encoder does not write"}
+    rows = _rows(settings, base, counts, always=_is_gated(lineage))
+    if not rows:
+        return {"unmeasured": "the stage was so short that the guard would have taken too long"}
+    reference, subject = _subjects(lineage, base, methods, beginning, number)
+    in_template, tokens = has_template(reference), settings.max_new_tokens
+    asked: dict[str, Any] = {
+        "in_template": in_template,
+        "system": settings.system,
+        "max_new_tokens": tokens,
+    }
+    keys = [question_key(row, **asked) for row in rows]
+    base_answers = _base_answers(lineage, reference, rows, keys, asked)
+    base_passes = [passes(a.text, row.checks) for a, row in zip(base_answers, rows, strict=True)]
+    # A base that cannot do the checks has nothing to lose of them, and only the KL is measured.
+    answers = ask(subject, rows, **asked) if is_able(base_passes) else None
+    result = guard(
+        reference,
+        subject,
+        rows,
+        system=settings.system,
+        max_new_tokens=tokens,
+        reference_answers=base_answers,
+        answers=base_answers if answers is None else answers,
+    )
+    del result["flips"], result["verdict"]  # they can be had from the answers and the numbers
+    if answers is None:
+        del result["now"]
+    kept = {
+        key: Kept(
+            id=row.id,
+            skill=row.skill,
+            prompt=row.messages[-1]["content"],
+            base=base_answer,
+            base_passes=was_right,
+            answer=answer.text if answer else None,
+            passes=passes(answer.text, row.checks) if answer else False,
+        )
+        for key, row, base_answer, was_right, answer in zip(
+            keys, rows, base_answers, base_passes, answers or [None] * len(rows), strict=True
+        )
+    }
+    write_answers(built / GUARD, kept)
+    return {**result, **_since_the_last_stage(lineage, kept, result)}
+
+
+def _base_answers(
+    lineage: Lineage,
+    reference: Subject,
+    rows: Sequence[GuardRow],
+    keys: Sequence[str],
+    asked: dict[str, Any],
+) -> list[Generated]:
+    """Return the base's answer to each row, asking only what no earlier stage has asked."""
+    known = _known_answers(lineage)
+    unknown = [row for row, key in zip(rows, keys, strict=True) if key not in known]
+    new_answers = iter(ask(reference, unknown, **asked) if unknown else ())
+    return [known[key] if key in known else next(new_answers) for key in keys]
+
+
+def _rows(
+    settings: GuardSettings, base: Base, counts: Mapping[str, Any], always: bool
+) -> tuple[GuardRow, ...]:
+    """Return the rows to ask: as many as `limit` or `share` allow, and none if these are few.
+
+    Args:
+        settings: the guard's settings.
+        base: the model of the stage.
+        counts: what the stage learned, empty for a checkpoint that was trained elsewhere.
+        always: whether at least the fewest rows are asked, however short the stage was.
+    """
+    rows = read_guard_rows(settings.rows)
+    passed = counts.get("rows")
+    if settings.limit is not None or passed is None:
+        return sampled(rows, settings.limit or OF_A_CHECKPOINT)
+    limit = affordable(
+        settings.share,
+        forward=passed["forward"] * counts["row_tokens"],
+        backward=passed["backward"] * counts["row_tokens"],
+        row_cost=cost(base, rows, settings.system, settings.max_new_tokens),
+    )
+    fewest = min(FEWEST, len(rows))
+    if limit < fewest:
+        limit = fewest if always else 0
+    return sampled(rows, limit) if limit else ()
+
+
+def _is_gated(lineage: Lineage) -> bool:
+    """Return whether the gate has a limit for general ability, which must then be measured."""
+    gate = lineage.config.gate
+    return gate.general is not None or gate.kl is not None
+
+
+def _subjects(
+    lineage: Lineage,
+    base: Base,
+    methods: Sequence[Method],
+    beginning: Callable[[], Base] | None,
+    number: int,
+) -> tuple[Subject, Subject]:
+    """Return the untouched base and the stage, in the contexts in which a stage is scored."""
+
+    def of_the_stage() -> ExitStack:
+        return scoring_context(base, lineage.config, methods)
+
+    def of_the_base() -> ExitStack:
+        stack = scoring_context(base, lineage.config, methods=())
+        stack.enter_context(base.peft.disable_adapter())
+        return stack
+
+    subject = Subject(f"stage {number}", base, of_the_stage)
+    if beginning is None:
+        return Subject("the base", base, of_the_base), subject
+    untouched = beginning()
+    return (
+        Subject("the base", untouched, lambda: scoring_context(untouched, lineage.config, ())),
+        subject,
+    )
+
+
+def _known_answers(lineage: Lineage) -> dict[str, Generated]:
+    """Return the base's answers that earlier stages keep, also reverted ones, by question."""
+    known: dict[str, Generated] = {}
+    for entry in lineage.stage_entries.values():
+        if "folder" in entry:
+            stored = read_answers(lineage.folder(entry) / GUARD)
+            known |= {key: kept.base for key, kept in stored.items()}
+    return known
+
+
+def _since_the_last_stage(
+    lineage: Lineage, kept: Mapping[str, Kept], result: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what changed since the stage before, as far as it was asked the same rows."""
+    if not lineage.stages:
+        return {"since": None, "lost_before": False}
+    last = lineage.stages[-1]
+    fell, rose = fallen_and_risen(read_answers(lineage.folder(last) / GUARD), kept)
+    p = sign_test(fell, rose)
+    had_lost = ((lineage.verdict(last) or {}).get("general") or {}).get("lost", False)
+    return {
+        "since": {"fell": fell, "rose": rose, "p": p},
+        "lost_before": result["lost"] and had_lost and p >= SIGNIFICANCE,
+    }
