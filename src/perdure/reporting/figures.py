@@ -5,6 +5,7 @@ Each can be read without its colours, by labels next to the marks, markers, dash
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -26,6 +27,7 @@ from perdure.reporting.svg import (
 
 WIDTH = 340
 CHARACTER = 6.2  # pixels, the width of a letter at the size of the labels
+WIDE_CHARACTER = 7.0  # the same in a bold or wide font, where a label must not meet another
 
 
 @dataclass(frozen=True)
@@ -92,16 +94,17 @@ def scatter(
     if diagonal:
         parts.append(line(left, bottom, right, top, class_="diagonal"))
     parts += [marker(p.shape, x(p.x), y(p.y), size=3, class_="ring") for p in points if not p.label]
-    named = sorted((p for p in points if p.label), key=lambda p: p.y)
-    heights = apart([y(p.y) + 4 for p in named], gap=13, low=top + 8, high=bottom - 4)
-    for p, level in zip(named, heights, strict=True):
-        label = shorten(p.label, 24)
-        marks = [(x(other.x), y(other.y)) for other in points if other is not p]
-        is_left = _better_on_the_left(x(p.x), level - 4, len(label) * CHARACTER, marks)
-        side, label_x = ("end ", x(p.x) - 9) if is_left else ("", x(p.x) + 9)
-        if abs(level - y(p.y) - 4) > 7:
-            parts.append(line(x(p.x), y(p.y), label_x, level - 4, class_="leader"))
-        parts.append(text(label_x, level, label, class_=f"{side}{_lead('label', p.shape)}"))
+    marks = [(x(p.x), y(p.y)) for p in points]
+    taken: list[Box] = []  # what the labels so far cover
+    for p in sorted((p for p in points if p.label), key=lambda p: p.y):
+        label, at = shorten(p.label, 24), (x(p.x), y(p.y))
+        box = _free_box(at, len(label) * WIDE_CHARACTER, marks, taken, low=top, high=bottom)
+        taken.append(box)
+        is_left, middle = box.right < at[0], (box.top + box.bottom) / 2
+        side, label_x = ("end ", box.right) if is_left else ("", box.left)
+        if abs(middle - at[1]) > 7:
+            parts.append(line(*at, label_x, middle, class_="leader"))
+        parts.append(text(label_x, middle + 4, label, class_=f"{side}{_lead('label', p.shape)}"))
     parts += [
         marker(p.shape, x(p.x), y(p.y), size=4.6, class_=_lead("dot", p.shape))
         for p in points
@@ -213,20 +216,47 @@ def _score_ticks(scores: Sequence[float]) -> list[float]:
     return ticks(min([0.0, *scores]), max([1.0, *scores]))
 
 
-def _better_on_the_left(
-    x: float, y: float, width: float, marks: Sequence[tuple[float, float]]
-) -> bool:
-    """Return whether a label of this width is better to the left of (x, y) than to the right.
+class Box(NamedTuple):
+    """A part of a figure, in pixels; the top has the smaller number."""
 
-    It is if there is no room to the right, or if it covers fewer of the other marks there.
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def meets(self, other: "Box") -> bool:
+        return (
+            self.left < other.right
+            and other.left < self.right
+            and self.top < other.bottom
+            and other.top < self.bottom
+        )
+
+
+def _free_box(
+    at: tuple[float, float],
+    width: float,
+    marks: Sequence[tuple[float, float]],
+    taken: Sequence[Box],
+    low: float,
+    high: float,
+) -> Box:
+    """Return where the label of the mark `at` stands, so that it covers no mark and no label.
+
+    It is as near as possible, to the right or to the left. If there is no such place, it is where
+    it covers the fewest.
     """
-
-    def covered(start: float) -> int:
-        return sum(start < mx < start + width and abs(my - y) < 9 for mx, my in marks)
-
-    if x + 10 + width > WIDTH:
-        return True
-    return x - 10 - width > 0 and covered(x - 9 - width) < covered(x + 9)
+    (x, y), half = at, 6.5  # half the height of a label
+    covered = [*taken, *(Box(mx - 4, my - 4, mx + 4, my + 4) for mx, my in marks)]
+    lefts = [left for left in (x + 9, x - 9 - width) if 0 <= left <= WIDTH - width]
+    shifts = [sign * step * half for step in range(36) for sign in (-1, 1)]
+    boxes = [
+        Box(left, y + shift - half, left + width, y + shift + half)
+        for shift in shifts
+        for left in lefts or [max(WIDTH - width, 0)]
+        if low <= y + shift <= high
+    ]
+    return min(boxes, key=lambda box: sum(box.meets(other) for other in covered))
 
 
 def _lead(kind: str, number: int) -> str:
