@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 from perdure.config import Config, Dtype, ScoringMode, load_config, read_settings
 from perdure.data.conversations import Conversations
 from perdure.data.forms import Notes, Row, as_row
-from perdure.data.stream import file_split
+from perdure.data.opening import file_split
+from perdure.data.opening import hold_out as held_out_split
 from perdure.data.task import Split, Task
+from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.measure.custom_metric import Metric, metric_name
 from perdure.reporting.results import method_name
 from perdure.say import Say, silent
+from perdure.seeds import derive
 
 
 if TYPE_CHECKING:
@@ -75,6 +78,7 @@ def learn(
     train: TaskRows,
     test: TaskRows | None = None,
     dev: TaskRows | None = None,
+    hold_out: float | None = None,
     metric: str | Metric = "exact_match",
     options: Sequence[str] | None = None,
     training: dict[str, Any] | None = None,
@@ -97,6 +101,7 @@ def learn(
         train: The rows to learn: a file, or hub:OWNER/NAME[:SPLIT].
         test: Rows to score the task on.
         dev: Rows to choose settings on.
+        hold_out: The share of the train rows to take as test rows instead, such as 0.1.
         metric: How an answer is scored: exact_match, rouge_l, token_f1, json_valid, json_fields, or
             a function of yours as MODULE:FUNCTION.
         options: The possible answers, if they are closed.
@@ -120,6 +125,15 @@ def learn(
         for split, rows in (("train", train), ("dev", dev), ("test", test))
         if rows is not None
     }
+    if hold_out is not None:
+        if test is not None:
+            raise PerdureError(f"{name}: has test rows of its own; leave out hold_out")
+        splits["train"], splits["test"] = held_out_split(
+            splits["train"],
+            share=hold_out,
+            seed=derive(seed, "held out", name),
+            where=f"{name}: hold_out",
+        )
     chosen = tuple(options) if options else None
     task = Task(name, metric=metric_name(metric), options=chosen, training=training or {}, **splits)
     if dry_run:

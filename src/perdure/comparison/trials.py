@@ -1,7 +1,6 @@
 """Trials: choosing a hyper-parameter on rows held out of train, before test rows are read."""
 
 import json
-import random
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 from perdure.comparison.cell import Cell
 from perdure.comparison.grid import Choose, Grid, Line, with_overrides
 from perdure.config import load_config, read_settings
+from perdure.data.opening import hold_out
 from perdure.data.stream import load_stream
 from perdure.data.task import Split, Task
-from perdure.errors import PerdureError
 from perdure.lineage.files import write_text
 from perdure.seeds import derive, digest
 
@@ -101,17 +100,12 @@ def held_out(settings: dict[str, Any], share: float) -> list[Task]:
     """
     config, tasks = load_config(settings), []
     for task in load_stream(config, ["train"]):
-        rows = task.train.rows
-        count = max(1, round(share * len(rows)))
-        if count >= len(rows):
-            raise PerdureError(
-                f"choose: task {task.name!r} has {len(rows)} train rows, of which {count} are to "
-                "be held out; add rows, or lower held_out"
-            )
-        draw = random.Random(derive(config.seed, "held out", task.name))
-        test_indices = set(draw.sample(range(len(rows)), count))
-        train = Split(tuple(row for i, row in enumerate(rows) if i not in test_indices))
-        test = Split(tuple(row for i, row in enumerate(rows) if i in test_indices))
+        train, test = hold_out(
+            Split(task.train.rows),
+            share=share,
+            seed=derive(config.seed, "held out", task.name),
+            where=f"choose: task {task.name!r}",
+        )
         tasks.append(replace(task, train=train, test=test, dev=None, options=task.answers()))
     return tasks
 

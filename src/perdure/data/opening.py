@@ -1,5 +1,6 @@
 """Opening splits: from a user's description of the rows, and again from their `source`."""
 
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ def open_split(source: Mapping[str, Any], data: str | Path | None = None) -> Spl
     Raises:
         PerdureError: the file or folder no longer exists, or the source is of an unknown kind.
     """
+    if "held_out" in source:
+        held_out = source["held_out"]
+        whole = open_split({k: v for k, v in source.items() if k != "held_out"}, data)
+        train, test = hold_out(whole, share=held_out["share"], seed=held_out["seed"])
+        return train if held_out["part"] == "train" else test
     if "benchmark" in source:
         settings = {key: value for key, value in source.items() if key not in ("benchmark", "from")}
         form = source.get("from", "folder")
@@ -67,6 +73,51 @@ def open_split(source: Mapping[str, Any], data: str | Path | None = None) -> Spl
         numbers=tuple(file.numbers[i] for i in chosen),
         notes=file.notes,
     )
+
+
+def hold_out(
+    rows: Split, share: float, seed: int, where: str = "the train rows"
+) -> tuple[Split, Split]:
+    """Hold a share of the train rows out, as test rows.
+
+        count = max(1, round(share * rows))
+
+    Args:
+        rows: the train rows.
+        share: the share to hold out, above 0 and below 1.
+        seed: the seed of the draw.
+        where: the name of the rows, with which an error line begins.
+
+    Returns:
+        The rows that are left and those held out, both in their order.
+
+    Raises:
+        PerdureError: the share is out of bounds, or no row would be left.
+    """
+    if not 0 < share < 1:
+        raise PerdureError(f"{where}: the share held out must be between 0 and 1, got {share}")
+    total = len(rows.rows)
+    count = max(1, round(share * total))
+    if count >= total:
+        raise PerdureError(
+            f"{where}: there are {total} rows, of which {count} are to be held out; add rows, or "
+            "hold out fewer"
+        )
+    drawn = set(random.Random(seed).sample(range(total), count))
+
+    def part(name: str, indices: list[int]) -> Split:
+        source = rows.source
+        if source is not None:
+            source = {**source, "held_out": {"share": share, "seed": seed, "part": name}}
+        return Split(
+            rows=tuple(rows.rows[i] for i in indices),
+            source=source,
+            numbers=tuple(rows.number(i) for i in indices),
+            notes=rows.notes if name == "train" else (),
+        )
+
+    left = [i for i in range(total) if i not in drawn]
+    return part("train", left), part("test", sorted(drawn))
 
 
 def _place(text: str, role: str) -> dict[str, Any]:

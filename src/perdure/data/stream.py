@@ -8,16 +8,17 @@ from perdure.config import Config, Mode
 from perdure.data.benchmarks import ORDERS, benchmark_task, benchmark_tasks
 from perdure.data.generated import generated_tasks
 from perdure.data.hub import HUB, SPLITS
-from perdure.data.opening import GENERATED, file_split, open_split
+from perdure.data.opening import GENERATED, file_split, hold_out, open_split
 from perdure.data.rows import SUFFIXES
 from perdure.data.task import Task
 from perdure.errors import PerdureError, nearest
 from perdure.places import where_it_goes
+from perdure.seeds import derive
 
 
 __all__ = ["GENERATED", "file_split", "load_stream", "open_split"]
 
-KEYS = ("name", *SPLITS, "benchmark", "metric", "options", "training")
+KEYS = ("name", *SPLITS, "hold_out", "benchmark", "metric", "options", "training")
 
 
 def load_stream(config: Config, splits: Collection[str] = SPLITS) -> list[Task]:
@@ -102,6 +103,11 @@ def _check_task(entry: Any) -> str:
     training = entry.get("training") or {}
     if not isinstance(training, dict):
         raise PerdureError(f"task {name}: training takes a mapping, got {training!r}")
+    share = entry.get("hold_out")
+    if share is not None and (isinstance(share, bool) or not isinstance(share, int | float)):
+        raise PerdureError(f"task {name}: hold_out takes a share such as 0.1, got {share!r}")
+    if share is not None and (entry.get("test") or entry.get("benchmark")):
+        raise PerdureError(f"task {name}: has test rows of its own; leave out hold_out")
     options = entry.get("options")
     if options is not None and (not isinstance(options, list | tuple) or not options):
         raise PerdureError(f"task {name}: options takes a list of answers, got {options!r}")
@@ -118,6 +124,11 @@ def _task(entry: Any, config: Config, splits: Collection[str]) -> Task:
             fields[split] = file_split(
                 entry[split], limit=config.rows.get(split), seed=config.seed, role=split
             )
+    if entry.get("hold_out") is not None:
+        seed = derive(config.seed, "held out", name)
+        share, where = float(entry["hold_out"]), f"task {name}: hold_out"
+        train, test = hold_out(fields["train"], share=share, seed=seed, where=where)
+        fields |= {"train": train} | ({"test": test} if "test" in splits else {})
     if entry.get("metric"):
         fields["metric"] = entry["metric"]
     if entry.get("options"):

@@ -27,7 +27,7 @@ def fitting_adapter(config: Any, kind: Kind, adapter: dict[str, Any]) -> dict[st
     if key not in _FITTING:
         candidates = _candidates(config, kind, adapter)
         fitting = (
-            additions for additions in candidates if _fits(config, kind, {**adapter, **additions})
+            additions for additions in candidates if fits(config, kind, {**adapter, **additions})
         )
         _FITTING[key] = next(fitting, {})  # if none fits, loading reports what is wrong
     return {**adapter, **_FITTING[key]}
@@ -48,9 +48,7 @@ def _candidates(config: Any, kind: Kind, adapter: dict[str, Any]) -> Iterator[di
     if droppable:
         yield {**everywhere, **dropout}
     names = _linear_names(config, kind)
-    accepted = [
-        name for name in names if _fits(config, kind, {**adapter, "target_modules": [name]})
-    ]
+    accepted = [name for name in names if fits(config, kind, {**adapter, "target_modules": [name]})]
     if accepted:
         yield {"target_modules": accepted}
 
@@ -87,7 +85,7 @@ def check_carries(config: Any, kind: Kind, adapter: dict[str, Any]) -> None:
             raise
 
 
-def _fits(config: Any, kind: Kind, adapter: dict[str, Any]) -> bool:
+def fits(config: Any, kind: Kind, adapter: dict[str, Any]) -> bool:
     try:
         check_carries(config, kind, adapter)
     except PerdureError:

@@ -60,8 +60,8 @@ def _settings(config: Config) -> dict[str, Any]:
     """Return the settings that are not defaults, in the order of `Config`."""
     defaults = dataclasses.asdict(Config())
     changed = {k: v for k, v in config.to_dict().items() if k not in FREE and v != defaults[k]}
-    for section in ("memory", "general", "scoring"):
-        if section in changed:
+    for section in ("memory", "general", "scoring", "guard", "gate"):
+        if changed.get(section):
             values = changed[section].items()
             changed[section] = {k: v for k, v in values if v != defaults[section][k]}
     return {"base": config.base, **changed}
@@ -75,7 +75,11 @@ def _learn(lineage: Lineage, task: dict[str, Any]) -> str:
         return f"# {name}: its rows were passed in Python; pass them to perdure.learn"
     words = ["perdure", "learn", FOLDER, task["name"], train]
     words += [f"training.{key}={json.dumps(v)}" for key, v in task.get("training", {}).items()]
-    words += ["--test", test] if test else []
+    held_out = ((task["train"].get("source") or {}).get("held_out") or {}).get("share")
+    if held_out:
+        words += ["--hold-out", f"{held_out:g}"]
+    elif test:
+        words += ["--test", test]
     words += ["--metric", task["metric"]] if task["metric"] != "exact_match" else []
     for option in task["options"] or ():
         words += ["--option", option]

@@ -62,7 +62,7 @@ def init(
     if chosen is not None:
         check_values(config)
         info = read_base(config.base, config.revision)
-        choose_defaults(config, chosen, info.kind)
+        choose_defaults(config, chosen, info)
     plan = prepare(config, info)
     Lineage.check_vacant(path)
     check_general(plan)
