@@ -42,13 +42,13 @@ def test_no_score_changes_when_writing_ends_with_the_decision(kind, metric, monk
         best(find_metric(metric), answer, references(row))
         for answer, row in zip(free, rows, strict=True)
     ]
-    lengths, real = [], predict_module._generate
+    lengths, real = [], predict_module.generate_ids
 
     def generate(*args, **settings):
         lengths.append([len(ids) for ids in real(*args, **settings)])
         return real(*args, **settings)
 
-    monkeypatch.setattr(predict_module, "_generate", generate)
+    monkeypatch.setattr(predict_module, "generate_ids", generate)
     cell, answers = evaluate(base, task_of(rows, metric), "generate", 5, 64, 24)
     scores = [
         best(find_metric(metric), answer, references(row))

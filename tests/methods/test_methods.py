@@ -35,13 +35,17 @@ from train.engine import (
 
 pytestmark = pytest.mark.own
 EVERY = methods.names()
-FROM_THE_FIRST_TASK = ("inflora",)  # its factors A are chosen and frozen there already
+# The factors A of inflora are chosen and frozen there; self_replay rehearses what the base writes.
+FROM_THE_FIRST_TASK = ("inflora", "self_replay")
 # Together they rehearse, take side gradients, edit gradients and measure the weights they end with.
 ON_EVERY_KIND = ("sequential", "replay", "recurrent_kif", "ewc")
 
 
 def on_kinds(names, *more):
-    """Parameters (name, kind, *more); most are `slow` but on the causal model."""
+    """Parameters (name, kind, *more) of the kinds on which each method works.
+
+    Most are `slow` but on the causal model.
+    """
     return [
         pytest.param(
             *(name, kind, *more),
@@ -49,6 +53,7 @@ def on_kinds(names, *more):
         )
         for name in names
         for kind in KINDS
+        if all(kind in method.kinds for method in methods.make(name))
     ]
 
 

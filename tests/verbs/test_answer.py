@@ -58,13 +58,13 @@ def test_in_bf16_as_well(tmp_path, monkeypatch):
     setting = setting_for("causal", tmp_path, n=24)
     setting["training"]["bf16"] = True
     learned(setting, "lineage")
-    autocast, original = [], predict._generate
+    autocast, original = [], predict.generate_ids
 
     def generate(*arguments, **settings):
         autocast.append(torch.is_autocast_enabled("cpu"))
         return original(*arguments, **settings)
 
-    monkeypatch.setattr(predict, "_generate", generate)
+    monkeypatch.setattr(predict, "generate_ids", generate)
     evaluate("lineage")
     answer("lineage", prompts())
     assert autocast == [True, True, True]

@@ -69,6 +69,19 @@ def write(
     return text
 
 
+def first_user_turn(tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[str, str]:
+    """Return the text that the template writes before and after the user's first message.
+
+    Raises:
+        PerdureError: the template refuses the message, or does not write it.
+    """
+    row: Row = {"messages": [{"role": "user", "content": MARK}]}
+    before, mark, after = write(row["messages"], row, tokenizer, where).partition(MARK)
+    if not mark:
+        raise PerdureError(f"{where}: the base's chat template does not write the user's message")
+    return before, after
+
+
 def prompt_in_answered(
     row: Row, prompt: str, tokenizer: PreTrainedTokenizerBase, where: str
 ) -> tuple[str, str] | None:

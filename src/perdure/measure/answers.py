@@ -80,10 +80,11 @@ def special_in(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> set[
     """Return the special tokens inside correct answers, except those that surround any text."""
     around: set[Any] = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}  # type: ignore
     tokens = {token for ids in ids_of(texts, tokenizer) for token in ids}
-    return (tokens & _special(tokenizer)) - around
+    return (tokens & special_ids(tokenizer)) - around
 
 
-def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the tokenizer's special tokens."""
     added: Any = tokenizer.added_tokens_decoder
     return {i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids)
 
@@ -91,13 +92,13 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 def _text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, kept: Collection[int]) -> str:
     if not kept:
         return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
-    dropped = _special(tokenizer) - set(kept)
+    dropped = special_ids(tokenizer) - set(kept)
     return str(tokenizer.decode([i for i in ids if i not in dropped])).strip()
 
 
 def _text_after(frame: Frame, tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> str:
     """Return the plain text that the template writes after an answer, up to the end token."""
-    ids, ends = ids_of([frame.after], tokenizer)[0], _special(tokenizer) | stops
+    ids, ends = ids_of([frame.after], tokenizer)[0], special_ids(tokenizer) | stops
     stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
     return str(tokenizer.decode(ids[:stop])).strip()
 

@@ -23,6 +23,7 @@ def decoding(
     forced_first: int | None = None,
     stops: Collection[int] = (),
     temperature: float = 0.0,
+    suppressed: Collection[int] = (),
 ) -> Iterator[GenerationConfig]:
     """Make the settings to pass to `generate`, which for the block are also the model's own.
 
@@ -37,6 +38,7 @@ def decoding(
         stops: tokens that end an answer, in addition to `end_ids`.
         temperature: 0 decodes greedily; otherwise tokens are drawn from the softmax of the logits
             divided by it, over the whole vocabulary.
+        suppressed: tokens that are never generated.
     """
     network: Any = base.network if base.whole else base.peft.get_base_model()
     original: GenerationConfig = network.generation_config
@@ -47,6 +49,7 @@ def decoding(
         pad_token_id=pad_id,
         decoder_start_token_id=original.decoder_start_token_id,
         forced_bos_token_id=forced_first,
+        suppress_tokens=sorted(suppressed) or None,
         **({"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}),
     )
     network.generation_config = settings

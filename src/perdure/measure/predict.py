@@ -251,7 +251,7 @@ def _write_answers(
         return answer_text(ids, frames[row], tokenizer=tokenizer, stops=stops, kept=kept[row])
 
     streamer = TextStream(lambda ids: read(0, ids), on_text) if on_text else None
-    generated_ids = _generate(
+    generated_ids = generate_ids(
         base,
         prompt_ids,
         max_completion_length=max_completion_length,
@@ -264,16 +264,21 @@ def _write_answers(
     )
     answers, ends = [], {*end_ids(base), *stops}
     for row, (prompt, ids) in enumerate(zip(prompt_ids, generated_ids, strict=True)):
-        # After the first end token there is only the padding of the batch.
-        end = next((place for place, token in enumerate(ids) if token in ends), None)
-        until_end = ids if end is None else ids[: end + 1]
-        answers.append(
-            Generated(prompt=prompt, ids=until_end, ended=end is not None, text=read(row, ids))
-        )
+        answer_ids, ended = until_end(ids, ends)
+        answers.append(Generated(prompt=prompt, ids=answer_ids, ended=ended, text=read(row, ids)))
     return answers
 
 
-def _generate(
+def until_end(ids: list[int], ends: Collection[int]) -> tuple[list[int], bool]:
+    """Return generated ids up to and with the first end token, and whether there is one.
+
+    After it there is only the padding of the batch.
+    """
+    end = next((place for place, token in enumerate(ids) if token in ends), None)
+    return (ids, False) if end is None else (ids[: end + 1], True)
+
+
+def generate_ids(
     base: Base,
     prompts: list[list[int]],
     max_completion_length: int,
@@ -283,11 +288,13 @@ def _generate(
     undecided: Undecided | None = None,
     temperature: float = 0.0,
     streamer: TextStream | None = None,
+    suppressed: Collection[int] = (),
 ) -> list[list[int]]:
-    """Generate an answer to each prompt.
+    """Generate an answer to each prompt, given as token ids.
 
     An answer ends with an end token or one of `stops`, after `max_completion_length` tokens, at the
-    model's last position, or when it is decided.
+    model's last position, or when it is decided. After the end there may be padding, which
+    `until_end` removes. The other arguments are those of `decoding`.
     """
     # A causal model continues from the last position, so its prompts are padded on the left.
     side: Side = "left" if base.kind == "causal" else "right"
@@ -301,6 +308,7 @@ def _generate(
         forced_first=first_token,
         stops=stops,
         temperature=temperature,
+        suppressed=suppressed,
     ) as settings:
         for batch in batches(prompts, batch_size, together=together, apart=rooms):
             ids, mask = _padded(base, [prompts[i] for i in batch], side)

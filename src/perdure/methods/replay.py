@@ -3,8 +3,8 @@
 from typing import Any, ClassVar
 
 from perdure.errors import PerdureError
+from perdure.methods.shared.rehearsal_ratio import RehearsalRatio
 from perdure.train.method import Family, Keeps, Method
-from perdure.train.step import rows_of_a_step
 
 
 class Replay(Method):
@@ -60,32 +60,10 @@ class Replay(Method):
             raise PerdureError(
                 f"replay: max_repeats must be >= 1, got {max_repeats}; null sets no limit"
             )
-        self.ratio, self.decay, self.max_repeats = ratio, decay, max_repeats
+        self.schedule = RehearsalRatio(ratio, decay=decay, max_repeats=max_repeats)
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        batches = len(train_dataloader)  # type: ignore[arg-type]
-        self.batches = batches * args.world_size  # micro-batches of an epoch
+        self.schedule.begin(args, train_dataloader)
 
     def rehearse(self, batch: int, size: int) -> list[dict[str, Any]]:
-        memory, args = self.context.memory, self.engine.args
-        if not memory:
-            return []
-        if self.ratio * rows_of_a_step(args) > len(memory):
-            return self._part_of_all(batch, size)
-        full_size = args.per_device_train_batch_size
-        start, end = (int(self.ratio * full_size * n) for n in (batch, batch + 1))
-        count = round((end - start) * size / full_size)
-        return memory.draw(start, count, decay=self.decay, max_repeats=self.max_repeats)
-
-    def _part_of_all(self, batch: int, size: int) -> list[dict[str, Any]]:
-        """The old rows of a micro-batch in a step that has each remembered row once."""
-        memory, args = self.context.memory, self.engine.args
-        parts = args.gradient_accumulation_steps * args.world_size  # micro-batches of a step
-        epoch, place = divmod(batch, self.batches)
-        step, part = divmod(place, parts)
-        step += epoch * -(-self.batches // parts)
-        if self.max_repeats is not None and step >= self.max_repeats:
-            return []
-        start, end = (len(memory) * n // parts for n in (part, part + 1))
-        count = round((end - start) * size / args.per_device_train_batch_size)
-        return memory.whole(step)[start : start + count]
+        return self.schedule.draw(self.context.memory, self.engine.args, batch=batch, size=size)

@@ -11,8 +11,10 @@ from transformers import TrainerCallback, TrainingArguments
 
 from perdure.config import Config
 from perdure.errors import PerdureError
+from perdure.models.base import Base
 from perdure.models.kinds import Kind
 from perdure.train.memory import Memory
+from perdure.train.passes import Passes
 
 
 Family = Literal[
@@ -51,6 +53,8 @@ class Steps(Protocol):
 class Engine(Steps, Protocol):
     """The part of Perdure's own engine, `train.trainer.ContinualTrainer`, that a method can use."""
 
+    base: Base
+    passes: Passes
     train_dataset: Any  # the features of the task's rows, a list
 
     @property
@@ -119,6 +123,7 @@ class Method(TrainerCallback):
         family: the group in which `perdure methods` lists it.
         paper: a link to its paper.
         rehearses: whether it uses remembered rows.
+        kinds: the kinds of model on which it works.
         needs: `lora` if it works only on LoRA's factors, `whole` if only on whole weights.
         reshapes: whether it changes which weights the model has. At most one method of a list may
             do so; it must come first, and no method of the list may be one that `follows`.
@@ -137,6 +142,7 @@ class Method(TrainerCallback):
     family: ClassVar[Family]
     paper: ClassVar[str | None] = None
     rehearses: ClassVar[bool] = False
+    kinds: ClassVar[tuple[Kind, ...]] = ("causal", "seq2seq", "encoder")
     needs: ClassVar[Literal["lora", "whole"] | None] = None
     reshapes: ClassVar[bool] = False
     follows: ClassVar[bool] = False
@@ -167,6 +173,11 @@ class Method(TrainerCallback):
         Raises:
             PerdureError: with the setting to change.
         """
+        if kind not in self.kinds:
+            raise PerdureError(
+                f"{self.name}: works only on a base of kind {' or '.join(self.kinds)}, and this "
+                f"one is of kind {kind}; choose another method or base"
+            )
         lora = config.adapter is not None and config.adapter.get("peft_type", "LORA") == "LORA"
         if self.needs == "whole" and config.adapter is not None:
             raise PerdureError(f"{self.name}: works on whole weights; set adapter=null")

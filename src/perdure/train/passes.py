@@ -34,6 +34,16 @@ class Passes:
         finally:
             handle.remove()
 
+    @contextmanager
+    def counting_as(self, rows: int) -> Iterator[None]:
+        """Count a block that generates texts as one forward pass of each of its `rows` rows.
+
+        With a cache, every token of a generated text passes through the model once.
+        """
+        before = self.forward
+        yield
+        self.forward = before + rows
+
     def _count_forward(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
         self.forward += len(outputs.logits)
         if outputs.logits.requires_grad:

@@ -1,5 +1,7 @@
 """The old model as a teacher of the new one, on the current batch."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -35,16 +37,24 @@ class Teacher:
         def teacher(**arguments: Tensor) -> Any:
             if self.old is not None:
                 return functional_call(model, self.old, args=(), kwargs=arguments)
-            with without_head(model).disable_adapter():
+            with adapter_disabled(model):
                 return model(**arguments)
 
-        training, flags = model.training, [(p, p.requires_grad) for p in model.parameters()]
+        training = model.training
         model.eval()
         _, outputs = task_loss(teacher, model, inputs, kind)  # type: ignore[arg-type]
         model.train(training)
-        for parameter, flag in flags:  # PEFT makes an adapter trainable when it enables it
-            parameter.requires_grad_(flag)
         return outputs
+
+
+@contextmanager
+def adapter_disabled(model: Any) -> Iterator[None]:
+    """Disable the adapter for a block, so that the model is the base."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    with without_head(model).disable_adapter():
+        yield
+    for parameter, flag in flags:  # PEFT makes an adapter trainable when it enables it
+        parameter.requires_grad_(flag)
 
 
 class HeadInputs:
@@ -85,18 +95,21 @@ def head(model: Any) -> nn.Module:
     return module
 
 
-def check_base(name: str, config: Config, logits_of: Kind | None = None) -> None:
+def check_base(
+    name: str, config: Config, logits_of: Kind | None = None, keyword: str = "teacher"
+) -> None:
     """Refuse settings with which the base cannot be the teacher.
 
-    `logits_of` is the kind of the model, if the method compares logits.
+    `logits_of` is the kind of the model, if the method compares logits. `keyword` is the method's
+    keyword that says `base`.
 
     Raises:
         PerdureError: there is no adapter to disable, or the base has no head.
     """
     if config.adapter is None:
         raise PerdureError(
-            f"{name}: teacher base is the base with its adapter disabled, and all weights are "
-            "trained here (adapter: null); set adapter={} or teacher previous"
+            f"{name}: {keyword} base is the base with its adapter disabled, and all weights are "
+            f"trained here (adapter: null); set adapter={{}} or {keyword} previous"
         )
     if logits_of == "encoder":
         raise PerdureError(
