@@ -9,6 +9,7 @@ from perdure import api
 from perdure.comparison.cell import Cell
 from perdure.comparison.grid import Grid, read_grid
 from perdure.config import load_config
+from perdure.errors import RefusedError
 from place import setting_for
 
 
@@ -53,6 +54,9 @@ def run_here(cell: Cell, folder: Path) -> Ended:
     """Runs the cell's YAML; what goes wrong ends up in its log, as from a process."""
     try:
         api.run(load_config(cell.file(folder, ".yaml")))
+    except RefusedError as error:
+        cell.file(folder, ".log").write_text(f"perdure: refused: {error}\n")
+        return Ended(3)
     except ValueError as error:
         cell.file(folder, ".log").write_text(f"perdure: error: {error}\n")
         return Ended(2)

@@ -241,6 +241,18 @@ def test_a_cell_that_breaks_stops_no_other_and_is_told(here, tmp_path):
     assert perdure("compare", path).status == 0
 
 
+def test_a_cell_that_the_gate_refused_is_counted_as_refused(here, tmp_path):
+    path = grid_yaml(tmp_path, gate={"kl": 1e-6}, grid={"method": ["sequential"], "seed": [0, 1]})
+    result = perdure("compare", path, "--json")
+    assert result.status == 3
+    assert result.err.splitlines()[-1] == "perdure: the gate refused 2 of 2 cells"
+    assert result.json["lines"][0]["refused"] == 2
+    for cell in result.json["cells"]:
+        assert cell["refused"]
+        assert cell["error"].startswith("refused: colour was refused: KL from the base")
+    assert "0 of 2, 2 refused" in perdure("compare", path).out
+
+
 def choosing(**more):
     return {"key": "training.learning_rate", "values": [1e-5, 1e-2], "held_out": 0.25, **more}
 

@@ -34,6 +34,7 @@ def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tu
             lines.append((f"  lost before: {_change(name, change)}", True))
         elif name not in judged["lost"]:
             label = "scored" if change["before"] is None else "kept"
+            label = "collapsed" if change["collapse"] else label
             lines.append((f"  {label}: {_change(name, change)}", False))
     lines += [(f"  {line}", judged["general"].get("lost", False)) for line in _general(judged)]
     if judged["unmeasured"]:
