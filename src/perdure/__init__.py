@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from perdure.config import Config, load_config
     from perdure.data.task import Split, Task
     from perdure.lineage.lineage import Lineage
+    from perdure.measure.guard.callback import Guard
     from perdure.methods.recurrent_kif.method import RecurrentKIF
 
 __all__ = [
     "Config",
+    "Guard",
     "Lineage",
     "PerdureError",
     "RecurrentKIF",
@@ -69,6 +71,7 @@ __all__ = [
 VERBS = [name for name in __all__ if name.islower() and name != "load_config"]
 HOMES = {
     "Config": "config",
+    "Guard": "measure.guard.callback",
     "Lineage": "lineage.lineage",
     "RecurrentKIF": "methods.recurrent_kif.method",
     "Split": "data.task",

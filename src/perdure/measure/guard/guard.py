@@ -41,6 +41,7 @@ def guard(
     batch_size: int = BATCH_SIZE,
     reference_answers: Sequence[Generated] | None = None,
     answers: Sequence[Generated] | None = None,
+    with_kl: bool = True,
 ) -> dict[str, Any]:
     """Measure what a model has lost of a reference's general ability.
 
@@ -53,6 +54,8 @@ def guard(
         batch_size: rows per batch.
         reference_answers: the result of `ask` for the reference, if there is one already.
         answers: the same for the model now.
+        with_kl: whether the KL is measured. It cannot be if the reference's network has changed
+            since it gave its answers.
 
     Returns:
         The result of `compare` with `kl` and `verdict`, as plain JSON.
@@ -80,9 +83,11 @@ def guard(
         "chat_template": in_template,
         "system": system,
         **compare(rows, before, now),
-        "kl": mean_divergence(reference, subject, before, batch_size),
+        "kl": mean_divergence(reference, subject, before, batch_size) if with_kl else None,
         "same_vocabulary": same_vocabulary(reference, subject),
     }
+    if not with_kl:
+        result["weights_kept"] = False
     return {**result, "verdict": words(result)}
 
 

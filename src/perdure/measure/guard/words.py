@@ -44,6 +44,8 @@ def _divergence(result: dict[str, Any]) -> str:
     reason = "the outputs are not finite or not of the same size"
     if not result["same_vocabulary"]:
         reason = "the vocabularies differ"
+    elif not result.get("weights_kept", True):
+        reason = "its weights were not kept"
     return f"KL from {result['reference']}: not measured, because {reason}"
 
 

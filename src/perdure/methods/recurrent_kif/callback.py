@@ -18,7 +18,6 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
 from transformers import TrainingArguments
@@ -29,6 +28,7 @@ from perdure.methods.recurrent_kif.callback_memory import features_by_task, is_s
 from perdure.methods.shared.importance import flatten, write_back
 from perdure.models.kinds import Kind
 from perdure.models.layout import METHOD_STATE
+from perdure.models.sharded import is_sharded
 from perdure.seeds import derive, forked
 from perdure.train.memory import Memory
 from perdure.train.method import Method, TaskContext
@@ -284,11 +284,10 @@ def check_trainer(args: TrainingArguments, state: Any, model: nn.Module, where: 
     accelerator = AcceleratorState()
     parameters = [p for p in model.parameters() if p.requires_grad]
     optim = str(getattr(args.optim, "value", args.optim))
-    sharded = accelerator.distributed_type in ("FSDP", "DEEPSPEED", "MEGATRON_LM")
     faults = {
         "fp16, whose gradients are scaled; use bf16": accelerator.mixed_precision == "fp16",
         "sharded weights (FSDP, DeepSpeed, tensor parallel); train on one GPU or with DDP": (
-            sharded or any(isinstance(p, DTensor) for p in parameters)
+            is_sharded(model)
         ),
         "weights on several devices; load the model without device_map, or on one device": (
             len({p.device for p in parameters}) > 1
