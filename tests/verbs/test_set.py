@@ -1,5 +1,6 @@
 """`set`: the ledger has the settings, `lineage.yaml` shows them, and a stage keeps its own."""
 
+import json
 import shlex
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from perdure import PerdureError
 from perdure.api import configure, init, learn, log, revert, run, show, verify
 from perdure.config import Config, load_config
 from perdure.lineage import lineage as module
+from perdure.lineage.ledger import append
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import command, differences, stored
 from perdure.reporting.read import read
@@ -128,11 +130,11 @@ def test_before_the_first_stage_all_but_the_base_can_change(tmp_path, monkeypatc
 
 def test_a_run_with_other_settings_says_what_to_type(place):
     settings = Lineage("lineage").config.to_dict() | {"lineage": "lineage"}
-    line = r"lineage: has other settings \(memory.ratio 0.1, not 0.5; method sequential, not replay"
+    line = r"lineage: has other settings \(method sequential, not replay; memory.ratio 0.1, not 0.5"
     other = {**settings, "method": "replay", "memory": {"ratio": 0.5}}
     with pytest.raises(PerdureError, match=line) as error:
         run(other)
-    assert "type `perdure set lineage memory.ratio=0.5 method=replay`" in str(error.value)
+    assert "type `perdure set lineage method=replay memory.ratio=0.5`" in str(error.value)
     configure("lineage", method="replay", **{"memory.ratio": 0.5})
     assert run(other).head == 2
     with pytest.raises(PerdureError, match=r"seed cannot change any more.*lineage=FOLDER"):
@@ -191,6 +193,24 @@ def test_a_stop_before_the_file_is_written_is_mended_by_the_next_verb(place, mon
     learn_again("more")
     assert yaml.safe_load(FILE.read_text())["memory"]["ratio"] == 0.5
     assert verify("lineage") == []
+
+
+def test_a_lineage_that_is_older_than_a_setting_has_its_default(place):
+    """As after an upgrade: neither the ledger nor the file has the key yet."""
+    ledger = Path("lineage/ledger.jsonl")
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    del lines[0]["settings"]["mask_history"]
+    ledger.unlink()
+    for line in lines:
+        append(ledger, line)
+    settings = yaml.safe_load(FILE.read_text())
+    del settings["mask_history"]
+    FILE.write_text(yaml.safe_dump(settings))
+    assert Lineage("lineage").config.mask_history is False
+    assert verify("lineage") == []
+    entry = configure("lineage", mask_history=True)
+    assert entry is not None
+    assert entry["changed"] == {"mask_history": [False, True]}
 
 
 def test_commands_for_changes_are_read_back_as_the_same_settings(kind, tmp_path):

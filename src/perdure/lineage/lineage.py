@@ -174,7 +174,10 @@ class Lineage(History):
         None if the ledger has none, as those of the first releases.
         """
         lines = [e["settings"] for e in self.ledger[:count] if "settings" in e]
-        return lines[-1] if lines and isinstance(lines[-1], dict) else None
+        if not lines or not isinstance(lines[-1], dict):
+            return None
+        # Keys that are newer than the line get their defaults.
+        return stored(loaded(lines[-1], self.pin, self.path), self.path)
 
     def config_at(self, entry: dict[str, Any] | None) -> Config:
         """Return the settings with which a stage was made; None means the newest settings."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from perdure.config import TOGETHER, Config
+from perdure.config import DEFAULT_TRAINING, TOGETHER, Config, filled_adapter
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import FREE, command, loaded, moved
 
@@ -38,7 +38,8 @@ def rerun(lineage: Lineage) -> Rerun:
     as_run = lineage.config.tasks is not None and (lineage.config.mode in TOGETHER or not changed)
     first = lineage.settings_at(1)
     config = loaded(first, lineage.pin, lineage.path) if first and not as_run else lineage.config
-    settings = yaml.safe_dump(_settings(config), sort_keys=False, allow_unicode=True)
+    kept = _settings(config) if as_run else {**_settings(config), **_chosen_by_init(config)}
+    settings = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
     if as_run:
         return Rerun(settings, (f"perdure run {FILE} lineage={FOLDER}",))
     init = f"perdure init {FOLDER} --config {FILE}"
@@ -65,6 +66,20 @@ def _settings(config: Config) -> dict[str, Any]:
             values = changed[section].items()
             changed[section] = {k: v for k, v in values if v != defaults[section][k]}
     return {"base": config.base, **changed}
+
+
+def _chosen_by_init(config: Config) -> dict[str, Any]:
+    """Return the settings that `init` would choose if they were left out, defaults or not."""
+    adapter = filled_adapter(config.adapter)
+    is_lora = adapter is not None and str(adapter.get("peft_type", "LORA")).upper() == "LORA"
+    if adapter is not None and is_lora and "target_parameters" not in adapter:
+        adapter = {"target_modules": None, **adapter}  # None: the layers that PEFT chooses
+    return {
+        "method": config.method,
+        "training": {**DEFAULT_TRAINING, **config.training},
+        "memory": dataclasses.asdict(config.memory),
+        "adapter": adapter,
+    }
 
 
 def _learn(lineage: Lineage, task: dict[str, Any]) -> str:
