@@ -153,7 +153,7 @@ KEYS = [
     ("use_dora", "write adapter.use_dora"),
     ("load_in_4bit", "write quantization.load_in_4bit"),
     ("bnb_4bit_quant_type", "write quantization.bnb_4bit_quant_type"),
-    ("ratio", "write memory.ratio or general.ratio or method: {replay: {ratio: ...}}"),
+    ("ratio", "write memory.ratio or general.ratio"),
     ("choose", "write memory.choose"),
     ("file", "write general.file"),
     ("inner_steps", "write method: {recurrent_kif: {inner_steps: ...}}"),
