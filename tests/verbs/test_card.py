@@ -79,7 +79,7 @@ def here(made, tmp_path, monkeypatch) -> Path:
     return tmp_path / "here"
 
 
-@pytest.mark.slow  # a process that imports torch and PEFT; test_export.py runs a card for every change
+@pytest.mark.slow  # a process with torch and PEFT; test_export.py runs a card for every change
 def test_the_code_answers_as_try_does_in_the_template_and_as_plain_text(here):
     chat, plain = "lineage/stages/0001-colour", "lineage/stages/0002-animal"
     text = Path(chat, "README.md").read_text()
