@@ -9,6 +9,7 @@ from perdure.comparison.grid import read_grid
 from perdure.comparison.matched import matched
 from perdure.errors import PerdureError
 from perdure.methods import make
+from perdure.methods.replay import Replay
 
 
 pytestmark = pytest.mark.own
@@ -211,7 +212,9 @@ def test_replay_is_matched_with_the_rows_of_the_outer_steps():
     assert found[1] == {"replay": {"decay": 1.0, "ratio": ratio}}
     assert found[2] == KIF
     assert [m.name for m in make(found[3])] == ["ewc", "replay"]
-    assert make(found[3])[1].ratio == ratio
+    replay = make(found[3])[1]
+    assert isinstance(replay, Replay)
+    assert replay.schedule.ratio == ratio
     assert [line.name for line in matched(grid).lines] == [line.name for line in grid.lines]
     default = matched(read(grid={"method": ["replay", "recurrent_kif"]}, compute_matched=True))
     assert default.lines[0].settings["method"] == {"replay": {"ratio": 0.5}}

@@ -28,6 +28,7 @@ from perdure.errors import PerdureError
 from perdure.methods.recurrent_kif import callback
 from perdure.methods.recurrent_kif.callback import CallbackSteps
 from perdure.methods.recurrent_kif.method import RecurrentKIF
+from perdure.models import sharded
 from perdure.train.step import gradient_of
 from tiny import tiny_model, tiny_rows
 
@@ -60,7 +61,8 @@ def test_settings_that_hide_weights_or_gradients_are_refused(
     accelerator, arguments, said, monkeypatch
 ):
     state = {"mixed_precision": "no", "distributed_type": "NO", **accelerator}
-    monkeypatch.setattr(callback, "AcceleratorState", lambda: SimpleNamespace(**state))
+    for module in (callback, sharded):
+        monkeypatch.setattr(module, "AcceleratorState", lambda: SimpleNamespace(**state))
     args = SimpleNamespace(**{"optim": "adamw_torch", "learning_rate": 1e-3, **arguments})
     search = SimpleNamespace(is_hyper_param_search=False)
     with pytest.raises(PerdureError, match=said) as caught:
