@@ -240,6 +240,7 @@ def test_without_an_adapter_a_resumed_training_is_compared_with_the_checkpoint(t
 @pytest.mark.parametrize("lora", [True, False])
 def test_in_sft_training_is_bitwise_the_same_and_in_the_chat_template(lora, tmp_path):
     def learned(*callbacks: Any) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)  # older releases of TRL draw the adapter's first weights unseeded
         tokenizer = tiny_tokenizer("causal")
         tokenizer.chat_template = TEMPLATE
         settings: Any = {**PLAIN, "bf16": True, "gradient_checkpointing": True, "max_length": 64}
