@@ -1,13 +1,10 @@
 """The answers of a stage to test rows, as they are kept in its folder."""
 
-import gzip
-import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from perdure.errors import PerdureError, one_line
+from perdure.measure.compressed import read_compressed, write_compressed
 
 
 @dataclass
@@ -29,8 +26,7 @@ def write_predictions(file: Path, predictions: Mapping[str, Mapping[str, Predict
         when: {name: asdict(answers) for name, answers in by_task.items() if answers.answers}
         for when, by_task in predictions.items()
     }
-    text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
-    file.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))  # the same bytes every time
+    write_compressed(file, plain)
 
 
 def read_predictions(file: Path) -> dict[str, dict[str, Predictions]]:
@@ -41,13 +37,10 @@ def read_predictions(file: Path) -> dict[str, dict[str, Predictions]]:
     """
     if not file.is_file():
         return {"before": {}, "after": {}}
-    try:
-        plain = json.loads(gzip.decompress(file.read_bytes()))
-        return {
+    return read_compressed(
+        file,
+        lambda plain: {
             when: {name: Predictions(**answers) for name, answers in by_task.items()}
             for when, by_task in plain.items()
-        }
-    except (OSError, EOFError, zlib.error, ValueError, AttributeError, TypeError) as error:
-        raise PerdureError(
-            f"{file}: damaged ({one_line(error)}); restore it from a copy"
-        ) from error
+        },
+    )

@@ -20,7 +20,8 @@ from perdure.measure.batches import evaluating
 from perdure.measure.decoding import end_ids
 from perdure.measure.predict import LONG, generate_ids, room_for_prompt, until_end
 from perdure.methods.shared.rehearsal_ratio import RehearsalRatio
-from perdure.methods.shared.teacher import Source, adapter_disabled, check_base
+from perdure.methods.shared.teacher import Source, check_base
+from perdure.models.adapter_disabled import adapter_disabled
 from perdure.models.base import Base
 from perdure.models.kinds import Kind
 from perdure.seeds import derive, forked

@@ -128,14 +128,15 @@ def learn_stage(
     scores_after, after = _scores_after(base, plan)
     clock.lap("score")
     if stage_folder:
-        scores = {
-            "after": scores_after,
-            "before": scores_before,
-            "base": base_scores,
-            "truncated": truncated,
-        }
-        _write(base, methods, new_memory, scores, stage_folder)
-        write_predictions(stage_folder / PREDICTIONS, {"before": before, "after": after})
+        scores = {"after": scores_after, "before": scores_before, "base": base_scores}
+        _write(
+            base,
+            methods,
+            new_memory,
+            scores={**scores, "truncated": truncated},
+            predictions={"before": before, "after": after},
+            stage_folder=stage_folder,
+        )
     for method in methods:
         del method.engine  # frees the optimizer; the methods stay for the next task
     rows_passed = {"forward": passes.forward, "backward": passes.backward}
@@ -170,14 +171,15 @@ def adopt_stage(
     clock.lap("prepare")
     scores_after, after = _scores_after(base, plan)
     clock.lap("score")
-    scores = {
-        "after": scores_after,
-        "before": scores_before,
-        "base": base_scores,
-        "truncated": truncated,
-    }
-    _write(base, plan.methods, new_memory, scores, stage_folder)
-    write_predictions(stage_folder / PREDICTIONS, {"before": before, "after": after})
+    scores = {"after": scores_after, "before": scores_before, "base": base_scores}
+    _write(
+        base,
+        plan.methods,
+        new_memory,
+        scores={**scores, "truncated": truncated},
+        predictions={"before": before, "after": after},
+        stage_folder=stage_folder,
+    )
     return clock.seconds, {}
 
 
@@ -338,9 +340,10 @@ def _write(
     methods: Sequence[Method],
     new_memory: list[Row],
     scores: dict[str, Any],
+    predictions: Mapping[str, Mapping[str, Predictions]],
     stage_folder: Path,
 ) -> None:
-    """Create the folder of the stage, with weights, methods' tensors, memory and scores."""
+    """Create the folder of the stage: weights, methods' tensors, memory, scores and answers."""
     stage_folder.mkdir()
     save_weights(base, stage_folder)
     save_state(methods, stage_folder)
@@ -348,6 +351,7 @@ def _write(
     (stage_folder / MEMORY).write_text("".join(lines), encoding="utf-8")
     text = json.dumps(scores, sort_keys=True, ensure_ascii=False, indent=2)
     (stage_folder / SCORES).write_text(text + "\n", encoding="utf-8")
+    write_predictions(stage_folder / PREDICTIONS, predictions)
 
 
 class _Clock:

@@ -76,17 +76,9 @@ def advance(
     torch.set_num_threads(config.threads or torch.get_num_threads())
     stages, number = lineage.stages, lineage.next_stage
     previous = stages[-1] if stages and config.mode == "sequential" else None
-    entry, general_memory = _entry(lineage, learned, number)
-    if checkpoint:
-        general_memory = []
-        files = hashes(checkpoint, whole=config.adapter is None)
-        entry |= {"verb": "adopt", "method": "adopted", "checkpoint": files}
-        entry.pop("general", None)
+    entry, general_memory = _entry(lineage, learned, number, checkpoint)
     key = lineage.decided_by(entry)
-    if refused := lineage.refusal(key):
-        raise RefusedError(
-            _refused_text(lineage, refused, "was refused before, and is not learned again")
-        )
+    _check_not_refused(lineage, key)
     task_id = entry["task"]["id"]
     old_tasks = _old_tasks(lineage, open_tasks or {}, data, say) if old else {}
     learned_with = {
@@ -125,14 +117,7 @@ def advance(
     )
     for line in [*losses(judged), *open_limits(config.gate, judged)]:
         say(f"warning: {line}")
-    facts = StageFacts(
-        cells=after,
-        verdict=judged,
-        max_new_tokens=config.max_completion_length,
-        has_template=bool(base.tokenizer.chat_template),
-    )
-    card = model_card(base.kind, lineage.pin, entry, entry["kind"], place=".", facts=facts)
-    (built / CARD).write_text(card, encoding="utf-8")
+    _write_card(lineage, base, entry, cells=after, judged=judged, built=built)
     if reasons := beyond(config.gate, judged):
         lineage.refuse(built, entry, reasons, key)
         raise RefusedError(_refused_text(lineage, lineage.ledger[-1], "was refused"))
@@ -171,6 +156,37 @@ def _judged(
         methods=plan.methods,
         general=general,
     )
+
+
+def _write_card(
+    lineage: Lineage,
+    base: Base,
+    entry: dict[str, Any],
+    cells: Mapping[str, Any],
+    judged: dict[str, Any],
+    built: Path,
+) -> None:
+    """Write the card of a stage into the folder of its files."""
+    facts = StageFacts(
+        cells=cells,
+        verdict=judged,
+        max_new_tokens=lineage.config.max_completion_length,
+        has_template=bool(base.tokenizer.chat_template),
+    )
+    card = model_card(base.kind, lineage.pin, entry, entry["kind"], place=".", facts=facts)
+    (built / CARD).write_text(card, encoding="utf-8")
+
+
+def _check_not_refused(lineage: Lineage, key: str) -> None:
+    """Check that the gate has not refused this stage before.
+
+    Raises:
+        RefusedError: it has; the line gives the reason.
+    """
+    if refused := lineage.refusal(key):
+        raise RefusedError(
+            _refused_text(lineage, refused, "was refused before, and is not learned again")
+        )
 
 
 def _refused_text(lineage: Lineage, refused: dict[str, Any], what: str) -> str:
@@ -217,7 +233,7 @@ def _work_folder(lineage: Lineage, entry: dict[str, Any]) -> Path:
 
 
 def _entry(
-    lineage: Lineage, learned: Sequence[Task], number: int
+    lineage: Lineage, learned: Sequence[Task], number: int, checkpoint: Path | None
 ) -> tuple[dict[str, Any], list[Row]]:
     """Return the new stage's line without its results, and the general rows that it names."""
     config, task = lineage.config, learned[-1]
@@ -240,6 +256,9 @@ def _entry(
         **({"with": others} if others else {}),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
     }
+    if checkpoint:
+        files = hashes(checkpoint, whole=config.adapter is None)
+        return {**entry, "verb": "adopt", "method": "adopted", "checkpoint": files}, []
     if config.general.file is None:
         return entry, []
     rows = general_rows(config, task, number)

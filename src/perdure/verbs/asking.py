@@ -3,13 +3,12 @@
 from contextlib import ExitStack
 from typing import Any
 
-import torch
-
 from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import as_stored
 from perdure.methods import make
 from perdure.models.base import Base
+from perdure.train.stage import scoring_context
 
 
 def as_scored(lineage: Lineage, entry: dict[str, Any] | None, base: Base) -> ExitStack:
@@ -24,13 +23,9 @@ def as_scored(lineage: Lineage, entry: dict[str, Any] | None, base: Base) -> Exi
         entry: the ledger's line of the stage; None for stage 0.
         base: the model with the stage's weights. It is also stage 0 if `is_untouched`.
     """
-    config, stack = lineage.config_at(entry), ExitStack()
-    for method in make(config.method):
-        stack.enter_context(method.inference(base.model))
+    config = lineage.config_at(entry)
+    stack = scoring_context(base, config, make(config.method))
     stack.enter_context(as_stored(lineage, entry, base))
-    device = next(base.model.parameters()).device.type
-    bf16 = bool(config.training.get("bf16"))
-    stack.enter_context(torch.autocast(device, torch.bfloat16, enabled=bf16))
     return stack
 
 

@@ -9,10 +9,11 @@ from perdure.config import GuardSettings
 from perdure.lineage.lineage import Lineage
 from perdure.measure.guard.budget import FEWEST, affordable, cost
 from perdure.measure.guard.checks import passes
-from perdure.measure.guard.guard import ask, guard, has_template, is_able
+from perdure.measure.guard.guard import LIMIT, ask, guard, has_template, is_able
 from perdure.measure.guard.kept import (
     Kept,
     fallen_and_risen,
+    keep,
     question_key,
     read_answers,
     write_answers,
@@ -21,13 +22,11 @@ from perdure.measure.guard.rows import GuardRow, read_guard_rows, sampled
 from perdure.measure.guard.subject import Subject
 from perdure.measure.predict import Generated
 from perdure.measure.statistics import SIGNIFICANCE, sign_test
+from perdure.models.adapter_disabled import adapter_disabled
 from perdure.models.base import Base
 from perdure.models.layout import GUARD
 from perdure.train.method import Method
 from perdure.train.stage import scoring_context
-
-
-OF_A_CHECKPOINT = 70  # rows that a checkpoint which was trained elsewhere is asked
 
 
 def measure_general(
@@ -62,62 +61,57 @@ def measure_general(
     if base.kind == "encoder":
         return {"unmeasured": "an encoder does not write"}
     rows = _rows(settings, base, counts, always=_is_gated(lineage))
+    if not rows and not settings.share:
+        return {"unmeasured": "guard.share is 0"}
     if not rows:
         return {"unmeasured": "the stage was so short that the guard would have taken too long"}
     reference, subject = _subjects(lineage, base, methods, beginning, number)
-    in_template, tokens = has_template(reference), settings.max_new_tokens
     asked: dict[str, Any] = {
-        "in_template": in_template,
+        "in_template": has_template(reference),
         "system": settings.system,
-        "max_new_tokens": tokens,
+        "max_new_tokens": settings.max_new_tokens,
     }
-    keys = [question_key(row, **asked) for row in rows]
-    base_answers = _base_answers(lineage, reference, rows, keys, asked)
-    base_passes = [passes(a.text, row.checks) for a, row in zip(base_answers, rows, strict=True)]
+    bf16 = bool(lineage.config.training.get("bf16"))
+    questions = [question_key(row, **asked, bf16=bf16) for row in rows]
+    base_answers = _base_answers(lineage, reference, rows, questions, asked)
     # A base that cannot do the checks has nothing to lose of them, and only the KL is measured.
-    answers = ask(subject, rows, **asked) if is_able(base_passes) else None
+    able = is_able([passes(a.text, row.checks) for a, row in zip(base_answers, rows, strict=True)])
+    answers = ask(subject, rows, **asked) if able else None
     result = guard(
         reference,
         subject,
         rows,
         system=settings.system,
-        max_new_tokens=tokens,
+        max_new_tokens=settings.max_new_tokens,
         reference_answers=base_answers,
-        answers=base_answers if answers is None else answers,
+        answers=answers if able else base_answers,
     )
-    del result["flips"], result["verdict"]  # they can be had from the answers and the numbers
-    if answers is None:
-        del result["now"]
+    # What can be had from the answers and the numbers is not kept, nor what was not asked.
+    for key in ("flips", "verdict") if able else ("flips", "verdict", "now"):
+        del result[key]
     kept = {
-        key: Kept(
-            id=row.id,
-            skill=row.skill,
-            prompt=row.messages[-1]["content"],
-            base=base_answer,
-            base_passes=was_right,
-            answer=answer.text if answer else None,
-            passes=passes(answer.text, row.checks) if answer else False,
-        )
-        for key, row, base_answer, was_right, answer in zip(
-            keys, rows, base_answers, base_passes, answers or [None] * len(rows), strict=True
+        row.id: keep(row, question, base_answer, answer)
+        for row, question, base_answer, answer in zip(
+            rows, questions, base_answers, answers or [None] * len(rows), strict=True
         )
     }
     write_answers(built / GUARD, kept)
-    return {**result, **_since_the_last_stage(lineage, kept, result)}
+    return {**result, **_since_the_last_stage(lineage, rows, kept, lost=result["lost"])}
 
 
 def _base_answers(
     lineage: Lineage,
     reference: Subject,
     rows: Sequence[GuardRow],
-    keys: Sequence[str],
+    questions: Sequence[str],
     asked: dict[str, Any],
 ) -> list[Generated]:
     """Return the base's answer to each row, asking only what no earlier stage has asked."""
     known = _known_answers(lineage)
-    unknown = [row for row, key in zip(rows, keys, strict=True) if key not in known]
+    pairs = list(zip(rows, questions, strict=True))
+    unknown = [row for row, question in pairs if question not in known]
     new_answers = iter(ask(reference, unknown, **asked) if unknown else ())
-    return [known[key] if key in known else next(new_answers) for key in keys]
+    return [known[question] if question in known else next(new_answers) for _, question in pairs]
 
 
 def _rows(
@@ -134,7 +128,7 @@ def _rows(
     rows = read_guard_rows(settings.rows)
     passed = counts.get("rows")
     if settings.limit is not None or passed is None:
-        return sampled(rows, settings.limit or OF_A_CHECKPOINT)
+        return sampled(rows, settings.limit or LIMIT)
     limit = affordable(
         settings.share,
         forward=passed["forward"] * counts["row_tokens"],
@@ -167,7 +161,7 @@ def _subjects(
 
     def of_the_base() -> ExitStack:
         stack = scoring_context(base, lineage.config, methods=())
-        stack.enter_context(base.peft.disable_adapter())
+        stack.enter_context(adapter_disabled(base.model))
         return stack
 
     subject = Subject(f"stage {number}", base, of_the_stage)
@@ -186,21 +180,21 @@ def _known_answers(lineage: Lineage) -> dict[str, Generated]:
     for entry in lineage.stage_entries.values():
         if "folder" in entry:
             stored = read_answers(lineage.folder(entry) / GUARD)
-            known |= {key: kept.base for key, kept in stored.items()}
+            known |= {kept.question: kept.base for kept in stored.values()}
     return known
 
 
 def _since_the_last_stage(
-    lineage: Lineage, kept: Mapping[str, Kept], result: Mapping[str, Any]
+    lineage: Lineage, rows: Sequence[GuardRow], kept: Mapping[str, Kept], lost: bool
 ) -> dict[str, Any]:
     """Return what changed since the stage before, as far as it was asked the same rows."""
     if not lineage.stages:
         return {"since": None, "lost_before": False}
     last = lineage.stages[-1]
-    fell, rose = fallen_and_risen(read_answers(lineage.folder(last) / GUARD), kept)
+    fell, rose = fallen_and_risen(rows, read_answers(lineage.folder(last) / GUARD), kept)
     p = sign_test(fell, rose)
     had_lost = ((lineage.verdict(last) or {}).get("general") or {}).get("lost", False)
     return {
         "since": {"fell": fell, "rose": rose, "p": p},
-        "lost_before": result["lost"] and had_lost and p >= SIGNIFICANCE,
+        "lost_before": lost and had_lost and p >= SIGNIFICANCE,
     }

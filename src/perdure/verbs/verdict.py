@@ -103,7 +103,7 @@ def _flipped(answers: Mapping[str, Kept]) -> list[dict[str, Any]]:
     return [
         {
             "task": GUARDED,
-            "row": kept.id,
+            "row": row_id,
             "question": kept.prompt,
             "right": None,
             "before": kept.base.text,
@@ -111,8 +111,8 @@ def _flipped(answers: Mapping[str, Kept]) -> list[dict[str, Any]]:
             "score_before": float(kept.base_passes),
             "score_after": float(kept.passes),
         }
-        for kept in answers.values()
-        if kept.answer is not None and kept.base_passes != kept.passes
+        for row_id, kept in answers.items()
+        if kept.passes is not None and kept.base_passes != kept.passes
     ]
 
 

@@ -20,19 +20,17 @@ from transformers import (
 )
 
 from perdure.errors import PerdureError
-from perdure.measure.guard.guard import MAX_NEW_TOKENS, ask, guard, has_template
+from perdure.measure.guard.guard import LIMIT, MAX_NEW_TOKENS, ask, guard, has_template
 from perdure.measure.guard.rows import GuardRow, read_guard_rows, sampled
 from perdure.measure.guard.subject import Subject
 from perdure.measure.predict import Generated
+from perdure.models.adapter_disabled import adapter_disabled
 from perdure.models.base import Base
 from perdure.models.kinds import kind_of
 from perdure.models.limits import limits
 from perdure.models.sharded import is_sharded
 from perdure.say import Say
 from perdure.seeds import forked
-
-
-LIMIT = 70  # rows
 
 
 @dataclass(eq=False)
@@ -310,21 +308,14 @@ def has_untouched_base(model: nn.Module) -> bool:
 
 @contextmanager
 def without_adapter(model: PeftModel) -> Iterator[None]:
-    """Disable the adapter for a block, and restore which parameters are trainable after it.
+    """Disable the adapter for a block, without PEFT's warning of trained biases.
 
-    PEFT freezes all of the adapter's parameters and then makes all of them trainable.
+    `has_untouched_base` finds these.
     """
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        with warnings.catch_warnings():
-            # PEFT warns of trained biases, which `has_untouched_base` finds.
-            warnings.filterwarnings("ignore", "Careful, disabling adapter layers", UserWarning)
-            with model.disable_adapter():
-                yield
-    finally:
-        for parameter, flag in flags:
-            if parameter.requires_grad != flag:
-                parameter.requires_grad_(flag)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Careful, disabling adapter layers", UserWarning)
+        with adapter_disabled(model):
+            yield
 
 
 @contextmanager

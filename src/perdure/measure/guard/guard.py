@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from statistics import fmean
 from typing import Any
 
+from perdure.config import GuardSettings
 from perdure.errors import PerdureError
 from perdure.measure.guard.checks import passes
 from perdure.measure.guard.divergence import mean_divergence, same_vocabulary
@@ -28,7 +29,8 @@ from perdure.measure.statistics import SIGNIFICANCE, sign_test
 
 NET = 0.03  # share of all checks that must be lost net
 ABLE = 0.1  # share of the checks that the reference must pass, or nothing is judged
-MAX_NEW_TOKENS = 48
+MAX_NEW_TOKENS = GuardSettings.max_new_tokens
+LIMIT = 70  # rows that are asked where nothing else decides their number
 BATCH_SIZE = 32
 
 

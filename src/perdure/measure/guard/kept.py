@@ -4,15 +4,12 @@ The base's answers are among them, with their token ids, so that later stages ne
 the same rows again.
 """
 
-import gzip
-import json
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from perdure.errors import PerdureError, one_line
+from perdure.measure.compressed import read_compressed, write_compressed
+from perdure.measure.guard.checks import passes
 from perdure.measure.guard.rows import GuardRow
 from perdure.measure.predict import Generated
 from perdure.seeds import digest
@@ -23,34 +20,44 @@ class Kept:
     """What is kept of one row.
 
     Args:
-        id: the row's name.
-        skill: what the row asks for.
+        question: a hash of everything that decides the base's answer (`question_key`).
         prompt: the row's last message.
         base: the base's answer.
+        base_passes: whether it passes the row's checks.
         answer: the text of the stage's answer, None if only the base was asked.
-        base_passes: whether the base's answer passes the row's checks.
-        passes: whether the stage's answer does.
+        passes: whether the stage's answer passes the checks, None if it was not asked.
     """
 
-    id: str
-    skill: str
+    question: str
     prompt: str
     base: Generated
-    answer: str | None
     base_passes: bool
-    passes: bool
+    answer: str | None
+    passes: bool | None
 
 
-def question_key(row: GuardRow, in_template: bool, system: str | None, max_new_tokens: int) -> str:
+def question_key(
+    row: GuardRow, in_template: bool, system: str | None, max_new_tokens: int, bf16: bool
+) -> str:
     """Return a hash of everything that decides the base's answer to a row, but the base."""
-    return digest(row.messages, in_template, system, max_new_tokens)[:16]
+    return digest(row.messages, in_template, system, max_new_tokens, bf16)[:16]
+
+
+def keep(row: GuardRow, question: str, base_answer: Generated, answer: Generated | None) -> Kept:
+    """Judge the answers to a row, and return what is kept of them."""
+    return Kept(
+        question=question,
+        prompt=row.messages[-1]["content"],
+        base=base_answer,
+        base_passes=passes(base_answer.text, row.checks),
+        answer=None if answer is None else answer.text,
+        passes=None if answer is None else passes(answer.text, row.checks),
+    )
 
 
 def write_answers(file: Path, answers: Mapping[str, Kept]) -> None:
-    """Write what is kept of each row, by its key, as compressed JSON."""
-    plain = {key: asdict(kept) for key, kept in answers.items()}
-    text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
-    file.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))  # the same bytes every time
+    """Write what is kept of each row, by the row's id, as compressed JSON."""
+    write_compressed(file, {row_id: asdict(kept) for row_id, kept in answers.items()})
 
 
 def read_answers(file: Path) -> dict[str, Kept]:
@@ -61,28 +68,33 @@ def read_answers(file: Path) -> dict[str, Kept]:
     """
     if not file.is_file():
         return {}
-    try:
-        plain: dict[str, Any] = json.loads(gzip.decompress(file.read_bytes()))
-        return {
-            key: Kept(**{**kept, "base": Generated(**kept["base"])}) for key, kept in plain.items()
-        }
-    except (
-        OSError,
-        EOFError,
-        zlib.error,
-        ValueError,
-        AttributeError,
-        TypeError,
-        KeyError,
-    ) as error:
-        raise PerdureError(
-            f"{file}: damaged ({one_line(error)}); restore it from a copy"
-        ) from error
+    return read_compressed(
+        file,
+        lambda plain: {
+            row_id: Kept(**{**kept, "base": Generated(**kept["base"])})
+            for row_id, kept in plain.items()
+        },
+    )
 
 
-def fallen_and_risen(before: Mapping[str, Kept], now: Mapping[str, Kept]) -> tuple[int, int]:
-    """Return how many rows passed before and fail now, and the reverse, of those asked twice."""
-    pairs: Sequence[tuple[bool, bool]] = [
-        (before[key].passes, kept.passes) for key, kept in now.items() if key in before
+def fallen_and_risen(
+    rows: Sequence[GuardRow], before: Mapping[str, Kept], now: Mapping[str, Kept]
+) -> tuple[int, int]:
+    """Return how many rows passed before and fail now, and the reverse.
+
+    Only rows whose question was answered both times count. Both answers are judged by the checks
+    that the rows have now.
+    """
+    asked_twice = [
+        row
+        for row in rows
+        if (old := before.get(row.id)) is not None
+        and old.question == now[row.id].question
+        and None not in (old.answer, now[row.id].answer)
     ]
-    return sum(old and not new for old, new in pairs), sum(new and not old for old, new in pairs)
+    fell = rose = 0
+    for row in asked_twice:
+        passed, passes_now = passes(before[row.id].answer or "", row.checks), now[row.id].passes
+        fell += passed and not passes_now
+        rose += bool(passes_now) and not passed
+    return fell, rose

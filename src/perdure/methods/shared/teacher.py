@@ -1,7 +1,5 @@
 """The old model as a teacher of the new one, on the current batch."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -10,7 +8,8 @@ from torch.func import functional_call
 
 from perdure.config import Config
 from perdure.errors import PerdureError
-from perdure.models.classifier import Classifier, without_head
+from perdure.models.adapter_disabled import adapter_disabled
+from perdure.models.classifier import Classifier
 from perdure.models.kinds import Kind
 from perdure.train.parameters import snapshot
 from perdure.train.step import task_loss
@@ -45,16 +44,6 @@ class Teacher:
         _, outputs = task_loss(teacher, model, inputs, kind)  # type: ignore[arg-type]
         model.train(training)
         return outputs
-
-
-@contextmanager
-def adapter_disabled(model: Any) -> Iterator[None]:
-    """Disable the adapter for a block, so that the model is the base."""
-    flags = [(p, p.requires_grad) for p in model.parameters()]
-    with without_head(model).disable_adapter():
-        yield
-    for parameter, flag in flags:  # PEFT makes an adapter trainable when it enables it
-        parameter.requires_grad_(flag)
 
 
 class HeadInputs:

@@ -1,0 +1,34 @@
+"""Answers of models as compressed JSON, with the same bytes every time."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from perdure.errors import PerdureError, one_line
+
+
+T = TypeVar("T")
+DAMAGED = (OSError, EOFError, zlib.error, ValueError, AttributeError, TypeError, KeyError)
+
+
+def write_compressed(file: Path, plain: Any) -> None:
+    """Write plain JSON, compressed."""
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
+    file.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
+
+
+def read_compressed(file: Path, build: Callable[[Any], T]) -> T:
+    """Read what `write_compressed` wrote, and build objects of it.
+
+    Raises:
+        PerdureError: the file is damaged, or `build` cannot use what is in it.
+    """
+    try:
+        return build(json.loads(gzip.decompress(file.read_bytes())))
+    except DAMAGED as error:
+        raise PerdureError(
+            f"{file}: damaged ({one_line(error)}); restore it from a copy"
+        ) from error
