@@ -36,9 +36,9 @@ def pytest_collection_modifyitems(config, items):
     """With `--method`, keep the tests whose parameters name the method, first if there are more."""
     wanted = config.getoption("--method")
     if wanted:
-        kept = [item for item in items if method_of(item) == wanted]
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = kept
+        selected = [item for item in items if method_of(item) == wanted]
+        config.hook.pytest_deselected(items=[item for item in items if item not in selected])
+        items[:] = selected
 
 
 def method_of(item) -> str | None:

@@ -56,8 +56,8 @@ def output(model: Any, tokenizer: Any, prompt: str = tiny_rows("colour")[0]["pro
     if model.config.is_encoder_decoder:
         batch["decoder_input_ids"] = batch["input_ids"]
     with torch.no_grad():
-        made = model.eval()(**batch)
-    return made.logits if "logits" in made else made.last_hidden_state
+        outputs = model.eval()(**batch)
+    return outputs.logits if "logits" in outputs else outputs.last_hidden_state
 
 
 def stage_output(path: str | Path, stage: int | None = None) -> Tensor:

@@ -47,12 +47,12 @@ def test_every_import_points_down():
 
 
 def test_the_order_names_all_there_is():
-    there = {home(file) for file in ROOT.rglob("*.py")}
-    assert set(ORDER) == there - {"__init__", "__main__"}
+    homes = {home(file) for file in ROOT.rglob("*.py")}
+    assert set(ORDER) == homes - {"__init__", "__main__"}
 
 
 def test_a_method_imports_what_is_shared_and_no_other_method():
     for file in sorted((ROOT / "methods").rglob("*.py")):
-        own = file.relative_to(ROOT / "methods").parts[0].removesuffix(".py")
+        method = file.relative_to(ROOT / "methods").parts[0].removesuffix(".py")
         others = {path[1] for path in imports(file) if path[:1] == ("methods",) and path[1:]}
-        assert others <= {own, "shared"}, file
+        assert others <= {method, "shared"}, file

@@ -21,10 +21,10 @@ def test_cells_run_on_a_cluster(tmp_path, monkeypatch):
     import ray
 
     path = grid_yaml(tmp_path, grid={"method": ["agem"]})
-    ran = perdure("compare", path, "--ray", "local", "--json")
+    result = perdure("compare", path, "--ray", "local", "--json")
     try:
-        assert ran.status == 0, ran.err
-        assert [cell["error"] for cell in ran.json["cells"]] == [None]
+        assert result.status == 0, result.err
+        assert [cell["error"] for cell in result.json["cells"]] == [None]
         (log,) = tmp_path.glob("out/cells/*.log")
         assert "colour" in log.read_text()
     finally:

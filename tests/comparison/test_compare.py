@@ -22,16 +22,16 @@ FREE = (".json", ".log", "lock")
 
 
 @pytest.fixture
-def here(monkeypatch):
+def cells_run(monkeypatch):
     """Cells run in this process; the list of those that did."""
-    begun = []
+    cells = []
 
     def begin(cell, folder):
-        begun.append(cell)
+        cells.append(cell)
         return run_here(cell, folder)
 
     monkeypatch.setattr(processes, "start", begin)
-    return begun
+    return cells
 
 
 @pytest.fixture(scope="module")
@@ -41,28 +41,28 @@ def compared(tmp_path_factory):
     path = grid_yaml(
         place, grid={"method": ["sequential", "replay"], "seed": [3]}, baseline="replay"
     )
-    ran = perdure("compare", path, "--jobs", 2)
-    assert ran.status == 0, ran.err
-    return place, ran
+    result = perdure("compare", path, "--jobs", 2)
+    assert result.status == 0, result.err
+    return place, result
 
 
 def kept_of(folder: Path) -> dict[str, str]:
     """All but what may differ: seconds, memory, and the YAMLs, which name the folder."""
-    own = [f"cells/{path.name}" for path in (folder / "cells").glob("*.yaml")]
-    found = {n: h for n, h in tree(folder).items() if not n.endswith(FREE) or "/stages/" in n}
-    found = {name: sha for name, sha in found.items() if name not in own}
-    assert any(name.endswith("lineage.yaml") for name in found)
-    return found | {"compare.json": (folder / "compare.json").read_text()}
+    yamls = [f"cells/{path.name}" for path in (folder / "cells").glob("*.yaml")]
+    hashes = {n: h for n, h in tree(folder).items() if not n.endswith(FREE) or "/stages/" in n}
+    hashes = {name: sha for name, sha in hashes.items() if name not in yamls}
+    assert any(name.endswith("lineage.yaml") for name in hashes)
+    return hashes | {"compare.json": (folder / "compare.json").read_text()}
 
 
-def test_neither_jobs_nor_where_cells_run_changes_a_byte(compared, here):
+def test_neither_jobs_nor_where_cells_run_changes_a_byte(compared, cells_run):
     place, _ = compared
     again = perdure("compare", place / "grid.yaml", f"lineage={place}/new")
     assert again.status == 0, again.err
-    assert len(here) == 2
-    kept = kept_of(place / "new")
-    assert kept == kept_of(place / "out")
-    assert sum(name.endswith("adapter_model.safetensors") for name in kept) == 4
+    assert len(cells_run) == 2
+    files = kept_of(place / "new")
+    assert files == kept_of(place / "out")
+    assert sum(name.endswith("adapter_model.safetensors") for name in files) == 4
 
 
 def test_a_cell_is_a_lineage_with_the_settings_that_make_it_beside_it(compared):
@@ -76,20 +76,20 @@ def test_a_cell_is_a_lineage_with_the_settings_that_make_it_beside_it(compared):
     )
 
 
-def test_what_is_finished_is_not_run_again(compared, here):
+def test_what_is_finished_is_not_run_again(compared, cells_run):
     place, _ = compared
     before = tree(place)
     again = perdure("compare", place / "grid.yaml", "--json")
-    assert here == []
+    assert cells_run == []
     assert "2 of 2 are already finished" in again.err
     assert tree(place) == before
-    found = again.json
-    assert found["folder"] == str(place / "out")
-    assert package.compare(place / "grid.yaml") == found
-    assert {**found["costs"]} == json.loads((place / "out" / "costs.json").read_text())
+    comparison = again.json
+    assert comparison["folder"] == str(place / "out")
+    assert package.compare(place / "grid.yaml") == comparison
+    assert {**comparison["costs"]} == json.loads((place / "out" / "costs.json").read_text())
 
 
-def test_a_damaged_record_is_made_again(compared, here):
+def test_a_damaged_record_is_made_again(compared, cells_run):
     place, _ = compared
     before = tree(place)
     record = next((place / "out" / "cells").glob("replay*.json"))
@@ -97,25 +97,25 @@ def test_a_damaged_record_is_made_again(compared, here):
     record.write_text(whole[:40])
     assert "1 of 2 are already finished" in perdure("compare", place / "grid.yaml", "--json").err
     assert record.read_text() == whole
-    assert [cell.name for cell in here] == [record.stem]
+    assert [cell.name for cell in cells_run] == [record.stem]
     assert tree(place) == before
 
 
 def test_what_is_printed(compared):
-    _, ran = compared
+    _, result = compared
     for words in ("sequential", "replay", "1 of 1", "OP - replay", "rows forward", "compare.json"):
-        assert words in ran.out
-    assert "2/2" in ran.err
+        assert words in result.out
+    assert "2/2" in result.err
 
 
-def test_the_numbers_are_those_of_the_cells(here, tmp_path):
+def test_the_numbers_are_those_of_the_cells(cells_run, tmp_path):
     axes = {"method": ["sequential", "replay"], "seed": [0, 1, 2]}
     training = {"learning_rate": 2e-2, "num_train_epochs": 4}
     path = grid_yaml(tmp_path, grid=axes, baseline="sequential", training=training, adapter=None)
-    found = package.compare(path)
-    assert len(here) == 6
-    plain, replay = ([c for c in found["cells"] if c["line"] == n] for n in axes["method"])
-    first, second = found["lines"]
+    comparison = package.compare(path)
+    assert len(cells_run) == 6
+    plain, replay = ([c for c in comparison["cells"] if c["line"] == n] for n in axes["method"])
+    first, second = comparison["lines"]
     ops = [cell["overall"] for cell in replay]
     assert second["overall"] == {
         "mean": mean(ops),
@@ -134,44 +134,44 @@ def test_the_numbers_are_those_of_the_cells(here, tmp_path):
     assert (expected.interval, difference["within_noise"], difference["differs"]) == (None,) * 3
     assert first["to_baseline"] is None
     assert first["baseline"] == second["baseline"] == "sequential"
-    assert [line["rows"] for line in found["lines"]] == [
+    assert [line["rows"] for line in comparison["lines"]] == [
         {"forward": 128, "backward": 128},
         {"forward": 152, "backward": 152},  # a step takes each remembered row once
     ]
-    assert [line["stored_rows"] for line in found["lines"]] == [0, 6]  # one of each answer
+    assert [line["stored_rows"] for line in comparison["lines"]] == [0, 6]  # one of each answer
     files = (tmp_path / "out" / "cells").glob("replay-*-0-*/stages/*/memory.jsonl")
     assert replay[0]["stored_bytes"] == sum(file.stat().st_size for file in files) > 0
     assert first["trainable"] == second["trainable"] > 0
-    spent = found["costs"]["lines"]["replay"]
-    assert spent["seconds"] > 0
-    assert spent["peak_memory_bytes"] > 2**20
-    assert "seconds" not in json.dumps({k: v for k, v in found.items() if k != "costs"})
+    costs = comparison["costs"]["lines"]["replay"]
+    assert costs["seconds"] > 0
+    assert costs["peak_memory_bytes"] > 2**20
+    assert "seconds" not in json.dumps({k: v for k, v in comparison.items() if k != "costs"})
 
 
-def test_a_constant_answer_and_the_union_are_the_floor_and_the_ceiling(here, tmp_path):
+def test_a_constant_answer_and_the_union_are_the_floor_and_the_ceiling(cells_run, tmp_path):
     path = grid_yaml(tmp_path, grid={"method": ["constant", "union"]}, choose=choosing())
     tried = perdure("compare", path, "--dry-run", "--json").json["lines"]
     assert [(line["trials"], line["to_run"]) for line in tried] == [(0, 0), (2, 3)]
-    found = package.compare(path)
-    assert [cell.line.partition(",")[0] for cell in here] == ["union"] * 3
-    assert list(found["choose"]) == ["union"]
-    floor, top = found["cells"]
+    comparison = package.compare(path)
+    assert [cell.line.partition(",")[0] for cell in cells_run] == ["union"] * 3
+    assert list(comparison["choose"]) == ["union"]
+    floor, top = comparison["cells"]
     for place, task in enumerate(("colour", "animal")):
         rows = {s: (tmp_path / f"{task}-{s}.jsonl").read_text() for s in ("train", "test")}
-        said = {
+        answers = {
             s: [json.loads(row)["completion"] for row in t.split("\n") if row]
             for s, t in rows.items()
         }
-        common = max(said["train"], key=said["train"].count)
-        share = said["test"].count(common) / len(said["test"])
+        common = max(answers["train"], key=answers["train"].count)
+        share = answers["test"].count(common) / len(answers["test"])
         assert floor["matrix"]["rows"][1][place] == pytest.approx(share)
     assert (floor["mode"], floor["learning_accuracy"]) == (["constant"], None)
     assert floor["overall"] == mean(floor["matrix"]["rows"][1])
     assert top["matrix"]["learned_at"] == [1, 1]
     assert (top["stored_rows"], top["stored_bytes"]) == (32, None)
-    spent = found["costs"]["lines"]
-    assert spent["constant"]["cpu_seconds"] == 0
-    assert spent["union"]["cpu_seconds"] > 0
+    costs = comparison["costs"]["lines"]
+    assert costs["constant"]["cpu_seconds"] == 0
+    assert costs["union"]["cpu_seconds"] > 0
     assert "CPU time" in perdure("compare", path).out
 
 
@@ -180,63 +180,63 @@ def test_plain_text_has_no_constant_answer(tmp_path):
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = [{"name": "plain", "train": str(tmp_path / "text.jsonl")}]
     grid = {"method": ["constant", "sequential"]}
-    ran = perdure("compare", grid_yaml(tmp_path, tasks=tasks, grid=grid))
-    assert ran.status == 2
-    assert "task 'plain': its rows are plain text, for which there is no constant" in ran.err
+    result = perdure("compare", grid_yaml(tmp_path, tasks=tasks, grid=grid))
+    assert result.status == 2
+    assert "task 'plain': its rows are plain text, for which there is no constant" in result.err
 
 
-def test_what_is_published_stands_beside(here, tmp_path):
+def test_what_is_published_stands_beside(cells_run, tmp_path):
     published = {"replay": {"overall": 0.784, "backward_transfer": -0.028}}
     path = grid_yaml(tmp_path, grid={"method": ["sequential", "replay"]}, published=published)
-    ran = perdure("compare", path)
-    assert ran.status == 0, ran.err
+    result = perdure("compare", path)
+    assert result.status == 0, result.err
     for words in ("published OP", "published BWT", "0.784", "-0.028"):
-        assert words in ran.out
+        assert words in result.out
     lines = json.loads((tmp_path / "out" / "compare.json").read_text())["lines"]
     assert [line["published"] for line in lines] == [None, published["replay"]]
 
 
-def test_a_dry_run_counts_what_is_left_and_writes_nothing(here, tmp_path):
+def test_a_dry_run_counts_what_is_left_and_writes_nothing(cells_run, tmp_path):
     path = grid_yaml(tmp_path, choose=choosing())
     before = tree(tmp_path)
-    ran = perdure("compare", path, "--dry-run", "--jobs", 2, "--json")
-    assert ran.status == 0, ran.err
+    result = perdure("compare", path, "--dry-run", "--jobs", 2, "--json")
+    assert result.status == 0, result.err
     assert tree(tmp_path) == before
-    found = ran.json
+    plan = result.json
     counts = ("name", "cells", "trials", "to_run", "steps")
-    assert [[line[key] for key in counts] for line in found["lines"]] == [
+    assert [[line[key] for key in counts] for line in plan["lines"]] == [
         ["sequential", 2, 2, 4, 4],
         ["replay", 2, 2, 4, 4],
     ]
-    assert found["to_run"] == 8
-    assert found["seconds"] == sum(4 * line["seconds"] for line in found["lines"]) / 2
-    assert found["peak_memory_bytes"] > 2**20
+    assert plan["to_run"] == 8
+    assert plan["seconds"] == sum(4 * line["seconds"] for line in plan["lines"]) / 2
+    assert plan["peak_memory_bytes"] > 2**20
     package.compare(path)
-    shown = perdure("compare", path, "--dry-run")
-    assert "for 0 cells, 1 at a time" in shown.out
-    assert len(here) == 8
+    repeated = perdure("compare", path, "--dry-run")
+    assert "for 0 cells, 1 at a time" in repeated.out
+    assert len(cells_run) == 8
 
 
-def test_a_cell_that_breaks_stops_no_other_and_is_told(here, tmp_path):
+def test_a_cell_that_breaks_stops_no_other_and_is_told(cells_run, tmp_path):
     path = grid_yaml(tmp_path, baseline="sequential")
     grid = read_grid(path)
     bad = grid.cells(grid.lines[0], {})[1].lineage(tmp_path / "out")
     bad.mkdir(parents=True)
     (bad / "something").write_text("else")
-    ran = perdure("compare", path, "--json")
-    assert ran.status == 1
-    assert len(here) == 4
-    told = "1 of 4 cells failed: sequential, colour+animal, seed 1: "
-    assert f"perdure: {told}{bad}: exists and is not empty" in ran.err.splitlines()[-1]
-    cells = {(c["line"], c["seed"]): c["error"] for c in ran.json["cells"]}
+    result = perdure("compare", path, "--json")
+    assert result.status == 1
+    assert len(cells_run) == 4
+    message = "1 of 4 cells failed: sequential, colour+animal, seed 1: "
+    assert f"perdure: {message}{bad}: exists and is not empty" in result.err.splitlines()[-1]
+    cells = {(c["line"], c["seed"]): c["error"] for c in result.json["cells"]}
     assert [key for key, error in cells.items() if error] == [("sequential", 1)]
-    first, second = ran.json["lines"]
+    first, second = result.json["lines"]
     assert (first["cells"], first["of"], second["cells"]) == (1, 2, 2)
     assert second["to_baseline"]["overall"]["pairs"] == 1
     assert second["to_baseline"]["overall"]["within_noise"] is None
-    shown = perdure("compare", path)
-    assert len(here) == 5  # it alone is tried again
-    assert "1 of 2" in shown.out
+    repeated = perdure("compare", path)
+    assert len(cells_run) == 5  # it alone is tried again
+    assert "1 of 2" in repeated.out
     (bad / "something").unlink()
     assert perdure("compare", path).status == 0
 
@@ -257,7 +257,7 @@ def choosing(**more):
     return {"key": "training.learning_rate", "values": [1e-5, 1e-2], "held_out": 0.25, **more}
 
 
-def test_trials_open_no_test_rows_and_the_best_is_taken(here, tmp_path, monkeypatch):
+def test_trials_open_no_test_rows_and_the_best_is_taken(cells_run, tmp_path, monkeypatch):
     path = grid_yaml(tmp_path, choose=choosing(seed=7))
     tests = {file: file.read_text() for file in tmp_path.glob("*-test.jsonl")}
     for file in tests:
@@ -265,11 +265,11 @@ def test_trials_open_no_test_rows_and_the_best_is_taken(here, tmp_path, monkeypa
     begin, ops = processes.start, iter([0.25, 0.5, 0.75, 0.75])
 
     def trial(cell, folder):
-        ended = begin(cell, folder)
-        if len(here) == 4:
+        process = begin(cell, folder)
+        if len(cells_run) == 4:
             for file, text in tests.items():
                 file.write_text(text)
-        return ended
+        return process
 
     write = verb.Cell.write_record
 
@@ -279,14 +279,14 @@ def test_trials_open_no_test_rows_and_the_best_is_taken(here, tmp_path, monkeypa
 
     monkeypatch.setattr(processes, "start", trial)
     monkeypatch.setattr(verb.Cell, "write_record", scored)
-    found = package.compare(path)
-    assert [cell.kind for cell in here] == ["trials"] * 4 + ["cells"] * 4
-    chosen = found["choose"]
+    comparison = package.compare(path)
+    assert [cell.kind for cell in cells_run] == ["trials"] * 4 + ["cells"] * 4
+    chosen = comparison["choose"]
     assert [c["overall"] for c in chosen.values()] == [[0.25, 0.5], [0.75, 0.75]]
     assert [c["chosen"] for c in chosen.values()] == [1e-2, 1e-5]  # of equal ones the first
-    rates = [cell.config.training["learning_rate"] for cell in here]
+    rates = [cell.config.training["learning_rate"] for cell in cells_run]
     assert rates == [1e-5, 1e-2, 1e-5, 1e-2, 1e-2, 1e-2, 1e-5, 1e-5]
-    assert {cell.seed for cell in here[:4]} == {7}
+    assert {cell.seed for cell in cells_run[:4]} == {7}
     for task in ("colour", "animal"):
         rows = (tmp_path / f"{task}-train.jsonl").read_text().splitlines()
         (train,) = tmp_path.glob(f"out/trials/rows-*/*-{task}-train.jsonl")
@@ -296,64 +296,66 @@ def test_trials_open_no_test_rows_and_the_best_is_taken(here, tmp_path, monkeypa
         assert sorted(map(json.loads, [*split[0], *split[1]]), key=str) == sorted(
             map(json.loads, rows), key=str
         )
-    assert all(cell.config.scoring.old == "last" for cell in here[:4])
+    assert all(cell.config.scoring.old == "last" for cell in cells_run[:4])
     again = package.compare(path)  # with the real scores of the trials, which are all equal
     assert len({c["chosen"] for c in again["choose"].values()}) == 1
 
 
-def test_a_line_whose_trial_breaks_is_not_compared(here, tmp_path):
-    own = {"replay": {"key": "memory.ratio", "values": [0.5, 0.25]}}
-    path = grid_yaml(tmp_path, choose=choosing(methods=own))
+def test_a_line_whose_trial_breaks_is_not_compared(cells_run, tmp_path):
+    choices = {"replay": {"key": "memory.ratio", "values": [0.5, 0.25]}}
+    path = grid_yaml(tmp_path, choose=choosing(methods=choices))
     grid = read_grid(path)
     trial = verb.Trials(grid, grid.choose).cells["replay"][1].lineage(tmp_path / "out")
     trial.mkdir(parents=True)
     (trial / "something").write_text("else")
-    found = package.compare(path)
-    assert [c["error"] is None for c in found["cells"]] == [True, True, False, False]
-    assert found["cells"][2]["error"].startswith(f"trial 2: {trial}: exists and is not empty")
-    assert found["choose"]["replay"]["key"] == "memory.ratio"
-    assert found["choose"]["replay"]["chosen"] is None
-    assert found["lines"][1]["overall"]["mean"] is None
+    comparison = package.compare(path)
+    assert [c["error"] is None for c in comparison["cells"]] == [True, True, False, False]
+    assert comparison["cells"][2]["error"].startswith(f"trial 2: {trial}: exists and is not empty")
+    assert comparison["choose"]["replay"]["key"] == "memory.ratio"
+    assert comparison["choose"]["replay"]["chosen"] is None
+    assert comparison["lines"][1]["overall"]["mean"] is None
 
 
 class Endless(Ended):
     def __init__(self):
-        self.told = []
+        self.calls = []
 
     def poll(self):
         return None
 
     def terminate(self):
-        self.told.append("terminate")
+        self.calls.append("terminate")
 
     def wait(self):
-        self.told.append("wait")
+        self.calls.append("wait")
         return -15
 
 
-def test_the_keyboard_stops_every_cell_and_the_same_command_goes_on(tmp_path, monkeypatch, here):
+def test_the_keyboard_stops_every_cell_and_the_same_command_goes_on(
+    tmp_path, monkeypatch, cells_run
+):
     path, endless = grid_yaml(tmp_path), Endless()
     begin = processes.start
 
     def start(cell, folder):
-        return endless if len(here) else begin(cell, folder)
+        return endless if len(cells_run) else begin(cell, folder)
 
     def stopped(cell, folder):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(processes, "start", start)
     monkeypatch.setattr(verb.Cell, "write_record", stopped)
-    ran = perdure("compare", path, "--jobs", 2)
-    assert (ran.status, ran.out) == (130, "")
-    assert ran.err.splitlines()[-1] == "perdure: stopped; repeat the same command to continue"
-    assert endless.told == ["terminate", "wait"]
+    result = perdure("compare", path, "--jobs", 2)
+    assert (result.status, result.out) == (130, "")
+    assert result.err.splitlines()[-1] == "perdure: stopped; repeat the same command to continue"
+    assert endless.calls == ["terminate", "wait"]
     monkeypatch.undo()
     monkeypatch.setattr(processes, "start", begin)
     assert perdure("compare", path).status == 0
 
 
 def test_no_more_cells_run_at_a_time_than_jobs():
-    most, ended, waiting = [], [], {}
+    most, finished, waiting = [], [], {}
 
     class Slow(Ended):
         def poll(self):
@@ -362,17 +364,17 @@ def test_no_more_cells_run_at_a_time_than_jobs():
 
     def begin(cell):
         waiting[cell] = Slow(0)
-        most.append(len(waiting) - len(ended))
+        most.append(len(waiting) - len(finished))
         return waiting[cell]
 
     processes.POLL, before = 0.0, processes.POLL
     try:
         for cell, status in processes.run_all(list("abcde"), 2, begin):  # type: ignore[arg-type]
-            ended.append(cell)
+            finished.append(cell)
             assert status == 3
     finally:
         processes.POLL = before
-    assert ended == list("abcde")
+    assert finished == list("abcde")
     assert max(most) == 2
 
 

@@ -43,8 +43,8 @@ def test_other_keys_make_lines_of_their_own_and_a_single_value_does_not_name_the
     assert {line.settings["base"] for line in grid.lines} == {"x"}
     against = [grid.baseline_of(line) for line in grid.lines]
     assert against == [*grid.lines[:2], *grid.lines[:2]]  # of the same rate
-    one = read(grid=axes, baseline="sequential, training.learning_rate=0.2")
-    assert [one.baseline_of(line) for line in one.lines] == [one.lines[1]] * 4
+    fixed = read(grid=axes, baseline="sequential, training.learning_rate=0.2")
+    assert [fixed.baseline_of(line) for line in fixed.lines] == [fixed.lines[1]] * 4
     assert read().baseline_of(read().lines[0]) is None
 
 
@@ -68,7 +68,7 @@ def test_methods_may_have_names_of_the_grids_own():
 
 
 @pytest.mark.parametrize(
-    ("published", "told"),
+    ("published", "message"),
     [
         ({"reply": {"overall": 0.5}}, "'reply' is not a method of the grid; did you mean 'replay'"),
         ({"replay": {"overal": 0.5}}, "published: replay: unknown key 'overal'"),
@@ -76,8 +76,8 @@ def test_methods_may_have_names_of_the_grids_own():
         ({"replay": 0.5}, "takes overall and backward_transfer, got 0.5"),
     ],
 )
-def test_what_is_published_is_checked(published, told):
-    with pytest.raises(PerdureError, match=re.escape(told)):
+def test_what_is_published_is_checked(published, message):
+    with pytest.raises(PerdureError, match=re.escape(message)):
         read(published=published)
 
 
@@ -101,8 +101,8 @@ def test_constant_stands_among_the_methods_and_has_no_trials():
 
 
 def test_a_method_may_have_settings_of_its_own():
-    own = {"replay": {"memory.choose": "surprise", "method.replay.ratio": 1.0}}
-    grid = read(lines=own, grid={"method": ["l2", "replay"], "memory.ratio": [0.1, 0.2]})
+    lines = {"replay": {"memory.choose": "surprise", "method.replay.ratio": 1.0}}
+    grid = read(lines=lines, grid={"method": ["l2", "replay"], "memory.ratio": [0.1, 0.2]})
     configs = [grid.cells(line, {})[0].config for line in grid.lines]
     assert [c.memory.choose for c in configs] == ["balanced", "balanced", "surprise", "surprise"]
     assert [c.memory.ratio for c in configs] == [0.1, 0.2, 0.1, 0.2]
@@ -122,14 +122,14 @@ def test_a_cells_name_is_readable_and_changes_with_what_decides_it_alone():
 
     assert re.fullmatch(r"replay-generated-1-[0-9a-f]{8}", name())
     free = [{"lineage": "else"}, {"data": "folder"}, {"training": {"report_to": "none"}}]
-    assert {name(**one) for one in [*free, {"threads": 1}]} == {name()}
+    assert {name(**change) for change in [*free, {"threads": 1}]} == {name()}
     other = [
         {"base": "x"},
         {"threads": 2},
         {"training": {"learning_rate": 1.0}},
         {"rows": {"test": 1}},
     ]
-    assert len({name(**one) for one in other} | {name()}) == 5
+    assert len({name(**change) for change in other} | {name()}) == 5
 
 
 def test_a_yaml_names_the_folder_if_no_lineage_is_given(tmp_path):
@@ -192,9 +192,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("more", "told"), MISTAKES)
-def test_a_mistake_gets_a_line(more, told):
-    with pytest.raises(PerdureError, match=told) as caught:
+@pytest.mark.parametrize(("more", "message"), MISTAKES)
+def test_a_mistake_gets_a_line(more, message):
+    with pytest.raises(PerdureError, match=message) as caught:
         read(**more)
     assert "\n" not in str(caught.value)
 
@@ -206,13 +206,13 @@ def test_replay_is_matched_with_the_rows_of_the_outer_steps():
     training = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     methods = ["sequential", {"replay": {"decay": 1.0}}, KIF, ["ewc", "replay"]]
     grid = read(grid={"method": methods}, training=training, compute_matched=True)
-    found = [line.settings["method"] for line in matched(grid).lines]
+    matched_methods = [line.settings["method"] for line in matched(grid).lines]
     ratio = 3 * 2 / (4 * 4)
-    assert found[0] == "sequential"
-    assert found[1] == {"replay": {"decay": 1.0, "ratio": ratio}}
-    assert found[2] == KIF
-    assert [m.name for m in make(found[3])] == ["ewc", "replay"]
-    replay = make(found[3])[1]
+    assert matched_methods[0] == "sequential"
+    assert matched_methods[1] == {"replay": {"decay": 1.0, "ratio": ratio}}
+    assert matched_methods[2] == KIF
+    assert [m.name for m in make(matched_methods[3])] == ["ewc", "replay"]
+    replay = make(matched_methods[3])[1]
     assert isinstance(replay, Replay)
     assert replay.schedule.ratio == ratio
     assert [line.name for line in matched(grid).lines] == [line.name for line in grid.lines]
@@ -230,7 +230,7 @@ def test_replay_is_matched_under_the_same_other_values():
 
 
 @pytest.mark.parametrize(
-    ("methods", "told"),
+    ("methods", "message"),
     [
         (["sequential", "recurrent_kif"], "replay, which is not in the grid"),
         (["sequential", "replay"], "there is no recurrent_kif to match replay with"),
@@ -241,6 +241,6 @@ def test_replay_is_matched_under_the_same_other_values():
         ([{"replay": {"ratio": 1.0}}, "recurrent_kif"], "leave out either that ratio"),
     ],
 )
-def test_what_cannot_be_matched_is_refused(methods, told):
-    with pytest.raises(PerdureError, match=told):
+def test_what_cannot_be_matched_is_refused(methods, message):
+    with pytest.raises(PerdureError, match=message):
         matched(read(grid={"method": methods}, compute_matched=True))

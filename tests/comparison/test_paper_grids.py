@@ -73,14 +73,14 @@ def test_a_dry_run_finds_nothing_to_mend(name, data, bases, tmp_path, monkeypatc
     base = bases / ("seq2seq" if name.startswith("t5") else "causal")
     few = ["grid.method={recurrent_kif_paper: recurrent_kif, replay: replay}", "published=null"]
     command = ("compare", FOLDER / f"{name}.yaml", f"base={base}", *SMALL, *([] if whole else few))
-    ran = perdure(*command, "--data", data, "--dry-run", "--json")
-    assert ran.status == 0, ran.err
-    found = ran.json
+    result = perdure(*command, "--data", data, "--dry-run", "--json")
+    assert result.status == 0, result.err
+    plan = result.json
     settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     orders, seeds = (settings["grid"][key] for key in ("tasks", "seed"))
-    assert len(found["lines"]) == (len(settings["grid"]["method"]) if whole else 2)
-    assert {line["cells"] for line in found["lines"]} == {len(orders) * len(seeds)}
-    assert all(line["steps"] > 0 for line in found["lines"])
+    assert len(plan["lines"]) == (len(settings["grid"]["method"]) if whole else 2)
+    assert {line["cells"] for line in plan["lines"]} == {len(orders) * len(seeds)}
+    assert all(line["steps"] > 0 for line in plan["lines"])
     assert tree(tmp_path) == {}
 
 

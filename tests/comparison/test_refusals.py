@@ -51,8 +51,8 @@ def test_tasks_of_one_name_or_of_a_name_that_leaves_the_folder_have_trial_rows_o
     trials = Trials(grid, grid.choose)
     before = set(place.rglob("*"))
     trials.write()
-    written = sorted(p.name for p in set(place.rglob("*")) - before if p.suffix == ".jsonl")
-    assert [name for name in written if "train" in name] == [
+    names = sorted(p.name for p in set(place.rglob("*")) - before if p.suffix == ".jsonl")
+    assert [name for name in names if "train" in name] == [
         "01-a-train.jsonl",
         "02-a-train.jsonl",
         "03-..-..-b-train.jsonl",

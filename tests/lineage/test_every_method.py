@@ -27,14 +27,14 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def setting(folder):
     """Three tasks of 16 rows, two steps each."""
-    made = setting_for("causal", folder, n=16)
+    settings = setting_for("causal", folder, n=16)
     files = {split: folder / f"count-{split}.jsonl" for split in ("train", "test")}
     for (split, file), n in zip(files.items(), (16, 4), strict=True):
         lines = [json.dumps(row) + "\n" for row in tiny_rows("count", n, int(split == "test"))]
         file.write_text("".join(lines))
-    made["tasks"].append({"name": "count", **{split: str(f) for split, f in files.items()}})
+    settings["tasks"].append({"name": "count", **{split: str(f) for split, f in files.items()}})
     return {
-        **made,
+        **settings,
         "memory": {"ratio": 0.25},
         "scoring": {"mode": "options", "forward": False, "old": "last"},
         "max_length": 32,
@@ -44,8 +44,8 @@ def setting(folder):
 
 def run(setting, name, path, callbacks=()):
     more = {"adapter": None, "training": {"learning_rate": 1e-3, "num_train_epochs": 1}}
-    given = {**setting, **(more if whole(name) else {}), "method": name, "lineage": str(path)}
-    return api.run(load_config(given), callbacks=callbacks)
+    settings = {**setting, **(more if whole(name) else {}), "method": name, "lineage": str(path)}
+    return api.run(load_config(settings), callbacks=callbacks)
 
 
 def contents(path):

@@ -27,37 +27,37 @@ class Starts(TrainerCallback):
     """Of every task: how many steps it has, and whether its adapter starts from nothing."""
 
     def __init__(self):
-        self.seen = []
+        self.tasks = []
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         second = [p for n, p in model.named_parameters() if "lora_B" in n]
-        self.seen.append((state.max_steps, all(not p.any() for p in second)))
+        self.tasks.append((state.max_steps, all(not p.any() for p in second)))
 
 
 def run(setting, path, **more):
     starts = Starts()
     lineage = api.run(load_config({**setting, **more, "lineage": str(path)}), callbacks=[starts])
-    return lineage, starts.seen
+    return lineage, starts.tasks
 
 
 def test_sequential_goes_on_from_the_stage_before(setting, tmp_path):
-    _, seen = run(setting, tmp_path / "run")
-    assert seen == [(5, True), (5, False)]
+    _, starts = run(setting, tmp_path / "run")
+    assert starts == [(5, True), (5, False)]
 
 
 @shown_on_causal("setting")
 @pytest.mark.own
 def test_joint_learns_the_union_of_the_tasks_so_far_from_the_base(setting, tmp_path):
-    lineage, seen = run(setting, tmp_path / "run", mode="joint")
-    assert seen == [(5, True), (10, True)]
+    lineage, starts = run(setting, tmp_path / "run", mode="joint")
+    assert starts == [(5, True), (10, True)]
     assert all(cell is not None for cell in lineage.matrix().rows[-1])
 
 
 @shown_on_causal("setting")
 @pytest.mark.own
 def test_union_learns_all_tasks_in_one_stage_and_scores_each(setting, tmp_path):
-    lineage, seen = run(setting, tmp_path / "run", mode="union")
-    assert seen == [(10, True)]
+    lineage, starts = run(setting, tmp_path / "run", mode="union")
+    assert starts == [(10, True)]
     matrix = lineage.matrix()
     assert (matrix.tasks, matrix.learned_at) == (("colour", "animal"), (1, 1))
     assert None not in matrix.rows[1]
@@ -66,8 +66,8 @@ def test_union_learns_all_tasks_in_one_stage_and_scores_each(setting, tmp_path):
     scores = {task: cell["score"] for task, cell in evaluate(tmp_path / "run").items()}
     assert scores == dict(zip(matrix.tasks, matrix.rows[1], strict=True))
     assert verify(tmp_path / "run") == []
-    again, seen = run(setting, tmp_path / "run", mode="union")
-    assert seen == []
+    again, starts = run(setting, tmp_path / "run", mode="union")
+    assert starts == []
     assert again.ledger == lineage.ledger
 
 
@@ -82,8 +82,8 @@ def test_union_tells_tasks_of_one_name_apart(setting, tmp_path):
 @shown_on_causal("setting")
 @pytest.mark.own
 def test_per_task_learns_a_fresh_adapter_each_and_forgets_nothing(setting, tmp_path):
-    lineage, seen = run(setting, tmp_path / "run", mode="per_task")
-    assert seen == [(5, True), (5, True)]
+    lineage, starts = run(setting, tmp_path / "run", mode="per_task")
+    assert starts == [(5, True), (5, True)]
     assert backward_transfer(lineage.matrix()) == 0
 
 
@@ -101,10 +101,10 @@ def test_scoring_old_tasks_only_at_the_end_gives_the_same_op_and_bwt(setting, tm
 def test_memory_holds_rows_of_train_only_and_the_ratio_of_them(setting, tmp_path):
     lineage, _ = run(setting, tmp_path / "run")
     for entry, task in zip(lineage.stages, setting["tasks"], strict=True):
-        kept = read_rows(lineage.folder(entry) / "memory.jsonl")
+        memory = read_rows(lineage.folder(entry) / "memory.jsonl")
         train = read_rows(task["train"])
-        assert len(kept) == 4
-        assert all(row in train for row in kept)
+        assert len(memory) == 4
+        assert all(row in train for row in memory)
 
 
 @shown_on_causal("setting")
@@ -127,21 +127,21 @@ def test_a_missing_or_changed_test_file_gives_null_and_a_warning(setting, tmp_pa
         files[split].write_text(Path(setting["tasks"][0][split]).read_text())
     task = {"name": "colour", **{split: str(path) for split, path in files.items()}}
     run({**setting, "tasks": [task]}, tmp_path / "run")
-    said = []
+    lines = []
     files["test"].write_text(files["test"].read_text().replace("alpha", "beta"))
-    assert evaluate(tmp_path / "run", say=said.append) == {"colour": {"score": None}}
-    assert "have changed" in said[0]
+    assert evaluate(tmp_path / "run", say=lines.append) == {"colour": {"score": None}}
+    assert "have changed" in lines[0]
     files["test"].unlink()
-    assert evaluate(tmp_path / "run", say=said.append) == {"colour": {"score": None}}
-    assert "no such file" in said[1] or "not" in said[1]
+    assert evaluate(tmp_path / "run", say=lines.append) == {"colour": {"score": None}}
+    assert "no such file" in lines[1] or "not" in lines[1]
 
 
 def test_evaluate_gives_the_scores_of_the_stage(setting, tmp_path):
     lineage, _ = run(setting, tmp_path / "run")
     for entry in lineage.stages:
-        stored = lineage.scores(entry)["after"]
-        found = evaluate(tmp_path / "run", entry["stage"], tasks=list(stored))
-        assert found == stored
+        scores = lineage.scores(entry)["after"]
+        evaluated = evaluate(tmp_path / "run", entry["stage"], tasks=list(scores))
+        assert evaluated == scores
 
 
 def test_the_lines_of_the_model_card_load_the_stage(setting, tmp_path):

@@ -164,8 +164,8 @@ def test_a_finished_run_has_nothing_to_do(setting, whole):
 
 @shown_on_causal("setting", BASES)
 def test_the_kill_inside_a_stage_really_resumes_inside_it(setting, tmp_path):
-    path, said = tmp_path / "lineage", []
+    path, lines = tmp_path / "lineage", []
     with pytest.raises(Stopped):
         run(setting, path, [Stop(5, task=2)])
-    api.run(load_config({**setting, "lineage": str(path)}), say=said.append)
-    assert "animal: going on from step 4" in said
+    api.run(load_config({**setting, "lineage": str(path)}), say=lines.append)
+    assert "animal: going on from step 4" in lines

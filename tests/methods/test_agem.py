@@ -11,34 +11,40 @@ pytestmark = pytest.mark.own
 
 def projected(tmp_path, monkeypatch, **keywords):
     """For every step: the gradient before and after, and that of the remembered rows."""
-    base, seen = tiny_base("causal"), []
-    made = engine(base, {"agem": keywords}, tmp_path, rows=60, **{**STRICT, "learning_rate": 5e-2})
-    method, edit, side = made.methods[0], made.methods[0].edit_gradients, made.side_gradient
+    base, steps = tiny_base("causal"), []
+    trainer = engine(
+        base, {"agem": keywords}, tmp_path, rows=60, **{**STRICT, "learning_rate": 5e-2}
+    )
+    method, edit, side = (
+        trainer.methods[0],
+        trainer.methods[0].edit_gradients,
+        trainer.side_gradient,
+    )
 
     def flat(tensors):
         return torch.cat([t.detach().flatten().clone() for t in tensors])
 
     def watched(model):
-        before = flat(p.grad for p in made.parameters)
+        before = flat(p.grad for p in trainer.parameters)
         edit(model)
-        seen.append((before, flat(p.grad for p in made.parameters), references[-1]))
+        steps.append((before, flat(p.grad for p in trainer.parameters), references[-1]))
 
     def reference(rows, seed):
-        found = side(rows, seed)
-        references.append(flat(found))
-        return found
+        gradients = side(rows, seed)
+        references.append(flat(gradients))
+        return gradients
 
     references = []
     monkeypatch.setattr(method, "edit_gradients", watched)
-    monkeypatch.setattr(made, "side_gradient", reference)
-    made.learn()
-    return seen
+    monkeypatch.setattr(trainer, "side_gradient", reference)
+    trainer.learn()
+    return steps
 
 
 def test_after_the_projection_the_gradient_does_not_point_against_the_memory(tmp_path, monkeypatch):
-    seen = projected(tmp_path, monkeypatch)
+    steps = projected(tmp_path, monkeypatch)
     against = 0
-    for before, after, reference in seen:
+    for before, after, reference in steps:
         if before @ reference >= 0:
             assert torch.equal(before, after)
             continue
@@ -47,7 +53,7 @@ def test_after_the_projection_the_gradient_does_not_point_against_the_memory(tmp
         assert after.norm() <= before.norm()
         closed = before - (before @ reference) / (reference @ reference) * reference
         torch.testing.assert_close(after, closed)
-    assert 0 < against < len(seen)
+    assert 0 < against < len(steps)
 
 
 def test_a_share_of_the_projection_leaves_the_rest(tmp_path, monkeypatch):
@@ -60,16 +66,16 @@ def test_a_share_of_the_projection_leaves_the_rest(tmp_path, monkeypatch):
 
 def test_every_step_draws_its_own_rows(tmp_path):
     base = tiny_base("causal")
-    made = engine(base, {"agem": {"rows": 3}}, tmp_path, rows=20)
-    memory, draws = made.methods[0].context.memory, []
+    trainer = engine(base, {"agem": {"rows": 3}}, tmp_path, rows=20)
+    memory, draws = trainer.methods[0].context.memory, []
     original = memory.draw
     memory.draw = lambda start, n: draws.append((start, n)) or original(start, n)
-    made.learn()
+    trainer.learn()
     assert draws == [(3 * i, 3) for i in range(5)]
 
 
 def test_it_composes_with_a_pull(tmp_path):
-    both, made = learned("causal", ["l2", "agem"], tmp_path / "a")
-    one, _ = learned("causal", "agem", tmp_path / "b")
-    assert [m.name for m in made.methods] == ["l2", "agem"]
-    assert any(not torch.equal(both[name], one[name]) for name in one)
+    both, trainer = learned("causal", ["l2", "agem"], tmp_path / "a")
+    alone, _ = learned("causal", "agem", tmp_path / "b")
+    assert [m.name for m in trainer.methods] == ["l2", "agem"]
+    assert any(not torch.equal(both[name], alone[name]) for name in alone)

@@ -13,10 +13,10 @@ from train.rehearsed import rehearsed
 pytestmark = pytest.mark.own
 
 
-def epochs(batches, each):
+def epochs(batches, length):
     """The old rows of the micro-batches, epoch by epoch."""
     old = [old for _, old in batches]
-    return [old[i : i + each] for i in range(0, len(old), each)]
+    return [old[i : i + length] for i in range(0, len(old), length)]
 
 
 def flat(parts):
@@ -25,10 +25,10 @@ def flat(parts):
 
 def test_each_remembered_row_comes_once_an_epoch_in_another_order_each_time(tmp_path):
     batches = rehearsed("dmt", tmp_path, rows=30, memory=11, num_train_epochs=3)
-    found = epochs(batches, 8)  # 7 micro-batches of 4 new rows and one of 2
+    old_epochs = epochs(batches, 8)  # 7 micro-batches of 4 new rows and one of 2
     assert [len(new) for new, _ in batches] == [4, 4, 4, 4, 4, 4, 4, 2] * 3
-    assert [sorted(flat(epoch)) for epoch in found] == [list(range(11))] * 3
-    assert len({tuple(flat(epoch)) for epoch in found}) == 3
+    assert [sorted(flat(epoch)) for epoch in old_epochs] == [list(range(11))] * 3
+    assert len({tuple(flat(epoch)) for epoch in old_epochs}) == 3
 
 
 def test_they_are_spread_evenly_over_the_new_rows(tmp_path):

@@ -24,43 +24,43 @@ def uneven(base):
     return rows
 
 
-def term(made, rows, method=0):
+def term(trainer, rows, method=0):
     """The term of a batch, with the model as it is."""
-    batch = made._prepare_inputs(made.collate(rows))
-    made.base.model.train()
-    _, outputs = made.task_loss(made.base.model, batch)
-    for before in made.methods[:method]:
-        before.extra_loss(made.base.model, batch, outputs)
-    return made.methods[method].extra_loss(made.base.model, batch, outputs)
+    batch = trainer._prepare_inputs(trainer.collate(rows))
+    trainer.base.model.train()
+    _, outputs = trainer.task_loss(trainer.base.model, batch)
+    for before in trainer.methods[:method]:
+        before.extra_loss(trainer.base.model, batch, outputs)
+    return trainer.methods[method].extra_loss(trainer.base.model, batch, outputs)
 
 
 def begun(base, method, work, **settings):
-    made = engine(base, method, work, **settings)
-    for m in made.methods:
+    trainer = engine(base, method, work, **settings)
+    for m in trainer.methods:
         m.on_train_begin(None, None, None, model=base.model)
-    return made
+    return trainer
 
 
-def moved(made):
+def moved(trainer):
     with torch.no_grad():
-        for p in made.parameters:
+        for p in trainer.parameters:
             p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
 
 
-def hidden(made, rows):
+def hidden(trainer, rows):
     """The last hidden states at the places of the answer, from the model's own outputs."""
-    model, batch = made.base.model.eval(), made.collate(rows)
-    seen, labels = (batch["input_ids"], batch["attention_mask"]), batch["labels"]
-    if made.kind == "encoder":
-        h = model.backbone(*seen).last_hidden_state
-        return torch.stack([row[mask == 1].mean(0) for row, mask in zip(h, seen[1], strict=True)])
-    if made.kind == "causal":
-        h = model.get_base_model().model(*seen).last_hidden_state
+    model, batch = trainer.base.model.eval(), trainer.collate(rows)
+    inputs, labels = (batch["input_ids"], batch["attention_mask"]), batch["labels"]
+    if trainer.kind == "encoder":
+        h = model.backbone(*inputs).last_hidden_state
+        return torch.stack([row[mask == 1].mean(0) for row, mask in zip(h, inputs[1], strict=True)])
+    if trainer.kind == "causal":
+        h = model.get_base_model().model(*inputs).last_hidden_state
         places = [(b, t - 1) for b, t in (labels != -100).nonzero().tolist()]
     else:
         inner = model.get_base_model()
         shifted = inner.prepare_decoder_input_ids_from_labels(labels)
-        outputs = model(*seen, decoder_input_ids=shifted, output_hidden_states=True)
+        outputs = model(*inputs, decoder_input_ids=shifted, output_hidden_states=True)
         h = outputs.decoder_hidden_states[-1]
         if inner.config.scale_decoder_outputs:
             h = h * inner.config.d_model**-0.5
@@ -72,13 +72,13 @@ def hidden(made, rows):
 @pytest.mark.parametrize("kind", KINDS)
 def test_at_the_teacher_the_term_and_its_gradient_are_zero(kind, tmp_path):
     base = tiny_base(kind)
-    made = begun(base, "feature_distillation", tmp_path)
-    loss = term(made, uneven(base))
+    trainer = begun(base, "feature_distillation", tmp_path)
+    loss = term(trainer, uneven(base))
     loss.backward()
     assert loss.item() == 0
-    assert all(p.grad is None or not p.grad.any() for p in made.parameters)
-    moved(made)
-    term(made, uneven(base)).backward()
+    assert all(p.grad is None or not p.grad.any() for p in trainer.parameters)
+    moved(trainer)
+    term(trainer, uneven(base)).backward()
     assert all(p.grad.any() for name, p in trained(base.model).items() if ".lora_" in name)
 
 
@@ -86,16 +86,16 @@ def test_at_the_teacher_the_term_and_its_gradient_are_zero(kind, tmp_path):
 def test_it_is_the_relative_square_of_what_the_head_sees_at_the_answer(kind, tmp_path):
     base = tiny_base(kind)
     rows = uneven(base)
-    made = begun(base, {"feature_distillation": {"strength": 3.0}}, tmp_path)
-    old = hidden(made, rows).detach()
-    moved(made)
-    new = hidden(made, rows)
+    trainer = begun(base, {"feature_distillation": {"strength": 3.0}}, tmp_path)
+    old = hidden(trainer, rows).detach()
+    moved(trainer)
+    new = hidden(trainer, rows)
     closed = 3.0 * ((new - old).square().sum(1) / old.square().sum(1)).mean()
-    wanted = torch.autograd.grad(closed, made.parameters, allow_unused=True)
-    loss = term(made, rows)
+    expected = torch.autograd.grad(closed, trainer.parameters, allow_unused=True)
+    loss = term(trainer, rows)
     torch.testing.assert_close(loss, closed)
     loss.backward()
-    for p, g in zip(made.parameters, wanted, strict=True):
+    for p, g in zip(trainer.parameters, expected, strict=True):
         assert (p.grad is None) == (g is None)  # none for an encoder's head
         if g is not None:
             torch.testing.assert_close(p.grad, g)
@@ -114,9 +114,9 @@ def test_the_distance_is_relative_to_the_old_features_and_the_same_in_parts():
 @pytest.mark.parametrize("kind", ["causal", "encoder"])
 def test_the_heads_own_weights_get_no_gradient_of_it(kind, tmp_path):
     base = tiny_base(kind, whole=True)
-    made = begun(base, "feature_distillation", tmp_path)
-    moved(made)
-    term(made, uneven(base)).backward()
+    trainer = begun(base, "feature_distillation", tmp_path)
+    moved(trainer)
+    term(trainer, uneven(base)).backward()
     none = {name for name, p in base.model.named_parameters() if p.grad is None}
     assert none == ({"lm_head.weight"} if kind == "causal" else {"weight", "bias"})
 
@@ -124,8 +124,8 @@ def test_the_heads_own_weights_get_no_gradient_of_it(kind, tmp_path):
 def test_another_teacher_beside_it_changes_nothing(tmp_path):
     alone = begun(tiny_base("causal"), "feature_distillation", tmp_path)
     both = begun(tiny_base("causal"), ["lwf", "feature_distillation"], tmp_path)
-    for made in (alone, both):
-        moved(made)
+    for trainer in (alone, both):
+        moved(trainer)
     rows = uneven(alone.base)
     assert torch.equal(term(alone, rows), term(both, rows, method=1))
     assert term(alone, rows) > 0
@@ -134,24 +134,24 @@ def test_another_teacher_beside_it_changes_nothing(tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_base_teaches_from_the_first_task_on(kind, tmp_path):
     base = tiny_base(kind)
-    made = begun(base, {"feature_distillation": {"teacher": "base"}}, tmp_path, memory=0)
+    trainer = begun(base, {"feature_distillation": {"teacher": "base"}}, tmp_path, memory=0)
     rows = uneven(base)
-    assert term(made, rows) > 1e-6  # the adapter is not zero
+    assert term(trainer, rows) > 1e-6  # the adapter is not zero
     for name, p in base.model.named_parameters():
         if "lora_B" in name:
             p.data.zero_()
-    assert term(made, rows) == 0
+    assert term(trainer, rows) == 0
 
 
 def test_after_the_task_nothing_listens_any_more(tmp_path):
     base = tiny_base("causal")
-    made = engine(base, "feature_distillation", tmp_path, rows=4)
+    trainer = engine(base, "feature_distillation", tmp_path, rows=4)
     head = base.model.get_output_embeddings()
-    made.learn()
+    trainer.learn()
     assert len(head._forward_pre_hooks) == 1
-    made.methods[0].end_task(base.model)
+    trainer.methods[0].end_task(base.model)
     assert not head._forward_pre_hooks
-    assert not made.methods[0].state_dict()
+    assert not trainer.methods[0].state_dict()
 
 
 def test_without_an_adapter_there_is_no_base_to_switch_to(tmp_path):

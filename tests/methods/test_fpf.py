@@ -16,11 +16,11 @@ pytestmark = pytest.mark.own
 def burst(kind, tmp_path, whole=False, **keywords):
     """The weights before and after the burst at the end of a task, and the engine."""
     base = tiny_base(kind, whole=whole)
-    made = engine(base, {"fpf": keywords}, tmp_path)
-    made.learn()
+    trainer = engine(base, {"fpf": keywords}, tmp_path)
+    trainer.learn()
     before = weights(base)
-    made.methods[0].end_task(base.model)
-    return before, weights(base), made
+    trainer.methods[0].end_task(base.model)
+    return before, weights(base), trainer
 
 
 def moved(before, after):
@@ -55,7 +55,7 @@ def test_a_module_is_what_holds_a_weight():
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_modules_that_changed_most_are_trained(kind, whole, tmp_path):
     start = weights(tiny_base(kind, whole=whole))
-    before, after, made = burst(kind, tmp_path, whole, share=0.3)
+    before, after, trainer = burst(kind, tmp_path, whole, share=0.3)
     change = {}
     for module, names in modules(start).items():
         now, then = (torch.cat([w[n].flatten() for n in names]) for w in (before, start))
@@ -64,23 +64,23 @@ def test_only_the_modules_that_changed_most_are_trained(kind, whole, tmp_path):
     chosen = {n for m, names in modules(start).items() if change[m] >= border for n in names}
     assert 0 < len(chosen) < len(start)
     assert moved(before, after) == chosen
-    assert all(p.grad is None and p.requires_grad for p in made.parameters)
-    assert made.methods[0].state_dict() == {}
+    assert all(p.grad is None and p.requires_grad for p in trainer.parameters)
+    assert trainer.methods[0].state_dict() == {}
 
 
 def test_it_draws_rows_for_each_step_and_the_trainer_keeps_its_moments(tmp_path):
     base = tiny_base("causal")
-    made = engine(base, {"fpf": {"steps": 3, "rows": 5}}, tmp_path)
-    made.learn()
-    drawn, memory = [], made.methods[0].context.memory
+    trainer = engine(base, {"fpf": {"steps": 3, "rows": 5}}, tmp_path)
+    trainer.learn()
+    drawn, memory = [], trainer.methods[0].context.memory
     original = memory.draw
     memory.draw = lambda start, n: drawn.append((start, n)) or original(start, n)
-    moments = [v.clone() for s in made.optimizer.state.values() for v in s.values()]
+    moments = [v.clone() for s in trainer.optimizer.state.values() for v in s.values()]
     draws = torch.random.get_rng_state()
-    made.methods[0].end_task(base.model)
+    trainer.methods[0].end_task(base.model)
     assert drawn == [(0, 5), (5, 5), (10, 5)]
     assert moments
-    after = [v for s in made.optimizer.state.values() for v in s.values()]
+    after = [v for s in trainer.optimizer.state.values() for v in s.values()]
     assert all(torch.equal(a, b) for a, b in zip(moments, after, strict=True))
     assert torch.equal(draws, torch.random.get_rng_state())
 
@@ -91,30 +91,30 @@ def test_a_step_takes_the_trainings_batch_if_it_is_not_told_otherwise(
 ):
     base = tiny_base("encoder")
     settings = {"memory": memory, "gradient_accumulation_steps": 2}
-    made = engine(base, {"fpf": {"rows": rows}}, tmp_path, **settings)
-    made.learn()
-    seen = []
-    made.fit_step = lambda rows, *rest: seen.append(len(rows))
-    made.methods[0].end_task(base.model)
-    assert seen == [count] * 16
+    trainer = engine(base, {"fpf": {"rows": rows}}, tmp_path, **settings)
+    trainer.learn()
+    sizes = []
+    trainer.fit_step = lambda rows, *rest: sizes.append(len(rows))
+    trainer.methods[0].end_task(base.model)
+    assert sizes == [count] * 16
 
 
 def test_a_step_is_adamws_of_the_chosen_alone_clipped_alone(tmp_path):
     base = tiny_base("causal")
     clip, rate = 1e-3, 0.02
     keywords = {"steps": 1, "learning_rate": rate, "share": 0.3}
-    made = engine(base, {"fpf": keywords}, tmp_path, max_grad_norm=clip)
-    made.learn()
+    trainer = engine(base, {"fpf": keywords}, tmp_path, max_grad_norm=clip)
+    trainer.learn()
     before, clipped = weights(base), {}
-    original = made.accelerator.clip_grad_norm_
+    original = trainer.accelerator.clip_grad_norm_
 
     def watched(parameters, norm):
-        found = original(parameters, norm)
+        total = original(parameters, norm)
         clipped.update({id(p): p.grad for p in parameters if p.grad is not None})
-        return found
+        return total
 
-    made.accelerator.clip_grad_norm_ = watched
-    made.methods[0].end_task(base.model)
+    trainer.accelerator.clip_grad_norm_ = watched
+    trainer.methods[0].end_task(base.model)
     after = weights(base)
     names = {name for name, p in base.model.named_parameters() if id(p) in clipped}
     assert names == moved(before, after)
@@ -138,41 +138,41 @@ def test_the_burst_goes_through_the_trainings_schedule(schedule, keyword, expect
     keywords = {"steps": 4, "learning_rate": keyword}
     base = tiny_base("encoder")
     settings = {"learning_rate": 4e-3, "warmup_steps": 2, "lr_scheduler_type": "linear"}
-    made = engine(base, {"fpf": keywords}, tmp_path, rows=12, **settings)
-    made.learn()
-    made.args.lr_scheduler_type = schedule
-    rates, fit = [], made.fit_step
+    trainer = engine(base, {"fpf": keywords}, tmp_path, rows=12, **settings)
+    trainer.learn()
+    trainer.args.lr_scheduler_type = schedule
+    rates, fit = [], trainer.fit_step
 
     def watched(rows, optimizer, *rest):
         rates.append(optimizer.param_groups[0]["lr"])
         fit(rows, optimizer, *rest)
 
-    made.fit_step = watched
-    made.methods[0].end_task(base.model)
+    trainer.fit_step = watched
+    trainer.methods[0].end_task(base.model)
     assert rates == pytest.approx(expected)
 
 
 def test_it_lowers_the_loss_on_remembered_rows(tmp_path):
     base = tiny_base("causal", whole=True)
-    made = engine(base, "fpf", tmp_path)
-    made.learn()
-    rows = made.methods[0].context.memory.draw(0, 6)
-    batch, _ = made.look(rows)
-    before, _ = made.task_loss(base.model, batch)
-    made.methods[0].end_task(base.model)
+    trainer = engine(base, "fpf", tmp_path)
+    trainer.learn()
+    rows = trainer.methods[0].context.memory.draw(0, 6)
+    batch, _ = trainer.look(rows)
+    before, _ = trainer.task_loss(base.model, batch)
+    trainer.methods[0].end_task(base.model)
     base.model.eval()
-    after, _ = made.task_loss(base.model, batch)
+    after, _ = trainer.task_loss(base.model, batch)
     assert after < 0.8 * before
 
 
 def test_weights_that_another_method_froze_are_left_out(tmp_path):
     for spec in (["hft", {"fpf": {"share": 1.0}}], [{"fpf": {"share": 1.0}}, "hft"]):
         base = tiny_base("causal")
-        made = engine(base, spec, tmp_path)
+        trainer = engine(base, spec, tmp_path)
         frozen = {n for n, p in base.model.named_parameters() if ".lora_" in n} - set(weights(base))
         before = {name: p.detach().clone() for name, p in base.model.named_parameters()}
-        made.learn()
-        for method in made.methods:
+        trainer.learn()
+        for method in trainer.methods:
             method.end_task(base.model)
         assert frozen
         assert not frozen & moved(before, {n: p.detach() for n, p in base.model.named_parameters()})
@@ -180,7 +180,7 @@ def test_weights_that_another_method_froze_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("name", ["fpf", "k_fpf"])
 @pytest.mark.parametrize(
-    ("keywords", "said"),
+    ("keywords", "message"),
     [
         ({"share": 0.0}, "0 < share <= 1"),
         ({"share": 1.1}, "0 < share <= 1"),
@@ -189,6 +189,6 @@ def test_weights_that_another_method_froze_are_left_out(tmp_path):
         ({"learning_rate": 0.0}, "above 0"),
     ],
 )
-def test_a_wrong_keyword_is_told(name, keywords, said):
-    with pytest.raises(PerdureError, match=f"{name}: .*{said}"):
+def test_a_wrong_keyword_is_told(name, keywords, message):
+    with pytest.raises(PerdureError, match=f"{name}: .*{message}"):
         make({name: keywords})

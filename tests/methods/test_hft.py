@@ -12,14 +12,14 @@ from train.engine import engine, tiny_base
 pytestmark = pytest.mark.own
 
 
-def invariant(made):
+def invariant(trainer):
     """Frozen matrices keep their bits."""
-    moving = set(trained(made.base.model))
-    held = {n: p for n, p in made.base.model.named_parameters() if n not in moving}
-    before = {name: p.detach().clone() for name, p in held.items()}
+    moving = set(trained(trainer.base.model))
+    frozen = {n: p for n, p in trainer.base.model.named_parameters() if n not in moving}
+    before = {name: p.detach().clone() for name, p in frozen.items()}
 
     def check():
-        assert all(torch.equal(p, before[name]) for name, p in held.items())
+        assert all(torch.equal(p, before[name]) for name, p in frozen.items())
 
     return check
 
@@ -28,15 +28,15 @@ def invariant(made):
 def test_frozen_matrices_keep_their_bits_under_adamw_with_weight_decay(kind, tmp_path):
     base = tiny_base(kind)
     before = snapshot(base.model)
-    made = engine(base, "hft", tmp_path)
+    trainer = engine(base, "hft", tmp_path)
     moving = set(trained(base.model))
     frozen = set(before) - moving
     assert len(frozen) == len([name for name in before if ".lora_" in name]) // 2
-    made.learn()
+    trainer.learn()
     after = {name: p.detach() for name, p in base.model.named_parameters()}
     assert all(torch.equal(after[name], before[name]) for name in frozen)
     assert any(not torch.equal(after[name], before[name]) for name in moving)
-    made.methods[0].end_task(base.model)
+    trainer.methods[0].end_task(base.model)
     assert set(trained(base.model)) == set(before)  # the next task may train them all
 
 
@@ -66,10 +66,10 @@ def test_the_first_task_is_whole_unless_asked_for(tmp_path):
 def test_every_stage_draws_its_own_half_and_the_same_seed_the_same(tmp_path):
     def frozen(seed):
         base = tiny_base("causal")
-        made = engine(base, "sequential", tmp_path)
+        trainer = engine(base, "sequential", tmp_path)
         method = engine(base, "hft", tmp_path).methods[0]
         method.end_task(base.model)
-        context = made.methods[0].context
+        context = trainer.methods[0].context
         context.seed = seed
         method.begin_task(base.model, context)
         return frozenset(trained(base.model))

@@ -18,25 +18,25 @@ from train.engine import engine, tiny_base, tokenized
 pytestmark = pytest.mark.own
 
 
-def invariant(made):
+def invariant(trainer):
     """The old adapter and A keep their bits; A reads nothing of the old span, in rows of 1/sqrt 3.
 
     Beyond the rows for which a direction is left, which are zero.
     """
-    model, (method, *_) = made.base.model, made.methods
+    model, (method, *_) = trainer.base.model, trainer.methods
     frozen = {n: p for n, p in model.named_parameters() if "lora_" in n and not p.requires_grad}
-    kept: dict[str, torch.Tensor] = {}
+    before: dict[str, torch.Tensor] = {}
     spans = dict(method.spans)
 
     def check():
-        if not kept:  # A is chosen when training begins
-            kept.update({n: p.detach().clone() for n, p in frozen.items()})
-        assert all(torch.equal(p, kept[n]) for n, p in frozen.items())
+        if not before:  # A is chosen when training begins
+            before.update({n: p.detach().clone() for n, p in frozen.items()})
+        assert all(torch.equal(p, before[n]) for n, p in frozen.items())
         assert not any("lora_A" in n for n in trained(model))
         for name, factor in factors(model, adapter_bank.NEW).items():
             a, (basis, outside) = factor.a.double(), spans[name]
-            read = a - a @ basis.double() @ basis.double().mT if outside else a @ basis.double()
-            assert read.abs().max() < 1e-5
+            overlap = a - a @ basis.double() @ basis.double().mT if outside else a @ basis.double()
+            assert overlap.abs().max() < 1e-5
             full = a[a.norm(dim=1) > 0]
             assert len(full) == min(len(a), 32 - basis.shape[1] if not outside else basis.shape[1])
             torch.testing.assert_close(full @ full.mT, torch.eye(len(full)).double() / 3)
@@ -46,41 +46,43 @@ def invariant(made):
 
 def fed(base, rows, name) -> torch.Tensor:
     """What the module of that name is fed by the rows, one by one: tokens [n, inputs]."""
-    module, seen = dict(base.model.named_modules())[name], []
-    hook = module.register_forward_hook(lambda m, args, out: seen.append(args[0][0].clone()))
+    module, inputs = dict(base.model.named_modules())[name], []
+    hook = module.register_forward_hook(lambda m, args, out: inputs.append(args[0][0].clone()))
     for row in rows:
         output_of(base, row)
     hook.remove()
-    return torch.cat(seen).double()
+    return torch.cat(inputs).double()
 
 
 @torch.no_grad()
 def output_of(base, row):
     ids = torch.tensor([row["input_ids"]])
-    seen = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if base.kind == "seq2seq":
-        seen["labels"] = torch.tensor([row["labels"]])
-    return base.model.eval()(**seen)
+        inputs["labels"] = torch.tensor([row["labels"]])
+    return base.model.eval()(**inputs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_moment_is_the_mean_over_the_tokens_without_padding(kind, tmp_path):
     base = tiny_base(kind, dropout=0.1)
-    made = engine(base, "sequential", tmp_path)
+    trainer = engine(base, "sequential", tmp_path)
     rows = tokenized(base, "colour", 5)
     rows[1]["input_ids"] = rows[1]["input_ids"][:4]
     if kind == "causal":
         rows[1]["labels"] = rows[1]["labels"][-4:]
-    found = second_moments(made, dict(layers(base.model)), rows)
+    moments = second_moments(trainer, dict(layers(base.model)), rows)
     assert base.model.training
-    for name, moment in found.items():
+    for name, moment in moments.items():
         x = fed(base, rows, name)
         torch.testing.assert_close(moment.double(), x.mT @ x / len(x), rtol=1e-4, atol=1e-6)
     if kind == "seq2seq":
-        cross = next(name for name in found if "EncDecAttention.v" in name)
-        own = next(name for name in found if "decoder" in name and "SelfAttention.v" in name)
+        cross = next(name for name in moments if "EncDecAttention.v" in name)
+        self_attention = next(
+            name for name in moments if "decoder" in name and "SelfAttention.v" in name
+        )
         ids, labels = (sum(len(row[key]) for row in rows) for key in ("input_ids", "labels"))
-        assert (len(fed(base, rows, cross)), len(fed(base, rows, own))) == (ids, labels)
+        assert (len(fed(base, rows, cross)), len(fed(base, rows, self_attention))) == (ids, labels)
 
 
 def moment_of(d: int, decay: float, seed: int) -> torch.Tensor:
@@ -101,11 +103,11 @@ def test_the_span_grows_as_dualgpm_says(threshold):
         moment = moment_of(d, (0.3, 0.9, 0.6, 0.8)[turn], turn)
         c = moment.double()
         rest, s, _ = torch.linalg.svd(c - used @ c)
-        held = (used @ c).square().sum()
+        energy = (used @ c).square().sum()
         for direction, value in zip(rest.mT, s, strict=True):
-            if held >= threshold * (1 - 1e-12) * c.square().sum():
+            if energy >= threshold * (1 - 1e-12) * c.square().sum():
                 break
-            held += value**2
+            energy += value**2
             used += torch.outer(direction, direction)
         span = grown(span, moment, threshold)
         basis = span.basis.double()
@@ -133,10 +135,10 @@ def test_a_layer_that_is_fed_nothing_leaves_the_span_as_it_is():
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_holds_the_leading_directions_of_what_is_new(kind, tmp_path):
     base = tiny_base(kind)
-    made = engine(base, "inflora", tmp_path, rows=12)
-    method = made.methods[0]
-    before = {name: fed(base, made.train_dataset, name) for name in method.a}
-    method.on_train_begin(None, made.state, None, model=base.model)
+    trainer = engine(base, "inflora", tmp_path, rows=12)
+    method = trainer.methods[0]
+    before = {name: fed(base, trainer.train_dataset, name) for name in method.a}
+    method.on_train_begin(None, trainer.state, None, model=base.model)
     for name, factor in factors(base.model, adapter_bank.NEW).items():
         (basis, outside), x = method.spans[name], before[name]
         used = basis.double() @ basis.double().mT
@@ -144,10 +146,12 @@ def test_a_holds_the_leading_directions_of_what_is_new(kind, tmp_path):
             used = torch.eye(len(used)) - used
         c = x.mT @ x / len(x)
         new = c - used @ c
-        left = torch.linalg.svd(new)[0][:, :4]
+        principal = torch.linalg.svd(new)[0][:, :4]
         a = factor.a.detach().double() * math.sqrt(3)
         # of a layer whose new inputs span fewer than four directions the last are anything
-        torch.testing.assert_close(a.mT @ a @ new, left @ left.mT @ new, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            a.mT @ a @ new, principal @ principal.mT @ new, atol=1e-5, rtol=1e-5
+        )
         assert not factor.b.any()
         assert 0 < basis.shape[1] <= 16
 
@@ -158,14 +162,14 @@ def test_in_the_first_task_a_fresh_adapter_itself_is_the_one(kind, tmp_path):
     for factor in factors(base.model).values():
         factor.b.data.zero_()
     before = output(base.network, base.tokenizer)
-    started = {name: f.a.detach().clone() for name, f in factors(base.model).items()}
-    made = engine(base, "inflora", tmp_path, memory=0, rows=16)
-    method = made.methods[0]
-    method.on_train_begin(None, made.state, None, model=base.model)
+    start = {name: f.a.detach().clone() for name, f in factors(base.model).items()}
+    trainer = engine(base, "inflora", tmp_path, memory=0, rows=16)
+    method = trainer.methods[0]
+    method.on_train_begin(None, trainer.state, None, model=base.model)
     assert torch.equal(output(base.network, base.tokenizer), before)
     chosen = {name: f.a.detach().clone() for name, f in factors(base.model).items()}
-    assert not [name for name in chosen if torch.equal(chosen[name], started[name])]
-    made.learn()
+    assert not [name for name in chosen if torch.equal(chosen[name], start[name])]
+    trainer.learn()
     assert all(torch.equal(f.a, chosen[name]) for name, f in factors(base.model).items())
     assert all(f.b.any() for f in factors(base.model).values())
     method.end_task(base.model)
@@ -180,21 +184,23 @@ def test_what_a_new_task_learns_cannot_be_read_from_old_inputs(tmp_path):
     """At the first layer, whose inputs no adapter changes."""
     base = tiny_base("causal")
     old, name = tokenized(base, "animal", 12), next(n for n, _ in layers(base.model))
-    made = engine(base, {"inflora": {"threshold": 1 - 1e-9}}, tmp_path, rows=16)
-    made.learn()
+    trainer = engine(base, {"inflora": {"threshold": 1 - 1e-9}}, tmp_path, rows=16)
+    trainer.learn()
     new = factors(base.model, adapter_bank.NEW)[name]
-    seen, met = (fed(base, rows, name).float() for rows in (old, made.train_dataset))
-    read = [(new.delta() @ x.mT).norm() / x.norm() for x in (seen, met)]
-    assert read[0] < 1e-4 * read[1]
+    old_inputs, new_inputs = (
+        fed(base, rows, name).float() for rows in (old, trainer.train_dataset)
+    )
+    shares = [(new.delta() @ x.mT).norm() / x.norm() for x in (old_inputs, new_inputs)]
+    assert shares[0] < 1e-4 * shares[1]
 
 
 def test_where_no_direction_is_left_a_is_zero(tmp_path):
     base = tiny_base("causal")
-    made = engine(base, "inflora", tmp_path, rows=8)
-    method = made.methods[0]
+    trainer = engine(base, "inflora", tmp_path, rows=8)
+    method = trainer.methods[0]
     free = torch.linalg.qr(torch.randn(32, 3))[0]
     method.spans = dict.fromkeys(method.a, Span(free, outside=True))
-    method.on_train_begin(None, made.state, None, model=base.model)
+    method.on_train_begin(None, trainer.state, None, model=base.model)
     for a in method.a.values():
         assert a[3:].abs().max() == 0
         torch.testing.assert_close(a[:3] @ a[:3].mT, torch.eye(3) / 3)

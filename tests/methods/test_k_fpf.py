@@ -16,9 +16,9 @@ class Before(TrainerCallback):
     """Keeps what there is after the optimizer's step, which is before a burst."""
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        made = self.made
-        self.weights = weights(made.base)
-        self.moments = [v.clone() for s in made.optimizer.state.values() for v in s.values()]
+        trainer = self.trainer
+        self.weights = weights(trainer.base)
+        self.moments = [v.clone() for s in trainer.optimizer.state.values() for v in s.values()]
 
 
 class After(TrainerCallback):
@@ -28,23 +28,25 @@ class After(TrainerCallback):
         self.before, self.moved = before, {}
 
     def on_step_end(self, args, state, control, **kwargs):
-        made, now = self.before.made, weights(self.before.made.base)
+        trainer, now = self.before.trainer, weights(self.before.trainer.base)
         then = self.before.weights
         self.moved[state.global_step] = {n for n in now if not torch.equal(now[n], then[n])}
-        moments = [v for s in made.optimizer.state.values() for v in s.values()]
+        moments = [v for s in trainer.optimizer.state.values() for v in s.values()]
         assert all(torch.equal(a, b) for a, b in zip(self.before.moments, moments, strict=True))
-        assert all(p.grad is None for p in made.parameters)
+        assert all(p.grad is None for p in trainer.parameters)
 
 
 def run(tmp_path, rows=40, **keywords):
     """The names that moved outside the optimizer's step, by step, and the engine."""
     before = Before()
     after = After(before)
-    made = engine(tiny_base("causal"), {"k_fpf": keywords}, tmp_path, rows=rows, callbacks=[after])
-    made.add_callback(before)
-    before.made = made
-    made.learn()
-    return after.moved, made
+    trainer = engine(
+        tiny_base("causal"), {"k_fpf": keywords}, tmp_path, rows=rows, callbacks=[after]
+    )
+    trainer.add_callback(before)
+    before.trainer = trainer
+    trainer.learn()
+    return after.moved, trainer
 
 
 @pytest.mark.parametrize(
@@ -52,8 +54,8 @@ def run(tmp_path, rows=40, **keywords):
     [(0, []), (1, [10]), (2, [5, 10]), (3, [3, 6, 10]), (4, [2, 5, 7, 10]), (10, range(1, 11))],
 )
 def test_k_bursts_at_equal_distances_and_between_them_nothing(k, steps, tmp_path):
-    moved, made = run(tmp_path, k=k, steps=1)
-    assert made.state.max_steps == 10
+    moved, trainer = run(tmp_path, k=k, steps=1)
+    assert trainer.state.max_steps == 10
     assert [step for step, names in moved.items() if names] == list(steps)
 
 
@@ -65,19 +67,19 @@ def test_a_burst_moves_its_share_of_the_modules(tmp_path):
 
 
 def drawn(tmp_path, **keywords):
-    base, seen = tiny_base("causal"), []
-    made = engine(base, {"k_fpf": keywords}, tmp_path, rows=12)
-    fit, memory = made.fit_step, made.methods[0].context.memory
+    base, draws = tiny_base("causal"), []
+    trainer = engine(base, {"k_fpf": keywords}, tmp_path, rows=12)
+    fit, memory = trainer.fit_step, trainer.methods[0].context.memory
     draw = memory.draw
-    memory.draw = lambda start, count: seen.append((start, count)) or draw(start, count)
+    memory.draw = lambda start, count: draws.append((start, count)) or draw(start, count)
     seeds = []
-    made.fit_step = lambda rows, optimizer, seed, *rest: (
+    trainer.fit_step = lambda rows, optimizer, seed, *rest: (
         seeds.append(seed),
         fit(rows, optimizer, seed, *rest),
     )
-    made.learn()
+    trainer.learn()
     assert len(set(seeds)) == len(seeds)  # dropout is another each time
-    return seen
+    return draws
 
 
 def test_every_step_of_every_burst_draws_the_rows_that_follow(tmp_path):
@@ -90,15 +92,15 @@ def test_every_step_of_every_burst_draws_the_rows_that_follow(tmp_path):
 def test_a_burst_has_the_rate_of_the_step_before_it(keyword, tmp_path):
     base, rates = tiny_base("causal"), []
     keywords = {"k": 4, "steps": 1, "learning_rate": keyword}
-    made = engine(base, {"k_fpf": keywords}, tmp_path, learning_rate=1e-2)
-    fit = made.fit_step
+    trainer = engine(base, {"k_fpf": keywords}, tmp_path, learning_rate=1e-2)
+    fit = trainer.fit_step
 
     def watched(rows, optimizer, *rest):
         rates.append(optimizer.param_groups[0]["lr"])
         fit(rows, optimizer, *rest)
 
-    made.fit_step = watched
-    made.learn()
+    trainer.fit_step = watched
+    trainer.learn()
     # The ten steps have 10, 9, ..., 1 thousandths; the bursts come after steps 2, 5, 7 and 10.
     expected = [9e-3, 6e-3, 4e-3, 1e-3] if keyword is None else [keyword] * 4
     assert rates == pytest.approx(expected)
@@ -107,12 +109,14 @@ def test_a_burst_has_the_rate_of_the_step_before_it(keyword, tmp_path):
 def test_one_burst_is_fpf(tmp_path):
     """Of the same draws the last burst is the one after the task; its dropout is drawn anew."""
     keywords = {"steps": 5, "learning_rate": 1e-3}
-    one, _ = learned("causal", {"k_fpf": {"k": 1, **keywords}}, tmp_path / "a", dropout=0.0)
+    k_fpf_weights, _ = learned(
+        "causal", {"k_fpf": {"k": 1, **keywords}}, tmp_path / "a", dropout=0.0
+    )
     base = tiny_base("causal", 0.0)
-    made = engine(base, {"fpf": keywords}, tmp_path / "b")
-    made.learn()
-    made.methods[0].end_task(base.model)
-    assert same(one, weights(base))
+    trainer = engine(base, {"fpf": keywords}, tmp_path / "b")
+    trainer.learn()
+    trainer.methods[0].end_task(base.model)
+    assert same(k_fpf_weights, weights(base))
 
 
 def test_no_bursts_are_the_sequential_run(tmp_path):

@@ -16,64 +16,66 @@ from train.engine import engine, tiny_base, tokenized
 pytestmark = pytest.mark.own
 
 
-def term(made, rows):
+def term(trainer, rows):
     """The term of a batch, with the model as it is."""
-    batch = made._prepare_inputs(made.collate(rows))
-    method = made.methods[0]
-    method.on_train_begin(None, None, None, model=made.base.model)
-    made.base.model.train()
-    _, outputs = made.task_loss(made.base.model, batch)
-    return method.extra_loss(made.base.model, batch, outputs)
+    batch = trainer._prepare_inputs(trainer.collate(rows))
+    method = trainer.methods[0]
+    method.on_train_begin(None, None, None, model=trainer.base.model)
+    trainer.base.model.train()
+    _, outputs = trainer.task_loss(trainer.base.model, batch)
+    return method.extra_loss(trainer.base.model, batch, outputs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_at_the_teacher_the_term_and_its_gradient_are_zero(kind, tmp_path):
     base = tiny_base(kind)
-    made = engine(base, "lwf", tmp_path)
-    loss = term(made, tokenized(base, "colour", 4))
+    trainer = engine(base, "lwf", tmp_path)
+    loss = term(trainer, tokenized(base, "colour", 4))
     loss.backward()
     assert abs(loss.item()) < 1e-6
-    assert all(p.grad is None or p.grad.abs().max() < 1e-6 for p in made.parameters)
+    assert all(p.grad is None or p.grad.abs().max() < 1e-6 for p in trainer.parameters)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_the_tempered_divergence_over_the_places_of_the_answer(kind, tmp_path):
     base = tiny_base(kind)
     rows = tokenized(base, "colour", 4)
-    made = engine(base, {"lwf": {"strength": 3.0, "temperature": 2.0}}, tmp_path)
-    _, old = made.look(rows)
-    for p in made.parameters:
+    trainer = engine(base, {"lwf": {"strength": 3.0, "temperature": 2.0}}, tmp_path)
+    _, old = trainer.look(rows)
+    for p in trainer.parameters:
         p.data += 0.1 * torch.randn_like(p)
-    batch, new = made.look(rows)
-    kept = batch["labels"] != -100
+    batch, new = trainer.look(rows)
+    mask = batch["labels"] != -100
     if kind == "causal":
-        kept = torch.cat([kept[:, 1:], torch.zeros(len(kept), 1, dtype=bool)], 1)
-    p, q = ((out.logits[kept] / 2).softmax(-1) for out in (old, new))
+        mask = torch.cat([mask[:, 1:], torch.zeros(len(mask), 1, dtype=bool)], 1)
+    p, q = ((out.logits[mask] / 2).softmax(-1) for out in (old, new))
     closed = 3.0 * 4 * (p * (p.log() - q.log())).sum(-1).mean()
-    torch.testing.assert_close(term(made, rows), closed, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(term(trainer, rows), closed, rtol=1e-4, atol=1e-6)
 
 
 def test_an_encoder_is_held_to_the_labels_it_knew(tmp_path):
     base = tiny_base("encoder")
-    made = engine(base, "lwf", tmp_path)
-    made.methods[0].labels = torch.tensor(4)
+    trainer = engine(base, "lwf", tmp_path)
+    trainer.methods[0].labels = torch.tensor(4)
     assert isinstance(base.model, Classifier)
     base.model.bias.data[4:] += 5.0  # of labels that the teacher did not have
-    assert abs(term(made, tokenized(base, "colour", 4)).item()) < 1e-6
-    made.methods[0].end_task(base.model)
-    assert made.methods[0].state_dict() == known_labels(base.model) == {"labels": torch.tensor(6)}
+    assert abs(term(trainer, tokenized(base, "colour", 4)).item()) < 1e-6
+    trainer.methods[0].end_task(base.model)
+    assert (
+        trainer.methods[0].state_dict() == known_labels(base.model) == {"labels": torch.tensor(6)}
+    )
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])
 def test_the_base_teaches_from_the_first_task_on(kind, tmp_path):
     base = tiny_base(kind)
-    made = engine(base, {"lwf": {"teacher": "base"}}, tmp_path, memory=0)
+    trainer = engine(base, {"lwf": {"teacher": "base"}}, tmp_path, memory=0)
     rows = tokenized(base, "colour", 4)
-    assert term(made, rows) > 1e-5  # the adapter is not zero
+    assert term(trainer, rows) > 1e-5  # the adapter is not zero
     for name, p in base.model.named_parameters():
         if "lora_B" in name:
             p.data.zero_()
-    assert abs(term(made, rows).item()) < 1e-6
+    assert abs(term(trainer, rows).item()) < 1e-6
 
 
 def test_an_encoder_has_no_base_that_answers(tmp_path):
@@ -84,9 +86,9 @@ def test_an_encoder_has_no_base_that_answers(tmp_path):
 @pytest.mark.parametrize("teacher", ["previous", "base"])
 def test_the_teacher_has_no_dropout_and_the_student_is_left_as_it_was(teacher, tmp_path):
     base, answers = tiny_base("causal", dropout=0.5), []
-    made = engine(base, ["hft", {"lwf": {"teacher": teacher}}], tmp_path)
-    moving, lwf = list(trained(base.model)), made.methods[1]
-    batch = made._prepare_inputs(made.collate(tokenized(base, "colour", 4)))
+    trainer = engine(base, ["hft", {"lwf": {"teacher": teacher}}], tmp_path)
+    moving, lwf = list(trained(base.model)), trainer.methods[1]
+    batch = trainer._prepare_inputs(trainer.collate(tokenized(base, "colour", 4)))
     for training in (True, False):
         base.model.train(training)
         answers.append(lwf.teacher(base.model, batch, base.kind).logits)

@@ -68,9 +68,9 @@ def sequential(kind: str, memory: int = 6, whole: bool = False) -> dict[str, tor
 
 def ended(kind: str, method, work, **settings):
     """As `learned`, with the end of the task."""
-    _, made = learned(kind, method, work, **settings)
-    lifecycle.end_task(made.methods, made.base.model)
-    return weights(made.base), made
+    _, trainer = learned(kind, method, work, **settings)
+    lifecycle.end_task(trainer.methods, trainer.base.model)
+    return weights(trainer.base), trainer
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ class Run:
 @functools.cache
 def _run(kind: str, method: str, every: int) -> Run:
     with tempfile.TemporaryDirectory() as work:
-        learned_weights, made = learned(
+        learned_weights, trainer = learned(
             kind, json.loads(method), Path(work), checkpoint_every=every
         )
         folder = Path(work) / "checkpoint-9"
-        checkpoint = load_state(made.methods[0], folder) if folder.exists() else {}
-    lifecycle.end_task(made.methods, made.base.model)
-    states = [{k: t.clone() for k, t in m.state_dict().items()} for m in made.methods]
-    return Run(learned_weights, weights(made.base), states, checkpoint)
+        checkpoint = load_state(trainer.methods[0], folder) if folder.exists() else {}
+    lifecycle.end_task(trainer.methods, trainer.base.model)
+    states = [{k: t.clone() for k, t in m.state_dict().items()} for m in trainer.methods]
+    return Run(learned_weights, weights(trainer.base), states, checkpoint)
 
 
 def run(kind: str, method, every: int = 3) -> Run:
@@ -108,8 +108,8 @@ def run(kind: str, method, every: int = 3) -> Run:
 def test_neutral_keywords_give_the_sequential_run_bitwise(name, kind, tmp_path):
     neutral = methods.find(name).neutral
     plain = sequential(kind, whole=whole(name))
-    ours, made = ended(kind, {name: neutral}, tmp_path)
-    assert made.methods[0].name == name
+    ours, trainer = ended(kind, {name: neutral}, tmp_path)
+    assert trainer.methods[0].name == name
     assert same(plain, ours)
 
 
@@ -147,11 +147,11 @@ STOPS += [(method, "causal", *place) for method in RHYTHMS for place in ((6, 6),
 @pytest.mark.parametrize(("method", "kind", "at", "every"), STOPS, ids=str)
 def test_a_run_stopped_inside_a_task_ends_in_the_same_weights(method, kind, at, every, tmp_path):
     whole = run(kind, method, every)
-    again, made = stopped_and_resumed(kind, method, tmp_path, at, every)
+    again, trainer = stopped_and_resumed(kind, method, tmp_path, at, every)
     assert same(whole.learned, again)
-    lifecycle.end_task(made.methods, made.base.model)
-    assert same(whole.ended, weights(made.base))
-    for state, method in zip(whole.states, made.methods, strict=True):
+    lifecycle.end_task(trainer.methods, trainer.base.model)
+    assert same(whole.ended, weights(trainer.base))
+    for state, method in zip(whole.states, trainer.methods, strict=True):
         assert same(state, method.state_dict())
 
 
@@ -195,9 +195,9 @@ WITH = [
 )
 def test_what_a_method_declares_holds_after_every_step_of_adamw(method, kind, tmp_path):
     watch = Watch()
-    made = engine(tiny_base(kind, 0.1, whole(method)), method, tmp_path, callbacks=[watch])
-    watch.check = declared(made.methods[0].name)(made)
-    made.learn()
+    trainer = engine(tiny_base(kind, 0.1, whole(method)), method, tmp_path, callbacks=[watch])
+    watch.check = declared(trainer.methods[0].name)(trainer)
+    trainer.learn()
     assert watch.checks == 10
 
 
@@ -212,8 +212,8 @@ PAIRS = [
 
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_a_method_composes_with_replay_and_l2(pair, tmp_path):
-    both, made = ended("causal", pair, tmp_path)
-    assert [m.name for m in made.methods] == pair
+    both, trainer = ended("causal", pair, tmp_path)
+    assert [m.name for m in trainer.methods] == pair
     assert not same(both, run("causal", {pair[0]: {}}).ended)
     assert all(torch.isfinite(tensor).all() for tensor in both.values())
 
@@ -222,9 +222,9 @@ def test_a_method_composes_with_replay_and_l2(pair, tmp_path):
 def test_tied_embeddings_biases_and_a_base_in_bf16(name, tmp_path):
     base = odd_base(whole(name))
     before = weights(base)
-    made = engine(base, name, tmp_path, rows=12, bf16=True)
-    made.learn()
-    made.methods[0].end_task(base.model)
+    trainer = engine(base, name, tmp_path, rows=12, bf16=True)
+    trainer.learn()
+    trainer.methods[0].end_task(base.model)
     after = weights(base)
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
     assert all(tensor.dtype == torch.float32 for tensor in after.values())
@@ -242,38 +242,38 @@ def test_what_it_keeps_and_needs_stands_in_its_description(name):
 @pytest.mark.parametrize("name", EVERY)
 def test_state_survives_safetensors(name, tmp_path):
     """What a checkpoint holds comes back whole into a method that has taken other steps."""
-    stored = run("causal", {name: {}}).checkpoint
-    assert all(torch.isfinite(tensor).all() for tensor in stored.values())
+    checkpoint = run("causal", {name: {}}).checkpoint
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint.values())
 
     class Load(TrainerCallback):
         loaded = 0
 
         def on_step_end(self, args, state, control, **kwargs):
-            method.load_state_dict({key: tensor.clone() for key, tensor in stored.items()})
-            assert same(method.state_dict(), stored)
+            method.load_state_dict({key: tensor.clone() for key, tensor in checkpoint.items()})
+            assert same(method.state_dict(), checkpoint)
             self.loaded += 1
             control.should_training_stop = True
 
     load = Load()
-    made = engine(tiny_base("causal", 0.1, whole(name)), name, tmp_path, callbacks=[load])
-    method = made.methods[0]
-    made.learn()
+    trainer = engine(tiny_base("causal", 0.1, whole(name)), name, tmp_path, callbacks=[load])
+    method = trainer.methods[0]
+    trainer.learn()
     assert load.loaded == 1
 
 
 def test_replay_adds_the_rows_of_its_ratio_and_keeps_the_number_of_steps(tmp_path):
     base = tiny_base("causal")
-    made = engine(base, {"replay": {"ratio": 0.75}}, tmp_path, rows=40)
-    sizes, original = [], made.rehearsal.collator.__class__.__call__
+    trainer = engine(base, {"replay": {"ratio": 0.75}}, tmp_path, rows=40)
+    sizes, original = [], trainer.rehearsal.collator.__class__.__call__
 
     class Counting:
         def __call__(self, features):
             sizes.append(len(features))
-            return original(made.collate, features)
+            return original(trainer.collate, features)
 
-    made.rehearsal.collator = Counting()
-    made.learn()
-    assert made.state.global_step == 10
+    trainer.rehearsal.collator = Counting()
+    trainer.learn()
+    assert trainer.state.global_step == 10
     assert sizes == [7] * 10  # 4 new and 3 remembered
 
 
@@ -281,20 +281,20 @@ def test_replay_passes_as_many_memory_rows_as_recurrent_kif(tmp_path):
     drawn = {}
     for name in ("replay", "recurrent_kif"):
         base = tiny_base("causal")
-        made = engine(base, name, tmp_path / name, rows=64)  # 16 steps: two whole rounds
-        memory, count = made.methods[0].context.memory, []
+        trainer = engine(base, name, tmp_path / name, rows=64)  # 16 steps: two whole rounds
+        memory, count = trainer.methods[0].context.memory, []
         original = memory.draw
         memory.draw = lambda start, n, original=original, count=count, **named: (
             count.append(n),
             original(start, n, **named),
         )[1]
-        made.learn()
+        trainer.learn()
         drawn[name] = sum(count)
     assert drawn["replay"] == drawn["recurrent_kif"] == 32
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ("recurent_kif", "did you mean 'recurrent_kif'"),
         ({"replay": {"ration": 1}}, "did you mean 'ratio'"),
@@ -307,14 +307,14 @@ def test_replay_passes_as_many_memory_rows_as_recurrent_kif(tmp_path):
         (3, "expected a name"),
     ],
 )
-def test_a_wrong_method_is_told_in_one_line(spec, said):
-    with pytest.raises(PerdureError, match=said) as caught:
+def test_a_wrong_method_is_told_in_one_line(spec, message):
+    with pytest.raises(PerdureError, match=message) as caught:
         methods.make(spec)
     assert "\n" not in str(caught.value)
 
 
 def test_methods_compose_in_a_list(tmp_path):
-    both, made = learned("causal", ["replay", "recurrent_kif"], tmp_path / "a")
-    one, _ = learned("causal", "recurrent_kif", tmp_path / "b")
-    assert [m.name for m in made.methods] == ["replay", "recurrent_kif"]
-    assert not same(both, one)
+    both, trainer = learned("causal", ["replay", "recurrent_kif"], tmp_path / "a")
+    alone, _ = learned("causal", "recurrent_kif", tmp_path / "b")
+    assert [m.name for m in trainer.methods] == ["replay", "recurrent_kif"]
+    assert not same(both, alone)

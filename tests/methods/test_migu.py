@@ -19,9 +19,9 @@ from train.engine import engine, tiny_base
 pytestmark = pytest.mark.own
 
 
-def uneven(made, kind):
+def uneven(trainer, kind):
     """Rows of several lengths, so that there is padding; T5's texts and answers are as long."""
-    rows = made.train_dataset
+    rows = trainer.train_dataset
     for i, row in enumerate(rows):
         cut = i % 3
         if kind == "seq2seq":
@@ -40,8 +40,8 @@ class ByHand(TrainerCallback):
     def __init__(self, kind):
         self.kind, self.inputs, self.sums, self.steps = kind, None, {}, 0
 
-    def watch(self, made):
-        self.model, original = made.base.model, made.compute_loss
+    def watch(self, trainer):
+        self.model, original = trainer.base.model, trainer.compute_loss
         for name, layer in self.model.named_modules():
             if isinstance(layer, LoraLayer):
                 layer.register_forward_pre_hook(self.seen(name))
@@ -52,7 +52,7 @@ class ByHand(TrainerCallback):
             self.inputs = None
             return loss
 
-        made.compute_loss = compute
+        trainer.compute_loss = compute
 
     def mask(self, name):
         of_answer = (
@@ -81,8 +81,8 @@ class ByHand(TrainerCallback):
         for name, p in trained(self.model).items():
             if name in self.sums:
                 count = math.ceil(0.3 * len(p) - 1e-9)
-                kept = self.sums[name].argsort(descending=True)[:count].sort().values
-                assert torch.equal(kept, p.grad.abs().sum(1).nonzero().flatten()), name
+                chosen = self.sums[name].argsort(descending=True)[:count].sort().values
+                assert torch.equal(chosen, p.grad.abs().sum(1).nonzero().flatten()), name
             else:
                 assert name in ("weight", "bias")  # an encoder's head is not masked
                 assert p.grad.abs().sum() > 0
@@ -100,10 +100,10 @@ RUNS += [
 def test_the_rows_with_the_largest_outputs_keep_their_gradient(kind, method, accumulated, tmp_path):
     hand = ByHand(kind)
     steps = {"rows": 24, "gradient_accumulation_steps": accumulated}
-    made = engine(tiny_base(kind), method, tmp_path, callbacks=[hand], **steps)
-    uneven(made, kind)
-    hand.watch(made)
-    made.learn()
+    trainer = engine(tiny_base(kind), method, tmp_path, callbacks=[hand], **steps)
+    uneven(trainer, kind)
+    hand.watch(trainer)
+    trainer.learn()
     assert hand.steps == 6 // accumulated
 
 
@@ -132,9 +132,9 @@ class Rows(TrainerCallback):
 
 def rows(kind, method, tmp_path, whole=False):
     watch = Rows()
-    made = engine(tiny_base(kind, whole=whole), method, tmp_path, rows=16, callbacks=[watch])
-    made.learn()
-    return made, watch.steps
+    trainer = engine(tiny_base(kind, whole=whole), method, tmp_path, rows=16, callbacks=[watch])
+    trainer.learn()
+    return trainer, watch.steps
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -164,8 +164,8 @@ def test_whole_weights_have_their_linear_layers_masked_and_nothing_else(kind, tm
     watch = Rows()
     base = tiny_base(kind, whole=True)
     linear = {f"{n}.weight" for n, m in base.model.named_modules() if isinstance(m, nn.Linear)}
-    made = engine(base, "migu", tmp_path, rows=16, callbacks=[watch])
-    made.learn()
+    trainer = engine(base, "migu", tmp_path, rows=16, callbacks=[watch])
+    trainer.learn()
     linear.discard("lm_head.weight")
     assert len(linear) in (12, 14, 32)
     for name, (masked, _) in watch.steps[-1].items():
@@ -178,10 +178,10 @@ def test_whole_weights_have_their_linear_layers_masked_and_nothing_else(kind, tm
 def test_a_matrix_that_is_tied_to_the_embeddings_is_left_alone(tmp_path):
     base = tiny_base("causal", whole=True)
     base.model.lm_head.weight = base.model.model.embed_tokens.weight
-    made = engine(base, "migu", tmp_path)
-    made.methods[0].on_train_begin(made.args, None, None, model=base.model)
+    trainer = engine(base, "migu", tmp_path)
+    trainer.methods[0].on_train_begin(trainer.args, None, None, model=base.model)
     assert all(
-        weight is not base.model.lm_head.weight for weight in made.methods[0].magnitudes.sums
+        weight is not base.model.lm_head.weight for weight in trainer.methods[0].magnitudes.sums
     )
 
 
@@ -189,10 +189,10 @@ def test_the_first_task_has_no_hooks_and_a_later_one_takes_its_own_away(tmp_path
     def hooks(model):
         return sum(len(module._forward_hooks) for module in model.modules())
 
-    made, _ = rows("causal", "migu", tmp_path)
-    assert hooks(made.base.model) == 8
-    made.methods[0].end_task(made.base.model)
-    assert hooks(made.base.model) == 0
+    trainer, _ = rows("causal", "migu", tmp_path)
+    assert hooks(trainer.base.model) == 8
+    trainer.methods[0].end_task(trainer.base.model)
+    assert hooks(trainer.base.model) == 0
     first = engine(tiny_base("causal"), "migu", tmp_path, memory=0, rows=4)
     first.learn()
     assert hooks(first.base.model) == 0
@@ -202,13 +202,13 @@ def test_the_first_task_has_no_hooks_and_a_later_one_takes_its_own_away(tmp_path
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.7, 0.9, 0.99])
 def test_the_count_is_exact_and_a_scale_plays_no_part(size, threshold):
     sums = torch.rand(size, generator=torch.Generator().manual_seed(size))
-    kept = largest(sums, threshold)
+    mask = largest(sums, threshold)
     percent = 100 - round(100 * threshold)
-    assert int(kept.sum()) == -(-percent * size // 100)
-    assert kept.all() or sums[kept].min() > sums[~kept].max()
-    assert torch.equal(largest(1024 * sums, threshold), kept)
+    assert int(mask.sum()) == -(-percent * size // 100)
+    assert mask.all() or sums[mask].min() > sums[~mask].max()
+    assert torch.equal(largest(1024 * sums, threshold), mask)
     quantile = sums >= torch.quantile(sums, threshold)
-    assert 0 <= int(kept.sum()) - int(quantile.sum()) <= 1  # the authors' rule
+    assert 0 <= int(mask.sum()) - int(quantile.sum()) <= 1  # the authors' rule
 
 
 def test_equal_sums_are_kept_together():
@@ -221,8 +221,8 @@ def test_what_it_cannot_do_is_told_in_one_line(tmp_path):
         MIGU(threshold=1.0)
     with pytest.raises(PerdureError, match=r"set adapter.use_dora=false"):
         MIGU().check(Config(adapter={"use_dora": True}), "causal")
-    made = engine(tiny_base("causal"), "migu", tmp_path)
-    for p in made.base.model.parameters():
+    trainer = engine(tiny_base("causal"), "migu", tmp_path)
+    for p in trainer.base.model.parameters():
         p.requires_grad_(False)
     with pytest.raises(PerdureError, match="no linear layer is trained"):
-        made.methods[0].on_train_begin(made.args, None, None, model=made.base.model)
+        trainer.methods[0].on_train_begin(trainer.args, None, None, model=trainer.base.model)

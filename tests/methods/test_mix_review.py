@@ -13,10 +13,10 @@ from train.rehearsed import rehearsed
 pytestmark = pytest.mark.own
 
 
-def old_rows(spec, work, each, **settings):
-    """The old rows of each epoch of `each` micro-batches."""
+def old_rows(spec, work, length, **settings):
+    """The old rows of each epoch of `length` micro-batches."""
     old = [old for _, old in rehearsed({"mix_review": spec}, work, **settings)]
-    epochs = [old[i : i + each] for i in range(0, len(old), each)]
+    epochs = [old[i : i + length] for i in range(0, len(old), length)]
     return [[i for part in epoch for i in part] for epoch in epochs]
 
 
@@ -30,18 +30,18 @@ def old_rows(spec, work, each, **settings):
     ],
 )
 def test_an_epoch_has_the_published_number_of_old_rows(spec, counts, tmp_path):
-    found = old_rows(spec, tmp_path, 3, rows=10, memory=6, num_train_epochs=4)
-    assert [len(epoch) for epoch in found] == counts
-    for epoch in found:  # as often as it has to, no row comes again before all have come
+    epochs = old_rows(spec, tmp_path, 3, rows=10, memory=6, num_train_epochs=4)
+    assert [len(epoch) for epoch in epochs] == counts
+    for epoch in epochs:  # as often as it has to, no row comes again before all have come
         often = Counter(epoch)
         assert {often[i] for i in range(6)} <= {len(epoch) // 6, -(-len(epoch) // 6)}
 
 
 def test_the_rows_are_drawn_anew_for_each_epoch(tmp_path):
     spec = {"mix": 0.5, "decay": 1.0}
-    found = old_rows(spec, tmp_path, 2, rows=8, memory=40, num_train_epochs=4)
-    assert all(len(set(epoch)) == 4 for epoch in found)
-    assert len({frozenset(epoch) for epoch in found}) > 1
+    epochs = old_rows(spec, tmp_path, 2, rows=8, memory=40, num_train_epochs=4)
+    assert all(len(set(epoch)) == 4 for epoch in epochs)
+    assert len({frozenset(epoch) for epoch in epochs}) > 1
 
 
 def test_they_are_spread_evenly_and_a_step_has_them_as_one_batch_or_two(tmp_path):

@@ -38,9 +38,9 @@ def directions(weight, share):
     return left[:, -k:], s, weight.T @ left[:, -k:] / s
 
 
-def invariant(made, share=0.5):
+def invariant(trainer, share=0.5):
     """W V_h = U_h S_h and U_h^T W = S_h V_h^T of the weights at the start of the task."""
-    held = {name: (p, directions(p, share)) for name, p in layers(made.base.model).items()}
+    held = {name: (p, directions(p, share)) for name, p in layers(trainer.base.model).items()}
     assert held
 
     def check():
@@ -55,12 +55,12 @@ def invariant(made, share=0.5):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_held_directions_stay_and_the_rest_of_every_matrix_learns(kind, tmp_path):
     base = tiny_base(kind, 0.1, whole=True)
-    made = engine(base, {"osf": {"share": 0.25}}, tmp_path)
-    check = invariant(made, 0.25)
+    trainer = engine(base, {"osf": {"share": 0.25}}, tmp_path)
+    check = invariant(trainer, 0.25)
     before = {name: p.detach().clone() for name, p in layers(base.model).items()}
     assert any(p.shape[0] != p.shape[1] for p in before.values())  # grouped queries, feed-forward
-    made.learn()
-    made.methods[0].end_task(base.model)
+    trainer.learn()
+    trainer.methods[0].end_task(base.model)
     check()
     for name, p in layers(base.model).items():
         assert (p - before[name]).norm() > 0.1 * before[name].norm()  # at a rate of 0.01
@@ -70,32 +70,32 @@ def test_the_held_directions_stay_and_the_rest_of_every_matrix_learns(kind, tmp_
 def test_projected_gradients_alone_would_leak(leak, tmp_path, monkeypatch):
     base = tiny_base("causal", whole=True)
     training = {"adam": {"weight_decay": 0.0}, "decay": {"optim": "sgd", "weight_decay": 0.5}}[leak]
-    made = engine(base, "osf", tmp_path, **{**STRICT, **training})
-    check = invariant(made)
-    monkeypatch.setattr(made.methods[0], "_project", lambda: None)
-    made.learn()
+    trainer = engine(base, "osf", tmp_path, **{**STRICT, **training})
+    check = invariant(trainer)
+    monkeypatch.setattr(trainer.methods[0], "_project", lambda: None)
+    trainer.learn()
     with pytest.raises(AssertionError):
         check()
 
 
 def test_under_sgd_without_decay_projected_gradients_are_enough(tmp_path, monkeypatch):
     base = tiny_base("causal", whole=True)
-    made = engine(base, "osf", tmp_path, **{**STRICT, "optim": "sgd", "weight_decay": 0.0})
-    check = invariant(made)
-    monkeypatch.setattr(made.methods[0], "_project", lambda: None)
-    made.learn()
+    trainer = engine(base, "osf", tmp_path, **{**STRICT, "optim": "sgd", "weight_decay": 0.0})
+    check = invariant(trainer)
+    monkeypatch.setattr(trainer.methods[0], "_project", lambda: None)
+    trainer.learn()
     check()
 
 
 def test_clipping_counts_what_may_move(tmp_path):
     base = tiny_base("causal", whole=True)
-    made = engine(base, "osf", tmp_path)
-    rows = made.train_dataset[:8]
-    for p, gradient in zip(made.parameters, made.side_gradient(rows, 0), strict=True):
+    trainer = engine(base, "osf", tmp_path)
+    rows = trainer.train_dataset[:8]
+    for p, gradient in zip(trainer.parameters, trainer.side_gradient(rows, 0), strict=True):
         p.grad = gradient
     held = {name: (p.grad.clone(), directions(p, 0.5)) for name, p in layers(base.model).items()}
     free = {n: p.grad.clone() for n, p in base.model.named_parameters() if n not in held}
-    made.methods[0].edit_gradients(base.model)
+    trainer.methods[0].edit_gradients(base.model)
     after = {name: p.grad for name, p in base.model.named_parameters()}
     for name, (before, (u, _, v)) in held.items():
         off = torch.eye(len(u)) - u @ u.T, torch.eye(len(v)) - v @ v.T
@@ -128,10 +128,10 @@ def test_tied_heads_biases_and_conv1d(tmp_path):
     assert model.lm_head.weight is model.transformer.wte.weight
     tied = model.transformer.wte.weight.detach().clone()
     base = Base("tiny", "causal", model, tiny_tokenizer("causal"))
-    made = engine(base, "osf", tmp_path)
-    assert len(made.methods[0].constrained) == 8  # four Conv1D a layer
-    check = invariant(made)
-    made.learn()
+    trainer = engine(base, "osf", tmp_path)
+    assert len(trainer.methods[0].constrained) == 8  # four Conv1D a layer
+    check = invariant(trainer)
+    trainer.learn()
     check()
     assert not torch.equal(model.transformer.wte.weight, tied)
     assert model.transformer.h[0].mlp.c_fc.bias.abs().max() > 0
@@ -182,12 +182,12 @@ def test_how_many_directions_are_held(keywords, stage, rank, tmp_path):
 def test_what_other_methods_do_in_between_is_taken_back_at_the_end(tmp_path):
     base = tiny_base("causal", whole=True)
     every = {"share": 1.0}
-    made = engine(base, [{"k_fpf": every}, {"fpf": every}, "osf"], tmp_path)
-    check = invariant(made)
-    made.learn()
+    trainer = engine(base, [{"k_fpf": every}, {"fpf": every}, "osf"], tmp_path)
+    check = invariant(trainer)
+    trainer.learn()
     with pytest.raises(AssertionError):
         check()  # a burst of k_fpf came after the last step
-    for method in made.methods:
+    for method in trainer.methods:
         method.end_task(base.model)
     check()
 
@@ -201,10 +201,10 @@ def test_it_takes_whole_weights_alone():
 
 def test_at_a_share_of_one_the_matrices_stay_and_the_head_learns(tmp_path):
     before, _ = learned("encoder", {"osf": {"share": 1.0}}, tmp_path / "a", rows=4)
-    after, made = learned("encoder", {"osf": {"share": 1.0}}, tmp_path / "b")
-    for name in layers(made.base.model):
+    after, trainer = learned("encoder", {"osf": {"share": 1.0}}, tmp_path / "b")
+    for name in layers(trainer.base.model):
         torch.testing.assert_close(before[name], after[name], atol=1e-5, rtol=0)
-    assert isinstance(made.base.model, Classifier)
+    assert isinstance(trainer.base.model, Classifier)
     assert not torch.equal(before["weight"], after["weight"])
 
 

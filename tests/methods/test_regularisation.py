@@ -73,10 +73,10 @@ def test_new_rows_of_a_head_are_free():
 def test_the_fisher_of_a_softmax_layer_is_its_closed_form(tmp_path):
     """For logits z: E_y (dlog p / dz_k)^2 = p_k (1 - p_k); the head's bias is z's own."""
     base = tiny_base("encoder")
-    made = engine(base, "sequential", tmp_path, memory=0)
+    trainer = engine(base, "sequential", tmp_path, memory=0)
     rows = tokenized(base, "colour", 6)
-    many = [fisher(made, base.model, rows, seed)["bias"] for seed in range(60)]
-    _, outputs = made.look(rows)
+    many = [fisher(trainer, base.model, rows, seed)["bias"] for seed in range(60)]
+    _, outputs = trainer.look(rows)
     p = outputs.logits.softmax(-1)
     expected = (p * (1 - p)).mean(0)
     torch.testing.assert_close(torch.stack(many).mean(0), expected, atol=0.02, rtol=0)
@@ -96,20 +96,20 @@ def test_precision_looks_at_no_label_and_not_at_the_batch_size(kind, tmp_path):
     other = [{**row, "labels": change(row["labels"])} for row in rows]
     assert all(changed["labels"] != row["labels"] for changed, row in zip(other, rows, strict=True))
     for measure in (fisher, sensitivity):
-        found = measure(one, base.model, rows, 1)
-        assert same(found, measure(two, base.model, rows, 1))
-        assert same(found, measure(one, base.model, other, 1))
-        assert all((tensor >= 0).all() for tensor in found.values())
-        assert any(tensor.any() for tensor in found.values())
+        precision = measure(one, base.model, rows, 1)
+        assert same(precision, measure(two, base.model, rows, 1))
+        assert same(precision, measure(one, base.model, other, 1))
+        assert all((tensor >= 0).all() for tensor in precision.values())
+        assert any(tensor.any() for tensor in precision.values())
 
 
 def test_a_precision_is_relative_to_its_mean_over_all_weights():
-    one = {"a": torch.tensor([[1.0, 3.0]]), "b": torch.tensor([0.0, 4.0, 2.0, 2.0])}
-    assert relative(one)["a"].tolist() == [[0.5, 1.5]]
-    assert relative(one)["b"].tolist() == [0.0, 2.0, 1.0, 1.0]
+    precision = {"a": torch.tensor([[1.0, 3.0]]), "b": torch.tensor([0.0, 4.0, 2.0, 2.0])}
+    assert relative(precision)["a"].tolist() == [[0.5, 1.5]]
+    assert relative(precision)["b"].tolist() == [0.0, 2.0, 1.0, 1.0]
     for scale in (1e-12, 1e9):  # another base
-        scaled = relative({name: scale * tensor for name, tensor in one.items()})
-        for name, tensor in relative(one).items():
+        scaled = relative({name: scale * tensor for name, tensor in precision.items()})
+        for name, tensor in relative(precision).items():
             torch.testing.assert_close(scaled[name], tensor)
     none = relative({"a": torch.zeros(3)})
     assert none["a"].tolist() == [0.0, 0.0, 0.0]
@@ -127,20 +127,20 @@ def test_a_precision_is_relative_to_its_mean_over_all_weights():
 def test_each_task_adds_a_precision_of_mean_one(spec, old, tmp_path):
     """Strength (F_1 / mean F_1 ... F_2 / mean F_2) (w - w*): the exact gradient after two tasks."""
     base = tiny_base("causal")
-    made = engine(base, spec, tmp_path, rows=12)  # the second task
-    method = made.methods[0]
+    trainer = engine(base, spec, tmp_path, rows=12)  # the second task
+    method = trainer.methods[0]
     first = {name: tensor.clone() for name, tensor in method.parabola.precision.items()}
     measure = sensitivity if method.name == "mas" else fisher
-    found = measure(made, base.model, made.train_dataset, method.context.seed)
-    mean = torch.cat([tensor.flatten() for tensor in found.values()]).mean()
+    precision = measure(trainer, base.model, trainer.train_dataset, method.context.seed)
+    mean = torch.cat([tensor.flatten() for tensor in precision.values()]).mean()
     for p in trained(base.model).values():
         p.grad = None
-    made.methods[0].end_task(base.model)
-    for name, tensor in found.items():
+    trainer.methods[0].end_task(base.model)
+    for name, tensor in precision.items():
         expected = old * first[name] + tensor / mean
         torch.testing.assert_close(method.parabola.precision[name], expected)
-    kept = torch.cat([tensor.flatten() for tensor in method.parabola.precision.values()])
-    torch.testing.assert_close(kept.mean(), torch.tensor(1.0 + old))
+    total = torch.cat([tensor.flatten() for tensor in method.parabola.precision.values()])
+    torch.testing.assert_close(total.mean(), torch.tensor(1.0 + old))
 
 
 def test_drawn_choices_follow_the_model():
@@ -154,10 +154,10 @@ def test_drawn_choices_follow_the_model():
 def test_l2_without_bounds_holds_the_weights_where_they_were(tmp_path):
     """Under AdamW with weight decay and clipping, the pull wins over the task."""
     base = tiny_base("causal")
-    made = engine(base, {"l2": {"strength": 1e6}}, tmp_path / "a", learning_rate=1e-4)
-    centre = made.methods[0].parabola.moment  # the precision is 1
+    trainer = engine(base, {"l2": {"strength": 1e6}}, tmp_path / "a", learning_rate=1e-4)
+    centre = trainer.methods[0].parabola.moment  # the precision is 1
     away = sum((p - centre[n]).square().sum() for n, p in trained(base.model).items())
-    made.learn()
+    trainer.learn()
     near = sum((p - centre[n]).square().sum() for n, p in trained(base.model).items())
     assert near < away
 
@@ -165,13 +165,13 @@ def test_l2_without_bounds_holds_the_weights_where_they_were(tmp_path):
 def test_l2_towards_the_base_keeps_the_weights_that_the_lineage_began_with(tmp_path):
     base = tiny_base("causal")
     began = snapshot(base.model)
-    made = engine(base, {"l2": {"towards": "base"}}, tmp_path, memory=0)
-    made.learn()
-    made.methods[0].end_task(base.model)
-    assert same(made.methods[0].state_dict(), began)
+    trainer = engine(base, {"l2": {"towards": "base"}}, tmp_path, memory=0)
+    trainer.learn()
+    trainer.methods[0].end_task(base.model)
+    assert same(trainer.methods[0].state_dict(), began)
     again = methods.make({"l2": {"towards": "base"}})[0]
-    context = copy.copy(made.methods[0].context)
-    context.state = made.methods[0].state_dict()
+    context = copy.copy(trainer.methods[0].context)
+    context.state = trainer.methods[0].state_dict()
     again.begin_task(base.model, context)
     again.end_task(base.model)
     assert same(again.state_dict(), began)
@@ -191,32 +191,34 @@ def test_l2_towards_the_base_pulls_in_the_first_task(tmp_path):
 
     base = tiny_base("causal")
     began = snapshot(base.model)
-    made = engine(base, spec, tmp_path, callbacks=[Seen()], **sgd)
-    made.learn()
-    plain, own = tiny_base("causal"), []
+    trainer = engine(base, spec, tmp_path, callbacks=[Seen()], **sgd)
+    trainer.learn()
+    plain, task_gradients = tiny_base("causal"), []
 
     class Task(Seen):
         def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
             super().on_pre_optimizer_step(args, state, control, model)
-            own.append(gradients.pop())
+            task_gradients.append(gradients.pop())
             for n, p in trained(model).items():  # type: ignore[arg-type]
-                p.grad = gradients[len(own) - 1][n].clone()
+                p.grad = gradients[len(task_gradients) - 1][n].clone()
 
     engine(plain, "sequential", tmp_path, callbacks=[Task()], **sgd).learn()
     assert same(snapshot(plain.model), snapshot(base.model))
-    assert same(gradients[0], own[0])  # at the base itself there is no pull
+    assert same(gradients[0], task_gradients[0])  # at the base itself there is no pull
     moved = {n: began[n] - 0.1 * gradients[0][n] for n in began}
     for n, start in began.items():
-        torch.testing.assert_close(gradients[1][n], own[1][n] + 0.5 * (moved[n] - start))
-    assert not same(gradients[1], own[1])
+        torch.testing.assert_close(gradients[1][n], task_gradients[1][n] + 0.5 * (moved[n] - start))
+    assert not same(gradients[1], task_gradients[1])
 
 
 @pytest.mark.parametrize("method", ["l2", "ewc", "mas", "si"])
 def test_the_more_strength_the_nearer_to_the_old_weights(method, tmp_path):
     far = []
     for strength in (0.0, 1.0, 1e2):
-        after, made = learned("causal", {method: {"strength": strength}}, tmp_path / f"{strength}")
-        m = made.methods[0]
+        after, trainer = learned(
+            "causal", {method: {"strength": strength}}, tmp_path / f"{strength}"
+        )
+        m = trainer.methods[0]
         precision, centre = m.parabola.precision, m.parabola.moment
         far.append(
             sum(

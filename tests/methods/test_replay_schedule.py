@@ -26,8 +26,8 @@ def memory(sizes, seed=0) -> Any:
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=8), st.integers(1, 300))
 def test_after_any_turn_each_has_had_its_share_rounded_down_or_up(weights, n):
     had = Counter()
-    for i, (who, own) in enumerate(islice(turns(weights), n), start=1):
-        assert own == had[who]
+    for i, (who, number) in enumerate(islice(turns(weights), n), start=1):
+        assert number == had[who]
         had[who] += 1
         for other, weight in enumerate(weights):
             assert abs(had[other] - Fraction(i * weight, sum(weights))) < 1
@@ -66,9 +66,11 @@ def test_a_task_is_exhausted_before_a_row_comes_again_and_then_has_another_order
 @given(st.integers(0, 200), st.integers(1, 50), st.sampled_from([0.3, 1.0]))
 def test_a_draw_depends_on_its_number_only(start, count, decay):
     sizes = {"a": 5, "b": 7, "c": 2}
-    one = memory(sizes)
-    assert one.draw(start, count, decay) == memory(sizes).draw(0, start + count, decay)[start:]
-    assert one.draw(start, count, decay) == memory(sizes).draw(start, count, decay)
+    remembered = memory(sizes)
+    assert (
+        remembered.draw(start, count, decay) == memory(sizes).draw(0, start + count, decay)[start:]
+    )
+    assert remembered.draw(start, count, decay) == memory(sizes).draw(start, count, decay)
 
 
 def test_decay_0_is_the_draw_that_knows_no_age():
@@ -77,11 +79,11 @@ def test_decay_0_is_the_draw_that_knows_no_age():
 
 
 def test_replay_hands_its_decay_to_the_draw(tmp_path):
-    made = engine(tiny_base("causal"), {"replay": {"ratio": 1, "decay": 2.0}}, tmp_path)
-    replay = made.methods[0]
+    trainer = engine(tiny_base("causal"), {"replay": {"ratio": 1, "decay": 2.0}}, tmp_path)
+    replay = trainer.methods[0]
     features = replay.context.memory.tasks["animal"]
-    kept = {name: [{"task": name, **row} for row in features] for name in ("old", "new")}
-    replay.context.memory = Memory(kept, 0)
+    tasks = {name: [{"task": name, **row} for row in features] for name in ("old", "new")}
+    replay.context.memory = Memory(tasks, 0)
     rows = [row["task"] for batch in range(10) for row in replay.rehearse(batch, 4)]
     assert Counter(rows) == {"new": 32, "old": 8}  # 1 to 2^-2
 

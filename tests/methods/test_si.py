@@ -48,17 +48,17 @@ def path_by_hand(model, steps, rate, decay, max_norm):
 
 def test_the_precision_is_that_of_a_loop_with_decay_clipping_and_accumulation(tmp_path):
     base = tiny_base("causal")
-    made = engine(base, "si", tmp_path, memory=0, gradient_accumulation_steps=2)
-    method, batches = made.methods[0], []
+    trainer = engine(base, "si", tmp_path, memory=0, gradient_accumulation_steps=2)
+    method, batches = trainer.methods[0], []
 
-    def kept(inputs):
+    def record(inputs):
         batches.append({name: tensor.clone() for name, tensor in inputs.items()})
         return inputs
 
-    method.before_step = kept
-    made.learn()
-    lifecycle.end_task(made.methods, base.model)
-    assert len(batches) == 2 * made.state.global_step == 10
+    method.before_step = record
+    trainer.learn()
+    lifecycle.end_task(trainer.methods, base.model)
+    assert len(batches) == 2 * trainer.state.global_step == 10
     steps = [batches[i : i + 2] for i in range(0, 10, 2)]
     model = tiny_base("causal").model
     settings = STRICT["learning_rate"], STRICT["weight_decay"], STRICT["max_grad_norm"]
@@ -83,14 +83,14 @@ def test_the_path_integral_adds_up_to_the_fall_of_the_loss(tmp_path):
     base, paths = tiny_base("causal"), []
     settings = {"optim": "sgd", "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
     settings |= {"per_device_train_batch_size": 40, "num_train_epochs": 20, "weight_decay": 0.0}
-    made = engine(base, "si", tmp_path, memory=0, max_grad_norm=0.0, **settings)
-    batch = made._prepare_inputs(made.collate(made.train_dataset))
+    trainer = engine(base, "si", tmp_path, memory=0, max_grad_norm=0.0, **settings)
+    batch = trainer._prepare_inputs(trainer.collate(trainer.train_dataset))
 
     def loss():
         with torch.no_grad():
-            return made.task_loss(base.model, batch)[0].item()
+            return trainer.task_loss(base.model, batch)[0].item()
 
-    method, before = made.methods[0], loss()
+    method, before = trainer.methods[0], loss()
     ending = method.on_train_end
 
     def end(*args, **kwargs):
@@ -98,7 +98,7 @@ def test_the_path_integral_adds_up_to_the_fall_of_the_loss(tmp_path):
         ending(*args, **kwargs)
 
     method.on_train_end = end
-    made.learn()
+    trainer.learn()
     assert before - loss() > 0.02
     assert paths[0] == pytest.approx(before - loss(), rel=0.05)
 
@@ -124,8 +124,8 @@ def test_the_scale_of_the_loss_and_of_the_movement_cancels(loss, weight):
 
 def test_precisions_add_up_and_pull_by_twice_the_strength(tmp_path):
     base = tiny_base("causal")
-    made = engine(base, {"si": {"strength": 0.3}}, tmp_path, rows=12)  # the second task
-    method = made.methods[0]
+    trainer = engine(base, {"si": {"strength": 0.3}}, tmp_path, rows=12)  # the second task
+    method = trainer.methods[0]
     first = {name: tensor.clone() for name, tensor in method.parabola.precision.items()}
     centre = {n: method.parabola.moment[n] / (first[n] + 1e-30) for n in first}
     for p in trained(base.model).values():
@@ -135,8 +135,8 @@ def test_precisions_add_up_and_pull_by_twice_the_strength(tmp_path):
         expected = 0.6 * first[name] * (p.detach() - centre[name])
         torch.testing.assert_close(p.grad, expected, rtol=1e-4, atol=1e-5)
         p.grad = None
-    made.learn()
-    lifecycle.end_task(made.methods, base.model)
+    trainer.learn()
+    lifecycle.end_task(trainer.methods, base.model)
     for name, tensor in method.parabola.precision.items():
         torch.testing.assert_close(tensor, first[name] + method.precision[name])
     total = torch.cat([tensor.flatten() for tensor in method.parabola.precision.values()])

@@ -38,28 +38,28 @@ def trained(model, seed):
 
 def tasks(model, count, **keywords):
     """What each of the tasks began with, was trained to, and left in the model; the last state."""
-    state, seen = {}, []
+    state, history = {}, []
     for i in range(1, count + 1):
         method = SLAO(**keywords)
         start = begun(method, model, state, i)
         tuned = trained(model, seed=i)
         method.end_task(model)
         state = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-        seen.append((start, tuned, pairs(model)))
-    return seen, state
+        history.append((start, tuned, pairs(model)))
+    return history, state
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_three_tasks_by_the_formula(kind):
     base = tiny_base(kind)
     untouched = pairs(base.model)
-    seen, state = tasks(base.model, 3)
+    history, state = tasks(base.model, 3)
     half, third = 2**-0.5, 3**-0.5
     assert int(state["tasks"]) == 3
     for name in untouched:
-        starts, tuned, left = zip(*[[run[name] for run in task] for task in seen], strict=True)
+        starts, tuned, merged = zip(*[[run[name] for run in task] for task in history], strict=True)
         assert torch.equal(starts[0][0], untouched[name][0])  # the first task is plain
-        assert torch.equal(left[0][1], tuned[0][1])
+        assert torch.equal(merged[0][1], tuned[0][1])
         for i in (1, 2):
             a, b = starts[i]
             previous = tuned[i - 1][0]
@@ -69,30 +69,30 @@ def test_three_tasks_by_the_formula(kind):
             assert lower.triu(1).abs().max() < 1e-5
             assert (lower.diagonal() > 0).all()
             assert torch.equal(b, tuned[i - 1][1])  # the trained B, not the merged one
-            assert torch.equal(left[i][0], tuned[i][0])
+            assert torch.equal(merged[i][0], tuned[i][0])
         b1, b2, b3 = (b.double() for _, b in tuned)
         second = (1 - half) * b1 + half * b2
         whole = (1 - third) * (1 - half) * b1 + (1 - third) * half * b2 + third * b3
-        torch.testing.assert_close(left[1][1].double(), second, atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(left[2][1].double(), whole, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(merged[1][1].double(), second, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(merged[2][1].double(), whole, atol=1e-6, rtol=1e-5)
         assert torch.equal(state[f"b.{name}"], tuned[2][1])
 
 
 def test_without_merging_the_adapter_is_the_last_one_trained():
-    seen, state = tasks(tiny_base("causal").model, 3, merging=1.0)
-    for name, (a, b) in seen[2][1].items():
-        assert torch.equal(a, seen[2][2][name][0])
-        assert torch.equal(b, seen[2][2][name][1])
+    history, state = tasks(tiny_base("causal").model, 3, merging=1.0)
+    for name, (a, b) in history[2][1].items():
+        assert torch.equal(a, history[2][2][name][0])
+        assert torch.equal(b, history[2][2][name][1])
     assert list(state) == ["tasks"]
 
 
 def test_a_rate_of_ones_own_and_a_start_without_the_jump():
-    seen, _ = tasks(tiny_base("causal").model, 2, merging=0.25, orthogonal=False)
-    (_, one, _), (start, two, left) = seen
+    history, _ = tasks(tiny_base("causal").model, 2, merging=0.25, orthogonal=False)
+    (_, one, _), (start, two, merged) = history
     for name in one:
         assert torch.equal(start[name][0], one[name][0])
         assert torch.equal(start[name][1], one[name][1])
-        torch.testing.assert_close(left[name][1], 0.75 * one[name][1] + 0.25 * two[name][1])
+        torch.testing.assert_close(merged[name][1], 0.75 * one[name][1] + 0.25 * two[name][1])
 
 
 def test_an_a_without_full_rank_starts_orthonormal_too():
@@ -124,10 +124,10 @@ def test_the_signs_a_library_gives_play_no_part(monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_else_is_trained_stays_as_trained(kind, tmp_path):
     base = tiny_base(kind)
-    made = engine(base, "slao", tmp_path)
-    made.learn()
+    trainer = engine(base, "slao", tmp_path)
+    trainer.learn()
     before = snapshot(base.model)
-    made.methods[0].end_task(base.model)
+    trainer.methods[0].end_task(base.model)
     moved = {name for name, p in snapshot(base.model).items() if not torch.equal(p, before[name])}
     assert moved == {name for name in before if "lora_B" in name}
 
@@ -135,9 +135,9 @@ def test_what_else_is_trained_stays_as_trained(kind, tmp_path):
 def test_bf16_weights_are_merged_in_fp32():
     base = tiny_base("causal")
     base.model.to(torch.bfloat16)
-    seen, _ = tasks(base.model, 2)
-    for name, (_, b) in seen[1][2].items():
-        one, two = (run[1][name][1].float() for run in seen)
+    history, _ = tasks(base.model, 2)
+    for name, (_, b) in history[1][2].items():
+        one, two = (run[1][name][1].float() for run in history)
         assert torch.equal(b, torch.lerp(one, two, 2**-0.5).bfloat16())
 
 
@@ -147,8 +147,8 @@ def test_a_stopped_task_merges_with_the_stage_and_not_the_checkpoint():
     method = SLAO()
     begun(method, model, state)
     trained(model, seed=1)
-    kept = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    assert same(kept, state)  # what the stage before left, until this task ends
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    assert same(before, state)  # what the stage before left, until this task ends
 
 
 def test_what_it_cannot_do_is_told_in_one_line():

@@ -41,38 +41,38 @@ def run(kind, tmp_path, method="tasl", whole=False, **settings):
     """A second task: the engine, the hand, the weights before it and as trained."""
     base = tiny_base(kind, whole=whole)
     before, hand = snapshot(base.model), ByHand(base.model)
-    made = engine(base, method, tmp_path, callbacks=[hand], **settings)
-    made.learn()
-    return made, hand, before, snapshot(base.model)
+    trainer = engine(base, method, tmp_path, callbacks=[hand], **settings)
+    trainer.learn()
+    return trainer, hand, before, snapshot(base.model)
 
 
 @pytest.mark.parametrize(("kind", "whole"), [*((kind, False) for kind in KINDS), ("causal", True)])
 def test_the_four_cases_and_the_running_scores(kind, whole, tmp_path):
-    made, hand, before, learned = run(kind, tmp_path, whole=whole)
+    trainer, hand, before, learned = run(kind, tmp_path, whole=whole)
     new = hand.scores()
     names = sorted(new, key=new.__getitem__)
     # important to the old tasks: the most important one of now, and the least
     old = {name: 0.5 * place / len(names) for place, name in enumerate(names)}
     old |= {names[0]: 1.0, names[-1]: 0.9}
-    made.methods[0].old = {name: torch.tensor(score) for name, score in old.items()}
-    made.methods[0].end_task(made.base.model)
-    after, cases = snapshot(made.base.model), set()
+    trainer.methods[0].old = {name: torch.tensor(score) for name, score in old.items()}
+    trainer.methods[0].end_task(trainer.base.model)
+    after, cases = snapshot(trainer.base.model), set()
     for name in names:
         now = new[name] > np.percentile(list(new.values()), 80)
         then = old[name] > np.percentile(list(old.values()), 80)
-        kept = {(1, 1): 0.3, (1, 0): 1.0, (0, 1): 0.0, (0, 0): 0.5}[now, then]
+        share = {(1, 1): 0.3, (1, 0): 1.0, (0, 1): 0.0, (0, 0): 0.5}[now, then]
         cases.add((now, then))
-        expected = kept * learned[name] + (1 - kept) * before[name]
+        expected = share * learned[name] + (1 - share) * before[name]
         torch.testing.assert_close(after[name], expected, atol=1e-6, rtol=1e-5)
-        if kept == 1:
+        if share == 1:
             assert torch.equal(after[name], learned[name])
-        if kept == 0:
+        if share == 0:
             assert torch.equal(after[name], before[name])
         assert not torch.equal(learned[name], before[name])
     assert len(cases) == 4
     mixed = {name: 0.3 * new[name] + 0.7 * old[name] for name in names}
     least, most = min(mixed.values()), max(mixed.values())
-    state = made.methods[0].state_dict()
+    state = trainer.methods[0].state_dict()
     assert state.keys() == {f"i.{name}" for name in names}
     for name in names:
         expected = (mixed[name] - least) / (most - least)
@@ -82,35 +82,35 @@ def test_the_four_cases_and_the_running_scores(kind, whole, tmp_path):
 
 
 def test_the_first_task_leaves_its_scores_and_its_weights(tmp_path):
-    made, hand, _, learned = run("causal", tmp_path, memory=0)
-    made.methods[0].end_task(made.base.model)
-    state = made.methods[0].state_dict()
+    trainer, hand, _, learned = run("causal", tmp_path, memory=0)
+    trainer.methods[0].end_task(trainer.base.model)
+    state = trainer.methods[0].state_dict()
     for name, score in hand.scores().items():
         assert float(state[f"i.{name}"]) == pytest.approx(score, abs=1e-4)
-        assert torch.equal(snapshot(made.base.model)[name], learned[name])
+        assert torch.equal(snapshot(trainer.base.model)[name], learned[name])
 
 
 def test_tensors_that_did_not_move_are_not_moved(tmp_path):
-    made, _, before, _ = run("causal", tmp_path, learning_rate=1e-30)
-    made.methods[0].end_task(made.base.model)
-    for name, tensor in snapshot(made.base.model).items():
+    trainer, _, before, _ = run("causal", tmp_path, learning_rate=1e-30)
+    trainer.methods[0].end_task(trainer.base.model)
+    for name, tensor in snapshot(trainer.base.model).items():
         torch.testing.assert_close(tensor, before[name], atol=1e-7, rtol=1e-6)
 
 
 def test_a_task_of_one_step_has_no_scores_and_takes_the_mean(tmp_path):
-    made, _, before, learned = run("causal", tmp_path, rows=4)
-    made.methods[0].old = dict.fromkeys(made.methods[0].units, torch.tensor(1.0))
-    made.methods[0].end_task(made.base.model)
-    for name, tensor in snapshot(made.base.model).items():
+    trainer, _, before, learned = run("causal", tmp_path, rows=4)
+    trainer.methods[0].old = dict.fromkeys(trainer.methods[0].units, torch.tensor(1.0))
+    trainer.methods[0].end_task(trainer.base.model)
+    for name, tensor in snapshot(trainer.base.model).items():
         torch.testing.assert_close(tensor, (before[name] + learned[name]) / 2)
-    assert torch.isfinite(torch.stack(list(made.methods[0].state_dict().values()))).all()
+    assert torch.isfinite(torch.stack(list(trainer.methods[0].state_dict().values()))).all()
 
 
 def test_a_strength_between(tmp_path):
     half, _, _, learned = run("causal", tmp_path / "half", {"tasl": {"strength": 0.5}})
     whole, _, _, _ = run("causal", tmp_path / "whole")
-    for made in (half, whole):
-        made.methods[0].end_task(made.base.model)
+    for trainer in (half, whole):
+        trainer.methods[0].end_task(trainer.base.model)
     fused = snapshot(whole.base.model)
     for name, tensor in snapshot(half.base.model).items():
         torch.testing.assert_close(tensor, (fused[name] + learned[name]) / 2, atol=1e-6, rtol=1e-5)

@@ -50,23 +50,23 @@ def rows(mark: str, n: int = 48, seed: int = 0) -> list[dict]:
     ]
 
 
-def tokenized(base: Base, made: list[dict]) -> list[dict]:
-    return features(made, base.tokenizer, base.kind, 64, 8, base.labels, "rows")[0]
+def tokenized(base: Base, examples: list[dict]) -> list[dict]:
+    return features(examples, base.tokenizer, base.kind, 64, 8, base.labels, "rows")[0]
 
 
 def learn(base: Base, mark: str, stage: int, spec, states, memory) -> ContinualTrainer:
-    made = methods.make(spec)
+    learned_methods = methods.make(spec)
 
     def context(m) -> TaskContext:
         return TaskContext(mark, stage, 3 + stage, Memory(memory, 5), states.get(m.name, {}))
 
-    base.model = lifecycle.begin_task(made, base.model, context)
+    base.model = lifecycle.begin_task(learned_methods, base.model, context)
     with tempfile.TemporaryDirectory() as work:
         rate = 5e-3 if base.whole else 1e-2
         args = training_arguments({**TRAINING, "learning_rate": rate}, Path(work), 7 + stage, 0)
-        engine = ContinualTrainer(base, made, tokenized(base, rows(mark)), args)
+        engine = ContinualTrainer(base, learned_methods, tokenized(base, rows(mark)), args)
         engine.learn()
-        lifecycle.end_task(made, base.model)
+        lifecycle.end_task(learned_methods, base.model)
     return engine
 
 
@@ -85,17 +85,22 @@ def losses(spec, lora: bool) -> tuple[float, float, float]:
     settings = LoraConfig(r=8, lora_alpha=32, target_modules=TARGETS, task_type="CAUSAL_LM")
     with forked(0):
         model = get_peft_model(model, settings) if lora else model
-    base, states, memory, found = Base("t", "causal", model, tiny_tokenizer("causal")), {}, {}, []
+    base, states, memory, measured = (
+        Base("t", "causal", model, tiny_tokenizer("causal")),
+        {},
+        {},
+        [],
+    )
     for stage, mark in enumerate(("up", "down"), 1):
         engine = learn(base, mark, stage, spec, states, memory)
         states = {m.name: m.state_dict() for m in engine.methods}
         memory = {"up": tokenized(base, rows("up", 8, 1))}
-        for asked in ("up", "down")[:stage]:
-            batch = engine.collate(tokenized(base, rows(asked, 32, 9)))
+        for task in ("up", "down")[:stage]:
+            batch = engine.collate(tokenized(base, rows(task, 32, 9)))
             base.model.eval()
             with torch.no_grad():
-                found.append(engine.task_loss(base.model, batch)[0].item())
-    return found[0], found[1], found[2]
+                measured.append(engine.task_loss(base.model, batch)[0].item())
+    return measured[0], measured[1], measured[2]
 
 
 @functools.cache

@@ -15,11 +15,11 @@ pytestmark = pytest.mark.own
 @pytest.mark.parametrize(("share", "new"), [(0.25, 0.25), (None, 0.5), (0.0, 0.0)])
 def test_the_weights_are_the_average_with_the_stage_before(kind, share, new, tmp_path):
     base = tiny_base(kind)
-    made = engine(base, {"wise_ft": {"share": share}}, tmp_path)  # the second stage
+    trainer = engine(base, {"wise_ft": {"share": share}}, tmp_path)  # the second stage
     before = snapshot(base.model)
-    made.learn()
+    trainer.learn()
     learned = snapshot(base.model)
-    made.methods[0].end_task(base.model)
+    trainer.methods[0].end_task(base.model)
     for name, tensor in snapshot(base.model).items():
         torch.testing.assert_close(tensor, (1 - new) * before[name] + new * learned[name])
 
@@ -33,11 +33,11 @@ def test_a_mean_of_all_stages_by_one_over_t():
 
 def test_new_rows_of_a_head_stay_as_learned(tmp_path):
     base = tiny_base("encoder")
-    made = engine(base, {"wise_ft": {"share": 0.0}}, tmp_path)
-    made.methods[0].labels = torch.tensor(4)
+    trainer = engine(base, {"wise_ft": {"share": 0.0}}, tmp_path)
+    trainer.methods[0].labels = torch.tensor(4)
     before = snapshot(base.model)
-    made.learn()
+    trainer.learn()
     learned = snapshot(base.model)
-    made.methods[0].end_task(base.model)
+    trainer.methods[0].end_task(base.model)
     assert torch.equal(base.model.weight[:4], before["weight"][:4])
     assert torch.equal(base.model.weight[4:], learned["weight"][4:])

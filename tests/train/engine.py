@@ -109,7 +109,7 @@ def engine(
     """
     methods = make(method)
     every = training.pop("checkpoint_every", 0)
-    kept = {"animal": tokenized(base, "animal", memory)} if memory else {}
+    remembered = {"animal": tokenized(base, "animal", memory)} if memory else {}
     states = first_stage(base.kind, json.dumps(method)) if memory else {}
     arguments = {"per_device_train_batch_size": 4, "num_train_epochs": 1, **STRICT, **training}
     args = training_arguments(arguments, work, 7, every)
@@ -118,7 +118,7 @@ def engine(
 
     def context(method) -> TaskContext:
         state = {name: t.clone() for name, t in states.get(method.name, {}).items()}  # it is cached
-        return TaskContext("colour", 1 + bool(memory), 3, Memory(kept, 5), state)
+        return TaskContext("colour", 1 + bool(memory), 3, Memory(remembered, 5), state)
 
     base.model = lifecycle.begin_task(methods, base.model, context)
     return ContinualTrainer(base, methods, tokenized(base, "colour", rows), args, callbacks, resume)
@@ -129,11 +129,11 @@ def first_stage(kind: str, method: str) -> dict[str, dict[str, torch.Tensor]]:
     """What the methods store after a first task, animal, by their names."""
     base = tiny_base(kind, whole=whole(json.loads(method)))
     with tempfile.TemporaryDirectory() as work:
-        made = engine(base, json.loads(method), Path(work), memory=0, rows=12)
-        made.train_dataset = tokenized(base, "animal", 12)  # type: ignore[assignment]
-        made.learn()
-    lifecycle.end_task(made.methods, base.model)
-    return {m.name: m.state_dict() for m in made.methods}
+        trainer = engine(base, json.loads(method), Path(work), memory=0, rows=12)
+        trainer.train_dataset = tokenized(base, "animal", 12)  # type: ignore[assignment]
+        trainer.learn()
+    lifecycle.end_task(trainer.methods, base.model)
+    return {m.name: m.state_dict() for m in trainer.methods}
 
 
 def weights(base: Base) -> dict[str, torch.Tensor]:
@@ -143,9 +143,9 @@ def weights(base: Base) -> dict[str, torch.Tensor]:
 def learned(kind: str, method, work: Path, dropout: float = 0.1, **settings):
     """The trained weights after one task, and the engine."""
     base = tiny_base(kind, dropout, whole(method))
-    made = engine(base, method, work, **settings)
-    made.learn()
-    return weights(base), made
+    trainer = engine(base, method, work, **settings)
+    trainer.learn()
+    return weights(base), trainer
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

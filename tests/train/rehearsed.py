@@ -9,11 +9,11 @@ from train.engine import engine, tiny_base
 
 def rehearsed(method, work: Path, kind: str = "causal", **settings):
     """Of each micro-batch of a task the numbers of its new rows and of its remembered ones."""
-    made = engine(tiny_base(kind), method, work, **settings)
-    tasks = made.methods[0].context.memory.tasks.values()
-    new = {id(row): i for i, row in enumerate(made.train_dataset)}  # type: ignore[arg-type]
+    trainer = engine(tiny_base(kind), method, work, **settings)
+    tasks = trainer.methods[0].context.memory.tasks.values()
+    new = {id(row): i for i, row in enumerate(trainer.train_dataset)}  # type: ignore[arg-type]
     old = {id(row): i for i, row in enumerate(row for task in tasks for row in task)}
-    collate, batches = made.rehearsal.collator, []
+    collate, batches = trainer.rehearsal.collator, []
 
     def noted(features):
         places = [[known[id(row)] for row in features if id(row) in known] for known in (new, old)]
@@ -21,7 +21,9 @@ def rehearsed(method, work: Path, kind: str = "causal", **settings):
         batches.append(tuple(places))
         return collate(features)
 
-    made.rehearsal.collator = noted  # type: ignore[assignment]
-    made.training_step = lambda *args, **kwargs: torch.tensor(0.0)  # the rows are all that counts
-    made.learn()
+    trainer.rehearsal.collator = noted  # type: ignore[assignment]
+    trainer.training_step = lambda *args, **kwargs: torch.tensor(
+        0.0
+    )  # the rows are all that counts
+    trainer.learn()
     return batches

@@ -17,16 +17,16 @@ def rows(n, answers=4):
 
 
 @pytest.mark.parametrize(
-    ("n", "ratio", "kept"),
+    ("n", "ratio", "count"),
     [(1000, 0.02, 20), (250, 0.02, 5), (400, 0.02, 8), (10, 0.02, 1), (3, 1.0, 3), (50, 0, 0)],
 )
-def test_the_number_of_rows_kept_is_the_ratio_and_at_least_one(n, ratio, kept):
-    assert len(choose(rows(n), ratio, seed=0)) == kept
+def test_the_number_of_rows_kept_is_the_ratio_and_at_least_one(n, ratio, count):
+    assert len(choose(rows(n), ratio, seed=0)) == count
 
 
 def test_no_more_answers_than_rows_to_keep_are_kept_in_balance():
-    kept = choose(rows(1000, answers=7), 0.02, seed=0)
-    counts = Counter(row["completion"] for row in kept)
+    chosen = choose(rows(1000, answers=7), 0.02, seed=0)
+    counts = Counter(row["completion"] for row in chosen)
     assert len(counts) == 7
     assert max(counts.values()) - min(counts.values()) <= 1
 
@@ -37,15 +37,15 @@ def test_a_rare_answer_is_kept_too():
 
 
 def test_more_answers_than_rows_to_keep_are_drawn_uniformly():
-    kept = choose(rows(500, answers=500), 0.02, seed=0)
-    assert len({row["completion"] for row in kept}) == 10
+    chosen = choose(rows(500, answers=500), 0.02, seed=0)
+    assert len({row["completion"] for row in chosen}) == 10
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_more_closed_answers_than_rows_to_keep_have_a_row_each(seed):
-    kept = choose(rows(500, answers=14), 0.02, seed, per_answer=0)
-    assert len(kept) == 10
-    assert len({row["completion"] for row in kept}) == 10
+    chosen = choose(rows(500, answers=14), 0.02, seed, per_answer=0)
+    assert len(chosen) == 10
+    assert len({row["completion"] for row in chosen}) == 10
 
 
 def test_which_answers_have_a_row_does_not_hang_on_how_often_they_come():
@@ -59,7 +59,7 @@ def test_which_answers_have_a_row_does_not_hang_on_how_often_they_come():
 
 
 @pytest.mark.parametrize(
-    ("n", "answers", "ratio", "more", "kept"),
+    ("n", "answers", "ratio", "more", "count"),
     [
         (100, 14, 0.02, {}, 14),
         (100, 14, 0.02, {"per_answer": 2}, 28),
@@ -74,17 +74,17 @@ def test_which_answers_have_a_row_does_not_hang_on_how_often_they_come():
         (100, 14, 0, {}, 0),
     ],
 )
-def test_a_row_of_each_closed_answer_is_kept_at_least(n, answers, ratio, more, kept):
-    found = choose(rows(n, answers), ratio, seed=0, **more)
-    assert len(found) == kept
-    distinct = len({row["completion"] for row in found})
-    assert distinct == min(kept, answers) or distinct <= kept < answers
+def test_a_row_of_each_closed_answer_is_kept_at_least(n, answers, ratio, more, count):
+    chosen = choose(rows(n, answers), ratio, seed=0, **more)
+    assert len(chosen) == count
+    distinct = len({row["completion"] for row in chosen})
+    assert distinct == min(count, answers) or distinct <= count < answers
 
 
 def test_as_many_rows_are_kept_by_surprise_as_in_balance():
     task = rows(100, answers=14)
-    found = choose(task, 0.02, 0, [float(i) for i in range(100)])
-    assert found == task[86:]
+    chosen = choose(task, 0.02, 0, [float(i) for i in range(100)])
+    assert chosen == task[86:]
 
 
 def test_a_conversation_counts_by_what_the_assistant_said_last():
@@ -99,8 +99,8 @@ def test_a_conversation_counts_by_what_the_assistant_said_last():
         }
         for i in range(50)
     ]
-    kept = choose(task, 0.02, seed=0)
-    assert {row["messages"][-1]["content"] for row in kept} == {f"a{i}" for i in range(5)}
+    chosen = choose(task, 0.02, seed=0)
+    assert {row["messages"][-1]["content"] for row in chosen} == {f"a{i}" for i in range(5)}
 
 
 def test_plain_text_has_no_answers():
@@ -110,22 +110,22 @@ def test_plain_text_has_no_answers():
 @given(st.integers(1, 60), st.floats(0.01, 1), st.integers(0, 5))
 def test_what_is_kept_is_deterministic_distinct_and_of_the_task(n, ratio, seed):
     task = rows(n)
-    kept = choose(task, ratio, seed)
-    assert kept == choose(task, ratio, seed)
-    assert len({row["prompt"] for row in kept}) == len(kept)
-    assert all(row in task for row in kept)
+    chosen = choose(task, ratio, seed)
+    assert chosen == choose(task, ratio, seed)
+    assert len({row["prompt"] for row in chosen}) == len(chosen)
+    assert all(row in task for row in chosen)
 
 
 @given(st.dictionaries(st.sampled_from("abc"), st.integers(1, 7), min_size=1), st.integers(1, 40))
 def test_a_step_is_the_next_draws_or_each_row_once(sizes, count):
-    made, rows = memory(sizes), sum(sizes.values())
+    remembered, rows = memory(sizes), sum(sizes.values())
     for number in range(4):
-        step = made.step(number, count)
+        step = remembered.step(number, count)
         if count <= rows:
-            assert step == made.draw(number * count, count)
+            assert step == remembered.draw(number * count, count)
         else:
             assert sorted(row["id"] for row in step) == sorted(
-                row["id"] for features in made.tasks.values() for row in features
+                row["id"] for features in remembered.tasks.values() for row in features
             )
             assert step == memory(sizes).step(number, count)
 

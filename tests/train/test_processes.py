@@ -30,14 +30,14 @@ def in_two_processes(folder: Path, names: list[str]) -> dict[str, tuple[dict, di
     tests = SCRIPT.parents[1]
     path = os.pathsep.join(str(place) for place in (tests.parent / "src", tests))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    ran = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, *launch, str(SCRIPT), str(folder), *names],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert completed.returncode == 0, completed.stderr[-3000:]
     files = {name: [folder / f"{name}-{rank}.safetensors" for rank in (0, 1)] for name in names}
     return {name: (load_file(first), load_file(second)) for name, (first, second) in files.items()}
 
@@ -49,10 +49,10 @@ def both(tmp_path_factory):
 
 
 def check(name: str, ranks: tuple[dict, dict], work: Path) -> None:
-    one, (first, second) = learned(name, work), ranks
+    alone, (first, second) = learned(name, work), ranks
     assert same(first, second)
-    assert one.keys() == first.keys()
-    for parameter, tensor in one.items():
+    assert alone.keys() == first.keys()
+    for parameter, tensor in alone.items():
         torch.testing.assert_close(first[parameter], tensor, atol=1e-6, rtol=0)
 
 
@@ -69,6 +69,6 @@ def test_so_they_do_on_every_kind(tmp_path):
 
 def test_so_they_do_in_another_trainer(both, tmp_path):
     """Each of the two takes half of the batch: the hook's gradients are of one half only."""
-    one, (first, second) = in_another_trainer(tmp_path), both["callback"]
+    alone, (first, second) = in_another_trainer(tmp_path), both["callback"]
     assert same(first, second)
-    assert farthest(one, first)[1] <= 3  # a score at the threshold may change its side
+    assert farthest(alone, first)[1] <= 3  # a score at the threshold may change its side

@@ -55,26 +55,26 @@ def setting(tmp_path_factory):
 
 def test_a_row_is_told_by_what_it_is_and_others_do_not_count():
     one, same_words, other = {"a": 1}, {"a": 1}, {"a": 1}
-    found = Rehearsals({"x": [one], "y": [same_words]})
-    found.count([one, one, other, same_words, one])
-    assert found.times.tolist() == [3, 1]
-    assert found.summary() == {"rows": 2, "mean": 2.0, "most": 3}
+    rehearsals = Rehearsals({"x": [one], "y": [same_words]})
+    rehearsals.count([one, one, other, same_words, one])
+    assert rehearsals.times.tolist() == [3, 1]
+    assert rehearsals.summary() == {"rows": 2, "mean": 2.0, "most": 3}
 
 
 def test_a_batch_counts_when_it_is_learned_and_not_when_it_is_made():
     row = {"a": 1}
-    found = Rehearsals({"x": [row]})
-    found.add_batch([row, row])
-    found.add_batch([])
-    assert found.times.tolist() == [0]
-    found.count_batch()
-    assert found.times.tolist() == [2]
-    found.count_batch()
-    assert found.times.tolist() == [2]
+    rehearsals = Rehearsals({"x": [row]})
+    rehearsals.add_batch([row, row])
+    rehearsals.add_batch([])
+    assert rehearsals.times.tolist() == [0]
+    rehearsals.count_batch()
+    assert rehearsals.times.tolist() == [2]
+    rehearsals.count_batch()
+    assert rehearsals.times.tolist() == [2]
     again = Rehearsals({"x": [row]})
-    again.load_state_dict(found.state_dict())
+    again.load_state_dict(rehearsals.state_dict())
     again.count([row])
-    assert (again.times.tolist(), found.times.tolist()) == ([3], [2])
+    assert (again.times.tolist(), rehearsals.times.tolist()) == ([3], [2])
 
 
 @pytest.mark.parametrize("kind", REHEARSALS)
@@ -82,9 +82,9 @@ def test_a_stage_says_how_often_its_remembered_rows_were_rehearsed(kind, setting
     method, total = REHEARSALS[kind]
     times = lineage_of(setting, tmp_path / "lineage", method=method).timings()
     assert "rehearsed" not in times["1"]  # there was nothing to remember yet
-    found = times["2"]["rehearsed"]
-    assert (found["rows"], found["mean"]) == (2, total / 2)
-    assert total / 2 <= found["most"] <= total / 2 + 1
+    summary = times["2"]["rehearsed"]
+    assert (summary["rows"], summary["mean"]) == (2, total / 2)
+    assert total / 2 <= summary["most"] <= total / 2 + 1
 
 
 def test_a_method_that_does_not_rehearse_says_nothing(setting, tmp_path):
@@ -110,11 +110,11 @@ def test_a_run_that_was_stopped_counts_what_one_that_was_not_does(method, settin
 
 def test_show_tells_it(setting, tmp_path):
     lineage_of(setting, tmp_path / "lineage", method="replay")
-    told = perdure("show", tmp_path / "lineage", "--stage", 2).out
-    assert "2 remembered rows, each 3.0 times on average, at most 3" in told
+    output = perdure("show", tmp_path / "lineage", "--stage", 2).out
+    assert "2 remembered rows, each 3.0 times on average, at most 3" in output
     assert "rehearsed" not in perdure("show", tmp_path / "lineage", "--stage", 1).out
-    found = json.loads(perdure("show", tmp_path / "lineage", "--json").out)
-    assert found["rehearsed"] == {"rows": 2, "mean": 3.0, "most": 3}
+    shown = json.loads(perdure("show", tmp_path / "lineage", "--json").out)
+    assert shown["rehearsed"] == {"rows": 2, "mean": 3.0, "most": 3}
 
 
 # --- the limit
@@ -136,10 +136,10 @@ def test_no_row_comes_more_often_than_the_limit_and_all_come_so_often(sizes, lim
 def test_what_is_left_is_the_draw_without_a_limit_up_to_each_rows_last(
     sizes, start, count, limit, decay
 ):
-    whole, seen, expected = memory(sizes).draw(0, start + count, decay), Counter(), []
+    whole, times, expected = memory(sizes).draw(0, start + count, decay), Counter(), []
     for i, row in enumerate(whole):
-        seen[row] += 1
-        if seen[row] <= limit and i >= start:
+        times[row] += 1
+        if times[row] <= limit and i >= start:
             expected.append(row)
     assert memory(sizes).draw(start, count, decay, limit) == expected
 
@@ -176,10 +176,10 @@ def test_a_run_stopped_before_or_after_the_limit_ends_in_the_same_bits(at, every
 
 
 def test_replay_hands_its_limit_to_the_draw_with_its_decay(tmp_path):
-    made = engine(tiny_base("causal"), {"replay": {"decay": 1.0, "max_repeats": 1}}, tmp_path)
-    replay: Any = made.methods[0]
-    kept = {name: [{"task": name} for _ in range(3)] for name in ("old", "new")}
-    replay.context.memory = Memory(kept, 0)
+    trainer = engine(tiny_base("causal"), {"replay": {"decay": 1.0, "max_repeats": 1}}, tmp_path)
+    replay: Any = trainer.methods[0]
+    tasks = {name: [{"task": name} for _ in range(3)] for name in ("old", "new")}
+    replay.context.memory = Memory(tasks, 0)
     rows = [row["task"] for batch in range(20) for row in replay.rehearse(batch, 4)]
     assert Counter(rows) == {"new": 3, "old": 3}
 

@@ -22,16 +22,16 @@ OWN_STEPS = [
 
 @pytest.mark.parametrize("method", OWN_STEPS, ids=str)
 def test_a_step_on_memory_has_each_row_once(method, tmp_path):
-    made = engine(tiny_base("causal"), method, tmp_path, memory=3, rows=16)
-    steps, backward = [], made._backward
-    made._backward = lambda rows, *more, **named: (
+    trainer = engine(tiny_base("causal"), method, tmp_path, memory=3, rows=16)
+    steps, backward = [], trainer._backward
+    trainer._backward = lambda rows, *more, **named: (
         steps.append(rows),
         backward(rows, *more, **named),
     )
-    made.learn()
-    made.methods[0].end_task(made.base.model)
+    trainer.learn()
+    trainer.methods[0].end_task(trainer.base.model)
     assert steps
-    rows = {id(row) for row in made.methods[0].context.memory.tasks["animal"]}
+    rows = {id(row) for row in trainer.methods[0].context.memory.tasks["animal"]}
     for step in steps:
         assert len(step) == 3
         assert {id(row) for row in step} == rows
@@ -44,10 +44,12 @@ def test_replay_shares_all_rows_out_over_a_step(memory, accumulated, tmp_path):
     method = {"replay": {"ratio": 1.0}}
     batches = rehearsed(method, tmp_path, rows=20, memory=memory, **settings)
     assert len(batches) == 10
-    each = [0, 1, 2, 3, 4] if accumulated == 1 else [0, 0, 1, 1, 2]  # the last step is half a one
+    step_of = (
+        [0, 1, 2, 3, 4] if accumulated == 1 else [0, 0, 1, 1, 2]
+    )  # the last step is half a one
     steps = {}
     for i, (_, old) in enumerate(batches):
-        steps.setdefault((i // 5, each[i % 5]), []).extend(old)
+        steps.setdefault((i // 5, step_of[i % 5]), []).extend(old)
     for (_, step), old in steps.items():
         assert max(Counter(old).values(), default=1) == 1
         assert len(old) == memory or (accumulated == 2 and step == 2)

@@ -50,9 +50,9 @@ def test_it_is_the_mean_over_the_answers_tokens_of_each_row(kind):
         if kind == "seq2seq" or (kind == "causal" and i % 2):
             row["labels"] = row["labels"] + [6] * (i % 2)
             row["input_ids"] = row["input_ids"] + ([6] if kind == "causal" else [])
-    found = surprise(base, rows, 4)
-    assert found == pytest.approx([by_hand(base, row) for row in rows], abs=1e-5)
-    assert max(found) - min(found) > 0.01
+    surprises = surprise(base, rows, 4)
+    assert surprises == pytest.approx([by_hand(base, row) for row in rows], abs=1e-5)
+    assert max(surprises) - min(surprises) > 0.01
 
 
 def test_it_leaves_no_trace():
@@ -70,19 +70,19 @@ def test_it_leaves_no_trace():
 
 
 @pytest.mark.parametrize(
-    ("ratio", "kept"), [(0.5, "acd"), (0.34, "ac"), (0.01, "a"), (1.0, "abcdef"), (0, "")]
+    ("ratio", "names"), [(0.5, "acd"), (0.34, "ac"), (0.01, "a"), (1.0, "abcdef"), (0, "")]
 )
-def test_the_most_surprising_rows_are_kept_in_the_order_of_the_task(ratio, kept):
+def test_the_most_surprising_rows_are_kept_in_the_order_of_the_task(ratio, names):
     rows = [{"prompt": "p", "completion": name} for name in "abcdef"]
     surprises = [3.0, 0.5, 2.0, 1.0, 1.0, 0.1]  # of the equal ones, d and e, the first
-    found = choose(rows, ratio, 0, surprises)
-    assert "".join(row["completion"] for row in found) == kept
+    chosen = choose(rows, ratio, 0, surprises)
+    assert "".join(row["completion"] for row in chosen) == names
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def setting(request, tmp_path_factory):
-    made = setting_for(request.param, tmp_path_factory.mktemp(request.param))
-    return {**made, "memory": {"ratio": 0.2, "choose": "surprise"}, "checkpoint_every": 2}
+    settings = setting_for(request.param, tmp_path_factory.mktemp(request.param))
+    return {**settings, "memory": {"ratio": 0.2, "choose": "surprise"}, "checkpoint_every": 2}
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +102,8 @@ def spoken(row: dict) -> str:
 def expected(base, name: str, count: int, n: int = 40) -> list[str]:
     """The `count` rows of a task that surprise a model most, in any order."""
     rows = tiny_rows(name, n)
-    made, _ = features(rows, base.tokenizer, base.kind, 64, 8, base.labels, name)
-    surprises = [by_hand(base, row) for row in made]
+    encoded, _ = features(rows, base.tokenizer, base.kind, 64, 8, base.labels, name)
+    surprises = [by_hand(base, row) for row in encoded]
     places = sorted(range(n), key=lambda i: -surprises[i])[:count]
     return sorted(spoken(rows[i]) for i in places)  # rows come more than once
 
@@ -114,9 +114,9 @@ def test_a_stage_keeps_what_surprised_the_model_of_the_stage_before(lineage):
         if base.kind == "encoder":
             labels = tuple(sorted({row["completion"] for row in tiny_rows(name, 40)}))
             base.model.grow(labels, derive(derive(0, "stage", stage, name), "head"))  # type: ignore
-        kept = memory_of(lineage, stage)
-        assert len(kept) == 8  # 0.2 of 40
-        assert sorted(map(spoken, kept)) == expected(base, name, 8)
+        memory = memory_of(lineage, stage)
+        assert len(memory) == 8  # 0.2 of 40
+        assert sorted(map(spoken, memory)) == expected(base, name, 8)
 
 
 @shown_on_causal("setting")
@@ -129,11 +129,11 @@ def test_the_first_task_is_learned_as_with_any_other_choice(setting, lineage, tm
 
 @shown_on_causal("setting")
 def test_a_run_that_stopped_inside_a_task_keeps_the_same_rows(setting, lineage, tmp_path):
-    config, said = load_config({**setting, "lineage": str(tmp_path / "again")}), []
+    config, lines = load_config({**setting, "lineage": str(tmp_path / "again")}), []
     with pytest.raises(Stopped):
         run(config, callbacks=[Stop(3, task=2)])
-    again = run(load_config({**setting, "lineage": str(tmp_path / "again")}), say=said.append)
-    assert "animal: going on from step 2" in said
+    again = run(load_config({**setting, "lineage": str(tmp_path / "again")}), say=lines.append)
+    assert "animal: going on from step 2" in lines
     for stage in (1, 2):
         assert memory_of(again, stage) == memory_of(lineage, stage)
 
@@ -150,8 +150,8 @@ def test_a_dry_run_and_joint_training_take_it_too(tmp_path):
     over = {"lineage": str(tmp_path / "run")}
     assert len(dry_run(load_config({**setting, **over}))["tasks"]) == 2
     joint = learned(setting, tmp_path / "run")
-    kept = memory_of(joint, 2)  # of the new task, whatever else was learned with it
-    assert sorted(map(spoken, kept)) == expected(base_at(joint, None), "animal", 3, 16)
+    memory = memory_of(joint, 2)  # of the new task, whatever else was learned with it
+    assert sorted(map(spoken, memory)) == expected(base_at(joint, None), "animal", 3, 16)
 
 
 def test_an_unknown_choice_is_told(tmp_path):

@@ -32,10 +32,10 @@ DURING = ("loss", "learning_rate", "grad_norm")
 
 def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Every scalar of a TensorBoard run as (step, value)."""
-    found = EventAccumulator(str(folder)).Reload()
+    events = EventAccumulator(str(folder)).Reload()
     return {
-        tag: [(event.step, event.value) for event in found.Scalars(tag)]
-        for tag in found.Tags()["scalars"]
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
     }
 
 
@@ -51,7 +51,7 @@ def learn_both(folder: Path, training: dict, callbacks=()) -> ScoreMatrix:
     with Tracked(training, folder) as tracked:
         for i, name in enumerate(TASKS, start=1):
             learned = {t: task(t) for t in TASKS[:i]}
-            told = [*callbacks, tracked]
+            all_callbacks = [*callbacks, tracked]
             plan = StagePlan(
                 stage=i,
                 task=name,
@@ -61,7 +61,7 @@ def learn_both(folder: Path, training: dict, callbacks=()) -> ScoreMatrix:
                 config=config,
                 methods=make("sequential"),
                 arguments=training_arguments(training, folder, 0, config.checkpoint_every),
-                callbacks=told,
+                callbacks=all_callbacks,
             )
             work = folder / "work" / str(i)
             work.mkdir(parents=True)
@@ -71,30 +71,30 @@ def learn_both(folder: Path, training: dict, callbacks=()) -> ScoreMatrix:
             cells = json.loads((folder / f"stage-{i}" / "scores.json").read_text())["after"]
             scores = {t: cell["score"] for t, cell in cells.items()}
             rows.append((scores["colour"], scores.get("animal")))
-            known = tuple(row[:i] for row in rows)
-            matrix = ScoreMatrix(TASKS[:i], tuple(range(1, i + 1)), known)
+            score_rows = tuple(row[:i] for row in rows)
+            matrix = ScoreMatrix(TASKS[:i], tuple(range(1, i + 1)), score_rows)
             tracked.stage_done(name, scores, matrix)
     return matrix
 
 
 def test_names_steps_and_values_of_two_tasks(tmp_path):
     matrix = learn_both(tmp_path, REPORTED)
-    found = read(tmp_path / "logs" / "first")
+    scalars = read(tmp_path / "logs" / "first")
     during = {f"task/{name}/{key}" for name in TASKS for key in DURING}
     after = {f"task/{name}/score" for name in TASKS}
     # without scores of the base there is no forward transfer
-    shown = ("overall", "backward_transfer", "forgetting", "learning_accuracy", "stage")
-    assert set(found) == during | after | {f"continual/{name}" for name in shown}
+    metrics = ("overall", "backward_transfer", "forgetting", "learning_accuracy", "stage")
+    assert set(scalars) == during | after | {f"continual/{name}" for name in metrics}
     for key in DURING:
-        assert [step for step, _ in found[f"task/colour/{key}"]] == [4, 6]
-        assert [step for step, _ in found[f"task/animal/{key}"]] == [10, 12]
-    assert found["task/animal/learning_rate"][0][1] > found["task/animal/learning_rate"][1][1]
-    assert found["task/colour/score"] == approx([(6, matrix.rows[1][0]), (12, matrix.rows[2][0])])
-    assert found["task/animal/score"] == approx([(12, matrix.rows[2][1])])
-    assert found["continual/stage"] == [(6, 1.0), (12, 2.0)]
+        assert [step for step, _ in scalars[f"task/colour/{key}"]] == [4, 6]
+        assert [step for step, _ in scalars[f"task/animal/{key}"]] == [10, 12]
+    assert scalars["task/animal/learning_rate"][0][1] > scalars["task/animal/learning_rate"][1][1]
+    assert scalars["task/colour/score"] == approx([(6, matrix.rows[1][0]), (12, matrix.rows[2][0])])
+    assert scalars["task/animal/score"] == approx([(12, matrix.rows[2][1])])
+    assert scalars["continual/stage"] == [(6, 1.0), (12, 2.0)]
     for name in ("backward_transfer", "forgetting"):  # nothing to forget after the first stage
-        assert found[f"continual/{name}"] == approx([(12, summary(matrix)[name])])
-    assert found["continual/overall"][1] == approx((12, summary(matrix)["overall"]))
+        assert scalars[f"continual/{name}"] == approx([(12, summary(matrix)[name])])
+    assert scalars["continual/overall"][1] == approx((12, summary(matrix)["overall"]))
 
 
 def approx(expected):
@@ -116,9 +116,9 @@ def test_trackers_change_no_byte_of_a_stage(tmp_path):
 
 
 def test_the_trainer_itself_reports_to_nobody(tmp_path):
-    made = training_arguments(REPORTED, tmp_path, 0, 0)
-    assert made.report_to == []
-    assert (made.logging_strategy, made.logging_steps) == ("steps", 4)
+    args = training_arguments(REPORTED, tmp_path, 0, 0)
+    assert args.report_to == []
+    assert (args.logging_strategy, args.logging_steps) == ("steps", 4)
     assert training_arguments({"report_to": "tensorboard"}, tmp_path, 0, 0).logging_steps == 10
     assert training_arguments({}, tmp_path, 0, 0).logging_strategy == "no"
 
@@ -142,10 +142,10 @@ def test_the_names_that_report_to_takes(monkeypatch):
 )
 def test_a_tracker_that_is_not_there_is_told_in_one_line(report_to, line, monkeypatch):
     monkeypatch.setattr(arguments, "get_available_trackers", lambda: ["tensorboard", "wandb"])
-    with pytest.raises(PerdureError) as told:
+    with pytest.raises(PerdureError) as caught:
         check_training({"report_to": report_to})
-    assert str(told.value).startswith(f"training: report_to: {line}")
-    assert "\n" not in str(told.value)
+    assert str(caught.value).startswith(f"training: report_to: {line}")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_tracker_that_is_no_name_is_told_in_one_line():
@@ -167,21 +167,21 @@ START = SimpleNamespace(global_step=0, max_steps=9)
 class Kept:
     """Stands for a tracker of a service: keeps how it was made."""
 
-    name, requires_logging_directory, made, error = "wandb", False, [], ""
+    name, requires_logging_directory, runs, error = "wandb", False, [], ""
 
     def __init__(self, project, **settings):
-        self.made.append({"project": project, **settings, "state": "new"})
+        self.runs.append({"project": project, **settings, "state": "new"})
 
     def start(self):
         if self.error:
             raise RuntimeError(self.error)
-        self.made[-1]["state"] = "started"
+        self.runs[-1]["state"] = "started"
 
     def log(self, values, step):
-        self.made[-1][step] = values
+        self.runs[-1][step] = values
 
     def finish(self):
-        self.made[-1]["state"] = "finished"
+        self.runs[-1]["state"] = "finished"
 
 
 @pytest.fixture
@@ -195,15 +195,15 @@ def kept(monkeypatch):
 def test_every_call_goes_on_with_the_run_of_the_lineage(kept, tmp_path):
     for number in (1, 2):
         with Tracked({"report_to": "all"}, tmp_path) as tracked:
-            assert len(kept.made) == number - 1  # opens with the training
+            assert len(kept.runs) == number - 1  # opens with the training
             tracked.begin("re views@2", number, None, 10 * number)
             tracked.on_train_begin(None, START, None)
             state = SimpleNamespace(global_step=3, max_steps=9)
             tracked.on_step_end(None, state, None)
             tracked.on_log(None, state, None, logs={"loss": 0.5, "epoch": 1.0})
             tracked.on_log(None, state, None, logs={"train_loss": 0.5})
-            assert kept.made[-1][10 * number + 3] == {"task/re_views_2/loss": 0.5}
-    first, second = kept.made
+            assert kept.runs[-1][10 * number + 3] == {"task/re_views_2/loss": 0.5}
+    first, second = kept.runs
     assert first["project"] == "perdure"
     assert first["name"] == tmp_path.name
     assert first["state"] == "finished"
@@ -249,14 +249,14 @@ def test_a_run_stopped_inside_a_task_goes_on_with_its_steps(setting, tmp_path):
         run(setting, tmp_path / "run", [Stop(5, task=2)])
     assert [s for s, _ in read(tmp_path / "run" / "logs" / "first")["task/animal/loss"]] == [10]
     lineage = run(setting, tmp_path / "run")
-    found = read(tmp_path / "run" / "logs" / "first")
+    scalars = read(tmp_path / "run" / "logs" / "first")
     # step 10 was in the checkpoint, so it is not learned again
-    assert [step for step, _ in found["task/animal/loss"]] == [10, 12]
-    assert [step for step, _ in found["task/colour/score"]] == [6, 12]
-    assert [value for _, value in found["task/colour/score"]] == pytest.approx(
+    assert [step for step, _ in scalars["task/animal/loss"]] == [10, 12]
+    assert [step for step, _ in scalars["task/colour/score"]] == [6, 12]
+    assert [value for _, value in scalars["task/colour/score"]] == pytest.approx(
         [row[0] for row in lineage.matrix().rows[1:]]
     )
-    assert found["continual/forward_transfer"] == approx(
+    assert scalars["continual/forward_transfer"] == approx(
         [(12, summary(lineage.matrix())["forward_transfer"])]
     )
     before = hash_folder(tmp_path / "run")
@@ -275,8 +275,8 @@ def test_a_run_stopped_while_scoring_has_its_scores_at_the_end_of_training(
         run(setting, tmp_path / "run")
     monkeypatch.undo()
     run(setting, tmp_path / "run")
-    found = read(tmp_path / "run" / "logs" / "first")
-    assert [step for step, _ in found["continual/stage"]] == [6, 12]
+    scalars = read(tmp_path / "run" / "logs" / "first")
+    assert [step for step, _ in scalars["continual/stage"]] == [6, 12]
 
 
 def test_a_tracked_lineage_differs_by_its_settings_only(setting, tmp_path):

@@ -23,7 +23,7 @@ class Spy(Method):
 
 def first_gradient(kind, work, size, accumulation):
     base = tiny_base(kind)
-    made = engine(
+    trainer = engine(
         base,
         "sequential",
         work,
@@ -33,9 +33,9 @@ def first_gradient(kind, work, size, accumulation):
         train_sampling_strategy="sequential",
     )
     spy = Spy()
-    spy.begin_task(base.model, made.methods[0].context)
-    made.methods = [spy]
-    made.learn()
+    spy.begin_task(base.model, trainer.methods[0].context)
+    trainer.methods = [spy]
+    trainer.learn()
     return spy.context.state
 
 
@@ -50,8 +50,8 @@ def test_two_micro_batches_of_four_have_the_gradient_of_one_batch_of_eight(kind,
 
 def test_the_causal_loss_is_that_of_transformers():
     base = tiny_base("causal")
-    made = tokenized(base, "colour", 3)
-    batch = {k: torch.tensor([row[k] for row in made]) for k in ("input_ids", "labels")}
+    rows = tokenized(base, "colour", 3)
+    batch = {k: torch.tensor([row[k] for row in rows]) for k in ("input_ids", "labels")}
     outputs = base.model(**batch)
     ours = token_loss(outputs.logits, batch["labels"], count_items(batch, "causal"), "causal")
     torch.testing.assert_close(ours, outputs.loss)
@@ -61,33 +61,33 @@ def test_the_last_short_window_of_an_epoch_counts_its_own_items(tmp_path):
     # 10 rows in micro-batches of 2, two to a step: the last step has one micro-batch only
     base = tiny_base("causal")
     settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    made = engine(base, "sequential", tmp_path, rows=10, **settings)
-    seen = []
-    original = made.get_batch_samples
+    trainer = engine(base, "sequential", tmp_path, rows=10, **settings)
+    windows = []
+    original = trainer.get_batch_samples
 
     def spied(*args):
         batches, items = original(*args)
-        seen.append((len(batches), int(items)))
+        windows.append((len(batches), int(items)))
         return batches, items
 
-    made.get_batch_samples = spied
-    made.learn()
-    tokens = sum(label != -100 for row in made.train_dataset for label in row["labels"])
-    assert [n for n, _ in seen] == [2, 2, 1]
-    assert sum(items for _, items in seen) == tokens
+    trainer.get_batch_samples = spied
+    trainer.learn()
+    tokens = sum(label != -100 for row in trainer.train_dataset for label in row["labels"])
+    assert [n for n, _ in windows] == [2, 2, 1]
+    assert sum(items for _, items in windows) == tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_side_gradient_leaves_the_gradients_and_the_random_state_alone(kind, tmp_path):
     base = tiny_base(kind, dropout=0.1)
-    made = engine(base, "sequential", tmp_path)
+    trainer = engine(base, "sequential", tmp_path)
     rows = tokenized(base, "animal", 8)
-    for p in made.parameters:
+    for p in trainer.parameters:
         p.grad = torch.ones_like(p)
     before = torch.random.get_rng_state()
-    first, again = made.side_gradient(rows, seed=1), made.side_gradient(rows, seed=1)
+    first, again = trainer.side_gradient(rows, seed=1), trainer.side_gradient(rows, seed=1)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in made.parameters)
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in trainer.parameters)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert sum(g.abs().sum() for g in first) > 0
 
@@ -96,11 +96,11 @@ def test_side_gradient_leaves_the_gradients_and_the_random_state_alone(kind, tmp
 def test_fit_step_is_a_step_on_the_mean_loss_whatever_the_micro_batch(kind, tmp_path):
     def stepped(size):
         base = tiny_base(kind)
-        made = engine(base, "sequential", tmp_path, per_device_train_batch_size=size)
-        optimizer = torch.optim.SGD(made.parameters, 0.1)
-        made.fit_step(tokenized(base, "animal", 8), optimizer, seed=1)
-        assert all(p.grad is None for p in made.parameters)
-        return torch.cat([p.detach().flatten() for p in made.parameters])
+        trainer = engine(base, "sequential", tmp_path, per_device_train_batch_size=size)
+        optimizer = torch.optim.SGD(trainer.parameters, 0.1)
+        trainer.fit_step(tokenized(base, "animal", 8), optimizer, seed=1)
+        assert all(p.grad is None for p in trainer.parameters)
+        return torch.cat([p.detach().flatten() for p in trainer.parameters])
 
     torch.testing.assert_close(stepped(8), stepped(3), rtol=1e-5, atol=1e-7)
 
@@ -114,7 +114,7 @@ def test_an_extra_loss_counts_once_whatever_the_accumulation(tmp_path):
 
     def final(size, accumulation):
         base = tiny_base("seq2seq")
-        made = engine(
+        trainer = engine(
             base,
             "sequential",
             tmp_path,
@@ -122,9 +122,9 @@ def test_an_extra_loss_counts_once_whatever_the_accumulation(tmp_path):
             per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulation,
         )
-        made.methods = [Pull()]
-        made.learn()
-        return torch.cat([p.detach().flatten() for p in made.parameters])
+        trainer.methods = [Pull()]
+        trainer.learn()
+        return torch.cat([p.detach().flatten() for p in trainer.parameters])
 
     torch.testing.assert_close(final(8, 1), final(2, 4), rtol=1e-4, atol=1e-5)
 
@@ -143,13 +143,15 @@ def test_an_extra_loss_and_a_penalty_hold_in_a_step_on_memory(size, tmp_path):
                     p.grad += 0.5 * p.detach()
 
     base = tiny_base("causal")
-    made = engine(base, "sequential", tmp_path, per_device_train_batch_size=size, max_grad_norm=0.0)
-    rows, before = tokenized(base, "animal", 8), [p.detach().clone() for p in made.parameters]
-    of_the_task = made.side_gradient(rows, seed=1)
-    made.methods = [Pull()]
-    assert all(map(torch.equal, of_the_task, made.side_gradient(rows, seed=1)))
-    made.fit_step(rows, torch.optim.SGD(made.parameters, 0.1), seed=1)
-    for weight, start, gradient in zip(made.parameters, before, of_the_task, strict=True):
+    trainer = engine(
+        base, "sequential", tmp_path, per_device_train_batch_size=size, max_grad_norm=0.0
+    )
+    rows, before = tokenized(base, "animal", 8), [p.detach().clone() for p in trainer.parameters]
+    of_the_task = trainer.side_gradient(rows, seed=1)
+    trainer.methods = [Pull()]
+    assert all(map(torch.equal, of_the_task, trainer.side_gradient(rows, seed=1)))
+    trainer.fit_step(rows, torch.optim.SGD(trainer.parameters, 0.1), seed=1)
+    for weight, start, gradient in zip(trainer.parameters, before, of_the_task, strict=True):
         torch.testing.assert_close(weight, start - 0.1 * (gradient + 2 * start + 0.5 * start))
 
 
@@ -158,45 +160,45 @@ def test_an_extra_loss_and_a_penalty_hold_in_a_step_on_memory(size, tmp_path):
 )
 def test_a_teacher_holds_in_a_step_on_memory(method, tmp_path):
     base = tiny_base("causal")
-    made = engine(base, method, tmp_path, per_device_train_batch_size=8)
+    trainer = engine(base, method, tmp_path, per_device_train_batch_size=8)
     rows = tokenized(base, "animal", 8)
-    made.methods[0].on_train_begin(None, None, None, model=base.model)
-    for p in made.parameters:
+    trainer.methods[0].on_train_begin(None, None, None, model=base.model)
+    for p in trainer.parameters:
         p.data += 0.1 * torch.randn_like(p)
-    batch = made._prepare_inputs(made.collate(rows))
+    batch = trainer._prepare_inputs(trainer.collate(rows))
     base.model.train()
-    loss, outputs = made.task_loss(base.model, batch)
-    whole = loss + made.methods[0].extra_loss(base.model, batch, outputs)
-    expected, seen = torch.autograd.grad(whole, made.parameters), []
-    made.fit_step(
+    loss, outputs = trainer.task_loss(base.model, batch)
+    whole = loss + trainer.methods[0].extra_loss(base.model, batch, outputs)
+    expected, gradients = torch.autograd.grad(whole, trainer.parameters), []
+    trainer.fit_step(
         rows,
-        torch.optim.SGD(made.parameters, 0.0),
+        torch.optim.SGD(trainer.parameters, 0.0),
         seed=1,
-        inspect=lambda: seen.extend(p.grad.clone() for p in made.parameters),
+        inspect=lambda: gradients.extend(p.grad.clone() for p in trainer.parameters),
     )
-    torch.testing.assert_close(seen, list(expected), rtol=1e-4, atol=1e-6)
-    assert not all(map(torch.allclose, seen, made.side_gradient(rows, seed=1)))
+    torch.testing.assert_close(gradients, list(expected), rtol=1e-4, atol=1e-6)
+    assert not all(map(torch.allclose, gradients, trainer.side_gradient(rows, seed=1)))
 
 
 def test_the_pull_of_ewc_holds_in_a_step_on_memory(tmp_path):
     base = tiny_base("causal")
-    made = engine(base, {"ewc": {"strength": 2.0}}, tmp_path)
-    rows, seen = tokenized(base, "animal", 4), []
-    for p in made.parameters:
+    trainer = engine(base, {"ewc": {"strength": 2.0}}, tmp_path)
+    rows, gradients = tokenized(base, "animal", 4), []
+    for p in trainer.parameters:
         p.data += 0.1 * torch.randn_like(p)
-    of_the_task, state = made.side_gradient(rows, seed=1), made.methods[0].state_dict()
+    of_the_task, state = trainer.side_gradient(rows, seed=1), trainer.methods[0].state_dict()
     names = [name for name, p in base.model.named_parameters() if p.requires_grad]
     pulls = [
         2.0 * (state[f"p.{name}"] * p.detach() - state[f"m.{name}"])
-        for name, p in zip(names, made.parameters, strict=True)
+        for name, p in zip(names, trainer.parameters, strict=True)
     ]
-    made.fit_step(
+    trainer.fit_step(
         rows,
-        torch.optim.SGD(made.parameters, 0.0),
+        torch.optim.SGD(trainer.parameters, 0.0),
         seed=1,
-        inspect=lambda: seen.extend(p.grad.clone() for p in made.parameters),
+        inspect=lambda: gradients.extend(p.grad.clone() for p in trainer.parameters),
     )
     assert sum(pull.abs().sum() for pull in pulls) > 0
     torch.testing.assert_close(
-        seen, [gradient + pull for gradient, pull in zip(of_the_task, pulls, strict=True)]
+        gradients, [gradient + pull for gradient, pull in zip(of_the_task, pulls, strict=True)]
     )

@@ -51,7 +51,7 @@ if __name__ == "__main__":
     folder, names = Path(sys.argv[1]), sys.argv[2:]
     for name in names:
         work = folder / "work"
-        made = in_another_trainer(work, 2) if name == "callback" else learned(name, work, 2)
-        save_file(made, folder / f"{name}-{os.environ['RANK']}.safetensors")
+        final = in_another_trainer(work, 2) if name == "callback" else learned(name, work, 2)
+        save_file(final, folder / f"{name}-{os.environ['RANK']}.safetensors")
     torch.distributed.barrier()  # or the one that ends first takes the other's connection away
     torch.distributed.destroy_process_group()

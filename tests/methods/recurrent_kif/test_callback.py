@@ -137,11 +137,11 @@ def test_neutral_keywords_leave_the_trainers_weights_and_draws_bitwise(kind, tmp
 
 @pytest.mark.own
 def test_importance_is_of_complete_gradients_before_clipping(tmp_path):
-    seen = []
+    gradients = []
 
     class Seeing(RecurrentKIF):
         def edit_gradients(self, model):
-            seen.append([p.grad.clone() for p in self.parameters])
+            gradients.append([p.grad.clone() for p in self.parameters])
             super().edit_gradients(model)
 
     class After(TrainerCallback):
@@ -153,8 +153,8 @@ def test_importance_is_of_complete_gradients_before_clipping(tmp_path):
     callbacks = [Seeing(memory=memory, **ROUNDS), After()]
     settings = {"gradient_accumulation_steps": 2, "max_grad_norm": 1e-3}
     run("causal", tmp_path, callbacks=callbacks, **settings)
-    assert len(seen) == len(clipped) == 5
-    for whole, small in zip(seen, clipped, strict=True):
+    assert len(gradients) == len(clipped) == 5
+    for whole, small in zip(gradients, clipped, strict=True):
         whole, small = (torch.cat([g.flatten() for g in side]) for side in (whole, small))
         assert float(small.norm()) == pytest.approx(1e-3, rel=1e-3)
         torch.testing.assert_close(whole / whole.norm(), small / small.norm())
@@ -202,9 +202,9 @@ def test_the_last_partial_round_is_in_the_last_checkpoint(tmp_path):
         "causal", tmp_path, kif_callback("causal", **ROUNDS, **prune), base, save_strategy="epoch"
     )
     assert same(final, start)
-    saved = load_file(tmp_path / "checkpoint-10" / "adapter_model.safetensors")
-    assert saved
-    for name, tensor in saved.items():
+    checkpoint = load_file(tmp_path / "checkpoint-10" / "adapter_model.safetensors")
+    assert checkpoint
+    for name, tensor in checkpoint.items():
         stem, _, last = name.rpartition(".")
         assert torch.equal(tensor, start[f"{stem}.default.{last}"])
 
@@ -239,15 +239,15 @@ def test_without_its_saved_state_or_with_anothers_it_refuses_to_resume(tmp_path)
     def resume(work):
         base = base_of("causal")
         plain_trainer(base, work, kif_callback("causal", **ROUNDS)).train(
-            resume_from_checkpoint=str(found)
+            resume_from_checkpoint=str(checkpoint)
         )
 
     saving = {"save_strategy": "steps", "save_steps": 3}
     run("causal", tmp_path / "plain", **saving)
     run("causal", tmp_path / "ours", kif_callback("causal", **ROUNDS), **saving)
-    found = tmp_path / "plain" / "checkpoint-6"
-    for work, said in (("plain", "method.safetensors is missing"), ("ours", "other weights")):
-        with pytest.raises(PerdureError, match=said) as caught:
+    checkpoint = tmp_path / "plain" / "checkpoint-6"
+    for work, message in (("plain", "method.safetensors is missing"), ("ours", "other weights")):
+        with pytest.raises(PerdureError, match=message) as caught:
             resume(tmp_path / work)
         assert "\n" not in str(caught.value)
         assert "step 6" in str(caught.value)

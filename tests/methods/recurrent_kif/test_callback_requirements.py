@@ -48,7 +48,7 @@ def test_raw_rows_are_refused_where_nothing_can_tokenize_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("accelerator", "arguments", "said"),
+    ("accelerator", "arguments", "message"),
     [
         ({"mixed_precision": "fp16"}, {}, "use bf16"),
         ({"distributed_type": "FSDP"}, {}, "sharded weights"),
@@ -58,14 +58,14 @@ def test_raw_rows_are_refused_where_nothing_can_tokenize_them(tmp_path):
     ],
 )
 def test_settings_that_hide_weights_or_gradients_are_refused(
-    accelerator, arguments, said, monkeypatch
+    accelerator, arguments, message, monkeypatch
 ):
     state = {"mixed_precision": "no", "distributed_type": "NO", **accelerator}
     for module in (callback, sharded):
         monkeypatch.setattr(module, "AcceleratorState", lambda: SimpleNamespace(**state))
     args = SimpleNamespace(**{"optim": "adamw_torch", "learning_rate": 1e-3, **arguments})
     search = SimpleNamespace(is_hyper_param_search=False)
-    with pytest.raises(PerdureError, match=said) as caught:
+    with pytest.raises(PerdureError, match=message) as caught:
         callback.check_trainer(args, search, tiny_model("causal"), "recurrent_kif")  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
@@ -119,9 +119,9 @@ def test_the_warning_is_true_and_its_remedy_works(divided, tmp_path):
     for size, accumulation in ((8, 1), (4, 2)):
         settings = {"gradient_accumulation_steps": accumulation, "max_steps": 1}
         settings |= {"per_device_train_batch_size": size, "max_grad_norm": 0.0}
-        made = plain_trainer(base_of("encoder", 0.0), tmp_path, callbacks=[Norm()], **settings)
-        made.model_accepts_loss_kwargs = not divided
-        made.train()
+        trainer = plain_trainer(base_of("encoder", 0.0), tmp_path, callbacks=[Norm()], **settings)
+        trainer.model_accepts_loss_kwargs = not divided
+        trainer.train()
     assert norms[1] / norms[0] == pytest.approx(1 if divided else 2, rel=1e-3)
 
 

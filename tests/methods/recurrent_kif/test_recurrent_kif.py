@@ -24,104 +24,147 @@ pytestmark = pytest.mark.own
 SEQUENTIAL = {"train_sampling_strategy": "sequential", "adam_epsilon": 1e-8}
 
 
-def reference(kind, rows, steps, settings, work):
+class Reference:
     """The algorithm as one writes it down first: dictionaries, loops, torch.quantile."""
-    base = tiny_base(kind)
-    parameters = {n: p for n, p in base.model.named_parameters() if p.requires_grad}
-    made = engine(base, "sequential", work)
-    memory = Memory({"animal": tokenized(base, "animal", 6)}, 5)
 
-    def backward(features):
-        batch = made.collate(features)
+    def __init__(self, kind, steps, settings, work):
+        self.kind, self.steps, self.settings = kind, steps, settings
+        self.base = tiny_base(kind)
+        named = self.base.model.named_parameters()
+        self.parameters = {n: p for n, p in named if p.requires_grad}
+        self.collate = engine(self.base, "sequential", work).collate
+        self.memory, self.drawn = Memory({"animal": tokenized(self.base, "animal", 6)}, 5), 0
+        self.inner, self.outer = (
+            torch.optim.AdamW(self.parameters.values(), STRICT["learning_rate"], weight_decay=decay)
+            for decay in (STRICT["weight_decay"], 0)
+        )
+        self.inner_importance, self.outer_importance = (
+            Importance(self.parameters, settings, settings[beta])
+            for beta in ("beta_inner", "beta_outer")
+        )
+
+    def learn(self, rows):
+        """Rounds of inner steps, each with outer steps and a fusion; the weights at the end."""
+        start, rates, first = self.snapshot(), [], True
+        for step in range(self.steps):
+            rates.append(self.inner_step(step, rows[4 * step : 4 * step + 4]))
+            if (step + 1) % self.settings["inner_steps"] and step + 1 < self.steps:
+                continue
+            reached = self.snapshot()
+            self.outer.param_groups[0]["lr"] = self.outer_rate(rates)
+            for _ in range(self.settings["outer_steps"]):
+                self.outer_step(observing=self.settings.get("refresh", True) or first)
+            self.fuse(start, reached)
+            self.inner_importance.maps = {}
+            start, rates, first = self.snapshot(), [], False
+        return self.snapshot()
+
+    def snapshot(self):
+        return {n: p.detach().clone() for n, p in self.parameters.items()}
+
+    def inner_step(self, step, rows):
+        """On rows of the task, at a linearly falling rate, which it gives."""
+        rate = STRICT["learning_rate"] * (1 - step / self.steps)
+        self.inner.param_groups[0]["lr"] = rate
+        self.backward(rows)
+        self.inner_importance.observe()
+        self.clipped_step(self.inner)
+        return rate
+
+    def outer_rate(self, rates):
+        """Constant, or the mean of those of the round's inner steps, in proportion."""
+        base = STRICT["learning_rate"]
+        rate = self.settings["outer_learning_rate"] or base
+        if self.settings["outer_schedule"] == "constant":
+            return rate
+        return rate / base * sum(rates) / len(rates)
+
+    def outer_step(self, observing):
+        """On the next four rows of memory."""
+        self.backward(self.memory.draw(self.drawn, 4))
+        self.drawn += 4
+        if observing:
+            self.outer_importance.observe()
+        self.clipped_step(self.outer)
+
+    def backward(self, rows):
+        batch, model = self.collate(rows), self.base.model
         labels = batch.pop("labels")
-        if kind == "seq2seq":
-            batch["decoder_input_ids"] = base.peft.prepare_decoder_input_ids_from_labels(labels)
-        items = (labels[:, 1:] if kind == "causal" else labels).ne(-100).sum()
-        token_loss(base.model(**batch).logits, labels, items, kind).backward()
+        if self.kind == "seq2seq":
+            shifted = self.base.peft.prepare_decoder_input_ids_from_labels(labels)
+            batch["decoder_input_ids"] = shifted
+        items = (labels[:, 1:] if self.kind == "causal" else labels).ne(-100).sum()
+        token_loss(model(**batch).logits, labels, items, self.kind).backward()
 
-    def observe(maps, beta, beta_uncertainty):
-        for n, p in parameters.items():
+    def clipped_step(self, optimizer):
+        nn.utils.clip_grad_norm_(self.parameters.values(), STRICT["max_grad_norm"])
+        optimizer.step()
+        self.base.model.zero_grad()
+
+    @torch.no_grad()
+    def fuse(self, start, reached):
+        """The round's start, with shares of what the inner and the outer steps added to it."""
+        inner_masks, outer_masks = self.inner_importance.masks(), self.outer_importance.masks()
+        table = self.settings["fusion"]
+        for n, p in self.parameters.items():
+            inner_change, outer_change = reached[n] - start[n], p - reached[n]
+            if "soft" in table:
+                w = self.soft_share(n, table["soft"]).float()
+                p.copy_(start[n] + (w * inner_change + (1 - w) * outer_change))
+                continue
+            fused = torch.empty_like(p)
+            for in_inner, in_outer, case in (
+                (True, True, "both"),
+                (True, False, "inner"),
+                (False, True, "outer"),
+                (False, False, "neither"),
+            ):
+                w_in, w_out = table[case]
+                where = (inner_masks[n] == in_inner) & (outer_masks[n] == in_outer)
+                moved = start[n] + w_in * inner_change + w_out * outer_change
+                fused[where] = moved[where]
+            p.copy_(fused)
+
+    def soft_share(self, n, temperature):
+        """Of the inner steps' change: the softmax of both scores, each in its range."""
+        inner, outer = self.inner_importance.in_range(n), self.outer_importance.in_range(n)
+        a, b = (inner / temperature).exp(), (outer / temperature).exp()
+        return a / (a + b)
+
+
+class Importance:
+    """The reference's running sensitivity and uncertainty of every weight, and their scores."""
+
+    def __init__(self, parameters, settings, beta):
+        self.parameters, self.settings, self.beta = parameters, settings, beta
+        self.maps = {}
+
+    def observe(self):
+        beta, beta_uncertainty = self.beta, self.settings["beta_uncertainty"]
+        for n, p in self.parameters.items():
             sensitivity = (p.detach() * p.grad).abs()
-            smooth, deviation = maps.get(n, (torch.zeros_like(p), torch.zeros_like(p)))
+            smooth, deviation = self.maps.get(n, (torch.zeros_like(p), torch.zeros_like(p)))
             smooth = beta * smooth + (1 - beta) * sensitivity
             deviation = (
                 beta_uncertainty * deviation + (1 - beta_uncertainty) * (sensitivity - smooth).abs()
             )
-            maps[n] = (smooth.detach(), deviation.detach())
+            self.maps[n] = (smooth.detach(), deviation.detach())
 
-    def scores(maps):
-        kind = settings["score"]
-        return {n: (s if kind == "sensitivity" else s * u).double() for n, (s, u) in maps.items()}
+    def scores(self):
+        alone = self.settings["score"] == "sensitivity"
+        return {n: (s if alone else s * u).double() for n, (s, u) in self.maps.items()}
 
-    def every(maps):
-        return torch.cat([s.flatten() for s in scores(maps).values()])
+    def all_scores(self):
+        return torch.cat([s.flatten() for s in self.scores().values()])
 
-    def masks(maps):
-        threshold = torch.quantile(every(maps), settings["quantile"])
-        return {n: s > threshold for n, s in scores(maps).items()}
+    def masks(self):
+        """Of every tensor, which weights have a score above the quantile of all."""
+        threshold = torch.quantile(self.all_scores(), self.settings["quantile"])
+        return {n: s > threshold for n, s in self.scores().items()}
 
-    def soft(n, temperature):
-        low, high = every(inner_maps).aminmax()
-        a = (scores(inner_maps)[n] - low) / (high - low)
-        low, high = every(outer_maps).aminmax()
-        b = (scores(outer_maps)[n] - low) / (high - low)
-        return (a / temperature).exp() / ((a / temperature).exp() + (b / temperature).exp())
-
-    def snapshot():
-        return {n: p.detach().clone() for n, p in parameters.items()}
-
-    lr = STRICT["learning_rate"]
-    inner = torch.optim.AdamW(parameters.values(), lr, weight_decay=STRICT["weight_decay"])
-    outer = torch.optim.AdamW(parameters.values(), lr, weight_decay=0)
-    start, inner_maps, outer_maps, drawn, round_rates = snapshot(), {}, {}, 0, []
-    first = True
-    for step in range(steps):
-        backward(rows[4 * step : 4 * step + 4])
-        observe(inner_maps, settings["beta_inner"], settings["beta_uncertainty"])
-        nn.utils.clip_grad_norm_(parameters.values(), STRICT["max_grad_norm"])
-        inner.param_groups[0]["lr"] = lr * (1 - step / steps)
-        inner.step()
-        round_rates.append(inner.param_groups[0]["lr"])
-        base.model.zero_grad()
-        if (step + 1) % settings["inner_steps"] and step + 1 < steps:
-            continue
-        reached = snapshot()
-        rate = settings["outer_learning_rate"] or lr
-        constant = settings["outer_schedule"] == "constant"
-        scheduled = rate / lr * sum(round_rates) / len(round_rates)
-        outer.param_groups[0]["lr"] = rate if constant else scheduled
-        round_rates = []
-        for _ in range(settings["outer_steps"]):
-            backward(memory.draw(drawn, 4))
-            drawn += 4
-            if settings.get("refresh", True) or first:
-                observe(outer_maps, settings["beta_outer"], settings["beta_uncertainty"])
-            nn.utils.clip_grad_norm_(parameters.values(), STRICT["max_grad_norm"])
-            outer.step()
-            base.model.zero_grad()
-        ours, theirs, first = masks(inner_maps), masks(outer_maps), False
-        table = settings["fusion"]
-        with torch.no_grad():
-            for n, p in parameters.items():
-                fused = torch.empty_like(p)
-                if "soft" in table:
-                    w = soft(n, table["soft"]).float()
-                    moved = w * (reached[n] - start[n]) + (1 - w) * (p - reached[n])
-                    p.copy_(start[n] + moved)
-                    continue
-                for m_in, m_out, case in (
-                    (True, True, "both"),
-                    (True, False, "inner"),
-                    (False, True, "outer"),
-                    (False, False, "neither"),
-                ):
-                    w_in, w_out = table[case]
-                    where = (ours[n] == m_in) & (theirs[n] == m_out)
-                    moved = start[n] + w_in * (reached[n] - start[n]) + w_out * (p - reached[n])
-                    fused[where] = moved[where]
-                p.copy_(fused)
-        start, inner_maps = snapshot(), {}
-    return snapshot()
+    def in_range(self, n):
+        low, high = self.all_scores().aminmax()
+        return (self.scores()[n] - low) / (high - low)
 
 
 CASES = [
@@ -137,10 +180,11 @@ CASES = [
 def test_the_method_follows_the_slow_reference(kind, preset, control, tmp_path):
     settings = presets.RECURRENT_KIF[preset] | {"inner_steps": 4, "outer_steps": 2} | control
     base = tiny_base(kind)
-    made = engine(base, {"recurrent_kif": settings}, tmp_path, rows=40, **SEQUENTIAL)
-    made.learn()  # 10 steps: rounds of 4, 4 and the last of 2
-    assert len(made.methods[0].shares) == 3
-    expected = reference(kind, tokenized(tiny_base(kind), "colour", 40), 10, settings, tmp_path)
+    trainer = engine(base, {"recurrent_kif": settings}, tmp_path, rows=40, **SEQUENTIAL)
+    trainer.learn()  # 10 steps: rounds of 4, 4 and the last of 2
+    assert len(trainer.methods[0].shares) == 3
+    slow = Reference(kind, 10, settings, tmp_path)
+    expected = slow.learn(tokenized(tiny_base(kind), "colour", 40))
     far = sum(
         int((~torch.isclose(p, expected[n], rtol=1e-3, atol=1e-4)).sum())
         for n, p in weights(base).items()
@@ -150,12 +194,12 @@ def test_the_method_follows_the_slow_reference(kind, preset, control, tmp_path):
 
 
 def test_the_constructor_defaults_are_the_papers_keywords():
-    given = {k: p.default for k, p in keywords("recurrent_kif").items()}
+    defaults = {k: p.default for k, p in keywords("recurrent_kif").items()}
     assert RecurrentKIF(**presets.RECURRENT_KIF["paper"]).table == RecurrentKIF().table
-    del given["fusion"]
-    assert given.pop("refresh")  # a control, of neither source
+    del defaults["fusion"]
+    assert defaults.pop("refresh")  # a control, of neither source
     paper = {k: v for k, v in presets.RECURRENT_KIF["paper"].items() if k != "fusion"}
-    assert given == paper
+    assert defaults == paper
 
 
 @pytest.mark.parametrize("preset", ["paper", "release"])
@@ -175,12 +219,14 @@ class Recorder(RecurrentKIF):
     """Writes down what it saw."""
 
     def begin_task(self, model, context):
-        self.log = {"seen": [], "rounds": [], "rates": [], "inner_moments": []}
+        self.log = {"observed": [], "rounds": [], "rates": [], "inner_moments": []}
         return super().begin_task(model, context)
 
     def _observe(self, maps, beta):
         gradients = importance.flatten_gradients(self.parameters)
-        self.log["seen"].append((maps is self.rounds.inner, flatten(self.parameters), gradients))
+        self.log["observed"].append(
+            (maps is self.rounds.inner, flatten(self.parameters), gradients)
+        )
         super()._observe(maps, beta)
 
     def on_step_end(self, args, state, control, optimizer=None, **kwargs):
@@ -204,13 +250,13 @@ class Recorder(RecurrentKIF):
 def recorded(work, kind="causal", rows=40, recorder=None, **training):
     """An engine run with a Recorder in place."""
     base = tiny_base(kind)
-    made = engine(base, "sequential", work, rows=rows, **training)
+    trainer = engine(base, "sequential", work, rows=rows, **training)
     method = recorder or Recorder(inner_steps=4, outer_steps=2)
-    method.begin_task(base.model, made.methods[0].context)
-    method.engine = made
-    made.callback_handler.callbacks[-2:-2] = [method]
-    made.methods = [method]
-    made.learn()
+    method.begin_task(base.model, trainer.methods[0].context)
+    method.engine = trainer
+    trainer.callback_handler.callbacks[-2:-2] = [method]
+    trainer.methods = [method]
+    trainer.learn()
     return base, method
 
 
@@ -230,8 +276,8 @@ def test_the_outer_optimizer_has_the_trained_weights_only_and_does_not_decay_the
     base, method = recorded(tmp_path)
     groups = method.learner.optimizer.param_groups
     assert [group["weight_decay"] for group in groups] == [0]
-    held = {id(p) for group in groups for p in group["params"]}
-    assert held == {id(p) for p in base.model.parameters() if p.requires_grad}
+    optimized = {id(p) for group in groups for p in group["params"]}
+    assert optimized == {id(p) for p in base.model.parameters() if p.requires_grad}
 
 
 def test_the_outer_steps_move_the_weights_from_the_first_round_on(tmp_path):
@@ -260,10 +306,10 @@ def test_a_round_on_memory_has_the_mean_rate_of_its_inner_steps(schedule, tmp_pa
 
 
 def test_a_rate_of_its_own_follows_the_schedule_or_is_constant(tmp_path):
-    own = {"inner_steps": 4, "outer_steps": 2, "outer_learning_rate": 0.5}
-    _, follows = recorded(tmp_path, recorder=Recorder(**own))
+    settings = {"inner_steps": 4, "outer_steps": 2, "outer_learning_rate": 0.5}
+    _, follows = recorded(tmp_path, recorder=Recorder(**settings))
     assert follows.log["rates"] == pytest.approx([0.5 * share for share in (0.85, 0.45, 0.15)])
-    _, constant = recorded(tmp_path, recorder=Recorder(**own, outer_schedule="constant"))
+    _, constant = recorded(tmp_path, recorder=Recorder(**settings, outer_schedule="constant"))
     assert constant.log["rates"] == [0.5] * 3
 
 
@@ -314,12 +360,12 @@ def test_an_outer_rate_of_zero_leaves_the_weights_where_the_inner_steps_left_the
 
 def test_importance_is_taken_before_clipping_at_the_weights_of_the_gradient(tmp_path):
     _, method = recorded(tmp_path, max_grad_norm=1e-3, gradient_accumulation_steps=2, rows=80)
-    inner, weights, gradients = method.log["seen"][0]
+    inner, weights, gradients = method.log["observed"][0]
     fresh = tiny_base("causal")
     assert inner
     assert torch.equal(weights, flatten([p for p in fresh.model.parameters() if p.requires_grad]))
     assert gradients.norm() > 0.01  # far above the clip
-    assert all(g.norm() > 1e-2 for side, _, g in method.log["seen"] if not side)
+    assert all(g.norm() > 1e-2 for side, _, g in method.log["observed"] if not side)
 
 
 def test_the_memory_gradient_is_not_divided_by_the_accumulation(tmp_path):
@@ -328,7 +374,7 @@ def test_the_memory_gradient_is_not_divided_by_the_accumulation(tmp_path):
         # at this rate the weights stay where they were
         training = {"gradient_accumulation_steps": accumulation, "learning_rate": 1e-12}
         _, method = recorded(tmp_path, recorder=recorder, rows=40, **training)
-        return next(g for inner, _, g in method.log["seen"] if not inner)
+        return next(g for inner, _, g in method.log["observed"] if not inner)
 
     torch.testing.assert_close(first_outer(1), first_outer(4))
 
@@ -345,14 +391,14 @@ def test_the_last_partial_round_is_fused_so_that_no_step_is_left_over(tmp_path):
 def test_a_gradient_that_is_not_finite_is_skipped_as_a_whole(tmp_path):
     class Poisoned(Recorder):
         def edit_gradients(self, model):
-            if len(self.log["seen"]) == 1:
-                kept = self.parameters[0].grad
-                self.parameters[0].grad = torch.full_like(kept, float("nan"))
+            if len(self.log["observed"]) == 1:
+                gradient = self.parameters[0].grad
+                self.parameters[0].grad = torch.full_like(gradient, float("nan"))
                 before = self.rounds.inner.sensitivity.clone()
                 with pytest.warns(UserWarning, match="not finite"):
                     super().edit_gradients(model)
                 assert torch.equal(self.rounds.inner.sensitivity, before)
-                self.parameters[0].grad = kept
+                self.parameters[0].grad = gradient
             else:
                 super().edit_gradients(model)
 
@@ -363,29 +409,29 @@ def test_a_gradient_that_is_not_finite_is_skipped_as_a_whole(tmp_path):
 def test_a_parameter_that_gets_no_gradient_is_unimportant_and_no_trouble(tmp_path):
     base = tiny_base("causal")
     base.model.register_parameter("idle", nn.Parameter(torch.ones(5)))
-    made = engine(base, "recurrent_kif", tmp_path, weight_decay=0.0)
-    made.learn()
+    trainer = engine(base, "recurrent_kif", tmp_path, weight_decay=0.0)
+    trainer.learn()
     assert torch.equal(base.model.idle, torch.ones(5))
-    assert made.methods[0].state_dict()
+    assert trainer.methods[0].state_dict()
 
 
 def test_nothing_of_the_state_carries_a_graph_and_it_is_four_buffers_and_adam(tmp_path):
-    _, made = learned("causal", "recurrent_kif", tmp_path)
-    method = made.methods[0]
-    n = sum(p.numel() for p in made.parameters)
+    _, trainer = learned("causal", "recurrent_kif", tmp_path)
+    method = trainer.methods[0]
+    n = sum(p.numel() for p in trainer.parameters)
     buffers = method.rounds.tensors()
     assert set(buffers) == {"start", "inner", "outer"}
     assert all(b.numel() == n and not b.requires_grad for b in buffers.values())
-    method.end_task(made.model)
+    method.end_task(trainer.model)
     state = method.state_dict()
-    trained = {f"important.{n}": p for n, p in made.model.named_parameters() if p.requires_grad}
+    trained = {f"important.{n}": p for n, p in trainer.model.named_parameters() if p.requires_grad}
     assert set(state) == {"shares", *trained}
     assert all(state[n].tolist()[0] == len(state["shares"]) * p.numel() for n, p in trained.items())
 
 
 def test_what_is_important_is_counted_a_parameter_and_adds_up_to_the_shares(tmp_path):
-    _, made = learned("causal", {"recurrent_kif": {"inner_steps": 4}}, tmp_path)
-    state = made.methods[0].state_dict()
+    _, trainer = learned("causal", {"recurrent_kif": {"inner_steps": 4}}, tmp_path)
+    state = trainer.methods[0].state_dict()
     counted = [count for name, count in state.items() if name.startswith("important.")]
     weights, inner, outer = torch.stack(counted).sum(0).tolist()
     both, new, old, _ = state["shares"].mean(0).tolist()
@@ -398,19 +444,19 @@ def test_the_momentum_policy_is_applied_at_a_fusion(policy, tmp_path):
     prune = dict.fromkeys(("both", "inner", "outer", "neither"), (0.25, 0))
     base = tiny_base("causal")
     keywords = {"inner_steps": 10, "fusion": prune, "momentum": policy}
-    made = engine(base, {"recurrent_kif": keywords}, tmp_path)
+    trainer = engine(base, {"recurrent_kif": keywords}, tmp_path)
     plain = engine(tiny_base("causal"), "sequential", tmp_path)
-    made.learn()
+    trainer.learn()
     plain.learn()
-    ours = torch.cat([s["exp_avg"].flatten() for s in made.optimizer.state.values()])
+    ours = torch.cat([s["exp_avg"].flatten() for s in trainer.optimizer.state.values()])
     theirs = torch.cat([s["exp_avg"].flatten() for s in plain.optimizer.state.values()])
     share = {"keep": 1.0, "reset": 0.0, "scale": 0.25}[policy]
     torch.testing.assert_close(ours, share * theirs, rtol=1e-4, atol=1e-9)
 
 
 def test_the_shares_of_the_four_cases_are_kept_for_every_round(tmp_path):
-    _, made = learned("causal", {"recurrent_kif": {"inner_steps": 4}}, tmp_path)
-    shares = made.methods[0].state_dict()["shares"]
+    _, trainer = learned("causal", {"recurrent_kif": {"inner_steps": 4}}, tmp_path)
+    shares = trainer.methods[0].state_dict()["shares"]
     assert shares.shape == (3, 4)
     torch.testing.assert_close(shares.sum(1), torch.ones(3))
     assert (shares[:, 0] + shares[:, 1] <= 0.2 + 1e-6).all()

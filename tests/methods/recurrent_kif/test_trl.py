@@ -56,9 +56,9 @@ def sft(work: Path, rows: Any, callbacks: Any = (), base: Any = None, **settings
 
 def tokens(rows: Any) -> list[dict]:
     """Rows that are tokenized already, with a mask that SFT makes labels of."""
-    made = features("causal", "animal", len(rows))
-    masks = [[int(label != -100) for label in row["labels"]] for row in made]
-    pairs = zip(made, masks, strict=True)
+    encoded = features("causal", "animal", len(rows))
+    masks = [[int(label != -100) for label in row["labels"]] for row in encoded]
+    pairs = zip(encoded, masks, strict=True)
     return [{"input_ids": row["input_ids"], "completion_mask": mask} for row, mask in pairs]
 
 
@@ -79,8 +79,8 @@ def texts(rows: Any) -> list[dict]:
 
 
 def chats(rows: Any) -> list[dict]:
-    made = [row["messages"] for row in messages(rows)]
-    return [{"prompt": said[:1], "completion": said[1:]} for said in made]
+    conversations = [row["messages"] for row in messages(rows)]
+    return [{"prompt": turns[:1], "completion": turns[1:]} for turns in conversations]
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_raw_memory_rows_become_the_features_that_sft_makes_of_the_same_rows(
     trainer = sft(tmp_path, rows, [method], base, max_steps=1, **settings)
     args, loader = trainer.args, trainer.get_train_dataloader()
     ours = features_by_task(rows, args, loader.dataset, base.tokenizer, "here")["memory"]
-    made = trainer.train_dataset
-    theirs = [{key: row[key] for key in ("input_ids", "labels")} for row in made]
+    dataset = trainer.train_dataset
+    theirs = [{key: row[key] for key in ("input_ids", "labels")} for row in dataset]
     assert ours == theirs
     assert {-100} < {label for row in ours for label in row["labels"]} or not (
         trainer.completion_only_loss or args.assistant_only_loss
@@ -119,17 +119,17 @@ def test_raw_memory_rows_become_the_features_that_sft_makes_of_the_same_rows(
 def test_shuffling_the_training_rows_does_not_shuffle_memory(tmp_path):
     rows = list(tiny_rows("animal", 6))
     trainer = sft(tmp_path, rows, shuffle_dataset=True)
-    given = features_by_task({"old": rows}, trainer.args, None, tiny_tokenizer("causal"), "here")
+    memory = features_by_task({"old": rows}, trainer.args, None, tiny_tokenizer("causal"), "here")
     plain = sft(tmp_path, rows).train_dataset
-    assert [row["input_ids"] for row in given["old"]] == plain["input_ids"][:]
+    assert [row["input_ids"] for row in memory["old"]] == plain["input_ids"][:]
 
 
 def test_rows_that_sft_cannot_prepare_are_told_in_one_line(tmp_path):
-    for rows, said in (
+    for rows, message in (
         ([{"question": "alpha"}], "cannot prepare"),
         (list(tiny_rows("animal", 2)), "max_length=3"),
     ):
-        with pytest.raises(PerdureError, match=said) as caught:
+        with pytest.raises(PerdureError, match=message) as caught:
             features_by_task(
                 rows, arguments(tmp_path, max_length=3), None, tiny_tokenizer("causal"), "here"
             )
@@ -160,12 +160,12 @@ def test_in_sft_it_ends_in_the_weights_of_perdures_own_engine(accumulation, tmp_
 )
 def test_neutral_keywords_leave_sft_its_weights_and_its_draws_bitwise(settings, tmp_path):
     neutral = {**ROUNDS, **(RecurrentKIF.neutral or {})}
-    rows, found = list(tiny_rows("colour", 40)), []
+    rows, final_weights = list(tiny_rows("colour", 40)), []
     for callbacks in ([], [RecurrentKIF(memory=list(tiny_rows("animal", 6)), **neutral)]):
         base = base_of("causal")
         sft(tmp_path, rows, callbacks, base, **settings).train()
-        found.append(trained(base.model))
-    assert same(*found)
+        final_weights.append(trained(base.model))
+    assert same(*final_weights)
 
 
 def test_a_resumed_sft_run_ends_in_the_same_weights(tmp_path):

@@ -117,9 +117,9 @@ def test_an_embedding_is_refused():
     model = get_peft_model(tiny_model("causal"), config)
     with pytest.raises(
         PerdureError, match=r"embed_tokens is not a linear layer.*target_modules"
-    ) as told:
+    ) as caught:
         adapter_bank.rank(model)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 BANKS = ("inflora", "olora")
@@ -147,9 +147,9 @@ def test_settings_whose_rank_cannot_grow_are_refused_in_one_line(name, settings)
     (method,) = methods.make(name)
     plain = {"r": 4, "use_dora": False, "bias": "none", "init_lora_weights": "gaussian"}
     method.check(load_config({"method": name, "adapter": plain}), "causal")
-    with pytest.raises(PerdureError, match=f"{name}: .*{next(iter(settings))}") as told:
+    with pytest.raises(PerdureError, match=f"{name}: .*{next(iter(settings))}") as caught:
         method.check(load_config({"method": name, "adapter": settings}), "causal")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", BANKS)
@@ -168,13 +168,13 @@ def test_what_follows_weights_over_tasks_is_refused_beside_it(name):
 @pytest.mark.parametrize("name", BANKS)
 @pytest.mark.parametrize("more", ["replay", "lwf", "recurrent_kif", "hft", "migu"])
 def test_it_composes_with_rehearsal_and_distillation(name, more, tmp_path):
-    found = []
+    outputs = []
     for spec in ([name], [name, more]):
         base = tiny_base("causal", 0.1)
-        made = engine(base, spec, tmp_path, rows=16)
-        made.learn()
-        for method in made.methods:
+        trainer = engine(base, spec, tmp_path, rows=16)
+        trainer.learn()
+        for method in trainer.methods:
             method.end_task(base.model)
-        found.append(said(base))
-    assert not torch.allclose(*found)
-    assert found[1].isfinite().all()
+        outputs.append(said(base))
+    assert not torch.allclose(*outputs)
+    assert outputs[1].isfinite().all()

@@ -29,17 +29,17 @@ def drawn(rows: int, size: int, processes: int, memory: int, old: int, epochs=1,
     """Of each process's micro-batches, epoch by epoch, the old rows, as `rehearse` draws them."""
     sampler = BatchSampler(range(rows), size, drop)
     args: Any = SimpleNamespace(train_batch_size=size, world_size=processes)
-    found = []
+    by_process = []
     for process in range(processes):
         loader = Loader(rows, list(BatchSamplerShard(sampler, processes, process)))
         schedule = RehearsalSchedule([{"id": i} for i in range(memory)], 3, args, loader)
-        own = [
+        parts = [
             schedule.draw((e * len(loader) + b) * processes + process, old)
             for e in range(epochs)
             for b in range(len(loader))
         ]
-        found.append([[row["id"] for row in part] for part in own])
-    return found
+        by_process.append([[row["id"] for row in part] for part in parts])
+    return by_process
 
 
 sizes = st.integers(1, 40), st.integers(1, 9), st.integers(1, 3), st.integers(1, 20)
@@ -48,9 +48,9 @@ sizes = st.integers(1, 40), st.integers(1, 9), st.integers(1, 3), st.integers(1,
 @given(*sizes, st.integers(0, 60))
 def test_an_epoch_of_all_processes_has_all_its_old_rows(rows, size, processes, memory, old):
     parts = drawn(rows, size, processes, memory, old)
-    found = [i for process in parts for part in process for i in part]
-    assert len(found) == old
-    counts = [found.count(i) for i in range(memory)]
+    ids = [i for process in parts for part in process for i in part]
+    assert len(ids) == old
+    counts = [ids.count(i) for i in range(memory)]
     assert max(counts) - min(counts) <= 1
 
 
