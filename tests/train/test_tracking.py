@@ -186,7 +186,7 @@ class Kept:
 
 @pytest.fixture
 def kept(monkeypatch):
-    monkeypatch.setattr(Kept, "made", [])
+    monkeypatch.setattr(Kept, "runs", [])
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Kept)
     monkeypatch.setattr(arguments, "get_available_trackers", lambda: ["wandb"])
     return Kept
