@@ -1,5 +1,6 @@
 """`perdure learn`: learn one more task."""
 
+from pathlib import Path
 from typing import Any
 
 from perdure import api
@@ -36,12 +37,16 @@ def learn(arguments: Arguments, as_json: Json = False) -> None:
         return
     with Shown() as shown:
         entry = api.learn(**arguments, callbacks=[shown], say=shown.say)
-    folder = arguments["folder"]
+    print_stage(arguments["folder"], entry, f"learned {arguments['name']}", as_json)
+
+
+def print_stage(folder: Path, entry: dict[str, Any], what: str, as_json: bool) -> None:
+    """Print a new stage's scores and verdict; `what` says how it came about."""
     verdict = api.show(folder, entry["stage"])["verdict"]
     if as_json:
         print_json({**entry, "verdict": verdict})
         return
-    stdout().print(f"{folder}: stage {entry['stage']} learned {arguments['name']}; the scores:")
+    stdout().print(f"{folder}: stage {entry['stage']} {what}; the scores:")
     stdout().print(scores_table(entry["scores"]))
     stdout().print(verdict_text(verdict, entry["stage"], folder))
     stdout().print(f"the history:  perdure log {folder}")
