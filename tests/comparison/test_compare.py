@@ -241,7 +241,7 @@ def test_a_cell_that_breaks_stops_no_other_and_is_told(cells_run, tmp_path):
     assert perdure("compare", path).status == 0
 
 
-def test_a_cell_that_the_gate_refused_is_counted_as_refused(here, tmp_path):
+def test_a_cell_that_the_gate_refused_is_counted_as_refused(cells_run, tmp_path):
     path = grid_yaml(tmp_path, gate={"kl": 1e-6}, grid={"method": ["sequential"], "seed": [0, 1]})
     result = perdure("compare", path, "--json")
     assert result.status == 3
