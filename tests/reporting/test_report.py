@@ -1,6 +1,7 @@
 """The page, its Markdown and its CSV: the numbers are the matrix's, and text stays text."""
 
 import csv
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,13 +9,15 @@ from typing import Any
 
 import pytest
 import yaml
-from lineages import BETTER, FORMULA, HOSTILE, ROWS, UNKNOWN, kif_state, lineage
+from lineages import BETTER, FORMULA, HOSTILE, ROWS, UNKNOWN, entry, kif_state, lineage
 
 import perdure as package
 from command import perdure, refused, tree
 from perdure.config import load_config
 from perdure.lineage.lineage import Lineage
 from perdure.measure.matrix import summary
+from perdure.reporting.making import report
+from perdure.reporting.read import read
 from perdure.reporting.rerun import rerun
 from perdure.reporting.spread import spread
 
@@ -298,3 +301,23 @@ def test_bad_input_is_told_in_one_line(place):
     refused(place, "report", "runs", "--out", "page.pdf", names=("page.pdf", ".html"))
     refused(place, "report", "runs", "--out", "no/page.html", names=("no/page.html", "folder"))
     assert Lineage(place / "runs/a").head == 3
+
+
+def test_a_stage_that_the_gate_refused_is_shown_with_its_reasons(tmp_path):
+    writer = lineage(tmp_path / "run", ROWS)
+    line = entry(writer.config, writer.head, 4, "black")
+    built = writer.path / ".work" / "stage"
+    built.mkdir(parents=True)
+    (built / "scores.json").write_text(json.dumps({"after": {}, "before": {}, "base": {}}))
+    reasons = ["red fell from 0.9 to 0.1 (gate.forgetting is 0.1)", "KL <b>"]
+    writer.refuse(built, {**line, "scores": {}}, reasons, "0" * 64)
+
+    report([tmp_path / "run"], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    shown = "red fell from 0.9 to 0.1 (gate.forgetting is 0.1); KL &lt;b&gt;"
+    assert page.count(shown) == 2  # beside the verdict, and in the ledger
+    assert "after stage 3" in page
+    assert "3 (reverted)" not in page  # neither the refused stage nor the one before it
+    (run,) = read([tmp_path / "run"])
+    assert [stage.task for stage in run.stages] == ["red", "blue", "green"]
+    assert "after stage | refused task | why" in (tmp_path / "page.md").read_text()

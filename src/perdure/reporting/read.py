@@ -46,6 +46,7 @@ class Line:
         learning: seconds of learning.
         scoring: seconds of scoring.
         passed: how many rows went through the model, (forward, backward).
+        reasons: why the gate refused the stage; empty for every other line.
     """
 
     stage: int
@@ -61,6 +62,7 @@ class Line:
     learning: float | None = None
     scoring: float | None = None
     passed: tuple[int, int] | None = None
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,14 @@ class Run:
     @property
     def stages(self) -> list[Line]:
         """The lines of the active stages that learned a task, oldest first."""
-        by_stage = {line.stage: line for line in reversed(self.ledger) if line.task}
+        lines = [line for line in reversed(self.ledger) if line.task and not line.reasons]
+        by_stage = {line.stage: line for line in lines}
         return [line for line in by_stage.values() if line.active][::-1]
+
+    @property
+    def refused(self) -> list[Line]:
+        """The lines of the stages that the gate refused, oldest first."""
+        return [line for line in self.ledger if line.reasons]
 
     def outcome(self, row: int, task: str) -> Outcome | None:
         """Return what became of a task at the stage of a row of the matrix, None if unknown."""
@@ -251,9 +259,21 @@ def _line(lineage: Lineage, entry: dict[str, Any], times: dict[str, Any]) -> Lin
     stage = entry["stage"]
     is_refused = entry["verb"] == "refused"
     active = stage in {0, *(e["stage"] for e in lineage.stages)} and not is_refused
-    if "task" not in entry or is_refused:
+    if "task" not in entry:
         return Line(stage=stage, verb=entry["verb"], parent=entry["parent"], active=active)
-    timing, train = times.get(str(stage), {}), entry["task"]["train"]
+    train = entry["task"]["train"]
+    if is_refused:  # the timings by number are those of the stage that was learned in its place
+        return Line(
+            stage=stage,
+            verb=entry["verb"],
+            parent=entry["parent"],
+            active=active,
+            task=entry["task"]["id"],
+            rows=train["rows"],
+            sha256=train["sha256"],
+            reasons=tuple(entry["reasons"]),
+        )
+    timing = times.get(str(stage), {})
     seconds = stage_seconds(lineage).get(stage, {}) if timing else {}
     passes, memory = timing.get("rows"), lineage.folder(entry) / MEMORY
     return Line(

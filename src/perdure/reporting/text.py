@@ -47,7 +47,7 @@ def markdown(runs: Sequence[Run]) -> str:
         parts += _part(run_set)
     for run in runs:
         if not run.stages:
-            parts.append(f"{_cell(run.label)}: nothing learned yet.")
+            parts += [f"{_cell(run.label)}: nothing learned yet.", *_refused(run)]
     meanings = "; ".join(f"{MEASURES[name]}: {meaning}" for name, meaning in MEANING.items())
     parts.append(
         f"{meanings}; -: unknown. ±: the standard deviation over a method's lineages. In brackets: "
@@ -66,7 +66,14 @@ def _verdicts(run: Run) -> list[str]:
             numbers = [number(outcome.before), number(outcome.after), signed(outcome.difference)]
             name = f"{verdict.stage} {verdict.task}"
             rows.append([name, outcome.task, outcome.label, *numbers, outcome.evidence])
-    return [*parts, _table(rows)] if run.verdicts else parts
+    parts += [_table(rows)] if run.verdicts else []
+    return [*parts, *_refused(run)]
+
+
+def _refused(run: Run) -> list[str]:
+    """Return a table of the stages that the gate refused."""
+    rows = [[str(line.stage), line.task or "", "; ".join(line.reasons)] for line in run.refused]
+    return [_table([["after stage", "refused task", "why"], *rows])] if rows else []
 
 
 def _part(run_set: Set) -> list[str]:
