@@ -169,3 +169,23 @@ def test_the_kill_inside_a_stage_really_resumes_inside_it(setting, tmp_path):
         run(setting, path, [Stop(5, task=2)])
     api.run(load_config({**setting, "lineage": str(path)}), say=lines.append)
     assert "animal: going on from step 4" in lines
+
+
+@pytest.mark.own
+@pytest.mark.parametrize("setting", ["causal"], indirect=True)
+def test_checkpoints_in_another_folder_are_found_again_and_removed(
+    setting, whole, tmp_path, monkeypatch
+):
+    path = whole.parent.with_name(f"scratch-{whole.parent.name}") / "lineage"
+    path.parent.mkdir()
+    monkeypatch.setenv("PERDURE_WORK", str(tmp_path))
+    with pytest.raises(Stopped):
+        run(setting, path, [Stop(5, task=2)])
+    assert not list(path.glob(".work/*/checkpoint-*"))
+    assert list(tmp_path.glob("lineage-*/0002-animal-*/checkpoint-4"))
+    other, lines = tmp_path / "lineage-of-somebody", []
+    other.mkdir()
+    api.run(load_config({**setting, "lineage": str(path)}), say=lines.append)
+    assert "animal: going on from step 4" in lines
+    assert contents(path) == contents(whole)
+    assert list(tmp_path.iterdir()) == [other]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from perdure.disk import check_file, check_tree, open_file
 from perdure.errors import PerdureError
 
 
@@ -27,16 +28,29 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: a reader sees the old file or the new one, never a part."""
+    """Write a text file atomically: a reader sees the old file or the new one, never a part.
+
+    Nothing is written through a symbolic link: one at `path` is replaced by the file.
+    """
     new_file = path.with_name(f".{path.name}.new")
-    new_file.write_text(text, encoding="utf-8")
-    sync(new_file)
+    if not new_file.is_symlink():
+        check_file(new_file)
+    new_file.unlink(missing_ok=True)  # of a process that was stopped
+    with open_file(new_file, "x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     new_file.replace(path)
     sync(path.parent)
 
 
 def hash_folder(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file in a folder, by relative name."""
+    """Return the SHA-256 of every file in a folder, by relative name.
+
+    Raises:
+        PerdureError: the folder is, or contains, a symbolic link or a special file.
+    """
+    check_tree(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {
         p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
@@ -48,9 +62,9 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's `lock` for a block. The system releases it when the process ends.
 
     Raises:
-        PerdureError: another process holds the lock.
+        PerdureError: another process holds the lock, or it is not a file.
     """
-    with (folder / "lock").open("a") as file:
+    with open_file(folder / "lock", "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from perdure.disk import open_file
 from perdure.errors import PerdureError
 from perdure.lineage.files import sync
 
@@ -43,7 +44,7 @@ def append(path: Path, entry: dict[str, Any]) -> None:
     previous = hashlib.sha256(lines[-1]).hexdigest() if lines else ""
     line = json.dumps({**entry, "previous": previous}, sort_keys=True, ensure_ascii=False)
     size = sum(len(line) + 1 for line in lines)
-    with path.open("r+b" if path.exists() else "wb") as file:
+    with open_file(path, "r+b" if path.exists() else "xb") as file:
         file.truncate(size)  # removes an incomplete line of an earlier process
         file.seek(size)
         file.write(line.encode() + b"\n")
@@ -55,4 +56,5 @@ def append(path: Path, entry: dict[str, Any]) -> None:
 def _whole_lines(path: Path) -> list[bytes]:
     if not path.exists():
         return []
-    return path.read_bytes().split(b"\n")[:-1]
+    with open_file(path, "rb") as file:
+        return file.read().split(b"\n")[:-1]

@@ -2,17 +2,18 @@
 
 import difflib
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from perdure.config import Config, deciding_keys
+from perdure.disk import check_tree, fresh_folder, remove, usual_modes
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.files import dump, hash_folder, locked, sync, write_text
 from perdure.lineage.history import History, learned_by
 from perdure.lineage.ledger import append, read_ledger
+from perdure.lineage.names import REFUSED, STARTING_ADAPTER, check_line, check_own_names
 from perdure.lineage.settings import (
     Changes,
     command,
@@ -22,6 +23,7 @@ from perdure.lineage.settings import (
     stored,
     why_fixed,
 )
+from perdure.lineage.work import WorkFolders, remove_work, work_folders
 from perdure.measure.matrix import ScoreMatrix
 from perdure.models.layout import SCORES, VERDICT, WHOLE
 from perdure.seeds import digest
@@ -31,8 +33,6 @@ FORMAT = 1
 # The files of a new lineage before its lineage.yaml, which is written last.
 REMAINS = ("lock", "stages", "ledger.jsonl", ".lineage.yaml.new")
 LONGEST_COMMAND = 300  # the longest `perdure set` that an error line shows, in characters
-REFUSED = "refused"  # the folder of the stages that the gate refused
-STARTING_ADAPTER = "stages/0000-adapter"  # the adapter with which a lineage began, if any
 
 
 class Lineage(History):
@@ -47,12 +47,14 @@ class Lineage(History):
         edited: whether `lineage.yaml` may show other settings than the ledger has.
 
     Raises:
-        PerdureError: the folder is not a lineage, a file of it is damaged, or its `lineage.yaml`
-            was edited.
+        PerdureError: the folder is not a lineage, a file of it is damaged or leads out of it, or
+            its `lineage.yaml` was edited.
     """
 
     def __init__(self, path: str | Path, edited: bool = False):
         self.path = Path(path)
+        self._checked: set[Path] = set()
+        check_own_names(self.path)
         settings = self.path / "lineage.yaml"
         if not settings.is_file():
             raise PerdureError(
@@ -76,6 +78,8 @@ class Lineage(History):
             raise PerdureError(
                 f"{self.path / 'ledger.jsonl'}: missing or empty; restore it from a copy"
             )
+        for number, entry in enumerate(self.ledger, start=1):
+            check_line(entry, f"{self.path / 'ledger.jsonl'}: line {number}")
         self.written = stored(loaded(values, self.pin, self.path), self.path)
         self.settings: dict[str, Any] = self.settings_at(len(self.ledger)) or self.written
         self.config: Config = loaded(self.settings, self.pin, self.path)
@@ -106,8 +110,7 @@ class Lineage(History):
         path.mkdir(parents=True, exist_ok=True)
         with locked(path):
             (path / "ledger.jsonl").unlink(missing_ok=True)
-            shutil.rmtree(path / "stages", ignore_errors=True)
-            (path / "stages").mkdir()
+            fresh_folder(path / "stages")
             settings = stored(config, path)
             entry = {"stage": 0, "verb": "init", "parent": None, "base": base, "settings": settings}
             if adapter:
@@ -130,11 +133,12 @@ class Lineage(History):
         Files of an earlier `create` that was stopped do not matter.
 
         Raises:
-            PerdureError: the folder already has other files.
+            PerdureError: the folder already has other files, or links in place of its own.
         """
         path = Path(path)
         if not path.exists():
             return
+        check_own_names(path)
         remains = path.is_dir() and {p.name for p in path.iterdir()} <= set(REMAINS)
         if not remains or any(p != path / STARTING_ADAPTER for p in path.glob("stages/*")):
             raise PerdureError(f"{path}: exists and is not empty; give a new folder")
@@ -236,8 +240,16 @@ class Lineage(History):
         return elsewhere or any(base["files"].get(name) != sha for name, sha in pinned)
 
     def folder(self, entry: dict[str, Any]) -> Path:
-        """Return the folder of a stage."""
-        return self.path / entry["folder"]
+        """Return the folder of a stage.
+
+        Raises:
+            PerdureError: the folder is, or contains, a symbolic link or a special file.
+        """
+        folder = self.path / entry["folder"]
+        if folder not in self._checked:
+            check_tree(folder)
+            self._checked.add(folder)
+        return folder
 
     def at(self, stage: int) -> dict[str, Any]:
         """Return the line of the ledger that made a stage.
@@ -250,18 +262,9 @@ class Lineage(History):
         stages = [str(number) for number in self.stage_entries]
         raise PerdureError(f"{self.path}: no stage {stage}; {nearest(str(stage), stages)}")
 
-    def work(self, name: str, key: str) -> Path:
-        """Return the working folder of the unfinished stage `name`, and delete any other one.
-
-        `key` is the hash of everything that the stage depends on. The same command therefore finds
-        its own checkpoints again, and a different command starts anew.
-        """
-        folder = self.path / ".work" / f"{name}-{key[:16]}"
-        for other in (self.path / ".work").glob("*"):
-            if other != folder:
-                shutil.rmtree(other)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    def work(self, name: str, key: str) -> WorkFolders:
+        """Return the working folders of the unfinished stage `name` (`work.work_folders`)."""
+        return work_folders(self.path, self.ledger[0], name, key)
 
     def commit(self, built: Path, entry: dict[str, Any], timing: dict[str, Any]) -> None:
         """Make the folder `built` the next stage.
@@ -269,10 +272,10 @@ class Lineage(History):
         It is synced and renamed before the line is added to the ledger, which is the commit.
         """
         folder = self.path / entry["folder"]
+        usual_modes(built)
         for path in [*built.rglob("*"), built]:
             sync(path)
-        if folder.exists():  # renamed by a run that stopped before it wrote the ledger
-            shutil.rmtree(folder)
+        remove(folder)  # renamed by a run that stopped before it wrote the ledger
         entry = {**entry, "files": hash_folder(built)}
         if dropped := self.to_drop(entry):
             entry["dropped"] = dropped
@@ -281,7 +284,7 @@ class Lineage(History):
         times = self.timings()
         write_text(self.path / "timings.json", dump({**times, str(entry["stage"]): timing}))
         self.append(entry)
-        shutil.rmtree(self.path / ".work", ignore_errors=True)
+        remove_work(self.path, self.ledger[0])
 
     def refuse(self, built: Path, entry: dict[str, Any], reasons: list[str], key: str) -> None:
         """Keep a stage that the gate refused aside, and add a line to the ledger that says so.
@@ -296,9 +299,10 @@ class Lineage(History):
         """
         folder = f"{REFUSED}/{Path(entry['folder']).name}-{key[:8]}"
         place = self.path / folder
+        usual_modes(built)
         for path in [*built.rglob("*"), built]:
             sync(path)
-        shutil.rmtree(place, ignore_errors=True)  # of a run that stopped before it wrote the ledger
+        remove(place)  # of a run that stopped before it wrote the ledger
         place.parent.mkdir(exist_ok=True)
         files = hash_folder(built)
         built.rename(place)
@@ -317,7 +321,7 @@ class Lineage(History):
             "key": key,
         }
         self.append(line)
-        shutil.rmtree(self.path / ".work", ignore_errors=True)
+        remove_work(self.path, self.ledger[0])
 
     def decided_by(self, entry: dict[str, Any]) -> str:
         """Return the hash of everything that decides a stage: its line without results, settings.
@@ -342,7 +346,7 @@ class Lineage(History):
     def tidy(self) -> None:
         """Bring the files in line with the ledger, if a process stopped after its last line."""
         for folder in self.dropped:
-            for file in (self.path / folder).glob(WHOLE):
+            for file in self.folder({"folder": folder}).glob(WHOLE):
                 file.unlink()
         if (self.written_pin, self.written) != (self.pin, self.settings):
             _write_settings(self.path, self.settings, self.pin)

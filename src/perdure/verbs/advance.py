@@ -5,7 +5,6 @@ import json
 import platform
 import re
 import resource
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -18,10 +17,12 @@ from transformers import TrainerCallback
 from perdure.config import deciding_keys
 from perdure.data.rows import Row
 from perdure.data.task import Task
+from perdure.disk import remove
 from perdure.errors import RefusedError
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
 from perdure.lineage.sources import describe, describe_split, general_rows, remembered, reopen
+from perdure.lineage.work import WorkFolders
 from perdure.measure.gate import beyond, open_limits
 from perdure.models.base import Base, BaseInfo
 from perdure.models.checkpoints import hashes
@@ -100,9 +101,8 @@ def advance(
         callbacks=callbacks,
         beginning=_beginning(lineage, base, plan.info),
     )
-    work = _work_folder(lineage, entry)
-    built = work / "stage"
-    shutil.rmtree(built, ignore_errors=True)
+    work, built = _work_folders(lineage, entry)
+    remove(built)  # of a run that was stopped
     stage_callbacks = [callback for callback in callbacks if isinstance(callback, StageCallback)]
     for callback in stage_callbacks:
         callback.begin(task_id, len(stages) + 1, total, steps_before(lineage.timings(), number))
@@ -225,8 +225,8 @@ def _unchanged_scores(lineage: Lineage) -> dict[str, Any]:
     return {task_id: lineage.scores(entry)["after"][task_id] for entry, task_id in ids}
 
 
-def _work_folder(lineage: Lineage, entry: dict[str, Any]) -> Path:
-    """Return the folder for a stage's checkpoints, which only the same task and settings reuse."""
+def _work_folders(lineage: Lineage, entry: dict[str, Any]) -> WorkFolders:
+    """Return the folders of an unfinished stage, which only the same task and settings reuse."""
     config, head = lineage.config, lineage.ledger[-1].get("previous", "")
     settings = {**config.to_dict(), "training": deciding_keys(config.training)}
     return lineage.work(entry["folder"].rpartition("/")[2], digest(entry, settings, head))

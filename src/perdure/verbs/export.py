@@ -9,6 +9,7 @@ from peft import PeftModel, PeftType
 from torch import Tensor
 
 from perdure.config import Dtype
+from perdure.disk import fresh_folder, usual_modes
 from perdure.errors import PerdureError, nearest, one_line
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import as_stored, base_at, is_untouched, stage_entry
@@ -48,8 +49,7 @@ def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | No
     merged = _without_adapter(base) if untouched else _merged(base, str(path))
     merged = merged.to(getattr(torch, dtype) if dtype else base_dtype)
     unfinished = out.parent / f".{out.name}.new"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    fresh_folder(unfinished)
     merged.save_pretrained(unfinished)
     _check_written(unfinished, base, expected)
     base.tokenizer.save_pretrained(unfinished)
@@ -58,6 +58,7 @@ def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | No
     facts = facts_of(lineage, entry, base.tokenizer)
     card = model_card(base.kind, lineage.pin, entry, kind="merged", place=str(out), facts=facts)
     (unfinished / CARD).write_text(card, encoding="utf-8")
+    usual_modes(unfinished)
     if out.exists():
         out.rmdir()
     unfinished.rename(out)

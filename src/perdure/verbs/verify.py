@@ -5,7 +5,8 @@ from typing import Any
 
 from perdure.errors import PerdureError
 from perdure.lineage.files import hash_folder
-from perdure.lineage.lineage import REFUSED, Lineage
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.names import REFUSED
 from perdure.lineage.settings import differences, in_words
 from perdure.models.layout import WHOLE
 from perdure.models.pins import differing, pin
@@ -41,11 +42,14 @@ def verify(path: str | Path) -> list[str]:
 
 def _is_deleted(lineage: Lineage, entry: dict[str, Any]) -> bool:
     """Return whether a line is of a refused stage whose folder was deleted, which harms nothing."""
-    return entry["verb"] == "refused" and not lineage.folder(entry).exists()
+    return entry["verb"] == "refused" and not (lineage.path / entry["folder"]).exists()
 
 
 def _stage(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
-    folder, pinned = lineage.folder(entry), entry["files"]
+    try:
+        folder, pinned = lineage.folder(entry), entry["files"]
+    except PerdureError as error:  # a link in it
+        return [str(error)]
     hashes = hash_folder(folder) if folder.is_dir() else {}
     dropped = entry["folder"] in lineage.dropped
     missing = [

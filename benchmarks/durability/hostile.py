@@ -1,0 +1,446 @@
+"""What a stranger's lineage, base or comparison can do to the one who uses it.
+
+Each attack is planted in a copy of a small lineage, and a verb is run on it. Beside the copy lies a
+folder `outside`, which no verb has a reason to read or change. The table shows what each verb did:
+`refused` (one line, status 2), `harmless` (it worked, and reached nothing outside), or how it
+failed: `REACHED` (something outside was changed), `LEAKED` (something outside was uploaded), `RAN`
+(code of the stranger), `OBEYED` (a terminal would have), `TRACEBACK` or `HUNG`.
+
+    python benchmarks/durability/hostile.py [FOLDER] [--only NAME] [--json]
+
+FOLDER is a new folder for the copies; without it they are made in a temporary one. The command ends
+with status 1 if an attack was neither refused nor harmless.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+
+from perdure.cli import main
+from perdure.models.pins import DEFAULT
+from perdure.verbs import push as push_verb
+
+
+SECRET = "-----BEGIN THE KEY OF SOMEBODY-----"
+LONGEST = 30  # seconds that a verb may take
+OBEYED = "\x1b[2J", "\x9b2J", "\u202e", "\x07"  # what must not reach a terminal
+EVIL_NAME = "news\x1b[2J\u202e\x9b2J\x07"
+CODE = "open({ran!r}, 'w').close()\n"
+
+
+class Place:
+    """A folder with a lineage of two stages, its base and rows, and a folder outside of it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.lineage, self.base = folder / "lineage", folder / "base"
+        self.outside, self.ran = folder / "outside", folder / "ran"
+
+    def stage(self, number: int = 2) -> Path:
+        [folder] = self.lineage.glob(f"stages/{number:04d}-*")
+        return folder
+
+    def code(self) -> str:
+        """Return Python code that leaves a mark."""
+        return CODE.format(ran=str(self.ran))
+
+    def link(self, place: Path | str, target: Path | str) -> None:
+        """Put a symbolic link at a place, instead of what is there."""
+        place = self.lineage / place
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)
+        place.unlink(missing_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(target)
+
+    def rewrite(self, change: Callable[[list[dict[str, Any]]], None]) -> None:
+        """Change the ledger's lines, and chain them again."""
+        file, previous, lines = self.lineage / "ledger.jsonl", "", []
+        entries = [json.loads(line) for line in file.read_text().splitlines()]
+        change(entries)
+        for entry in entries:
+            entry["previous"] = previous
+            lines.append(json.dumps(entry, sort_keys=True, ensure_ascii=False))
+            previous = hashlib.sha256(lines[-1].encode()).hexdigest()
+        file.write_text("".join(line + "\n" for line in lines))
+
+    def edit(self, file: Path, **changes: Any) -> None:
+        """Change keys of a JSON file."""
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    def record(self) -> None:
+        """Write the hashes of the newest stage's files, and of the base's, into the ledger."""
+
+        def change(entries: list[dict[str, Any]]) -> None:
+            entries[-1]["files"] = {
+                path.relative_to(self.stage()).as_posix(): _sha256(path)
+                for path in sorted(self.stage().rglob("*"))
+                if path.is_file()
+            }
+
+        self.rewrite(change)
+
+
+@dataclass
+class Outcome:
+    """What a verb did: `what` in one word, its exit status, and the last line that it printed."""
+
+    attack: str
+    verb: str
+    what: str
+    status: int | None
+    line: str
+    seconds: float
+
+    @property
+    def is_safe(self) -> bool:
+        return self.what in ("refused", "harmless")
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack: its name, what is planted, and the verb that is run, in the place's folder."""
+
+    name: str
+    plant: Callable[[Place], None]
+    command: tuple[str, ...]
+
+
+LEARN = ("learn", "lineage", "third", "third.jsonl")
+PUSH = ("push", "lineage", "me/mine")
+ATTACKS: list[Attack] = []
+
+
+def attack(*command: str) -> Callable[[Callable[[Place], None]], Callable[[Place], None]]:
+    """Add a function that plants something, with the verb that is then run, to `ATTACKS`."""
+
+    def add(plant: Callable[[Place], None]) -> Callable[[Place], None]:
+        ATTACKS.append(Attack(plant.__name__, plant, command))
+        return plant
+
+    return add
+
+
+# --- symbolic links in place of a lineage's own files and folders
+
+
+@attack(*LEARN)
+def work_is_a_link(place):
+    place.link(".work", place.outside / "photos")
+
+
+@attack(*LEARN)
+def a_checkpoint_is_a_link(place):
+    place.link(".work/0003-third-0123456789abcdef", place.outside)
+
+
+@attack(*LEARN)
+def a_new_timings_file_is_a_link(place):
+    place.link(".timings.json.new", place.outside / "notes.txt")
+
+
+@attack("set", "lineage", "training.learning_rate=1e-3")
+def a_new_settings_file_is_a_link(place):
+    place.link(".lineage.yaml.new", place.outside / "notes.txt")
+
+
+@attack("revert", "lineage")
+def the_ledger_is_a_link(place):
+    shutil.copy(place.lineage / "ledger.jsonl", place.outside / "ledger.jsonl")
+    place.link("ledger.jsonl", place.outside / "ledger.jsonl")
+
+
+@attack("revert", "lineage")
+def the_lock_is_a_link(place):
+    place.link("lock", place.outside / "made")
+
+
+@attack("revert", "lineage")
+def the_lock_is_a_pipe(place):
+    (place.lineage / "lock").unlink()
+    os.mkfifo(place.lineage / "lock")
+
+
+@attack("log", "lineage")
+def the_ledger_is_a_pipe(place):
+    (place.lineage / "ledger.jsonl").unlink()
+    os.mkfifo(place.lineage / "ledger.jsonl")
+
+
+@attack(*LEARN)
+def stages_is_a_link(place):
+    shutil.copytree(place.lineage / "stages", place.outside / "stages")
+    place.link("stages", place.outside / "stages")
+
+
+@attack(*LEARN)
+def the_next_stage_is_a_link(place):
+    place.link("stages/0003-third", place.outside)
+
+
+@attack("try", "lineage", "word")
+def a_stage_is_a_link(place):
+    shutil.copytree(place.stage(), place.outside / "stage")
+    place.link(place.stage(), place.outside / "stage")
+
+
+@attack("log", "lineage")
+def a_stages_scores_are_a_link(place):
+    shutil.copy(place.stage() / "scores.json", place.outside / "scores.json")
+    place.link(place.stage() / "scores.json", place.outside / "scores.json")
+
+
+@attack("init", "new", "base=base")
+def a_new_lineage_has_a_link_for_its_stages(place):
+    place.link(place.folder / "new/stages", place.outside)
+
+
+@attack("init", "new", "base=base")
+def a_new_lineage_has_a_link_for_its_ledger(place):
+    place.link(place.folder / "new/ledger.jsonl", place.outside / "notes.txt")
+
+
+@attack("export", "lineage", "merged")
+def an_unfinished_export_is_a_link(place):
+    place.link(place.folder / ".merged.new", place.outside)
+
+
+@attack("report", "lineage", "--out", "page.html")
+def an_unfinished_report_is_a_link(place):
+    place.link(place.folder / ".page.html.new", place.outside / "notes.txt")
+
+
+# --- names in the ledger that lead out of the lineage
+
+
+@attack(*LEARN)
+def a_dropped_folder_lies_outside(place):
+    (place.outside / "model.safetensors").write_text(SECRET)
+    place.rewrite(lambda entries: entries[-1].update(dropped=["../outside"]))
+
+
+@attack("revert", "lineage")
+def a_dropped_folder_is_absolute(place):
+    (place.outside / "model.safetensors").write_text(SECRET)
+    place.rewrite(lambda entries: entries[-1].update(dropped=[str(place.outside)]))
+
+
+@attack(*PUSH)
+def a_stages_folder_lies_outside(place):
+    place.rewrite(lambda entries: entries[-1].update(folder="../outside"))
+
+
+@attack("verify", "lineage")
+def a_stages_file_lies_outside(place):
+    place.rewrite(lambda entries: entries[-1]["files"].update({"../../../outside/id_rsa": "0"}))
+
+
+# --- uploads
+
+
+@attack(*PUSH)
+def a_stage_has_a_linked_folder(place):
+    place.link(place.stage() / "keys", place.outside)
+
+
+@attack(*PUSH)
+def a_stage_has_a_linked_file(place):
+    place.link(place.stage() / "tokenizer.json", place.outside / "id_rsa")
+
+
+# --- results
+
+
+def outcome(attack: Attack, place: Place) -> Outcome:
+    """Plant an attack in a place, run the verb, and return what happened."""
+    with contextlib.chdir(place.folder):
+        attack.plant(place)
+        before, uploaded = _tree(place.outside), _Uploads()
+        out, err, crash = io.StringIO(), io.StringIO(), ""
+        began, status = time.perf_counter(), 0
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            _standard_input("y\n" * 9),
+            uploaded,
+        ):
+            try:
+                with _limited(LONGEST):
+                    main(attack.command)
+            except SystemExit as stopped:
+                status = int(stopped.code or 0)
+            except _TooLong:
+                crash = "HUNG"
+            except BaseException:
+                crash = "TRACEBACK"
+                err.write(traceback.format_exc(limit=-1))
+        seconds = time.perf_counter() - began
+        shown = [*out.getvalue().splitlines(), *err.getvalue().splitlines()]
+        if place.ran.exists():
+            what = "RAN"
+        elif _tree(place.outside) != before:
+            what = "REACHED"
+        elif SECRET in uploaded.text:
+            what = "LEAKED"
+        elif any(sign in out.getvalue() + err.getvalue() for sign in OBEYED):
+            what = "OBEYED"
+        else:
+            what = crash or ("refused" if status else "harmless")
+        line = repr(shown[-1])[1:-1] if shown else ""
+        return Outcome(attack.name, attack.command[0], what, status, line, round(seconds, 2))
+
+
+class _Uploads:
+    """Replaces the client of the hub in a `with` block, and keeps what would be uploaded."""
+
+    def __init__(self):
+        self.names: list[str] = []
+        self.text = ""
+        self.endpoint = "https://hub"
+
+    def create_repo(self, *arguments: Any, **settings: Any) -> None:
+        pass
+
+    def upload_folder(self, folder_path: Path, **settings: Any) -> None:
+        for path in sorted(Path(folder_path).rglob("*")):
+            if path.is_file():
+                self.names.append(path.relative_to(folder_path).as_posix())
+                self.text += path.read_bytes().decode(errors="replace")
+
+    def __enter__(self) -> "_Uploads":
+        self.client = push_verb.HfApi
+        push_verb.HfApi = lambda: self  # type: ignore[assignment]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        push_verb.HfApi = self.client
+
+
+class _TooLong(BaseException):
+    pass
+
+
+@contextlib.contextmanager
+def _limited(seconds: int):
+    """End a block by an exception if it takes longer."""
+
+    def stop(*arguments: Any) -> None:
+        raise _TooLong
+
+    earlier = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, earlier)
+
+
+@contextlib.contextmanager
+def _standard_input(text: str):
+    """Let a block read a text as its standard input."""
+    earlier, sys.stdin = sys.stdin, io.StringIO(text)
+    try:
+        yield
+    finally:
+        sys.stdin = earlier
+
+
+def _tree(folder: Path) -> dict[str, str]:
+    """Return every path below a folder, with the hash of a file, and what a link points to."""
+    return {
+        path.relative_to(folder).as_posix(): (
+            os.readlink(path) if path.is_symlink() else _sha256(path) if path.is_file() else ""
+        )
+        for path in folder.rglob("*")
+    }
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def make_place(folder: Path) -> Place:
+    """Make a lineage of two stages on a copy of the default base, and the folder outside."""
+    place = Place(folder)
+    shutil.copytree(DEFAULT, place.base)
+    for name in ("first", "second", "third"):
+        for word, file in (("one", f"{name}.jsonl"), ("two", f"{name}-test.jsonl")):
+            rows = [{"prompt": f"{name} {word} {i}: ", "completion": name} for i in range(8)]
+            (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = ["base=base", "method=sequential", "adapter={r: 2}", "threads=1", "guard=null"]
+    settings += ["training={num_train_epochs: 1}", "max_completion_length=2", "max_length=32"]
+    with contextlib.chdir(folder):
+        commands = [["init", "lineage", *settings]]
+        for name in ("first", "second"):
+            files = (f"{name}.jsonl", "--test", f"{name}-test.jsonl")
+            commands.append(["learn", "lineage", name, *files])
+        for command in commands:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+                main(command)
+    assert place.stage(2).is_dir()
+    (place.outside / "photos" / "2025").mkdir(parents=True)
+    (place.outside / "photos" / "2025" / "one.jpg").write_text("precious")
+    (place.outside / "id_rsa").write_text(SECRET)
+    (place.outside / "notes.txt").write_text("mine")
+    return place
+
+
+def copy_of(place: Place, folder: Path) -> Place:
+    shutil.copytree(place.folder, folder, symlinks=True)
+    return Place(folder)
+
+
+def run(folder: Path, only: str = "") -> list[Outcome]:
+    """Make every attack, each in a copy of its own below a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    original = make_place(folder / "original")
+    return [
+        outcome(chosen, copy_of(original, folder / chosen.name))
+        for chosen in ATTACKS
+        if only in chosen.name
+    ]
+
+
+def table(outcomes: list[Outcome]) -> str:
+    lines = [f"{'attack':44}{'verb':10}{'what':11}{'status':>6}{'s':>6}  line"]
+    for one in outcomes:
+        name = one.attack.replace("_", " ")
+        lines.append(
+            f"{name:44}{one.verb:10}{one.what:11}{one.status!s:>6}{one.seconds:6.1f}  "
+            f"{one.line[:150]}"
+        )
+    safe = sum(one.is_safe for one in outcomes)
+    lines.append(f"{safe} of {len(outcomes)} attacks were refused or harmless")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--only", default="", help="only the attacks with this in their name")
+    parser.add_argument("--json", action="store_true")
+    typed = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        outcomes = run((typed.folder or Path(temporary)).resolve(), typed.only)
+    print(json.dumps([asdict(o) for o in outcomes], indent=1) if typed.json else table(outcomes))
+    sys.exit(not all(one.is_safe for one in outcomes))

@@ -1,0 +1,72 @@
+"""The folder of a lineage: the user's links on the way to it, and the modes of its files."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from command import perdure, workplace
+from perdure.lineage.lineage import Lineage
+
+
+pytestmark = pytest.mark.own
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a lineage of one stage, which was made and learned through a link."""
+    folder = tmp_path_factory.mktemp("real")
+    link = tmp_path_factory.mktemp("links") / "way"
+    link.symlink_to(folder)
+    workplace(link)
+    earlier = os.umask(0o027)
+    try:
+        perdure("init", link / "lineage", f"base={link}/base", "adapter={r: 2}", "threads=1")
+        learned = perdure("learn", link / "lineage", "colour", link / "colour.jsonl")
+    finally:
+        os.umask(earlier)
+    assert learned.status == 0, learned.err
+    return link
+
+
+def test_a_lineage_is_reached_through_links_of_the_user(place, tmp_path):
+    (tmp_path / "mine").symlink_to(place / "lineage")
+    for folder in (place / "lineage", tmp_path / "mine"):
+        assert perdure("verify", folder).status == 0
+        assert perdure("try", folder, "question").status == 0
+    reverted = perdure("revert", tmp_path / "mine")
+    assert reverted.status == 0, reverted.err
+    assert Lineage(place / "lineage").head == 0
+    perdure("revert", tmp_path / "mine", "--to", 1)
+
+
+def test_a_link_that_is_not_the_lineages_own_is_left_alone(place):
+    (place / "lineage" / "rows").symlink_to(place)
+    assert perdure("log", place / "lineage").status == 0
+    (place / "lineage" / "rows").unlink()
+
+
+def test_files_have_the_modes_that_the_umask_allows(place, tmp_path):
+    lineage = place / "lineage"
+    modes = {p.name: p.stat().st_mode & 0o777 for p in lineage.rglob("*") if p.is_file()}
+    assert set(modes.values()) == {0o640}, modes
+    assert perdure("export", lineage, tmp_path / "merged").status == 0
+    usual = os.umask(0)
+    os.umask(usual)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "merged").iterdir()}
+    assert set(modes.values()) == {0o666 & ~usual}, modes
+
+
+def test_a_link_in_a_stage_is_a_problem_that_verify_lists(place):
+    scores = next((place / "lineage").glob("stages/0001-*")) / "scores.json"
+    text = scores.read_text()
+    scores.rename(place / "scores.json")
+    scores.symlink_to(place / "scores.json")
+    result = perdure("verify", place / "lineage", "--json")
+    assert result.status == 1
+    [problem] = json.loads(result.out)["problems"]
+    assert problem.startswith(f"{scores}: is a symbolic link")
+    scores.unlink()
+    Path(place / "scores.json").rename(scores)
+    assert scores.read_text() == text
