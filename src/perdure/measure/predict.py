@@ -22,6 +22,7 @@ from perdure.measure.answers import answer_text, special_in, stop_tokens, withou
 from perdure.measure.batches import batches, evaluating
 from perdure.measure.decided import StopWhenDecided, Undecided
 from perdure.measure.decoding import decoding, end_ids, forced_first
+from perdure.measure.leaving import can_leave, generate_leaving
 from perdure.measure.likelihood import log_likelihoods
 from perdure.measure.streaming import TextStream
 from perdure.models.base import Base
@@ -301,6 +302,7 @@ def generate_ids(
     answers: list[list[int]] = [[]] * len(prompts)
     rooms = [_room_for_answer(base, len(prompt), max_completion_length) for prompt in prompts]
     together = base.padding.left if base.kind == "causal" else base.padding.right
+    leave = not temperature and can_leave(base)
     with decoding(
         base,
         max_new_tokens=max_completion_length,
@@ -314,15 +316,24 @@ def generate_ids(
             ids, mask = _padded(base, [prompts[i] for i in batch], side)
             settings.max_new_tokens = rooms[batch[0]]
             start = ids.shape[1] if base.kind == "causal" else 1  # the decoder's start token
-            decided = StopWhenDecided(undecided, batch, start) if undecided else None
-            generated = base.model.generate(  # type: ignore[operator]
+
+            def criterion(rows: Sequence[int], start: int = start) -> StopWhenDecided | None:
+                return StopWhenDecided(undecided, rows, start) if undecided else None
+
+            if leave and len(batch) > 1:
+                generated = generate_leaving(base, ids, mask, settings, batch, criterion)
+                for i in batch:
+                    answers[i] = generated[i]
+                continue
+            decided = criterion(batch)
+            outputs = base.model.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=mask,
                 generation_config=settings,
                 stopping_criteria=StoppingCriteriaList([decided] if decided else []),
                 streamer=streamer,
             )
-            for i, answer_ids in zip(batch, generated[:, start:].tolist(), strict=True):
+            for i, answer_ids in zip(batch, outputs[:, start:].tolist(), strict=True):
                 answers[i] = answer_ids[: decided.stopped.get(i)] if decided else answer_ids
     return answers
 
