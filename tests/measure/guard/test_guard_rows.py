@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from perdure.errors import PerdureError
+from perdure.measure.guard.checks import passes
 from perdure.measure.guard.rows import BUNDLED, read_guard_rows, sampled
 
 
@@ -30,6 +31,25 @@ def test_the_bundled_rows_are_named_and_asked_once():
     assert all(re.fullmatch(rf"{row.skill}-\d\d", row.id) for row in rows)
     questions = Counter(json.dumps(row.messages) for row in rows)
     assert [text for text, times in questions.items() if times > 1] == []
+
+
+# Rows that ask to choose between words of the prompt, or for a word that the prompt tells.
+IN_THE_PROMPT = {
+    *("form-14", "form-18", "form-19", "form-21", "form-25", "form-30", "form-31", "form-32"),
+    *("chat-31", "chat-32"),
+}
+
+
+def test_no_bundled_row_is_passed_by_its_prompt_or_a_word_of_it():
+    # This is how a model answers that has learned nothing but short answers.
+    passed = set()
+    for row in read_guard_rows():
+        text = " ".join(message["content"] for message in row.messages)
+        echoes = [row.messages[-1]["content"], *re.findall(r"\w+", text), "a", "yes", "1"]
+        spelled = [echo + end for echo in echoes for end in ("", ".")]
+        if any(passes(echo, row.checks) for echo in [*spelled, *map(str.lower, spelled)]):
+            passed.add(row.id)
+    assert passed == IN_THE_PROMPT
 
 
 def test_the_bundled_file_is_one_row_a_line():
