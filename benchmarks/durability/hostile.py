@@ -81,6 +81,9 @@ class Place:
             lines.append(json.dumps(entry, sort_keys=True, ensure_ascii=False))
             previous = hashlib.sha256(lines[-1].encode()).hexdigest()
         file.write_text("".join(line + "\n" for line in lines))
+        (self.lineage / "newest.json").unlink(
+            missing_ok=True
+        )  # as in a lineage of an earlier release
 
     def edit(self, file: Path, **changes: Any) -> None:
         """Change keys of a JSON file."""

@@ -286,4 +286,4 @@ def test_a_tracked_lineage_differs_by_its_settings_only(setting, tmp_path):
     tracked = {name: digest for name, digest in tracked.items() if not name.startswith("logs/")}
     changed = {name for name in tracked if plain[name] != tracked[name]}
     assert plain.keys() == tracked.keys()
-    assert changed <= {"lineage.yaml", "ledger.jsonl", "timings.json"}
+    assert changed <= {"lineage.yaml", "ledger.jsonl", "newest.json", "timings.json"}

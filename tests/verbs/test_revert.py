@@ -73,6 +73,7 @@ def test_the_next_task_goes_on_as_if_the_reverted_stage_had_never_been(place, to
     shutil.copytree("lineage", "never")
     ledger = Path("never/ledger.jsonl")
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[: to + 1]))
+    ledger.with_name("newest.json").unlink()
     revert("lineage", to)
     again = learn("lineage", task("animal"))
     assert (again["stage"], again["parent"], again["task"]["id"]) == (3, to, "animal")
@@ -94,6 +95,7 @@ def test_whole_weights_go_on_from_the_stage_they_were_reverted_to(whole_place, m
     shutil.copytree("lineage", "never")
     ledger = Path("never/ledger.jsonl")
     ledger.write_text("".join(ledger.read_text().splitlines(keepends=True)[:2]))
+    ledger.with_name("newest.json").unlink()
     revert("lineage", 1)
     again = learn("lineage", task("animal"))
     with monkeypatch.context() as patch:

@@ -201,6 +201,7 @@ def test_a_lineage_that_is_older_than_a_setting_has_its_default(place):
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     del lines[0]["settings"]["mask_history"]
     ledger.unlink()
+    ledger.with_name("newest.json").unlink()
     for line in lines:
         append(ledger, line)
     settings = yaml.safe_load(FILE.read_text())

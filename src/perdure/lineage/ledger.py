@@ -1,4 +1,10 @@
-"""The append-only ledger: JSON lines, each of which holds the SHA-256 of the line before it."""
+"""The append-only ledger: JSON lines, each of which holds the SHA-256 of the line before it.
+
+No line holds the hash of the newest one, so `newest.json` beside the ledger has that line once
+more, with its hash. It is written first and replaced as a whole, and this is the commit: if the
+process stops before the line is in the ledger as well, readers take it from there, and
+`finish_append` adds it.
+"""
 
 import hashlib
 import json
@@ -8,23 +14,33 @@ from typing import Any
 
 from perdure.disk import open_file
 from perdure.errors import PerdureError
-from perdure.lineage.files import sync
+from perdure.lineage.files import dump, sync, write_text
+from perdure.lineage.names import NEWEST
+
+
+TRIES = 100  # how often two files are read until no other process writes them meanwhile
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a ledger and check their chain of hashes.
 
     A last line without a newline was never committed, because the process stopped while writing it,
-    and is left out.
+    and is left out, unless it is the line of `newest.json`.
 
     Raises:
-        PerdureError: a line is not JSON, or its `previous` is not the hash of the line before it.
+        PerdureError: a line is not JSON, its `previous` is not the hash of the line before it, or
+            the newest line is not that of `newest.json`.
     """
+    return parsed(path, _committed(path))
+
+
+def parsed(path: Path, lines: list[bytes]) -> list[dict[str, Any]]:
+    """Parse the lines of the ledger `path` and check their chain of hashes."""
     entries, previous = [], ""
-    for number, line in enumerate(_whole_lines(path), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not JSON, or not even UTF-8
             raise PerdureError(
                 f"{path}: line {number} is not JSON; restore it from a copy"
             ) from error
@@ -34,27 +50,133 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
                 "removed, restore the ledger from a copy"
             )
         entries.append(entry)
-        previous = hashlib.sha256(line).hexdigest()
+        previous = line_hash(line)
     return entries
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:
     """Append a line and wait until it is on the disk, which commits a stage."""
-    lines = _whole_lines(path)
-    previous = hashlib.sha256(lines[-1]).hexdigest() if lines else ""
+    lines = _committed(path)
+    previous = line_hash(lines[-1]) if lines else ""
     line = json.dumps({**entry, "previous": previous}, sort_keys=True, ensure_ascii=False)
-    size = sum(len(line) + 1 for line in lines)
-    with open_file(path, "r+b" if path.exists() else "xb") as file:
-        file.truncate(size)  # removes an incomplete line of an earlier process
-        file.seek(size)
-        file.write(line.encode() + b"\n")
+    write_newest(path, line.encode())
+    write_lines(path, [*lines, line.encode()])
+
+
+def finish_append(path: Path) -> None:
+    """Add the line of `newest.json` if a process stopped before it was in the ledger as well."""
+    newest = newest_line(path)
+    if newest is not None and newest not in whole_lines(path)[0]:
+        write_lines(path, _committed(path))
+
+
+def write_newest(path: Path, line: bytes) -> None:
+    """Write the newest line of the ledger `path` into `newest.json`, with its hash."""
+    write_text(path.with_name(NEWEST), _newest_content(line).decode())
+
+
+def write_lines(path: Path, lines: list[bytes]) -> None:
+    """Write what a ledger lacks of these lines, and remove what is after them or is not theirs."""
+    content = b"".join(line + b"\n" for line in lines)
+    with open_file(path, "r+b" if path.exists() else "x+b") as file:
+        present, start = file.read(), 0
+        for line in lines:
+            if present[start : start + len(line) + 1] != line + b"\n":
+                break
+            start += len(line) + 1
+        file.truncate(start)
+        file.seek(start)
+        file.write(content[start:])
         file.flush()
         os.fsync(file.fileno())
     sync(path.parent)
 
 
-def _whole_lines(path: Path) -> list[bytes]:
+def line_hash(line: bytes) -> str:
+    """Return the hash by which the next line, or `newest.json`, names a line."""
+    return hashlib.sha256(line).hexdigest()
+
+
+def newest_line(path: Path) -> bytes | None:
+    """Return the line in a ledger's `newest.json`, None if the file is absent or damaged."""
+    try:
+        with open_file(path.with_name(NEWEST), "rb") as file:
+            content = file.read()
+        line = json.loads(content)["line"].encode()
+        return line if content == _newest_content(line) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def whole_lines(path: Path) -> tuple[list[bytes], bytes]:
+    """Return the lines of a ledger, and what is after its last newline."""
     if not path.exists():
-        return []
+        return [], b""
     with open_file(path, "rb") as file:
-        return file.read().split(b"\n")[:-1]
+        *lines, rest = file.read().split(b"\n")
+    return lines, rest
+
+
+def differences_from_newest(path: Path) -> list[str]:
+    """Return a line for each way in which a ledger and its `newest.json` differ."""
+    (lines, rest), newest, file = whole_lines(path), newest_line(path), path.with_name(NEWEST)
+    problems = []
+    if newest is None:
+        state = "damaged" if file.exists() else "missing (as in lineages of earlier releases)"
+        problems.append(
+            f"{file}: {state}, so damage to the ledger's newest line would not be noticed; the "
+            "next line of the ledger writes it"
+        )
+    elif newest not in lines:
+        problems.append(
+            f"{path}: its newest line is missing or incomplete, and is read from {file}; the next "
+            "line of the ledger adds it"
+        )
+    elif newest != lines[-1]:
+        problems.append(
+            f"{file}: is of line {lines.index(newest) + 1}, not of the newest line of the ledger; "
+            "the next line of the ledger writes it"
+        )
+    if rest and (newest is None or newest in lines):
+        problems.append(
+            f"{path}: has an incomplete line at its end, which was never committed; the next line "
+            "takes its place"
+        )
+    return problems
+
+
+def _newest_content(line: bytes) -> bytes:
+    return dump({"line": line.decode(), "sha256": line_hash(line)}).encode()
+
+
+def _committed(path: Path) -> list[bytes]:
+    """Return the lines of a ledger that were committed, the newest as `newest.json` has it.
+
+    Raises:
+        PerdureError: `newest.json` has another newest line.
+    """
+    newest, lines = newest_line(path), whole_lines(path)[0]
+    for _ in range(TRIES):
+        if newest is None or newest in lines[-1:]:
+            return lines
+        # Another process may have appended a line between the two readings.
+        last, newest, lines = newest, newest_line(path), whole_lines(path)[0]
+        if newest == last == newest_line(path):
+            break
+    if newest is None or newest in lines:  # an earlier release, which has no newest.json, appended
+        return lines
+    previous = json.loads(newest).get("previous")
+    if previous == (line_hash(lines[-1]) if lines else ""):
+        return [*lines, newest]
+    number = len(lines)
+    if lines and previous == (line_hash(lines[-2]) if lines[1:] else ""):
+        raise PerdureError(
+            f"{path}: line {number}, the newest, was changed: {path.with_name(NEWEST)} has another "
+            "one; restore it from there"
+        )
+    if not lines:
+        raise PerdureError(f"{path}: missing or empty; restore it from a copy")
+    raise PerdureError(
+        f"{path}: lines are missing after line {number}, because {path.with_name(NEWEST)} has a "
+        "newer one; restore it from a copy"
+    )

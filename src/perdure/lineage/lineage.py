@@ -12,8 +12,14 @@ from perdure.disk import check_tree, fresh_folder, remove, usual_modes
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.files import dump, hash_folder, locked, sync, write_text
 from perdure.lineage.history import History, learned_by
-from perdure.lineage.ledger import append, read_ledger
-from perdure.lineage.names import REFUSED, STARTING_ADAPTER, check_line, check_own_names
+from perdure.lineage.ledger import append, finish_append, read_ledger
+from perdure.lineage.names import (
+    NEWEST,
+    REFUSED,
+    STARTING_ADAPTER,
+    check_line,
+    check_own_names,
+)
 from perdure.lineage.settings import (
     Changes,
     command,
@@ -31,13 +37,13 @@ from perdure.seeds import digest
 
 FORMAT = 1
 # The files of a new lineage before its lineage.yaml, which is written last.
-REMAINS = ("lock", "stages", "ledger.jsonl", ".lineage.yaml.new")
+REMAINS = ("lock", "stages", "ledger.jsonl", NEWEST, f".{NEWEST}.new", ".lineage.yaml.new")
 LONGEST_COMMAND = 300  # the longest `perdure set` that an error line shows, in characters
 
 
 class Lineage(History):
-    """A lineage on disk: `lineage.yaml`, `ledger.jsonl`, `stages/`, `refused/`, `timings.json` and
-    `lock`.
+    """A lineage on disk: `lineage.yaml`, `ledger.jsonl` and `newest.json`, `stages/`, `refused/`,
+    `timings.json` and `lock`.
 
     Stage 0 is the untouched base. A stage exists if and only if it is in the ledger. The settings
     are those of the ledger, too; `lineage.yaml` shows them.
@@ -64,7 +70,7 @@ class Lineage(History):
             values = yaml.safe_load(settings.read_text(encoding="utf-8"))
             file_format = values.pop("format")
             self.written_pin = values.pop("base")
-        except (yaml.YAMLError, AttributeError, KeyError) as error:
+        except (yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError) as error:
             raise PerdureError(
                 f"{settings}: not a lineage's settings; restore it from a copy"
             ) from error
@@ -109,6 +115,7 @@ class Lineage(History):
         cls.check_vacant(path)
         path.mkdir(parents=True, exist_ok=True)
         with locked(path):
+            (path / NEWEST).unlink(missing_ok=True)  # first, because it may have the only line
             (path / "ledger.jsonl").unlink(missing_ok=True)
             fresh_folder(path / "stages")
             settings = stored(config, path)
@@ -269,7 +276,7 @@ class Lineage(History):
     def commit(self, built: Path, entry: dict[str, Any], timing: dict[str, Any]) -> None:
         """Make the folder `built` the next stage.
 
-        It is synced and renamed before the line is added to the ledger, which is the commit.
+        It is synced and renamed before the line is written, which is the commit (`ledger.append`).
         """
         folder = self.path / entry["folder"]
         usual_modes(built)
@@ -345,6 +352,7 @@ class Lineage(History):
 
     def tidy(self) -> None:
         """Bring the files in line with the ledger, if a process stopped after its last line."""
+        finish_append(self.path / "ledger.jsonl")
         for folder in self.dropped:
             for file in self.folder({"folder": folder}).glob(WHOLE):
                 file.unlink()

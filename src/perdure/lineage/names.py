@@ -19,7 +19,8 @@ STARTING_ADAPTER = "stages/0000-adapter"  # the adapter with which a lineage beg
 STAGE = re.compile(r"stages/\d{4,}-[A-Za-z0-9._-]+")
 REFUSED_STAGE = re.compile(REFUSED + r"/\d{4,}-[A-Za-z0-9._-]+")
 WORK = ".work"  # the folder of an unfinished stage
-FILES = ("lineage.yaml", "ledger.jsonl", "timings.json", "lock")
+NEWEST = "newest.json"  # the newest line of the ledger once more
+FILES = ("lineage.yaml", "ledger.jsonl", NEWEST, "timings.json", "lock")
 FOLDERS = ("stages", REFUSED, WORK)
 
 

@@ -5,32 +5,35 @@ from typing import Any
 
 from perdure.errors import PerdureError
 from perdure.lineage.files import hash_folder
+from perdure.lineage.ledger import differences_from_newest
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.names import REFUSED
 from perdure.lineage.settings import differences, in_words
-from perdure.models.layout import WHOLE
+from perdure.models.layout import SCORES, WHOLE
 from perdure.models.pins import differing, pin
 
 
 def verify(path: str | Path) -> list[str]:
     """Return a line for each difference from the ledger. See `perdure.api.verify`.
 
-    This checks the hash chain of the ledger, every file of every stage (older whole weights may be
-    missing if a later line says that they were dropped), the settings, the base, and that the
-    folder has no other stages.
+    This checks the hash chain of the ledger and its newest line, every file of every stage (older
+    whole weights may be missing if a later line says that they were dropped), that the scores in
+    the ledger are those of the stage, the settings, the base, and that the folder has no other
+    stages.
     """
     lineage = Lineage(path, edited=True)
-    problems = []
+    problems = differences_from_newest(lineage.path / "ledger.jsonl")
     for entry in lineage.ledger:
         if "folder" in entry and not _is_deleted(lineage, entry):
-            problems += _stage(lineage, entry)
+            problems += _stage(lineage, entry) or _scores(lineage, entry)
     in_ledger = {entry["folder"] for entry in lineage.ledger if "folder" in entry}
     for folder in sorted(
         p for place in ("stages", REFUSED) for p in (lineage.path / place).glob("*")
     ):
         if folder.relative_to(lineage.path).as_posix() not in in_ledger:
             problems.append(
-                f"{folder}: of no stage in the ledger; resume the stopped run, or delete the folder"
+                f"{folder}: of no stage in the ledger; if a run was stopped, repeat its command, "
+                "which makes the stage; otherwise move the folder away"
             )
     if edits := differences(lineage.settings, lineage.written):
         file = lineage.path / "lineage.yaml"
@@ -62,6 +65,15 @@ def _stage(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
         *(f"{folder / name}: changed" for name in changed),
         *(f"{folder / name}: added" for name in added),
     ]
+
+
+def _scores(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
+    """Compare the scores in the ledger with those in the stage's folder, which is as pinned."""
+    if "scores" not in entry:
+        return []
+    measured = {task: cell["score"] for task, cell in lineage.scores(entry)["after"].items()}
+    file = lineage.folder(entry) / SCORES
+    return [] if measured == entry["scores"] else [f"{file}: has other scores than the ledger"]
 
 
 def _base(pinned: dict[str, Any]) -> list[str]:

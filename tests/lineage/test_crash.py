@@ -1,0 +1,99 @@
+"""A kill at any file operation leaves the old lineage or the new one, and it opens."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "durability"))
+
+from operations import Operations, Stopped
+
+from perdure.config import load_config
+from perdure.lineage.files import hash_folder
+from perdure.lineage.ledger import differences_from_newest
+from perdure.lineage.lineage import Lineage
+
+
+pytestmark = pytest.mark.own
+
+PIN = {"name": "base", "files": {}}
+
+
+def create(path: Path) -> None:
+    """Make a lineage without stages, unless it is there."""
+    if not (path / "lineage.yaml").exists():
+        Lineage.create(path, load_config({"base": "base"}), PIN)
+
+
+def commit(path: Path) -> None:
+    """Add a stage as a verb does, unless it is there."""
+    lineage = Lineage(path)
+    lineage.tidy()
+    if lineage.head:
+        return
+    built = lineage.work("0001-colour", "key").stage
+    shutil.rmtree(built, ignore_errors=True)
+    built.mkdir()
+    (built / "scores.json").write_text('{"after": {"colour": {"score": 1.0}}}\n')
+    entry = {"stage": 1, "verb": "learn", "parent": 0, "folder": "stages/0001-colour"}
+    lineage.commit(built, {**entry, "task": {"id": "colour"}, "scores": {"colour": 1.0}}, {})
+
+
+def set_seed(path: Path) -> None:
+    """Change a setting as `set` does, unless it has the new value."""
+    lineage = Lineage(path)
+    lineage.tidy()
+    if lineage.settings["seed"] != 7:
+        settings = {**lineage.settings, "seed": 7}
+        lineage.append({"stage": 0, "verb": "set", "parent": 0, "settings": settings})
+
+
+def contents(path: Path) -> dict[str, str]:
+    return {name: sha for name, sha in hash_folder(path).items() if name != "lock"}
+
+
+@pytest.fixture(scope="module")
+def operations(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    operations = Operations(str(folder))
+    operations.fsync = lambda descriptor: None  # no power line is cut here
+    yield operations
+    operations.stop()
+
+
+@pytest.mark.parametrize("step", [create, commit, set_seed])
+def test_a_kill_at_any_file_operation(step, operations):
+    folder = Path(operations.folder) / step.__name__
+    folder.mkdir()
+    copy, template = folder / "lineage", folder / "template"
+    if step is not create:
+        create(template)
+
+    def begin() -> None:
+        shutil.rmtree(copy, ignore_errors=True)
+        if step is not create:
+            shutil.copytree(template, copy)
+
+    begin()
+    old_lines = 0 if step is create else 1
+    operations.begin()
+    step(copy)
+    operations.stop()
+    whole, names = contents(copy), operations.names
+    assert len(names) > 5
+    for number, name in enumerate(names, start=1):
+        begin()
+        operations.begin(number)
+        with pytest.raises(Stopped):
+            step(copy)
+        operations.stop()
+        if (copy / "lineage.yaml").exists():
+            lineage = Lineage(copy)
+            assert len(lineage.ledger) in (old_lines, old_lines + 1)
+            assert all(lineage.folder(entry).is_dir() for entry in lineage.stages)
+        step(copy)
+        assert contents(copy) == whole, name
+        assert differences_from_newest(copy / "ledger.jsonl") == []
