@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -35,7 +36,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 
 from perdure.cli import main
-from perdure.models.pins import DEFAULT
+from perdure.models.pins import DEFAULT, KEPT
 from perdure.verbs import push as push_verb
 
 
@@ -269,6 +270,113 @@ def a_stage_has_a_linked_file(place):
     place.link(place.stage() / "tokenizer.json", place.outside / "id_rsa")
 
 
+@attack(*PUSH)
+def a_file_that_is_not_in_the_ledger_lies_in_a_stage(place):
+    (place.stage() / "tokenizer.json").write_text(SECRET)
+
+
+@attack(*PUSH)
+def a_stage_has_files_that_are_not_of_a_model(place):
+    for name in ("memory.jsonl", "rows.txt", "memory.jsonl.safetensors", "a/config.json"):
+        (place.stage() / name).parent.mkdir(exist_ok=True)
+        (place.stage() / name).write_text(SECRET)
+    place.record()
+
+
+@attack(*PUSH)
+def weights_were_changed_after_they_were_recorded(place):
+    with (place.stage() / "adapter_model.safetensors").open("ab") as file:
+        file.write(SECRET.encode())
+
+
+# --- code in a base
+
+
+@attack("init", "new", "base=base")
+def a_base_has_pickled_weights(place):
+    (place.base / "model.safetensors").unlink()
+    (place.base / "pytorch_model.bin").write_bytes(pickle.dumps(_Evil(place.code())))
+
+
+@attack("rebase", "lineage", "base")
+def a_base_is_replaced_by_one_with_pickled_weights(place):
+    (place.base / "model.safetensors").rename(place.folder / "weights")
+    (place.base / "pytorch_model.bin").write_bytes(pickle.dumps(_Evil(place.code())))
+
+
+@attack("init", "new", "base=base")
+def a_tokenizer_brings_code(place):
+    _bring_code(place, "tokenizer_config.json", {"AutoTokenizer": ["evil.Evil", None]})
+    place.edit(place.base / "tokenizer_config.json", tokenizer_class="Evil")
+
+
+@attack("init", "new", "base=base")
+def a_config_brings_code(place):
+    _bring_code(place, "config.json", {"AutoConfig": "evil.Evil"})
+    place.edit(place.base / "config.json", model_type="evil")
+
+
+@attack("init", "new", "base=base")
+def a_model_brings_code(place):
+    _bring_code(place, "config.json", {"AutoModelForCausalLM": "evil.Evil"})
+
+
+@attack("init", "new", "base=base")
+def a_base_brings_its_own_generate(place):
+    (place.base / "custom_generate").mkdir()
+    (place.base / "custom_generate" / "generate.py").write_text(place.code())
+
+
+@attack("init", "new", "base=base")
+def a_config_takes_attention_from_the_hub(place):
+    place.edit(place.base / "config.json", attn_implementation="somebody/attention")
+
+
+@attack("try", "lineage", "word")
+def a_learned_lineage_has_a_tokenizer_with_code(place):
+    a_tokenizer_brings_code(place)
+
+    def change(entries: list[dict[str, Any]]) -> None:
+        files = {p.name: _sha256(p) for p in place.base.iterdir() if p.suffix in KEPT}
+        entries[0]["base"]["files"] = files
+
+    place.rewrite(change)
+
+
+@attack("try", "lineage", "word")
+def an_adapter_has_pickled_weights(place):
+    (place.stage() / "adapter_model.safetensors").unlink()
+    (place.stage() / "adapter_model.bin").write_bytes(pickle.dumps(_Evil(place.code())))
+    place.record()
+
+
+@attack("init", "new", "base=base", "--adapter", "adapter")
+def an_adapters_tokenizer_brings_code(place):
+    place.stage().rename(place.folder / "adapter")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(place.base / name, place.folder / "adapter" / name)
+    place.base.rename(place.folder / "kept")
+    (place.folder / "adapter").rename(place.base)
+    a_tokenizer_brings_code(place)
+    place.base.rename(place.folder / "adapter")
+    (place.folder / "kept").rename(place.base)
+
+
+def _bring_code(place: Place, file: str, auto_map: dict[str, Any]) -> None:
+    (place.base / "evil.py").write_text(place.code() + "class Evil: pass\n")
+    place.edit(place.base / file, auto_map=auto_map)
+
+
+class _Evil:
+    """An object whose pickle runs code when it is loaded."""
+
+    def __init__(self, code: str):
+        self.code = code
+
+    def __reduce__(self) -> Any:
+        return exec, (self.code,)
+
+
 # --- results
 
 
@@ -419,16 +527,16 @@ def run(folder: Path, only: str = "") -> list[Outcome]:
     return [
         outcome(chosen, copy_of(original, folder / chosen.name))
         for chosen in ATTACKS
-        if only in chosen.name
+        if not only or any(word in chosen.name for word in only.split(","))
     ]
 
 
 def table(outcomes: list[Outcome]) -> str:
-    lines = [f"{'attack':44}{'verb':10}{'what':11}{'status':>6}{'s':>6}  line"]
+    lines = [f"{'attack':52}{'verb':10}{'what':11}{'status':>6}{'s':>6}  line"]
     for one in outcomes:
         name = one.attack.replace("_", " ")
         lines.append(
-            f"{name:44}{one.verb:10}{one.what:11}{one.status!s:>6}{one.seconds:6.1f}  "
+            f"{name:52}{one.verb:10}{one.what:11}{one.status!s:>6}{one.seconds:6.1f}  "
             f"{one.line[:150]}"
         )
     safe = sum(one.is_safe for one in outcomes)

@@ -1,11 +1,14 @@
 """Bases of every family: what kind they are, that LoRA finds its place, and the growing head."""
 
+import io
+import json
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from perdure.errors import PerdureError
-from perdure.models.base import kind_of, load_base
+from perdure.models.base import kind_of, load_base, with_adapter
 from perdure.models.classifier import Classifier
 from perdure.models.pins import pin
 from perdure.models.stage_files import load_weights, save_weights
@@ -145,3 +148,24 @@ def test_a_folder_is_pinned_by_the_hash_of_every_file(tmp_path):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= set(first["files"])
     (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text() + " ")
     assert pin(str(tmp_path)) != first
+
+
+@pytest.mark.own
+def test_the_tokenizer_of_a_prompt_adapter_runs_no_code(tmp_path, monkeypatch):
+    """PEFT loads it to make the first prompt, and would ask whether to run what it brings."""
+    tiny_tokenizer("seq2seq").save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    adapter = {
+        "peft_type": "PROMPT_TUNING",
+        "num_virtual_tokens": 2,
+        "prompt_tuning_init": "TEXT",
+        "prompt_tuning_init_text": "good",
+        "tokenizer_name_or_path": str(tmp_path),
+    }
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(PerdureError, match="custom code"):
+        with_adapter(tiny_model("seq2seq"), "seq2seq", adapter, seed=0)
+    assert not (tmp_path / "ran").exists()

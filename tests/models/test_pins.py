@@ -29,9 +29,20 @@ def test_a_changed_file_is_named_and_what_lies_beside_does_not_matter(tmp_path):
     assert differing(pinned, pin(str(tmp_path))) == ["config.json"]
     with pytest.raises(PerdureError, match=r"config\.json differs; put its files back"):
         check_pin(pinned)
-    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(PerdureError, match=r"config\.json differs and 1 more"):
         check_pin(pinned)
+
+
+def test_a_base_without_safetensors_is_not_pinned(tmp_path):
+    pinned = pin(str(save_tiny("causal", tmp_path)))
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    for check in (lambda: pin(str(tmp_path)), lambda: check_pin(pinned)):
+        with pytest.raises(PerdureError, match=r"pytorch_model\.bin is a pickle, which could run"):
+            check()
+    (tmp_path / "pytorch_model.bin").unlink()
+    with pytest.raises(PerdureError, match="it has no weights; give a base with safetensors"):
+        pin(str(tmp_path))
 
 
 def commit(cache: Path, sha: str, seed: int) -> None:

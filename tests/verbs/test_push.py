@@ -51,7 +51,7 @@ def test_an_adapter_with_its_card(place, kind, hub):
     assert hub.messages == ["Stage 1: colour"]
     learned = {"adapter_config.json", "adapter_model.safetensors"}
     learned |= {"head.safetensors"} if kind == "encoder" else set()
-    assert set(hub.files) == learned | {"README.md", "scores.json"}
+    assert set(hub.files) == learned | {"README.md"}  # the scores stand in the card
     for name in learned:
         assert hub.files[name] == Path("lineage/stages/0001-colour", name).read_bytes()
     assert holds_no_row(hub.files)

@@ -28,7 +28,7 @@ from perdure.models.classifier import Classifier, without_head
 from perdure.models.kinds import AUTO, Kind, kind_of
 from perdure.models.limits import Limits, limits
 from perdure.models.padding import Padding, tried_padding
-from perdure.models.pins import locate, meant
+from perdure.models.pins import check_weights, locate, meant
 from perdure.models.token_cache import TokenCache
 from perdure.places import where_it_goes
 from perdure.seeds import derive, forked
@@ -208,11 +208,14 @@ def load_pretrained(
         settings: further arguments of `from_pretrained`.
 
     Raises:
-        PerdureError: the weights do not load.
+        PerdureError: the weights do not load, or are not safetensors.
     """
+    check_weights(weights or Path(locate(name)), name)
     try:
         return AUTO[kind].from_pretrained(
             pretrained_model_name_or_path=str(weights or locate(name)),
+            use_safetensors=True,  # a pickle could run code
+            trust_remote_code=False,  # None would ask the user
             dtype=dtype,
             revision=None if weights else revision,
             **settings,
@@ -244,6 +247,8 @@ def with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], se
         for message in (".*tie_word_embeddings", ".*lora_bias=True"):
             warnings.filterwarnings("ignore", message=message, category=UserWarning)
         try:
+            if tokenizer := settings.get("tokenizer_name_or_path"):
+                load_tokenizer(tokenizer)  # PEFT would ask whether to run code that it brings
             peft_model = get_peft_model(model, get_peft_config(check_adapter(settings)))
         except PerdureError:
             raise
@@ -261,17 +266,47 @@ def load_config_and_tokenizer(
     """Load the config and the tokenizer of a base, without its weights.
 
     Raises:
-        PerdureError: there is no such base.
+        PerdureError: there is no such base, or it needs code of its own.
     """
     try:
-        config = AutoConfig.from_pretrained(locate(name), revision=revision)
-        return config, AutoTokenizer.from_pretrained(locate(name), revision=revision)
+        config = AutoConfig.from_pretrained(
+            locate(name), revision=revision, trust_remote_code=False
+        )
+        _check_kernels(name, config)
+        return config, load_tokenizer(locate(name), revision)
+    except PerdureError:
+        raise
     except (OSError, ValueError) as error:
         raise PerdureError(
             f"base {name!r}: no model could be loaded ({one_line(error)}); give a folder with "
             "config.json, weights and tokenizer, a model name on the hub, default or smollm2"
             + meant(name)
         ) from error
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer, without running code that comes with it.
+
+    Raises:
+        OSError, ValueError: there is none, or it needs such code.
+    """
+    return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+
+
+def _check_kernels(name: str, config: Any) -> None:
+    """Check that a config names no attention or experts of the hub, which are code.
+
+    Raises:
+        PerdureError: it does.
+    """
+    for part in [config, *vars(config).values()]:
+        for key in ("_attn_implementation", "_experts_implementation"):
+            implementation = getattr(part, key, None)
+            if isinstance(implementation, str) and "/" in implementation:
+                raise PerdureError(
+                    f"base {name!r}: its config.json takes {key[1:]} {implementation!r}, which is "
+                    "code on the hub, and is not run; remove the key from config.json"
+                )
 
 
 # Numbers of an adapter that PEFT does not check: outside these ranges it would not learn.

@@ -15,6 +15,7 @@ from perdure.models.smollm2 import smollm2
 DEFAULT = Path(__file__).parent.parent / "default_model"
 BUILT_IN = ("default", "smollm2")
 # The suffixes of weights, config, tokenizer and chat template. Other files are not part of a base.
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 KEPT = (".safetensors", ".json", ".txt", ".model", ".jinja")
 
 
@@ -32,9 +33,11 @@ def pin(name: str, revision: str | None = None) -> dict[str, Any]:
     have been loaded before, because its files are read from the hub's cache.
 
     Raises:
-        PerdureError: there is no such folder, and the base is not in the cache.
+        PerdureError: there is no such folder, and the base is not in the cache, or it has no
+            weights as safetensors.
     """
     folder = Path(locate(name))
+    check_weights(folder, name)
     if folder.is_dir():
         return {"name": name, "files": _hashes(folder)}
     try:
@@ -47,7 +50,23 @@ def pin(name: str, revision: str | None = None) -> dict[str, Any]:
             f"it with `hf download`{meant(name)}"
         )
     snapshot = Path(config_file).parent
+    check_weights(snapshot, name)
     return {"name": name, "revision": snapshot.name, "files": _hashes(snapshot)}
+
+
+def check_weights(folder: Path, name: str) -> None:
+    """Check that the folder of a base, if it is there, has weights as safetensors.
+
+    Raises:
+        PerdureError: it has none, or only pickled ones.
+    """
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    pickled = next((p.name for kind in PICKLED for p in sorted(folder.glob(kind))), None)
+    reason = f"{pickled} is a pickle, which could run code" if pickled else "it has no weights"
+    raise PerdureError(
+        f"base {name!r}: {reason}; give a base with safetensors, as save_pretrained writes them"
+    )
 
 
 def meant(name: str) -> str:

@@ -23,6 +23,7 @@ from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.utils.import_utils import is_gguf_available
 
+from perdure.disk import usual_modes
 from perdure.errors import PerdureError
 
 
@@ -115,7 +116,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # progress bars
             model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **settings
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                **settings,
             )
             tokenizer = _tokenizer(gguf, model.config.max_position_embeddings)
             model.save_pretrained(unfinished)
@@ -123,6 +128,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
             _remove_run_keys(unfinished / name)
         unfinished.chmod(0o755)
+        usual_modes(unfinished)
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

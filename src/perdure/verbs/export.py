@@ -13,7 +13,7 @@ from perdure.disk import fresh_folder, usual_modes
 from perdure.errors import PerdureError, nearest, one_line
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import as_stored, base_at, is_untouched, stage_entry
-from perdure.models.base import AUTO, Base
+from perdure.models.base import Base, load_pretrained
 from perdure.models.classifier import Classifier
 from perdure.models.layout import CARD
 from perdure.models.merging import merge
@@ -21,6 +21,7 @@ from perdure.models.pins import check_pin
 from perdure.models.sample import alike, sample_output
 from perdure.models.stage_files import save_head
 from perdure.verbs.card import facts_of, model_card
+from perdure.verbs.shareable import check_shareable
 
 
 def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | None) -> Path:
@@ -52,12 +53,14 @@ def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | No
     fresh_folder(unfinished)
     merged.save_pretrained(unfinished)
     _check_written(unfinished, base, expected)
-    base.tokenizer.save_pretrained(unfinished)
+    written = base.tokenizer.save_pretrained(unfinished)
+    of_tokenizer = {Path(name).relative_to(unfinished).as_posix() for name in written}
     if isinstance(base.model, Classifier) and base.model.labels:
         save_head(base.model, unfinished)
     facts = facts_of(lineage, entry, base.tokenizer)
     card = model_card(base.kind, lineage.pin, entry, kind="merged", place=str(out), facts=facts)
     (unfinished / CARD).write_text(card, encoding="utf-8")
+    check_shareable(unfinished, of_tokenizer)
     usual_modes(unfinished)
     if out.exists():
         out.rmdir()
@@ -86,7 +89,7 @@ def _check_written(folder: Path, base: Base, expected: Tensor) -> None:
     Raises:
         PerdureError: it does not; the files have been deleted.
     """
-    written = AUTO[base.kind].from_pretrained(folder, dtype="auto")
+    written = load_pretrained(str(folder), base.kind)
     output = sample_output(written, base.tokenizer)
     tolerance = 1e-3 if written.dtype == torch.float32 else 0.1
     if expected.isfinite().all() and not alike(output, expected, tolerance):

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from perdure.config import DEFAULT_ADAPTER, Config
 from perdure.errors import PerdureError, one_line
 from perdure.lineage.lineage import Lineage
-from perdure.models.base import load_base, read_base
+from perdure.models.base import load_base, load_tokenizer, read_base
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.models.pins import pin
 from perdure.models.sample import TEXT
@@ -172,7 +172,7 @@ def check_tokenizer(folder: Path, base_tokenizer: PreTrainedTokenizerBase) -> No
     if not any((folder / name).is_file() for name in TOKENIZER):
         return
     try:
-        other = AutoTokenizer.from_pretrained(folder)
+        other = load_tokenizer(str(folder))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise PerdureError(
             f"{folder}: its tokenizer does not load ({one_line(error)}); remove its "

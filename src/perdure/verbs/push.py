@@ -1,7 +1,6 @@
 """`push` uploads a stage to the hub."""
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -13,21 +12,12 @@ from perdure.errors import PerdureError, one_line
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import gone, is_gone, stage_entry
 from perdure.models.base import kind_of, load_config_and_tokenizer
-from perdure.models.layout import (
-    ADAPTER_SETTINGS,
-    CARD,
-    GUARD,
-    MEMORY,
-    METHOD_STATE,
-    PREDICTIONS,
-    VERDICT,
-)
+from perdure.models.layout import ADAPTER_SETTINGS, CARD
 from perdure.verbs.card import facts_of, model_card
 from perdure.verbs.export import export
+from perdure.verbs.shareable import copy_shareable
 
 
-# The tasks' rows, the answers to them, and what only further learning needs.
-NOT_UPLOADED = (MEMORY, METHOD_STATE, PREDICTIONS, VERDICT, GUARD)
 # Errors of the HTTP library below the hub's client, of the system, and of the upload of blocks.
 FAILURES: tuple[type[Exception], ...] = (
     *HfHubHTTPError.__bases__,  # type: ignore[assignment]
@@ -54,16 +44,15 @@ def push(path: str | Path, repository: str, stage: int | None, merged: bool, pri
         raise PerdureError(gone(lineage, entry))
     with tempfile.TemporaryDirectory() as folder:
         upload = Path(folder) / "stage"
-        if merged:
-            export(path, upload, stage=entry["stage"], dtype=None)
-        else:
-            ignored = shutil.ignore_patterns(*NOT_UPLOADED)
-            shutil.copytree(lineage.folder(entry), upload, ignore=ignored)
-            _name_base(upload / ADAPTER_SETTINGS, lineage.pin["name"])
-        kind = "merged" if merged else entry["kind"]
         settings, tokenizer = load_config_and_tokenizer(
             lineage.config.base, lineage.pin.get("revision")
         )
+        if merged:
+            export(path, upload, stage=entry["stage"], dtype=None)
+        else:
+            copy_shareable(lineage, entry, tokenizer, upload)
+            _name_base(upload / ADAPTER_SETTINGS, lineage.pin["name"])
+        kind = "merged" if merged else entry["kind"]
         base_kind = kind_of(settings, lineage.config.base)
         facts = facts_of(lineage, entry, tokenizer)
         card = model_card(base_kind, lineage.pin, entry, kind=kind, place=repository, facts=facts)
