@@ -291,12 +291,17 @@ def unknown_key(key: Any, value: Any, section: str, valid: Iterable[str]) -> str
     return f"unknown key {key!r}; {where_it_goes(str(key), section, valid)}"
 
 
+LARGEST = 2**64
+
+
 def check_finite(key: str, value: Any, where: str) -> None:
     """Check that all numbers in a value are finite, including those in lists and mappings.
 
     Raises:
-        PerdureError: one is not; the line has its key.
+        PerdureError: one is not, or is a whole number of more than 64 bits; the line has its key.
     """
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        raise PerdureError(f"{where}: {key} is a whole number of more than 64 bits; give a smaller")
     if isinstance(value, float) and not math.isfinite(value):
         raise PerdureError(f"{where}: {key} must be a finite number, got {value}")
     items = enumerate(value) if isinstance(value, list | tuple) else ()

@@ -12,6 +12,13 @@ class PerdureError(ValueError):
     """
 
 
+class NotFiniteError(PerdureError):
+    """A loss, a gradient, a weight or an output of a model is infinite or not a number.
+
+    No stage is made of a training in which this happens.
+    """
+
+
 class RefusedError(PerdureError):
     """A stage lost more than the gate allows, and was not committed.
 

@@ -46,6 +46,8 @@ class Ended:
 
     def terminate(self) -> None: ...
 
+    def kill(self) -> None: ...
+
     def wait(self) -> int:
         return self.status
 

@@ -326,6 +326,9 @@ class Endless(Ended):
     def terminate(self):
         self.calls.append("terminate")
 
+    def kill(self):
+        self.calls.append("kill")
+
     def wait(self):
         self.calls.append("wait")
         return -15
@@ -335,6 +338,7 @@ def test_the_keyboard_stops_every_cell_and_the_same_command_goes_on(
     tmp_path, monkeypatch, cells_run
 ):
     path, endless = grid_yaml(tmp_path), Endless()
+    monkeypatch.setattr(processes, "ENDING", 0)
     begin = processes.start
 
     def start(cell, folder):
@@ -348,7 +352,7 @@ def test_the_keyboard_stops_every_cell_and_the_same_command_goes_on(
     result = perdure("compare", path, "--jobs", 2)
     assert (result.status, result.out) == (130, "")
     assert result.err.splitlines()[-1] == "perdure: stopped; repeat the same command to continue"
-    assert endless.calls == ["terminate", "wait"]
+    assert endless.calls == ["terminate", "kill", "wait"]
     monkeypatch.undo()
     monkeypatch.setattr(processes, "start", begin)
     assert perdure("compare", path).status == 0

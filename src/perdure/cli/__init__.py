@@ -32,6 +32,7 @@ from perdure.cli import (
 from perdure.cli.output import LOST, complain
 from perdure.errors import PerdureError, RefusedError
 from perdure.places import where_it_goes
+from perdure.stopping import Terminated, handled
 
 
 RESUMED = ("learn", "run", "compare")
@@ -40,7 +41,7 @@ UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's cop
 
 
 class _Verbs(TyperGroup):
-    """Reports mistakes (status 2), a refused stage (3) and interrupts (130) in one line each."""
+    """Reports mistakes (status 2), a refused stage (3) and stops (128 + signal) in a line each."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -62,11 +63,12 @@ class _Verbs(TyperGroup):
             else:
                 complain(f"error: {verb}: {_no_option(error, option)}")
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Terminated) as stopped:
             can_resume = ctx.invoked_subcommand in RESUMED
             hint = "; repeat the same command to continue" if can_resume else ""
-            complain(f"stopped{hint}")
-            raise typer.Exit(130) from None
+            complain(f"{' '.join(['stopped', str(stopped)]).rstrip()}{hint}")
+            status = stopped.status if isinstance(stopped, Terminated) else 130
+            raise typer.Exit(status) from None
 
 
 def _no_option(error: Any, option: str) -> str:
@@ -113,4 +115,5 @@ app.command("methods")(methods.methods)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the `perdure` command, which ends with SystemExit."""
-    app(arguments, prog_name="perdure")
+    with handled():
+        app(arguments, prog_name="perdure")

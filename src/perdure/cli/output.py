@@ -97,5 +97,7 @@ def quiet() -> None:
 
     disable_progress_bars()
     warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
+    # The task is stopped for such a gradient, with an error line.
+    warnings.filterwarnings("ignore", "recurrent_kif: skipped a gradient that is not finite")
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.comparison.cell import Cell
-from perdure.comparison.processes import Running
+from perdure.comparison.processes import Running, end
 from perdure.errors import PerdureError, one_line
 
 
@@ -50,14 +50,18 @@ def run_on_worker(settings: str, log: str, directory: str, environment: dict[str
     """Run `perdure run` in a process on a worker's machine, and return its exit status."""
     command = [sys.executable, "-m", "perdure.cli", "run", settings, "--json"]
     with (Path(directory) / log).open("w", encoding="utf-8") as log_file:
-        return subprocess.run(
+        process = subprocess.Popen(
             command,
             cwd=directory,
             env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log_file,
-        ).returncode
+        )
+    try:
+        return process.wait()
+    finally:  # the task may be cancelled
+        end([process])
 
 
 class _Task:
@@ -72,6 +76,9 @@ class _Task:
 
     def terminate(self) -> None:
         self.ray.cancel(self.task)  # raises KeyboardInterrupt in the worker, which ends its process
+
+    def kill(self) -> None:
+        self.ray.cancel(self.task, force=True)
 
     def wait(self) -> int:
         try:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from perdure.comparison.cell import Cell
+from perdure.stopping import held
 
 
 POLL = 0.1  # seconds between two checks for cells that have ended
+STARTING, ENDING = 60.0, 30.0  # the most seconds that a cell may take to start and to end
 ERROR = "perdure: error: "
 REFUSED = "refused: "  # begins the outcome of a cell that the gate stopped
 GATED = 3  # its exit status
@@ -22,6 +24,7 @@ class Running(Protocol):
 
     def poll(self) -> int | None: ...
     def terminate(self) -> None: ...
+    def kill(self) -> None: ...
     def wait(self) -> int: ...
 
 
@@ -47,14 +50,16 @@ def run_all(
 ) -> Iterator[tuple[Cell, int]]:
     """Run cells, `jobs` at a time, and yield each one with its exit status when it has ended.
 
-    When the caller leaves the loop, also by an interrupt, all running cells are ended.
+    When the caller leaves the loop, also because the process is asked to stop, all running cells
+    are ended (`end`).
     """
     waiting, running = list(cells), dict[Cell, Running]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 cell = waiting.pop(0)
-                running[cell] = begin(cell)
+                with held(STARTING):  # a signal in between would leave the cell running
+                    running[cell] = begin(cell)
             statuses = {cell: process.poll() for cell, process in running.items()}
             ended = {cell: status for cell, status in statuses.items() if status is not None}
             for cell, status in ended.items():
@@ -63,9 +68,21 @@ def run_all(
             if not ended:
                 time.sleep(POLL)
     finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
+        end(list(running.values()))
+
+
+def end(running: Sequence[Running]) -> None:
+    """End cells. Each can leave a checkpoint; one that takes too long for it is killed."""
+    for process in running:
+        process.terminate()
+    deadline = time.monotonic() + ENDING
+    try:
+        while any(process.poll() is None for process in running) and time.monotonic() < deadline:
+            time.sleep(POLL)
+    finally:  # also after a second Ctrl-C
+        for process in running:
+            process.kill()  # has no effect on one that has ended
+        for process in running:
             process.wait()
 
 

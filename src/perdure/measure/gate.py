@@ -1,5 +1,6 @@
 """The gate: which limits of the settings a stage's verdict is beyond."""
 
+import math
 from typing import Any
 
 from perdure.config import Gate
@@ -13,7 +14,8 @@ def beyond(gate: Gate, judged: dict[str, Any]) -> list[str]:
       (fell - rose) / passed > limit.
     - `kl`: the mean KL from the base is larger, in nats per token.
 
-    A limit does not hold where its number could not be measured (`open_limits`).
+    A limit does not hold where its number could not be measured (`open_limits`). A number that is
+    not finite is beyond every limit.
 
     Args:
         gate: the limits.
@@ -22,7 +24,10 @@ def beyond(gate: Gate, judged: dict[str, Any]) -> list[str]:
     reasons = []
     for name, change in judged["old"].items():
         before, after = change["before"], change["after"]
-        if gate.forgetting is not None and before is not None and before - after > gate.forgetting:
+        # `not <=`, so that a score that is not a number is beyond the limit, too
+        if gate.forgetting is not None and not (
+            before is None or before - after <= gate.forgetting
+        ):
             reasons.append(
                 f"{name} fell from {before:.3f} to {after:.3f} "
                 f"(gate.forgetting is {gate.forgetting:g})"
@@ -36,10 +41,9 @@ def beyond(gate: Gate, judged: dict[str, Any]) -> list[str]:
             f"general ability: {fell} of the {passed} checks that the base passes fail, and {rose} "
             f"others pass (gate.general is {gate.general:g})"
         )
-    if gate.kl is not None and general["kl"] is not None and general["kl"] > gate.kl:
-        reasons.append(
-            f"KL from the base: {general['kl']:.3f} nats per token (gate.kl is {gate.kl:g})"
-        )
+    kl = math.inf if general.get("kl_is_infinite") else general["kl"]
+    if gate.kl is not None and not (kl is None or kl <= gate.kl):
+        reasons.append(f"KL from the base: {kl:.3f} nats per token (gate.kl is {gate.kl:g})")
     return reasons
 
 
@@ -52,7 +56,8 @@ def open_limits(gate: Gate, judged: dict[str, Any]) -> list[str]:
             f"the base passes only {general['passed_by_reference']} of {general['rows']} checks"
         )
         lines.append(f"gate.general cannot hold: {reason}")
-    if gate.kl is not None and general.get("kl") is None:
+    is_infinite = general.get("kl_is_infinite", False)
+    if gate.kl is not None and general.get("kl") is None and not is_infinite:
         lines.append("gate.kl cannot hold: the KL from the base was not measured")
     if gate.forgetting is not None and judged["unmeasured"]:
         names = ", ".join(judged["unmeasured"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from perdure.measure.decided import StopWhenDecided
@@ -29,6 +29,7 @@ def generate_leaving(
     settings: GenerationConfig,
     rows: Sequence[int],
     criterion: Callable[[Sequence[int]], StopWhenDecided | None],
+    processors: LogitsProcessorList,
 ) -> dict[int, list[int]]:
     """Generate the answers to a batch of prompts, padded on the left.
 
@@ -39,6 +40,7 @@ def generate_leaving(
         settings: greedy settings, with the most tokens of an answer.
         rows: the index of each row.
         criterion: makes the stopping criterion of a batch of these indices.
+        processors: see each token's logits.
 
     Returns:
         The generated token ids by index. After an end token there may be padding.
@@ -58,6 +60,7 @@ def generate_leaving(
             past_key_values=cache,
             generation_config=few,
             stopping_criteria=StoppingCriteriaList([decided] if decided else []),
+            logits_processor=processors,
         )
         stopped = decided.stopped if decided else {}
         has_ended = torch.isin(ids[:, start:], ends).any(1).tolist()

@@ -8,25 +8,31 @@ from torch.nn.functional import cross_entropy
 
 from perdure.data.tokens import IGNORED, Collator
 from perdure.measure.batches import feature_batches
+from perdure.measure.finite import check_logits
 from perdure.models.base import Base
 from perdure.models.kinds import aligned
 
 
 def log_likelihoods(
-    base: Base, row_features: Sequence[dict[str, Any]], batch_size: int
+    base: Base, row_features: Sequence[dict[str, Any]], batch_size: int, where: str = "the rows"
 ) -> list[float]:
-    """Return log p(completion | prompt) of each row, summed over its tokens, in nats."""
+    """Return log p(completion | prompt) of each row, summed over its tokens, in nats.
+
+    Raises:
+        NotFiniteError: the model's outputs are not finite; the line begins with `where`.
+    """
     values = [0.0] * len(row_features)
     for batch in feature_batches(base, row_features, batch_size):
-        batch_values = _log_likelihoods(base, [row_features[i] for i in batch])
+        batch_values = _log_likelihoods(base, [row_features[i] for i in batch], where)
         for i, value in zip(batch, batch_values, strict=True):
             values[i] = value
     return values
 
 
-def _log_likelihoods(base: Base, batch: list[dict[str, Any]]) -> list[float]:
+def _log_likelihoods(base: Base, batch: list[dict[str, Any]], where: str) -> list[float]:
     """Return the log-likelihoods of a batch of features with one forward pass."""
     logits, labels = answer_logits(base, batch)
+    check_logits(logits, where, of_interest=labels != IGNORED)
     losses = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
     return (-losses.view(labels.shape).sum(1)).tolist()
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from perdure.config import ScoringMode
 from perdure.data.chat import Frame, frame
@@ -22,6 +22,7 @@ from perdure.measure.answers import answer_text, special_in, stop_tokens, withou
 from perdure.measure.batches import batches, evaluating
 from perdure.measure.decided import StopWhenDecided, Undecided
 from perdure.measure.decoding import decoding, end_ids, forced_first
+from perdure.measure.finite import FiniteLogits, check_logits
 from perdure.measure.leaving import can_leave, generate_leaving
 from perdure.measure.likelihood import log_likelihoods
 from perdure.measure.streaming import TextStream
@@ -85,7 +86,10 @@ def predict(
     with evaluating(base.model):
         if base.kind == "encoder":
             prompt_ids, truncated = _prompt_ids(base, rows, max_length=max_length, where=where)
-            return _classify(base, prompt_ids, options=choices, batch_size=batch_size), truncated
+            answers = _classify(
+                base, prompt_ids, options=choices, batch_size=batch_size, where=where
+            )
+            return answers, truncated
         pairs, truncated = _pairs(
             base,
             rows,
@@ -94,7 +98,8 @@ def predict(
             max_completion_length=max_completion_length,
             where=where,
         )
-        return _choose(base, pairs, options=choices, batch_size=batch_size), truncated
+        answers = _choose(base, pairs, options=choices, batch_size=batch_size, where=where)
+        return answers, truncated
 
 
 @dataclass(frozen=True)
@@ -255,6 +260,7 @@ def _write_answers(
     generated_ids = generate_ids(
         base,
         prompt_ids,
+        where=where,
         max_completion_length=max_completion_length,
         batch_size=batch_size,
         first_token=forced_first(base, _first_tokens(base, rows, where)),
@@ -290,12 +296,16 @@ def generate_ids(
     temperature: float = 0.0,
     streamer: TextStream | None = None,
     suppressed: Collection[int] = (),
+    where: str = "the rows",
 ) -> list[list[int]]:
     """Generate an answer to each prompt, given as token ids.
 
     An answer ends with an end token or one of `stops`, after `max_completion_length` tokens, at the
     model's last position, or when it is decided. After the end there may be padding, which
     `until_end` removes. The other arguments are those of `decoding`.
+
+    Raises:
+        NotFiniteError: the model's outputs are not finite.
     """
     # A causal model continues from the last position, so its prompts are padded on the left.
     side: Side = "left" if base.kind == "causal" else "right"
@@ -303,6 +313,7 @@ def generate_ids(
     rooms = [_room_for_answer(base, len(prompt), max_completion_length) for prompt in prompts]
     together = base.padding.left if base.kind == "causal" else base.padding.right
     leave = not temperature and can_leave(base)
+    processors = LogitsProcessorList([FiniteLogits(where)])
     with decoding(
         base,
         max_new_tokens=max_completion_length,
@@ -321,7 +332,9 @@ def generate_ids(
                 return StopWhenDecided(undecided, rows, start) if undecided else None
 
             if leave and len(batch) > 1:
-                generated = generate_leaving(base, ids, mask, settings, batch, criterion)
+                generated = generate_leaving(
+                    base, ids, mask, settings, batch, criterion, processors
+                )
                 for i in batch:
                     answers[i] = generated[i]
                 continue
@@ -331,6 +344,7 @@ def generate_ids(
                 attention_mask=mask,
                 generation_config=settings,
                 stopping_criteria=StoppingCriteriaList([decided] if decided else []),
+                logits_processor=processors,
                 streamer=streamer,
             )
             for i, answer_ids in zip(batch, outputs[:, start:].tolist(), strict=True):
@@ -339,21 +353,21 @@ def generate_ids(
 
 
 def _choose(
-    base: Base, pairs: list[dict[str, Any]], options: list[str], batch_size: int
+    base: Base, pairs: list[dict[str, Any]], options: list[str], batch_size: int, where: str
 ) -> list[str]:
     """Choose for each row the option o with the largest sum_t log p(o_t | prompt, o_<t).
 
     The end token is included. The sum is not divided by the option's length: it is the
     log-probability that the model gives exactly this answer, so short options are favoured.
     """
-    scores = log_likelihoods(base, pairs, batch_size)
+    scores = log_likelihoods(base, pairs, batch_size, where)
     num_options = len(options)
     starts = range(0, len(scores), num_options)
     return [options[_first_best(scores[start : start + num_options])] for start in starts]
 
 
 def _classify(
-    base: Base, prompts: list[list[int]], options: list[str], batch_size: int
+    base: Base, prompts: list[list[int]], options: list[str], batch_size: int, where: str
 ) -> list[str]:
     """Choose for each prompt the option with the largest logit, among those that the head has."""
     labels = base.labels or []
@@ -365,6 +379,7 @@ def _classify(
     for batch in batches(prompts, batch_size, base.padding.right):
         ids, mask = _padded(base, [prompts[i] for i in batch], "right")
         logits = base.model(input_ids=ids, attention_mask=mask).logits[:, columns]
+        check_logits(logits, where)
         for i, scores in zip(batch, logits.tolist(), strict=True):
             predictions[i] = head_options[_first_best(scores)]
     return predictions

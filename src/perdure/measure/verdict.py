@@ -63,7 +63,8 @@ def compare(before: Predictions | None, after: Predictions | None) -> Change | N
     if before is None or len(before.scores) != len(after.scores):
         return Change(before=None, after=mean, rows=len(after.scores), fell=0, rose=0, p=1.0)
     pairs = list(zip(before.scores, after.scores, strict=True))
-    fell, rose = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    # A score that is not a number counts as fallen, never as kept.
+    fell, rose = sum(not a <= b for a, b in pairs), sum(a < b for a, b in pairs)
     return Change(
         before=fmean(before.scores),
         after=mean,
@@ -179,7 +180,7 @@ def _fallen(changes: Mapping[str, Change | None]) -> list[str]:
 
 
 def _fell(change: Change) -> bool:
-    return change.before is not None and change.after < change.before
+    return change.before is not None and not change.after >= change.before
 
 
 def lost_now(general: Mapping[str, Any]) -> bool:

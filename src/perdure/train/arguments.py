@@ -1,7 +1,6 @@
 """Checks `training:` of the settings, and makes `TrainingArguments` of it."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -101,12 +100,12 @@ def check_training(training: dict[str, Any]) -> None:
 
 def _check_value(key: str, value: Any, annotation: Any) -> None:
     """Refuse a value that is not of the key's type, not finite, or outside of the key's range."""
+    check_finite(key, value, "training")
     if key in NUMBERS and not (value is None and type(None) in get_args(annotation)):
         expected, is_valid = NUMBERS[key]
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or not is_valid(value):  # type: ignore[arg-type]
+        if not is_number or not is_valid(value):
             raise PerdureError(f"training: {key} must be {expected}, got {value!r}")
-    check_finite(key, value, "training")
     options = get_args(annotation) or (annotation,)
     types = [get_origin(option) or option for option in options]  # `list[str]` is `list` here
     for enum in (kind for kind in types if isinstance(kind, type) and issubclass(kind, Enum)):
@@ -136,6 +135,7 @@ def training_arguments(
     settings = {
         "logging_strategy": "steps" if tracker_names(training.get("report_to")) else "no",
         "logging_steps": 10,
+        "logging_nan_inf_filter": False,  # a loss that is not finite stops the task
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": not torch.accelerator.is_available(),  # otherwise bf16 is refused on a CPU

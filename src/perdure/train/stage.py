@@ -21,6 +21,7 @@ from perdure.measure.evaluate import evaluate
 from perdure.measure.predictions import Predictions, write_predictions
 from perdure.models.base import Base
 from perdure.models.checkpoints import load_checkpoint
+from perdure.models.finite_weights import check_weights
 from perdure.models.layout import MEMORY, PREDICTIONS, SCORES
 from perdure.models.stage_files import save_weights
 from perdure.say import Say
@@ -118,12 +119,15 @@ def learn_stage(
         resume=resume,
         passes=passes,
         rehearsals=rehearsals,
+        task=plan.task,
+        say=say,
     )
     trainable = sum(p.numel() for p in engine.parameters)
     clock.lap("prepare")
     with passes.through(base.model, args.torch_compile):
         loss = engine.learn()
         lifecycle.end_task(methods, base.model)
+    engine.check_end()
     clock.lap("train")
     scores_after, after = _scores_after(base, plan)
     clock.lap("score")
@@ -168,6 +172,7 @@ def adopt_stage(
         batch_size = plan.arguments.per_device_train_batch_size
         new_memory = _rows_to_remember(base, plan, train_features, batch_size=batch_size)
     load_checkpoint(base, checkpoint)
+    check_weights(base.model, str(checkpoint))
     clock.lap("prepare")
     scores_after, after = _scores_after(base, plan)
     clock.lap("score")

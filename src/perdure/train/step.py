@@ -91,10 +91,14 @@ def clip_and_step(
     optimizer: Optimizer,
     max_norm: float | None,
     clip: Callable[..., Any] = nn.utils.clip_grad_norm_,
-) -> None:
-    """Finish a step: clip the gradients, update the parameters, and delete the gradients."""
-    if max_norm and max_norm > 0:
-        clip(parameters, max_norm)
+) -> Any:
+    """Finish a step: clip the gradients, update the parameters, and delete the gradients.
+
+    Returns:
+        The norm of the gradients before they were clipped, None if they are not clipped.
+    """
+    norm = clip(parameters, max_norm) if max_norm and max_norm > 0 else None
     optimizer.step()
     for p in parameters:
         p.grad = None
+    return norm

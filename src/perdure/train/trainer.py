@@ -16,12 +16,18 @@ from perdure.data.tokens import Collator
 from perdure.models.base import Base
 from perdure.models.kinds import Kind
 from perdure.models.layout import METHOD_STATE
+from perdure.say import Say, silent
+from perdure.stopping import held, in_time, is_requested, stop
+from perdure.train.finite import FiniteCheck, check_state
 from perdure.train.lifecycle import next_start
 from perdure.train.losses import count_items
 from perdure.train.method import Loss, Method
 from perdure.train.passes import Passes
 from perdure.train.rehearsals import Rehearsals
 from perdure.train.step import accumulate, clip_and_step, gradient_of, task_loss
+
+
+LONGEST_STEP = 10.0  # seconds that a signal waits for the end of a step
 
 
 class RehearsalCollator:
@@ -63,17 +69,20 @@ class ContinualTrainer(Trainer):
         resume: Path | None = None,
         passes: Passes | None = None,
         rehearsals: Rehearsals | None = None,
+        task: str = "",
+        say: Say = silent,
     ):
         self.base, self.methods, self.resume = base, methods, resume
         self.passes, self.rehearsals = passes or Passes(), rehearsals or Rehearsals({})
         self.collate = Collator(base.tokenizer, base.kind)
         self.rehearsal = RehearsalCollator(self.collate, methods, args, self.rehearsals)
+        self.finite = FiniteCheck(task, lambda: self.parameters, self.of_all_processes, say)
         super().__init__(
             model=base.model,
             args=args,
             train_dataset=features,  # type: ignore[arg-type]  # a list is a map-style dataset
             data_collator=self.rehearsal,
-            callbacks=[*methods, _MethodState(self), *callbacks],
+            callbacks=[self.finite, *methods, _MethodState(self), *callbacks],
         )
         self.model_accepts_loss_kwargs = True  # `token_loss` divides by the accumulated items
         self.remove_callback(PrinterCallback)
@@ -90,11 +99,32 @@ class ContinualTrainer(Trainer):
         return [p for p in self.base.model.parameters() if p.requires_grad]
 
     def learn(self) -> float:
-        """Train to the end, from the checkpoint `resume` if there is one; return the mean loss."""
-        output = self.train(resume_from_checkpoint=str(self.resume) if self.resume else None)
+        """Train to the end, from the checkpoint `resume` if there is one; return the mean loss.
+
+        A signal that asks the process to stop waits for the end of the step, and the training then
+        leaves a checkpoint.
+        """
+        with held(LONGEST_STEP):
+            output = self.train(resume_from_checkpoint=str(self.resume) if self.resume else None)
         # accelerate leaves its autocast around `forward`; scoring needs the original one
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         return output.training_loss
+
+    def of_all_processes(self, tensor: Tensor) -> Tensor:
+        """Gather a tensor [n] of each process, as [processes * n]."""
+        gathered: Any = self.accelerator.gather(tensor)
+        return gathered
+
+    def check_end(self) -> None:
+        """Check the trained weights after `end_task`, and the outputs for the first row.
+
+        Raises:
+            NotFiniteError: they are not finite.
+        """
+        self.finite.check("at the end of the task")
+        _, outputs = self.look([self.train_dataset[0]])  # type: ignore[index]
+        self.finite.add_loss(outputs.logits.float().amax())  # a token may have -inf, but not all
+        self.finite.check("at the end of the task, for its first row")
 
     # --- the step
 
@@ -115,10 +145,16 @@ class ContinualTrainer(Trainer):
         for method in self.methods:
             inputs = method.before_step(inputs)
         loss = super().training_step(model, inputs, num_items_in_batch)
+        self.finite.add_loss(loss)
         if self.accelerator.sync_gradients:
             for method in self.methods:
                 method.edit_gradients(self.base.model)
         return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm: Any = super()._get_grad_norm(model, grad_norm)
+        self.finite.add_norm(norm)
+        return norm
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, outputs = self.task_loss(model, inputs, num_items_in_batch)
@@ -160,7 +196,9 @@ class ContinualTrainer(Trainer):
         the model's outputs, is summed over micro-batches; it is computed in evaluation mode, that
         is, without dropout.
         """
-        return gradient_of(self.parameters, lambda: self._backward(rows, seed, loss))
+        gradient = gradient_of(self.parameters, lambda: self._backward(rows, seed, loss))
+        self.finite.add_gradient(gradient)
+        return gradient
 
     @torch.no_grad()
     def look(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Tensor], Any]:
@@ -196,12 +234,13 @@ class ContinualTrainer(Trainer):
         for method in self.methods:
             method.add_penalty(self.base.model)
         inspect()
-        clip_and_step(
-            self.parameters,
-            optimizer,
-            max_norm=self.args.max_grad_norm,
-            clip=self.accelerator.clip_grad_norm_,
-        )
+        parameters, max_norm = self.parameters, self.args.max_grad_norm
+        if not max_norm:  # otherwise clipping computes the norm
+            self.finite.add_gradient(p.grad for p in parameters)
+        clip = self.accelerator.clip_grad_norm_
+        norm = clip_and_step(parameters, optimizer, max_norm=max_norm, clip=clip)
+        if norm is not None:
+            self.finite.add_norm(norm)
 
     def _backward(
         self,
@@ -236,6 +275,7 @@ class ContinualTrainer(Trainer):
             loss = other_loss(batch, outputs) if other_loss else loss
             if extra:
                 loss = self._with_extra_losses(loss, wrapped, batch, outputs, items)
+        self.finite.add_loss(loss)
         self.accelerator.backward(loss)
 
     # --- checkpoints inside a task, which hold the trained weights only
@@ -252,18 +292,38 @@ class ContinualTrainer(Trainer):
 
 
 class _MethodState(TrainerCallback):
-    """Saves the methods' tensors last, so that their file shows that a checkpoint is complete."""
+    """Saves the methods' tensors last, so that their file shows that a checkpoint is complete.
+
+    It comes after the methods, and checks the steps that they took after the Trainer's.
+    """
 
     def __init__(self, engine: ContinualTrainer):
-        self.engine = engine
+        self.engine, self.is_stopping = engine, False
 
     @property
     def stateful(self) -> list[Method | Passes | Rehearsals]:
         return [*self.engine.methods, self.engine.passes, self.engine.rehearsals]
 
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.engine.finite.pending:
+            self.engine.finite.check(f"at step {state.global_step}, in steps on old rows")
+        self.is_stopping = self._is_stopping(args)
+        if self.is_stopping:
+            in_time()
+            control.should_save = True
+
+    def _is_stopping(self, args: TrainingArguments) -> bool:
+        """Return whether one of the processes was asked to stop."""
+        if args.world_size == 1:
+            return is_requested()
+        flag = torch.tensor([is_requested()], device=args.device)
+        return bool(self.engine.of_all_processes(flag).any())
+
     def on_save(self, args, state, control, **kwargs):
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         save_state(self.stateful, folder)
+        if self.is_stopping:
+            stop(f"after step {state.global_step} of {state.max_steps}, which is kept")
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         if not self.engine.resume:
@@ -288,6 +348,7 @@ class Stateful(Protocol):
 def save_state(methods: Sequence[Stateful], folder: Path) -> None:
     """Write the tensors of all methods to `method.safetensors`, as `<method>.<name>`."""
     state = {f"{m.name}.{k}": v for m in methods for k, v in m.state_dict().items()}
+    check_state(state)
     temporary = folder / f".{METHOD_STATE}"
     save_file(state, temporary, metadata={"format": "pt"})
     temporary.replace(folder / METHOD_STATE)  # the file is complete or absent

@@ -18,7 +18,7 @@ from perdure.config import deciding_keys
 from perdure.data.rows import Row
 from perdure.data.task import Task
 from perdure.disk import remove
-from perdure.errors import RefusedError
+from perdure.errors import NotFiniteError, RefusedError
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
 from perdure.lineage.sources import describe, describe_split, general_rows, remembered, reopen
@@ -106,15 +106,19 @@ def advance(
     stage_callbacks = [callback for callback in callbacks if isinstance(callback, StageCallback)]
     for callback in stage_callbacks:
         callback.begin(task_id, len(stages) + 1, total, steps_before(lineage.timings(), number))
-    if checkpoint:
-        seconds, counts = adopt_stage(base, stage_plan, checkpoint, built)
-    else:
-        seconds, counts = learn_stage(base, stage_plan, work, built, say)
-    after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
-    entry["scores"] = {scored_id: cell["score"] for scored_id, cell in after.items()}
-    judged = _judged(
-        lineage, plan, stage_plan, base=base, counts=counts, built=built, seconds=seconds
-    )
+    try:
+        if checkpoint:
+            seconds, counts = adopt_stage(base, stage_plan, checkpoint, built)
+        else:
+            seconds, counts = learn_stage(base, stage_plan, work, built, say)
+        after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
+        entry["scores"] = {scored_id: cell["score"] for scored_id, cell in after.items()}
+        judged = _judged(
+            lineage, plan, stage_plan, base=base, counts=counts, built=built, seconds=seconds
+        )
+    except NotFiniteError:
+        remove(work)  # a checkpoint in it would lead to the same step again
+        raise
     for line in [*losses(judged), *open_limits(config.gate, judged)]:
         say(f"warning: {line}")
     _write_card(lineage, base, entry, cells=after, judged=judged, built=built)

@@ -15,6 +15,7 @@ from perdure.config import DEFAULT_ADAPTER, Config
 from perdure.errors import PerdureError, one_line
 from perdure.lineage.lineage import Lineage
 from perdure.models.base import load_base, load_tokenizer, read_base
+from perdure.models.finite_weights import check_weights
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.models.pins import pin
 from perdure.models.sample import TEXT
@@ -113,10 +114,12 @@ def try_base(plan: Plan, adapter: str | Path | None = None) -> None:
     )
     if not adapter:
         plan.loader.keep(base, config.adapter)
+    check_weights(base.model, f"base {config.base!r}")
     base.padding  # noqa: B018  # runs a short text, so that a base that cannot run fails here
     if adapter:
         check_tokenizer(Path(adapter), base.tokenizer)
         load_weights(base, Path(adapter), head=False)
+        check_weights(base.model, str(adapter))
     if config.adapter is not None:
         trial.check(base)
         if trial.used_up:

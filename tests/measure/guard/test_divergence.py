@@ -8,8 +8,11 @@ import torch
 from asked import ROWS, TEMPLATE, subject
 from peft import LoraConfig, get_peft_model
 
+from perdure.config import Gate
+from perdure.errors import NotFiniteError
+from perdure.measure.gate import beyond, open_limits
 from perdure.measure.guard.divergence import mean_divergence, same_vocabulary
-from perdure.measure.guard.guard import ask
+from perdure.measure.guard.guard import ask, guard, words
 from perdure.measure.guard.subject import Subject
 from perdure.models.base import Base
 from tiny import tiny_model
@@ -96,12 +99,33 @@ def test_there_is_none_between_different_vocabularies():
     assert mean_divergence(one, larger, answers, 2) is None
 
 
-def test_there_is_none_if_a_model_is_broken():
+def test_a_broken_model_is_refused_on_either_side():
     one, other = subject("causal", 0), subject("causal", 0)
     answers = ask(one, ROWS[:2], in_template=False, max_new_tokens=2)
     with torch.no_grad():
         next(other.base.model.parameters()).fill_(math.nan)
-    assert mean_divergence(one, other, answers, 2) is None
+    for reference, model in ((one, other), (other, one)):
+        with pytest.raises(NotFiniteError, match="outputs are not finite"):
+            mean_divergence(reference, model, answers, 2)
+
+
+def test_it_is_infinite_if_a_token_of_the_answers_is_ruled_out():
+    one, other = subject("causal", 0), subject("causal", 0)
+    answers = ask(one, ROWS[:2], in_template=False, max_new_tokens=2)
+    token = answers[0].ids[0]
+
+    def rule_out(module, inputs, outputs):
+        outputs.logits[..., token] = -math.inf
+        return outputs
+
+    other.base.model.register_forward_hook(rule_out)
+    assert mean_divergence(one, other, answers, 2) == math.inf
+    result = guard(one, other, ROWS[:2], reference_answers=answers, answers=answers)
+    assert (result["kl"], result["kl_is_infinite"]) == (None, True)
+    assert "infinite" in words(result)[1]
+    judged = {"old": {}, "unmeasured": [], "general": result}
+    assert "inf nats" in beyond(Gate(kl=100.0), judged)[0]
+    assert open_limits(Gate(kl=100.0), judged) == []
 
 
 def test_the_models_are_left_as_they_were():

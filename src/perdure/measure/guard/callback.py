@@ -19,8 +19,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from perdure.errors import PerdureError
-from perdure.measure.guard.guard import LIMIT, MAX_NEW_TOKENS, ask, guard, has_template
+from perdure.errors import NotFiniteError, PerdureError
+from perdure.measure.guard.guard import (
+    LIMIT,
+    MAX_NEW_TOKENS,
+    ask,
+    guard,
+    has_template,
+    not_finite,
+)
 from perdure.measure.guard.rows import GuardRow, read_guard_rows, sampled
 from perdure.measure.guard.subject import Subject
 from perdure.measure.predict import Generated
@@ -50,6 +57,7 @@ class Guard(TrainerCallback):
       form of the answers are. A training that is resumed is compared with the checkpoint from
       which it goes on, and a line says so.
 
+    If the outputs of the model are not finite, general ability is lost (`is_finite` is false).
     Training is bitwise the same as without the callback, unless `stop` or `keep_best` acts. The
     verdict is reported in words when training ends. Put this callback after others that change
     weights when training ends, such as `RecurrentKIF`.
@@ -210,15 +218,19 @@ class Guard(TrainerCallback):
         return result
 
     def _compare(self, step: int) -> dict[str, Any]:
-        result = guard(
-            self.reference,
-            replace(self.subject, name=f"step {step}"),
-            self.guard_rows,
-            system=self.system,
-            max_new_tokens=self.max_new_tokens,
-            reference_answers=self.reference_answers,
-            with_kl=self.has_base,
-        )
+        subject = replace(self.subject, name=f"step {step}")
+        try:
+            result = guard(
+                self.reference,
+                subject,
+                self.guard_rows,
+                system=self.system,
+                max_new_tokens=self.max_new_tokens,
+                reference_answers=self.reference_answers,
+                with_kl=self.has_base,
+            )
+        except NotFiniteError:
+            result = not_finite(self.reference, subject, self.guard_rows, self.reference_answers)
         return {"step": step, **result}
 
     def _log(self, result: dict[str, Any], state: TrainerState) -> None:

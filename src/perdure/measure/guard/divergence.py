@@ -1,6 +1,5 @@
 """How far a model's predictions have moved from another's, token by token."""
 
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from perdure.data.tokens import IGNORED, Features
 from perdure.measure.batches import evaluating, feature_batches
+from perdure.measure.finite import check_logits
 from perdure.measure.guard.subject import Subject
 from perdure.measure.likelihood import answer_logits
 from perdure.measure.predict import Generated
@@ -27,8 +27,11 @@ def mean_divergence(
     reference was asked.
 
     Returns:
-        The mean, or None if the vocabularies differ, if there is no token, or if a model's outputs
-        are not finite.
+        The mean, or None if the vocabularies differ or there is no token. It is infinite if the
+        subject rules out a token that the reference does not.
+
+    Raises:
+        NotFiniteError: the outputs of a model are not finite.
     """
     if not same_vocabulary(reference, subject):
         return None
@@ -42,10 +45,11 @@ def mean_divergence(
             return None
         for p_row, q_row, row_labels in zip(p_logits, q_logits, labels, strict=True):
             is_answer = row_labels != IGNORED
+            check_logits(p_row, reference.name, of_interest=is_answer)
+            check_logits(q_row, subject.name, of_interest=is_answer)
             total += _divergence(p_row[is_answer], q_row[is_answer])
             count += int(is_answer.sum())
-    mean = total / count if count else math.nan
-    return mean if math.isfinite(mean) else None
+    return total / count if count else None
 
 
 def same_vocabulary(reference: Subject, subject: Subject) -> bool:

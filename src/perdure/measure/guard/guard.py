@@ -10,6 +10,7 @@ and each answer is judged by the row's checks. General ability counts as lost if
 The KL divergence and the form of the answers are reported, but decide nothing.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -60,9 +61,11 @@ def guard(
             since it gave its answers.
 
     Returns:
-        The result of `compare` with `kl` and `verdict`, as plain JSON.
+        The result of `compare` with `kl` and `verdict`, as plain JSON. If the KL is infinite,
+        `kl` is None and `kl_is_infinite` is true.
 
     Raises:
+        NotFiniteError: the outputs of a model are not finite.
         PerdureError: a model is an encoder, or cannot be asked the rows.
     """
     in_template = has_template(reference)
@@ -79,17 +82,20 @@ def guard(
 
     before = answers_of(reference) if reference_answers is None else reference_answers
     now = answers_of(subject) if answers is None else answers
+    kl = mean_divergence(reference, subject, before, batch_size) if with_kl else None
     result = {
         "reference": reference.name,
         "model": subject.name,
         "chat_template": in_template,
         "system": system,
         **compare(rows, before, now),
-        "kl": mean_divergence(reference, subject, before, batch_size) if with_kl else None,
+        "kl": None if kl == math.inf else kl,  # JSON has no infinity
         "same_vocabulary": same_vocabulary(reference, subject),
     }
     if not with_kl:
         result["weights_kept"] = False
+    if kl == math.inf:
+        result["kl_is_infinite"] = True
     return {**result, "verdict": words(result)}
 
 
@@ -188,6 +194,30 @@ def compare(
         "now": form(answers),
         "flips": flips,
     }
+
+
+def not_finite(
+    reference: Subject,
+    subject: Subject,
+    rows: Sequence[GuardRow],
+    reference_answers: Sequence[Generated],
+) -> dict[str, Any]:
+    """Return the result of `guard` for a model whose outputs are not finite: everything is lost.
+
+    It has no answers, which counts as an empty answer to each row.
+    """
+    empty = [Generated(answer.prompt, ids=[], ended=False, text="") for answer in reference_answers]
+    result = {
+        "reference": reference.name,
+        "model": subject.name,
+        "chat_template": has_template(reference),
+        **compare(rows, reference_answers, empty),
+        "kl": None,
+        "same_vocabulary": same_vocabulary(reference, subject),
+        "is_finite": False,
+        "lost": True,
+    }
+    return {**result, "verdict": words(result)}
 
 
 def is_able(passed: Sequence[bool]) -> bool:

@@ -8,8 +8,14 @@ from perdure.measure.statistics import SIGNIFICANCE, sign_test
 def words(result: dict[str, Any]) -> list[str]:
     """Return a result in words, one line each for the checks, the KL and the form.
 
-    There is no line for the form if the model was not asked, because the reference is not able.
+    There is no line for the form if the model was not asked, because the reference is not able. A
+    model whose outputs are not finite has only one line.
     """
+    if not result.get("is_finite", True):
+        return [
+            f"general ability: lost, because the outputs of {result['model']} are not finite; its "
+            "weights are damaged"
+        ]
     lines = [f"general ability: {_flipped(result)}", _divergence(result)]
     return [*lines, _form(result)] if "now" in result else lines
 
@@ -41,7 +47,9 @@ def _flipped(result: dict[str, Any]) -> str:
 def _divergence(result: dict[str, Any]) -> str:
     if result["kl"] is not None:
         return f"KL from {result['reference']}: {result['kl']:.3f} nats per token of its answers"
-    reason = "the outputs are not finite or not of the same size"
+    if result.get("kl_is_infinite"):
+        return f"KL from {result['reference']}: infinite, because some of its tokens are ruled out"
+    reason = "the outputs are not of the same size"
     if not result["same_vocabulary"]:
         reason = "the vocabularies differ"
     elif not result.get("weights_kept", True):
