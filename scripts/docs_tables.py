@@ -144,7 +144,12 @@ def owned() -> str:
     valid = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     rows = [["keys", "instead"]]
     for reason, prefixes in groupby(arguments.OWNED, arguments.OWNED.__getitem__):
-        owned_keys = dict.fromkeys(k for prefix in prefixes for k in valid if k.startswith(prefix))
+        owned_keys = dict.fromkeys(
+            key
+            for prefix in prefixes
+            for key in valid
+            if key.startswith(prefix) and arguments.owned(key)
+        )
         if owned_keys:
             rows.append([", ".join(f"`{key}`" for key in owned_keys), reason])
     return table(*rows)

@@ -100,7 +100,8 @@ def learn(
         name: The name of the task.
         train: The rows to learn: a file, or hub:OWNER/NAME[:SPLIT].
         test: Rows to score the task on.
-        dev: Rows to choose settings on.
+        dev: Rows that are measured while the task is learned: for early stopping and the best
+            weights.
         hold_out: The share of the train rows to take as test rows instead, such as 0.1.
         metric: How an answer is scored: exact_match, rouge_l, token_f1, json_valid, json_fields, or
             a function of yours as MODULE:FUNCTION.

@@ -101,11 +101,13 @@ def engine(
     rows: int = 40,
     resume=None,
     callbacks=(),
+    dev=None,
     **training,
 ) -> ContinualTrainer:
     """An engine that will learn `rows` rows of colour, with `memory` rows of animal kept.
 
-    With memory it is the second task, and methods have the state that a first one left.
+    With memory it is the second task, and methods have the state that a first one left. `dev`
+    measures dev rows, as the keys of `training` say.
     """
     methods = make(method)
     every = training.pop("checkpoint_every", 0)
@@ -121,7 +123,8 @@ def engine(
         return TaskContext("colour", 1 + bool(memory), 3, Memory(remembered, 5), state)
 
     base.model = lifecycle.begin_task(methods, base.model, context)
-    return ContinualTrainer(base, methods, tokenized(base, "colour", rows), args, callbacks, resume)
+    features = tokenized(base, "colour", rows)
+    return ContinualTrainer(base, methods, features, args, callbacks, resume, dev=dev)
 
 
 @functools.cache

@@ -112,6 +112,8 @@ def test_the_seconds_of_a_round_are_counted_once_a_round():
     )
     assert trial.learning(period=8) == 20 * 1.0 + 3 * 2.0
     assert trial.learning(period=1) == 20 * 2.0
+    trial.rows_a_step, trial.dev_rows, trial.measurements = 4, 12, 5
+    assert trial.learning(period=1) == 20 * 2.0 + 5 * 12 * 1.0 / 4 / 3
 
 
 @shown_on_causal("setting")

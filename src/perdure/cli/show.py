@@ -21,6 +21,9 @@ from perdure.lineage.settings import in_words
 from perdure.reporting.results import method_name
 
 
+LONGEST_CURVE = 8  # the most points of a dev curve that are shown, beside the best and the last
+
+
 @command(api.show)
 def show(arguments: Arguments, as_json: Json = False) -> None:
     """Example: perdure show my-model --stage 1"""
@@ -74,7 +77,9 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
         mean, most = rehearsed["mean"], rehearsed["most"]
         times = f"each {mean:.1f} times on average, at most {most}" if most else "never used"
         lines += [("rehearsed", f"{rows}, {times}")]
-    lines += [(split, _rows(task[split])) for split in ("train", "test") if split in task]
+    lines += [(split, _rows(task[split])) for split in ("train", "dev", "test") if split in task]
+    if stage["dev"]:
+        lines += [("dev curve", _curve(stage["dev"]))]
     if "general" in stage:
         lines += [("general", _rows(stage["general"]))]
     lines += [("remembers", counted(stage["remembered_rows"], "row"))]
@@ -88,6 +93,30 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("seed", f"{settings['seed']}, {counted(settings['threads'], 'thread')}")]
     lines += [("made with", _pairs(stage["versions"]))]
     return [*lines, *_loads(stage)]
+
+
+def _curve(dev: dict[str, Any]) -> str:
+    """What was measured on dev rows: `loss 1.25 at step 8, 0.98 at 16 (the best), 1.02 at 24`.
+
+    Of a long curve, the best point, the last one and some of the others are shown.
+    """
+    metric, curve = dev["metric"], dev["curve"]
+    every = -(-len(curve) // LONGEST_CURVE)
+    shown = [
+        point
+        for number, point in enumerate(curve, start=1)
+        if number % every == 0 or point["step"] == dev["best"] or number == len(curve)
+    ]
+    texts = []
+    for point in shown:
+        value = "not finite" if point[metric] is None else f"{point[metric]:.3g}"
+        step = f"step {point['step']}" if point is shown[0] else str(point["step"])
+        remark = " (the best)" if point["step"] == dev["best"] else ""
+        texts.append(f"{value} at {step}{remark}")
+    last = curve[-1]["step"]
+    ending = f"; stopped at step {last}" if dev["stopped"] else ""
+    kept = f"; the weights are those of step {dev['weights_of']}"
+    return f"{metric} {', '.join(texts)}{ending}{kept if dev['weights_of'] != last else ''}"
 
 
 def _loads(stage: dict[str, Any]) -> list[tuple[str, str]]:

@@ -37,7 +37,7 @@ def describe(lineage: Lineage, task: Task, name: str) -> dict[str, Any]:
         described["metric_source"] = metric_source(task.metric)
     if task.training:
         described["training"] = task.training
-    for split in ("train", "test"):
+    for split in ("train", "dev", "test"):
         rows: Split | None = getattr(task, split)
         if rows is not None:
             described[split] = describe_split(lineage, rows)

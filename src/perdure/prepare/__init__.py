@@ -3,6 +3,7 @@
     settings.py    checks of the settings that need neither a base nor rows
     fitting.py     settings that depend on the base, and whether settings and tokens fit it
     rows.py        checks of the tasks' rows, with notes and warnings about them
+    dev.py         which dev rows are measured, and whether there are those that the settings need
     plan.py        the plan: the objects that are made from the settings once
 
 Nothing is written, and no weights are read.
@@ -20,6 +21,7 @@ from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import BaseLoader
 from perdure.models.base import BaseInfo, read_base
 from perdure.models.pins import check_pin, pin
+from perdure.prepare.dev import check_dev_rows, with_dev_rows
 from perdure.prepare.fitting import check_gate_fits, fit
 from perdure.prepare.plan import Plan
 from perdure.prepare.rows import check_adopted, check_general, check_tasks
@@ -73,13 +75,15 @@ def prepare_run(config: Config, info: BaseInfo | None = None) -> Plan:
         if config.base == lineage.config.base:
             config.revision = config.revision or lineage.config.revision
     plan = prepare(config, info)
-    plan.tasks = load_stream(config)
+    plan.tasks = [with_dev_rows(config, task) for task in load_stream(config)]
     if lineage:
         lineage.check_unchanged(config, pin(config.base, config.revision))
         check_learned_rows(lineage, plan.tasks)
     else:
         Lineage.check_vacant(path)
-    plan.notes = check_tasks(plan, plan.tasks[len(lineage.stages) if lineage else 0 :])
+    new_tasks = plan.tasks[len(lineage.stages) if lineage else 0 :]
+    check_dev_rows(config, new_tasks)
+    plan.notes = check_tasks(plan, new_tasks)
     return plan
 
 
@@ -96,7 +100,8 @@ def prepare_learn(lineage: Lineage, task: Task) -> Plan:
         )
     check_pin(lineage.pin)
     plan = prepare(lineage.config)
-    plan.tasks = [task]
+    plan.tasks = [with_dev_rows(lineage.config, task)]
+    check_dev_rows(lineage.config, plan.tasks)
     plan.notes = check_tasks(plan, plan.tasks)
     return plan
 
@@ -133,8 +138,11 @@ def check_learned_rows(lineage: Lineage, tasks: Sequence[Task]) -> None:
     for entry, learned in zip(lineage.stages, stages_of(tasks, lineage.config.mode), strict=False):
         descriptions = learned_by(entry)
         for description, task in zip(descriptions, learned[-len(descriptions) :], strict=False):
-            if description["train"]["sha256"] != task.train.sha256:
-                raise PerdureError(
-                    f"{lineage.path}: stage {entry['stage']} learned other rows of {task.name!r}; "
-                    "restore the rows or give a new folder with lineage=FOLDER"
-                )
+            for split, rows in (("train", task.train), ("dev", task.dev)):
+                stored = description.get(split)
+                if stored and stored["sha256"] != (rows.sha256 if rows else None):
+                    other = "other rows" if split == "train" else "with other dev rows"
+                    raise PerdureError(
+                        f"{lineage.path}: stage {entry['stage']} learned {other} of {task.name!r}; "
+                        "restore the rows or give a new folder with lineage=FOLDER"
+                    )

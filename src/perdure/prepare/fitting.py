@@ -75,8 +75,10 @@ def _check_special(base: str, tokenizer: PreTrainedTokenizerBase, limits: Limits
     check_known(ids, limits.tokens, tokenizer, f"base {base!r}")
 
 
-def check_prompts_known(tokens: int | None, rows: Sequence[Row], tokenizer: Any, task: str) -> None:
-    """Check that the base has an embedding for every token of the test rows' uncut prompts.
+def check_prompts_known(
+    tokens: int | None, rows: Sequence[Row], tokenizer: Any, where: str
+) -> None:
+    """Check that the base has an embedding for every token of the uncut prompts of scored rows.
 
     `tokens` is the number of the base's embeddings, None if it is unknown.
 
@@ -85,6 +87,6 @@ def check_prompts_known(tokens: int | None, rows: Sequence[Row], tokenizer: Any,
     """
     for number, row in enumerate(rows, 1):
         if tokens is not None and tokens < len(tokenizer) and "text" not in row:
-            text, _ = row_texts(row, tokenizer, f"{task} test, row {number}")
+            text, _ = row_texts(row, tokenizer, f"{where}, row {number}")
             ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-            check_known(ids, tokens, tokenizer, f"{task} test, row {number}")
+            check_known(ids, tokens, tokenizer, f"{where}, row {number}")

@@ -1,6 +1,7 @@
 """Checks that the rows of tasks can be learned and scored, before anything is trained."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from perdure.config import DEFAULT_TRAINING, TOGETHER
 from perdure.data.checks import check_task, truncated, warnings
@@ -21,6 +22,7 @@ from perdure.models.token_cache import Tokens
 from perdure.prepare.fitting import check_prompts_known
 from perdure.prepare.plan import Plan
 from perdure.prepare.settings import check_one_process
+from perdure.train.dev_settings import dev_settings, for_task
 
 
 def check_tasks(plan: Plan, tasks: Sequence[Task]) -> list[str]:
@@ -46,6 +48,7 @@ def check_tasks(plan: Plan, tasks: Sequence[Task]) -> list[str]:
         if not task.train.rows:
             raise PerdureError(f"task {task.name!r} has no training rows; give at least one")
         lines += _check_train(plan, task)
+        lines += _check_dev(plan, task)
         lines += _check_scoring(plan, task)
         for split in filter(None, (task.train, task.dev, task.test)):
             notes += split.notes
@@ -68,7 +71,7 @@ def _check_scoring(plan: Plan, task: Task) -> list[str]:
     return _check_test(plan, task, task.test) if task.test is not None else []
 
 
-def _check_metric(task: Task) -> None:
+def _check_metric(task: Task, split: str = "test") -> None:
     """Check that there is such a metric and that it can score the task's test rows."""
     find_metric(task.metric)
     test_rows = task.test.rows if task.test else ()
@@ -77,7 +80,7 @@ def _check_metric(task: Task) -> None:
     for number, row in enumerate(test_rows, 1):
         if task.metric == "json_fields" and not json_valid(references(row)[0], ""):
             raise PerdureError(
-                f"{task.name} test, row {number}: its answer is not JSON, so metric json_fields "
+                f"{task.name} {split}, row {number}: its answer is not JSON, so metric json_fields "
                 "cannot compare with it; mend the row or choose another metric"
             )
 
@@ -93,11 +96,27 @@ def _check_train(plan: Plan, task: Task) -> list[str]:
     ]
 
 
-def _check_test(plan: Plan, task: Task, test: Split) -> list[str]:
+def _check_dev(plan: Plan, task: Task) -> list[str]:
+    """Tokenize a task's dev rows as its train rows are, and return warnings about them.
+
+    If their score is measured, too, they are also checked as test rows are.
+    """
+    if task.dev is None:
+        return []
+    rows, where = task.dev.rows, f"{task.name} dev"
+    encoded_rows = _check_features(plan, rows, where, list(task.answers() or ()))
+    if dev_settings(for_task(plan.config.training, task.training)).metric == "score":
+        scored = replace(task, test=task.dev)
+        _check_metric(scored, "dev")
+        return _check_test(plan, scored, task.dev, "dev")
+    return truncated(task.dev, where, _cut(encoded_rows), plan.config.max_length)
+
+
+def _check_test(plan: Plan, task: Task, test: Split, split: str = "test") -> list[str]:
     """Tokenize the prompts of a task's test rows as `predict` does; return warnings about them."""
-    config, info, where = plan.config, plan.info, f"{task.name} test"
+    config, info, where = plan.config, plan.info, f"{task.name} {split}"
     num_embeddings, room = info.limits.tokens, config.max_length
-    check_prompts_known(num_embeddings, test.rows, info.tokenizer, task.name)
+    check_prompts_known(num_embeddings, test.rows, info.tokenizer, where)
     mode, answers = scoring_mode(info.kind, task, config.scoring.mode), task.answers()
     if mode == "options" and info.kind != "encoder":
         # A placeholder replaces the answer, because trying every option would take too long.
@@ -196,7 +215,7 @@ def _cut(encoded_rows: Sequence[Tokens]) -> list[int]:
 
 def _check_training(plan: Plan, task: Task) -> None:
     config = plan.config
-    training = {**DEFAULT_TRAINING, **config.training, **task.training}
+    training = {**DEFAULT_TRAINING, **for_task(config.training, task.training)}
     batch, count = training["per_device_train_batch_size"], len(task.train.rows)
     if training.get("dataloader_drop_last") and count < batch:
         raise PerdureError(
@@ -216,6 +235,6 @@ def _check_training(plan: Plan, task: Task) -> None:
                 f"task {task.name!r}: training: {key} applies to the whole run; set it there"
             )
     try:
-        plan.arguments({**config.training, **task.training})
+        plan.arguments(for_task(config.training, task.training))
     except PerdureError as error:
         raise PerdureError(f"task {task.name!r}: {error}") from error

@@ -84,8 +84,9 @@ def _chosen_by_init(config: Config) -> dict[str, Any]:
 
 def _learn(lineage: Lineage, task: dict[str, Any]) -> str:
     """Return the command that learns a task from files or from the hub."""
-    train, test = (_rows(lineage, task.get(split)) for split in ("train", "test"))
-    if train is None or (test is None and "test" in task):
+    splits = ("train", "dev", "test")
+    train, dev, test = (_rows(lineage, task.get(split)) for split in splits)
+    if train is None or (dev is None and "dev" in task) or (test is None and "test" in task):
         name = " ".join(task["name"].split())
         return f"# {name}: its rows were passed in Python; pass them to perdure.learn"
     words = ["perdure", "learn", FOLDER, task["name"], train]
@@ -95,6 +96,7 @@ def _learn(lineage: Lineage, task: dict[str, Any]) -> str:
         words += ["--hold-out", f"{held_out:g}"]
     elif test:
         words += ["--test", test]
+    words += ["--dev", dev] if dev else []
     words += ["--metric", task["metric"]] if task["metric"] != "exact_match" else []
     for option in task["options"] or ():
         words += ["--option", option]

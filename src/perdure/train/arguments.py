@@ -17,6 +17,14 @@ from transformers.utils.import_utils import is_liger_kernel_available
 
 from perdure.config import DEFAULT_TRAINING, check_finite, unknown_key
 from perdure.errors import PerdureError, nearest, one_line
+from perdure.train.dev_settings import (
+    EARLY_STOPPING,
+    FOLLOWING_SCHEDULES,
+    KEYS,
+    OWN_KEYS,
+    dev_settings,
+    strategy,
+)
 
 
 SCHEDULE_STEPS = 8  # the length of the schedule with which arguments are tried
@@ -28,11 +36,9 @@ OWNED = {
     "data_seed": "set `seed:` next to `training:`",
     "resume": "the same command resumes by itself",
     "save_": "set `checkpoint_every:` next to `training:`",
-    "eval_": "tasks are scored after each stage, see `scoring:`",
+    "eval_": "dev rows are measured by `eval_strategy`, tasks are scored after each stage",
     "do_": "`perdure learn` trains, `perdure evaluate` scores",
-    "load_best": "a stage is always the last step of its training",
-    "metric_for_best": "a stage is always the last step of its training",
-    "greater_is_better": "a stage is always the last step of its training",
+    "greater_is_better": "a loss is better if it is lower, and a score if it is higher",
     "push_to_hub": "a lineage is not pushed while it is trained",
     "hub_": "a lineage is not pushed while it is trained",
     "remove_unused": "Perdure makes its own features",
@@ -67,13 +73,32 @@ NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "neftune_noise_alpha": ("at least 0", lambda x: x >= 0),
     "logging_steps": ("above 0", lambda x: x > 0),
     "torch_empty_cache_steps": ("at least 1", lambda x: x >= 1),
+    "per_device_eval_batch_size": ("at least 1", lambda x: x >= 1),
+    "eval_steps": (
+        "a whole number of at least 1, or below 1 a share of all steps",
+        lambda x: 0 < x < 1 or (x >= 1 and x == int(x)),
+    ),
+    "eval_delay": ("at least 0", lambda x: x >= 0),
+    "early_stopping_patience": ("a whole number of at least 1", lambda x: x >= 1 and x == int(x)),
+    "early_stopping_threshold": ("at least 0", lambda x: x >= 0),
 }
 
 
 def settable() -> list[str]:
-    """The keys that `training:` accepts: TrainingArguments' without those that the engine sets."""
+    """The keys that `training:` accepts: TrainingArguments' without those that the engine sets.
+
+    Those of early stopping are added.
+    """
     names = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
-    return [name for name in names if not name.startswith(tuple(OWNED)) and name not in REFUSED]
+    usable = [name for name in names if owned(name) is None and name not in REFUSED]
+    return [*usable, *EARLY_STOPPING]
+
+
+def owned(key: str) -> str | None:
+    """Why a key of `training:` is set by the engine itself, None if it is not."""
+    if key in KEYS:
+        return None
+    return next((reason for prefix, reason in OWNED.items() if key.startswith(prefix)), None)
 
 
 def check_training(training: dict[str, Any]) -> None:
@@ -83,18 +108,18 @@ def check_training(training: dict[str, Any]) -> None:
         PerdureError: a key that is unknown, set by the engine or not supported, or a value that the
             key does not accept; with the nearest valid key, its place, or the reason.
     """
-    valid, types = settable(), get_type_hints(TrainingArguments)
+    valid, types = settable(), get_type_hints(TrainingArguments) | EARLY_STOPPING
     for key, value in training.items():
-        for owned, reason in OWNED.items():
-            if str(key).startswith(owned):
-                raise PerdureError(f"training: {key!r} is set by Perdure: {reason}")
+        if reason := owned(str(key)):
+            raise PerdureError(f"training: {key!r} is set by Perdure: {reason}")
         if key in REFUSED:
             if value:
                 raise PerdureError(f"training: {key!r} is not supported: {REFUSED[key]}")
         elif key not in valid:
             raise PerdureError(f"training: {unknown_key(key, value, 'training', valid)}")
-        else:
+        elif (key, value) != ("eval_strategy", False):  # YAML reads `no` as false
             _check_value(key, value, types[key])
+    dev_settings(training)
     tracker_names(training.get("report_to"))
 
 
@@ -132,6 +157,7 @@ def training_arguments(
         PerdureError: a key or a value that TrainingArguments refuses.
     """
     check_training(training)
+    passed_on = {key: value for key, value in training.items() if key not in OWN_KEYS}
     settings = {
         "logging_strategy": "steps" if tracker_names(training.get("report_to")) else "no",
         "logging_steps": 10,
@@ -140,7 +166,9 @@ def training_arguments(
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": not torch.accelerator.is_available(),  # otherwise bf16 is refused on a CPU
         **DEFAULT_TRAINING,
-        **training,
+        **passed_on,
+        "eval_strategy": strategy(training) or "no",
+        "metric_for_best_model": dev_settings(training).metric,  # the Trainer's schedules use it
         "report_to": "none",  # `tracking.Tracked` opens the trackers
     }
     try:
@@ -201,7 +229,8 @@ def _try_optimizer(args: TrainingArguments) -> None:
     for weight in weights:
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
-    schedule.step()
+    measured: list[Any] = [0.0] if args.lr_scheduler_type in FOLLOWING_SCHEDULES else []
+    schedule.step(*measured)
 
 
 def tracker_names(report_to: Any) -> list[str]:

@@ -164,7 +164,10 @@ class Method(TrainerCallback):
 
     @property
     def period(self) -> int:
-        """After how many optimizer steps `on_step_end` does additional work; 1 if all are alike."""
+        """After how many optimizer steps `on_step_end` does additional work; 1 if all are alike.
+
+        Dev rows are only measured after such a step, or after the last one.
+        """
         return 1
 
     def check(self, config: Config, kind: Kind) -> None:
@@ -259,7 +262,8 @@ class Method(TrainerCallback):
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load the state of a checkpoint when a run is resumed inside a task.
+        """Load the state of an earlier step of the task, with tensors on the CPU.
 
-        It is called after `on_train_begin`, with tensors on the CPU.
+        It is called after `on_train_begin` when a run is resumed inside a task, and before
+        `on_train_end` when the task goes back to its best weights (`load_best_model_at_end`).
         """

@@ -1,10 +1,11 @@
 """One stage: learn a task, score the model and write the files, without access to the lineage."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -28,6 +29,8 @@ from perdure.say import Say
 from perdure.seeds import derive
 from perdure.train import lifecycle
 from perdure.train.arguments import arguments_for_stage
+from perdure.train.dev import DevEvaluation, DevRows
+from perdure.train.dev_settings import dev_settings, for_task
 from perdure.train.memory import Memory, choose
 from perdure.train.method import Method, TaskContext
 from perdure.train.passes import Passes
@@ -107,6 +110,7 @@ def learn_stage(
             base, plan, train_features, batch_size=args.per_device_train_batch_size
         )
     _begin_task(base, plan, remembered)
+    dev = _dev_evaluation(base, plan, say)
     resume = last_checkpoint(work)
     if resume:
         say(f"{plan.task}: going on from step {resume.name.partition('-')[2]}")
@@ -121,6 +125,7 @@ def learn_stage(
         rehearsals=rehearsals,
         task=plan.task,
         say=say,
+        dev=dev,
     )
     trainable = sum(p.numel() for p in engine.parameters)
     clock.lap("prepare")
@@ -133,6 +138,8 @@ def learn_stage(
     clock.lap("score")
     if stage_folder:
         scores = {"after": scores_after, "before": scores_before, "base": base_scores}
+        if dev:
+            scores["dev"] = dev.summary()
         _write(
             base,
             methods,
@@ -299,26 +306,53 @@ def _features(base: Base, plan: StagePlan) -> tuple[list[dict], dict[str, list[d
                 )
             base.model.grow(answers, derive(plan.seed, "head"))  # type: ignore[operator]
 
-    def tokenized(rows: Sequence[Row], where: str) -> tuple[list[dict], int]:
-        return features(
-            rows,
-            base.tokenizer,
-            kind=base.kind,
-            max_length=plan.config.max_length,
-            max_completion_length=plan.config.max_completion_length,
-            labels=base.labels,
-            where=where,
-            mask_history=plan.config.mask_history,
-            cache=base.cache,
-        )
-
     new, truncated = [], 0
     for task in plan.learn:
-        task_features, task_truncated = tokenized(task.train.rows, f"{task.name} train")
+        where = f"{task.name} train"
+        task_features, task_truncated = _tokenized(base, plan, task.train.rows, where)
         new += task_features
         truncated += task_truncated
-    old = {name: tokenized(rows, f"{name} memory")[0] for name, rows in plan.memory.items()}
+    old = {
+        name: _tokenized(base, plan, rows, f"{name} memory")[0]
+        for name, rows in plan.memory.items()
+    }
     return new, old, truncated
+
+
+def _tokenized(
+    base: Base, plan: StagePlan, rows: Sequence[Row], where: str
+) -> tuple[list[dict], int]:
+    """The features of some rows, and how many of them were truncated."""
+    return features(
+        rows,
+        base.tokenizer,
+        kind=base.kind,
+        max_length=plan.config.max_length,
+        max_completion_length=plan.config.max_completion_length,
+        labels=base.labels,
+        where=where,
+        mask_history=plan.config.mask_history,
+        cache=base.cache,
+    )
+
+
+def _dev_evaluation(base: Base, plan: StagePlan, say: Say) -> DevEvaluation | None:
+    """What measures the dev rows of the tasks that are learned; None if they have none."""
+    tasks = [task for task in plan.learn if task.dev is not None]
+    if not tasks:
+        return None
+    row_features = [
+        row
+        for task in tasks
+        for row in _tokenized(base, plan, task.dev.rows, f"{task.name} dev")[0]  # type: ignore[union-attr]
+    ]
+
+    def mean_score() -> float:
+        cells = [score(base, replace(task, test=task.dev), plan.config)[0] for task in tasks]
+        return fmean(math.nan if cell["score"] is None else cell["score"] for cell in cells)
+
+    settings = dev_settings(for_task(plan.config.training, plan.learn[-1].training))
+    return DevEvaluation(plan.task, DevRows(row_features, mean_score), settings, say)
 
 
 def _rows_to_remember(

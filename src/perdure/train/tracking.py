@@ -1,10 +1,10 @@
 """Logging to trackers such as TensorBoard, under names that are the same for all stages.
 
-While a task is trained, `task/<task>/loss`, `/learning_rate` and `/grad_norm` are logged. After
-each stage come `task/<task>/score` of every task that was scored, which shows the forgetting of old
-tasks, and `continual/overall`, `/backward_transfer`, `/forward_transfer`, `/forgetting`,
-`/learning_accuracy` and `/stage`. The step counts optimizer steps over all stages. Unknown values
-are not logged.
+While a task is trained, `task/<task>/loss`, `/learning_rate` and `/grad_norm` are logged, and
+`/dev_loss` and `/dev_score` when dev rows are measured. After each stage come `task/<task>/score`
+of every task that was scored, which shows the forgetting of old tasks, and `continual/overall`,
+`/backward_transfer`, `/forward_transfer`, `/forgetting`, `/learning_accuracy` and `/stage`. The
+step counts optimizer steps over all stages. Unknown values are not logged.
 
 The code uses accelerate's tracker classes directly: transformers' integrations rename the values
 and start a new run for each Trainer, and `Accelerator(log_with=...)` would need an Accelerator of
@@ -27,6 +27,8 @@ from perdure.train.arguments import tracker_names
 
 FOLDER = "logs"  # in a lineage; no hash covers it, so it may be deleted
 LOGGED = ("loss", "learning_rate", "grad_norm")
+# What is measured on dev rows, under the names that it has here.
+LOGGED_DEV = {"eval_loss": "dev_loss", "eval_score": "dev_score"}
 
 
 class StageCallback(TrainerCallback):
@@ -90,8 +92,11 @@ class Tracked(StageCallback):
             control.should_log = True  # the curve's last point; a very short task has no other
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "loss" in logs:  # not the summary at the end of training
+        logs = logs or {}
+        if "loss" in logs:  # not the summary at the end of training
             self._log({_name(self.task, key): logs[key] for key in LOGGED if key in logs})
+        dev = {name: logs[key] for key, name in LOGGED_DEV.items() if key in logs}
+        self._log({_name(self.task, name): value for name, value in dev.items()})
 
     def stage_done(self, task, scores, matrix):
         self._open()
@@ -101,7 +106,7 @@ class Tracked(StageCallback):
 
     def _log(self, values: Mapping[str, float | None]) -> None:
         known_values = {name: value for name, value in values.items() if value is not None}
-        for tracker in self.trackers:
+        for tracker in self.trackers if known_values else ():
             tracker.log(known_values, step=self.step)
 
     def _open(self) -> None:

@@ -1,5 +1,6 @@
 """The engine: a Trainer that computes the task loss itself and calls the hooks of the methods."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from perdure.data.tokens import Collator
+from perdure.errors import PerdureError
 from perdure.models.base import Base
 from perdure.models.kinds import Kind
 from perdure.models.layout import METHOD_STATE
 from perdure.say import Say, silent
 from perdure.stopping import held, in_time, is_requested, stop
+from perdure.train.dev import DevEvaluation
 from perdure.train.finite import FiniteCheck, check_state
 from perdure.train.lifecycle import next_start
 from perdure.train.losses import count_items
@@ -28,6 +31,7 @@ from perdure.train.step import accumulate, clip_and_step, gradient_of, task_loss
 
 
 LONGEST_STEP = 10.0  # seconds that a signal waits for the end of a step
+BEST = "best"  # the folder of the best weights, with the step
 
 
 class RehearsalCollator:
@@ -71,8 +75,9 @@ class ContinualTrainer(Trainer):
         rehearsals: Rehearsals | None = None,
         task: str = "",
         say: Say = silent,
+        dev: DevEvaluation | None = None,
     ):
-        self.base, self.methods, self.resume = base, methods, resume
+        self.base, self.methods, self.resume, self.dev = base, methods, resume, dev
         self.passes, self.rehearsals = passes or Passes(), rehearsals or Rehearsals({})
         self.collate = Collator(base.tokenizer, base.kind)
         self.rehearsal = RehearsalCollator(self.collate, methods, args, self.rehearsals)
@@ -81,13 +86,22 @@ class ContinualTrainer(Trainer):
             model=base.model,
             args=args,
             train_dataset=features,  # type: ignore[arg-type]  # a list is a map-style dataset
+            eval_dataset=dev.rows.features if dev else None,  # type: ignore[arg-type]
             data_collator=self.rehearsal,
-            callbacks=[self.finite, *methods, _MethodState(self), *callbacks],
+            callbacks=[
+                self.finite,
+                *([dev] if dev else []),
+                *methods,
+                _MethodState(self),
+                *callbacks,
+            ],
         )
         self.model_accepts_loss_kwargs = True  # `token_loss` divides by the accumulated items
         self.remove_callback(PrinterCallback)
         for method in methods:
             method.engine = self
+        if dev:
+            dev.engine = self
 
     @property
     def kind(self) -> Kind:
@@ -125,6 +139,23 @@ class ContinualTrainer(Trainer):
         _, outputs = self.look([self.train_dataset[0]])  # type: ignore[index]
         self.finite.add_loss(outputs.logits.float().amax())  # a token may have -inf, but not all
         self.finite.check("at the end of the task, for its first row")
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Measure the dev rows after the current step; log the metrics, and return them.
+
+        Raises:
+            PerdureError: there are none.
+        """
+        if self.dev is None:
+            raise PerdureError("a callback asks for an evaluation, but the task has no dev rows")
+        metrics = self.dev.measure(self.state.global_step)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
 
     # --- the step
 
@@ -290,6 +321,35 @@ class ContinualTrainer(Trainer):
         trained = load_file(Path(resume_from_checkpoint) / "trained.safetensors")
         self.base.model.load_state_dict(trained, strict=False)
 
+    # --- the best weights, in a folder beside the checkpoints
+
+    def keep_best(self, step: int) -> None:
+        """Keep the trained weights and the methods' tensors as those of the best step so far.
+
+        Earlier ones are deleted, except those to which the newest checkpoint may go back.
+        """
+        if not self.args.should_save:
+            return
+        work = Path(str(self.args.output_dir))
+        checkpoint = last_checkpoint(work)
+        saved = _number(checkpoint) if checkpoint else -1
+        folders = sorted(work.glob(f"{BEST}-*"), key=_number)
+        of_checkpoint = [folder for folder in folders if _number(folder) <= saved][-1:]
+        for folder in folders:
+            if folder not in of_checkpoint:
+                shutil.rmtree(folder)
+        folder = work / f"{BEST}-{step}"
+        self._save(str(folder))
+        save_state(self.methods, folder)
+
+    def restore_best(self, step: int) -> None:
+        """Go back to the weights and the methods' tensors that `keep_best` kept at `step`."""
+        self.accelerator.wait_for_everyone()  # the first process has written them
+        folder = Path(str(self.args.output_dir)) / f"{BEST}-{step}"
+        self._load_from_checkpoint(str(folder))
+        for method in self.methods:
+            method.load_state_dict(load_state(method, folder))
+
 
 class _MethodState(TrainerCallback):
     """Saves the methods' tensors last, so that their file shows that a checkpoint is complete.
@@ -301,8 +361,10 @@ class _MethodState(TrainerCallback):
         self.engine, self.is_stopping = engine, False
 
     @property
-    def stateful(self) -> list[Method | Passes | Rehearsals]:
-        return [*self.engine.methods, self.engine.passes, self.engine.rehearsals]
+    def stateful(self) -> list[Method | Passes | Rehearsals | DevEvaluation]:
+        engine = self.engine
+        dev = [engine.dev] if engine.dev else []
+        return [*engine.methods, engine.passes, engine.rehearsals, *dev]
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.engine.finite.pending:
@@ -368,4 +430,9 @@ def load_state(method: Stateful, folder: Path) -> dict[str, Tensor]:
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint in a folder, or None."""
     checkpoints = [p.parent for p in folder.glob(f"checkpoint-*/{METHOD_STATE}")]
-    return max(checkpoints, key=lambda p: int(p.name.partition("-")[2]), default=None)
+    return max(checkpoints, key=_number, default=None)
+
+
+def _number(folder: Path) -> int:
+    """The step in the name of a checkpoint's folder."""
+    return int(folder.name.partition("-")[2])

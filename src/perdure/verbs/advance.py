@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from perdure.config import deciding_keys
+from perdure.config import Config, deciding_keys
 from perdure.data.rows import Row
 from perdure.data.task import Task
 from perdure.disk import remove
@@ -31,6 +31,7 @@ from perdure.prepare import Plan
 from perdure.reporting.verdict import losses
 from perdure.say import Say
 from perdure.seeds import digest
+from perdure.train.dev_settings import for_task, with_strategy
 from perdure.train.stage import StagePlan, adopt_stage, learn_stage
 from perdure.train.tracking import StageCallback, steps_before
 from perdure.verbs.card import StageFacts, model_card
@@ -94,7 +95,7 @@ def advance(
         memory=_memory(lineage, general_memory, with_old_tasks=previous is not None),
         config=config,
         methods=[] if checkpoint else plan.methods,
-        arguments=plan.arguments({**config.training, **task.training}),
+        arguments=plan.arguments(_training(config, learned)),
         previous=lineage.folder(previous) if previous else None,
         learned=len(stages) if previous else 0,
         cells=_unchanged_scores(lineage),
@@ -129,6 +130,12 @@ def advance(
     for callback in stage_callbacks:
         callback.stage_done(task_id, entry["scores"], lineage.matrix())
     return lineage.ledger[-1]
+
+
+def _training(config: Config, learned: Sequence[Task]) -> dict[str, Any]:
+    """Return the `training:` of a stage, which says when dev rows are measured."""
+    training = for_task(config.training, learned[-1].training)
+    return with_strategy(training, any(task.dev is not None for task in learned))
 
 
 def _judged(

@@ -33,12 +33,18 @@ class TriedTask(TrainerCallback):
         count: the number of its rows and tokens.
         steps: the number of its optimizer steps in the run.
         old_tasks: the number of tasks in the memory.
+        rows_a_step: the number of new rows in a step.
+        dev_rows: the number of dev rows that are measured while the task is learned.
+        measurements: how often they are, if the task does not end early.
     """
 
     task: str
     count: Count
     steps: int
     old_tasks: int
+    rows_a_step: int = 1
+    dev_rows: int = 0
+    measurements: int = 0
     step_seconds: list[float] = field(default_factory=list)
     test_rows: int = 0
     seconds_a_test_row: float = 0.0
@@ -58,11 +64,17 @@ class TriedTask(TrainerCallback):
             self.seconds_a_test_row = seconds / len(sample.rows)
 
     def learning(self, period: int) -> float:
-        """Estimate the seconds of all steps; the last trial step ended a round of `period`."""
+        """Estimate the seconds of all steps and of the measurements on dev rows.
+
+        The last trial step ended a round of `period`. A dev row takes a third of a row that is
+        learned, as its forward pass is about a third of a step.
+        """
         _, plain, last = self.step_seconds
+        measuring = self.measurements * self.dev_rows * plain / self.rows_a_step / 3
         if period == 1:
-            return self.steps * (plain + last) / 2
-        return self.steps * plain + math.ceil(self.steps / period) * max(0.0, last - plain)
+            return self.steps * (plain + last) / 2 + measuring
+        rounds = math.ceil(self.steps / period)
+        return self.steps * plain + rounds * max(0.0, last - plain) + measuring
 
 
 def costs(plan: Plan, base: Base, trials: Sequence[TriedTask], scored: int) -> dict[str, Any]:

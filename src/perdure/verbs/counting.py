@@ -42,11 +42,15 @@ def steps_of(args: TrainingArguments, rows: int) -> int:
     """Return the number of optimizer steps that the Trainer takes on this number of rows."""
     if args.max_steps > 0:
         return args.max_steps
+    return math.ceil(args.num_train_epochs * steps_an_epoch(args, rows))
+
+
+def steps_an_epoch(args: TrainingArguments, rows: int) -> int:
+    """Return the number of optimizer steps in which the Trainer takes each row once."""
     batches = math.ceil(rows / (args.per_device_train_batch_size * args.world_size))
     if args.dataloader_drop_last:
         batches = rows // (args.per_device_train_batch_size * args.world_size)
-    steps_an_epoch = max(math.ceil(batches / args.gradient_accumulation_steps), 1)
-    return math.ceil(args.num_train_epochs * steps_an_epoch)
+    return max(math.ceil(batches / args.gradient_accumulation_steps), 1)
 
 
 def sample(rows: Sequence[Row], lengths: Sequence[int], rows_a_step: int, steps: int) -> list[Row]:

@@ -29,10 +29,12 @@ from perdure.models.base import Base, BaseInfo
 from perdure.models.layout import GENERAL
 from perdure.prepare import Plan, prepare_learn, prepare_run
 from perdure.say import Say, silent
+from perdure.train.dev import interval, is_due
+from perdure.train.dev_settings import for_task, with_strategy, without_dev
 from perdure.train.memory import choose
 from perdure.train.stage import StagePlan, learn_stage
 from perdure.verbs.costs import STEPS, TriedTask, check_disk, costs
-from perdure.verbs.counting import count, length, sample, steps_of
+from perdure.verbs.counting import count, length, sample, steps_an_epoch, steps_of
 from perdure.verbs.init import try_base
 
 
@@ -142,7 +144,7 @@ def _three_steps(
     config, task = plan.config, learned[-1]
     rows = [row for learned_task in learned for row in learned_task.train.rows]
     task_features, truncated = _features(config, base, learned)
-    training = {**config.training, **task.training}
+    training = without_dev(for_task(config.training, task.training))
     args = plan.arguments(training)
     rows_a_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     lengths = [length(feature, base.kind) for feature in task_features]
@@ -152,6 +154,7 @@ def _three_steps(
     short = replace(
         task,
         train=Split(tuple(trial_rows)),
+        dev=None,
         test=tests,
         options=task.answers(),
     )
@@ -159,7 +162,10 @@ def _three_steps(
         short = replace(short, options=_answers(learned))
     quick = replace(config, scoring=replace(config.scoring, forward=False))
     counted = count(task_features, truncated, base.kind)
-    trial = TriedTask(task.name, counted, steps_of(args, len(rows)), len(memory))
+    steps = steps_of(args, len(rows))
+    trial = TriedTask(task.name, counted, steps, len(memory), rows_a_step)
+    trial.dev_rows = sum(len(other.dev.rows) for other in learned if other.dev)
+    trial.measurements = _measurements(plan, learned, steps) if trial.dev_rows else 0
     stage_plan = StagePlan(
         stage=number,
         task=task.name,
@@ -184,6 +190,18 @@ def _three_steps(
     test_rows = sum(len(scored_task.test.rows) for scored_task in scored if scored_task.test)
     trial.tested(test_rows, tests, seconds["score"])
     return trial
+
+
+def _measurements(plan: Plan, learned: Sequence[Task], steps: int) -> int:
+    """Count how often a stage measures its dev rows, if it does not end early."""
+    training = for_task(plan.config.training, learned[-1].training)
+    args = plan.arguments(with_strategy(training, has_rows=True))
+    row_count = sum(len(task.train.rows) for task in learned)
+    steps_per_epoch = steps_an_epoch(args, row_count)
+    every = interval(args, steps, steps_per_epoch)
+    delay = args.eval_delay * (steps_per_epoch if args.eval_strategy == "epoch" else 1)
+    period = max(method.period for method in plan.methods)
+    return sum(is_due(i, steps, every, delay=delay, period=period) for i in range(1, steps + 1))
 
 
 def _features(config: Config, base: Base, learned: Sequence[Task]) -> tuple[list, int]:

@@ -39,12 +39,22 @@ def learn(
         if lineage.settings != planned:
             raise PerdureError(f"{path}: its settings have just changed; repeat the command")
         lineage.tidy()
-        last = lineage.stages[-1]["task"] if lineage.stages else {}
-        same = (task.name, task.train.sha256, task.training)
-        if last and same == (last["name"], last["train"]["sha256"], last.get("training", {})):
+        (task,) = plan.tasks
+        if lineage.stages and _has_learned(lineage.stages[-1]["task"], task):
             say(f"{task.name}: already learned, as stage {lineage.head}")
             return lineage.stages[-1]
         for line in plan.notes:
             say(line)
         callbacks = [tracked, *callbacks]
         return advance(lineage, plan, [task], data=data, callbacks=callbacks, say=say)
+
+
+def _has_learned(described: dict[str, Any], task: Task) -> bool:
+    """Return whether a stage has learned the task as it is now; `described` is in the ledger."""
+    dev = described.get("dev", {}).get("sha256")
+    return (
+        task.name == described["name"]
+        and task.train.sha256 == described["train"]["sha256"]
+        and task.training == described.get("training", {})
+        and (task.dev.sha256 if task.dev else None) == dev
+    )

@@ -8,6 +8,7 @@ from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import differences, stored
 from perdure.models.layout import MEMORY
 from perdure.say import Say
+from perdure.train.dev_settings import for_task
 from perdure.verbs.verdict import changed_rows
 
 
@@ -37,6 +38,7 @@ def show(
         "seconds": timing.get("seconds"),
         "steps": timing.get("steps"),
         "rehearsed": timing.get("rehearsed"),
+        "dev": lineage.scores(entry).get("dev") if number else None,
         "verdict": lineage.verdict(entry) if number else None,
         "weights_kept": entry.get("folder") not in lineage.dropped,
     }
@@ -44,8 +46,9 @@ def show(
         return details
     memory = lineage.folder(entry) / MEMORY
     remembered_rows = memory.read_text(encoding="utf-8").count("\n") if memory.exists() else 0
+    own = entry["task"].get("training", {})
     settings = {
-        "training": {**DEFAULT_TRAINING, **config.training, **entry["task"].get("training", {})},
+        "training": {**DEFAULT_TRAINING, **for_task(config.training, own)},
         "adapter": filled_adapter(config.adapter),
         "quantization": config.quantization,
         "seed": config.seed,
