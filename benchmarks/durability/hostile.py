@@ -43,7 +43,7 @@ from perdure.verbs import push as push_verb
 SECRET = "-----BEGIN THE KEY OF SOMEBODY-----"
 LONGEST = 30  # seconds that a verb may take
 OBEYED = "\x1b[2J", "\x9b2J", "\u202e", "\x07"  # what must not reach a terminal
-EVIL_NAME = "news\x1b[2J\u202e\x9b2J\x07"
+EVIL = "news\x1b[2J\u202e\x9b2J\x07"
 CODE = "open({ran!r}, 'w').close()\n"
 
 
@@ -377,6 +377,59 @@ class _Evil:
         return exec, (self.code,)
 
 
+# --- what a terminal or a page would obey
+
+
+@attack("log", "lineage")
+def a_task_has_a_name_that_a_terminal_obeys(place):
+    place.rewrite(lambda entries: entries[-1]["task"].update(name=EVIL, id=EVIL))
+
+
+@attack("log", "lineage")
+def a_base_has_a_name_that_a_terminal_obeys(place):
+    place.rewrite(lambda entries: entries[0]["base"].update(name=EVIL))
+
+
+@attack("log", "lineage", "--json")
+def a_reason_in_json_would_be_obeyed(place):
+    _plant_a_refusal(place)
+
+
+@attack("report", "lineage", "--out", "page.html")
+def a_reason_in_a_page_would_be_obeyed(place):
+    _plant_a_refusal(place)
+
+
+@attack("show", "lineage")
+def a_verdict_would_be_obeyed(place):
+    place.edit(place.stage() / "verdict.json", suggestion=EVIL)
+
+
+@attack("verify", "lineage")
+def a_file_has_a_name_that_a_terminal_obeys(place):
+    (place.stage() / EVIL.replace("/", "")).write_text("")
+
+
+@attack("report", ".", "--out", "page.html")
+def a_lineage_has_a_name_that_a_page_would_obey(place):
+    shutil.copytree(place.lineage, place.folder / EVIL)
+
+
+@attack("try", f"lineage{EVIL}", "word")
+def a_folder_has_a_name_that_a_terminal_obeys(place):
+    pass
+
+
+def _plant_a_refusal(place: Place) -> None:
+    def change(entries: list[dict[str, Any]]) -> None:
+        newest = entries[-1]
+        line = {key: newest[key] for key in ("stage", "task", "method", "mode", "scores")}
+        line |= {"verb": "refused", "parent": newest["stage"], "files": {}, "key": "0" * 32}
+        entries.append({**line, "folder": "refused/0003-third-00000000", "reasons": [EVIL]})
+
+    place.rewrite(change)
+
+
 # --- results
 
 
@@ -411,7 +464,7 @@ def outcome(attack: Attack, place: Place) -> Outcome:
             what = "REACHED"
         elif SECRET in uploaded.text:
             what = "LEAKED"
-        elif any(sign in out.getvalue() + err.getvalue() for sign in OBEYED):
+        elif any(sign in out.getvalue() + err.getvalue() + _pages(place) for sign in OBEYED):
             what = "OBEYED"
         else:
             what = crash or ("refused" if status else "harmless")
@@ -483,6 +536,11 @@ def _tree(folder: Path) -> dict[str, str]:
         )
         for path in folder.rglob("*")
     }
+
+
+def _pages(place: Place) -> str:
+    """Return the text of the reports in a place."""
+    return "".join(page.read_text() for page in place.folder.glob("page.*"))
 
 
 def _sha256(file: Path) -> str:

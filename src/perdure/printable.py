@@ -23,6 +23,13 @@ def printable(text: str, lines: bool = True) -> str:
     return _OBEYED.sub(lambda match: _escaped(match[0], lines), text)
 
 
+def printable_json(text: str) -> str:
+    r"""Return JSON with what a terminal obeys written as `\u202e`, which means the same in JSON."""
+    return _OBEYED.sub(
+        lambda match: match[0] if match[0] in _LINES else f"\\u{ord(match[0]):04x}", text
+    )
+
+
 def _escaped(character: str, lines: bool) -> str:
     if lines and character in _LINES:
         return character

@@ -198,7 +198,7 @@ def test_what_cannot_be_compared_stands_in_parts_of_its_own(place):
 
 
 def test_hostile_names_stay_text_everywhere(place):
-    names = (HOSTILE, FORMULA, "|a|\n# b `c`")
+    names = (HOSTILE, FORMULA, "|a|# b `c`")  # a ledger with a line break in a name is refused
     lineage(place / "runs" / "=x&<b>", ROWS, tasks=names)
     lineage(place / "runs" / "y", BETTER, tasks=names, method="replay")
     assert perdure("report", "runs").status == 0
@@ -216,7 +216,6 @@ def test_hostile_names_stay_text_everywhere(place):
     assert not [c for c in cells if c[:1] in tuple("=+@") or re.match(r"-[^0-9.]", c)]
     text = (place / "report.md").read_text()
     assert "<script>" not in text
-    assert "\n# b" not in text
     for line in text.splitlines():
         if line.startswith("| after stage"):
             assert len(re.findall(r"(?<!\\)\|", line)) == 5

@@ -5,13 +5,21 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command
-from perdure.cli.output import Json, complain, print_json, quiet, stderr, stderr_line, stdout
+from perdure.cli.output import (
+    Json,
+    complain,
+    print_json,
+    print_part,
+    quiet,
+    stderr,
+    stderr_line,
+    stdout,
+)
 from perdure.errors import PerdureError, nearest
 
 
@@ -124,11 +132,11 @@ class _Session:
         """Print the answer while it is generated."""
         shown: list[str] = []
 
-        def print_part(part: str) -> None:
+        def show_part(part: str) -> None:
             shown.append(part)
-            typer.echo(part, nl=False)
+            print_part(part)
 
-        answer, begun = self.chat.ask(question, print_part), "".join(shown)
+        answer, begun = self.chat.ask(question, show_part), "".join(shown)
         if answer.startswith(begun):
             self.show(answer[len(begun) :], is_empty=not answer.strip())
         else:  # what was shown, such as reasoning, is not part of the answer

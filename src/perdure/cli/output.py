@@ -10,10 +10,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from perdure.printable import printable, printable_json
 from perdure.reporting.verdict import words
 
 
@@ -23,20 +25,33 @@ WIDE = 200  # the width of tables if stdout is not a terminal, in characters
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
+class _Console(Console):
+    """A console that shows, and does not pass on, what a terminal would obey in a text."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            if segment.control:
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
+
+
 def stdout() -> Console:
     """The console for results. Markup is off, because users may give tasks any name."""
     width = None if sys.stdout.isatty() else WIDE
-    return Console(markup=False, highlight=False, width=width)
+    return _Console(markup=False, highlight=False, width=width)
 
 
 def stderr() -> Console:
     """The console for progress and errors."""
-    return Console(stderr=True, markup=False, highlight=False)
+    return _Console(stderr=True, markup=False, highlight=False)
 
 
 def stderr_line(line: str) -> None:
     """Print a note or a warning to stderr, on one line."""
-    typer.echo(" ".join(line.split()), err=True)
+    typer.echo(printable(" ".join(line.split()), lines=False), err=True)
 
 
 def print_parts(parts: Iterable[RenderableType]) -> None:
@@ -46,7 +61,13 @@ def print_parts(parts: Iterable[RenderableType]) -> None:
 
 
 def print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2)
+    typer.echo(printable_json(text))
+
+
+def print_part(part: str) -> None:
+    """Print a part of a text that is not complete yet."""
+    typer.echo(printable(part), nl=False)
 
 
 def score(value: float | None, sign: bool = False) -> str:
@@ -86,7 +107,7 @@ def verdict_text(judged: dict[str, Any] | None, stage: int, folder: str | Path) 
 
 def complain(line: str) -> None:
     """Print an error to stderr, with any line breaks replaced by spaces."""
-    typer.echo(f"perdure: {' '.join(line.split())}", err=True)
+    typer.echo(f"perdure: {printable(' '.join(line.split()), lines=False)}", err=True)
 
 
 def quiet() -> None:

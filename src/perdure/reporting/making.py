@@ -5,6 +5,7 @@ from pathlib import Path
 
 from perdure.errors import PerdureError
 from perdure.lineage.files import write_text
+from perdure.printable import printable
 from perdure.reporting.page import html
 from perdure.reporting.read import Run, read
 from perdure.reporting.text import CSV_HEADER, csv_text, markdown
@@ -32,7 +33,7 @@ def report(folders: Sequence[str | Path], out: str | Path) -> tuple[list[Run], l
     for path in texts:
         _check_is_report(path)
     for path, text in texts.items():
-        write_text(path, text)
+        write_text(path, printable(text))
     return runs, list(texts)
 
 

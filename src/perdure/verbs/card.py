@@ -10,6 +10,7 @@ from typing import Any, Literal
 from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.models.kinds import Kind
+from perdure.printable import printable
 from perdure.reporting.verdict import words
 
 
@@ -123,7 +124,7 @@ def model_card(
         *_loading(base_kind, pinned, kind, place),
         *_answering(base_kind, learned, facts),
     ]
-    return "\n".join([*text, "```python", *code, "```", ""])
+    return printable("\n".join([*text, "```python", *code, "```", ""]))
 
 
 def _about(entry: dict[str, Any], description: str, facts: StageFacts) -> list[str]:
