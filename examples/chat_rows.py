@@ -52,7 +52,7 @@ QUESTIONS = {
     "feeling": f"How does the customer feel: {', '.join(FEELINGS)}?",
     "thing": "Which thing is this message about? Answer with one word.",
 }
-COUNTS = {"train": 48, "test": 16}
+COUNTS = {"train": 24, "test": 16}
 
 
 def messages(things: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
