@@ -56,7 +56,7 @@ def answers(lineage: str) -> Any:
 
 def exported(lineage: str) -> Any:
     """Export the newest stage, and return the hashes of the model."""
-    from perdure.models.pins import file_hash
+    from perdure.models.hashing import file_hash
 
     with tempfile.TemporaryDirectory() as folder:
         out = api.export(lineage, Path(folder) / "model")

@@ -139,7 +139,7 @@ def _stored(lineage: Lineage) -> dict[str, int | None]:
             "stored_bytes": None,
         }
     rehearses = any(method.rehearses for method in make(lineage.config.method))
-    files = [lineage.folder(entry) / MEMORY for entry in stages if rehearses]
+    files = [file for entry in stages if rehearses and (file := lineage.file(entry, MEMORY))]
     rows = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
     size = sum(file.stat().st_size for file in files)
     return {

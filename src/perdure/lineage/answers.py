@@ -10,7 +10,8 @@ from perdure.models.layout import PREDICTIONS
 
 def stored_answers(lineage: Lineage, entry: dict[str, Any]) -> dict[str, dict[str, Predictions]]:
     """Return the answers that a stage stores, by `before` or `after` and by task."""
-    return read_predictions(lineage.folder(entry) / PREDICTIONS)
+    file = lineage.file(entry, PREDICTIONS)
+    return read_predictions(file) if file else {"before": {}, "after": {}}
 
 
 def newest_answers(lineage: Lineage, stages: Sequence[dict[str, Any]]) -> dict[str, Predictions]:

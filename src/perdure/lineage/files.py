@@ -1,7 +1,6 @@
 """Writing files so that they appear completely or not at all, by one process at a time."""
 
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 from perdure.disk import check_file, check_tree, open_file
 from perdure.errors import PerdureError
+from perdure.models.hashing import file_hash
 
 
 def dump(value: Any) -> str:
@@ -52,9 +52,7 @@ def hash_folder(folder: Path) -> dict[str, str]:
     """
     check_tree(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {
-        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files
-    }
+    return {p.relative_to(folder).as_posix(): file_hash(p) for p in files}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,16 @@ from perdure.lineage.settings import (
 )
 from perdure.lineage.work import WorkFolders, remove_work, work_folders
 from perdure.measure.matrix import ScoreMatrix
-from perdure.models.layout import SCORES, VERDICT, WHOLE
+from perdure.models.hashing import file_hash
+from perdure.models.layout import (
+    GUARD,
+    MEMORY,
+    PREDICTIONS,
+    RECORDS,
+    SCORES,
+    VERDICT,
+    WHOLE,
+)
 from perdure.seeds import digest
 
 
@@ -258,6 +268,68 @@ class Lineage(History):
             self._checked.add(folder)
         return folder
 
+    def file(self, entry: dict[str, Any], name: str) -> Path | None:
+        """Return the path of a file of a stage, or None if the ledger names no such file.
+
+        Its hash is compared with the ledger first, so that nothing is used that was changed.
+
+        Args:
+            entry: the ledger's line of the stage.
+            name: the name of the file in the stage's folder.
+
+        Raises:
+            PerdureError: the file is missing, or not as it was written.
+        """
+        if name not in entry["files"]:
+            return None
+        path = self.folder(entry) / name
+        if path.is_file() and file_hash(path) == entry["files"][name]:
+            return path
+        state = "is not as it was written" if path.exists() else "missing"
+        raise PerdureError(
+            f"{path}: {state}; restore it from a copy, and see with `perdure verify {self.path}` "
+            "what else is damaged"
+        )
+
+    def is_deleted(self, entry: dict[str, Any]) -> bool:
+        """Return whether a line is of a refused stage whose folder was deleted, as it may be."""
+        return entry["verb"] == "refused" and not (self.path / entry["folder"]).exists()
+
+    def is_intact(self, entry: dict[str, Any], name: str) -> bool:
+        """Return whether a stage has a file, and it is as it was written."""
+        try:
+            return self.file(entry, name) is not None
+        except PerdureError:
+            return False
+
+    def check_records(self, entries: Iterable[dict[str, Any]]) -> None:
+        """Check what the stages of some lines record and a further stage reads.
+
+        Raises:
+            PerdureError: a file is missing or not as it was written.
+        """
+        for entry in entries:
+            for name in (MEMORY, SCORES, PREDICTIONS, GUARD, VERDICT):
+                self.file(entry, name)
+
+    def check_model(self, entry: dict[str, Any]) -> None:
+        """Check the files of a stage's model: weights, settings, and a whole model's tokenizer.
+
+        Raises:
+            PerdureError: one is missing or not as it was written, or there are other files of a
+                whole model than were written.
+        """
+        for name in entry["files"]:
+            if name not in RECORDS:
+                self.file(entry, name)
+        if entry["kind"] == "weights":
+            for path in self.folder(entry).iterdir():
+                if path.name not in entry["files"]:
+                    raise PerdureError(
+                        f"{path}: is not in the ledger, but could be loaded with the stage; move "
+                        "it away"
+                    )
+
     def at(self, stage: int) -> dict[str, Any]:
         """Return the line of the ledger that made a stage.
 
@@ -367,7 +439,10 @@ class Lineage(History):
 
     def scores(self, entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Return the scores that were measured at a stage (see `matrix`)."""
-        return json.loads((self.folder(entry) / SCORES).read_text())
+        file = self.file(entry, SCORES)
+        if file is None:
+            raise PerdureError(f"{self.path}: the ledger has no scores of stage {entry['stage']}")
+        return json.loads(file.read_text(encoding="utf-8"))
 
     def verdict(self, entry: dict[str, Any]) -> dict[str, Any] | None:
         """Return the verdict on a stage (`measure.verdict`), None if it has none.
@@ -375,8 +450,10 @@ class Lineage(History):
         Raises:
             PerdureError: its file is damaged.
         """
-        file = self.folder(entry) / VERDICT if "folder" in entry else None
-        if file is None or not file.is_file():
+        if "folder" not in entry or self.is_deleted(entry):
+            return None
+        file = self.file(entry, VERDICT)
+        if file is None:
             return None
         try:
             return json.loads(file.read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from perdure.config import DEFAULT_ADAPTER, Config
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.models.base import Base, BaseInfo, is_quantized, load_base
-from perdure.models.layout import ADAPTER_SETTINGS, WHOLE
+from perdure.models.layout import ADAPTER_SETTINGS
 from perdure.models.stage_files import load_weights
 from perdure.models.traces import AsLoaded, traces
 
@@ -31,6 +31,8 @@ def base_at(lineage: Lineage, entry: dict[str, Any] | None, info: BaseInfo | Non
         if is_gone(lineage, entry):
             raise PerdureError(gone(lineage, entry))
         whole = lineage.folder(entry)
+    if entry:
+        lineage.check_model(entry)
     base = load_base(
         config.base,
         adapter=_adapter(lineage, entry),
@@ -66,6 +68,8 @@ class BaseLoader:
     def at(self, lineage: Lineage, entry: dict[str, Any] | None) -> Base:
         """Load a stage as `base_at` does. The model returned before must not be used any more."""
         entry = entry or lineage.origin
+        if entry and not is_gone(lineage, entry):
+            lineage.check_model(entry)
         adapter = _adapter(lineage, entry)
         base = self._from_memory(adapter, begins=entry is None)
         if base is None:
@@ -152,7 +156,9 @@ def _adapter(lineage: Lineage, entry: dict[str, Any] | None) -> dict[str, Any] |
     adapter = lineage.config.adapter
     if entry is None or adapter is None or adapter.get("peft_type", "LORA").upper() != "LORA":
         return adapter
-    file = lineage.folder(entry) / ADAPTER_SETTINGS
+    file = lineage.file(entry, ADAPTER_SETTINGS)
+    if file is None:
+        raise PerdureError(f"{lineage.folder(entry)}: the ledger has no {ADAPTER_SETTINGS} in it")
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         return {**adapter, "r": stored["r"], "lora_alpha": stored["lora_alpha"]}
@@ -168,7 +174,7 @@ def stage_entry(lineage: Lineage, stage: int | None) -> dict[str, Any] | None:
 
 def is_gone(lineage: Lineage, entry: dict[str, Any]) -> bool:
     """Return whether a stage had whole weights that are not kept any more."""
-    return entry.get("kind") == "weights" and not any(lineage.folder(entry).glob(WHOLE))
+    return entry.get("kind") == "weights" and entry["folder"] in lineage.dropped
 
 
 def gone(lineage: Lineage, entry: dict[str, Any]) -> str:

@@ -141,5 +141,5 @@ def reopen_rows(
 
 def remembered(lineage: Lineage, entry: dict[str, Any]) -> list[Row]:
     """Return the rows that a stage keeps for rehearsal."""
-    path = lineage.folder(entry) / MEMORY
-    return read_rows(path) if path.exists() and path.stat().st_size else []
+    path = lineage.file(entry, MEMORY)
+    return read_rows(path) if path and path.stat().st_size else []

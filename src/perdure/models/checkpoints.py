@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from perdure.errors import PerdureError, one_line
 from perdure.models.base import Base
+from perdure.models.hashing import file_hash
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, WHOLE
-from perdure.models.pins import file_hash
 from perdure.models.stage_files import load_weights, plain
 
 

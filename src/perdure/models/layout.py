@@ -12,4 +12,7 @@ VERDICT = "verdict.json"
 GUARD = "guard.json.gz"
 CARD = "README.md"
 
+# What a stage records beside its model.
+RECORDS = (METHOD_STATE, MEMORY, SCORES, PREDICTIONS, VERDICT, GUARD, CARD)
+
 GENERAL = "(general)"  # the name of the general rows among the names of old tasks

@@ -1,7 +1,6 @@
 """The pin that identifies a base: its name or folder, its commit, and the SHA-256 of its files."""
 
 import difflib
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from perdure.errors import PerdureError
+from perdure.models.hashing import file_hash
 from perdure.models.smollm2 import smollm2
 
 
@@ -100,12 +100,6 @@ def differing(pinned: dict[str, Any], present: dict[str, Any]) -> list[str]:
     return sorted(
         name for name, sha in pinned["files"].items() if present["files"].get(name) != sha
     )
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from perdure.models.layout import METHOD_STATE
-
 
 PREFIX = "recurrent_kif."
 IMPORTANT = f"{PREFIX}important."
@@ -49,10 +47,9 @@ class Identified:
         return list(dict.fromkeys(module for _, module in self.places))
 
 
-def identified(folder: Path, task: str) -> Identified | None:
+def identified(path: Path | None, task: str) -> Identified | None:
     """Read the importance at a stage from its state; None for other methods and the first task."""
-    path = folder / METHOD_STATE
-    if not path.exists():
+    if path is None:
         return None
     with safe_open(path, framework="np") as file:
         names = list(file.keys())

@@ -11,7 +11,7 @@ from perdure.config import DEFAULT_TRAINING, filled_adapter
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.lineage import Lineage
 from perdure.measure.matrix import ScoreMatrix, summary
-from perdure.models.layout import MEMORY
+from perdure.models.layout import MEMORY, METHOD_STATE
 from perdure.reporting.importance import Identified, identified
 from perdure.reporting.outcomes import (
     LineageVerdict,
@@ -225,7 +225,7 @@ def _read(path: Path, label: str) -> Run:
         identified=tuple(
             importance
             for entry in stages
-            if (importance := identified(lineage.folder(entry), entry["task"]["id"]))
+            if (importance := identified(lineage.file(entry, METHOD_STATE), entry["task"]["id"]))
         ),
         rerun=rerun(lineage),
         verdict=verdict,
@@ -275,7 +275,7 @@ def _line(lineage: Lineage, entry: dict[str, Any], times: dict[str, Any]) -> Lin
         )
     timing = times.get(str(stage), {})
     seconds = stage_seconds(lineage).get(stage, {}) if timing else {}
-    passes, memory = timing.get("rows"), lineage.folder(entry) / MEMORY
+    passes, memory = timing.get("rows"), lineage.file(entry, MEMORY)
     return Line(
         stage=stage,
         verb=entry["verb"],
@@ -284,7 +284,7 @@ def _line(lineage: Lineage, entry: dict[str, Any], times: dict[str, Any]) -> Lin
         task=entry["task"]["id"],
         rows=train["rows"],
         sha256=train["sha256"],
-        remembered=memory.read_bytes().count(b"\n") if memory.exists() else 0,
+        remembered=memory.read_bytes().count(b"\n") if memory else 0,
         date=timing.get("date"),
         steps=timing.get("steps"),
         learning=seconds.get("learning"),

@@ -26,7 +26,7 @@ from perdure.lineage.work import WorkFolders
 from perdure.measure.gate import beyond, open_limits
 from perdure.models.base import Base, BaseInfo
 from perdure.models.checkpoints import hashes
-from perdure.models.layout import CARD, GENERAL, SCORES
+from perdure.models.layout import CARD, GENERAL, METHOD_STATE, SCORES
 from perdure.prepare import Plan
 from perdure.reporting.verdict import losses
 from perdure.say import Say
@@ -87,6 +87,9 @@ def advance(
         e["id"]: other for e, other in zip(entry.get("with", ()), learned, strict=False)
     }
     base = plan.loader.at(lineage, previous)
+    lineage.check_records(stages)  # now, because some are read only after the training
+    if previous:
+        lineage.file(previous, METHOD_STATE)
     stage_plan = StagePlan(
         stage=number,
         task=task_id,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.config import GuardSettings
+from perdure.lineage.guard_answers import stored_guard_answers
 from perdure.lineage.lineage import Lineage
 from perdure.measure.guard.budget import FEWEST, affordable, cost
 from perdure.measure.guard.checks import passes
@@ -15,7 +16,6 @@ from perdure.measure.guard.kept import (
     fallen_and_risen,
     keep,
     question_key,
-    read_answers,
     write_answers,
 )
 from perdure.measure.guard.rows import GuardRow, read_guard_rows, sampled
@@ -178,8 +178,8 @@ def _known_answers(lineage: Lineage) -> dict[str, Generated]:
     """Return the base's answers that earlier stages keep, also reverted ones, by question."""
     known: dict[str, Generated] = {}
     for entry in lineage.stage_entries.values():
-        if "folder" in entry:
-            stored = read_answers(lineage.folder(entry) / GUARD)
+        if "folder" in entry and lineage.is_intact(entry, GUARD):
+            stored = stored_guard_answers(lineage, entry)
             known |= {kept.question: kept.base for kept in stored.values()}
     return known
 
@@ -191,7 +191,7 @@ def _since_the_last_stage(
     if not lineage.stages:
         return {"since": None, "lost_before": False}
     last = lineage.stages[-1]
-    fell, rose = fallen_and_risen(rows, read_answers(lineage.folder(last) / GUARD), kept)
+    fell, rose = fallen_and_risen(rows, stored_guard_answers(lineage, last), kept)
     p = sign_test(fell, rose)
     had_lost = ((lineage.verdict(last) or {}).get("general") or {}).get("lost", False)
     return {

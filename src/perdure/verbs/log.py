@@ -5,6 +5,7 @@ from typing import Any
 
 from perdure.lineage.lineage import Lineage
 from perdure.measure.verdict import lost_now
+from perdure.models.layout import VERDICT
 from perdure.reporting.results import method_name
 
 
@@ -23,7 +24,10 @@ def log(path: str | Path) -> list[dict[str, Any]]:
         timing = timings.get(str(entry["stage"]), {}) if "task" in entry and not is_refused else {}
         seconds = {k: v for k, v in timing.get("seconds", {}).items() if k not in ("loss", "cpu")}
         scores = entry.get("scores", {})
-        verdict = lineage.verdict(entry)
+        is_active = entry["stage"] in active and not is_refused
+        # A stage that is no longer active may be damaged, which should not hide the others.
+        is_readable = is_active or ("folder" in entry and lineage.is_intact(entry, VERDICT))
+        verdict = lineage.verdict(entry) if is_readable else None
         lost = (
             [*verdict["lost"], *[GENERAL_ABILITY] * lost_now(verdict["general"])] if verdict else []
         )
@@ -32,7 +36,7 @@ def log(path: str | Path) -> list[dict[str, Any]]:
                 "stage": entry["stage"],
                 "parent": entry["parent"],
                 "verb": entry["verb"],
-                "active": entry["stage"] in active and not is_refused,
+                "active": is_active,
                 "task": entry.get("task", {}).get("id"),
                 "method": method_name(entry["method"], entry["mode"])
                 if "method" in entry

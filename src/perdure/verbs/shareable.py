@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from perdure.disk import check_tree, open_file
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
+from perdure.models.hashing import file_hash
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, CARD, HEAD_WEIGHTS
-from perdure.models.pins import file_hash
 
 
 MODEL = (

@@ -44,8 +44,8 @@ def show(
     }
     if number == 0:
         return details
-    memory = lineage.folder(entry) / MEMORY
-    remembered_rows = memory.read_text(encoding="utf-8").count("\n") if memory.exists() else 0
+    memory = lineage.file(entry, MEMORY)
+    remembered_rows = memory.read_text(encoding="utf-8").count("\n") if memory else 0
     own = entry["task"].get("training", {})
     settings = {
         "training": {**DEFAULT_TRAINING, **for_task(config.training, own)},

@@ -8,14 +8,19 @@ from typing import Any
 from perdure.data.checks import question_text
 from perdure.data.rows import references
 from perdure.data.task import Task
-from perdure.lineage.answers import first_answers, newest_answers, stored_answers
+from perdure.lineage.answers import (
+    first_answers,
+    newest_answers,
+    stored_answers,
+)
+from perdure.lineage.guard_answers import stored_guard_answers
 from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.sources import reopen_rows
-from perdure.measure.guard.kept import Kept, read_answers
+from perdure.measure.guard.kept import Kept
 from perdure.measure.predictions import read_predictions
 from perdure.measure.verdict import Asked, lost_now, verdict
-from perdure.models.layout import GUARD, PREDICTIONS, VERDICT
+from perdure.models.layout import PREDICTIONS, VERDICT
 from perdure.say import Say
 from perdure.train.method import Method
 
@@ -92,7 +97,7 @@ def changed_rows(
                     record |= {"question": question_text(row), "right": references(row)[0]}
                 record |= {"before": old, "after": new}
                 changed.append(record | {"score_before": old_score, "score_after": new_score})
-    changed += _flipped(read_answers(lineage.folder(entry) / GUARD))
+    changed += _flipped(stored_guard_answers(lineage, entry))
     return sorted(
         changed, key=lambda r: (r["task"] == GUARDED, r["score_before"] < r["score_after"])
     )

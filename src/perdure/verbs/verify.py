@@ -9,6 +9,7 @@ from perdure.lineage.ledger import differences_from_newest
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.names import REFUSED
 from perdure.lineage.settings import differences, in_words
+from perdure.models.hashing import hash_again
 from perdure.models.layout import SCORES, WHOLE
 from perdure.models.pins import differing, pin
 
@@ -21,10 +22,11 @@ def verify(path: str | Path) -> list[str]:
     the ledger are those of the stage, the settings, the base, and that the folder has no other
     stages.
     """
+    hash_again()
     lineage = Lineage(path, edited=True)
     problems = differences_from_newest(lineage.path / "ledger.jsonl")
     for entry in lineage.ledger:
-        if "folder" in entry and not _is_deleted(lineage, entry):
+        if "folder" in entry and not lineage.is_deleted(entry):
             problems += _stage(lineage, entry) or _scores(lineage, entry)
     in_ledger = {entry["folder"] for entry in lineage.ledger if "folder" in entry}
     for folder in sorted(
@@ -41,11 +43,6 @@ def verify(path: str | Path) -> list[str]:
     if lineage.written_pin != lineage.pin:
         problems.append(f"{lineage.path / 'lineage.yaml'}: names another base than the ledger")
     return problems + _base(lineage.pin)
-
-
-def _is_deleted(lineage: Lineage, entry: dict[str, Any]) -> bool:
-    """Return whether a line is of a refused stage whose folder was deleted, which harms nothing."""
-    return entry["verb"] == "refused" and not (lineage.path / entry["folder"]).exists()
 
 
 def _stage(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
