@@ -11,8 +11,8 @@ ROOT = Path(perdure.__file__).parent
 # From the top. `perdure/__init__.py`, which only names what is public, is above all of them.
 ORDER = (
     *("cli", "api", "keys", "verbs", "comparison", "reporting", "prepare", "lineage", "methods"),
-    *("train", "measure", "data", "models", "config", "places", "disk", "printable", "seeds"),
-    *("say", "stopping", "errors"),
+    *("train", "measure", "data", "models", "config", "places", "writing", "disk", "printable"),
+    *("seeds", "say", "stopping", "errors"),
 )
 
 

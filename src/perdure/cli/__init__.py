@@ -33,10 +33,12 @@ from perdure.cli.output import LOST, complain
 from perdure.errors import PerdureError, RefusedError
 from perdure.places import where_it_goes
 from perdure.stopping import Terminated, handled
+from perdure.writing import flush_output, in_one_line
 
 
 RESUMED = ("learn", "run", "compare")
 WITH_SETTINGS = ("init", "learn", "run", "compare", "set")
+OUTPUT = "the output or a temporary file"  # if an error does not name what cannot be written
 UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's copy of click
 
 
@@ -49,7 +51,7 @@ class _Verbs(TyperGroup):
         except RefusedError as error:
             complain(f"refused: {error}")
             raise typer.Exit(LOST) from None
-        except (PerdureError, PermissionError) as error:
+        except PerdureError as error:
             complain(f"error: {error}")
             raise typer.Exit(2) from None
         except UsageError as error:
@@ -69,6 +71,12 @@ class _Verbs(TyperGroup):
             complain(f"{' '.join(['stopped', str(stopped)]).rstrip()}{hint}")
             status = stopped.status if isinstance(stopped, Terminated) else 130
             raise typer.Exit(status) from None
+        except Exception as error:
+            line = in_one_line(error, OUTPUT)
+            if line is None:
+                raise
+            complain(f"error: {line}")
+            raise typer.Exit(2) from None
 
 
 def _no_option(error: Any, option: str) -> str:
@@ -116,4 +124,22 @@ app.command("methods")(methods.methods)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the `perdure` command, which ends with SystemExit."""
     with handled():
+        try:
+            _run(arguments)
+        except SystemExit as end:
+            line = flush_output()
+            if line is None or end.code:
+                raise
+            complain(f"error: {line}")
+            raise SystemExit(2) from None
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    try:
         app(arguments, prog_name="perdure")
+    except OSError as error:  # outside of a verb, such as --help with a full disk
+        line = in_one_line(error, OUTPUT)
+        if line is None:
+            raise
+        complain(f"error: {line}")
+        raise SystemExit(2) from None

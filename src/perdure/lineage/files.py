@@ -11,6 +11,7 @@ from typing import Any
 from perdure.disk import check_file, check_tree, open_file
 from perdure.errors import PerdureError
 from perdure.models.hashing import file_hash
+from perdure.writing import writing
 
 
 def dump(value: Any) -> str:
@@ -22,7 +23,8 @@ def sync(path: Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with writing(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -31,16 +33,20 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically: a reader sees the old file or the new one, never a part.
 
     Nothing is written through a symbolic link: one at `path` is replaced by the file.
+
+    Raises:
+        PerdureError: the file cannot be written. The old one is still there.
     """
     new_file = path.with_name(f".{path.name}.new")
     if not new_file.is_symlink():
         check_file(new_file)
     new_file.unlink(missing_ok=True)  # of a process that was stopped
-    with open_file(new_file, "x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new_file.replace(path)
+    with writing(path, unfinished=new_file):
+        with open_file(new_file, "x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        new_file.replace(path)
     sync(path.parent)
 
 

@@ -16,6 +16,7 @@ from perdure.disk import open_file
 from perdure.errors import PerdureError
 from perdure.lineage.files import dump, sync, write_text
 from perdure.lineage.names import NEWEST
+from perdure.writing import writing
 
 
 TRIES = 100  # how often two files are read until no other process writes them meanwhile
@@ -78,7 +79,7 @@ def write_newest(path: Path, line: bytes) -> None:
 def write_lines(path: Path, lines: list[bytes]) -> None:
     """Write what a ledger lacks of these lines, and remove what is after them or is not theirs."""
     content = b"".join(line + b"\n" for line in lines)
-    with open_file(path, "r+b" if path.exists() else "x+b") as file:
+    with writing(path), open_file(path, "r+b" if path.exists() else "x+b") as file:
         present, start = file.read(), 0
         for line in lines:
             if present[start : start + len(line) + 1] != line + b"\n":

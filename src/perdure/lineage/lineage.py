@@ -43,6 +43,7 @@ from perdure.models.layout import (
     WHOLE,
 )
 from perdure.seeds import digest
+from perdure.writing import writing
 
 
 FORMAT = 1
@@ -123,7 +124,15 @@ class Lineage(History):
         """
         path = Path(path)
         cls.check_vacant(path)
-        path.mkdir(parents=True, exist_ok=True)
+        with writing(path, unfinished=None if path.exists() else path):
+            path.mkdir(parents=True, exist_ok=True)
+            cls._create(path, config, base, adapter)
+        return cls(path)
+
+    @staticmethod
+    def _create(
+        path: Path, config: Config, base: dict[str, Any], adapter: dict[str, bytes] | None
+    ) -> None:
         with locked(path):
             (path / NEWEST).unlink(missing_ok=True)  # first, because it may have the only line
             (path / "ledger.jsonl").unlink(missing_ok=True)
@@ -141,7 +150,6 @@ class Lineage(History):
                 entry |= {"kind": "adapter", "folder": STARTING_ADAPTER, "files": files}
             append(path / "ledger.jsonl", entry)
             _write_settings(path, settings, base)
-        return cls(path)
 
     @staticmethod
     def check_vacant(path: str | Path) -> None:
@@ -358,7 +366,8 @@ class Lineage(History):
         entry = {**entry, "files": hash_folder(built)}
         if dropped := self.to_drop(entry):
             entry["dropped"] = dropped
-        built.rename(folder)
+        with writing(folder):
+            built.rename(folder)
         sync(folder.parent)
         times = self.timings()
         write_text(self.path / "timings.json", dump({**times, str(entry["stage"]): timing}))
@@ -382,9 +391,10 @@ class Lineage(History):
         for path in [*built.rglob("*"), built]:
             sync(path)
         remove(place)  # of a run that stopped before it wrote the ledger
-        place.parent.mkdir(exist_ok=True)
         files = hash_folder(built)
-        built.rename(place)
+        with writing(place):
+            place.parent.mkdir(exist_ok=True)
+            built.rename(place)
         sync(place.parent)
         line = {
             "stage": self.head,

@@ -1,7 +1,8 @@
 """The engine: a Trainer that computes the task loss itself and calls the hooks of the methods."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from perdure.data.tokens import Collator
+from perdure.disk import remove
 from perdure.errors import PerdureError
 from perdure.models.base import Base
 from perdure.models.kinds import Kind
@@ -28,6 +30,7 @@ from perdure.train.method import Loss, Method
 from perdure.train.passes import Passes
 from perdure.train.rehearsals import Rehearsals
 from perdure.train.step import accumulate, clip_and_step, gradient_of, task_loss
+from perdure.writing import writing
 
 
 LONGEST_STEP = 10.0  # seconds that a signal waits for the end of a step
@@ -118,7 +121,7 @@ class ContinualTrainer(Trainer):
         A signal that asks the process to stop waits for the end of the step, and the training then
         leaves a checkpoint.
         """
-        with held(LONGEST_STEP):
+        with held(LONGEST_STEP), self._whole_checkpoints():
             output = self.train(resume_from_checkpoint=str(self.resume) if self.resume else None)
         # accelerate leaves its autocast around `forward`; scoring needs the original one
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -156,6 +159,23 @@ class ContinualTrainer(Trainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    @contextmanager
+    def _whole_checkpoints(self) -> Iterator[None]:
+        """Delete a checkpoint that is not whole if the block ends with an error.
+
+        Raises:
+            PerdureError: a checkpoint cannot be written.
+        """
+        work = Path(str(self.args.output_dir))
+        try:
+            with writing(work):
+                yield
+        except BaseException:
+            for checkpoint in work.glob("checkpoint-*"):
+                if not (checkpoint / METHOD_STATE).exists():
+                    remove(checkpoint)
+            raise
 
     # --- the step
 

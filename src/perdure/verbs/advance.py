@@ -37,6 +37,7 @@ from perdure.train.tracking import StageCallback, steps_before
 from perdure.verbs.card import StageFacts, model_card
 from perdure.verbs.general import measure_general
 from perdure.verbs.verdict import judge
+from perdure.writing import writing
 
 
 PACKAGES = ("perdure", "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers")
@@ -111,21 +112,22 @@ def advance(
     for callback in stage_callbacks:
         callback.begin(task_id, len(stages) + 1, total, steps_before(lineage.timings(), number))
     try:
-        if checkpoint:
-            seconds, counts = adopt_stage(base, stage_plan, checkpoint, built)
-        else:
-            seconds, counts = learn_stage(base, stage_plan, work, built, say)
-        after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
-        entry["scores"] = {scored_id: cell["score"] for scored_id, cell in after.items()}
-        judged = _judged(
-            lineage, plan, stage_plan, base=base, counts=counts, built=built, seconds=seconds
-        )
+        with writing(built, unfinished=built):
+            if checkpoint:
+                seconds, counts = adopt_stage(base, stage_plan, checkpoint, built)
+            else:
+                seconds, counts = learn_stage(base, stage_plan, work, built, say)
+            after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
+            entry["scores"] = {scored_id: cell["score"] for scored_id, cell in after.items()}
+            judged = _judged(
+                lineage, plan, stage_plan, base=base, counts=counts, built=built, seconds=seconds
+            )
+            _write_card(lineage, base, entry, cells=after, judged=judged, built=built)
     except NotFiniteError:
         remove(work)  # a checkpoint in it would lead to the same step again
         raise
     for line in [*losses(judged), *open_limits(config.gate, judged)]:
         say(f"warning: {line}")
-    _write_card(lineage, base, entry, cells=after, judged=judged, built=built)
     if reasons := beyond(config.gate, judged):
         lineage.refuse(built, entry, reasons, key)
         raise RefusedError(_refused_text(lineage, lineage.ledger[-1], "was refused"))

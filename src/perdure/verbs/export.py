@@ -22,6 +22,7 @@ from perdure.models.sample import alike, sample_output
 from perdure.models.stage_files import save_head
 from perdure.verbs.card import facts_of, model_card
 from perdure.verbs.shareable import check_shareable
+from perdure.writing import writing
 
 
 def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | None) -> Path:
@@ -50,21 +51,22 @@ def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | No
     merged = _without_adapter(base) if untouched else _merged(base, str(path))
     merged = merged.to(getattr(torch, dtype) if dtype else base_dtype)
     unfinished = out.parent / f".{out.name}.new"
-    fresh_folder(unfinished)
-    merged.save_pretrained(unfinished)
-    _check_written(unfinished, base, expected)
-    written = base.tokenizer.save_pretrained(unfinished)
-    of_tokenizer = {Path(name).relative_to(unfinished).as_posix() for name in written}
-    if isinstance(base.model, Classifier) and base.model.labels:
-        save_head(base.model, unfinished)
     facts = facts_of(lineage, entry, base.tokenizer)
     card = model_card(base.kind, lineage.pin, entry, kind="merged", place=str(out), facts=facts)
-    (unfinished / CARD).write_text(card, encoding="utf-8")
-    check_shareable(unfinished, of_tokenizer)
-    usual_modes(unfinished)
-    if out.exists():
-        out.rmdir()
-    unfinished.rename(out)
+    with writing(out, unfinished=unfinished):
+        fresh_folder(unfinished)
+        merged.save_pretrained(unfinished)
+        _check_written(unfinished, base, expected)
+        written = base.tokenizer.save_pretrained(unfinished)
+        of_tokenizer = {Path(name).relative_to(unfinished).as_posix() for name in written}
+        if isinstance(base.model, Classifier) and base.model.labels:
+            save_head(base.model, unfinished)
+        (unfinished / CARD).write_text(card, encoding="utf-8")
+        check_shareable(unfinished, of_tokenizer)
+        usual_modes(unfinished)
+        if out.exists():
+            out.rmdir()
+        unfinished.rename(out)
     return out
 
 

@@ -27,6 +27,7 @@ from perdure.models.sample import alike, forward, sample_output
 from perdure.models.stage_files import load_weights, save_weights
 from perdure.models.traces import sharing_copy
 from perdure.seeds import derive, forked
+from perdure.writing import why, writing
 
 
 FAILURES = (
@@ -114,13 +115,15 @@ class Trial:
         return learned
 
     def _check_files(self, base: Base, learned: Tensor) -> None:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, writing(Path(folder)):
             try:
                 save_weights(base, Path(folder))
                 _move([p for p in base.peft.parameters() if p.requires_grad])
                 load_weights(base, Path(folder), head=False)
                 reloaded = sample_output(base.network, base.tokenizer)
             except FAILURES as error:
+                if why(error):  # the adapter is not to blame
+                    raise
                 reason = one_line(error).removeprefix(f"{folder}: ")
                 self._refuse(f"its files cannot be written and read ({reason})")
         if not torch.equal(reloaded, learned):

@@ -1,0 +1,98 @@
+"""Says in one line why something cannot be written, and deletes what was begun of it.
+
+Not every library raises OSError: safetensors has an error of its own, and PyTorch a RuntimeError.
+"""
+
+import errno
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from perdure.disk import remove
+from perdure.errors import PerdureError
+
+
+REASONS = {
+    errno.ENOSPC: "no space is left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "a file may not be so large here",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission is denied",
+    errno.EPERM: "the operation is not permitted",
+    errno.EIO: "the disk reports an error",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EMFILE: "too many files are open",
+    errno.ENFILE: "too many files are open",
+}
+# In messages of safetensors: "... (os error 28)" and "Os { code: 28, ...".
+NUMBER = re.compile(r"(?:os error |code: )(\d+)")
+TORCH = ("PytorchStreamWriter failed", "unexpected pos", "file write failed", "iostream error")
+UNKNOWN = "the disk is full, or the file may not be written"
+
+
+def why(error: BaseException) -> str | None:
+    """Return why a file cannot be written or read, None if the error is of another kind."""
+    if isinstance(error, OSError):
+        return REASONS.get(error.errno or 0)
+    if type(error).__name__ == "SafetensorError":
+        number = NUMBER.search(str(error))
+        return REASONS.get(int(number[1])) if number else None
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in TORCH):
+        return UNKNOWN
+    return None
+
+
+def in_one_line(error: BaseException, path: Path | str | None = None) -> str | None:
+    """Return the error line, None if the error is not about a file that cannot be used.
+
+    Args:
+        error: what was raised.
+        path: the file or folder, if the error does not name one.
+    """
+    reason = why(error)
+    if reason is None:
+        return None
+    named = getattr(error, "filename", None) or path
+    place = f"{named}: " if named else ""
+    return f"{place}{reason}; mend that, and repeat the command"
+
+
+@contextmanager
+def writing(path: Path, unfinished: Path | None = None) -> Iterator[None]:
+    """Raise one line if the block cannot write.
+
+    Args:
+        path: what the block writes, for the error line if the error itself names no file.
+        unfinished: a file or folder that is deleted if the block ends with an error of any kind.
+
+    Raises:
+        PerdureError: something cannot be written.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if unfinished is not None:
+            with suppress(OSError):
+                remove(unfinished)
+        line = in_one_line(error, path)
+        if line is None:
+            raise
+        raise PerdureError(line) from error
+
+
+def flush_output() -> str | None:
+    """Write what is left of stdout and stderr; return the error line if that is not possible.
+
+    The streams then lead nowhere, or Python would report the same again when the process ends.
+    """
+    lines = []
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            lines.append(in_one_line(error, stream.name) or "")
+            with suppress(OSError, ValueError):
+                stream.close()
+    return next(filter(None, lines), None)
