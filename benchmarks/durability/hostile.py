@@ -32,6 +32,7 @@ from typing import Any
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 
@@ -232,6 +233,49 @@ def an_unfinished_report_is_a_link(place):
     place.link(place.folder / ".page.html.new", place.outside / "notes.txt")
 
 
+@attack(*LEARN)
+def logs_is_a_link(place):
+    _track(place)
+    place.link("logs", place.outside)
+
+
+@attack(*LEARN)
+def the_logs_of_a_run_are_a_link(place):
+    _track(place)
+    place.link("logs/lineage", place.outside)
+
+
+@attack("compare", "compare.yaml")
+def the_cells_of_a_comparison_are_a_link(place):
+    _compare(place)
+    place.link(place.folder / "compared/cells", place.outside)
+
+
+@attack("compare", "compare.yaml")
+def the_log_of_a_cell_is_a_link(place):
+    _compare(place)
+    place.link(place.folder / "compared/cells/a.log", place.outside / "notes.txt")
+
+
+@attack("compare", "compare.yaml")
+def a_cell_of_a_comparison_is_a_link(place):
+    _compare(place)
+    place.link(place.folder / "compared/cells/a", place.outside)
+
+
+def _track(place: Place) -> None:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        main(["set", "lineage", "training.report_to=tensorboard"])
+
+
+def _compare(place: Place) -> None:
+    (place.folder / "compare.yaml").write_text(
+        "base: base\nlineage: compared\nthreads: 1\nguard: null\nmax_completion_length: 2\n"
+        "tasks: [{name: first, train: first.jsonl, test: first-test.jsonl}]\n"
+        "adapter: {r: 2}\ngrid: {method: {plain: sequential}, seed: [0]}\n"
+    )
+
+
 # --- names in the ledger that lead out of the lineage
 
 
@@ -360,6 +404,22 @@ def an_adapters_tokenizer_brings_code(place):
     a_tokenizer_brings_code(place)
     place.base.rename(place.folder / "adapter")
     (place.folder / "kept").rename(place.base)
+
+
+@attack("evaluate", "lineage")
+def a_ledgers_metric_is_code_in_the_lineage(place):
+    (place.lineage / "evil.py").write_text(place.code() + "def f(a, b): return 1.0\n")
+    _score_by(place, "lineage.evil:f")
+
+
+@attack("report", "lineage", "--out", "page.html")
+def a_ledgers_metric_is_code_that_a_report_imports(place):
+    (place.folder / "evil_metric.py").write_text(place.code() + "def f(a, b): return 1.0\n")
+    _score_by(place, "evil_metric:f")
+
+
+def _score_by(place: Place, metric: str) -> None:
+    place.rewrite(lambda entries: entries[-1]["task"].update(metric=metric, metric_source="0"))
 
 
 def _bring_code(place: Place, file: str, auto_map: dict[str, Any]) -> None:

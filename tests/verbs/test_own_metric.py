@@ -101,6 +101,27 @@ def test_scores_of_a_metric_that_has_changed_are_not_mixed(module):
     assert not [line for line in said if "not scored" in line]
 
 
+def test_a_metric_that_only_the_ledger_names_is_not_imported(module, monkeypatch, tmp_path):
+    """As in a lineage that somebody else has made; its folder may even bring the module."""
+    metric = f"{module}:Group.half"
+    add(metric)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "of-another-user"))
+    with Path(f"{module}.py").open("a") as file:
+        file.write("open('ran', 'w').close()\n")
+    for arguments in (("evaluate", "lineage"), ("report", "lineage", "--out", "page.html")):
+        result = perdure(*arguments)
+        assert result.status == 0, result.err
+        assert not Path("ran").exists()
+    said: list[str] = []
+    assert evaluate("lineage", tasks=["more"], say=said.append)["more"]["score"] is None
+    [line] = said
+    assert f"metric {metric} is code that only the ledger names" in line
+    assert f"PERDURE_METRICS={metric}" in line
+    monkeypatch.setenv("PERDURE_METRICS", f"other:f,{metric}")
+    assert evaluate("lineage", tasks=["more"])["more"]["score"] == 0.5
+    assert Path("ran").exists()
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [

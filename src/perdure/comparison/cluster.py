@@ -9,6 +9,7 @@ from typing import Any
 
 from perdure.comparison.cell import Cell
 from perdure.comparison.processes import Running, end
+from perdure.disk import open_file
 from perdure.errors import PerdureError, one_line
 
 
@@ -49,7 +50,7 @@ def starter(address: str) -> Callable[[Cell, Path], Running]:
 def run_on_worker(settings: str, log: str, directory: str, environment: dict[str, str]) -> int:
     """Run `perdure run` in a process on a worker's machine, and return its exit status."""
     command = [sys.executable, "-m", "perdure.cli", "run", settings, "--json"]
-    with (Path(directory) / log).open("w", encoding="utf-8") as log_file:
+    with open_file(Path(directory) / log, "w", encoding="utf-8") as log_file:
         process = subprocess.Popen(
             command,
             cwd=directory,

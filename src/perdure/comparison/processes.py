@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from perdure.comparison.cell import Cell
+from perdure.disk import open_file
 from perdure.stopping import held
 
 
@@ -30,7 +31,7 @@ class Running(Protocol):
 
 def start(cell: Cell, folder: Path) -> Running:
     """Start `perdure run` on the cell's YAML; its messages go to the cell's log."""
-    with cell.file(folder, ".log").open("w", encoding="utf-8") as log:
+    with open_file(cell.file(folder, ".log"), "w", encoding="utf-8") as log:
         return subprocess.Popen(
             command(cell, folder),
             stdin=subprocess.DEVNULL,

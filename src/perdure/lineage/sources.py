@@ -13,6 +13,7 @@ from perdure.data.task import Split, Task
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.measure.custom_metric import is_custom, metric_source
+from perdure.measure.known_metrics import is_known
 from perdure.models.layout import MEMORY
 from perdure.seeds import derive
 
@@ -109,10 +110,14 @@ def reopen(
 
 def _metric_change(described: dict[str, Any]) -> tuple[str, bool] | None:
     """Return how a task's own metric has changed, and whether it can be used; None if not."""
-    if "metric_source" not in described:
+    metric, source = described["metric"], described.get("metric_source")
+    if not is_custom(metric):
         return None
+    if not is_known(metric, source):
+        hint = f"PERDURE_METRICS={metric} in the environment runs it"
+        return f"is code that only the ledger names; if you trust it, {hint}", False
     try:
-        same = metric_source(described["metric"]) == described["metric_source"]
+        same = metric_source(metric) == source
     except PerdureError as error:
         return f"cannot be used any more ({error})", False
     return None if same else ("has changed since the task was learned", True)

@@ -12,8 +12,9 @@ from perdure.data.task import Split, Task
 from perdure.data.tokens import check_known, encode_all, features, prompts
 from perdure.data.unwritten import unwritten
 from perdure.errors import PerdureError
-from perdure.measure.custom_metric import check_deterministic, is_custom
+from perdure.measure.custom_metric import check_deterministic, is_custom, metric_source
 from perdure.measure.evaluate import scoring_mode
+from perdure.measure.known_metrics import remember
 from perdure.measure.metrics import find_metric, json_valid
 from perdure.measure.predict import room_for_prompt
 from perdure.models.base import check_quantization
@@ -77,6 +78,7 @@ def _check_metric(task: Task, split: str = "test") -> None:
     test_rows = task.test.rows if task.test else ()
     if is_custom(task.metric):
         check_deterministic(task.metric, test_rows)
+        remember(task.metric, metric_source(task.metric))
     for number, row in enumerate(test_rows, 1):
         if task.metric == "json_fields" and not json_valid(references(row)[0], ""):
             raise PerdureError(

@@ -20,6 +20,7 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from transformers import TrainerCallback
 
+from perdure.disk import check_inner_links, open_file
 from perdure.errors import PerdureError, one_line
 from perdure.measure.matrix import ScoreMatrix, summary
 from perdure.train.arguments import tracker_names
@@ -113,8 +114,10 @@ class Tracked(StageCallback):
         """Start the trackers that are not started yet.
 
         Raises:
-            PerdureError: a tracker that cannot start, for example because it needs a login.
+            PerdureError: a tracker that cannot start, for example because it needs a login, or a
+                link that would lead its files out of the folder.
         """
+        check_inner_links(self.folder)  # some trackers make links, to the newest run
         for name in self.names[len(self.trackers) :]:
             self.folder.mkdir(exist_ok=True)
             try:
@@ -137,7 +140,8 @@ class Tracked(StageCallback):
         if name == "wandb":
             file = self.folder / "wandb-id"  # a name or a path would not be unique to the lineage
             if not file.exists():
-                file.write_text(uuid.uuid4().hex, encoding="utf-8")
+                with open_file(file, "x", encoding="utf-8") as new:
+                    new.write(uuid.uuid4().hex)
             run_id = file.read_text(encoding="utf-8")
             return {"name": self.run, "resume": "allow", "id": run_id, "dir": str(self.folder)}
         return {

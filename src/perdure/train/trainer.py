@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from perdure.data.tokens import Collator
-from perdure.disk import remove
+from perdure.disk import remove, usual_modes
 from perdure.errors import PerdureError
 from perdure.models.base import Base
 from perdure.models.kinds import Kind
@@ -434,6 +434,7 @@ def save_state(methods: Sequence[Stateful], folder: Path) -> None:
     temporary = folder / f".{METHOD_STATE}"
     save_file(state, temporary, metadata={"format": "pt"})
     temporary.replace(folder / METHOD_STATE)  # the file is complete or absent
+    usual_modes(folder)
 
 
 def load_state(method: Stateful, folder: Path) -> dict[str, Tensor]:

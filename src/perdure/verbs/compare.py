@@ -13,6 +13,7 @@ from perdure.comparison.matched import matched
 from perdure.comparison.results import COSTS, RESULTS, choices, costs, results
 from perdure.comparison.trials import Trials
 from perdure.data.stream import load_stream
+from perdure.disk import check_file, check_folder
 from perdure.errors import PerdureError
 from perdure.lineage.files import dump, locked, write_text
 from perdure.models.base import BaseInfo
@@ -24,7 +25,8 @@ from perdure.seeds import digest
 
 
 # The names that the folder of a comparison may contain.
-OURS = {"cells", "trials", "lock", RESULTS, COSTS, f".{RESULTS}.new", f".{COSTS}.new"}
+FOLDERS = {"cells", "trials"}
+OURS = FOLDERS | {"lock", RESULTS, COSTS, f".{RESULTS}.new", f".{COSTS}.new"}
 
 Begin = Callable[[Cell, Path], processes.Running]
 Bases = dict[tuple[str, str | None], BaseInfo]  # by name and revision
@@ -98,13 +100,25 @@ def chosen_settings(chosen: dict[str, Any], line: str) -> dict[str, Any]:
 
 
 def check_place(folder: Path, jobs: int) -> None:
-    """Raise PerdureError if `folder` cannot hold the cells, or `jobs` is below 1."""
+    """Raise PerdureError if `folder` cannot hold the cells or has links, or `jobs` is below 1."""
     if jobs < 1:
         raise PerdureError(f"jobs: must be at least 1, got {jobs}")
     if folder.exists() and not (folder.is_dir() and {p.name for p in folder.iterdir()} <= OURS):
         raise PerdureError(
             f"{folder}: exists and is not a comparison; give a new folder with lineage=FOLDER"
         )
+    _check_links(folder)
+
+
+def _check_links(folder: Path) -> None:
+    """Raise PerdureError if what has a comparison's own names is a symbolic link."""
+    for name in OURS - FOLDERS:
+        check_file(folder / name)
+    for name in FOLDERS:
+        check_folder(folder / name)
+        for path in (folder / name).glob("*"):
+            check = check_folder if path.is_dir() else check_file
+            check(path)
 
 
 def check(grid: Grid, trials: Trials | None, bases: Bases) -> list[str]:
