@@ -30,6 +30,18 @@ def place(tmp_path_factory):
     return link
 
 
+def test_files_have_the_modes_that_the_umask_allows(place, tmp_path):
+    """The first test: later ones write files of the lineage under another umask."""
+    lineage = place / "lineage"
+    modes = {p.name: p.stat().st_mode & 0o777 for p in lineage.rglob("*") if p.is_file()}
+    assert set(modes.values()) == {0o640}, modes
+    assert perdure("export", lineage, tmp_path / "merged").status == 0
+    usual = os.umask(0)
+    os.umask(usual)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "merged").iterdir()}
+    assert set(modes.values()) == {0o666 & ~usual}, modes
+
+
 def test_a_lineage_is_reached_through_links_of_the_user(place, tmp_path):
     (tmp_path / "mine").symlink_to(place / "lineage")
     for folder in (place / "lineage", tmp_path / "mine"):
@@ -45,17 +57,6 @@ def test_a_link_that_is_not_the_lineages_own_is_left_alone(place):
     (place / "lineage" / "rows").symlink_to(place)
     assert perdure("log", place / "lineage").status == 0
     (place / "lineage" / "rows").unlink()
-
-
-def test_files_have_the_modes_that_the_umask_allows(place, tmp_path):
-    lineage = place / "lineage"
-    modes = {p.name: p.stat().st_mode & 0o777 for p in lineage.rglob("*") if p.is_file()}
-    assert set(modes.values()) == {0o640}, modes
-    assert perdure("export", lineage, tmp_path / "merged").status == 0
-    usual = os.umask(0)
-    os.umask(usual)
-    modes = {p.name: p.stat().st_mode & 0o777 for p in (tmp_path / "merged").iterdir()}
-    assert set(modes.values()) == {0o666 & ~usual}, modes
 
 
 def test_a_link_in_a_stage_is_a_problem_that_verify_lists(place):
