@@ -31,11 +31,13 @@ def lineage(
     verdicts: Sequence[dict[str, Any]] = (),
     answers: Sequence[dict[str, Predictions]] = (),
     test: Split | None = None,
+    dev: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Lineage:
     """A lineage with this score matrix, whose stage i learned task i.
 
-    `verdicts` and `answers` are those of the stages; `test` are the test rows of every task.
+    `verdicts` and `answers` are those of the stages; `test` are the test rows of every task, and
+    `dev` is what each stage measured on dev rows.
     """
     config = load_config({"tasks": "generated", **settings})
     writer = Lineage.create(path, config, {"name": "a base", "revision": None, "files": {}})
@@ -48,6 +50,7 @@ def lineage(
             "after": after,
             "before": {task: cell(rows[number - 1][j], mode)},
             "base": {task: cell(rows[0][j], mode)},
+            **({"dev": dev} if dev else {}),
         }
         built = path / ".work" / "stage"
         built.mkdir(parents=True)

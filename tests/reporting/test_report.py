@@ -282,6 +282,28 @@ def test_a_report_may_be_made_again_and_is_the_same_bytes(place):
     assert tree(place) == before
 
 
+def test_what_was_measured_on_dev_rows_is_drawn(place):
+    losses = ((8, 2.0), (16, 1.25), (24, None))
+    dev = {
+        "rows": 7,
+        "metric": "loss",
+        "curve": [{"step": step, "loss": loss} for step, loss in losses],
+        "best": 16,
+        "weights_of": 16,
+        "stopped": True,
+    }
+    lineage(place / "runs/a", ROWS, dev=dev)
+    assert [curve.points for curve in read(["runs"])[0].dev] == [losses] * (len(ROWS) - 1)
+    report(["runs"], "report.html")
+    text = Path("report.html").read_text(encoding="utf-8")
+    assert "Dev loss while red was learned" in text
+    assert "1.25 at 16" in text
+    assert "loss on 7 rows; weights of step 16; stopped early: 24" in text
+    lineage(place / "others/b", ROWS)
+    report(["others"], "others.html")
+    assert "Dev rows" not in Path("others.html").read_text(encoding="utf-8")
+
+
 def test_what_is_no_report_is_not_overwritten(place):
     lineage(place / "runs/a", ROWS)
     for name in ("report.html", "report.md", "report.csv"):

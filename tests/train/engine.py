@@ -15,9 +15,12 @@ from perdure.data.tokens import features
 from perdure.methods import make
 from perdure.models.base import TASK_TYPE, Base
 from perdure.models.classifier import Classifier
+from perdure.say import silent
 from perdure.seeds import forked
 from perdure.train import lifecycle
 from perdure.train.arguments import training_arguments
+from perdure.train.dev import DevEvaluation, DevRows
+from perdure.train.dev_settings import DevSettings
 from perdure.train.memory import Memory
 from perdure.train.method import TaskContext
 from perdure.train.trainer import ContinualTrainer, last_checkpoint
@@ -125,6 +128,18 @@ def engine(
     base.model = lifecycle.begin_task(methods, base.model, context)
     features = tokenized(base, "colour", rows)
     return ContinualTrainer(base, methods, features, args, callbacks, resume, dev=dev)
+
+
+def dev_of(base, say=silent, rows: int = 12, **settings) -> DevEvaluation:
+    """What measures rows that the task of `train.engine` does not learn."""
+    features = tokenized(base, "colour", 60)[-rows:]
+    return DevEvaluation("colour", DevRows(features, lambda: 0.5), DevSettings(**settings), say)
+
+
+def scripted(dev: DevEvaluation, losses: dict[int, float]) -> DevEvaluation:
+    """`dev`, but its losses are those of `losses`, by step."""
+    dev._loss = lambda: losses[dev.engine.state.global_step]  # type: ignore[method-assign]
+    return dev
 
 
 @functools.cache

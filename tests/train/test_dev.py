@@ -16,23 +16,21 @@ from perdure.train.dev import DevEvaluation, DevRows, Point, waited
 from perdure.train.dev_settings import DevSettings
 from perdure.train.trainer import last_checkpoint
 from tiny import KINDS
-from train.engine import Stop, Stopped, engine, same, tiny_base, tokenized, weights, whole
+from train.engine import (
+    Stop,
+    Stopped,
+    dev_of,
+    engine,
+    same,
+    scripted,
+    tiny_base,
+    weights,
+    whole,
+)
 
 
 pytestmark = pytest.mark.own
 ROUNDS = ["replay", {"recurrent_kif": {"inner_steps": 3}}]
-
-
-def dev_of(base, say=silent, rows: int = 12, **settings) -> DevEvaluation:
-    """What measures rows that the task of `train.engine` does not learn."""
-    features = tokenized(base, "colour", 60)[-rows:]
-    return DevEvaluation("colour", DevRows(features, lambda: 0.5), DevSettings(**settings), say)
-
-
-def scripted(dev: DevEvaluation, losses: dict[int, float]) -> DevEvaluation:
-    """`dev`, but its losses are those of `losses`, by step."""
-    dev._loss = lambda: losses[dev.engine.state.global_step]  # type: ignore[method-assign]
-    return dev
 
 
 def end(trainer):

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import perdure
 from methods.recurrent_kif.plain_trainer import base_of, kif_callback, plain_trainer, trained
-from train.engine import engine, tiny_base, weights
+from train.engine import dev_of, engine, scripted, tiny_base, weights
 
 
 ROUNDS = {"inner_steps": 4, "outer_steps": 2}
@@ -19,7 +19,9 @@ METHODS = {
     "agem": "agem",
     "replay": {"replay": {"ratio": 0.5}},
     "recurrent_kif": {"recurrent_kif": ROUNDS},
+    "best": {"recurrent_kif": ROUNDS},  # goes back to the best of two measurements on dev rows
 }
+DEV_LOSSES = {4: 1.0, 6: 2.0}
 
 
 def learned(name: str, work: Path, processes: int = 1) -> dict[str, torch.Tensor]:
@@ -27,7 +29,14 @@ def learned(name: str, work: Path, processes: int = 1) -> dict[str, torch.Tensor
     kind, method = name.split("-")
     base = tiny_base(kind)
     training = {"rows": 24, "per_device_train_batch_size": 4 // processes, **backend(processes)}
-    engine(base, METHODS[method], work, **training).learn()
+    if method == "best":
+        training |= {"dev": dev_of(base, keep_best=True), "eval_steps": 4}
+    trainer = engine(base, METHODS[method], work, **training)
+    if trainer.dev:
+        trainer.dev.measure(0)  # the real loss, on every process
+        scripted(trainer.dev, DEV_LOSSES)
+    trainer.learn()
+    assert trainer.dev is None or trainer.dev.weights_of == 4
     return weights(base)
 
 

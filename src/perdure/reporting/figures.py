@@ -208,6 +208,35 @@ def shares(title: str, rounds: Sequence[Sequence[float]], names: Sequence[str]) 
     return svg(end + 12 + max(map(len, names)) * CHARACTER, 130, title, *parts)
 
 
+def dev_curve(
+    title: str, points: Sequence[tuple[int, float | None]], best: int | None, is_score: bool
+) -> Markup:
+    """Draw what was measured on dev rows over the optimizer steps; the best value has a number.
+
+    Args:
+        title: the title, for readers who do not see the figure.
+        points: (step, value), None for a value that was not finite.
+        best: the step of the best value, None if there is none.
+        is_score: whether the values are scores, whose axis goes from 0 to 1, or losses.
+    """
+    left, top, bottom, end = 34, 20, 112, 230
+    known = {step: value for step, value in points if value is not None}
+    highest = max(known.values(), default=1.0)
+    up = _score_ticks(list(known.values())) if is_score else ticks(0, highest or 1.0, 3)
+    x, y = scale(0, points[-1][0], left, end - 8), scale(up[0], up[-1], bottom, top)
+    parts = [_tick_y(y(mark), left, mark, end) for mark in up]
+    for step in sorted({0, points[-1][0]}):
+        parts.append(text(x(step), bottom + 14, step, class_="tick middle"))
+    drawn = [(x(step), None if value is None else y(value)) for step, value in points]
+    parts.append(polyline(drawn, class_="line lead"))
+    if best is not None:
+        at = (x(best), y(known[best]))
+        parts.append(marker(0, *at, size=3.2, class_="dot lead"))
+        words = f"{known[best]:.3g} at {best}"
+        parts.append(text(at[0], at[1] - 8, words, class_="label lead middle"))
+    return svg(end + 40, 130, title, *parts)
+
+
 def _score_ticks(scores: Sequence[float]) -> list[float]:
     """Return the ticks of an axis of scores: from 0 to 1, so that noise does not look large.
 

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from perdure.reporting import figures
 from perdure.reporting.groups import MEASURES, MethodRuns, Set, sets
 from perdure.reporting.importance import Identified
-from perdure.reporting.read import Run
+from perdure.reporting.read import DevCurve, Run
 
 
 # The words of a lineage's verdict, beside its colour.
@@ -60,6 +60,7 @@ def html(runs: Sequence[Run]) -> str:
         together=together,
         heats=_heats,
         shares=_shares,
+        dev_curves=_dev_curves,
         opened=OPENED,
         title=", ".join(_names(run_sets)) or "nothing learned yet",
     )
@@ -201,6 +202,20 @@ def _shares(stages: Sequence[Identified]) -> list[tuple[str, Markup]]:
     for stage in stages:
         title = f"Fusion cases while {stage.task} was learned"
         panels.append((stage.task, figures.shares(title, stage.rounds, CASES[:3])))
+    return panels
+
+
+def _dev_curves(curves: Sequence[DevCurve]) -> list[tuple[str, Markup, str]]:
+    """Return for each stage with dev rows its task, its figure, and what followed in words."""
+    panels = []
+    for curve in curves:
+        title = f"Dev {curve.metric} while {curve.task} was learned"
+        picture = figures.dev_curve(
+            title, curve.points, best=curve.best, is_score=curve.metric == "score"
+        )
+        ending = "stopped early" if curve.stopped else "the last step"
+        words = f"{curve.metric} on {curve.rows} rows; weights of step {curve.weights_of}"
+        panels.append((curve.task, picture, f"{words}; {ending}: {curve.points[-1][0]}"))
     return panels
 
 

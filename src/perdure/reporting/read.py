@@ -66,6 +66,29 @@ class Line:
 
 
 @dataclass(frozen=True)
+class DevCurve:
+    """What was measured on dev rows while a task was learned.
+
+    Args:
+        task: the task.
+        rows: the number of dev rows.
+        metric: what was compared, `loss` or `score`.
+        points: (optimizer step, value); the value is None if it was not finite.
+        best: the step of the best value, None if there is none.
+        weights_of: the step whose weights the stage has.
+        stopped: whether the task was ended early.
+    """
+
+    task: str
+    rows: int
+    metric: str
+    points: tuple[tuple[int, float | None], ...]
+    best: int | None
+    weights_of: int
+    stopped: bool
+
+
+@dataclass(frozen=True)
 class Run:
     """The data of a lineage.
 
@@ -75,6 +98,7 @@ class Run:
         verdicts: the verdict on each active stage that has one.
         test_rows: the number of test rows of each scored task.
         samples: sample answers to each task.
+        dev: what was measured on dev rows, for each stage that had some.
     """
 
     path: Path
@@ -95,6 +119,7 @@ class Run:
     verdicts: tuple[StageVerdict, ...]
     test_rows: dict[str, int]
     samples: tuple[TaskSamples, ...]
+    dev: tuple[DevCurve, ...] = ()
 
     @property
     def stages(self) -> list[Line]:
@@ -232,7 +257,28 @@ def _read(path: Path, label: str) -> Run:
         verdicts=verdicts,
         test_rows=_test_rows(lineage),
         samples=sample_answers(lineage),
+        dev=_dev_curves(lineage),
     )
+
+
+def _dev_curves(lineage: Lineage) -> tuple[DevCurve, ...]:
+    """Return what was measured on dev rows, for each stage that had some."""
+    curves = []
+    for entry in lineage.stages:
+        if measured := lineage.scores(entry).get("dev"):
+            metric = measured["metric"]
+            curves.append(
+                DevCurve(
+                    task=entry["task"]["id"],
+                    rows=measured["rows"],
+                    metric=metric,
+                    points=tuple((point["step"], point[metric]) for point in measured["curve"]),
+                    best=measured["best"],
+                    weights_of=measured["weights_of"],
+                    stopped=measured["stopped"],
+                )
+            )
+    return tuple(curves)
 
 
 def _scoring(lineage: Lineage) -> dict[str, tuple[str, str]]:
