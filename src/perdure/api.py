@@ -422,6 +422,9 @@ def check(
     limit: int | None = None,
     system: str | None = None,
     max_new_tokens: int | None = None,
+    lm_eval: str | Sequence[str] | None = None,
+    lm_eval_path: str | Path | None = None,
+    lm_eval_limit: int | None = None,
     *,
     say: Say = silent,
 ) -> dict[str, Any]:
@@ -434,7 +437,9 @@ def check(
     Both models answer the same rows, greedily and in the base's chat template if it has one, and
     each answer is judged by checks. General ability is lost if the checks that only the other model
     passes are more than chance explains (one-sided exact sign test, p < 0.05) and at least 3 of 100
-    checks net. KL divergence and the form of the answers are reported, but decide nothing.
+    checks net. KL divergence and the form of the answers are reported, but decide nothing. With
+    tasks of lm-eval, both models are asked these too, and each task is judged by the same rule,
+    with p < 0.05 divided by the number of tasks.
 
     Args:
         model: A lineage, a model's folder or its name on the hub, or the folder of a PEFT adapter.
@@ -445,14 +450,20 @@ def check(
         limit: The most rows to ask, a fixed sample with as many of each skill as possible.
         system: A system prompt before each row. Default: the lineage's `guard.system`, or none.
         max_new_tokens: The largest number of tokens of an answer. Default: the lineage's, or 48.
+        lm_eval: Tasks of lm-eval to run as well, with commas between them: names of tasks, groups
+            or tags, or YAML files. Default: those of the lineage's `guard.lm_eval`, or none.
+        lm_eval_path: A folder with the YAML files of your own tasks.
+        lm_eval_limit: The most documents of each of lm-eval's tasks. Default: the lineage's, or
+            all.
         say: Called with each note and each warning.
 
     Returns:
-        The numbers and the rows that flipped as plain JSON; `verdict` has them in words.
+        The numbers and the rows that flipped as plain JSON; `verdict` has them in words, and
+        `lm_eval` the numbers of lm-eval's tasks.
 
     Raises:
         PerdureError: a model or a stage does not exist or is an encoder, there is nothing to
-            compare with, or the rows are not rows with checks.
+            compare with, the rows are not rows with checks, or a task of lm-eval cannot be run.
     """
     from perdure.verbs import check as verb
 
@@ -464,6 +475,9 @@ def check(
         limit=limit,
         system=system,
         max_new_tokens=max_new_tokens,
+        lm_eval=lm_eval,
+        lm_eval_path=lm_eval_path,
+        lm_eval_limit=lm_eval_limit,
         say=say,
     )
 

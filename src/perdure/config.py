@@ -96,6 +96,25 @@ class Scoring:
 
 
 @dataclass
+class LmEvalSettings:
+    """Tasks of lm-eval that the guard runs beside its own rows; the keys have lm-eval's names.
+
+    Args:
+        tasks: the names of tasks, groups or tags, or the YAML files of tasks.
+        include_path: a folder with YAML files of your own tasks.
+        limit: the most documents of each task. Null means all.
+        num_fewshot: how many examples stand before each document. Null means the task's own number.
+        apply_chat_template: whether a document is asked in the chat template of the base.
+    """
+
+    tasks: list[str] = field(default_factory=list)
+    include_path: str | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    apply_chat_template: bool = False
+
+
+@dataclass
 class GuardSettings:
     """How general ability is measured after each stage of a base that writes.
 
@@ -108,6 +127,7 @@ class GuardSettings:
         limit: how many rows are asked, whatever they take. Null means what `share` allows.
         system: a system prompt before each row.
         max_new_tokens: the most tokens of an answer.
+        lm_eval: tasks of lm-eval that are run as well.
     """
 
     rows: str | None = None
@@ -115,6 +135,7 @@ class GuardSettings:
     limit: int | None = None
     system: str | None = None
     max_new_tokens: int = 48
+    lm_eval: LmEvalSettings | None = None
 
 
 @dataclass
@@ -123,7 +144,8 @@ class Gate:
 
     Args:
         forgetting: the fall of an old task's score.
-        general: the share lost net of the guard's checks that the base passes.
+        general: the share lost net of the guard's checks that the base passes, and the share by
+            which the mean of each of lm-eval's tasks is worse than the base's.
         kl: the mean KL from the base, in nats per token.
     """
 

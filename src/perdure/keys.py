@@ -38,9 +38,16 @@ def _sections() -> list[Place]:
     keys = []
     for key in dataclasses.fields(Config):
         keys.append(Place("", key.name, key.name))
-        section: Any = section_of(key.type)
-        for inner in dataclasses.fields(section) if section else ():
-            keys.append(Place(key.name, inner.name, f"{key.name}.{inner.name}"))
+        keys += _inside(key.name, section_of(key.type), key.name)
+    return keys
+
+
+def _inside(name: str, section: Any, written: str) -> list[Place]:
+    """Return the keys of a section, and of the sections in it."""
+    keys = []
+    for key in dataclasses.fields(section) if section else ():
+        keys.append(Place(name, key.name, f"{written}.{key.name}"))
+        keys += _inside(key.name, section_of(key.type), f"{written}.{key.name}")
     return keys
 
 

@@ -52,6 +52,8 @@ ALIASES = {
     "threads": "numthreads nthreads",
     "lineage": "output outputdir outdir folder savedir",
     "data": "datadir datafolder datapath",
+    "guard.lm_eval.tasks": "task lmeval harness benchmarks",
+    "guard.lm_eval.num_fewshot": "fewshot shots numshots nshot",
 }
 
 

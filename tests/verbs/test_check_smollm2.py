@@ -1,5 +1,6 @@
 """`check` on a real chat model: a narrow task learned too hard, and the model as it was."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,42 @@ COMPLAINTS = {
         "My new chair lost a leg.",
     ],
 }
+CAPITALS = [
+    {
+        "question": f"Question: What is the capital of {country}?\nAnswer:",
+        "label": 0,
+        "choices": names,
+    }
+    for country, *names in (
+        ("France", "Paris", "Madrid"),
+        ("Germany", "Berlin", "Vienna"),
+        ("Italy", "Rome", "Athens"),
+        ("Spain", "Madrid", "Lisbon"),
+        ("Japan", "Tokyo", "Beijing"),
+        ("Russia", "Moscow", "Warsaw"),
+        ("England", "London", "Dublin"),
+        ("Greece", "Athens", "Rome"),
+        ("Austria", "Vienna", "Berlin"),
+        ("Portugal", "Lisbon", "Paris"),
+        ("China", "Beijing", "Tokyo"),
+        ("Egypt", "Cairo", "Nairobi"),
+    )
+]
+CHOOSE = """
+task: choose
+output_type: multiple_choice
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{label}}"
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+WRITE = """
+task: write
+output_type: generate_until
+doc_to_target: "{{choices[0]}}"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 12}
+process_results: !function contains.score
+metric_list: [{metric: contains, aggregation: mean, higher_is_better: true}]
+"""
 OPENINGS = ("{}", "Hello. {}", "I am angry: {}", "{} What now?")
 
 
@@ -88,3 +125,40 @@ def test_a_copy_of_the_model_has_lost_nothing(tmp_path):
     result = perdure("check", tmp_path / "copy", "--against", "smollm2", "--limit", 14, "--json")
     assert result.status == 0, result.err
     assert (result.json["kl"], result.json["flips"]) == (0, [])
+
+
+def rows_of(folder: Path) -> str:
+    """The part of a task that names its documents."""
+    file = json.dumps(str(folder / "capitals.jsonl"))
+    return f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {file}}}}}\n" + (
+        'test_split: test\ndoc_to_text: "{{question}}"\n'
+    )
+
+
+def test_tasks_of_lm_eval_have_the_numbers_of_its_own_command(damaged, tmp_path):
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    write_rows(tmp_path / "capitals.jsonl", CAPITALS)
+    (tmp_path / "contains.py").write_text(
+        "def score(doc, results):\n"
+        "    return {'contains': float(doc['choices'][0] in results[0])}\n"
+    )
+    (tmp_path / "choose.yaml").write_text(f"{CHOOSE}{rows_of(tmp_path)}")
+    (tmp_path / "write.yaml").write_text(f"{WRITE}{rows_of(tmp_path)}")
+    arguments = ("--lm-eval", "choose,write", "--lm-eval-path", tmp_path, "--limit", 7)
+    result = perdure("check", damaged, *arguments, "--json")
+    assert result.status == 3, result.err
+    tasks = result.json["lm_eval"]
+    theirs = simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(locate("smollm2"))},
+        tasks=["choose", "write"],
+        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        device="cpu",
+        bootstrap_iters=0,
+    )["results"]
+    assert tasks["choose"]["before"] == theirs["choose"]["acc,none"] > 0.5
+    assert tasks["write"]["before"] == theirs["write"]["contains,none"] > 0.5
+    assert tasks["write"]["lost"]
+    assert tasks["write"]["now"] < 0.2

@@ -19,6 +19,8 @@ LENGTH = 100  # characters of an answer that are shown
     against="--against BASE",
     rows="--rows FILE",
     max_new_tokens="--tokens",
+    lm_eval="--lm-eval TASK,...",
+    lm_eval_path="--lm-eval-path FOLDER",
 )
 def check(arguments: Arguments, as_json: Json = False) -> None:
     """Ends with status 3 if general ability is lost, and with 0 if not.

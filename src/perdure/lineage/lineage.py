@@ -35,6 +35,7 @@ from perdure.measure.matrix import ScoreMatrix
 from perdure.models.hashing import file_hash
 from perdure.models.layout import (
     GUARD,
+    LM_EVAL,
     MEMORY,
     PREDICTIONS,
     RECORDS,
@@ -317,7 +318,7 @@ class Lineage(History):
             PerdureError: a file is missing or not as it was written.
         """
         for entry in entries:
-            for name in (MEMORY, SCORES, PREDICTIONS, GUARD, VERDICT):
+            for name in (MEMORY, SCORES, PREDICTIONS, GUARD, LM_EVAL, VERDICT):
                 self.file(entry, name)
 
     def check_model(self, entry: dict[str, Any]) -> None:

@@ -8,10 +8,19 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from perdure.config import TOGETHER, Config, load_config, overrides
+from perdure.config import (
+    TOGETHER,
+    Config,
+    GuardSettings,
+    LmEvalSettings,
+    load_config,
+    overrides,
+)
+from perdure.errors import PerdureError
 
 
 # Keys that may differ between runs of one lineage, because they have no effect on its bytes.
@@ -35,8 +44,8 @@ Changes = dict[str, tuple[Any, Any]]  # from a dotted key to its old and its new
 def stored(config: Config, path: Path) -> dict[str, Any]:
     """Return the settings of a lineage in the folder `path` as the ledger stores them.
 
-    They are plain JSON. The paths of the general rows and of the guard's are relative to the
-    lineage.
+    They are plain JSON. The paths of the general rows, of the guard's and of lm-eval's tasks are
+    relative to the lineage.
     """
     settings = config.to_dict()
     for key in (*FREE, *BASE):
@@ -48,7 +57,9 @@ def stored(config: Config, path: Path) -> dict[str, Any]:
         )
     settings["general"]["file"] = moved(config.general.file, Path.cwd(), path)
     if config.guard:
-        settings["guard"]["rows"] = moved(config.guard.rows, Path.cwd(), path)
+        guard = _moved_guard(config.guard, Path.cwd(), path)
+        _check_tasks_outside(guard.lm_eval, path)
+        settings["guard"] = asdict(guard)
     return json.loads(json.dumps(settings, default=str))
 
 
@@ -57,7 +68,8 @@ def loaded(settings: Mapping[str, Any], pin: Mapping[str, Any], path: Path) -> C
     config = load_config({**settings, "base": pin["name"], "revision": pin.get("revision")})
     config.general.file = moved(config.general.file, path, Path.cwd())
     if config.guard:
-        config.guard.rows = moved(config.guard.rows, path, Path.cwd())
+        _check_tasks_outside(config.guard.lm_eval, path)
+        config.guard = _moved_guard(config.guard, path, Path.cwd())
     return config
 
 
@@ -128,6 +140,35 @@ def in_words(changes: Mapping[str, Sequence[Any]], middle: str = " -> ") -> str:
         short = max(len(old), len(new)) <= LONGEST
         parts.append(f"{key} {old}{middle}{new}" if short else key)
     return "; ".join(parts)
+
+
+def _check_tasks_outside(harness: LmEvalSettings | None, path: Path) -> None:
+    """Check that no task of lm-eval lies in the lineage; its paths are relative to the lineage.
+
+    Such a task may have Python functions, and nothing in a lineage is run, as it may be a
+    stranger's.
+
+    Raises:
+        PerdureError: one does.
+    """
+    files = [task for task in harness.tasks if str(task).endswith(".yaml")] if harness else []
+    files += [harness.include_path] if harness and harness.include_path else []
+    for file in files:
+        if (path / str(file)).resolve().is_relative_to(path.resolve()):
+            raise PerdureError(
+                f"{path}: guard.lm_eval names {file}, which lies in the lineage, and nothing in it "
+                "is run; keep tasks of lm-eval in a folder of their own"
+            )
+
+
+def _moved_guard(guard: GuardSettings, start: Path, end: Path) -> GuardSettings:
+    """Return the guard's settings with their paths converted by `moved`."""
+    harness = guard.lm_eval
+    if harness is not None:
+        tasks = [moved(t, start, end) if str(t).endswith(".yaml") else t for t in harness.tasks]
+        include_path = moved(harness.include_path, start, end)
+        harness = replace(harness, tasks=tasks, include_path=include_path)
+    return replace(guard, rows=moved(guard.rows, start, end), lm_eval=harness)
 
 
 def moved(file: Any, start: Path, end: Path) -> Any:

@@ -11,7 +11,8 @@ def beyond(gate: Gate, judged: dict[str, Any]) -> list[str]:
 
     - `forgetting`: the score of an old task fell by more, before - after > limit.
     - `general`: of the checks that the base passes, a larger share was lost net,
-      (fell - rose) / passed > limit.
+      (fell - rose) / passed > limit; or the mean of one of lm-eval's tasks is worse than the base's
+      by a larger share of it, (before - now) / before > limit.
     - `kl`: the mean KL from the base is larger, in nats per token.
 
     A limit does not hold where its number could not be measured (`open_limits`). A number that is
@@ -33,6 +34,7 @@ def beyond(gate: Gate, judged: dict[str, Any]) -> list[str]:
                 f"(gate.forgetting is {gate.forgetting:g})"
             )
     general = judged["general"]
+    reasons += _worse_tasks(gate, general.get("lm_eval", {}))
     if "unmeasured" in general:
         return reasons
     passed, fell, rose = (general[key] for key in ("passed_by_reference", "fell", "rose"))
@@ -47,6 +49,23 @@ def beyond(gate: Gate, judged: dict[str, Any]) -> list[str]:
     return reasons
 
 
+def _worse_tasks(gate: Gate, tasks: dict[str, Any]) -> list[str]:
+    """Return a reason for each of lm-eval's tasks that is worse by more than `gate.general`."""
+    reasons = []
+    for name, task in tasks.items():
+        before, now = task["before"], task["now"]
+        if gate.general is None or before is None:
+            continue
+        now = math.nan if now is None else now
+        fall = before - now if task["higher_is_better"] else now - before
+        if not fall <= gate.general * abs(before):
+            reasons.append(
+                f"general ability: {task['metric']} of lm-eval's {name} went from {before:.3f} to "
+                f"{now:.3f} (gate.general is {gate.general:g})"
+            )
+    return reasons
+
+
 def open_limits(gate: Gate, judged: dict[str, Any]) -> list[str]:
     """Return a line for each limit that could not be applied, because nothing was measured."""
     general = judged["general"]
@@ -55,7 +74,8 @@ def open_limits(gate: Gate, judged: dict[str, Any]) -> list[str]:
         reason = general.get("unmeasured") or (
             f"the base passes only {general['passed_by_reference']} of {general['rows']} checks"
         )
-        lines.append(f"gate.general cannot hold: {reason}")
+        where = " for the guard's checks" if "lm_eval" in general else ""
+        lines.append(f"gate.general cannot hold{where}: {reason}")
     is_infinite = general.get("kl_is_infinite", False)
     if gate.kl is not None and general.get("kl") is None and not is_infinite:
         lines.append("gate.kl cannot hold: the KL from the base was not measured")

@@ -184,5 +184,8 @@ def _fell(change: Change) -> bool:
 
 
 def lost_now(general: Mapping[str, Any]) -> bool:
-    """Return whether general ability is lost, and was not lost before the stage already."""
+    """Return whether general ability is lost, and was not lost before the stage already.
+
+    It holds for a part of it, such as one of lm-eval's tasks, as for all of it.
+    """
     return general.get("lost", False) and not general["lost_before"]

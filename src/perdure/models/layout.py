@@ -10,9 +10,10 @@ SCORES = "scores.json"
 PREDICTIONS = "predictions.json.gz"
 VERDICT = "verdict.json"
 GUARD = "guard.json.gz"
+LM_EVAL = "lm_eval.json.gz"
 CARD = "README.md"
 
 # What a stage records beside its model.
-RECORDS = (METHOD_STATE, MEMORY, SCORES, PREDICTIONS, VERDICT, GUARD, CARD)
+RECORDS = (METHOD_STATE, MEMORY, SCORES, PREDICTIONS, VERDICT, GUARD, LM_EVAL, CARD)
 
 GENERAL = "(general)"  # the name of the general rows among the names of old tasks

@@ -22,7 +22,7 @@ from perdure.lineage.loading import BaseLoader
 from perdure.models.base import BaseInfo, read_base
 from perdure.models.pins import check_pin, pin
 from perdure.prepare.dev import check_dev_rows, with_dev_rows
-from perdure.prepare.fitting import check_gate_fits, fit
+from perdure.prepare.fitting import check_gate_fits, fit, guard_tasks
 from perdure.prepare.plan import Plan
 from perdure.prepare.rows import check_adopted, check_general, check_tasks
 from perdure.prepare.settings import check_settings
@@ -47,7 +47,8 @@ def prepare(config: Config, info: BaseInfo | None = None) -> Plan:
 
     Raises:
         PerdureError: a setting is wrong, there is no such base, it has fewer positions or tokens
-            than the settings or the tokenizer need, or a method cannot work with these settings.
+            than the settings or the tokenizer need, a method cannot work with these settings, or
+            one of lm-eval's tasks cannot be run.
     """
     methods, arguments = check_settings(config)
     info = info or read_base(config.base, config.revision)
@@ -56,7 +57,8 @@ def prepare(config: Config, info: BaseInfo | None = None) -> Plan:
     for method in methods:
         method.check(config, info.kind)
     made_arguments = [(config.training, config.checkpoint_every, arguments)]
-    return Plan(config, info, methods, made_arguments, loader=BaseLoader(info))
+    tasks = guard_tasks(config, info)
+    return Plan(config, info, methods, made_arguments, loader=BaseLoader(info), lm_eval=tasks)
 
 
 def prepare_run(config: Config, info: BaseInfo | None = None) -> Plan:

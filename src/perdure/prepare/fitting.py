@@ -10,6 +10,7 @@ from perdure.data.rows import Row
 from perdure.data.text import row_texts
 from perdure.data.tokens import check_known
 from perdure.errors import PerdureError
+from perdure.measure.guard.lm_eval_tasks import LmEvalTasks
 from perdure.measure.predict import MAX_LENGTH
 from perdure.models.base import BaseInfo
 from perdure.models.kinds import Kind
@@ -42,6 +43,24 @@ def check_gate_fits(config: Config, kind: Kind) -> None:
                 f"gate: {key} is a limit for a base that writes, and base {config.base!r} is an "
                 "encoder; set gate.forgetting instead"
             )
+
+
+def guard_tasks(config: Config, info: BaseInfo) -> LmEvalTasks | None:
+    """Return the tasks of lm-eval that the guard runs, after a trial without the model.
+
+    Raises:
+        PerdureError: one cannot be run.
+    """
+    if config.guard is None or config.guard.lm_eval is None:
+        return None
+    if info.kind == "encoder":
+        raise PerdureError(
+            f"guard.lm_eval: it is for a base that writes, and base {config.base!r} is an encoder; "
+            "leave it out"
+        )
+    tasks = LmEvalTasks(config.guard.lm_eval)
+    tasks.try_on(info)
+    return tasks
 
 
 def _fit_lengths(config: Config, kind: Kind, limits: Limits) -> None:

@@ -9,6 +9,7 @@ from transformers import TrainingArguments
 from perdure.config import Config
 from perdure.data.task import Task
 from perdure.lineage.loading import BaseLoader
+from perdure.measure.guard.lm_eval_tasks import LmEvalTasks
 from perdure.models.base import BaseInfo
 from perdure.train.arguments import training_arguments
 from perdure.train.method import Method
@@ -25,6 +26,7 @@ class Plan:
         made_arguments: the training arguments made so far, with their `training:` and
             `checkpoint_every`.
         loader: loads the base once for all stages.
+        lm_eval: the tasks of lm-eval that the guard runs, None if there are none.
         tasks: the tasks of the verb, in order.
         notes: notes and warnings about the tasks, one line each.
     """
@@ -34,6 +36,7 @@ class Plan:
     methods: list[Method]
     made_arguments: list[tuple[dict[str, Any], int, TrainingArguments]]
     loader: BaseLoader
+    lm_eval: LmEvalTasks | None = None
     tasks: list[Task] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -24,6 +24,8 @@ LIMITS: dict[str, tuple[float, float, str]] = {
     "scoring.batch_size": (1, math.inf, "32 rows at once is the default"),
     "guard.share": (0, 1, "0.2 is a fifth of what learning takes, and null for guard means none"),
     "guard.limit": (1, math.inf, "null means what guard.share allows"),
+    "guard.lm_eval.limit": (1, math.inf, "null means all documents"),
+    "guard.lm_eval.num_fewshot": (0, math.inf, "null means the task's own number"),
     "guard.max_new_tokens": (1, math.inf, "48 is the default"),
     "gate.forgetting": (0, 1, "0.05 allows a fall of 5 of 100 rows"),
     "gate.general": (0, 1, "0.05 allows 5 of 100 checks to be lost"),

@@ -1,9 +1,10 @@
 """What became of each task at a stage, for the report: a status, the words for it, the evidence."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from perdure.measure.guard.loss import checks_of
 from perdure.measure.statistics import SIGNIFICANCE
 
 
@@ -27,6 +28,7 @@ class Outcome:
         after: the mean score after it.
         rows: the number of test rows.
         evidence: why it has this status, in words.
+        is_general: whether it is general ability, or a part of it, and no task of the lineage.
     """
 
     status: Status
@@ -36,6 +38,7 @@ class Outcome:
     after: float | None = None
     rows: int | None = None
     evidence: str = ""
+    is_general: bool = False
 
     @property
     def difference(self) -> float | None:
@@ -112,7 +115,7 @@ def stage_verdicts(judged_stages: Sequence[tuple[int, Mapping[str, Any]]]) -> Ve
 def _lineage_verdict(
     verdicts: Sequence[StageVerdict], lost: Sequence[str], measured: int
 ) -> LineageVerdict:
-    general = [o for o in verdicts[-1].outcomes if o.task == GENERAL and o.status == "lost"]
+    general = [o for o in verdicts[-1].outcomes if o.is_general and o.status == "lost"]
     if lost or general:
         names = ", ".join([*lost, *(outcome.task for outcome in general)])
         return LineageVerdict("lost", f"Lost: {names}", tuple(lost), measured)
@@ -138,7 +141,7 @@ def _stage_verdict(
         for name, change in judged["old"].items()
     ]
     if judged.get("general"):
-        old.append(_general(judged["general"]))
+        old += [_checks(judged["general"]), *_lm_eval(judged["general"].get("lm_eval", {}))]
     old.sort(key=lambda outcome: ORDER.index(outcome.status))
     unmeasured = [
         Outcome("unmeasured", NOT_MEASURED, name, evidence="there are no test rows")
@@ -214,21 +217,18 @@ def _old(
     return _outcome("kept", "kept", name, change)
 
 
-def _general(general: Mapping[str, Any]) -> Outcome:
+def _checks(general: Mapping[str, Any]) -> Outcome:
     """Return what is left of general ability, against the untouched base (`measure.guard`)."""
+    unmeasured = Outcome("unmeasured", NOT_MEASURED, GENERAL, is_general=True)
     if "unmeasured" in general:
-        return Outcome("unmeasured", NOT_MEASURED, GENERAL, evidence=general["unmeasured"])
+        return replace(unmeasured, evidence=general["unmeasured"])
     reference, rows = general["reference"], general["rows"]
     passed, fell, rose = general["passed_by_reference"], general["fell"], general["rose"]
     divergence = "" if general["kl"] is None else f"; KL {general['kl']:.3f} nats per token"
     if not general["judged"]:
         evidence = f"{reference} itself passes only {passed} of {rows} checks{divergence}"
-        return Outcome("unmeasured", NOT_MEASURED, GENERAL, evidence=evidence)
-    status, label = "kept", "kept"
-    if general["lost"]:
-        status, label = "lost", LOST_BEFORE if general.get("lost_before") else LOST
-    elif fell:
-        status, label = "noise", WITHIN_NOISE
+        return replace(unmeasured, evidence=evidence)
+    status, label = _status_of_general(checks_of(general), fell)
     return Outcome(
         status=status,
         label=label,
@@ -238,7 +238,39 @@ def _general(general: Mapping[str, Any]) -> Outcome:
         rows=rows,
         evidence=f"against {reference}: {fell} of the {passed} checks that it passes now fail, "
         f"{rose} others now pass, p = {general['p']:.2g}{divergence}",
+        is_general=True,
     )
+
+
+def _lm_eval(tasks: Mapping[str, Any]) -> list[Outcome]:
+    """Return what is left of each of lm-eval's tasks, against the untouched base."""
+    outcomes = []
+    for name, task in tasks.items():
+        status, label = _status_of_general(task, task["fell"])
+        documents = task["documents"]
+        if not documents:
+            status, label = "unmeasured", NOT_MEASURED
+        outcomes.append(
+            Outcome(
+                status=status,
+                label=label,
+                task=f"{GENERAL} (lm-eval's {name})",
+                before=task["before"],
+                after=task["now"],
+                rows=documents,
+                evidence=f"{task['metric']} against the base: {task['fell']} of {documents} "
+                f"documents fell, {task['rose']} rose, p = {task['p']:.2g}",
+                is_general=True,
+            )
+        )
+    return outcomes
+
+
+def _status_of_general(part: Mapping[str, Any], fell: int) -> tuple[Status, str]:
+    """Return the status and the label of the checks, or of one of lm-eval's tasks."""
+    if part["lost"]:
+        return "lost", LOST_BEFORE if part.get("lost_before") else LOST
+    return ("noise", WITHIN_NOISE) if fell else ("kept", "kept")
 
 
 def _outcome(

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from perdure.measure.guard.words import words as guard_words
+from perdure.measure.guard.lm_eval_result import short_lines, task_words
+from perdure.measure.guard.loss import checks_of
+from perdure.measure.guard.words import check_words
 from perdure.measure.statistics import SIGNIFICANCE
 from perdure.measure.verdict import lost_now
 
@@ -14,7 +16,10 @@ def losses(judged: dict[str, Any]) -> list[str]:
     lines = [f"{judged['task']}: {collapse}"] if collapse else []
     lines += [f"lost: {_change(name, judged['old'][name])}" for name in judged["lost"]]
     general = judged["general"]
-    return [*lines, guard_words(general)[0]] if lost_now(general) else lines
+    if lost_now(checks_of(general)):
+        lines.append(check_words(general)[0])
+    tasks = general.get("lm_eval", {})
+    return [*lines, *(line for name, line in task_words(tasks).items() if lost_now(tasks[name]))]
 
 
 def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tuple[str, bool]]:
@@ -36,7 +41,7 @@ def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tu
             label = "scored" if change["before"] is None else "kept"
             label = "collapsed" if change["collapse"] else label
             lines.append((f"  {label}: {_change(name, change)}", False))
-    lines += [(f"  {line}", judged["general"].get("lost", False)) for line in _general(judged)]
+    lines += [(f"  {line}", is_loss) for line, is_loss in _general(judged["general"])]
     if judged["unmeasured"]:
         names = ", ".join(judged["unmeasured"])
         lines.append((f"  not measured, because there are no test rows: {names}", False))
@@ -45,15 +50,28 @@ def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tu
     return lines
 
 
-def _general(judged: dict[str, Any]) -> list[str]:
-    """Return the lines on general ability; the first is among the losses if it is lost now."""
-    general = judged["general"]
+def _general(general: dict[str, Any]) -> list[tuple[str, bool]]:
+    """Return the lines on general ability that are not among the losses of the stage itself.
+
+    Each is with whether general ability is lost, at the stage or before it.
+    """
     if "unmeasured" in general:
-        return [f"general ability: not measured, because {general['unmeasured']}"]
-    first, *others = guard_words(general)
-    if general["lost_before"]:
-        first += " before this stage already"
-    return ["; ".join(others)] if lost_now(general) else [first, "; ".join(others)]
+        lines = [(f"general ability: not measured, because {general['unmeasured']}", False)]
+    else:
+        checks = checks_of(general)
+        first, *others = check_words(general)
+        if checks["lost_before"]:
+            first += " before this stage already"
+        texts = ["; ".join(others)] if lost_now(checks) else [first, "; ".join(others)]
+        lines = [(text, checks["lost"]) for text in texts]
+    tasks = general.get("lm_eval", {})
+    words_of_tasks = task_words(tasks)
+    lines += [
+        (words_of_tasks[name], True)
+        for name, task in tasks.items()
+        if task["lost"] and not lost_now(task)
+    ]
+    return [*lines, *((line, False) for line in short_lines(tasks))]
 
 
 def _change(name: str, change: dict[str, Any]) -> str:

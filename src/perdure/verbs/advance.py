@@ -162,6 +162,7 @@ def _judged(
         counts=counts,
         number=stage_plan.stage,
         built=built,
+        tasks=plan.lm_eval,
     )
     seconds["guard"] = time.perf_counter() - began
     return judge(

@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 
-from perdure.config import GuardSettings
+from perdure.config import GuardSettings, LmEvalSettings
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at, is_untouched, stage_entry
 from perdure.measure.guard.guard import guard, has_template
+from perdure.measure.guard.lm_eval_result import compare_tasks
+from perdure.measure.guard.lm_eval_tasks import LmEvalTasks
+from perdure.measure.guard.loss import with_lm_eval
 from perdure.measure.guard.rows import read_guard_rows, sampled
 from perdure.measure.guard.subject import Subject
+from perdure.measure.guard.words import words
 from perdure.models.as_is import base_of_adapter, is_adapter, load_as_is
 from perdure.models.base import Base, read_base
 from perdure.models.pins import check_pin
@@ -29,6 +33,9 @@ def check(
     limit: int | None,
     system: str | None,
     max_new_tokens: int | None,
+    lm_eval: str | Sequence[str] | None,
+    lm_eval_path: str | Path | None,
+    lm_eval_limit: int | None,
     say: Say,
 ) -> dict[str, Any]:
     """Return the result of the guard. See `perdure.api.check`."""
@@ -38,6 +45,8 @@ def check(
     lineage = Lineage(name) if (Path(name) / "lineage.yaml").is_file() else None
     settings = (lineage and lineage.config.guard) or GuardSettings()
     guard_rows = sampled(read_guard_rows(rows or settings.rows), limit)
+    task_settings = _task_settings(settings, lm_eval, lm_eval_path, lm_eval_limit)
+    tasks = LmEvalTasks(task_settings) if task_settings else None
     if lineage:
         reference, subject = _stages(lineage, stage, against)
     elif stage is not None:
@@ -45,12 +54,47 @@ def check(
     else:
         reference, subject = _models(name, None if against is None else str(against))
     _share_template(reference, subject, say)
-    return guard(
+    if tasks:
+        tasks.try_on(reference.base)
+    result = guard(
         reference,
         subject,
         guard_rows,
         system=settings.system if system is None else system,
         max_new_tokens=max_new_tokens or settings.max_new_tokens,
+    )
+    if tasks is None:
+        return result
+    before, now = (tasks.ask(asked).values for asked in (reference, subject))
+    result = with_lm_eval(result, compare_tasks(tasks.metrics, before, now))
+    return {**result, "verdict": words(result)}
+
+
+def _task_settings(
+    settings: GuardSettings,
+    names: str | Sequence[str] | None,
+    folder: str | Path | None,
+    limit: int | None,
+) -> LmEvalSettings | None:
+    """Return the settings of lm-eval's tasks: the lineage's, but for what is given.
+
+    Raises:
+        PerdureError: there are no tasks, but something else is given, or the limit is less than 1.
+    """
+    if limit is not None and limit < 1:
+        raise PerdureError(f"a limit of documents must be at least 1, got {limit}")
+    own = settings.lm_eval
+    if names is None and own is None:
+        if folder is not None or limit is not None:
+            raise PerdureError("no tasks of lm-eval are given; name them with --lm-eval TASK,...")
+        return None
+    texts = [names] if isinstance(names, str) else names
+    tasks = [name.strip() for text in texts or () for name in text.split(",")]
+    return replace(
+        own or LmEvalSettings(),
+        **({"tasks": tasks} if tasks else {}),
+        **({"include_path": str(folder)} if folder is not None else {}),
+        **({"limit": limit} if limit is not None else {}),
     )
 
 

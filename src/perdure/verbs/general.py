@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from perdure.measure.guard.kept import (
     question_key,
     write_answers,
 )
+from perdure.measure.guard.lm_eval_tasks import LmEvalTasks
+from perdure.measure.guard.loss import checks_of, with_lm_eval
 from perdure.measure.guard.rows import GuardRow, read_guard_rows, sampled
 from perdure.measure.guard.subject import Subject
 from perdure.measure.predict import Generated
@@ -27,6 +30,7 @@ from perdure.models.base import Base
 from perdure.models.layout import GUARD
 from perdure.train.method import Method
 from perdure.train.stage import scoring_context
+from perdure.verbs.lm_eval import measure_tasks
 
 
 def measure_general(
@@ -37,6 +41,7 @@ def measure_general(
     counts: Mapping[str, Any],
     number: int,
     built: Path,
+    tasks: LmEvalTasks | None = None,
 ) -> dict[str, Any]:
     """Measure general ability at a stage before its commit, and keep the answers in its folder.
 
@@ -48,24 +53,46 @@ def measure_general(
         counts: what the stage learned (`learn_stage`).
         number: the stage's number.
         built: the folder of the stage's files.
+        tasks: lm-eval's tasks, if the settings name any.
 
     Returns:
         The result of the guard without the rows that flipped, with `since` (how many of its rows
         fell and rose since the stage before, and p) and `lost_before` (whether the stage before had
-        lost it already, and this one lost nothing more beyond noise). If it is not measured, only
-        `unmeasured`, the reason.
+        lost it already, and this one lost nothing more beyond noise). If its rows are not asked,
+        only `unmeasured`, the reason. With lm-eval's tasks also `lm_eval` and `checks`
+        (`with_lm_eval`).
     """
     settings = lineage.config.guard
     if settings is None:
         return {"unmeasured": "the guard is switched off"}
     if base.kind == "encoder":
         return {"unmeasured": "an encoder does not write"}
+
+    @cache
+    def subjects() -> tuple[Subject, Subject]:
+        return _subjects(lineage, base, methods, beginning, number)
+
+    general = _measure_checks(lineage, settings, subjects, base=base, counts=counts, built=built)
+    if tasks is None:
+        return general
+    return with_lm_eval(general, measure_tasks(lineage, tasks, *subjects(), built=built))
+
+
+def _measure_checks(
+    lineage: Lineage,
+    settings: GuardSettings,
+    subjects: Callable[[], tuple[Subject, Subject]],
+    base: Base,
+    counts: Mapping[str, Any],
+    built: Path,
+) -> dict[str, Any]:
+    """Ask the guard's rows, of which there may be none; `subjects` makes the base and the stage."""
     rows = _rows(settings, base, counts, always=_is_gated(lineage))
     if not rows and not settings.share:
         return {"unmeasured": "guard.share is 0"}
     if not rows:
         return {"unmeasured": "the stage was so short that the guard would have taken too long"}
-    reference, subject = _subjects(lineage, base, methods, beginning, number)
+    reference, subject = subjects()
     asked: dict[str, Any] = {
         "in_template": has_template(reference),
         "system": settings.system,
@@ -193,7 +220,8 @@ def _since_the_last_stage(
     last = lineage.stages[-1]
     fell, rose = fallen_and_risen(rows, stored_guard_answers(lineage, last), kept)
     p = sign_test(fell, rose)
-    had_lost = ((lineage.verdict(last) or {}).get("general") or {}).get("lost", False)
+    general = (lineage.verdict(last) or {}).get("general") or {}
+    had_lost = checks_of(general).get("lost", False)
     return {
         "since": {"fell": fell, "rose": rose, "p": p},
         "lost_before": lost and had_lost and p >= SIGNIFICANCE,

@@ -21,14 +21,14 @@ from perdure.config import GuardSettings
 from perdure.errors import PerdureError
 from perdure.measure.guard.checks import passes
 from perdure.measure.guard.divergence import mean_divergence, same_vocabulary
+from perdure.measure.guard.loss import is_loss
 from perdure.measure.guard.rows import GuardRow
 from perdure.measure.guard.subject import Subject
 from perdure.measure.guard.words import words
 from perdure.measure.predict import LONG, Generated, generate_answers
-from perdure.measure.statistics import SIGNIFICANCE, sign_test
+from perdure.measure.statistics import sign_test
 
 
-NET = 0.03  # share of all checks that must be lost net
 ABLE = 0.1  # share of the checks that the reference must pass, or nothing is judged
 MAX_NEW_TOKENS = GuardSettings.max_new_tokens
 LIMIT = 70  # rows that are asked where nothing else decides their number
@@ -180,7 +180,7 @@ def compare(
     p, net = sign_test(fell, rose), (fell - rose) / len(rows)
     judged = is_able(passed_before)
     return {
-        "lost": judged and p < SIGNIFICANCE and net >= NET,
+        "lost": judged and is_loss(fell, rose, len(rows)),
         "judged": judged,
         "rows": len(rows),
         "passed_by_reference": sum(passed_before),

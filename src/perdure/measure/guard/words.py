@@ -2,11 +2,24 @@
 
 from typing import Any
 
+from perdure.measure.guard.lm_eval_result import short_lines, task_words
+from perdure.measure.guard.loss import checks_of
 from perdure.measure.statistics import SIGNIFICANCE, sign_test
 
 
 def words(result: dict[str, Any]) -> list[str]:
-    """Return a result in words, one line each for the checks, the KL and the form.
+    """Return a result in words: the lines on the checks, and those on lm-eval's tasks.
+
+    Of many tasks of lm-eval, only those that are lost have a line each.
+    """
+    tasks = result.get("lm_eval", {})
+    lines = task_words(tasks)
+    lost = [lines[name] for name, task in tasks.items() if task["lost"]]
+    return [*check_words(result), *lost, *short_lines(tasks)]
+
+
+def check_words(result: dict[str, Any]) -> list[str]:
+    """Return a line each for the checks, the KL and the form.
 
     There is no line for the form if the model was not asked, because the reference is not able. A
     model whose outputs are not finite has only one line.
@@ -33,7 +46,7 @@ def _flipped(result: dict[str, Any]) -> str:
     where = ", ".join(f"{skill} {fell}" for skill, fell in fallen)
     now_fail = f"{result['fell']} of {passed} checks that {reference} passes now fail ({where})"
     now_pass = f", {result['rose']} others now pass" if result["rose"] else ""
-    if result["lost"]:
+    if checks_of(result)["lost"]:
         conclusion = "lost"
     elif result["p"] < SIGNIFICANCE:
         conclusion = "too little to count"
