@@ -31,7 +31,8 @@ def operations():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "verb", ["init", "set", "export", pytest.param("run", marks=pytest.mark.slow)]
+    "verb",
+    ["init", "set", *(pytest.param(verb, marks=pytest.mark.slow) for verb in ("export", "run"))],
 )
 def test_a_fault_is_one_line_and_the_same_command_goes_on(verb, original, operations):
     generator = random.Random(verb)

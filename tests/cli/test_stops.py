@@ -42,7 +42,8 @@ def stages(lineage: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "step"), [(signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)]
+    ("number", "status", "step"),
+    [(signal.SIGTERM, 143, 1), pytest.param(signal.SIGINT, 130, 2, marks=pytest.mark.slow)],
 )
 def test_a_run_leaves_a_checkpoint_and_goes_on_to_the_same_bytes(
     place, lineage, monkeypatch, number, status, step
@@ -92,7 +93,7 @@ STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); 
     ("number", "status", "program"),
     [
         (signal.SIGTERM, 143, "import time; time.sleep(60)"),
-        (signal.SIGINT, 130, STUBBORN),
+        pytest.param(signal.SIGINT, 130, STUBBORN, marks=pytest.mark.slow),
     ],
 )
 def test_compare_leaves_no_cell_running(tmp_path, monkeypatch, number, status, program):

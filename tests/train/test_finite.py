@@ -14,6 +14,10 @@ from train.engine import engine, tiny_base, weights
 STEP = 3  # at which something breaks
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def stopped(trainer) -> str:
     """The error line of a training that stops."""
     with pytest.raises(NotFiniteError) as error:
@@ -60,7 +64,7 @@ def test_a_gradient(value, max_grad_norm, tmp_path):
     assert trainer.state.global_step == STEP
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, slow(math.inf)])
 def test_a_weight(value, tmp_path):
     breaking = AtStep("on_optimizer_step", poison("data", value))
     base = tiny_base("causal")
@@ -69,7 +73,7 @@ def test_a_weight(value, tmp_path):
     assert "training.learning_rate, which is 0.01" in line
 
 
-@pytest.mark.parametrize(("kind", "value"), [("causal", math.inf), ("encoder", math.nan)])
+@pytest.mark.parametrize(("kind", "value"), [("causal", math.inf), slow("encoder", math.nan)])
 def test_a_loss(kind, value, tmp_path, monkeypatch):
     training = {"memory": 0, "gradient_accumulation_steps": 2}
     trainer = engine(tiny_base(kind), "sequential", tmp_path, **training)
@@ -94,7 +98,7 @@ OWN_STEPS = {
 
 
 @pytest.mark.filterwarnings("ignore:recurrent_kif. skipped a gradient")
-@pytest.mark.parametrize("method", OWN_STEPS)
+@pytest.mark.parametrize("method", ["recurrent_kif", "agem", slow("fpf"), slow("k_fpf")])
 def test_a_step_on_old_rows(method, tmp_path, monkeypatch):
     base = tiny_base("causal")
     trainer = engine(base, {method: OWN_STEPS[method]}, tmp_path)
@@ -145,7 +149,7 @@ def test_the_state_of_a_method(tmp_path):
 
 @pytest.mark.parametrize(
     ("learning_rate", "steps", "is_said"),
-    [(1e-30, 10, True), (1e-30, 4, True), (1e-30, 2, False), (1e-2, 10, False)],
+    [slow(1e-30, 10, True), (1e-30, 4, True), (1e-30, 2, False), slow(1e-2, 10, False)],
 )
 def test_a_rate_at_which_no_weight_changes_is_said(learning_rate, steps, is_said, tmp_path):
     base, lines = tiny_base("causal"), []
