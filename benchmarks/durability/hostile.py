@@ -174,6 +174,12 @@ def the_ledger_is_a_link(place):
 
 
 @attack("revert", "lineage")
+def the_copy_of_the_newest_line_is_a_link(place):
+    (place.lineage / "newest.json").rename(place.outside / "newest.json")
+    place.link("newest.json", place.outside / "newest.json")
+
+
+@attack("revert", "lineage")
 def the_lock_is_a_link(place):
     place.link("lock", place.outside / "made")
 
@@ -463,6 +469,7 @@ def a_reason_in_a_page_would_be_obeyed(place):
 @attack("show", "lineage")
 def a_verdict_would_be_obeyed(place):
     place.edit(place.stage() / "verdict.json", suggestion=EVIL)
+    place.record()
 
 
 @attack("verify", "lineage")

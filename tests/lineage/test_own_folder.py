@@ -46,7 +46,6 @@ def test_a_lineage_is_reached_through_links_of_the_user(place, tmp_path):
     (tmp_path / "mine").symlink_to(place / "lineage")
     for folder in (place / "lineage", tmp_path / "mine"):
         assert perdure("verify", folder).status == 0
-        assert perdure("try", folder, "question").status == 0
     reverted = perdure("revert", tmp_path / "mine")
     assert reverted.status == 0, reverted.err
     assert Lineage(place / "lineage").head == 0

@@ -287,3 +287,16 @@ def test_a_tracked_lineage_differs_by_its_settings_only(setting, tmp_path):
     changed = {name for name in tracked if plain[name] != tracked[name]}
     assert plain.keys() == tracked.keys()
     assert changed <= {"lineage.yaml", "ledger.jsonl", "newest.json", "timings.json"}
+
+
+@pytest.mark.own
+def test_logs_lead_nowhere_else(tmp_path):
+    """A lineage may be somebody else's; the links that a tracker makes stay inside."""
+    (tmp_path / "logs" / "first").mkdir(parents=True)
+    (tmp_path / "logs" / "latest").symlink_to("first")
+    tracked = Tracked({"report_to": "tensorboard"}, tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "logs" / tmp_path.name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PerdureError, match=f"logs/{tmp_path.name}: is a symbolic link"):
+        tracked._open()
+    assert not list((tmp_path / "elsewhere").iterdir())
