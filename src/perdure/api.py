@@ -734,6 +734,37 @@ def verify(folder: str | Path) -> list[str]:
     return verb.verify(folder)
 
 
+def repair(
+    folder: str | Path, data: str | Path | None = None, *, say: Say = silent
+) -> dict[str, Any]:
+    """Restore what can be restored of a damaged lineage, and report what cannot.
+
+        perdure.repair("my-model")
+
+    The newest line of the ledger is restored from `newest.json` and the reverse, and `lineage.yaml`
+    from the ledger. One flipped bit is restored in a line of the ledger and in a small file of a
+    stage. A stage is learned again if its rows are still in their files, and its files are taken
+    only if they have the hashes of the ledger. If a stage of the active line cannot be restored,
+    the lineage goes back to the one before it, as with `revert`. Nothing is lost by it: a file that
+    is replaced without a known hash is put aside.
+
+    Args:
+        folder: The lineage.
+        data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
+        say: Called with each line of a training.
+
+    Returns:
+        `restored` and `lost`, lists of lines, and the number of the newest `stage`.
+
+    Raises:
+        PerdureError: the folder is not a lineage, another process is writing to it, or its ledger
+            cannot be restored.
+    """
+    from perdure.verbs import repair as verb
+
+    return verb.repair(folder, data, say)
+
+
 def export(
     folder: str | Path,
     out: str | Path,

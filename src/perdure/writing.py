@@ -4,6 +4,7 @@ Not every library raises OSError: safetensors has an error of its own, and PyTor
 """
 
 import errno
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -96,3 +97,13 @@ def flush_output() -> str | None:
             with suppress(OSError, ValueError):
                 stream.close()
     return next(filter(None, lines), None)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with writing(path):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -17,7 +17,19 @@ from perdure.verbs import advance
 
 
 VERBS = ("init", "learn", "adopt", "run", "compare", "evaluate", "probe", "log", "methods")
-VERBS += ("try", "chat", "show", "report", "revert", "set", "verify", "export", "push", "rebase")
+VERBS += (
+    "try",
+    "chat",
+    "show",
+    "report",
+    "revert",
+    "set",
+    "verify",
+    "repair",
+    "export",
+    "push",
+    "rebase",
+)
 HEAVY = ("torch", "transformers", "peft", "datasets")
 
 

@@ -189,3 +189,30 @@ def test_checkpoints_in_another_folder_are_found_again_and_removed(
     assert "animal: going on from step 4" in lines
     assert contents(path) == contents(whole)
     assert list(tmp_path.iterdir()) == [other]
+
+
+@pytest.mark.own
+@pytest.mark.parametrize("setting", ["causal"], indirect=True)
+@pytest.mark.parametrize("damaged", [["4"], ["4", "2"]])
+def test_a_damaged_checkpoint_is_said_and_not_used(setting, whole, damaged, tmp_path):
+    path = whole.parent.with_name(f"{tmp_path.name}-{whole.parent.name}") / "lineage"
+    path.parent.mkdir()
+    with pytest.raises(Stopped):
+        run(setting, path, [Stop(5, task=2)])
+    for step in damaged:
+        (optimizer,) = path.glob(f".work/*/checkpoint-{step}/optimizer.pt")
+        content = bytearray(optimizer.read_bytes())
+        content[len(content) // 2] ^= 1
+        optimizer.write_bytes(content)
+    lines: list[str] = []
+    api.run(load_config({**setting, "lineage": str(path)}), say=lines.append)
+    about = ("checkpoint of", "going on", "beginning again")
+    assert [line for line in lines if any(words in line for words in about)] == [
+        *(
+            f"warning: animal: checkpoint of step {step} is damaged (optimizer.pt was changed) and "
+            "not used"
+            for step in damaged
+        ),
+        "animal: going on from step 2" if damaged == ["4"] else "animal: beginning again",
+    ]
+    assert contents(path) == contents(whole)

@@ -79,10 +79,17 @@ def test_a_folder_without_a_lineage_is_refused(tmp_path):
         read([tmp_path / "result"])
 
 
-@pytest.mark.parametrize("broken", ["stages/0002-task/scores.json", "timings.json"])
-def test_a_lineage_that_is_not_whole_is_refused_by_its_file(tmp_path, broken):
+@pytest.mark.parametrize("content", ["{", "[]", '{"x": {}}', '{"1": {"seconds": {"train": "1"}}}'])
+def test_a_lineage_whose_timings_are_damaged_has_none(tmp_path, content):
     stored = lineage(tmp_path / "one", ROWS)
-    (stored.path / broken).write_text("{")
+    (stored.path / "timings.json").write_text(content)
+    (run,) = read([stored.path])
+    assert (run.seconds, run.peak_mib, run.passed) == (None, None, None)
+
+
+def test_a_lineage_that_is_not_whole_is_refused_by_its_file(tmp_path):
+    stored = lineage(tmp_path / "one", ROWS)
+    (stored.path / "stages/0002-task/scores.json").write_text("{")
     with pytest.raises(PerdureError, match=r"one.*perdure verify"):
         read([stored.path])
     (stored.path / "stages/0002-task/scores.json").unlink()

@@ -19,11 +19,12 @@ from perdure.say import silent
 from perdure.seeds import forked
 from perdure.train import lifecycle
 from perdure.train.arguments import training_arguments
+from perdure.train.checkpoints import last_checkpoint
 from perdure.train.dev import DevEvaluation, DevRows
 from perdure.train.dev_settings import DevSettings
 from perdure.train.memory import Memory
 from perdure.train.method import TaskContext
-from perdure.train.trainer import ContinualTrainer, last_checkpoint
+from perdure.train.trainer import ContinualTrainer
 from tiny import tiny_model, tiny_rows, tiny_tokenizer
 
 

@@ -12,9 +12,9 @@ from transformers import EarlyStoppingCallback, TrainerControl, TrainerState
 from perdure import methods
 from perdure.say import silent
 from perdure.train import lifecycle
+from perdure.train.checkpoints import last_checkpoint
 from perdure.train.dev import DevEvaluation, DevRows, Point, waited
 from perdure.train.dev_settings import DevSettings
-from perdure.train.trainer import last_checkpoint
 from tiny import KINDS
 from train.engine import (
     Stop,

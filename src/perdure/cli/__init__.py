@@ -21,6 +21,7 @@ from perdure.cli import (
     probe,
     push,
     rebase,
+    repair,
     report,
     revert,
     run,
@@ -115,6 +116,7 @@ app.command("report")(report.report)
 app.command("set")(set_.set_)
 app.command("revert")(revert.revert)
 app.command("verify")(verify.verify)
+app.command("repair")(repair.repair)
 app.command("export")(export.export)
 app.command("push")(push.push)
 app.command("rebase")(rebase.rebase)

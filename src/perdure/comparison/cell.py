@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from perdure.config import TOGETHER, Config, deciding_keys, load_config
+from perdure.errors import PerdureError
 from perdure.lineage.files import dump, write_text
 from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
@@ -104,7 +105,13 @@ class Cell:
 
 def record(lineage: Lineage) -> dict[str, Any]:
     """The scores and costs of a run; `varying` has the costs that differ between identical runs."""
-    times = [lineage.timings()[str(entry["stage"])] for entry in lineage.stages]
+    timings = lineage.timings()
+    times = [timings[s] for e in lineage.stages if (s := str(e["stage"])) in timings]
+    if len(times) < len(lineage.stages):
+        raise PerdureError(
+            f"{lineage.path}: its timings.json is damaged, so its costs are unknown; move this "
+            "folder away, so that its run is repeated"
+        )
     seconds = stage_seconds(lineage).values()
     cells = [cell for e in lineage.stages for cell in lineage.scores(e)["after"].values()]
     return {

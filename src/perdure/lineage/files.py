@@ -11,22 +11,12 @@ from typing import Any
 from perdure.disk import check_file, check_tree, open_file
 from perdure.errors import PerdureError
 from perdure.models.hashing import file_hash
-from perdure.writing import writing
+from perdure.writing import sync, writing
 
 
 def dump(value: Any) -> str:
     """Return a value as JSON with sorted keys, so that equal values give the same bytes."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=2) + "\n"
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with writing(path):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -173,7 +173,7 @@ def _committed(path: Path) -> list[bytes]:
     if lines and previous == (line_hash(lines[-2]) if lines[1:] else ""):
         raise PerdureError(
             f"{path}: line {number}, the newest, was changed: {path.with_name(NEWEST)} has another "
-            "one; restore it from there"
+            f"one; `perdure repair {path.parent}` restores it"
         )
     if not lines:
         raise PerdureError(f"{path}: missing or empty; restore it from a copy")

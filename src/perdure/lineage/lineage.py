@@ -11,13 +11,14 @@ import yaml
 from perdure.config import Config, deciding_keys
 from perdure.disk import check_tree, fresh_folder, remove, usual_modes
 from perdure.errors import PerdureError, nearest
-from perdure.lineage.files import dump, hash_folder, locked, sync, write_text
+from perdure.lineage.files import hash_folder, locked, sync, write_text
 from perdure.lineage.history import History, learned_by
 from perdure.lineage.ledger import append, finish_append, read_ledger
 from perdure.lineage.names import (
     NEWEST,
     REFUSED,
     STARTING_ADAPTER,
+    TIMINGS,
     check_line,
     check_own_names,
 )
@@ -30,6 +31,7 @@ from perdure.lineage.settings import (
     stored,
     why_fixed,
 )
+from perdure.lineage.timings import add_timing, read_timings
 from perdure.lineage.work import WorkFolders, remove_work, work_folders
 from perdure.measure.matrix import ScoreMatrix
 from perdure.models.hashing import file_hash
@@ -150,7 +152,7 @@ class Lineage(History):
                 files = hash_folder(path / STARTING_ADAPTER)
                 entry |= {"kind": "adapter", "folder": STARTING_ADAPTER, "files": files}
             append(path / "ledger.jsonl", entry)
-            _write_settings(path, settings, base)
+            write_settings(path, settings, base)
 
     @staticmethod
     def check_vacant(path: str | Path) -> None:
@@ -296,8 +298,8 @@ class Lineage(History):
             return path
         state = "is not as it was written" if path.exists() else "missing"
         raise PerdureError(
-            f"{path}: {state}; restore it from a copy, and see with `perdure verify {self.path}` "
-            "what else is damaged"
+            f"{path}: {state}; `perdure repair {self.path}` restores what can be restored, and "
+            f"`perdure verify {self.path}` lists what is damaged"
         )
 
     def is_deleted(self, entry: dict[str, Any]) -> bool:
@@ -370,8 +372,7 @@ class Lineage(History):
         with writing(folder):
             built.rename(folder)
         sync(folder.parent)
-        times = self.timings()
-        write_text(self.path / "timings.json", dump({**times, str(entry["stage"]): timing}))
+        add_timing(self.path / TIMINGS, entry["stage"], timing)
         self.append(entry)
         remove_work(self.path, self.ledger[0])
 
@@ -440,13 +441,12 @@ class Lineage(History):
             for file in self.folder({"folder": folder}).glob(WHOLE):
                 file.unlink()
         if (self.written_pin, self.written) != (self.pin, self.settings):
-            _write_settings(self.path, self.settings, self.pin)
+            write_settings(self.path, self.settings, self.pin)
             self.written_pin, self.written = self.pin, self.settings
 
     def timings(self) -> dict[str, Any]:
-        """Return the timings of each stage, by its number as text."""
-        path = self.path / "timings.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        """Return the timings of each stage, by its number as text; none if they are damaged."""
+        return read_timings(self.path / TIMINGS) or {}
 
     def scores(self, entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
         """Return the scores that were measured at a stage (see `matrix`)."""
@@ -499,7 +499,7 @@ class Lineage(History):
         )
 
 
-def _write_settings(path: Path, settings: dict[str, Any], base: dict[str, Any]) -> None:
+def write_settings(path: Path, settings: dict[str, Any], base: dict[str, Any]) -> None:
     plain = json.loads(json.dumps({**settings, "base": base}, sort_keys=True))  # as in the ledger
     keys = [key for key in Config().to_dict() if key in settings]
     shown = {"format": FORMAT, **{key: plain[key] for key in [*keys, "base"]}}

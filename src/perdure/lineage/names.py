@@ -20,7 +20,8 @@ STAGE = re.compile(r"stages/\d{4,}-[A-Za-z0-9._-]+")
 REFUSED_STAGE = re.compile(REFUSED + r"/\d{4,}-[A-Za-z0-9._-]+")
 WORK = ".work"  # the folder of an unfinished stage
 NEWEST = "newest.json"  # the newest line of the ledger once more
-FILES = ("lineage.yaml", "ledger.jsonl", NEWEST, "timings.json", "lock")
+TIMINGS = "timings.json"
+FILES = ("lineage.yaml", "ledger.jsonl", NEWEST, TIMINGS, "lock")
 FOLDERS = ("stages", REFUSED, WORK)
 
 

@@ -29,6 +29,7 @@ from perdure.say import Say
 from perdure.seeds import derive
 from perdure.train import lifecycle
 from perdure.train.arguments import arguments_for_stage
+from perdure.train.checkpoints import last_checkpoint
 from perdure.train.dev import DevEvaluation, DevRows
 from perdure.train.dev_settings import dev_settings, for_task
 from perdure.train.memory import Memory, choose
@@ -36,7 +37,7 @@ from perdure.train.method import Method, TaskContext
 from perdure.train.passes import Passes
 from perdure.train.rehearsals import Rehearsals
 from perdure.train.surprise import surprise
-from perdure.train.trainer import ContinualTrainer, last_checkpoint, load_state, save_state
+from perdure.train.trainer import ContinualTrainer, load_state, save_state
 
 
 @dataclass
@@ -111,9 +112,14 @@ def learn_stage(
         )
     _begin_task(base, plan, remembered)
     dev = _dev_evaluation(base, plan, say)
-    resume = last_checkpoint(work)
+    damaged: list[str] = []
+    resume = last_checkpoint(work, damaged.append)
+    for line in damaged:
+        say(f"warning: {plan.task}: {line}")
     if resume:
         say(f"{plan.task}: going on from step {resume.name.partition('-')[2]}")
+    elif damaged:
+        say(f"{plan.task}: beginning again")
     engine = ContinualTrainer(
         base,
         methods,

@@ -22,6 +22,7 @@ from perdure.models.kinds import Kind
 from perdure.models.layout import METHOD_STATE
 from perdure.say import Say, silent
 from perdure.stopping import held, in_time, is_requested, stop
+from perdure.train.checkpoints import HASHES, complete_checkpoints, damage, seal, step_of
 from perdure.train.dev import DevEvaluation
 from perdure.train.finite import FiniteCheck, check_state
 from perdure.train.lifecycle import next_start
@@ -173,7 +174,7 @@ class ContinualTrainer(Trainer):
                 yield
         except BaseException:
             for checkpoint in work.glob("checkpoint-*"):
-                if not (checkpoint / METHOD_STATE).exists():
+                if not (checkpoint / HASHES).exists():
                     remove(checkpoint)
             raise
 
@@ -346,26 +347,33 @@ class ContinualTrainer(Trainer):
     def keep_best(self, step: int) -> None:
         """Keep the trained weights and the methods' tensors as those of the best step so far.
 
-        Earlier ones are deleted, except those to which the newest checkpoint may go back.
+        Earlier ones are deleted, except those to which the checkpoints may go back.
         """
         if not self.args.should_save:
             return
         work = Path(str(self.args.output_dir))
-        checkpoint = last_checkpoint(work)
-        saved = _number(checkpoint) if checkpoint else -1
-        folders = sorted(work.glob(f"{BEST}-*"), key=_number)
-        of_checkpoint = [folder for folder in folders if _number(folder) <= saved][-1:]
+        folders = sorted(work.glob(f"{BEST}-*"), key=step_of)
+        of_checkpoints: list[Path] = []
+        for checkpoint in complete_checkpoints(work):
+            of_checkpoints += [f for f in folders if step_of(f) <= step_of(checkpoint)][-1:]
         for folder in folders:
-            if folder not in of_checkpoint:
+            if folder not in of_checkpoints:
                 shutil.rmtree(folder)
         folder = work / f"{BEST}-{step}"
         self._save(str(folder))
         save_state(self.methods, folder)
+        seal(folder)
 
     def restore_best(self, step: int) -> None:
         """Go back to the weights and the methods' tensors that `keep_best` kept at `step`."""
         self.accelerator.wait_for_everyone()  # the first process has written them
-        folder = Path(str(self.args.output_dir)) / f"{BEST}-{step}"
+        work = Path(str(self.args.output_dir))
+        folder = work / f"{BEST}-{step}"
+        if damaged := damage(folder):
+            raise PerdureError(
+                f"{folder}: is damaged ({damaged}); delete {work} and repeat the command, which "
+                "begins the task again"
+            )
         self._load_from_checkpoint(str(folder))
         for method in self.methods:
             method.load_state_dict(load_state(method, folder))
@@ -404,6 +412,9 @@ class _MethodState(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         save_state(self.stateful, folder)
+        self.engine.accelerator.wait_for_everyone()  # until every process has written its files
+        if state.is_world_process_zero:
+            seal(folder)
         if self.is_stopping:
             stop(f"after step {state.global_step} of {state.max_steps}, which is kept")
 
@@ -446,14 +457,3 @@ def load_state(method: Stateful, folder: Path) -> dict[str, Tensor]:
         for name, tensor in state.items()
         if name.startswith(prefix)
     }
-
-
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a folder, or None."""
-    checkpoints = [p.parent for p in folder.glob(f"checkpoint-*/{METHOD_STATE}")]
-    return max(checkpoints, key=_number, default=None)
-
-
-def _number(folder: Path) -> int:
-    """The step in the name of a checkpoint's folder."""
-    return int(folder.name.partition("-")[2])

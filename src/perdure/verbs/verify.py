@@ -7,8 +7,9 @@ from perdure.errors import PerdureError
 from perdure.lineage.files import hash_folder
 from perdure.lineage.ledger import differences_from_newest
 from perdure.lineage.lineage import Lineage
-from perdure.lineage.names import REFUSED
+from perdure.lineage.names import REFUSED, TIMINGS
 from perdure.lineage.settings import differences, in_words
+from perdure.lineage.timings import read_timings
 from perdure.models.hashing import hash_again
 from perdure.models.layout import SCORES, WHOLE
 from perdure.models.pins import differing, pin
@@ -40,6 +41,8 @@ def verify(path: str | Path) -> list[str]:
     if edits := differences(lineage.settings, lineage.written):
         file = lineage.path / "lineage.yaml"
         problems.append(f"{file}: has other settings than the ledger ({in_words(edits)})")
+    if read_timings(lineage.path / TIMINGS) is None:
+        problems.append(f"{lineage.path / TIMINGS}: damaged, so the times of stages are unknown")
     if lineage.written_pin != lineage.pin:
         problems.append(f"{lineage.path / 'lineage.yaml'}: names another base than the ledger")
     return problems + _base(lineage.pin)

@@ -1,0 +1,149 @@
+"""Mending the files of a lineage from what is there: ledger, settings, times, and single bits."""
+
+import hashlib
+import json
+import shutil
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from perdure.disk import open_file
+from perdure.errors import PerdureError
+from perdure.lineage.ledger import (
+    differences_from_newest,
+    line_hash,
+    newest_line,
+    parsed,
+    read_ledger,
+    whole_lines,
+    write_lines,
+    write_newest,
+)
+from perdure.lineage.lineage import Lineage, write_settings
+from perdure.lineage.names import FILES, NEWEST, TIMINGS
+from perdure.lineage.timings import put_aside, read_timings
+from perdure.models.hashing import file_hash
+
+
+LARGEST = 32 * 1024  # of a content in which a flipped bit is looked for: seconds, in bytes
+
+
+def mend_ledger(path: Path) -> list[str]:
+    """Restore the lines of the ledger `path` and its `newest.json`; return what was done.
+
+    The newest line is taken from `newest.json`, or the reverse. Each line before it has a hash in
+    the line after it, with which one flipped bit can be found.
+
+    Raises:
+        PerdureError: a line cannot be restored.
+    """
+    lines, _ = whole_lines(path)
+    newest, done = newest_line(path), []
+    if newest is not None and newest not in lines:
+        try:
+            read_ledger(path)  # follows the last line, or the process stopped before it was added
+            lines = [*lines, newest]
+        except PerdureError:
+            lines = [*lines[:-1], newest]
+    expected = line_hash(lines[-1]) if lines else ""
+    for number in range(len(lines), 0, -1):
+        line = with_bit_restored(lines[number - 1], expected)
+        if line is None:
+            raise PerdureError(
+                f"{path}: line {number} is not as it was written and cannot be restored from what "
+                "is here; restore the ledger from a copy"
+            )
+        lines[number - 1] = line
+        try:
+            expected = json.loads(line)["previous"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise PerdureError(
+                f"{path}: line {number} is not JSON; restore the ledger from a copy"
+            ) from error
+    parsed(path, lines)
+    problems = differences_from_newest(path)
+    if lines and (problems or whole_lines(path)[0] != lines):
+        write_newest(path, lines[-1])
+        write_lines(path, lines)
+        done.append(f"{path} and {NEWEST}: restored")
+    return done
+
+
+def with_bit_restored(content: bytes, sha256: str) -> bytes | None:
+    """Return a content that has a hash, if it has it or would have it with one bit flipped."""
+    if hashlib.sha256(content).hexdigest() == sha256:
+        return content
+    if len(content) > LARGEST:
+        return None
+    before = hashlib.sha256()
+    for place, byte in enumerate(content):
+        for bit in range(8):
+            attempt = before.copy()
+            attempt.update(bytes([byte ^ 1 << bit]) + content[place + 1 :])
+            if attempt.hexdigest() == sha256:
+                return content[:place] + bytes([byte ^ 1 << bit]) + content[place + 1 :]
+        before.update(content[place : place + 1])
+    return None
+
+
+def mend_small_files(path: Path) -> list[str]:
+    """Delete temporary files, and restore `lineage.yaml` and `timings.json`; return what was done.
+
+    What is replaced is put aside under another name.
+    """
+    done = []
+    for name in FILES:
+        unfinished = path / f".{name}.new"
+        if unfinished.exists() or unfinished.is_symlink():
+            unfinished.unlink()
+            done.append(f"{unfinished}: deleted, a process that was stopped had left it")
+    if read_timings(path / TIMINGS) is None:
+        aside = put_aside(path / TIMINGS)
+        done.append(f"{path / TIMINGS}: damaged and put aside as {aside.name}; no stage needs it")
+    try:
+        Lineage(path)
+    except PerdureError:
+        settings = path / "lineage.yaml"
+        entries = read_ledger(path / "ledger.jsonl")
+        stored = [entry["settings"] for entry in entries if "settings" in entry]
+        pins = [entry["base"] for entry in entries if "base" in entry]
+        if not stored or not pins:
+            raise  # a lineage of the first releases, whose settings are nowhere else
+        aside = put_aside(settings).name if settings.exists() else None
+        write_settings(path, stored[-1], pins[-1])
+        kept = f"; the file that was there is {aside} now" if aside else ""
+        done.append(f"{settings}: written again from the ledger{kept}")
+    return done
+
+
+def replace_links(path: Path, entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Put the content of a link's target in place of each link in a stage, if the hash is right."""
+    done = []
+    for entry in entries:
+        for name, sha256 in entry.get("files", {}).items():
+            file = path / entry["folder"] / name
+            if not file.is_symlink() or file.parent.is_symlink():
+                continue
+            if file.exists() and stat.S_ISREG(file.stat().st_mode) and file_hash(file) == sha256:
+                target = file.resolve()
+                file.unlink()
+                with target.open("rb") as source, open_file(file, "xb") as copy:
+                    shutil.copyfileobj(source, copy)
+                done.append(f"{file}: its content in place of the link to it")
+    return done
+
+
+def restore_bit(file: Path, sha256: str) -> bool:
+    """Restore a flipped bit of a small file; return whether it is as it was written now."""
+    if not file.is_file() or file.stat().st_size > LARGEST:
+        return False
+    restored = with_bit_restored(file.read_bytes(), sha256)
+    if restored is None:
+        return False
+    unfinished = file.with_name(f".{file.name}.new")
+    unfinished.unlink(missing_ok=True)
+    with open_file(unfinished, "xb") as copy:
+        copy.write(restored)
+    unfinished.replace(file)
+    return True
