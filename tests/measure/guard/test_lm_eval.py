@@ -12,8 +12,14 @@ from perdure.config import Gate, LmEvalSettings
 from perdure.errors import PerdureError
 from perdure.measure.gate import beyond
 from perdure.measure.guard import lm_eval_tasks
-from perdure.measure.guard.lm_eval_result import compare_tasks, short_lines, since, task_words
-from perdure.measure.guard.lm_eval_tasks import LmEvalTasks, Metric
+from perdure.measure.guard.lm_eval_result import (
+    Metric,
+    compare_tasks,
+    short_lines,
+    since,
+    task_words,
+)
+from perdure.measure.guard.lm_eval_tasks import LmEvalTasks
 from perdure.measure.guard.loss import is_loss, with_lm_eval
 from perdure.measure.guard.words import words
 from perdure.measure.statistics import sign_test

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from perdure.measure.compressed import read_compressed, write_compressed
-from perdure.measure.guard.lm_eval_tasks import Asked, Metric
 from perdure.measure.guard.loss import is_loss
 from perdure.measure.statistics import SIGNIFICANCE, mean, sign_test
 
@@ -15,6 +14,35 @@ from perdure.measure.statistics import SIGNIFICANCE, mean, sign_test
 MOST_LINES = 8  # of tasks that are not lost, beyond which there is only their number
 OfDocuments = Mapping[str, float | None]  # values by document, None if not a finite number
 Values = Mapping[str, OfDocuments]  # by task
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The metric of a task whose values are compared.
+
+    Args:
+        name: lm-eval's name of it.
+        filter: the name of the filter through which the responses pass.
+        higher_is_better: whether a larger value is better.
+    """
+
+    name: str
+    filter: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model has responded.
+
+    Args:
+        responses: its responses, by the keys of the requests.
+        values: for each task the values of its metric, by the keys of the documents; None for a
+            value that is not a finite number.
+    """
+
+    responses: dict[str, Any]
+    values: dict[str, dict[str, float | None]]
 
 
 @dataclass(frozen=True)

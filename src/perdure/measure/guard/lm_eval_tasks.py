@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from importlib.machinery import ModuleSpec
@@ -26,6 +25,7 @@ import yaml
 from perdure.config import LmEvalSettings
 from perdure.errors import PerdureError, one_line
 from perdure.measure.batches import evaluating
+from perdure.measure.guard.lm_eval_result import Asked, Metric
 from perdure.measure.guard.subject import Subject
 from perdure.models.base import Base, BaseInfo
 from perdure.seeds import digest, forked
@@ -35,35 +35,6 @@ FEWSHOT_SEED = 1234  # that of lm-eval's own command
 MEANS = ("mean", "nanmean")  # lm-eval's names of the aggregations that are means
 MAX_GEN_TOKS = 256  # lm-eval's, for a task that has none
 SECTION = "guard.lm_eval"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """The metric of a task whose values are compared.
-
-    Args:
-        name: lm-eval's name of it.
-        filter: the name of the filter through which the responses pass.
-        higher_is_better: whether a larger value is better.
-    """
-
-    name: str
-    filter: str
-    higher_is_better: bool
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a model has responded.
-
-    Args:
-        responses: its responses, by the keys of the requests.
-        values: for each task the values of its metric, by the keys of the documents; None for a
-            value that is not a finite number.
-    """
-
-    responses: dict[str, Any]
-    values: dict[str, dict[str, float | None]]
 
 
 class LmEvalTasks:
