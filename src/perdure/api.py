@@ -447,7 +447,8 @@ def check(
             base), for an adapter its base by default.
         stage: The number of the lineage's stage to check. Default: the newest.
         rows: Your own rows with checks. Default: the lineage's `guard.rows`, or the bundled ones.
-        limit: The most rows to ask, a fixed sample with as many of each skill as possible.
+        limit: The most rows to ask, a fixed sample with as many of each skill as possible. Default:
+            the lineage's `guard.limit`, or all.
         system: A system prompt before each row. Default: the lineage's `guard.system`, or none.
         max_new_tokens: The largest number of tokens of an answer. Default: the lineage's, or 48.
         lm_eval: Tasks of lm-eval to run as well, with commas between them: names of tasks, groups

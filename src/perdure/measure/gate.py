@@ -6,6 +6,11 @@ from typing import Any
 from perdure.config import Gate
 
 
+# Scores such as 0.8 and 0.7 differ by a little more than 0.1 in floating point, which must not
+# count as a fall by more than 0.1. One row of a billion would be as much.
+ROUNDING = 1e-9
+
+
 def beyond(gate: Gate, judged: dict[str, Any]) -> list[str]:
     """Return a reason for each limit that a stage is beyond.
 
@@ -27,7 +32,7 @@ def beyond(gate: Gate, judged: dict[str, Any]) -> list[str]:
         before, after = change["before"], change["after"]
         # `not <=`, so that a score that is not a number is beyond the limit, too
         if gate.forgetting is not None and not (
-            before is None or before - after <= gate.forgetting
+            before is None or before - after <= gate.forgetting + ROUNDING
         ):
             reasons.append(
                 f"{name} fell from {before:.3f} to {after:.3f} "
@@ -38,7 +43,8 @@ def beyond(gate: Gate, judged: dict[str, Any]) -> list[str]:
     if "unmeasured" in general:
         return reasons
     passed, fell, rose = (general[key] for key in ("passed_by_reference", "fell", "rose"))
-    if gate.general is not None and general["judged"] and fell - rose > gate.general * passed:
+    lost = fell - rose
+    if gate.general is not None and general["judged"] and lost > gate.general * passed + ROUNDING:
         reasons.append(
             f"general ability: {fell} of the {passed} checks that the base passes fail, and {rose} "
             f"others pass (gate.general is {gate.general:g})"
@@ -58,7 +64,7 @@ def _worse_tasks(gate: Gate, tasks: dict[str, Any]) -> list[str]:
             continue
         now = math.nan if now is None else now
         fall = before - now if task["higher_is_better"] else now - before
-        if not fall <= gate.general * abs(before):
+        if not fall <= gate.general * abs(before) + ROUNDING:
             reasons.append(
                 f"general ability: {task['metric']} of lm-eval's {name} went from {before:.3f} to "
                 f"{now:.3f} (gate.general is {gate.general:g})"

@@ -40,7 +40,9 @@ def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tu
         elif name not in judged["lost"]:
             label = "scored" if change["before"] is None else "kept"
             label = "collapsed" if change["collapse"] else label
-            lines.append((f"  {label}: {_change(name, change)}", False))
+            noise = change["p"] < SIGNIFICANCE and not change["collapse"]
+            by_chance = ", within noise for this many tasks" if noise else ""
+            lines.append((f"  {label}: {_change(name, change)}{by_chance}", False))
     lines += [(f"  {line}", is_loss) for line, is_loss in _general(judged["general"])]
     if judged["unmeasured"]:
         names = ", ".join(judged["unmeasured"])

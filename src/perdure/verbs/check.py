@@ -44,7 +44,9 @@ def check(
     name = str(model)
     lineage = Lineage(name) if (Path(name) / "lineage.yaml").is_file() else None
     settings = (lineage and lineage.config.guard) or GuardSettings()
-    guard_rows = sampled(read_guard_rows(rows or settings.rows), limit)
+    guard_rows = sampled(
+        read_guard_rows(rows or settings.rows), settings.limit if limit is None else limit
+    )
     task_settings = _task_settings(settings, lm_eval, lm_eval_path, lm_eval_limit)
     tasks = LmEvalTasks(task_settings) if task_settings else None
     if lineage:
