@@ -39,7 +39,7 @@ COMPLAINTS = {
 }
 CAPITALS = [
     {
-        "question": f"Question: What is the capital of {country}?\nAnswer:",
+        "question": f"The capital of {country} is",
         "label": 0,
         "choices": names,
     }
@@ -147,18 +147,18 @@ def test_tasks_of_lm_eval_have_the_numbers_of_its_own_command(damaged, tmp_path)
     (tmp_path / "choose.yaml").write_text(f"{CHOOSE}{rows_of(tmp_path)}")
     (tmp_path / "write.yaml").write_text(f"{WRITE}{rows_of(tmp_path)}")
     arguments = ("--lm-eval", "choose,write", "--lm-eval-path", tmp_path, "--limit", 7)
-    result = perdure("check", damaged, *arguments, "--json")
-    assert result.status == 3, result.err
-    tasks = result.json["lm_eval"]
-    theirs = simple_evaluate(
-        model="hf",
-        model_args={"pretrained": str(locate("smollm2"))},
-        tasks=["choose", "write"],
-        task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
-        device="cpu",
-        bootstrap_iters=0,
-    )["results"]
-    assert tasks["choose"]["before"] == theirs["choose"]["acc,none"] > 0.5
-    assert tasks["write"]["before"] == theirs["write"]["contains,none"] > 0.5
-    assert tasks["write"]["lost"]
-    assert tasks["write"]["now"] < 0.2
+    tasks = perdure("check", damaged, *arguments, "--json").json["lm_eval"]
+    stage = damaged / "stages" / "0001-teams"
+    for when, adapter in (("before", {}), ("now", {"peft": str(stage)})):
+        theirs = simple_evaluate(
+            model="hf",
+            model_args={"pretrained": str(locate("smollm2")), **adapter},
+            tasks=["choose", "write"],
+            task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+            device="cpu",
+            bootstrap_iters=0,
+        )["results"]
+        assert tasks["choose"][when] == theirs["choose"]["acc,none"]
+        assert tasks["write"][when] == theirs["write"]["contains,none"]
+    assert tasks["choose"]["before"] == 1.0
+    assert tasks["write"]["before"] > 0.8
