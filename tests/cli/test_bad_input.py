@@ -91,8 +91,8 @@ def test_a_base_that_is_not_there(place):
 
 def test_a_base_without_its_weights(place):
     (place / "base" / "model.safetensors").unlink()
-    refused(place, "init", place / "new", "--base", place / "base", names=("weights do not load",))
-    refused(place, "run", place / "run.yaml", names=("weights do not load",))
+    refused(place, "init", place / "new", "--base", place / "base", names=("has no weights",))
+    refused(place, "run", place / "run.yaml", names=("has no weights",))
 
 
 def test_an_empty_task(place):

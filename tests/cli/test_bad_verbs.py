@@ -110,7 +110,7 @@ def test_rebase(place):
     words = ("'nowhere'", "no such folder", "hf download")
     bad(place, "rebase", "lineage", "nowhere", names=words)
     bad(place, "rebase", "lineage", "no/where/there", names=("no such folder",))
-    bad(place, "rebase", "lineage", "lineage", names=("not the base of lineage", "config.json, "))
+    bad(place, "rebase", "lineage", "lineage", names=("base 'lineage'", "has no weights"))
 
 
 def test_push(place):

@@ -173,3 +173,16 @@ def test_an_answer_of_the_test_outside_the_options_is_refused_too():
     with pytest.raises(PerdureError, match=r"b\.csv, row 2: .* 'Good' .* did you mean 'good'"):
         checks.check_task(mails)
     checks.check_task(task(rows(*SENT), rows(("new", " good\n")), options=("good", "bad")))
+
+
+def test_what_a_row_asks_is_the_last_message_of_the_user():
+    turns = [
+        {"role": "system", "content": "You sort messages."},
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Hi!"},
+        {"role": "user", "content": "My gears  jump."},
+        {"role": "assistant", "content": "repair"},
+    ]
+    assert checks.asked_text({"messages": turns}) == "My gears jump."
+    assert checks.asked_text({"prompt": turns[:-1], "completion": turns[-1:]}) == "My gears jump."
+    assert checks.asked_text({"prompt": "one two", "completion": " red"}) == "one two"

@@ -34,7 +34,7 @@ def test_a_copy_has_lost_nothing(here):
     before = tree(here)
     result = perdure("check", "copy", "--against", "base", "--rows", "rows.jsonl", "--tokens", 4)
     assert result.status == 0, result.err
-    assert "12 of 12 checks that base passes still pass: nothing lost" in result.out
+    assert "base passes 12 of 12 checks, and all of these still pass: nothing lost" in result.out
     assert "KL from base: 0.000 nats per token of its answers" in result.out
     assert tree(here) == before
 
@@ -168,3 +168,8 @@ def test_a_system_prompt_needs_a_template_that_takes_one(here):
     refused(here, "check", "adapter", "--system", "good", names=("the rows, row 1", "no system"))
     with pytest.raises(PerdureError, match="no system"):
         package.check("adapter", system="good", rows=ROWS)
+
+
+def test_a_path_without_a_model_is_named(here):
+    for name in ("nothing", "rows.jsonl"):
+        refused(here, "check", name, names=(f"{name}: no such folder",))

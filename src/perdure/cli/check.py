@@ -7,7 +7,7 @@ from rich.text import Text
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command
-from perdure.cli.output import LOST, Json, grid, print_json, quiet, stderr, stdout
+from perdure.cli.output import LOST, Json, grid, print_json, quiet, shortened, stderr, stdout
 
 
 SHOWN = 5  # flipped rows
@@ -58,5 +58,4 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _short(text: str) -> str:
-    line = " ".join(text.split()) or "(empty)"
-    return line if len(line) <= LENGTH else line[: LENGTH - 3] + "..."
+    return shortened(text, LENGTH) or "(empty)"

@@ -39,7 +39,8 @@ def planned(plan: dict[str, Any]) -> Iterator[RenderableType]:
         f"memory:      {size(plan['peak_memory_bytes'])} at its peak, on the longest rows",
         f"disk:        {size(plan['disk_bytes'])} ({size(plan['stage_bytes'])} a stage), "
         f"{size(plan['disk_free_bytes'])} free",
-        f"time:        about {span(plan['seconds'])} for {plan['steps']:,} steps and the scoring",
+        f"time:        about {span(plan['seconds'])} for {plan['steps']:,} steps and the scoring"
+        f"{', without the guard' if plan['guarded'] else ''}",
         "nothing was written; leave out --dry-run to do it",
     ]
     yield Text("\n".join(lines))

@@ -64,7 +64,7 @@ def task_training(settings: list[str] | None) -> dict[str, Any]:
             if hint.startswith("write training."):
                 raise PerdureError(f"{key}: not a key of a task; {hint}")
             raise PerdureError(
-                f"{key}: is set for the whole lineage when it is created; a task can have only its "
-                "own training settings, such as training.learning_rate=1e-4"
+                f"{key}: is set for the whole lineage, by `init` or `perdure set`; a task can have "
+                "only its own training settings, such as training.learning_rate=1e-4"
             )
     return load_config({}, settings).training

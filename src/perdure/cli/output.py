@@ -122,3 +122,9 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", "recurrent_kif: skipped a gradient that is not finite")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """Return a text on one line, of which only the beginning is shown if it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= length else line[: length - 3] + "..."

@@ -13,6 +13,7 @@ from perdure.cli.output import (
     grid,
     print_json,
     scores_table,
+    shortened,
     stderr_line,
     stdout,
     verdict_text,
@@ -51,7 +52,7 @@ def _flips(changed: list[dict[str, Any]]) -> RenderableType:
     table = grid("task", "row", "question", "right", "before", "after", "score", right=["row"])
     for record in changed:
         texts = (record[key] or "-" for key in ("question", "right", "before", "after"))
-        cells = (Text(" ".join(text.split())[-60:]) for text in texts)
+        cells = (Text(shortened(text)) for text in texts)
         scores = f"{record['score_before']:g} -> {record['score_after']:g}"
         style = "red" if record["score_after"] < record["score_before"] else ""
         table.add_row(Text(record["task"]), str(record["row"]), *cells, scores, style=style)
@@ -85,7 +86,8 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("remembers", counted(stage["remembered_rows"], "row"))]
     if stage["changed"]:
         lines += [("new settings", in_words(stage["changed"]))]
-    lines += [("training", _pairs(settings["training"]))]
+    adopted = stage["verb"] == "adopt"
+    lines += [("training", "elsewhere" if adopted else _pairs(settings["training"]))]
     if settings["adapter"] is not None:
         lines += [("adapter", _pairs(settings["adapter"]))]
     if settings["quantization"]:

@@ -217,6 +217,18 @@ def truncated(
     ]
 
 
+def asked_text(row: Row) -> str:
+    """Return what a row asks, for reading: its text or prompt, or the last message to be answered.
+
+    All white space is normalised.
+    """
+    if "messages" not in row and not isinstance(row.get("prompt"), list):
+        return question_text(row)
+    messages = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
+    asked = [m["content"] for m in messages[:-1] if m["role"] == "user" and m.get("content")]
+    return _plain(str(asked[-1])) if asked else question_text(row)
+
+
 def question_text(row: Row) -> str:
     """Return the text before the answer, for comparing rows; for a row of text, the whole text.
 

@@ -209,7 +209,11 @@ def _check_not_refused(lineage: Lineage, key: str) -> None:
 def _refused_text(lineage: Lineage, refused: dict[str, Any], what: str) -> str:
     """Return the line that says that a stage was refused, why, and where its files are."""
     folder = lineage.path / refused["folder"]
-    return f"{refused['task']['id']} {what}: {'; '.join(refused['reasons'])}; its files: {folder}"
+    return (
+        f"{refused['task']['id']} {what}: {'; '.join(refused['reasons'])}; the newest stage is "
+        f"still {refused['parent']}, and after `perdure set {lineage.path} KEY=VALUE` with another "
+        f"method, rate or gate the task can be learned again; its files: {folder}"
+    )
 
 
 def _memory(lineage: Lineage, general: list[Row], with_old_tasks: bool) -> dict[str, list[Row]]:

@@ -104,6 +104,11 @@ def _models(name: str, against: str | None) -> tuple[Subject, Subject]:
     """Return a model and the one to compare it with; an adapter's is its base by default."""
     base_name = base_of_adapter(name)[0] if is_adapter(name) else None
     if against is None and base_name is None:
+        if not Path(name).is_dir():
+            raise PerdureError(
+                f"{name}: no such folder; for a model of the hub, give the one from which it was "
+                "trained, as --against BASE"
+            )
         raise PerdureError(
             f"{name}: give the model to compare it with, the one from which it was trained, as "
             "--against BASE"

@@ -130,6 +130,7 @@ def _report(start: Start, plan: Plan, done: int, say: Say) -> dict[str, Any]:
         "kind": base.kind,
         "method": config.method,
         "mode": config.mode,
+        "guarded": config.guard is not None and base.kind != "encoder",
         "device": str(next(base.model.parameters()).device),
         "threads": torch.get_num_threads(),
         "tasks": [asdict(trial) for trial in trials],

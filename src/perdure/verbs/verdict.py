@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perdure.data.checks import question_text
+from perdure.data.checks import asked_text
 from perdure.data.rows import references
 from perdure.data.task import Task
 from perdure.lineage.answers import (
@@ -94,7 +94,7 @@ def changed_rows(
             if old_score != new_score:
                 record = {"task": name, "row": number, "question": None, "right": None}
                 if row is not None:
-                    record |= {"question": question_text(row), "right": references(row)[0]}
+                    record |= {"question": asked_text(row), "right": references(row)[0]}
                 record |= {"before": old, "after": new}
                 changed.append(record | {"score_before": old_score, "score_after": new_score})
     changed += _flipped(stored_guard_answers(lineage, entry))

@@ -111,11 +111,18 @@ def test_the_verdict_in_words():
     six = "6 of 12 checks that the base passes now fail (facts 4, chat 2)"
     assert first_line() == f"general ability: {six}, p = 0.016: lost"
     assert first_line(rose=2, lost=False, p=0.144).endswith(
-        f"{six}, 2 others now pass, p = 0.14: within noise"
+        f"{six}, 2 others now pass, p = 0.14: within noise, but more rows may tell"
     )
     assert first_line(lost=False).endswith("too little to count")
     assert first_line(fell=0).endswith(
-        "all 12 of 12 checks that the base passes still pass: nothing lost"
+        "the base passes 12 of 12 checks, and all of these still pass: nothing lost"
+    )
+    few = {"lost": False, "passed_by_reference": 4}
+    assert first_line(fell=0, **few).endswith(
+        "but they are too few to tell a loss from chance; ask more rows"
+    )
+    assert first_line(fell=4, p=0.0625, **few).endswith(
+        ": too few to tell a loss from chance; ask more rows"
     )
     assert first_line(judged=False, passed_by_reference=1).endswith(
         "not judged, because the base itself passes only 1 of 12 checks"

@@ -3,8 +3,11 @@
 from typing import Any
 
 from perdure.measure.guard.lm_eval_result import short_lines, task_words
-from perdure.measure.guard.loss import checks_of
+from perdure.measure.guard.loss import NET, checks_of
 from perdure.measure.statistics import SIGNIFICANCE, sign_test
+
+
+TOO_FEW = "too few to tell a loss from chance; ask more rows"
 
 
 def words(result: dict[str, Any]) -> list[str]:
@@ -37,8 +40,10 @@ def _flipped(result: dict[str, Any]) -> str:
     reference, passed, rows = (result[key] for key in ("reference", "passed_by_reference", "rows"))
     if not result["judged"]:
         return f"not judged, because {reference} itself passes only {passed} of {rows} checks"
+    can_tell = sign_test(passed, 0) < SIGNIFICANCE  # whether it would count if all of them fell
     if not result["fell"]:
-        return f"all {passed} of {rows} checks that {reference} passes still pass: nothing lost"
+        still = f"{reference} passes {passed} of {rows} checks, and all of these still pass"
+        return f"{still}: nothing lost" if can_tell else f"{still}, but they are {TOO_FEW}"
     fallen = sorted(
         ((skill, counts["fell"]) for skill, counts in result["skills"].items() if counts["fell"]),
         key=lambda pair: -pair[1],
@@ -50,8 +55,10 @@ def _flipped(result: dict[str, Any]) -> str:
         conclusion = "lost"
     elif result["p"] < SIGNIFICANCE:
         conclusion = "too little to count"
-    elif sign_test(passed, 0) >= SIGNIFICANCE:
-        conclusion = "too few rows to tell"
+    elif not can_tell:
+        conclusion = TOO_FEW
+    elif result["fell"] - result["rose"] >= NET * rows:
+        conclusion = "within noise, but more rows may tell"
     else:
         conclusion = "within noise"
     return f"{now_fail}{now_pass}, p = {result['p']:.2g}: {conclusion}"
