@@ -102,9 +102,14 @@ def dev_settings(training: Mapping[str, Any]) -> DevSettings:
 
 
 def with_strategy(training: Mapping[str, Any], has_rows: bool) -> dict[str, Any]:
-    """`training:` with `eval_strategy`, which is `epoch` by default if a task has dev rows."""
-    when = strategy(training) or "epoch"
-    return {**training, "eval_strategy": when if has_rows else "no"}
+    """`training:` with `eval_strategy`, which is `epoch` by default if a task has dev rows.
+
+    Without dev rows, one that is not set stays so, as in all tasks that have none.
+    """
+    when = strategy(training)
+    if has_rows:
+        return {**training, "eval_strategy": when or "epoch"}
+    return dict(training) if when is None else {**training, "eval_strategy": "no"}
 
 
 def without_dev(training: Mapping[str, Any]) -> dict[str, Any]:
