@@ -12,6 +12,17 @@ from perdure.stopping import Terminated, handled, held, in_time, is_requested, s
 pytestmark = pytest.mark.own
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """The handlers of a program in the foreground; one in the background may ignore signals."""
+    usual = {signal.SIGINT: signal.default_int_handler}
+    usual |= dict.fromkeys((signal.SIGTERM, signal.SIGHUP), signal.SIG_DFL)
+    handlers = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 def send(*numbers: int) -> None:
     for number in numbers:
         os.kill(os.getpid(), number)

@@ -139,6 +139,7 @@ def test_what_the_model_writes_itself_is_recalled(kind, monkeypatch):
         return torch.cat([start, ids.expand(len(input_ids), -1)], 1)
 
     monkeypatch.setattr(base.model, "generate", writes)
+    monkeypatch.setattr("perdure.measure.predict.can_leave", lambda base: False)
     answers = ("blue cat", "Blue  CAT", "blue", "blue cat .")
     recollection = asked(
         base, [{**row, "completion": a} for row, a in zip(rows, answers, strict=True)]

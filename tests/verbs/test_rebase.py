@@ -106,7 +106,7 @@ def test_a_stop_before_perdure_yaml_is_mended_by_the_next_verb(place, verb, monk
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_settings", stopped)
+        patch.setattr(module, "write_settings", stopped)
         with pytest.raises(Stopped):
             rebase("lineage", "moved")
     assert named() == "base"

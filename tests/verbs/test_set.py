@@ -185,7 +185,7 @@ def test_a_stop_before_the_file_is_written_is_mended_by_the_next_verb(place, mon
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_settings", stopped)
+        patch.setattr(module, "write_settings", stopped)
         with pytest.raises(Stopped):
             configure("lineage", **{"memory.ratio": 0.5})
     assert yaml.safe_load(FILE.read_text())["memory"]["ratio"] == 0.1
