@@ -1,7 +1,8 @@
 """Write the rows of three small chat tasks, for examples/chat.yaml.
 
-    python examples/chat_rows.py FOLDER
+    python examples/chat_rows.py FOLDER [TRAIN]
 
+TRAIN is the number of train rows of each task, 24 if it is left out; there are 16 test rows.
 All three tasks read messages that customers of a shop might write, and each asks something else:
 which department is meant, how the customer feels, and which thing the message is about. Their
 answers are single words, as in many small fine-tuning sets, which is what makes a chat model forget
@@ -52,7 +53,7 @@ QUESTIONS = {
     "feeling": f"How does the customer feel: {', '.join(FEELINGS)}?",
     "thing": "Which thing is this message about? Answer with one word.",
 }
-COUNTS = {"train": 24, "test": 16}
+TEST_COUNT = 16
 
 
 def messages(things: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
@@ -70,8 +71,8 @@ def messages(things: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
     ]
 
 
-def rows(task: str, split: str) -> list[dict]:
-    """Return the rows of a task, with each answer about equally often."""
+def rows(task: str, split: str, count: int) -> list[dict]:
+    """Return `count` rows of a task, with each answer about equally often."""
     things = TRAIN_THINGS if split == "train" else TEST_THINGS
     by_answer: dict[str, list[dict]] = {}
     shuffled = messages(things)
@@ -83,16 +84,17 @@ def rows(task: str, split: str) -> list[dict]:
         ]
         by_answer.setdefault(answers[task], []).append({"messages": turns})
     in_turn = itertools.chain.from_iterable(itertools.zip_longest(*by_answer.values()))
-    return [row for row in in_turn if row is not None][: COUNTS[split]]
+    return [row for row in in_turn if row is not None][:count]
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, train_count: int = 24) -> None:
     """Write TASK-train.jsonl and TASK-test.jsonl for each task."""
     folder.mkdir(parents=True, exist_ok=True)
-    for task, split in itertools.product(QUESTIONS, COUNTS):
-        lines = [json.dumps(row) + "\n" for row in rows(task, split)]
+    counts = {"train": train_count, "test": TEST_COUNT}
+    for task, split in itertools.product(QUESTIONS, counts):
+        lines = [json.dumps(row) + "\n" for row in rows(task, split, counts[split])]
         (folder / f"{task}-{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:3]))
