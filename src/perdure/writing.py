@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from perdure.disk import remove
+from perdure.disk import check_file, open_file, remove
 from perdure.errors import PerdureError
 
 
@@ -81,6 +81,28 @@ def writing(path: Path, unfinished: Path | None = None) -> Iterator[None]:
         if line is None:
             raise
         raise PerdureError(line) from error
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file atomically: a reader sees the old file or the new one, never a part.
+
+    It is on the disk when the function returns. Nothing is written through a symbolic link: one at
+    `path` is replaced by the file.
+
+    Raises:
+        PerdureError: the file cannot be written. The old one is still there.
+    """
+    new_file = path.with_name(f".{path.name}.new")
+    if not new_file.is_symlink():
+        check_file(new_file)
+    new_file.unlink(missing_ok=True)  # of a process that was stopped
+    with writing(path, unfinished=new_file):
+        with open_file(new_file, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new_file.replace(path)
+    sync(path.parent)
 
 
 def flush_output() -> str | None:

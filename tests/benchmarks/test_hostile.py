@@ -9,6 +9,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "durability"))
 
 import hostile
+from attacks import ATTACKS
 
 
 pytestmark = pytest.mark.own
@@ -39,7 +40,7 @@ def marked(attack):
     return pytest.param(attack, marks=marks, id=attack.name)
 
 
-@pytest.mark.parametrize("attack", [marked(attack) for attack in hostile.ATTACKS])
+@pytest.mark.parametrize("attack", [marked(attack) for attack in ATTACKS])
 def test_an_attack_is_refused_or_harmless(attack, original, tmp_path):
     outcome = hostile.outcome(attack, hostile.copy_of(original, tmp_path / "place"))
     assert outcome.is_safe, outcome

@@ -31,19 +31,19 @@ def chat_base():
 
 def begun(base, spec, work, memory=6, **settings):
     """The engine before its first step, when the rows are written; the method is its first."""
-    made = engine(base, spec, work, memory=memory, **settings)
-    made.training_step = lambda *args, **kwargs: torch.tensor(0.0)
-    return made
+    trainer = engine(base, spec, work, memory=memory, **settings)
+    trainer.training_step = lambda *args, **kwargs: torch.tensor(0.0)
+    return trainer
 
 
 def written(base, work, **keywords):
     """The rows that the method rehearses."""
-    made = begun(base, {"self_replay": keywords}, work)
+    trainer = begun(base, {"self_replay": keywords}, work)
     rows = []
-    made.callback_handler.callbacks[0].on_epoch_begin = lambda *args, **named: rows.extend(
-        made.methods[0].written
+    trainer.callback_handler.callbacks[0].on_epoch_begin = lambda *args, **named: rows.extend(
+        trainer.methods[0].written
     )
-    made.learn()
+    trainer.learn()
     return rows
 
 
@@ -108,16 +108,16 @@ def test_the_rows_are_the_same_for_the_same_seed_only(tmp_path):
 
 def test_every_batch_has_the_rows_of_the_ratio(tmp_path):
     base = tiny_base("causal")
-    made = begun(base, {"self_replay": {"rows": 16, "ratio": 0.5}}, tmp_path)
-    collate, batches, rows = made.rehearsal.collator, [], []
+    trainer = begun(base, {"self_replay": {"rows": 16, "ratio": 0.5}}, tmp_path)
+    collate, batches, rows = trainer.rehearsal.collator, [], []
 
     def noted(features):
         batches.append(features[4:])
-        rows[:] = made.methods[0].written
+        rows[:] = trainer.methods[0].written
         return collate(features)
 
-    made.rehearsal.collator = noted  # type: ignore[assignment]
-    made.learn()
+    trainer.rehearsal.collator = noted  # type: ignore[assignment]
+    trainer.learn()
     memory = Memory({"(written)": rows}, derive(3, "draws"))
     assert batches == [memory.draw(2 * i, 2) for i in range(10)]
 
@@ -138,13 +138,13 @@ def test_the_base_writes_with_its_adapter_disabled(tmp_path):
 def test_a_resumed_run_does_not_write_again(tmp_path, monkeypatch):
     """That it ends in the same bytes is shown for every method in test_methods.py."""
     spec = {"self_replay": {"rows": 4}}
-    made = engine(tiny_base("causal"), spec, tmp_path, checkpoint_every=5)
-    made.learn()
+    trainer = engine(tiny_base("causal"), spec, tmp_path, checkpoint_every=5)
+    trainer.learn()
     monkeypatch.setattr(Writer, "write", lambda *args: pytest.fail("it wrote again"))
     checkpoint = tmp_path / "checkpoint-5"
     again = engine(tiny_base("causal"), spec, tmp_path, checkpoint_every=5, resume=checkpoint)
     again.learn()
-    assert same(weights(made.base), weights(again.base))
+    assert same(weights(trainer.base), weights(again.base))
     assert again.methods[0].state_dict() == {}  # nothing of it is stored with the stage
 
 
@@ -167,17 +167,17 @@ def test_if_nothing_can_be_rehearsed_there_is_a_warning_and_plain_training(tmp_p
     plain, _ = learned("causal", "sequential", tmp_path / "a", dropout=0.0, rows=8)
     base = chat_base()
     spec = {"self_replay": {"rows": 3, "max_new_tokens": 1}}  # too short for a message and its end
-    made = engine(base, spec, tmp_path / "b", rows=8, memory=6)
+    trainer = engine(base, spec, tmp_path / "b", rows=8, memory=6)
     with pytest.warns(UserWarning, match="none of the 3 rows that the model wrote") as warned:
-        made.learn()
+        trainer.learn()
     assert len([w for w in warned if "self_replay" in str(w.message)]) == 1
     assert same(plain, weights(base))
 
 
 def test_it_works_with_kl_base_and_replay(tmp_path):
     spec = ["replay", "kl_base", {"self_replay": {"rows": 4}}]
-    all_three, made = learned("causal", spec, tmp_path / "a", rows=8)
-    assert [m.name for m in made.methods] == ["replay", "lwf", "self_replay"]
+    all_three, trainer = learned("causal", spec, tmp_path / "a", rows=8)
+    assert [m.name for m in trainer.methods] == ["replay", "lwf", "self_replay"]
     without, _ = learned("causal", ["replay", "kl_base"], tmp_path / "b", rows=8)
     assert not same(all_three, without)
 

@@ -338,6 +338,7 @@ def test_a_stage_that_the_gate_refused_is_shown_with_its_reasons(tmp_path):
     shown = "red fell from 0.9 to 0.1 (gate.forgetting is 0.1); KL &lt;b&gt;"
     assert page.count(shown) == 2  # beside the verdict, and in the ledger
     assert "after stage 3" in page
+    assert "; the gate refused black" in page
     assert "3 (reverted)" not in page  # neither the refused stage nor the one before it
     (run,) = read([tmp_path / "run"])
     assert [stage.task for stage in run.stages] == ["red", "blue", "green"]

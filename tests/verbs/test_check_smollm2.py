@@ -8,6 +8,7 @@ import pytest
 
 import perdure as package
 from command import perdure, write_rows
+from measure.guard.lm_eval_files import CHOOSE
 from perdure.models.pins import locate
 
 
@@ -58,13 +59,6 @@ CAPITALS = [
         ("Egypt", "Cairo", "Nairobi"),
     )
 ]
-CHOOSE = """
-task: choose
-output_type: multiple_choice
-doc_to_choice: "{{choices}}"
-doc_to_target: "{{label}}"
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
 WRITE = """
 task: write
 output_type: generate_until

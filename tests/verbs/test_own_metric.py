@@ -51,8 +51,8 @@ def test_a_task_is_scored_by_it_and_the_ledger_has_the_hash_of_its_source(module
     assert entry["task"]["metric_source"] == source
     assert "metric_source" not in Lineage("lineage").at(1)["task"]
     assert entry["scores"]["more"] == 0.5
-    told = perdure("evaluate", "lineage", "--task", "more", "--json").json
-    assert (told["more"]["score"], told["more"]["metric"]) == (0.5, f"{module}:Group.half")
+    result = perdure("evaluate", "lineage", "--task", "more", "--json").json
+    assert (result["more"]["score"], result["more"]["metric"]) == (0.5, f"{module}:Group.half")
     more = ("colour-train.jsonl", "--test", "colour-test.jsonl", "--metric", f"{module}:Group.half")
     assert perdure("learn", "lineage", "third", *more).status == 0
     assert Lineage("lineage").stages[-1]["scores"]["more"] == 0.5
@@ -67,9 +67,9 @@ def test_a_python_function_is_recorded_by_its_name(place, tmp_path):
         add(lambda prediction, reference: 1.0)
     settings = Lineage("lineage").config.to_dict() | {"lineage": "new"}
     tasks = [{**task, "metric": half} for task in settings["tasks"][:1]]
-    made = run({**settings, "tasks": tasks})
-    assert made.config.tasks[0]["metric"] == f"{__name__}:half"  # type: ignore[index]
-    assert made.stages[0]["scores"] == {"colour": 0.5}
+    lineage = run({**settings, "tasks": tasks})
+    assert lineage.config.tasks[0]["metric"] == f"{__name__}:half"  # type: ignore[index]
+    assert lineage.stages[0]["scores"] == {"colour": 0.5}
 
 
 def half(prediction: str, reference: str) -> float:
@@ -80,25 +80,25 @@ def test_scores_of_a_metric_that_has_changed_are_not_mixed(module):
     metric = f"{module}:closeness"
     add(metric)
     write(module, "0.25 + 0.0")
-    said: list[str] = []
-    entry = add("exact_match", "third", said.append)
+    lines: list[str] = []
+    entry = add("exact_match", "third", lines.append)
     since = "has changed since the task was learned"
-    assert f"warning: more is not scored: metric {metric} {since}" in said
+    assert f"warning: more is not scored: metric {metric} {since}" in lines
     assert "more" in entry["scores"]
     assert entry["scores"]["more"] is None
-    said.clear()
-    assert evaluate("lineage", tasks=["more"], say=said.append)["more"]["score"] == 0.25
-    assert said == [f"warning: more is scored by a metric, {metric}, that {since}"]
+    lines.clear()
+    assert evaluate("lineage", tasks=["more"], say=lines.append)["more"]["score"] == 0.25
+    assert lines == [f"warning: more is scored by a metric, {metric}, that {since}"]
     Path(f"{module}.py").unlink()
-    told = perdure("evaluate", "lineage", "--task", "more")
-    assert told.status == 0
-    assert "more is not scored" in told.err
-    assert "has no source file" in told.err
+    result = perdure("evaluate", "lineage", "--task", "more")
+    assert result.status == 0
+    assert "more is not scored" in result.err
+    assert "has no source file" in result.err
     assert perdure("show", "lineage", "--flips").status == 0  # needs the rows, not the metric
     write(module, "float(prediction == reference)")
-    said.clear()
-    assert add("exact_match", "fourth", said.append)["scores"]["more"] is not None
-    assert not [line for line in said if "not scored" in line]
+    lines.clear()
+    assert add("exact_match", "fourth", lines.append)["scores"]["more"] is not None
+    assert not [line for line in lines if "not scored" in line]
 
 
 def test_a_metric_that_only_the_ledger_names_is_not_imported(module, monkeypatch, tmp_path):
@@ -112,9 +112,9 @@ def test_a_metric_that_only_the_ledger_names_is_not_imported(module, monkeypatch
         result = perdure(*arguments)
         assert result.status == 0, result.err
         assert not Path("ran").exists()
-    said: list[str] = []
-    assert evaluate("lineage", tasks=["more"], say=said.append)["more"]["score"] is None
-    [line] = said
+    lines: list[str] = []
+    assert evaluate("lineage", tasks=["more"], say=lines.append)["more"]["score"] is None
+    [line] = lines
     assert f"metric {metric} is code that only the ledger names" in line
     assert f"PERDURE_METRICS={metric}" in line
     monkeypatch.setenv("PERDURE_METRICS", f"other:f,{metric}")

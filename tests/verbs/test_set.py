@@ -47,8 +47,8 @@ def test_the_next_stage_is_learned_with_the_new_settings_and_the_others_keep_the
     assert (before["changed"], after["changed"]) == ({}, entry["changed"])
     assert after["settings"]["training"]["learning_rate"] == 1e-3
     assert log("lineage")[-2]["changed"] == entry["changed"]
-    told = perdure("log", "lineage").out
-    assert 'method sequential -> ["replay"]; training.learning_rate 0.01 -> 0.001' in told
+    history = perdure("log", "lineage").out
+    assert 'method sequential -> ["replay"]; training.learning_rate 0.01 -> 0.001' in history
     assert 'method sequential -> ["replay"]' in perdure("show", "lineage", "--stage", 3).out
     lineage = Lineage("lineage")
     methods = [lineage.config_at(stage).method for stage in lineage.stages]
@@ -63,8 +63,8 @@ def test_the_weights_are_those_of_a_lineage_that_had_these_settings_from_the_sta
     configure("lineage", **{"training.learning_rate": 1e-3})
     learned = learn_again("more")
     rate = ["training.learning_rate=1e-3"]
-    told = perdure("learn", "other", "more", "colour-train.jsonl", *rate)
-    assert told.status == 0, told.err
+    result = perdure("learn", "other", "more", "colour-train.jsonl", *rate)
+    assert result.status == 0, result.err
     weights = "adapter_model.safetensors"
     assert learned["files"][weights] == Lineage("other").stages[-1]["files"][weights]
 
@@ -81,8 +81,8 @@ def test_what_is_set_already_adds_no_line(place):
     before = len(Lineage("lineage").ledger)
     assert configure("lineage", **{"training.learning_rate": 1e-2}) is None
     assert len(Lineage("lineage").ledger) == before
-    told = perdure("set", "lineage", "training.learning_rate=1e-2")
-    assert (told.status, told.out) == (0, "lineage: has these settings already\n")
+    result = perdure("set", "lineage", "training.learning_rate=1e-2")
+    assert (result.status, result.out) == (0, "lineage: has these settings already\n")
 
 
 @pytest.mark.parametrize(
@@ -244,8 +244,8 @@ def test_the_report_names_both_methods_and_repeats_the_change(place):
     assert verbs == ["init", "learn", "learn", "set", "learn"]
     Path("again.yaml").write_text(lineage.rerun.settings)
     for line in lineage.rerun.commands:
-        told = perdure(*shlex.split(line)[1:])
-        assert told.status == 0, told.err
+        result = perdure(*shlex.split(line)[1:])
+        assert result.status == 0, result.err
     again, first = Lineage("again").stages, Lineage("lineage").stages
     weights = "adapter_model.safetensors"
     assert [e["files"][weights] for e in again] == [e["files"][weights] for e in first]

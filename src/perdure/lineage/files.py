@@ -2,16 +2,15 @@
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from perdure.disk import check_file, check_tree, open_file
+from perdure.disk import check_tree, open_file
 from perdure.errors import PerdureError
 from perdure.models.hashing import file_hash
-from perdure.writing import sync, writing
+from perdure.writing import write_file
 
 
 def dump(value: Any) -> str:
@@ -20,24 +19,8 @@ def dump(value: Any) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: a reader sees the old file or the new one, never a part.
-
-    Nothing is written through a symbolic link: one at `path` is replaced by the file.
-
-    Raises:
-        PerdureError: the file cannot be written. The old one is still there.
-    """
-    new_file = path.with_name(f".{path.name}.new")
-    if not new_file.is_symlink():
-        check_file(new_file)
-    new_file.unlink(missing_ok=True)  # of a process that was stopped
-    with writing(path, unfinished=new_file):
-        with open_file(new_file, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new_file.replace(path)
-    sync(path.parent)
+    """Write a text as UTF-8, atomically (`write_file`)."""
+    write_file(path, text.encode())
 
 
 def hash_folder(folder: Path) -> dict[str, str]:

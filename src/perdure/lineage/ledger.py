@@ -14,9 +14,9 @@ from typing import Any
 
 from perdure.disk import open_file
 from perdure.errors import PerdureError
-from perdure.lineage.files import dump, sync, write_text
+from perdure.lineage.files import dump, write_text
 from perdure.lineage.names import NEWEST
-from perdure.writing import writing
+from perdure.writing import sync, writing
 
 
 TRIES = 100  # how often two files are read until no other process writes them meanwhile

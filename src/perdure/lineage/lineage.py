@@ -11,7 +11,7 @@ import yaml
 from perdure.config import Config, deciding_keys
 from perdure.disk import check_tree, fresh_folder, remove, usual_modes
 from perdure.errors import PerdureError, nearest
-from perdure.lineage.files import hash_folder, locked, sync, write_text
+from perdure.lineage.files import hash_folder, locked, write_text
 from perdure.lineage.history import History, learned_by
 from perdure.lineage.ledger import append, finish_append, read_ledger
 from perdure.lineage.names import (
@@ -46,7 +46,7 @@ from perdure.models.layout import (
     WHOLE,
 )
 from perdure.seeds import digest
-from perdure.writing import writing
+from perdure.writing import sync, writing
 
 
 FORMAT = 1

@@ -24,6 +24,7 @@ from perdure.lineage.lineage import Lineage, write_settings
 from perdure.lineage.names import FILES, NEWEST, TIMINGS
 from perdure.lineage.timings import put_aside, read_timings
 from perdure.models.hashing import file_hash
+from perdure.writing import write_file
 
 
 LARGEST = 32 * 1024  # of a content in which a flipped bit is looked for: seconds, in bytes
@@ -112,8 +113,8 @@ def mend_small_files(path: Path) -> list[str]:
             raise  # a lineage of the first releases, whose settings are nowhere else
         aside = put_aside(settings).name if settings.exists() else None
         write_settings(path, stored[-1], pins[-1])
-        kept = f"; the file that was there is {aside} now" if aside else ""
-        done.append(f"{settings}: written again from the ledger{kept}")
+        put_away = f"; the file that was there is {aside} now" if aside else ""
+        done.append(f"{settings}: written again from the ledger{put_away}")
     return done
 
 
@@ -141,9 +142,5 @@ def restore_bit(file: Path, sha256: str) -> bool:
     restored = with_bit_restored(file.read_bytes(), sha256)
     if restored is None:
         return False
-    unfinished = file.with_name(f".{file.name}.new")
-    unfinished.unlink(missing_ok=True)
-    with open_file(unfinished, "xb") as copy:
-        copy.write(restored)
-    unfinished.replace(file)
+    write_file(file, restored)
     return True

@@ -6,8 +6,8 @@ from typing import Any
 from perdure.config import Gate
 
 
-# Scores such as 0.8 and 0.7 differ by a little more than 0.1 in floating point, which must not
-# count as a fall by more than 0.1. One row of a billion would be as much.
+# 0.8 - 0.7 is a little more than 0.1 in floating point, which must not count as a fall by more than
+# 0.1. The tolerance is far below what one row changes in a score.
 ROUNDING = 1e-9
 
 

@@ -48,17 +48,17 @@ def generate_leaving(
     start, device = ids.shape[1], ids.device
     most = start + (settings.max_new_tokens or 0)
     ends = torch.tensor(settings.eos_token_id or [], device=device)
-    few = copy(settings)
+    chunk = copy(settings)  # the settings of a few tokens
     left, cache = list(rows), DynamicCache(config=_config(base))
     answers: dict[int, list[int]] = {}
     while left:
-        few.max_new_tokens = min(TOKENS, most - ids.shape[1])
+        chunk.max_new_tokens = min(TOKENS, most - ids.shape[1])
         decided = criterion(left)
         ids = base.model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask,
             past_key_values=cache,
-            generation_config=few,
+            generation_config=chunk,
             stopping_criteria=StoppingCriteriaList([decided] if decided else []),
             logits_processor=processors,
         )
@@ -72,10 +72,10 @@ def generate_leaving(
             else:
                 unfinished.append(place)
         if len(unfinished) < len(left):
-            kept = torch.tensor(unfinished, dtype=torch.long, device=device)
-            ids, mask, left = ids[kept], mask[kept], [left[place] for place in unfinished]
+            places = torch.tensor(unfinished, dtype=torch.long, device=device)
+            ids, mask, left = ids[places], mask[places], [left[place] for place in unfinished]
             if left:
-                cache.batch_select_indices(kept)
+                cache.batch_select_indices(places)
         mask = torch.nn.functional.pad(mask, (0, ids.shape[1] - mask.shape[1]), value=1)
     return answers
 
@@ -86,6 +86,7 @@ def can_leave(base: Base) -> bool:
     This is not so for models with a state of another kind, such as Mamba.
     """
     network: Any = base.network
+    # transformers has no public word for whether `generate` may be given a DynamicCache.
     return (
         base.kind == "causal"
         and network._supports_default_dynamic_cache()

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +132,16 @@ class Run:
     def refused(self) -> list[Line]:
         """The lines of the stages that the gate refused, oldest first."""
         return [line for line in self.ledger if line.reasons]
+
+    @property
+    def headline(self) -> str:
+        """The verdict in one sentence, with the tasks that the gate refused and no stage has."""
+        learned = {line.task for line in self.stages}
+        refused = [line.task for line in self.refused if line.task and line.task not in learned]
+        names = ", ".join(dict.fromkeys(refused))
+        return (
+            f"{self.verdict.headline}; the gate refused {names}" if names else self.verdict.headline
+        )
 
     def outcome(self, row: int, task: str) -> Outcome | None:
         """Return what became of a task at the stage of a row of the matrix, None if unknown."""
@@ -305,31 +315,18 @@ def _line(lineage: Lineage, entry: dict[str, Any], times: dict[str, Any]) -> Lin
     stage = entry["stage"]
     is_refused = entry["verb"] == "refused"
     active = stage in {0, *(e["stage"] for e in lineage.stages)} and not is_refused
+    line = Line(stage=stage, verb=entry["verb"], parent=entry["parent"], active=active)
     if "task" not in entry:
-        return Line(stage=stage, verb=entry["verb"], parent=entry["parent"], active=active)
-    train = entry["task"]["train"]
+        return line
+    task, train = entry["task"]["id"], entry["task"]["train"]
+    line = replace(line, task=task, rows=train["rows"], sha256=train["sha256"])
     if is_refused:  # the timings by number are those of the stage that was learned in its place
-        return Line(
-            stage=stage,
-            verb=entry["verb"],
-            parent=entry["parent"],
-            active=active,
-            task=entry["task"]["id"],
-            rows=train["rows"],
-            sha256=train["sha256"],
-            reasons=tuple(entry["reasons"]),
-        )
+        return replace(line, reasons=tuple(entry["reasons"]))
     timing = times.get(str(stage), {})
     seconds = stage_seconds(lineage).get(stage, {}) if timing else {}
     passes, memory = timing.get("rows"), lineage.file(entry, MEMORY)
-    return Line(
-        stage=stage,
-        verb=entry["verb"],
-        parent=entry["parent"],
-        active=active,
-        task=entry["task"]["id"],
-        rows=train["rows"],
-        sha256=train["sha256"],
+    return replace(
+        line,
         remembered=memory.read_bytes().count(b"\n") if memory else 0,
         date=timing.get("date"),
         steps=timing.get("steps"),

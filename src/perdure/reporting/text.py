@@ -59,7 +59,7 @@ def markdown(runs: Sequence[Run]) -> str:
 
 def _verdicts(run: Run) -> list[str]:
     """Return the verdict on a lineage, and a table of what became of each task at each stage."""
-    parts = [f"{_cell(run.label)}: **{_cell(run.verdict.headline)}**"]
+    parts = [f"{_cell(run.label)}: **{_cell(run.headline)}**"]
     rows = [["stage", "task", "verdict", "before", "after", "difference", "why"]]
     for verdict in run.verdicts:
         for outcome in verdict.outcomes:

@@ -8,10 +8,9 @@ import json
 import shutil
 from pathlib import Path
 
-from perdure.disk import open_file
 from perdure.models.hashing import file_hash
 from perdure.say import Say, silent
-from perdure.writing import sync
+from perdure.writing import sync, write_file
 
 
 HASHES = "sha256.json"  # of the other files of a checkpoint; written last
@@ -24,13 +23,7 @@ def seal(checkpoint: Path) -> None:
         if path.is_file() and path.name != HASHES:
             sync(path)
             hashes[path.relative_to(checkpoint).as_posix()] = file_hash(path)
-    unfinished = checkpoint.with_name(f".{checkpoint.name}.json")
-    unfinished.unlink(missing_ok=True)
-    with open_file(unfinished, "x", encoding="utf-8") as file:
-        json.dump(hashes, file, sort_keys=True)
-    sync(unfinished)
-    unfinished.replace(checkpoint / HASHES)
-    sync(checkpoint)
+    write_file(checkpoint / HASHES, json.dumps(hashes, sort_keys=True).encode())
     sync(checkpoint.parent)
 
 

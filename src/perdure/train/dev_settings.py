@@ -57,7 +57,10 @@ def key_that_needs_rows(training: Mapping[str, Any]) -> str | None:
 
 
 def for_task(training: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's `training:` with a task's own over it, whose `eval_strategy: no` ends it all."""
+    """Return a run's `training:`, overridden by a task's own.
+
+    With `eval_strategy: no` in the latter, none of the run's keys for dev rows hold.
+    """
     return {**(without_dev(training) if strategy(own) == "no" else training), **own}
 
 

@@ -78,7 +78,7 @@ def _task_settings(
     folder: str | Path | None,
     limit: int | None,
 ) -> LmEvalSettings | None:
-    """Return the settings of lm-eval's tasks: the lineage's, but for what is given.
+    """Return the settings of lm-eval's tasks: those of the lineage, overridden by the arguments.
 
     Raises:
         PerdureError: there are no tasks, but something else is given, or the limit is less than 1.

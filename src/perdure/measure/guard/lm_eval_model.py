@@ -1,6 +1,7 @@
 """Models as lm-eval asks them. They remember their responses, so that none is computed twice."""
 
 import copy
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,9 +54,9 @@ class RespondingModel(LM):
     def generate_until(self, requests: list[Any]) -> list[str]:
         return self._responses("generate_until", requests)
 
+    @abstractmethod
     def respond(self, kind: str, requests: list[Any]) -> list[Any]:
         """Return the responses to requests of one kind, which is the name of a method of `LM`."""
-        raise NotImplementedError
 
     def _responses(self, kind: str, requests: Sequence[Any]) -> list[Any]:
         keys = numbered([digest(kind, request.args, self.bf16) for request in requests])

@@ -42,8 +42,8 @@ def _flipped(result: dict[str, Any]) -> str:
         return f"not judged, because {reference} itself passes only {passed} of {rows} checks"
     can_tell = sign_test(passed, 0) < SIGNIFICANCE  # whether it would count if all of them fell
     if not result["fell"]:
-        still = f"{reference} passes {passed} of {rows} checks, and all of these still pass"
-        return f"{still}: nothing lost" if can_tell else f"{still}, but they are {TOO_FEW}"
+        unchanged = f"{reference} passes {passed} of {rows} checks, and all of these still pass"
+        return f"{unchanged}: nothing lost" if can_tell else f"{unchanged}, but they are {TOO_FEW}"
     fallen = sorted(
         ((skill, counts["fell"]) for skill, counts in result["skills"].items() if counts["fell"]),
         key=lambda pair: -pair[1],
