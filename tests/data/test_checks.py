@@ -51,6 +51,15 @@ def test_test_rows_that_are_in_train():
     assert "1 of 1 dev rows have the same prompt as a train row" in checks.warnings([with_dev])[0]
 
 
+def test_test_rows_that_are_dev_rows():
+    test_rows, dev_rows = rows(("new", "good"), (" mail  90", "good")), rows(("mail 90", "good"))
+    assert checks.warnings([task(rows(*SENT), test_rows, dev_rows)]) == [
+        "mails: 1 of 2 test rows have the same prompt as a dev row (first: b.csv, row 3, as d.csv, "
+        "row 2), so their score is too good: dev rows decide when training stops and which weights "
+        "are kept; use other rows for one of the two"
+    ]
+
+
 def test_a_question_is_the_same_as_text_and_as_a_message():
     chats = [{"messages": [USER, SAID]}, {"prompt": [USER], "completion": [SAID]}]
     for chat in chats:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from command import perdure, refused
 from perdure.api import adopt, learn, log, revert, show, verify
 from perdure.lineage.lineage import Lineage
+from perdure.reporting.rerun import rerun
 from tiny import save_tiny
 
 
@@ -69,6 +70,10 @@ def test_a_checkpoint_of_peft_is_scored_judged_and_learned_on(place):
     assert all(torch.equal(kept[name], stored[name]) for name in stored)
     assert set(entry["scores"]) == {"colour", "animal", "more"}
     assert entry["task"]["train"]["rows"] == 0
+    assert rerun(Lineage("lineage")).commands == (
+        "perdure run again.yaml lineage=again",
+        "# more: adopted; perdure adopt again CHECKPOINT more --test colour-test.jsonl",
+    )
     assert "already adopted" in perdure("adopt", "lineage", checkpoint, "more").err
     assert len(Lineage("lineage").stages) == 3
     assert perdure("show", "lineage").status == 0

@@ -11,7 +11,10 @@ from perdure.config import read_settings
 from perdure.lineage.settings import text
 
 
-SHOWN = ("method", "adapter", "training", "memory", "general", "guard", "gate", "max_length")
+SHOWN = (
+    *("method", "adapter", "training", "memory", "general", "guard", "gate"),
+    *("max_length", "max_completion_length", "seed", "threads"),
+)
 
 
 @command(api.init, config="--config FILE.yaml", from_adapter="--adapter FOLDER")

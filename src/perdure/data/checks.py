@@ -74,7 +74,7 @@ def warnings(tasks: Sequence[Task]) -> list[str]:
         lines += contradictions(task)
         lines += unlearned(task)
         lines += mixed(task)
-    return lines + leaked(tasks)
+    return lines + [line for task in tasks for line in tuned_on(task)] + leaked(tasks)
 
 
 def duplicates(task: Task, name: str) -> list[str]:
@@ -194,6 +194,24 @@ def _leak(task: Task, name: str, train_task: Task, pairs: list[tuple[int, int]])
         f"train row{of_task} (first: {split.place(row)}, as {train_task.train.place(train_row)}), "
         "so their score measures memorisation; remove them from one of the two"
     )
+
+
+def tuned_on(task: Task) -> list[str]:
+    """Return a warning about test rows with the prompt of a dev row, which choose the weights."""
+    if task.dev is None or task.test is None:
+        return []
+    dev_rows = {_key(question_text(row)): i for i, row in reversed([*enumerate(task.dev.rows)])}
+    keys = [_key(question_text(row)) for row in task.test.rows]
+    shared = [i for i, key in enumerate(keys) if key in dev_rows]
+    if not shared:
+        return []
+    row, dev_row = shared[0], dev_rows[keys[shared[0]]]
+    return [
+        f"{task.name}: {len(shared)} of {len(keys)} test rows have the same prompt as a dev row "
+        f"(first: {task.test.place(row)}, as {task.dev.place(dev_row)}), so their score is too "
+        "good: dev rows decide when training stops and which weights are kept; use other rows for "
+        "one of the two"
+    ]
 
 
 def truncated(

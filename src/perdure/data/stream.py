@@ -6,6 +6,7 @@ from typing import Any
 
 from perdure.config import Config, Mode
 from perdure.data.benchmarks import ORDERS, benchmark_task, benchmark_tasks
+from perdure.data.generated import TASKS as GENERATED_TASKS
 from perdure.data.generated import generated_tasks
 from perdure.data.hub import HUB, SPLITS
 from perdure.data.opening import GENERATED, file_split, hold_out, open_split
@@ -54,6 +55,13 @@ def load_stream(config: Config, splits: Collection[str] = SPLITS) -> list[Task]:
         instruction=config.instruction,
         splits=splits,
     )
+
+
+def task_count(tasks: list[Any] | str) -> int:
+    """Return how many tasks a stream has; no file is read."""
+    if isinstance(tasks, list):
+        return len(tasks)
+    return len(GENERATED_TASKS if tasks == GENERATED else ORDERS[tasks])
 
 
 def stages_of(tasks: Sequence[Task], mode: Mode) -> list[list[Task]]:

@@ -16,7 +16,12 @@ from perdure.reporting.read import DevCurve, Run
 
 
 # The words of a lineage's verdict, beside its colour.
-WORDS = {"lost": "lost", "noise": "within noise", "kept": "kept", "unmeasured": "not measured"}
+WORDS = {
+    "lost": "lost",
+    "noise": "within noise",
+    "kept": "nothing lost",
+    "unmeasured": "not measured",
+}
 SIDES = ("new task", "old tasks")
 CASES = ("both", "new only", "old only", "neither")
 OPENED = 4  # the number of methods whose first lineage is unfolded

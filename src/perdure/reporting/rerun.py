@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from perdure.config import DEFAULT_TRAINING, TOGETHER, Config, filled_adapter
+from perdure.data.stream import task_count
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import FREE, command, loaded, moved
 
@@ -30,31 +31,31 @@ class Rerun:
 
 
 def rerun(lineage: Lineage) -> Rerun:
-    """Return how to reproduce a lineage: one `run`, or `init` and one `learn` for each task.
+    """Return how to reproduce a lineage: `run` or `init`, and the later verbs in their order.
 
-    If settings were changed, it is the latter, with each `set` in its place.
+    A stream that was run is one `run`, and what was added to it follows. If settings were changed,
+    it is `init` and one `learn` for each task, with each `set` in its place.
     """
     changed = [entry for entry in lineage.ledger if "changed" in entry]
-    as_run = lineage.config.tasks is not None and (lineage.config.mode in TOGETHER or not changed)
+    tasks, mode = lineage.config.tasks, lineage.config.mode
+    as_run = tasks is not None and (mode in TOGETHER or not changed)
     first = lineage.settings_at(1)
     config = loaded(first, lineage.pin, lineage.path) if first and not as_run else lineage.config
     kept = _settings(config) if as_run else {**_settings(config), **_chosen_by_init(config)}
     settings = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
-    if as_run:
-        return Rerun(settings, (f"perdure run {FILE} lineage={FOLDER}",))
-    init = f"perdure init {FOLDER} --config {FILE}"
-    steps = []
+    stages = lineage.stages
+    if tasks is not None and as_run:
+        commands = [f"perdure run {FILE} lineage={FOLDER}"]
+        stages = [] if mode in TOGETHER else stages[task_count(tasks) :]
+    else:
+        commands = [f"perdure init {FOLDER} --config {FILE}"]
     for entry in lineage.ledger:
-        if entry in changed:
-            steps.append(command(Path(FOLDER), entry["settings"], entry["changed"]))
-        elif entry["verb"] == "adopt" and entry in lineage.stages:
-            name = " ".join(entry["task"]["name"].split())
-            steps.append(
-                f"# {name}: adopted; perdure adopt {FOLDER} CHECKPOINT {shlex.quote(name)}"
-            )
-        elif entry in lineage.stages:
-            steps.append(_learn(lineage, entry["task"]))
-    return Rerun(settings, (init, *steps))
+        if entry in changed and not as_run:
+            commands.append(command(Path(FOLDER), entry["settings"], entry["changed"]))
+        elif entry in stages:
+            repeat = _adopt if entry["verb"] == "adopt" else _learn
+            commands.append(repeat(lineage, entry["task"]))
+    return Rerun(settings, tuple(commands))
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -84,28 +85,55 @@ def _chosen_by_init(config: Config) -> dict[str, Any]:
 
 def _learn(lineage: Lineage, task: dict[str, Any]) -> str:
     """Return the command that learns a task from files or from the hub."""
-    splits = ("train", "dev", "test")
-    train, dev, test = (_rows(lineage, task.get(split)) for split in splits)
-    if train is None or (dev is None and "dev" in task) or (test is None and "test" in task):
+    splits = _splits(lineage, task)
+    if splits is None or "train" not in splits:
         name = " ".join(task["name"].split())
         return f"# {name}: its rows were passed in Python; pass them to perdure.learn"
-    words = ["perdure", "learn", FOLDER, task["name"], train]
+    words = ["perdure", "learn", FOLDER, task["name"], splits.pop("train")]
     words += [f"training.{key}={json.dumps(v)}" for key, v in task.get("training", {}).items()]
-    held_out = ((task["train"].get("source") or {}).get("held_out") or {}).get("share")
+    return shlex.join([*words, *_options(task, splits)])
+
+
+def _adopt(lineage: Lineage, task: dict[str, Any]) -> str:
+    """Return the command that adopts a checkpoint, as a comment: its folder is not known."""
+    name = " ".join(task["name"].split())
+    words = ["perdure", "adopt", FOLDER, "CHECKPOINT", name]
+    splits = _splits(lineage, task)
+    ending = "; its rows were passed in Python" if splits is None else ""
+    return f"# {name}: adopted; {shlex.join([*words, *_options(task, splits or {})])}{ending}"
+
+
+def _splits(lineage: Lineage, task: dict[str, Any]) -> dict[str, str] | None:
+    """Return each split's rows as an argument, None if some of them were passed in Python."""
+    present = [name for name in ("train", "dev", "test") if task.get(name, {}).get("rows")]
+    splits = {name: _rows(lineage, task[name]) for name in present}
+    named = {name: rows for name, rows in splits.items() if rows is not None}
+    return named if len(named) == len(splits) else None
+
+
+def _options(task: dict[str, Any], splits: dict[str, str]) -> list[str]:
+    """Return the options for a task's rows, metric and closed answers."""
+    train = task.get("train") or {}
+    held_out = ((train.get("source") or {}).get("held_out") or {}).get("share")
+    words = []
+    if "train" in splits:
+        words += ["--train", splits["train"]]
     if held_out:
         words += ["--hold-out", f"{held_out:g}"]
-    elif test:
-        words += ["--test", test]
-    words += ["--dev", dev] if dev else []
-    words += ["--metric", task["metric"]] if task["metric"] != "exact_match" else []
+    elif "test" in splits:
+        words += ["--test", splits["test"]]
+    if "dev" in splits:
+        words += ["--dev", splits["dev"]]
+    if task["metric"] != "exact_match":
+        words += ["--metric", task["metric"]]
     for option in task["options"] or ():
         words += ["--option", option]
-    return shlex.join(words)
+    return words
 
 
-def _rows(lineage: Lineage, split: dict[str, Any] | None) -> str | None:
+def _rows(lineage: Lineage, split: dict[str, Any]) -> str | None:
     """Return the rows of a split as an argument; paths are relative to the working directory."""
-    source = (split or {}).get("source") or {}
+    source = split.get("source") or {}
     if "hub" in source:
         return f"hub:{source['hub']}:{source['split']}"
     return moved(source["path"], lineage.path, Path.cwd()) if "path" in source else None
