@@ -736,11 +736,16 @@ def verify(folder: str | Path) -> list[str]:
 
 
 def repair(
-    folder: str | Path, data: str | Path | None = None, *, say: Say = silent
+    folder: str | Path,
+    stage: int | None = None,
+    data: str | Path | None = None,
+    *,
+    say: Say = silent,
 ) -> dict[str, Any]:
     """Restore what can be restored of a damaged lineage, and report what cannot.
 
         perdure.repair("my-model")
+        perdure.repair("my-model", stage=2)  # also learn stage 2 again, whose weights were dropped
 
     The newest line of the ledger is restored from `newest.json` and the reverse, and `lineage.yaml`
     from the ledger. One flipped bit is restored in a line of the ledger and in a small file of a
@@ -751,6 +756,8 @@ def repair(
 
     Args:
         folder: The lineage.
+        stage: Also restore this stage, whose weights were dropped, and the dropped stages that it
+            needs for it.
         data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
         say: Called with each line of a training.
 
@@ -758,12 +765,51 @@ def repair(
         `restored` and `lost`, lists of lines, and the number of the newest `stage`.
 
     Raises:
-        PerdureError: the folder is not a lineage, another process is writing to it, or its ledger
-            cannot be restored.
+        PerdureError: the folder is not a lineage, another process is writing to it, its ledger
+            cannot be restored, or there is no such stage.
     """
     from perdure.verbs import repair as verb
 
-    return verb.repair(folder, data, say)
+    return verb.repair(folder, stage, data, say)
+
+
+def compact(
+    folder: str | Path,
+    stages: Sequence[int] = (),
+    dry_run: bool = False,
+    data: str | Path | None = None,
+) -> dict[str, Any]:
+    """Delete the weights of earlier stages that can be learned again to the same bytes.
+
+        perdure.compact("my-model")
+        perdure.compact("my-model", stages=[1, 2])  # these, even if they cannot be learned again
+
+    Weights and method state are deleted; scores, answers, remembered rows and the ledger stay, and
+    a line of the ledger says what was dropped. A stage is dropped only if this machine can learn it
+    again: the rows that it was learned from are in their files with their hashes, the base, the
+    versions of the libraries and the machine are those recorded, and the stage that it began with
+    is there or can be learned again as well. The newest stage always stays, and the one before it,
+    to which `revert` goes back, stays unless it is named. `perdure repair FOLDER --stage N` learns
+    a dropped stage again.
+
+    Args:
+        folder: The lineage.
+        stages: Drop these stages, also those that cannot be learned again. Default: all that can.
+        dry_run: Only say what would be dropped.
+        data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
+
+    Returns:
+        `bytes`, the size of what was deleted; the stages that were `dropped` and `kept`, each with
+        its `stage`, `task`, `bytes` and the `reason` why it is kept or cannot be learned again; and
+        `notes`, a list of lines.
+
+    Raises:
+        PerdureError: the folder is not a lineage, another process is writing to it, or a stage that
+            is named does not exist or is the newest.
+    """
+    from perdure.verbs import compact as verb
+
+    return verb.compact(folder, stages, dry_run, data)
 
 
 def export(

@@ -26,6 +26,7 @@ VERBS += (
     "set",
     "verify",
     "repair",
+    "compact",
     "export",
     "push",
     "rebase",

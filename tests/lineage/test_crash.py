@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "durability"))
 
 from operations import Operations, Stopped
 
+from perdure.api import compact, repair
 from perdure.config import load_config
 from perdure.lineage.files import hash_folder
 from perdure.lineage.ledger import differences_from_newest
@@ -19,6 +20,7 @@ from perdure.lineage.lineage import Lineage
 
 pytestmark = pytest.mark.own
 
+WEIGHTS = "adapter_model.safetensors"
 PIN = {"name": "base", "files": {}}
 
 
@@ -51,6 +53,40 @@ def set_seed(path: Path) -> None:
         lineage.append({"stage": 0, "verb": "set", "parent": 0, "settings": settings})
 
 
+def create_with_stages(path: Path) -> None:
+    """Make a lineage of two stages that were adopted."""
+    create(path)
+    for number, task in enumerate(("colour", "animal"), start=1):
+        lineage = Lineage(path)
+        built = lineage.work(task, "key").stage
+        built.mkdir()
+        (built / WEIGHTS).write_bytes(b"weights")
+        (built / "method.safetensors").write_bytes(b"state")
+        entry = {"stage": number, "verb": "adopt", "parent": number - 1, "task": {"id": task}}
+        folder = f"stages/{number:04d}-{task}"
+        lineage.commit(built, {**entry, "kind": "adapter", "folder": folder}, {})
+
+
+def create_dropped(path: Path) -> None:
+    """Make a lineage whose first stage has lost its weights to `compact`."""
+    create_with_stages(path)
+    drop(path)
+
+
+def drop(path: Path) -> None:
+    """Drop the weights of stage 1 with `compact`."""
+    compact(path, [1])
+
+
+def put_back(path: Path) -> None:
+    """Keep the dropped weights of stage 1 again, which were put back from a copy."""
+    lineage = Lineage(path)
+    if lineage.is_gone(lineage.at(1)):
+        (path / "stages/0001-colour" / WEIGHTS).write_bytes(b"weights")
+        (path / "stages/0001-colour/method.safetensors").write_bytes(b"state")
+    repair(path, stage=1)
+
+
 def contents(path: Path) -> dict[str, str]:
     return {name: sha for name, sha in hash_folder(path).items() if name != "lock"}
 
@@ -64,21 +100,30 @@ def operations(tmp_path_factory):
     operations.stop()
 
 
-@pytest.mark.parametrize("step", [create, commit, set_seed])
-def test_a_kill_at_any_file_operation(step, operations):
+@pytest.mark.parametrize(
+    ("step", "before"),
+    [
+        (create, None),
+        (commit, create),
+        (set_seed, create),
+        (drop, create_with_stages),
+        (put_back, create_dropped),
+    ],
+)
+def test_a_kill_at_any_file_operation(step, before, operations):
     folder = Path(operations.folder) / step.__name__
     folder.mkdir()
     copy, template = folder / "lineage", folder / "template"
-    if step is not create:
-        create(template)
+    if before:
+        before(template)
 
     def begin() -> None:
         shutil.rmtree(copy, ignore_errors=True)
-        if step is not create:
+        if before:
             shutil.copytree(template, copy)
 
     begin()
-    old_lines = 0 if step is create else 1
+    old_lines = len(Lineage(template).ledger) if before else 0
     operations.begin()
     step(copy)
     operations.stop()

@@ -11,6 +11,7 @@ from perdure.cli import (
     adopt,
     chat,
     check,
+    compact,
     compare,
     evaluate,
     export,
@@ -117,6 +118,7 @@ app.command("set")(set_.set_)
 app.command("revert")(revert.revert)
 app.command("verify")(verify.verify)
 app.command("repair")(repair.repair)
+app.command("compact")(compact.compact)
 app.command("export")(export.export)
 app.command("push")(push.push)
 app.command("rebase")(rebase.rebase)

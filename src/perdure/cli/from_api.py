@@ -75,6 +75,8 @@ def _parameter(
     kind, choices = (list[str], None) if is_settings else _kind(parameter.annotation)
     required = parameter.default is parameter.empty and not is_settings
     name, _, metavar = (spelled or _spelled(parameter, kind)).partition(" ")
+    if name.endswith("...") and kind is str:  # numbers, a word each where they are an argument
+        kind = list[int]
     info: Any
     if name.startswith("--"):
         help_text = meaning + REPEATED if get_origin(kind) is list else meaning

@@ -5,6 +5,7 @@ from rich.text import Text
 from perdure import api
 from perdure.cli.from_api import Arguments, command
 from perdure.cli.output import Json, grid, print_json, score, stdout
+from perdure.lineage.history import COMPACT
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import in_words
 
@@ -30,6 +31,10 @@ def log(arguments: Arguments, as_json: Json = False) -> None:
             scores += f"; lost: {', '.join(line['lost'])}"
         if line["reasons"]:
             scores += f"; refused: {'; '.join(line['reasons'])}"
+        if line["verb"] == COMPACT:
+            scores = f"dropped the weights of stage {', '.join(map(str, line['dropped']))}"
+        if line["restored"]:
+            scores = f"stage {', '.join(map(str, line['restored']))} has its weights again"
         seconds = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
         cells = (line["task"], line["method"], scores, seconds, line["date"])
         stage = f"{line['stage']}" if line["active"] else f"({line['stage']})"

@@ -18,6 +18,8 @@ from perdure.cli.output import (
     stdout,
     verdict_text,
 )
+from perdure.lineage.dropped import how_to_restore
+from perdure.lineage.history import COMPACT
 from perdure.lineage.settings import in_words
 from perdure.reporting.results import method_name
 
@@ -128,11 +130,13 @@ def _loads(stage: dict[str, Any]) -> list[tuple[str, str]]:
         return [("to load", base)]
     path = f"{stage['lineage']}/{folder}"
     history = " > ".join(["base", *map(str, stage["line_of"][1:])])
+    if not stage["weights_kept"]:
+        by_compact = stage["weights_dropped_by"] == COMPACT
+        how = "dropped by `perdure compact`" if by_compact else "removed, only its scores remain"
+        restore = how_to_restore(stage["lineage"], stage["stage"])
+        return [("to load", f"its weights were {how}; {restore}"), ("history", history)]
     if stage.get("kind") == "weights":
-        weights = "its weights were removed, only its scores remain"
-        if stage["weights_kept"]:
-            weights = path
-        return [("to load", f"{weights} (whole weights)"), ("history", history)]
+        return [("to load", f"{path} (whole weights)"), ("history", history)]
     return [
         ("to load", f"{base} with the adapter {path}"),
         ("history", f"{history}; the adapter contains all these stages"),

@@ -2,12 +2,17 @@
 
 Each line of the ledger has a `verb`. `init` makes stage 0, and each line with a new `stage` makes
 that stage from its `parent`. `revert` goes back to an earlier `stage`, and `rebase` gives the new
-place of the `base`. All properties are pure functions of the lines.
+place of the `base`. A line says with `dropped` of which stages files were deleted on purpose, and
+with `restored` of which of them the files are back. All properties are pure functions of the lines.
 """
 
+from pathlib import Path
 from typing import Any
 
+from perdure.models.layout import COMPACTED, WHOLE
 
+
+COMPACT, REPAIR = "compact", "repair"  # the verbs of lines that only delete and restore files
 KEPT = 2  # how many stages, the newest ones, keep their files of whole weights
 
 
@@ -60,13 +65,47 @@ class History:
         return next(entry["base"] for entry in reversed(self.ledger) if "base" in entry)
 
     @property
-    def dropped(self) -> set[str]:
-        """The folders of stages whose whole weights were deleted; their other files remain."""
-        return {folder for entry in self.ledger for folder in entry.get("dropped", ())}
+    def dropped(self) -> dict[str, tuple[str, ...]]:
+        """The patterns of the files that were deleted on purpose, by the stage's folder.
+
+        `compact` drops weights and method state; a new stage drops older whole weights.
+        """
+        patterns: dict[str, tuple[str, ...]] = {}
+        for entry in self.ledger:
+            dropped_now = COMPACTED if entry["verb"] == COMPACT else (WHOLE,)
+            patterns |= dict.fromkeys(entry.get("dropped", ()), dropped_now)
+            for folder in entry.get("restored", ()):
+                patterns.pop(folder, None)
+        return patterns
+
+    def dropped_files(self, entry: dict[str, Any]) -> list[str]:
+        """Return the names of a stage's files that were deleted on purpose."""
+        patterns = self.dropped.get(entry["folder"], ())
+        return [name for name in entry["files"] if matches(name, patterns)]
+
+    def is_gone(self, entry: dict[str, Any]) -> bool:
+        """Return whether the weights of a stage were deleted on purpose."""
+        return entry.get("folder") in self.dropped
+
+    def dropped_by(self, entry: dict[str, Any]) -> str | None:
+        """Return the verb that deleted the weights of a stage: `compact`, `learn`, or None."""
+        patterns = self.dropped.get(entry.get("folder", ""))
+        return None if patterns is None else COMPACT if patterns == COMPACTED else "learn"
+
+    @property
+    def newest_change(self) -> dict[str, Any]:
+        """The newest line that decides the next stage: files that come and go do not."""
+        changes = (e for e in reversed(self.ledger) if e["verb"] not in (COMPACT, REPAIR))
+        return next(changes)
 
     def to_drop(self, entry: dict[str, Any]) -> list[str]:
         """Return the folders whose whole weights are deleted when `entry` is the newest stage."""
         active = [line for line in [*self.stages, entry] if line.get("kind") == "weights"]
         kept = {line["folder"] for line in active[-KEPT:]}
         whole = {line["folder"] for line in self.ledger if line.get("kind") == "weights"}
-        return sorted(whole - kept - self.dropped)
+        return sorted(whole - kept - self.dropped.keys())
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Return whether the name of a stage's file matches one of some patterns."""
+    return any(Path(name).match(pattern) for pattern in patterns)

@@ -11,6 +11,7 @@ import yaml
 from perdure.config import Config, deciding_keys
 from perdure.disk import check_tree, fresh_folder, remove, usual_modes
 from perdure.errors import PerdureError, nearest
+from perdure.lineage.dropped import gone
 from perdure.lineage.files import hash_folder, locked, write_text
 from perdure.lineage.history import History, learned_by
 from perdure.lineage.ledger import append, finish_append, read_ledger
@@ -43,7 +44,6 @@ from perdure.models.layout import (
     RECORDS,
     SCORES,
     VERDICT,
-    WHOLE,
 )
 from perdure.seeds import digest
 from perdure.writing import sync, writing
@@ -293,6 +293,8 @@ class Lineage(History):
         """
         if name not in entry["files"]:
             return None
+        if name in self.dropped_files(entry):
+            raise PerdureError(gone(self.path, self, entry))
         path = self.folder(entry) / name
         if path.is_file() and file_hash(path) == entry["files"][name]:
             return path
@@ -437,12 +439,20 @@ class Lineage(History):
     def tidy(self) -> None:
         """Bring the files in line with the ledger, if a process stopped after its last line."""
         finish_append(self.path / "ledger.jsonl")
-        for folder in self.dropped:
-            for file in self.folder({"folder": folder}).glob(WHOLE):
-                file.unlink()
+        for file in self.still_to_delete():
+            file.unlink()
         if (self.written_pin, self.written) != (self.pin, self.settings):
             write_settings(self.path, self.settings, self.pin)
             self.written_pin, self.written = self.pin, self.settings
+
+    def still_to_delete(self) -> list[Path]:
+        """Return the files that the ledger declares as dropped, but that are still there."""
+        return [
+            file
+            for folder, patterns in self.dropped.items()
+            for pattern in patterns
+            for file in sorted(self.folder({"folder": folder}).glob(pattern))
+        ]
 
     def timings(self) -> dict[str, Any]:
         """Return the timings of each stage, by its number as text; none if they are damaged."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from perdure.config import DEFAULT_ADAPTER, Config
 from perdure.errors import PerdureError
+from perdure.lineage.dropped import gone
 from perdure.lineage.lineage import Lineage
 from perdure.models.base import Base, BaseInfo, is_quantized, load_base
 from perdure.models.layout import ADAPTER_SETTINGS
@@ -23,15 +24,14 @@ def base_at(lineage: Lineage, entry: dict[str, Any] | None, info: BaseInfo | Non
         info: the result of `read_base` for the base, if there is one already.
 
     Raises:
-        PerdureError: the stage's whole weights are no longer kept, or a file does not load.
+        PerdureError: the stage's weights were dropped, or a file does not load.
     """
     config, entry = lineage.config, entry or lineage.origin
     whole: Path | None = None
     if entry and entry["kind"] == "weights":
-        if is_gone(lineage, entry):
-            raise PerdureError(gone(lineage, entry))
         whole = lineage.folder(entry)
     if entry:
+        check_kept(lineage, entry)
         lineage.check_model(entry)
     base = load_base(
         config.base,
@@ -68,7 +68,8 @@ class BaseLoader:
     def at(self, lineage: Lineage, entry: dict[str, Any] | None) -> Base:
         """Load a stage as `base_at` does. The model returned before must not be used any more."""
         entry = entry or lineage.origin
-        if entry and not is_gone(lineage, entry):
+        if entry:
+            check_kept(lineage, entry)
             lineage.check_model(entry)
         adapter = _adapter(lineage, entry)
         base = self._from_memory(adapter, begins=entry is None)
@@ -172,20 +173,11 @@ def stage_entry(lineage: Lineage, stage: int | None) -> dict[str, Any] | None:
     return lineage.at(number) if number else None
 
 
-def is_gone(lineage: Lineage, entry: dict[str, Any]) -> bool:
-    """Return whether a stage had whole weights that are not kept any more."""
-    return entry.get("kind") == "weights" and entry["folder"] in lineage.dropped
+def check_kept(lineage: Lineage, entry: dict[str, Any]) -> None:
+    """Check that the weights of a stage were not deleted on purpose.
 
-
-def gone(lineage: Lineage, entry: dict[str, Any]) -> str:
-    """Return the error line for a stage whose weights were removed; it lists the others."""
-    present = [
-        line
-        for line in lineage.stage_entries.values()
-        if line["stage"] and not is_gone(lineage, line)
-    ]
-    stages = ", ".join(str(line["stage"]) for line in reversed(present))
-    return (
-        f"{lineage.path}: the weights of stage {entry['stage']} were removed, only its scores "
-        f"remain; available: stage {stages}, and the base (0)"
-    )
+    Raises:
+        PerdureError: they were; the line says how to get them back.
+    """
+    if lineage.is_gone(entry):
+        raise PerdureError(gone(lineage.path, lineage, entry))

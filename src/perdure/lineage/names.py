@@ -57,10 +57,11 @@ def check_line(entry: Mapping[str, Any], where: str) -> None:
     form = REFUSED_STAGE if entry.get("verb") == "refused" else STAGE
     if "folder" in entry and not _has_form(entry["folder"], form):
         _refuse(where, "folder", entry["folder"], f"a stage's folder, {_example(form)}")
-    dropped = entry.get("dropped", [])
-    for folder in dropped if isinstance(dropped, list) else [dropped]:
-        if not _has_form(folder, STAGE):
-            _refuse(where, "dropped", folder, f"a stage's folder, {_example(STAGE)}")
+    for key in ("dropped", "restored"):
+        folders = entry.get(key, [])
+        for folder in folders if isinstance(folders, list) else [folders]:
+            if not _has_form(folder, STAGE):
+                _refuse(where, key, folder, f"a stage's folder, {_example(STAGE)}")
     files = entry.get("files", {})
     for name in files if isinstance(files, Mapping) else [files]:
         if not _is_inside(name):

@@ -12,6 +12,7 @@ VERDICT = "verdict.json"
 GUARD = "guard.json.gz"
 LM_EVAL = "lm_eval.json.gz"
 CARD = "README.md"
+COMPACTED = (WHOLE, ADAPTER_WEIGHTS, METHOD_STATE)  # what `perdure compact` deletes of a stage
 
 # What a stage records beside its model.
 RECORDS = (METHOD_STATE, MEMORY, SCORES, PREDICTIONS, VERDICT, GUARD, LM_EVAL, CARD)

@@ -260,7 +260,8 @@ def _read(path: Path, label: str) -> Run:
         identified=tuple(
             importance
             for entry in stages
-            if (importance := identified(lineage.file(entry, METHOD_STATE), entry["task"]["id"]))
+            if METHOD_STATE not in lineage.dropped_files(entry)
+            and (importance := identified(lineage.file(entry, METHOD_STATE), entry["task"]["id"]))
         ),
         rerun=rerun(lineage),
         verdict=verdict,

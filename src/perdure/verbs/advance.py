@@ -248,7 +248,7 @@ def _unchanged_scores(lineage: Lineage) -> dict[str, Any]:
 
 def _work_folders(lineage: Lineage, entry: dict[str, Any]) -> WorkFolders:
     """Return the folders of an unfinished stage, which only the same task and settings reuse."""
-    config, head = lineage.config, lineage.ledger[-1].get("previous", "")
+    config, head = lineage.config, lineage.newest_change.get("previous", "")
     settings = {**config.to_dict(), "training": deciding_keys(config.training)}
     return lineage.work(entry["folder"].rpartition("/")[2], digest(entry, settings, head))
 

@@ -1,5 +1,6 @@
 """`log` lists the history of a lineage."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,8 @@ def log(path: str | Path) -> list[dict[str, Any]]:
                 else None,
                 "lost": lost,
                 "changed": entry.get("changed", {}),
+                "dropped": _stages(lineage, entry.get("dropped", ())),
+                "restored": _stages(lineage, entry.get("restored", ())),
                 "reasons": entry.get("reasons", []),
                 "scores": {task: scores[task] for task in learned if task in scores},
                 "seconds": round(sum(seconds.values()), 2) if seconds else None,
@@ -50,3 +53,8 @@ def log(path: str | Path) -> list[dict[str, Any]]:
             }
         )
     return lines
+
+
+def _stages(lineage: Lineage, folders: Collection[str]) -> list[int]:
+    """Return the numbers of the stages in some folders."""
+    return [n for n, e in sorted(lineage.stage_entries.items()) if e.get("folder") in folders]

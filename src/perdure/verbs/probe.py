@@ -10,7 +10,7 @@ import torch
 from perdure.data.probes import Probe, read_probes
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.lineage import Lineage
-from perdure.lineage.loading import base_at, gone, is_gone, stage_entry
+from perdure.lineage.loading import base_at, check_kept, stage_entry
 from perdure.measure import probes as numbers
 from perdure.measure.recollection import Recollection, knows_answers, recollect
 from perdure.models.pins import check_pin
@@ -59,9 +59,9 @@ def _chosen(lineage: Lineage, learned: int | None, stages: Sequence[int], say: S
             "that learned the rows"
         )
     needed = set(stages) | ({_before(lineage, learned), learned} if learned else set())
-    lost = {n for n in history if n and is_gone(lineage, lineage.at(n))}
+    lost = {n for n in history if n and lineage.is_gone(lineage.at(n))}
     for number in sorted(lost & needed):
-        raise PerdureError(gone(lineage, lineage.at(number)))
+        check_kept(lineage, lineage.at(number))
     if lost and not stages:
         named = ", ".join(map(str, sorted(lost)))
         say(f"warning: stages not probed, because their weights were removed: {named}")

@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from perdure.errors import PerdureError, one_line
 from perdure.lineage.lineage import Lineage
-from perdure.lineage.loading import gone, is_gone, stage_entry
+from perdure.lineage.loading import check_kept, stage_entry
 from perdure.models.base import kind_of, load_config_and_tokenizer
 from perdure.models.layout import ADAPTER_SETTINGS, CARD
 from perdure.verbs.card import facts_of, model_card
@@ -40,8 +40,7 @@ def push(path: str | Path, repository: str, stage: int | None, merged: bool, pri
     entry = stage_entry(lineage, stage)
     if entry is None:
         raise PerdureError(f"{path}: stage 0 is the base; learn a task before you push")
-    if is_gone(lineage, entry):
-        raise PerdureError(gone(lineage, entry))
+    check_kept(lineage, entry)
     with tempfile.TemporaryDirectory() as folder:
         upload = Path(folder) / "stage"
         settings, tokenizer = load_config_and_tokenizer(

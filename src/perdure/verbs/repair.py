@@ -1,35 +1,29 @@
 """`repair` restores what can be restored of a damaged lineage, and says what cannot."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from perdure.data.opening import open_split
-from perdure.data.task import Split, Task
-from perdure.disk import fresh_folder, remove, usual_modes
 from perdure.errors import PerdureError, one_line
 from perdure.lineage.files import hash_folder, locked
-from perdure.lineage.history import learned_by
+from perdure.lineage.history import REPAIR
 from perdure.lineage.ledger import read_ledger
 from perdure.lineage.lineage import Lineage
-from perdure.lineage.loading import is_gone
 from perdure.lineage.mending import mend_ledger, mend_small_files, replace_links, restore_bit
-from perdure.lineage.names import NEWEST, WORK
-from perdure.lineage.settings import loaded
-from perdure.lineage.sources import describe
-from perdure.lineage.work import WorkFolders
-from perdure.models.hashing import hash_again
-from perdure.models.layout import CARD, WHOLE
-from perdure.models.pins import check_pin
-from perdure.prepare import prepare
+from perdure.lineage.names import NEWEST
+from perdure.models.hashing import file_hash, hash_again
+from perdure.models.layout import CARD
 from perdure.say import Say
-from perdure.verbs.advance import advance
+from perdure.verbs.again import learn_again, open_again, parent_learned_from
 from perdure.writing import sync
 
 
 LEDGER = "ledger.jsonl"
 
 
-def repair(path: str | Path, data: str | Path | None, say: Say) -> dict[str, Any]:
+def repair(
+    path: str | Path, stage: int | None, data: str | Path | None, say: Say
+) -> dict[str, Any]:
     """Restore what can be restored. See `perdure.api.repair`."""
     path = Path(path)
     if not (path / LEDGER).is_file() and not (path / NEWEST).is_file():
@@ -40,34 +34,97 @@ def repair(path: str | Path, data: str | Path | None, say: Say) -> dict[str, Any
         restored += replace_links(path, read_ledger(path / LEDGER))
         restored += mend_small_files(path)
         lineage = Lineage(path, edited=True)
+        wanted = [] if stage is None else [lineage.at(stage)]
+        restored += _already_there(lineage, wanted)
         lineage.tidy()
-        lost = []
-        for number, entry in enumerate(lineage.ledger):
-            if "folder" not in entry or lineage.is_deleted(entry):
-                continue
+        present = [e for e in lineage.ledger if "folder" in e and not lineage.is_deleted(e)]
+        for entry in present:
             restored += _moved_back(lineage, entry)
             for name in _damaged(lineage, entry):
                 if restore_bit(lineage.folder(entry) / name, entry["files"][name]):
                     restored.append(f"{lineage.folder(entry) / name}: a flipped bit restored")
-            if damaged := _damaged(lineage, entry):
-                names = f"{path / entry['folder']}: {', '.join(damaged)}"
-                try:
-                    _learn_again(path, number, damaged, data, say)
-                    restored.append(f"{names}: learned again, to the same bytes")
-                except PerdureError as error:
-                    lost.append(f"{names}: cannot be restored: {one_line(error)}")
+        learned, lost = _learn_what_is_missing(lineage, present, wanted, data, say)
+        restored += learned
         restored += _back_to_a_good_stage(lineage)
         return {"restored": restored, "lost": lost, "stage": lineage.head}
 
 
 def _damaged(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
     """Return the files of a stage that are missing or not as they were written."""
-    dropped = entry["folder"] in lineage.dropped
+    dropped = lineage.dropped_files(entry)
     return [
         name
         for name in entry["files"]
-        if not (dropped and Path(name).match(WHOLE)) and not lineage.is_intact(entry, name)
+        if name not in dropped and not lineage.is_intact(entry, name)
     ]
+
+
+def _already_there(lineage: Lineage, wanted: list[dict[str, Any]]) -> list[str]:
+    """Keep the dropped weights of stages if they are there, for example from a copy."""
+    done = []
+    for entry in wanted:
+        names, folder = lineage.dropped_files(entry), lineage.folder(entry)
+        files = [folder / name for name in names]
+        if names and all(
+            file.is_file() and file_hash(file) == entry["files"][name]
+            for file, name in zip(files, names, strict=True)
+        ):
+            _keep(lineage, entry)
+            done.append(f"{folder}: {', '.join(names)}: were there, and are kept again")
+    return done
+
+
+def _keep(lineage: Lineage, entry: dict[str, Any]) -> None:
+    """Add a line to the ledger that says that the dropped files of a stage are back."""
+    head = lineage.head
+    lineage.append({"stage": head, "verb": REPAIR, "parent": head, "restored": [entry["folder"]]})
+
+
+def _learn_what_is_missing(
+    lineage: Lineage,
+    present: list[dict[str, Any]],
+    wanted: list[dict[str, Any]],
+    data: str | Path | None,
+    say: Say,
+) -> tuple[list[str], list[str]]:
+    """Learn stages again, oldest first; return what was restored, and what was not.
+
+    A stage that began with the weights of another one needs them, so that dropped ones are learned
+    again as well.
+
+    Args:
+        lineage: the lineage.
+        present: the lines of the ledger with a folder.
+        wanted: the lines of the stages whose dropped files are wanted.
+        data: the folder with the benchmarks' rows.
+        say: called with each line of a training.
+    """
+    damaged = {e["folder"]: names for e in present if (names := _damaged(lineage, e))}
+    wanted_folders = _needed_weights(
+        lineage,
+        asked=wanted,
+        begun=[parent_learned_from(lineage, e) for e in present if e["folder"] in damaged],
+    )
+    restored, lost, lost_folders = [], [], set()
+    for entry in present:
+        dropped = lineage.dropped_files(entry) if entry["folder"] in wanted_folders else []
+        names = [*damaged.get(entry["folder"], ()), *dropped]
+        if not names:
+            continue
+        line = f"{lineage.path / entry['folder']}: {', '.join(names)}"
+        source = parent_learned_from(lineage, entry)
+        try:
+            if source and source["folder"] in lost_folders:
+                raise PerdureError(f"stage {source['stage']}, from which it was learned, is lost")
+            again = open_again(lineage.path, lineage.ledger.index(entry), data)
+            learn_again(again, names, data, say)
+            if dropped:
+                _keep(lineage, entry)
+            restored.append(f"{line}: learned again, to the same bytes")
+        except PerdureError as error:
+            lost_folders.add(entry["folder"])
+            lost.append(f"{line}: cannot be restored: {one_line(error)}")
+    return restored, lost
 
 
 def _moved_back(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
@@ -85,126 +142,25 @@ def _moved_back(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
     return []
 
 
-class _Earlier(Lineage):
-    """A lineage as it was before one of its lines was written, in which nothing is committed."""
-
-    def __init__(self, path: Path, lines: int):
-        super().__init__(path, edited=True)
-        self.ledger = self.ledger[:lines]
-        self.settings = self.settings_at(lines) or self.settings
-        self.config = loaded(self.settings, self.pin, self.path)
-        self.again = self.path / WORK / "repair"
-
-    def work(self, name: str, key: str) -> WorkFolders:
-        fresh_folder(self.again)
-        return WorkFolders(self.again / "checkpoints", self.again / "stage")
-
-    def commit(self, built: Path, entry: dict[str, Any], timing: dict[str, Any]) -> None:
-        usual_modes(built)
-
-    def tidy(self) -> None:
-        """Change nothing."""
-
-
-def _learn_again(
-    path: Path, number: int, damaged: list[str], data: str | Path | None, say: Say
-) -> None:
-    """Learn the stage of a line of the ledger again, and put the damaged files in their place.
+def _needed_weights(
+    lineage: Lineage,
+    asked: Iterable[dict[str, Any]],
+    begun: Iterable[dict[str, Any] | None],
+) -> set[str]:
+    """Return the folders of the stages whose dropped weights have to be learned again.
 
     Args:
-        path: the lineage.
-        number: the number of the line, from 0.
-        damaged: the names of the files.
-        data: the folder with the benchmarks' rows.
-        say: called with each line of the training.
-
-    Raises:
-        PerdureError: something that the stage was learned from is not there any more, or the files
-            have other bytes now.
+        lineage: the lineage.
+        asked: the stages that the user asks for.
+        begun: the stages with whose weights another one begins that is learned again.
     """
-    entry, earlier = Lineage(path, edited=True).ledger[number], _Earlier(path, number)
-    if entry["verb"] != "learn":
-        raise PerdureError(f"it was made by `{entry['verb']}`, from files that are elsewhere")
-    if entry["mode"] == "joint":
-        tasks = [line["task"] for line in [*earlier.stages, entry]]
-    else:
-        tasks = learned_by(entry)
-    learned = [_task(earlier, described, data) for described in tasks]
-    check_pin(earlier.pin)
-    plan = prepare(earlier.config)
-    plan.tasks = learned
-    own = {task["id"] for task in learned_by(entry)}
-    try:
-        advance(
-            earlier,
-            plan,
-            learned,
-            data=data,
-            callbacks=(),
-            say=say,
-            old=bool(set(entry["scores"]) - own),
-        )
-        built = earlier.again / "stage"
-        files = hash_folder(built)
-        other = [name for name in damaged if files.get(name) != entry["files"][name]]
-        if other:
-            raise PerdureError(f"learned again, {other[0]} has other bytes{_versions(entry)}")
-        _put_back(built, path / entry["folder"], damaged)
-    finally:
-        remove(earlier.again)
-
-
-def _put_back(built: Path, folder: Path, names: list[str]) -> None:
-    """Move files of a stage that was learned again into the stage's folder."""
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        sync(built / name)
-        (folder / name).parent.mkdir(exist_ok=True)
-        (built / name).replace(folder / name)
-    sync(folder)
-
-
-def _versions(entry: dict[str, Any]) -> str:
-    """Return which libraries have another version than when a stage was learned, as text."""
-    from importlib.metadata import version
-
-    changed = [
-        f"{name} {then} is {now} now"
-        for name, then in entry.get("versions", {}).items()
-        if name != "python" and (now := version(name)) != then
-    ]
-    return f" ({'; '.join(changed)})" if changed else " on this machine"
-
-
-def _task(lineage: Lineage, described: dict[str, Any], data: str | Path | None) -> Task:
-    """Return the task of a ledger line with the rows that were learned.
-
-    Raises:
-        PerdureError: the rows, the metric or the options are not as they were.
-    """
-    splits: dict[str, Split] = {}
-    for split in ("train", "dev", "test"):
-        if split in described:
-            source = dict(described[split]["source"] or {})
-            if not source:
-                raise PerdureError(f"its {split} rows were given in Python, and are in no file")
-            if "path" in source:
-                source["path"] = str(lineage.path / source["path"])
-            splits[split] = open_split(source, data)
-            if splits[split].sha256 != described[split]["sha256"]:
-                raise PerdureError(f"its {split} rows have changed")
-    options = tuple(described["options"]) if described["options"] else None
-    for declared in (None, options):  # options that were not declared come from the rows
-        task = Task(
-            described["name"],
-            **splits,
-            metric=described["metric"],
-            options=declared,
-            training=described.get("training", {}),
-        )
-        if describe(lineage, task, described["id"]) == described:
-            return task
-    raise PerdureError("its rows, metric or options are not as they were")
+    folders = set()
+    for entry in [*asked, *begun]:
+        source = entry
+        while source and lineage.is_gone(source):
+            folders.add(source["folder"])
+            source = parent_learned_from(lineage, source)
+    return folders
 
 
 def _back_to_a_good_stage(lineage: Lineage) -> list[str]:
@@ -213,7 +169,7 @@ def _back_to_a_good_stage(lineage: Lineage) -> list[str]:
     for entry in lineage.stages:
         if any(name != CARD for name in _damaged(lineage, entry)):
             break
-        if not is_gone(lineage, entry):
+        if not lineage.is_gone(entry):
             good = entry["stage"]
     if good == lineage.head:
         return []

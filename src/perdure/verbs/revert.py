@@ -6,7 +6,7 @@ from typing import Any
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.files import locked
 from perdure.lineage.lineage import Lineage
-from perdure.lineage.loading import gone, is_gone
+from perdure.lineage.loading import check_kept
 
 
 def revert(path: str | Path, to: int | None) -> dict[str, Any]:
@@ -28,7 +28,6 @@ def revert(path: str | Path, to: int | None) -> dict[str, Any]:
         if target == lineage.head:
             raise PerdureError(f"{path}: stage {target} is already the newest; nothing to revert")
         stage_entry = lineage.stage_entries[target]
-        if is_gone(lineage, stage_entry):
-            raise PerdureError(gone(lineage, stage_entry))
+        check_kept(lineage, stage_entry)
         lineage.append({"stage": target, "verb": "revert", "parent": lineage.head})
         return lineage.ledger[-1]

@@ -40,7 +40,8 @@ def show(
         "rehearsed": timing.get("rehearsed"),
         "dev": lineage.scores(entry).get("dev") if number else None,
         "verdict": lineage.verdict(entry) if number else None,
-        "weights_kept": entry.get("folder") not in lineage.dropped,
+        "weights_kept": not lineage.is_gone(entry),
+        "weights_dropped_by": lineage.dropped_by(entry),
     }
     if number == 0:
         return details

@@ -11,15 +11,15 @@ from perdure.lineage.names import REFUSED, TIMINGS
 from perdure.lineage.settings import differences, in_words
 from perdure.lineage.timings import read_timings
 from perdure.models.hashing import hash_again
-from perdure.models.layout import SCORES, WHOLE
+from perdure.models.layout import SCORES
 from perdure.models.pins import differing, pin
 
 
 def verify(path: str | Path) -> list[str]:
     """Return a line for each difference from the ledger. See `perdure.api.verify`.
 
-    This checks the hash chain of the ledger and its newest line, every file of every stage (older
-    whole weights may be missing if a later line says that they were dropped), that the scores in
+    This checks the hash chain of the ledger and its newest line, every file of every stage (weights
+    may be missing if a later line says that they were dropped), that the scores in
     the ledger are those of the stage, the settings, the base, and that the folder has no other
     stages.
     """
@@ -54,10 +54,8 @@ def _stage(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
     except PerdureError as error:  # a link in it
         return [str(error)]
     hashes = hash_folder(folder) if folder.is_dir() else {}
-    dropped = entry["folder"] in lineage.dropped
-    missing = [
-        name for name in pinned if name not in hashes and not (dropped and Path(name).match(WHOLE))
-    ]
+    dropped = lineage.dropped_files(entry)
+    missing = [name for name in pinned if name not in hashes and name not in dropped]
     changed = [name for name in pinned if hashes.get(name, pinned[name]) != pinned[name]]
     added = [name for name in hashes if name not in pinned]
     return [

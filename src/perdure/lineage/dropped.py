@@ -1,0 +1,33 @@
+"""What is said of a stage whose weights were deleted on purpose."""
+
+from pathlib import Path
+from typing import Any
+
+from perdure.lineage.history import COMPACT, History
+
+
+def how_to_restore(path: Path | str, stage: int) -> str:
+    """Return the command that learns a stage again, and what it needs."""
+    return f"`perdure repair {path} --stage {stage}` learns it again from its rows"
+
+
+def gone(path: Path, history: History, entry: dict[str, Any]) -> str:
+    """Return the error line for a stage whose weights were deleted; it lists the others.
+
+    Args:
+        path: the lineage's folder.
+        history: the lineage.
+        entry: the ledger's line of the stage.
+    """
+    present = [
+        str(line["stage"])
+        for line in history.stage_entries.values()
+        if line["stage"] and not history.is_gone(line)
+    ]
+    stages = "".join(f"stage {', '.join(reversed(present))}, and " if present else "")
+    by_compact = history.dropped_by(entry) == COMPACT
+    how = "dropped by `perdure compact`" if by_compact else "removed, only its scores remain"
+    return (
+        f"{path}: the weights of stage {entry['stage']} were {how}; "
+        f"{how_to_restore(path, entry['stage'])}; available: {stages}the base (0)"
+    )

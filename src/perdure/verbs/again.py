@@ -1,0 +1,241 @@
+"""Learning a stage of a lineage again, from what it was learned from, to the same bytes.
+
+`repair` does so for files that are damaged or were dropped, and `compact` drops only what can be
+learned again.
+"""
+
+import platform
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from perdure.data.opening import open_split
+from perdure.data.task import Split, Task
+from perdure.disk import fresh_folder, remove, usual_modes
+from perdure.errors import PerdureError
+from perdure.lineage.files import hash_folder
+from perdure.lineage.history import learned_by
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.names import WORK
+from perdure.lineage.settings import loaded
+from perdure.lineage.sources import describe, describe_split, general_rows
+from perdure.lineage.work import WorkFolders
+from perdure.measure.custom_metric import is_custom
+from perdure.measure.known_metrics import is_known
+from perdure.models.base import BaseInfo
+from perdure.models.pins import check_pin
+from perdure.prepare import Plan, prepare
+from perdure.say import Say
+from perdure.verbs.advance import advance
+from perdure.writing import sync
+
+
+class Earlier(Lineage):
+    """A lineage as it was before one of its lines was written, in which nothing is committed.
+
+    Only the place of the base is the present one, as `rebase` may have moved it since.
+    """
+
+    def __init__(self, path: Path, lines: int):
+        super().__init__(path, edited=True)
+        self.present_pin = super().pin
+        self.ledger = self.ledger[:lines]
+        self.settings = self.settings_at(lines) or self.settings
+        self.config = loaded(self.settings, self.pin, self.path)
+        self.again = self.path / WORK / "repair"
+
+    @property
+    def pin(self) -> dict[str, Any]:
+        return getattr(self, "present_pin", None) or super().pin
+
+    def work(self, name: str, key: str) -> WorkFolders:
+        fresh_folder(self.again)
+        return WorkFolders(self.again / "checkpoints", self.again / "stage")
+
+    def commit(self, built: Path, entry: dict[str, Any], timing: dict[str, Any]) -> None:
+        usual_modes(built)
+
+    def refuse(self, built: Path, entry: dict[str, Any], reasons: list[str], key: str) -> None:
+        raise PerdureError(f"learned again, the gate refuses it: {'; '.join(reasons)}")
+
+    def tidy(self) -> None:
+        """Change nothing."""
+
+
+@dataclass
+class Again:
+    """What is needed to learn a stage again.
+
+    Args:
+        entry: the ledger's line of the stage.
+        earlier: the lineage before that line.
+        plan: the plan of the settings that held then.
+        learned: the tasks of the stage, the new one last.
+    """
+
+    entry: dict[str, Any]
+    earlier: Earlier
+    plan: Plan
+    learned: list[Task]
+
+
+def open_again(
+    path: Path, number: int, data: str | Path | None, info: BaseInfo | None = None
+) -> Again:
+    """Read again what a stage was learned from: its rows, its settings and the base.
+
+    Args:
+        path: the lineage.
+        number: the number of the stage's line in the ledger, from 0.
+        data: the folder with the benchmarks' rows.
+        info: the result of `read_base` for the base, if there is one already.
+
+    Raises:
+        PerdureError: something of it is not there any more, or is not as it was.
+    """
+    entry, earlier = Lineage(path, edited=True).ledger[number], Earlier(path, number)
+    if entry["verb"] != "learn":
+        raise PerdureError(f"it was made by `{entry['verb']}`, from files that are elsewhere")
+    if entry["mode"] == "joint":
+        tasks = [line["task"] for line in [*earlier.stages, entry]]
+    else:
+        tasks = learned_by(entry)
+    learned = [_task(earlier, described, data) for described in tasks]
+    check_pin(earlier.pin)
+    plan = prepare(earlier.config, info)
+    plan.tasks = learned
+    return Again(entry, earlier, plan, learned)
+
+
+def learn_again(again: Again, wanted: list[str], data: str | Path | None, say: Say) -> None:
+    """Learn a stage again, and put some of its files in their place.
+
+    Args:
+        again: what it is learned from.
+        wanted: the names of the files.
+        data: the folder with the benchmarks' rows.
+        say: called with each line of the training.
+
+    Raises:
+        PerdureError: the stage cannot be learned, or the files have other bytes now.
+    """
+    entry, earlier = again.entry, again.earlier
+    own = {task["id"] for task in learned_by(entry)}
+    try:
+        advance(
+            earlier,
+            again.plan,
+            again.learned,
+            data=data,
+            callbacks=(),
+            say=say,
+            old=bool(set(entry["scores"]) - own),
+        )
+        built = earlier.again / "stage"
+        files = hash_folder(built)
+        other = [name for name in wanted if files.get(name) != entry["files"][name]]
+        if other:
+            changed = changed_versions(entry)
+            why = f" ({'; '.join(changed)})" if changed else " on this machine"
+            raise PerdureError(f"learned again, {other[0]} has other bytes{why}")
+        _put_back(built, earlier.path / entry["folder"], wanted)
+    finally:
+        remove(earlier.again)
+        with suppress(OSError):  # it has the checkpoints of a task that was stopped
+            earlier.again.parent.rmdir()
+
+
+def _put_back(built: Path, folder: Path, names: list[str]) -> None:
+    """Move files of a stage that was learned again into the stage's folder."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        sync(built / name)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (built / name).replace(folder / name)
+    sync(folder)
+
+
+def parent_learned_from(lineage: Lineage, entry: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the line of the stage with whose weights a stage began, None if with stage 0."""
+    if entry.get("mode") != "sequential" or not entry["parent"]:
+        return None
+    return lineage.stage_entries[entry["parent"]]
+
+
+def changed_versions(entry: dict[str, Any]) -> list[str]:
+    """Return which libraries have another version than when a stage was learned, as text."""
+    changed = []
+    for name, then in entry.get("versions", {}).items():
+        try:
+            now = platform.python_version() if name == "python" else version(name)
+        except PackageNotFoundError:
+            now = "not installed"
+        if now != then:
+            changed.append(f"{name} {then} is {now} now")
+    return changed
+
+
+def why_not_the_same(again: Again, host: str | None) -> str | None:
+    """Return why a stage would not certainly be learned again to the same bytes, None if it would.
+
+    Args:
+        again: what it is learned from.
+        host: the machine on which it was learned, None if it is not known.
+    """
+    entry, earlier, config = again.entry, again.earlier, again.plan.config
+    try:
+        earlier.check_records(earlier.stages)  # it rehearses the rows that they remember
+        if "general" in entry:
+            rows = general_rows(config, again.learned[-1], entry["stage"])
+            if describe_split(earlier, rows) != entry["general"]:
+                return "its general rows have changed"
+    except PerdureError as error:
+        return str(error)
+    if changed := changed_versions(entry):
+        return "; ".join(changed)
+    if config.threads is None:
+        return "its number of threads is not recorded"
+    if host != platform.node():
+        return f"it was learned on another machine ({host or 'unknown'})"
+    if again.plan.arguments(config.training).device.type != "cpu":
+        return "training on an accelerator does not give the same bits each time"
+    return None
+
+
+def _task(lineage: Lineage, described: dict[str, Any], data: str | Path | None) -> Task:
+    """Return the task of a ledger line with the rows that were learned.
+
+    Raises:
+        PerdureError: the rows, the metric or the options are not as they were.
+    """
+    metric = described["metric"]
+    if is_custom(metric) and not is_known(metric, described.get("metric_source")):
+        raise PerdureError(
+            f"its metric {metric} is code that only the ledger names; if you trust it, "
+            f"PERDURE_METRICS={metric} in the environment runs it"
+        )
+    splits: dict[str, Split] = {}
+    for split in ("train", "dev", "test"):
+        if split in described:
+            source = dict(described[split]["source"] or {})
+            if not source:
+                raise PerdureError(f"its {split} rows were given in Python, and are in no file")
+            if "path" in source:
+                source["path"] = str(lineage.path / source["path"])
+            splits[split] = open_split(source, data)
+            if splits[split].sha256 != described[split]["sha256"]:
+                raise PerdureError(f"its {split} rows have changed")
+    options = tuple(described["options"]) if described["options"] else None
+    for declared in (None, options):  # options that were not declared come from the rows
+        task = Task(
+            described["name"],
+            **splits,
+            metric=metric,
+            options=declared,
+            training=described.get("training", {}),
+        )
+        if describe(lineage, task, described["id"]) == described:
+            return task
+    raise PerdureError("its rows, metric or options are not as they were")

@@ -1,0 +1,207 @@
+"""`compact` deletes weights of earlier stages that can be learned again to the same bytes."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import PerdureError, nearest, one_line
+from perdure.lineage.dropped import how_to_restore
+from perdure.lineage.files import locked
+from perdure.lineage.history import COMPACT, matches
+from perdure.lineage.lineage import Lineage
+from perdure.models.hashing import hash_again
+from perdure.models.layout import COMPACTED
+from perdure.verbs.again import open_again, parent_learned_from, why_not_the_same
+
+
+_FOR_GOOD = (
+    "is gone for good, unless this is put right: {}; its scores, answers and remembered rows stay "
+    "and later stages work, but it cannot be tried, exported, pushed or gone back to"
+)
+
+
+@dataclass
+class _Stage:
+    """A stage that has files to drop.
+
+    Args:
+        entry: the ledger's line of the stage.
+        files: the files that can be dropped.
+        lost: why the stage could not be learned again to the same bytes, None if it could.
+    """
+
+    entry: dict[str, Any]
+    files: list[Path]
+    lost: str | None
+
+    @property
+    def number(self) -> int:
+        return self.entry["stage"]
+
+    def described(self, reason: str | None) -> dict[str, Any]:
+        """Return what the result says of the stage; `reason` says why it is kept or lost."""
+        size = sum(file.stat().st_size for file in self.files)
+        name = self.entry["task"]["id"]
+        return {"stage": self.number, "task": name, "bytes": size, "reason": reason}
+
+
+def compact(
+    path: str | Path, stages: Sequence[int], dry_run: bool, data: str | Path | None
+) -> dict[str, Any]:
+    """Delete weights of earlier stages. See `perdure.api.compact`."""
+    hash_again()
+    with nullcontext() if dry_run else locked(Lineage(path).path):
+        lineage = Lineage(path)
+        for number in stages:
+            _check_named(lineage, number)
+        finished = _unfinished(lineage)
+        if not dry_run:
+            lineage.tidy()
+        present, lost = _stages_with_files(lineage, data)
+        if stages:
+            chosen, kept = [stage for stage in present if stage.number in stages], []
+        else:
+            reasons = {stage.number: _why_kept(lineage, stage) for stage in present}
+            chosen = [stage for stage in present if not reasons[stage.number]]
+            kept = [s.described(reasons[s.number]) for s in present if reasons[s.number]]
+        dropped = finished + [stage.described(stage.lost) for stage in chosen]
+        notes = _notes(lineage, chosen, lost)
+        if chosen and not dry_run:
+            line = {"stage": lineage.head, "verb": COMPACT, "parent": lineage.head}
+            folders = sorted(stage.entry["folder"] for stage in chosen)
+            size = sum(stage.described(None)["bytes"] for stage in chosen)
+            # The line comes first. If the process stops after it, the next one deletes the files.
+            lineage.append({**line, "dropped": folders, "bytes": size})
+        return {
+            "lineage": str(path),
+            "dry_run": dry_run,
+            "bytes": sum(stage["bytes"] for stage in dropped),
+            "dropped": sorted(dropped, key=lambda stage: stage["stage"]),
+            "kept": kept,
+            "notes": notes,
+        }
+
+
+def _check_named(lineage: Lineage, number: int) -> None:
+    """Check that a stage that the user names may be dropped.
+
+    Raises:
+        PerdureError: there is no such stage, or the next task begins with its weights.
+    """
+    path = lineage.path
+    if number == 0:
+        raise PerdureError(f"{path}: stage 0 is the base, of which a lineage has no copy to drop")
+    if number not in lineage.stage_entries:
+        stages = [str(stage) for stage in lineage.stage_entries if stage]
+        raise PerdureError(f"{path}: no stage {number}; {nearest(str(number), stages)}")
+    if number == lineage.head:
+        raise PerdureError(
+            f"{path}: stage {number} is the newest, with which the next task begins, so its "
+            "weights stay; name earlier stages"
+        )
+
+
+def _unfinished(lineage: Lineage) -> list[dict[str, Any]]:
+    """Return what an earlier `compact` has written into the ledger, but not deleted any more."""
+    left = lineage.still_to_delete()
+    entries = {lineage.path / e["folder"]: e for e in lineage.stage_entries.values() if e["stage"]}
+    stages = [
+        _Stage(entry, [file for file in left if file.parent == folder], None)
+        for folder, entry in entries.items()
+    ]
+    return [stage.described(None) for stage in stages if stage.files]
+
+
+def _stages_with_files(
+    lineage: Lineage, data: str | Path | None
+) -> tuple[list[_Stage], dict[int, str | None]]:
+    """Return the stages that have files to drop, oldest first.
+
+    The second value says of every stage why it could not be learned again to the same bytes; None
+    means that it could.
+    """
+    timings, info, left = lineage.timings(), None, lineage.still_to_delete()
+    lost: dict[int, str | None] = {}
+    stages = []
+    for number, entry in enumerate(lineage.ledger):
+        stage = entry["stage"]
+        if "folder" not in entry or entry is not lineage.stage_entries.get(stage) or not stage:
+            continue
+        try:
+            again = open_again(lineage.path, number, data, info)
+            info = again.plan.info
+            lost[stage] = why_not_the_same(again, timings.get(str(stage), {}).get("host"))
+        except PerdureError as error:
+            lost[stage] = one_line(error)
+        lost[stage] = lost[stage] or _why_not_from_its_parent(lineage, entry, lost)
+        folder = lineage.folder(entry)
+        files = [folder / name for name in entry["files"] if matches(name, COMPACTED)]
+        files = [file for file in files if file.exists() and file not in left]
+        if files:
+            stages.append(_Stage(entry, files, lost[stage]))
+    return stages, lost
+
+
+def _why_not_from_its_parent(
+    lineage: Lineage, entry: dict[str, Any], lost: dict[int, str | None]
+) -> str | None:
+    """Return why a stage could not begin again with the weights that it began with.
+
+    Args:
+        lineage: the lineage.
+        entry: the ledger's line of the stage.
+        lost: why earlier stages could not be learned again.
+    """
+    parent = parent_learned_from(lineage, entry)
+    if parent is None or lost[parent["stage"]] is None:
+        return None
+    began = f"it began with stage {parent['stage']}, which"
+    if lineage.is_gone(parent):
+        return f"{began} was dropped and cannot be learned again ({lost[parent['stage']]})"
+    needed = [name for name in parent["files"] if matches(name, COMPACTED)]
+    damaged = [name for name in needed if not lineage.is_intact(parent, name)]
+    return f"{began} is damaged" if damaged else None
+
+
+def _why_kept(lineage: Lineage, stage: _Stage) -> str | None:
+    """Return why the weights of a stage are kept unless the user names it, None if they are not."""
+    if stage.number == lineage.head:
+        return "the newest stage, with which the next task begins"
+    if stage.number == lineage.stage_entries[lineage.head]["parent"]:
+        return "`perdure revert` goes back to it"
+    if lineage.config.mode == "per_task" and stage.entry in lineage.stages:
+        return "it answers its own task (mode per_task)"
+    return f"cannot be learned again to the same bytes: {stage.lost}" if stage.lost else None
+
+
+def _notes(lineage: Lineage, chosen: Sequence[_Stage], lost: dict[int, str | None]) -> list[str]:
+    """Return what else the user should know of the stages that are dropped, a line each.
+
+    Args:
+        lineage: the lineage.
+        chosen: the stages that are dropped.
+        lost: why each stage could not be learned again to the same bytes.
+    """
+    notes = []
+    for stage in chosen:
+        number = stage.number
+        if stage.lost:
+            notes.append(f"stage {number} {_FOR_GOOD.format(stage.lost)}")
+        if number == lineage.stage_entries[lineage.head]["parent"] and not stage.lost:
+            restore = how_to_restore(lineage.path, number)
+            notes.append(f"before `perdure revert` can go back to stage {number}: {restore}")
+        if lineage.config.mode == "per_task" and stage.entry in lineage.stages:
+            notes.append(f"stage {number} answered its own task (mode per_task), and no other can")
+    numbers = {stage.number for stage in chosen}
+    for_good = {number for number in numbers if lost[number]}
+    for number, entry in sorted(lineage.stage_entries.items()):
+        parent = parent_learned_from(lineage, entry) if number else None
+        if parent is None or parent["stage"] not in for_good or lost[number]:
+            continue
+        if lineage.is_gone(entry) or number in numbers:
+            for_good.add(number)
+            reason = f"it can only be learned again from stage {parent['stage']}"
+            notes.append(f"stage {number} {_FOR_GOOD.format(reason)}")
+    return notes
