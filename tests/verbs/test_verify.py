@@ -94,7 +94,12 @@ def test_the_command_line_ends_with_status_1(place):
     result = perdure("verify", "lineage", "--json")
     assert result.status == 1
     problems = [f"{STAGE}/memory.jsonl: changed"]
-    assert result.json == {"lineage": "lineage", "ok": False, "problems": problems}
+    assert result.json == {
+        "lineage": "lineage",
+        "ok": False,
+        "problems": problems,
+        "dropped": [],
+    }
 
 
 @causal
