@@ -12,7 +12,7 @@ ROOT = Path(perdure.__file__).parent
 ORDER = (
     *("cli", "api", "keys", "verbs", "comparison", "reporting", "prepare", "lineage", "methods"),
     *("train", "measure", "data", "models", "config", "places", "writing", "disk", "printable"),
-    *("seeds", "say", "stopping", "errors"),
+    *("shapes", "parsing", "seeds", "say", "stopping", "errors"),
 )
 
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from perdure.errors import PerdureError, nearest
+from perdure.parsing import LARGEST_YAML, CheckedLoader, UnreadableError, parse_yaml, read_whole
 
 
 Mode = Literal["sequential", "joint", "union", "per_task"]
@@ -194,7 +193,7 @@ class Config:
         return dataclasses.asdict(self)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(CheckedLoader):
     """Reads 1e-4 as a number, which YAML 1.1 reads as a string."""
 
 
@@ -206,7 +205,9 @@ _Loader.add_implicit_resolver(
 
 
 def load_config(
-    source: str | Path | dict[str, Any], over: list[str] | dict[str, Any] | None = None
+    source: str | Path | dict[str, Any],
+    over: list[str] | dict[str, Any] | None = None,
+    where: str = "the settings",
 ) -> Config:
     """Load a Config from a YAML file or a dict.
 
@@ -214,12 +215,13 @@ def load_config(
         source: the file or the dict.
         over: overrides, as `key=value` texts or as a dict. A dot in a key reaches into a mapping:
             `training.learning_rate=1e-4`.
+        where: where a dict comes from, with which an error line begins.
 
     Raises:
         PerdureError: the file is missing or not valid YAML, a key is unknown, or a value has the
             wrong type.
     """
-    where = "the settings" if isinstance(source, dict) else str(source)
+    where = where if isinstance(source, dict) else str(source)
     return _build(Config, read_settings(source, over), where, "")
 
 
@@ -242,12 +244,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise PerdureError(f"{path}: no such file; give the path of a YAML with the run's settings")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise PerdureError(f"{path}: not valid YAML{line}: {problem}; mend that line") from error
+        values = parse_yaml(read_whole(path, LARGEST_YAML), _Loader)
+    except UnreadableError as error:
+        raise PerdureError(f"{path}: {error}; mend that line") from error
     if not isinstance(values, dict):
         raise PerdureError(f"{path}: expected `key: value` lines, got {type(values).__name__}")
     return values
@@ -258,8 +257,8 @@ def _parse(override: str) -> tuple[str, Any]:
     if not equals or not key:
         raise PerdureError(f"{override!r}: an override is written key=value, e.g. method=replay")
     try:
-        return key, yaml.load(text, _Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
+        return key, parse_yaml(text, _Loader)
+    except UnreadableError as error:
         raise PerdureError(f"{override!r}: the value is not valid YAML; quote it") from error
 
 

@@ -1,6 +1,5 @@
 """One run of a comparison: its lineage, its settings, and the record of its results."""
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from perdure.lineage.settings import FREE
 from perdure.measure.matrix import summary, to_dict
 from perdure.methods import make
 from perdure.models.layout import MEMORY, METHOD_STATE
+from perdure.parsing import read_json
 from perdure.reporting.results import stage_seconds
 from perdure.seeds import digest
 
@@ -90,10 +90,10 @@ class Cell:
         if not path.exists():
             return None
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+            stored = read_json(path)
+            return stored["record"] if stored["digest"] == self.digest else None
+        except (ValueError, TypeError, KeyError):
             return None  # the file is damaged; it will be written again from the lineage
-        return stored["record"] if stored["digest"] == self.digest else None
 
     def write_record(self, folder: Path) -> dict[str, Any]:
         """Write the record of the cell, whose run has ended, and return it."""

@@ -33,6 +33,7 @@ from perdure.errors import PerdureError
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "dialogue", "dialog")
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
+MOST_COLUMNS = 1000  # of a record
 
 
 @dataclass
@@ -78,6 +79,11 @@ def as_row(raw: Any, where: str, notes: Notes | None = None) -> Row:
         )
     # In a table every record has every column, so an empty cell means an absent key.
     record = {key: value for key, value in raw.items() if value is not None}
+    if len(record) > MOST_COLUMNS:
+        raise PerdureError(
+            f"{where}: has {len(record)} columns, and the limit is {MOST_COLUMNS}; keep those of "
+            "which rows are made"
+        )
     _refuse(record, where)
     row, used = _row(record, where)
     row |= _beside(record, row, used, where)

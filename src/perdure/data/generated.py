@@ -36,6 +36,7 @@ from perdure.data.words import (
 from perdure.errors import PerdureError, nearest
 
 
+MOST_ROWS = 100_000  # of a split
 TASKS = ("topic", "mood", "amount", "scene")
 SLOT = {"topic": "thing", "mood": "manner", "amount": "number", "scene": "place"}
 SPLITS = ("train", "test")
@@ -64,8 +65,12 @@ def generated_rows(task: str, split: str, limit: int, seed: int = 0) -> list[Row
     splits are disjoint for any size and seed.
 
     Raises:
-        PerdureError: the task or the split is unknown.
+        PerdureError: the task or the split is unknown, or the limit is above `MOST_ROWS`.
     """
+    if limit > MOST_ROWS:
+        raise PerdureError(
+            f"a generated split has at most {MOST_ROWS} rows, got a limit of {limit}"
+        )
     if task not in TASKS:
         raise PerdureError(f"no generated task {task!r}: {nearest(task, TASKS)}")
     if split not in SPLITS:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from perdure.errors import PerdureError, nearest
+from perdure.parsing import UnreadableError, parse_json
 
 
 Message = dict[str, Any]
@@ -112,9 +113,9 @@ def from_json(value: Any, where: str) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
         return value
     try:
-        return json.loads(value)
-    except json.JSONDecodeError as error:
-        raise PerdureError(f"{where} looks like JSON and is not ({error.msg})") from None
+        return parse_json(value)
+    except UnreadableError as error:
+        raise PerdureError(f"{where} looks like JSON and is not ({error})") from None
 
 
 def plain_json(value: Any, where: str) -> Any:
@@ -176,6 +177,8 @@ def _message(raw: Any, number: int, where: str) -> Message:
         content = joined(content, inside)
     if not message.get("tool_calls"):
         message.pop("tool_calls", None)  # an empty list calls nothing
+    for key in message:
+        _whole(str(key), f"{at}: a key")
     others = {key: plain_json(message[key], f"{at}: {key}") for key in message if key != "role"}
     message = {"role": message["role"]}
     if message["role"] == "tool" and content == "":  # a tool may return nothing
@@ -194,7 +197,7 @@ def _role(name: str, where: str, only_known: bool) -> str:
         return ROLES[name.lower()]
     hint = nearest(name, (*ROLES, *OTHER_ROLES))
     if name in OTHER_ROLES or not (only_known or hint.startswith("did you mean") or name == ""):
-        return name  # a template may have a role of its own
+        return _whole(name, where)  # a template may have a role of its own
     raise PerdureError(f"{where}: {name!r} is not a role of a conversation; {hint}")
 
 

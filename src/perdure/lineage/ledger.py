@@ -16,6 +16,7 @@ from perdure.disk import open_file
 from perdure.errors import PerdureError
 from perdure.lineage.files import dump, write_text
 from perdure.lineage.names import NEWEST
+from perdure.parsing import LARGEST_JSON, UnreadableError, parse_json, read_limited
 from perdure.writing import sync, writing
 
 
@@ -40,10 +41,10 @@ def parsed(path: Path, lines: list[bytes]) -> list[dict[str, Any]]:
     entries, previous = [], ""
     for number, line in enumerate(lines, start=1):
         try:
-            entry = json.loads(line)
-        except ValueError as error:  # not JSON, or not even UTF-8
+            entry = parse_json(line)
+        except UnreadableError as error:
             raise PerdureError(
-                f"{path}: line {number} is not JSON; restore it from a copy"
+                f"{path}: line {number} is not JSON ({error}); restore it from a copy"
             ) from error
         if not isinstance(entry, dict) or entry.get("previous") != previous:
             raise PerdureError(
@@ -102,9 +103,10 @@ def newest_line(path: Path) -> bytes | None:
     """Return the line in a ledger's `newest.json`, None if the file is absent or damaged."""
     try:
         with open_file(path.with_name(NEWEST), "rb") as file:
-            content = file.read()
-        line = json.loads(content)["line"].encode()
-        return line if content == _newest_content(line) else None
+            content = read_limited(file, LARGEST_JSON, str(path.with_name(NEWEST)))
+        line = parse_json(content)["line"].encode()
+        is_whole = content == _newest_content(line) and isinstance(parse_json(line), dict)
+        return line if is_whole else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -114,7 +116,7 @@ def whole_lines(path: Path) -> tuple[list[bytes], bytes]:
     if not path.exists():
         return [], b""
     with open_file(path, "rb") as file:
-        *lines, rest = file.read().split(b"\n")
+        *lines, rest = read_limited(file, LARGEST_JSON, str(path)).split(b"\n")
     return lines, rest
 
 
@@ -166,7 +168,7 @@ def _committed(path: Path) -> list[bytes]:
             break
     if newest is None or newest in lines:  # an earlier release, which has no newest.json, appended
         return lines
-    previous = json.loads(newest).get("previous")
+    previous = parse_json(newest).get("previous")
     if previous == (line_hash(lines[-1]) if lines else ""):
         return [*lines, newest]
     number = len(lines)

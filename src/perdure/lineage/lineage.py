@@ -20,9 +20,10 @@ from perdure.lineage.names import (
     REFUSED,
     STARTING_ADAPTER,
     TIMINGS,
-    check_line,
     check_own_names,
 )
+from perdure.lineage.records import read_scores, read_verdict
+from perdure.lineage.schema import check_ledger
 from perdure.lineage.settings import (
     Changes,
     command,
@@ -45,6 +46,7 @@ from perdure.models.layout import (
     SCORES,
     VERDICT,
 )
+from perdure.parsing import LARGEST_YAML, UnreadableError, parse_yaml, read_whole
 from perdure.seeds import digest
 from perdure.writing import sync, writing
 
@@ -81,10 +83,10 @@ class Lineage(History):
                 f"{self.path}: not a lineage (no lineage.yaml in it); {self._hint()}"
             )
         try:
-            values = yaml.safe_load(settings.read_text(encoding="utf-8"))
+            values = parse_yaml(read_whole(settings, LARGEST_YAML))
             file_format = values.pop("format")
             self.written_pin = values.pop("base")
-        except (yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError) as error:
+        except (UnreadableError, AttributeError, KeyError, TypeError) as error:
             raise PerdureError(
                 f"{settings}: not a lineage's settings; restore it from a copy"
             ) from error
@@ -98,9 +100,8 @@ class Lineage(History):
             raise PerdureError(
                 f"{self.path / 'ledger.jsonl'}: missing or empty; restore it from a copy"
             )
-        for number, entry in enumerate(self.ledger, start=1):
-            check_line(entry, f"{self.path / 'ledger.jsonl'}: line {number}")
-        self.written = stored(loaded(values, self.pin, self.path), self.path)
+        check_ledger(self.ledger, self.path / "ledger.jsonl")
+        self.written = stored(loaded(values, self.pin, self.path, str(settings)), self.path)
         self.settings: dict[str, Any] = self.settings_at(len(self.ledger)) or self.written
         self.config: Config = loaded(self.settings, self.pin, self.path)
         if not edited:
@@ -209,7 +210,9 @@ class Lineage(History):
         if not lines or not isinstance(lines[-1], dict):
             return None
         # Keys that are newer than the line get their defaults.
-        return stored(loaded(lines[-1], self.pin, self.path), self.path)
+        line = max(n for n, e in enumerate(self.ledger[:count], 1) if "settings" in e)
+        where = f"{self.path / 'ledger.jsonl'}, line {line}"
+        return stored(loaded(lines[-1], self.pin, self.path, where), self.path)
 
     def config_at(self, entry: dict[str, Any] | None) -> Config:
         """Return the settings with which a stage was made; None means the newest settings."""
@@ -463,7 +466,7 @@ class Lineage(History):
         file = self.file(entry, SCORES)
         if file is None:
             raise PerdureError(f"{self.path}: the ledger has no scores of stage {entry['stage']}")
-        return json.loads(file.read_text(encoding="utf-8"))
+        return read_scores(file)
 
     def verdict(self, entry: dict[str, Any]) -> dict[str, Any] | None:
         """Return the verdict on a stage (`measure.verdict`), None if it has none.
@@ -474,12 +477,7 @@ class Lineage(History):
         if "folder" not in entry or self.is_deleted(entry):
             return None
         file = self.file(entry, VERDICT)
-        if file is None:
-            return None
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise PerdureError(f"{file}: damaged ({error}); restore it from a copy") from error
+        return read_verdict(file) if file else None
 
     def matrix(self) -> ScoreMatrix:
         """Return the score matrix R of the active stages; cells that were not measured are None.

@@ -1,6 +1,5 @@
 """Loading the model of a stage, ready to learn or to answer."""
 
-import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from perdure.models.base import Base, BaseInfo, is_quantized, load_base
 from perdure.models.layout import ADAPTER_SETTINGS
 from perdure.models.stage_files import load_weights
 from perdure.models.traces import AsLoaded, traces
+from perdure.parsing import read_json
 
 
 def base_at(lineage: Lineage, entry: dict[str, Any] | None, info: BaseInfo | None = None) -> Base:
@@ -161,9 +161,9 @@ def _adapter(lineage: Lineage, entry: dict[str, Any] | None) -> dict[str, Any] |
     if file is None:
         raise PerdureError(f"{lineage.folder(entry)}: the ledger has no {ADAPTER_SETTINGS} in it")
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = read_json(file)
         return {**adapter, "r": stored["r"], "lora_alpha": stored["lora_alpha"]}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise PerdureError(f"{file}: not the settings of a LoRA adapter ({error})") from error
 
 

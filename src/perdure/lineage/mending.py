@@ -1,7 +1,6 @@
 """Mending the files of a lineage from what is there: ledger, settings, times, and single bits."""
 
 import hashlib
-import json
 import shutil
 import stat
 from collections.abc import Iterable, Mapping
@@ -22,8 +21,10 @@ from perdure.lineage.ledger import (
 )
 from perdure.lineage.lineage import Lineage, write_settings
 from perdure.lineage.names import FILES, NEWEST, TIMINGS
+from perdure.lineage.schema import check_ledger
 from perdure.lineage.timings import put_aside, read_timings
 from perdure.models.hashing import file_hash
+from perdure.parsing import parse_json
 from perdure.writing import write_file
 
 
@@ -57,7 +58,7 @@ def mend_ledger(path: Path) -> list[str]:
             )
         lines[number - 1] = line
         try:
-            expected = json.loads(line)["previous"]
+            expected = parse_json(line)["previous"]
         except (ValueError, KeyError, TypeError) as error:
             raise PerdureError(
                 f"{path}: line {number} is not JSON; restore the ledger from a copy"
@@ -107,6 +108,7 @@ def mend_small_files(path: Path) -> list[str]:
     except PerdureError:
         settings = path / "lineage.yaml"
         entries = read_ledger(path / "ledger.jsonl")
+        check_ledger(entries, path / "ledger.jsonl")
         stored = [entry["settings"] for entry in entries if "settings" in entry]
         pins = [entry["base"] for entry in entries if "base" in entry]
         if not stored or not pins:

@@ -63,9 +63,16 @@ def stored(config: Config, path: Path) -> dict[str, Any]:
     return json.loads(json.dumps(settings, default=str))
 
 
-def loaded(settings: Mapping[str, Any], pin: Mapping[str, Any], path: Path) -> Config:
-    """Return stored settings as a Config, with paths relative to the working directory."""
-    config = load_config({**settings, "base": pin["name"], "revision": pin.get("revision")})
+def loaded(
+    settings: Mapping[str, Any], pin: Mapping[str, Any], path: Path, where: str = "the settings"
+) -> Config:
+    """Return stored settings as a Config, with paths relative to the working directory.
+
+    Raises:
+        PerdureError: a key is unknown, or a value has the wrong type; the line has `where`.
+    """
+    place = {"base": pin["name"], "revision": pin.get("revision")}
+    config = load_config({**settings, **place}, where=where)
     config.general.file = moved(config.general.file, path, Path.cwd())
     if config.guard:
         _check_tasks_outside(config.guard.lm_eval, path)

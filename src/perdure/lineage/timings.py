@@ -1,11 +1,33 @@
 """The times and costs of stages. They may differ between equal runs, and nothing needs them."""
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from perdure.disk import open_file
 from perdure.lineage.files import dump, write_text
+from perdure.parsing import LARGEST_JSON, parse_json, read_limited
+from perdure.shapes import Rule, check_shape
+
+
+Number = Annotated[str, Rule("the number of a stage", lambda text: text.isdecimal())]
+Passes = Annotated[
+    dict[str, float],
+    Rule(
+        "how many rows went forward and backward",
+        lambda rows: not rows or {"forward", "backward"} <= rows.keys(),
+    ),
+]
+
+
+class Timing(TypedDict):
+    """The times and costs of a stage. Further keys may be there."""
+
+    rows: NotRequired[Passes | None]
+    seconds: NotRequired[dict[str, float]]
+    steps: NotRequired[int | None]
+    date: NotRequired[str | None]
+    peak_memory_kib: NotRequired[float | None]
+    row_tokens: NotRequired[float | None]
 
 
 def read_timings(path: Path) -> dict[str, Any] | None:
@@ -13,12 +35,12 @@ def read_timings(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return {}
     try:
-        with open_file(path, "r", encoding="utf-8") as file:
-            timings = json.load(file)
-        whole = all(_is_timing(number, timing) for number, timing in timings.items())
-    except (ValueError, AttributeError, TypeError, RecursionError):
+        with open_file(path, "rb") as file:
+            timings = parse_json(read_limited(file, LARGEST_JSON, str(path)))
+        check_shape(timings, dict[Number, Timing], str(path))
+    except ValueError:
         return None
-    return timings if whole else None
+    return timings
 
 
 def add_timing(path: Path, stage: int, timing: dict[str, Any]) -> None:
@@ -36,13 +58,3 @@ def put_aside(path: Path) -> Path:
         number += 1
         aside = path.with_name(f"{path.name}.damaged{number}")
     return path.rename(aside)
-
-
-def _is_timing(number: str, timing: dict[str, Any]) -> bool:
-    rows, seconds = timing.get("rows", {}), timing.get("seconds", {})
-    numbers = [*rows.values(), *seconds.values(), timing.get("steps", 0)]
-    return (
-        number.isdecimal()
-        and (not rows or {"forward", "backward"} <= rows.keys())
-        and all(isinstance(value, int | float) for value in numbers if value is not None)
-    )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypedDict
 
 from perdure.measure.compressed import read_compressed, write_compressed
 
@@ -18,6 +19,22 @@ class Predictions:
 
     answers: list[str]
     scores: list[float]
+
+    def __post_init__(self):
+        if len(self.answers) != len(self.scores):
+            raise ValueError(f"{len(self.answers)} answers have {len(self.scores)} scores")
+
+
+class _Answers(TypedDict):
+    answers: list[str]
+    scores: list[float]
+
+
+class Stored(TypedDict):
+    """The content of a file of predictions."""
+
+    before: dict[str, _Answers]
+    after: dict[str, _Answers]
 
 
 def write_predictions(file: Path, predictions: Mapping[str, Mapping[str, Predictions]]) -> None:
@@ -37,10 +54,15 @@ def read_predictions(file: Path) -> dict[str, dict[str, Predictions]]:
     """
     if not file.is_file():
         return {"before": {}, "after": {}}
-    return read_compressed(
-        file,
-        lambda plain: {
-            when: {name: Predictions(**answers) for name, answers in by_task.items()}
-            for when, by_task in plain.items()
-        },
-    )
+    return read_compressed(file, Stored, _predictions)
+
+
+def _predictions(plain: Any) -> dict[str, dict[str, Predictions]]:
+    return {
+        when: {
+            name: Predictions(**answers)
+            for name, answers in plain[when].items()
+            if answers["answers"]
+        }
+        for when in ("before", "after")
+    }

@@ -188,4 +188,4 @@ def lost_now(general: Mapping[str, Any]) -> bool:
 
     It holds for a part of it, such as one of lm-eval's tasks, as for all of it.
     """
-    return general.get("lost", False) and not general["lost_before"]
+    return general.get("lost", False) and not general.get("lost_before", False)

@@ -1,6 +1,5 @@
 """Loading a model only to ask it: a folder, a model on the hub, or a PEFT adapter on its base."""
 
-import json
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel
@@ -9,6 +8,7 @@ from safetensors import SafetensorError
 from perdure.errors import PerdureError, one_line
 from perdure.models.base import Base, load_pretrained, read_base
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
+from perdure.parsing import read_json
 
 
 def is_adapter(path: str) -> bool:
@@ -24,11 +24,11 @@ def base_of_adapter(path: str) -> tuple[str, str | None]:
     """
     file = Path(path) / ADAPTER_SETTINGS
     try:
-        written = json.loads(file.read_text(encoding="utf-8"))
+        written = read_json(file)
         name, revision = written.get("base_model_name_or_path"), written.get("revision")
     except (ValueError, AttributeError) as error:
         raise PerdureError(f"{file}: not an adapter's settings ({error}); save it again") from error
-    if not name:
+    if not name or not isinstance(name, str):
         raise PerdureError(
             f"{file}: it names no base; write the base's folder or name in base_model_name_or_path"
         )

@@ -276,7 +276,7 @@ def load_config_and_tokenizer(
         return config, load_tokenizer(locate(name), revision)
     except PerdureError:
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers' checks of a config raise errors of many types
         raise PerdureError(
             f"base {name!r}: no model could be loaded ({one_line(error)}); give a folder with "
             "config.json, weights and tokenizer, a model name on the hub, default or smollm2"

@@ -18,6 +18,11 @@ from perdure.errors import PerdureError, one_line
 from perdure.models.base import Base
 from perdure.models.classifier import Classifier
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, HEAD_WEIGHTS
+from perdure.parsing import parse_json
+from perdure.shapes import check_shape
+
+
+DAMAGED = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError)
 
 
 def save_weights(base: Base, folder: Path) -> None:
@@ -82,9 +87,13 @@ def load_weights(base: Base, folder: Path, head: bool = True) -> None:
         if head and isinstance(base.model, Classifier):
             stored = load_file(folder / HEAD_WEIGHTS)
             with safe_open(folder / HEAD_WEIGHTS, "pt") as file:  # type: ignore[no-untyped-call]
-                labels = json.loads(file.metadata()["id2label"])
-            base.model.set_head(stored["weight"], stored["bias"], list(labels.values()))
-    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+                labels = list(parse_json(file.metadata()["id2label"]).values())
+            weight, bias = stored["weight"], stored["bias"]
+            check_shape(labels, list[str], "its labels")
+            if weight.dim() != 2 or bias.shape != (len(labels),) or len(weight) != len(labels):
+                raise ValueError(f"{len(labels)} labels, but a head of another shape")
+            base.model.set_head(weight, bias, labels)
+    except (*DAMAGED, SafetensorError) as error:
         reason = one_line(error)
         raise PerdureError(f"{folder}: its weights do not load ({reason})") from error
     if mismatches:

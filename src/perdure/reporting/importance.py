@@ -5,12 +5,21 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+
+from perdure.errors import PerdureError, one_line
+from perdure.shapes import Rule, check_shape
 
 
 PREFIX = "recurrent_kif."
 IMPORTANT = f"{PREFIX}important."
+FOUR = Rule("four shares", lambda shares: len(shares) == 4)
+COUNTS = Rule(
+    "the numbers of weights, of which one at least, and of important ones",
+    lambda numbers: len(numbers) == 3 and numbers[0] >= 1 and min(numbers) >= 0,
+)
 LAYERS = 12  # the most rows of a picture; neighbouring layers are combined if there are more
 # Parts of a parameter's name that do not show its place in the model.
 WRAPPERS = {"base_model", "model", "default", "weight", "bias", "modules_to_save", "transformer"}
@@ -48,19 +57,28 @@ class Identified:
 
 
 def identified(path: Path | None, task: str) -> Identified | None:
-    """Read the importance at a stage from its state; None for other methods and the first task."""
+    """Read the importance at a stage from its state; None for other methods and the first task.
+
+    Raises:
+        PerdureError: the file is not as a stage has it.
+    """
     if path is None:
         return None
-    with safe_open(path, framework="np") as file:
-        names = list(file.keys())
-        if f"{PREFIX}shares" not in names:
-            return None
-        rounds = file.get_tensor(f"{PREFIX}shares").tolist()
-        counts = {
-            name.removeprefix(IMPORTANT): file.get_tensor(name).tolist()
-            for name in names
-            if name.startswith(IMPORTANT)
-        }
+    try:
+        with safe_open(path, framework="np") as file:
+            names = list(file.keys())
+            if f"{PREFIX}shares" not in names:
+                return None
+            rounds = file.get_tensor(f"{PREFIX}shares").tolist()
+            counts = {
+                name.removeprefix(IMPORTANT): file.get_tensor(name).tolist()
+                for name in names
+                if name.startswith(IMPORTANT)
+            }
+        check_shape(rounds, list[Annotated[list[float], FOUR]], f"{path}: shares")
+        check_shape(counts, dict[str, Annotated[list[int], COUNTS]], f"{path}: important")
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
+        raise PerdureError(f"{path}: damaged ({one_line(error)}); restore it from a copy") from None
     return Identified(task, tuple(map(tuple, rounds)), _shares(counts))
 
 
@@ -83,7 +101,7 @@ def places(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     for _, _, module in split.values():
         ends[module[-1:]].add(module)
     highest = max((layer for _, layer, _ in split.values()), default=0)
-    width = -(-(highest + 1) // LAYERS)  # how many layers are combined in a row
+    width = max(1, -(-(highest + 1) // LAYERS))  # how many layers are combined in a row
     by_name = {}
     for name, (stack, layer, module) in sorted(split.items(), key=lambda item: item[1]):
         first = layer // width * width

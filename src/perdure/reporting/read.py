@@ -283,7 +283,7 @@ def _dev_curves(lineage: Lineage) -> tuple[DevCurve, ...]:
                     task=entry["task"]["id"],
                     rows=measured["rows"],
                     metric=metric,
-                    points=tuple((point["step"], point[metric]) for point in measured["curve"]),
+                    points=tuple((point["step"], point.get(metric)) for point in measured["curve"]),
                     best=measured["best"],
                     weights_of=measured["weights_of"],
                     stopped=measured["stopped"],
@@ -297,7 +297,7 @@ def _scoring(lineage: Lineage) -> dict[str, tuple[str, str]]:
     scoring = {}
     for entry in lineage.stages:
         for task, cell in lineage.scores(entry)["after"].items():
-            if "mode" in cell:
+            if {"mode", "metric"} <= cell.keys():
                 scoring[task] = (cell["mode"], cell["metric"])
     return scoring
 

@@ -15,6 +15,7 @@ from perdure.errors import PerdureError
 from perdure.lineage.files import write_text
 from perdure.lineage.lineage import Lineage
 from perdure.measure.matrix import backward_transfer, forward_transfer, overall
+from perdure.parsing import read_json
 
 
 KEY = ("method", "order", "seed")  # the keys that identify a record
@@ -26,12 +27,21 @@ def method_name(method: Any, mode: str = "sequential") -> str:
 
     A preset is appended to the method's name, and several methods are joined by `+`. A mode other
     than sequential replaces the method's name.
+
+    Raises:
+        PerdureError: it is not the name of a method, a mapping of its keywords, or a list of these.
     """
     if mode != "sequential":
         return mode
     names = []
     for part in method if isinstance(method, list) else [method]:
+        if not isinstance(part, str | dict):
+            raise PerdureError(f"method: expected a name such as replay, got {str(part)[:50]!r}")
         for name, keywords in (part if isinstance(part, dict) else {part: {}}).items():
+            if keywords is not None and not isinstance(keywords, dict):
+                raise PerdureError(
+                    f"method: {name} takes a mapping of its keywords, got {str(keywords)[:50]!r}"
+                )
             preset = (keywords or {}).get("preset")
             names.append(f"{name}_{preset}" if preset else str(name))
     return "+".join(names)
@@ -45,8 +55,16 @@ def method_of(lineage: Lineage) -> str:
 
 
 def order_name(tasks: Any) -> str:
-    """Return the name of the setting `tasks:` in a record."""
+    """Return the name of the setting `tasks:` in a record.
+
+    Raises:
+        PerdureError: a task of a list is not a mapping.
+    """
     if isinstance(tasks, list):
+        if wrong := [task for task in tasks if not isinstance(task, dict)]:
+            raise PerdureError(
+                f"tasks: a task is a mapping with train or benchmark, got {str(wrong[0])[:50]!r}"
+            )
         return "+".join(str(task.get("name") or task.get("benchmark")) for task in tasks)
     return str(tasks)
 
@@ -97,7 +115,7 @@ def load(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))["records"]
+        records = read_json(path)["records"]
         if all(set(KEY) <= set(record) for record in records):
             return records
     except (OSError, ValueError, KeyError, TypeError):

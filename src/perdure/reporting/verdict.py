@@ -62,7 +62,7 @@ def _general(general: dict[str, Any]) -> list[tuple[str, bool]]:
     else:
         checks = checks_of(general)
         first, *others = check_words(general)
-        if checks["lost_before"]:
+        if checks.get("lost_before"):
             first += " before this stage already"
         texts = ["; ".join(others)] if lost_now(checks) else [first, "; ".join(others)]
         lines = [(text, checks["lost"]) for text in texts]

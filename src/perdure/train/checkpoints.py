@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from perdure.models.hashing import file_hash
+from perdure.parsing import read_json
 from perdure.say import Say, silent
 from perdure.writing import sync, write_file
 
@@ -57,7 +58,7 @@ def step_of(checkpoint: Path) -> int:
 def damage(checkpoint: Path) -> str | None:
     """Return what is wrong with a sealed folder: a file is missing or was changed; or None."""
     try:
-        hashes = json.loads((checkpoint / HASHES).read_text(encoding="utf-8"))
+        hashes = read_json(checkpoint / HASHES)
         for name, sha256 in hashes.items():
             path = checkpoint / name
             if not path.is_file():

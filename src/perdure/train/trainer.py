@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from perdure.data.tokens import Collator
 from perdure.disk import remove, usual_modes
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, one_line
 from perdure.models.base import Base
 from perdure.models.kinds import Kind
 from perdure.models.layout import METHOD_STATE
@@ -449,8 +450,16 @@ def save_state(methods: Sequence[Stateful], folder: Path) -> None:
 
 
 def load_state(method: Stateful, folder: Path) -> dict[str, Tensor]:
-    """The tensors that `save_state` wrote for this method; none if it was not one of them."""
-    state = load_file(folder / METHOD_STATE)
+    """The tensors that `save_state` wrote for this method; none if it was not one of them.
+
+    Raises:
+        PerdureError: the file does not load.
+    """
+    try:
+        state = load_file(folder / METHOD_STATE)
+    except (OSError, ValueError, SafetensorError) as error:
+        file = folder / METHOD_STATE
+        raise PerdureError(f"{file}: damaged ({one_line(error)}); restore it from a copy") from None
     prefix = f"{method.name}."
     return {
         name.removeprefix(prefix): tensor

@@ -1,7 +1,6 @@
 """`init` creates a lineage. Its stage 0 is the untouched base, or the base with an adapter."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.models.pins import pin
 from perdure.models.sample import TEXT
 from perdure.models.stage_files import load_weights
+from perdure.parsing import read_json
 from perdure.prepare import Plan, check_general, prepare
 from perdure.prepare.defaults import choose_defaults
 from perdure.prepare.settings import check_values
@@ -204,7 +204,7 @@ def _read(folder: Path) -> dict[str, Any]:
             "wrote"
         )
     try:
-        written = json.loads(file.read_text(encoding="utf-8"))
+        written = read_json(file)
         PeftConfig.from_pretrained(str(folder))
         PEFT_TYPE_TO_CONFIG_MAPPING[written["peft_type"]]
         return written

@@ -13,6 +13,7 @@ from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import check_kept, stage_entry
 from perdure.models.base import kind_of, load_config_and_tokenizer
 from perdure.models.layout import ADAPTER_SETTINGS, CARD
+from perdure.parsing import read_json
 from perdure.verbs.card import facts_of, model_card
 from perdure.verbs.export import export
 from perdure.verbs.shareable import copy_shareable
@@ -77,7 +78,7 @@ def _name_base(settings: Path, name: str) -> None:
     """Write the base's current name into an adapter's settings; it may have moved since."""
     if not settings.exists():
         return
-    written = json.loads(settings.read_text(encoding="utf-8"))
+    written = read_json(settings)
     if written["base_model_name_or_path"] != name:
         text = json.dumps(written | {"base_model_name_or_path": name}, sort_keys=True, indent=2)
         settings.write_text(text + "\n", encoding="utf-8")

@@ -83,10 +83,13 @@ def changed_rows(
     changed = []
     for name, after in stored["after"].items():
         earlier = before.get(name)
-        if earlier is None or earlier.scores == after.scores:
+        if earlier is None or earlier.scores == after.scores or name not in described:
+            continue
+        if len(earlier.scores) != len(after.scores):  # of other rows
             continue
         test = reopen_rows(lineage, described[name], data, say)
-        rows = test.rows if test else [None] * len(after.scores)
+        known = test is not None and len(test.rows) == len(after.scores)
+        rows = test.rows if test and known else [None] * len(after.scores)
         records = zip(
             rows, earlier.answers, after.answers, earlier.scores, after.scores, strict=True
         )

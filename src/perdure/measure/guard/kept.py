@@ -7,6 +7,7 @@ the same rows again.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from perdure.measure.compressed import read_compressed, write_compressed
 from perdure.measure.guard.checks import passes
@@ -31,6 +32,22 @@ class Kept:
     question: str
     prompt: str
     base: Generated
+    base_passes: bool
+    answer: str | None
+    passes: bool | None
+
+
+class _Generated(TypedDict):
+    prompt: list[int]
+    ids: list[int]
+    ended: bool
+    text: str
+
+
+class _Stored(TypedDict):
+    question: str
+    prompt: str
+    base: _Generated
     base_passes: bool
     answer: str | None
     passes: bool | None
@@ -70,6 +87,7 @@ def read_answers(file: Path) -> dict[str, Kept]:
         return {}
     return read_compressed(
         file,
+        dict[str, _Stored],
         lambda plain: {
             row_id: Kept(**{**kept, "base": Generated(**kept["base"])})
             for row_id, kept in plain.items()

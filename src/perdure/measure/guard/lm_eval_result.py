@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from perdure.measure.compressed import read_compressed, write_compressed
 from perdure.measure.guard.loss import is_loss
@@ -58,6 +58,11 @@ class KeptHarness:
     values: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
 
+class _Stored(TypedDict):
+    responses: dict[str, Any]
+    values: dict[str, dict[str, float | None]]
+
+
 def write_kept(file: Path, base: Asked, stage: Asked) -> None:
     """Write what is kept with a stage, as compressed JSON."""
     write_compressed(file, {"responses": base.responses, "values": stage.values})
@@ -69,7 +74,7 @@ def read_kept(file: Path) -> KeptHarness:
     Raises:
         PerdureError: the file is damaged.
     """
-    return read_compressed(file, lambda plain: KeptHarness(**plain))
+    return read_compressed(file, _Stored, lambda plain: KeptHarness(**plain))
 
 
 def compare_tasks(

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from perdure.config import LmEvalSettings
 from perdure.errors import PerdureError, one_line
@@ -28,6 +27,7 @@ from perdure.measure.batches import evaluating
 from perdure.measure.guard.lm_eval_result import Asked, Metric
 from perdure.measure.guard.subject import Subject
 from perdure.models.base import Base, BaseInfo
+from perdure.parsing import LARGEST_YAML, CheckedLoader, UnreadableError, parse_yaml, read_whole
 from perdure.seeds import digest, forked
 
 
@@ -212,16 +212,21 @@ def _with_lm_evals_own(folder: str | None, in_folder: tuple[str, ...]) -> Any:
     return TaskManager(include_path=folder)
 
 
+class _AnyTags(CheckedLoader):
+    """Reads tags such as `!function`, which name code, as null."""
+
+
+_AnyTags.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
 def _check_yaml(file: str) -> None:
     """Check the syntax of a file, because lm-eval leaves out what it cannot read."""
     if not Path(file).is_file():
         raise PerdureError(f"{SECTION}.tasks: {file}: no such file; give the YAML of a task")
     try:
-        yaml.compose(Path(file).read_text(encoding="utf-8"), yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        raise PerdureError(f"{file}: not valid YAML{line}; mend that line") from error
+        parse_yaml(read_whole(Path(file), LARGEST_YAML), _AnyTags)
+    except UnreadableError as error:
+        raise PerdureError(f"{file}: {error}; mend that line") from error
 
 
 def _loaded(manager: Any, name: str) -> dict[str, Any]:

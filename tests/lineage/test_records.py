@@ -1,0 +1,75 @@
+"""What a stage records is checked before it is used: its hash is only that of the last writer."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from perdure.errors import PerdureError
+from perdure.lineage.records import read_scores, read_verdict
+from perdure.lineage.timings import read_timings
+
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "durability"))
+
+import fuzz_readers as valid
+
+
+pytestmark = pytest.mark.own
+
+
+def changed(document: dict, path: str, value: object) -> dict:
+    document = json.loads(json.dumps(document))
+    holder = document
+    *keys, last = path.split(".")
+    for key in keys:
+        holder = holder[int(key)] if isinstance(holder, list) else holder[key]
+    holder[last] = value
+    return document
+
+
+def test_scores_and_verdicts_are_read(tmp_path):
+    file = tmp_path / "a.json"
+    for read, document in (
+        (read_scores, valid.SCORES),
+        (read_verdict, valid.VERDICT),
+        (read_verdict, {**valid.VERDICT, "general": valid.MEASURED, "learned": None}),
+        (read_timings, valid.TIMINGS),
+    ):
+        file.write_text(json.dumps(document))
+        assert read(file) == document
+
+
+@pytest.mark.parametrize(
+    ("read", "document", "path", "value", "words"),
+    [
+        (read_scores, valid.SCORES, "after", [], "after must be a mapping, got a list of 0"),
+        (read_scores, valid.SCORES, "after.colour.score", "1", "after.colour.score must be a"),
+        (read_scores, valid.SCORES, "dev.curve", [1], "dev.curve.0 must be a mapping"),
+        (read_scores, valid.SCORES, "after.colour.score", float("nan"), "NaN is not JSON"),
+        (read_verdict, valid.VERDICT, "lost", ["count"], "'count' is lost, but not in old"),
+        (read_verdict, valid.VERDICT, "old.colour.p", None, "old.colour.p must be a finite number"),
+        (read_verdict, valid.VERDICT, "general", {}, "general"),
+        (read_verdict, valid.VERDICT, "general", {**valid.MEASURED, "rows": 0}, "general.rows"),
+    ],
+)
+def test_records_of_another_shape_are_one_line(read, document, path, value, words, tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(changed(document, path, value)))
+    with pytest.raises(PerdureError) as caught:
+        read(file)
+    line = str(caught.value)
+    assert line.startswith(f"{file}: ")
+    assert words in line
+    assert line.endswith("it is damaged, restore it from a copy")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("2.seconds", {"train": "1"}), ("2.rows", {"forward": 1}), ("2.seconds.train", 10**400)],
+)
+def test_timings_of_another_shape_are_damaged(path, value, tmp_path):
+    file = tmp_path / "timings.json"
+    file.write_text(json.dumps(changed(valid.TIMINGS, path, value)))
+    assert read_timings(file) is None
