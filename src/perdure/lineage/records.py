@@ -130,7 +130,10 @@ class Measured(Part):
 
 
 class Verdict(TypedDict):
-    """What a stage gained and lost (`perdure.measure.verdict`)."""
+    """What a stage gained and lost (`perdure.measure.verdict`).
+
+    The verdicts of the first releases have no `general`.
+    """
 
     task: str
     learned: Change | None
@@ -138,7 +141,7 @@ class Verdict(TypedDict):
     lost: list[str]
     lost_before: list[str]
     unmeasured: list[str]
-    general: Unmeasured | Measured
+    general: NotRequired[Unmeasured | Measured]
     suggestion: str | None
 
 
@@ -157,7 +160,7 @@ def read_verdict(file: Path) -> dict[str, Any]:
     Raises:
         PerdureError: it is not as a stage has it, or says that a task is lost that it has not.
     """
-    verdict = _read(file, Verdict)
+    verdict = {"general": {"unmeasured": "it was not asked for"}, **_read(file, Verdict)}
     for name in (*verdict["lost"], *verdict["lost_before"]):
         if name not in verdict["old"]:
             raise PerdureError(f"{file}: {name[:50]!r} is lost, but not in old; {_RESTORE}")
