@@ -219,7 +219,7 @@ def test_a_ledger_that_restores_another_folder_is_refused(here):
     line = json.dumps({**json.loads(lines[-1]), "restored": ["../outside"]}, sort_keys=True)
     Path("lineage/newest.json").unlink()
     Path("lineage/ledger.jsonl").write_text("\n".join([*lines[:-1], line]) + "\n")
-    with pytest.raises(PerdureError, match=r"restored is '../outside'"):
+    with pytest.raises(PerdureError, match=r"restored\.0 must be a stage's folder"):
         Lineage("lineage")
 
 
