@@ -9,6 +9,7 @@ import pytest
 from perdure.errors import PerdureError
 from perdure.lineage.records import read_scores, read_verdict
 from perdure.lineage.timings import read_timings
+from perdure.reporting.verdict import losses, words
 
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks" / "durability"))
@@ -73,3 +74,14 @@ def test_timings_of_another_shape_are_damaged(path, value, tmp_path):
     file = tmp_path / "timings.json"
     file.write_text(json.dumps(changed(valid.TIMINGS, path, value)))
     assert read_timings(file) is None
+
+
+def test_a_verdict_that_contradicts_itself_is_still_put_in_words():
+    """Its checks are lost though no row was asked, and a task of lm-eval has no value before."""
+    harness = {"arc": {**valid.HARNESS["arc"], "before": None}}
+    general = {"unmeasured": "it was off", "lost": True, "lm_eval": harness}
+    judged = {**valid.VERDICT, "general": general}
+    assert not any("general ability: lost" in line for line in losses(judged))
+    lines = [line for line, _ in words(judged, 2)]
+    assert any("general ability: not measured, because it was off" in line for line in lines)
+    assert any("acc no value -> 0.400" in line for line in lines)

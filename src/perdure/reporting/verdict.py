@@ -16,7 +16,7 @@ def losses(judged: dict[str, Any]) -> list[str]:
     lines = [f"{judged['task']}: {collapse}"] if collapse else []
     lines += [f"lost: {_change(name, judged['old'][name])}" for name in judged["lost"]]
     general = judged["general"]
-    if lost_now(checks_of(general)):
+    if "unmeasured" not in general and lost_now(checks_of(general)):
         lines.append(check_words(general)[0])
     tasks = general.get("lm_eval", {})
     return [*lines, *(line for name, line in task_words(tasks).items() if lost_now(tasks[name]))]

@@ -190,8 +190,10 @@ def _words(task: Mapping[str, Any], comparisons: int) -> str:
     documents, fell, rose, p = (task[key] for key in ("documents", "fell", "rose", "p"))
     if not documents:
         return "not judged, because the base has a value for no document"
-    now = "no value" if task["now"] is None else f"{task['now']:.3f}"
-    scores = f"{task['metric']} {task['before']:.3f} -> {now}"
+    before, now = (
+        "no value" if task[key] is None else f"{task[key]:.3f}" for key in ("before", "now")
+    )
+    scores = f"{task['metric']} {before} -> {now}"
     if not fell:
         return f"{scores}, none of {documents} documents fell: nothing lost"
     if task["lost"]:
