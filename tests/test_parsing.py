@@ -1,10 +1,13 @@
 """JSON and YAML that may be damaged or a stranger's are read, or refused for a reason."""
 
 import os
+import tracemalloc
 
 import pytest
 import yaml
 
+from perdure import parsing
+from perdure.data.files import read_records
 from perdure.errors import PerdureError
 from perdure.parsing import (
     MOST_NESTED,
@@ -117,3 +120,16 @@ def test_a_pipe_and_a_device_are_refused_and_not_waited_for(tmp_path):
     for path in (tmp_path / "pipe", "/dev/zero"):
         with pytest.raises(PerdureError, match="is not a file"):
             read_whole(path, 10)
+
+
+@pytest.mark.parametrize("read", [parsing.read_json, lambda file: list(read_records(file))])
+def test_a_small_file_takes_little_memory_whatever_the_limit_is(read, tmp_path):
+    file = tmp_path / "a.json"
+    file.write_text('[{"prompt": "a", "completion": "b"}]')
+    tracemalloc.start()
+    try:
+        read(file)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 32 * parsing.MIB

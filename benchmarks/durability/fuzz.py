@@ -69,7 +69,8 @@ def outcome(reader: Reader, content: bytes) -> str:
             reader.read(file)
         what = "read"
     except PerdureError as error:
-        what = "refused" if str(error).strip() else "an error without a line"
+        lines = str(error).splitlines()
+        what = "refused" if len(lines) == 1 else f"an error of {len(lines)} lines: {lines[:1]}"
     except MemoryError:
         what = "more memory than the limit"
     except Exception as error:

@@ -20,6 +20,7 @@ from perdure.errors import PerdureError
 
 
 MIB = 1 << 20
+PIECE = 4 * MIB
 LARGEST_JSON = 256 * MIB  # a JSON file of a lineage, a base or an adapter, and a ledger, in bytes
 LARGEST_YAML = MIB  # in bytes
 MOST_VALUES = 100_000  # in a YAML file, an alias counted as often as it is used
@@ -53,13 +54,23 @@ def read_limited(file: Any, largest: int, where: str) -> bytes:
     Raises:
         PerdureError: it has more; the line begins with `where`.
     """
-    content = file.read(largest + 1)
+    content = b"".join(in_pieces(file, largest + 1))
     if len(content) > largest:
         raise PerdureError(
             f"{where}: has more than {largest // MIB} MiB, the limit of such a file; it is damaged "
             "or another file, give the right one"
         )
     return content
+
+
+def in_pieces(file: Any, most: int) -> Iterator[Any]:
+    """Yield what an open file contains, up to `most` bytes, or characters of a text file.
+
+    `file.read(most)` would reserve so much memory, however small the file is.
+    """
+    while most and (piece := file.read(min(most, PIECE))):
+        most -= len(piece)
+        yield piece
 
 
 def read_json(path: Path) -> Any:

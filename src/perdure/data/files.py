@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from perdure.errors import PerdureError, nearest
-from perdure.parsing import MIB, check_nesting, without_duplicates
+from perdure.parsing import MIB, check_nesting, in_pieces, without_duplicates
 
 
 PLAIN = (".jsonl", ".json", ".csv", ".tsv")
@@ -172,7 +172,7 @@ def _lines(lines: Iterable[str], path: Path) -> Iterator[tuple[int, Any]]:
 def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
     """Read an array of objects, or one object per line, as many `.json` files are written."""
     with _open(path) as file:
-        text = file.read(LARGEST_ARRAY + 1)
+        text = "".join(in_pieces(file, LARGEST_ARRAY + 1))
     _Budget(path).spend(len(text))
     if len(text) > LARGEST_ARRAY:
         raise PerdureError(
