@@ -19,7 +19,7 @@ import picture
 from table_text import difference_text, markdown, spread_text
 
 from perdure.comparison.grid import with_overrides
-from perdure.comparison.summary import difference, mark_what_differs, score
+from perdure.comparison.summary import difference, lost, mark_what_differs, score
 from perdure.measure.statistics import mean
 from perdure.methods import find, make, names
 from perdure.reporting.measured import COLUMNS as MEASURED
@@ -30,7 +30,7 @@ from perdure.train.method import Family
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
-READMES = (HERE.parent / "README.md", HERE / "README.md")
+PAGES = (HERE.parent / "README.md", HERE / "README.md", DOCS / "check.md")
 COSTS = HERE.parent / "src" / "perdure" / "reporting" / "measured.json"
 COSTS_SETTING = (
     "the benchmark `methods`, an encoder of 22.7 M parameters with LoRA on four tasks of 400 rows, "
@@ -235,6 +235,34 @@ def probes_table(records: Records) -> str:
     return markdown(("probe", "rate", "OP", "BWT", "learned"), lines)
 
 
+def losses_table(records: Records) -> str:
+    """What each run on a chat model learned and lost, and the means of each method."""
+    methods: dict[str, Records] = {}
+    for record in records:
+        methods.setdefault(record["method"], []).append(record)
+    lines = []
+    for method, runs in methods.items():
+        for record in runs:
+            order = str(record["order"]).replace("+", ", ")
+            lines.append([f"`{method}`", order, *_losses([record])])
+        lines.append([f"`{method}`", f"all {len(runs)}", *_losses(runs)])
+    heads = ("order", "learned", "OP", "tasks lost", "checks that fell", "rose", "KL")
+    return markdown(("method", *heads), lines, text_columns=2)
+
+
+def _losses(runs: Records) -> list[str]:
+    """Means of the scores and of KL, and sums of what was lost."""
+    means = [mean([run[key] for run in runs]) for key in ("learning_accuracy", "overall")]
+    losses = lost(runs)
+    return [
+        *(_number(value, ".3f") for value in means),
+        str(losses["tasks"]),
+        f"{losses['fell']} of {losses['passed_by_reference']}",
+        str(losses["rose"]),
+        _number(losses["kl"], ".3f"),
+    ]
+
+
 def likeness_table(records: Records) -> str:
     """The similarity of all texts in the encoder after some stages."""
     base, *methods = records
@@ -279,6 +307,7 @@ def with_tables(text: str) -> str:
         "long_sequence_trials": trials_table(long_sequence["trials"]),
         "long_sequence_why": likeness_table(results("long_sequence_why")["records"]),
         "defaults": defaults.markdown(results("defaults")["records"]),
+        "chat_orders": losses_table(results("chat_orders")["records"]),
         "ablation": ablation_table(long_sequence["records"]),
     }
     for name, table in tables.items():
@@ -324,6 +353,7 @@ def taken(folder: Path) -> tuple[Records, Records]:
                 "peak_memory_kib": costs.get("peak_memory_bytes", 0) // 1024,
                 "state_bytes": cell["stored_bytes"] or 0,
                 "remembered_rows": cell["stored_rows"],
+                **{k: cell[k] for k in ("lost_tasks", "general") if cell.get(k) is not None},
                 **run_settings,
             }
         )
@@ -349,7 +379,7 @@ def _run_settings(
     return {
         "keywords": cell_settings["method"],
         "learning_rate": cell_settings["training"]["learning_rate"],
-        "whole": cell_settings["adapter"] is None,
+        "whole": cell_settings.get("adapter", {}) is None,  # left out: the default adapter
         "rehearses": any(m.rehearses for m in make(cell_settings["method"])),
         "changed": changed if changed["memory"] else {},
     }
@@ -386,9 +416,9 @@ def main() -> None:
     COSTS.write_text(costs_of_methods(results("methods")["records"]), encoding="utf-8")
     for name, svg in pictures().items():
         (DOCS / f"{name}.svg").write_text(svg, encoding="utf-8")
-    for path in READMES:
+    for path in PAGES:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
-    print("written: the tables of both READMEs, the pictures in docs/, and", COSTS.name)
+    print("written: the tables of the READMEs and docs/, the pictures, and", COSTS.name)
 
 
 if __name__ == "__main__":

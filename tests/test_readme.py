@@ -21,7 +21,7 @@ def test_the_tables_are_made_from_the_result_files(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import tables
 
-    for path in tables.READMES:
+    for path in tables.PAGES:
         text = path.read_text(encoding="utf-8")
         assert "-->\n| " in text
         assert tables.with_tables(text) == text

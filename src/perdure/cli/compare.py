@@ -27,6 +27,10 @@ from perdure.config import overrides
 from perdure.errors import PerdureError
 
 
+LOSSES = (
+    "learned: the mean score right after learning. Tasks, cells and checks are summed over cells;",
+    "KL: its mean from the base in nats per token of the base's answers, after the last stage.",
+)
 SETTINGS = ("grid", "data")  # parameters of the verb that are also keys of a grid
 
 
@@ -75,7 +79,11 @@ def parts(comparison: dict[str, Any]) -> list[RenderableType]:
         *_chosen(comparison),
         f"results:      {comparison['folder']}/compare.json",
     ]
-    return [scores(comparison), costs(comparison), Text("\n".join(lines))]
+    tables = [scores(comparison)]
+    if any(_is_measured(line["lost"]) for line in comparison["lines"]):
+        tables.append(losses(comparison))
+        lines[3:3] = LOSSES
+    return [*tables, costs(comparison), Text("\n".join(lines))]
 
 
 def scores(comparison: dict[str, Any]) -> RenderableType:
@@ -101,6 +109,31 @@ def scores(comparison: dict[str, Any]) -> RenderableType:
             ]
         table.add_row(Text(line["name"]), *cells)
     return table
+
+
+def losses(comparison: dict[str, Any]) -> RenderableType:
+    """What each line learned, and what its cells have lost."""
+    right = ["learned", "tasks lost", "general ability lost", "checks that fell", "rose", "KL"]
+    table = grid("method", *right, right=right)
+    for line in comparison["lines"]:
+        lost = line["lost"]
+        general = None if lost["general"] is None else f"{lost['general']} of {lost['judged']}"
+        fell = None if lost["fell"] is None else f"{lost['fell']} of {lost['passed_by_reference']}"
+        table.add_row(
+            Text(line["name"]),
+            score(line["learning_accuracy"]["mean"]),
+            _known(lost["tasks"], str),
+            _known(general, str),
+            _known(fell, str),
+            _known(lost["rose"], str),
+            score(lost["kl"]),
+            style="red" if lost["tasks"] or lost["general"] else "",
+        )
+    return table
+
+
+def _is_measured(lost: dict[str, Any]) -> bool:
+    return lost["tasks"] is not None or lost["fell"] is not None
 
 
 def costs(comparison: dict[str, Any]) -> RenderableType:

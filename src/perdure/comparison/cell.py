@@ -19,8 +19,13 @@ from perdure.measure.matrix import summary, to_dict
 from perdure.methods import make
 from perdure.models.layout import MEMORY, METHOD_STATE
 from perdure.parsing import read_json
+from perdure.reporting.outcomes import stage_verdicts
 from perdure.reporting.results import stage_seconds
 from perdure.seeds import digest
+
+
+# What a record has of the guard's figures (`measure.guard`).
+GUARD = ("rows", "passed_by_reference", "fell", "rose", "p", "kl", "lost", "judged")
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,12 +130,28 @@ def record(lineage: Lineage) -> dict[str, Any]:
         "steps": sum(t["steps"] for t in times),
         "trainable": max(t["trainable"] for t in times),
         **_stored(lineage),
+        **_lost(lineage),
         "varying": {
             "seconds": round(sum(s["learning"] for s in seconds), 2),
             "seconds_scoring": round(sum(s["scoring"] for s in seconds), 2),
             "cpu_seconds": round(sum(t["seconds"]["cpu"] for t in times), 2),
             "peak_memory_bytes": max(t["peak_memory_kib"] for t in times) * 1024,
         },
+    }
+
+
+def _lost(lineage: Lineage) -> dict[str, Any]:
+    """The old tasks that the lineage has lost, and what the guard says of its last stage.
+
+    Each is None if it was not measured.
+    """
+    stored = [(e["stage"], v) for e in lineage.stages if (v := lineage.verdict(e)) is not None]
+    judged, _ = stage_verdicts(stored)
+    general = stored[-1][1].get("general", {}) if stored else {}
+    is_measured = "fell" in general
+    return {
+        "lost_tasks": list(judged.lost) if judged.measured else None,
+        "general": {key: general[key] for key in GUARD} if is_measured else None,
     }
 
 

@@ -53,6 +53,7 @@ def constant_record(cell: Cell) -> dict[str, Any]:
         "metric": sorted({task.metric for task in tasks}),
         "rows": {"forward": 0, "backward": 0},
         **dict.fromkeys(("steps", "trainable", "stored_rows", "stored_bytes"), 0),
+        **dict.fromkeys(("lost_tasks", "general")),
         "varying": dict.fromkeys(
             ("seconds", "seconds_scoring", "cpu_seconds", "peak_memory_bytes"), 0
         ),

@@ -94,6 +94,31 @@ def _line(grid: Grid, line: Line, records: Records) -> dict[str, Any]:
             for key in ("stored_rows", "stored_bytes")
         },
         "trainable": max((record["trainable"] for record in line_records.values()), default=None),
+        "lost": lost(list(line_records.values())),
+    }
+
+
+def lost(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the cells of a line have lost, in sums over the cells in which it was measured.
+
+    `tasks` counts the old tasks that were lost, and `general` the cells that lost general ability,
+    of the `judged`. `fell`, `rose` and `passed_by_reference` count the guard's checks at the last
+    stages, and `kl` is their mean KL from the base in nats per token. A value is None if no cell
+    measured it.
+    """
+    tasks = [len(names) for record in records if (names := record.get("lost_tasks")) is not None]
+    guarded = [general for record in records if (general := record.get("general"))]
+    judged = [general for general in guarded if general["judged"]]
+    counts = {
+        key: sum(general[key] for general in guarded) if guarded else None
+        for key in ("passed_by_reference", "fell", "rose")
+    }
+    return {
+        "tasks": sum(tasks) if tasks else None,
+        "general": sum(general["lost"] for general in judged) if judged else None,
+        "judged": len(judged),
+        **counts,
+        "kl": mean([g["kl"] for g in guarded if g["kl"] is not None]) if guarded else None,
     }
 
 
