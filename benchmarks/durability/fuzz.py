@@ -38,6 +38,7 @@ from fuzz_readers import READERS, Reader, place
 
 from perdure.errors import PerdureError
 from perdure.reporting.results import device, load, write
+from perdure.writing import in_one_line
 
 
 RESULTS = Path(__file__).parents[1] / "results" / "fuzz.json"
@@ -71,6 +72,8 @@ def outcome(reader: Reader, content: bytes) -> str:
     except PerdureError as error:
         lines = str(error).splitlines()
         what = "refused" if len(lines) == 1 else f"an error of {len(lines)} lines: {lines[:1]}"
+    except OSError as error:  # of which the commands, too, make a line
+        what = "refused" if in_one_line(error) else f"{type(error).__name__}: {error}"
     except MemoryError:
         what = "more memory than the limit"
     except Exception as error:

@@ -17,6 +17,7 @@ import fuzz_readers
 
 pytestmark = pytest.mark.own
 LEDGER = Path("m/ledger.jsonl")
+GENERATED = {"stream": "generated", "task": "topic", "split": "train", "seed": 0}
 VERBS = ["init", "learn", "adopt", "refused", "set", "rebase"]
 VERBS += ["compact", "repair", "revert", "revert"]
 
@@ -73,6 +74,7 @@ def test_a_ledger_of_the_first_releases_is_accepted(entries):
         (2, "task.options", "red", "task.options must be a list or null, got red"),
         (2, "task.train.rows", 1.5, "task.train.rows must be a whole number of at least 0"),
         (2, "task.train.source.limit", "3", "task.train.source"),
+        (2, "task.train.source", {**GENERATED, "limit": None}, "task.train.source"),
         (2, "task.train.source", {"path": 5, "limit": None, "seed": 0}, "task.train.source"),
         (2, "method", [["replay"]], "method"),
         (2, "method", {"replay": 5}, "method.replay must be a mapping or null, got 5"),

@@ -63,14 +63,19 @@ class HeldOut(TypedDict):
 
 
 class Drawn(TypedDict):
-    """Where rows were read from, and how many were drawn (see `perdure.data.task.Split`)."""
+    """How rows were drawn (see `perdure.data.task.Split`)."""
 
-    limit: int | None
     seed: int
     held_out: NotRequired[HeldOut]
 
 
-class Templated(Drawn):
+class Limited(Drawn):
+    """How many rows were drawn; None means all."""
+
+    limit: int | None
+
+
+class Templated(Limited):
     """Rows that may be made by templates (see `perdure.data.templates`)."""
 
     prompt: NotRequired[str]
@@ -99,12 +104,13 @@ class GeneratedSource(Drawn):
     stream: Literal["generated"]
     task: str
     split: str
+    limit: int
 
 
 _From = TypedDict("_From", {"from": NotRequired[Literal["hub"]]})  # no name of a class's field
 
 
-class BenchmarkSource(Drawn, _From):
+class BenchmarkSource(Limited, _From):
     """Rows of a benchmark."""
 
     benchmark: str
