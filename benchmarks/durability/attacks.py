@@ -458,3 +458,56 @@ def _plant_a_refusal(place: Place) -> None:
 
 def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+# --- `repair`, which reads a lineage that the other verbs refuse
+
+
+def linked_outside(place: Place, folder: str, name: str, linked: Path) -> None:
+    """Let stage 1 have one file: a link that lies outside, to a file whose hash is known."""
+    linked.parent.mkdir(parents=True, exist_ok=True)
+    linked.symlink_to(place.outside / "notes.txt")
+
+    def change(entries):
+        entries[1] |= {"folder": folder, "files": {name: sha256(place.outside / "notes.txt")}}
+
+    place.rewrite(change)
+
+
+@attack("repair", "lineage")
+def repair_is_led_out_by_a_folder(place):
+    linked_outside(place, "../outside", "link", place.outside / "link")
+
+
+@attack("repair", "lineage")
+def repair_is_led_out_by_an_absolute_folder(place):
+    linked_outside(place, str(place.outside), "link", place.outside / "link")
+
+
+@attack("repair", "lineage")
+def repair_is_led_out_by_a_stage_that_is_a_link(place):
+    stage = place.stage(1).relative_to(place.lineage)
+    linked_outside(place, stage.as_posix(), "photos/link", place.outside / "photos/link")
+    place.link(stage, place.outside)
+
+
+@attack("repair", "lineage")
+def repair_is_led_out_by_a_folder_in_a_stage(place):
+    stage = place.stage(1).relative_to(place.lineage)
+    linked_outside(place, stage.as_posix(), "a/photos/link", place.outside / "photos/link")
+    place.link(stage / "a", place.outside)
+
+
+@attack("repair", "lineage")
+def repair_is_given_files_of_another_type(place):
+    place.rewrite(lambda entries: entries[1].update(files=["a"]))
+
+
+@attack("repair", "lineage")
+def repair_is_given_a_folder_of_another_type(place):
+    place.rewrite(lambda entries: entries[1].update(folder=7))
+
+
+@attack("repair", "lineage")
+def repair_finds_a_folder_in_place_of_a_temporary_file(place):
+    (place.lineage / ".timings.json.new").mkdir()

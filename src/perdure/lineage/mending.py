@@ -97,6 +97,10 @@ def mend_small_files(path: Path) -> list[str]:
     done = []
     for name in FILES:
         unfinished = path / f".{name}.new"
+        if unfinished.is_dir() and not unfinished.is_symlink():
+            raise PerdureError(
+                f"{unfinished}: is a folder, where a temporary file belongs; move it"
+            )
         if unfinished.exists() or unfinished.is_symlink():
             unfinished.unlink()
             done.append(f"{unfinished}: deleted, a process that was stopped had left it")
@@ -126,8 +130,9 @@ def replace_links(path: Path, entries: Iterable[Mapping[str, Any]]) -> list[str]
     for entry in entries:
         for name, sha256 in entry.get("files", {}).items():
             file = path / entry["folder"] / name
-            if not file.is_symlink() or file.parent.is_symlink():
-                continue
+            folders = [folder for folder in file.parents if folder.is_relative_to(path)]
+            if not file.is_symlink() or any(folder.is_symlink() for folder in folders[:-1]):
+                continue  # a file behind a linked folder is not in the lineage
             if file.exists() and stat.S_ISREG(file.stat().st_mode) and file_hash(file) == sha256:
                 target = file.resolve()
                 file.unlink()

@@ -11,6 +11,7 @@ from perdure.lineage.ledger import read_ledger
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.mending import mend_ledger, mend_small_files, replace_links, restore_bit
 from perdure.lineage.names import NEWEST
+from perdure.lineage.schema import check_ledger
 from perdure.models.hashing import file_hash, hash_again
 from perdure.models.layout import CARD
 from perdure.say import Say
@@ -31,7 +32,9 @@ def repair(
     hash_again()
     with locked(path):
         restored = mend_ledger(path / LEDGER)
-        restored += replace_links(path, read_ledger(path / LEDGER))
+        entries = read_ledger(path / LEDGER)
+        check_ledger(entries, path / LEDGER)  # before any file is touched that a line names
+        restored += replace_links(path, entries)
         restored += mend_small_files(path)
         lineage = Lineage(path, edited=True)
         wanted = [] if stage is None else [lineage.at(stage)]
