@@ -67,6 +67,8 @@ def test_ledger_settings_times_and_small_files(place):
     assert (len(result["restored"]), result["lost"]) == (3, [])
     Path("lineage/.lineage.yaml.new").touch()
     Path("lineage/lineage.yaml").unlink()
+    with pytest.raises(PerdureError, match=r"lineage\.yaml is missing; `perdure repair lineage`"):
+        verify("lineage")
     repair("lineage")
     assert contents() == before
     Path("lineage/timings.json").write_text("{")
@@ -97,8 +99,7 @@ def test_a_stage_is_learned_again_to_its_bytes(place):
     result = perdure("repair", "lineage")
     assert (result.status, result.out.count("learned again, to the same bytes")) == (0, 1)
     assert contents() == before
-    shutil.rmtree(STAGE.with_name("0001-colour"))
-    shutil.rmtree(STAGE)
+    shutil.rmtree("lineage/stages")
     assert len(repair("lineage")["restored"]) == 2
     assert contents() == before
     assert verify("lineage") == []

@@ -143,6 +143,22 @@ def test_what_is_refused(place):
 
 
 @pytest.mark.parametrize("kind", ["causal"])
+def test_a_stage_that_is_damaged_or_gone_is_not_gone_back_to(place):
+    revert("lineage", 1)
+    before, stage = Path("lineage/ledger.jsonl").read_bytes(), Path("lineage/stages/0002-animal")
+    for name in (ADAPTER_WEIGHTS, "scores.json"):
+        content = (stage / name).read_bytes()
+        (stage / name).write_bytes(content[1:])
+        refused = perdure("revert", "lineage", "--to", 2)
+        assert (refused.status, refused.err.count("perdure repair lineage")) == (2, 1)
+        (stage / name).write_bytes(content)
+    stage.rename("elsewhere")
+    with pytest.raises(PerdureError, match=r"missing; `perdure repair lineage`"):
+        revert("lineage", 2)
+    assert Path("lineage/ledger.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["causal"])
 def test_on_the_command_line(place):
     result = perdure("revert", "lineage", "--to", 1)
     assert result.status == 0, result.err

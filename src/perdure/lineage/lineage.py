@@ -79,6 +79,11 @@ class Lineage(History):
         check_own_names(self.path)
         settings = self.path / "lineage.yaml"
         if not settings.is_file():
+            if (self.path / "ledger.jsonl").is_file():
+                raise PerdureError(
+                    f"{self.path}: its lineage.yaml is missing; `perdure repair {self.path}` "
+                    "writes it again"
+                )
             raise PerdureError(
                 f"{self.path}: not a lineage (no lineage.yaml in it); {self._hint()}"
             )

@@ -149,12 +149,13 @@ def learn_again(again: Again, wanted: list[str], data: str | Path | None, say: S
 
 def _put_back(built: Path, folder: Path, names: list[str]) -> None:
     """Move files of a stage that was learned again into the stage's folder."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)  # stages/ may be gone as well
     for name in names:
         sync(built / name)
         (folder / name).parent.mkdir(exist_ok=True)
         (built / name).replace(folder / name)
     sync(folder)
+    sync(folder.parent)
 
 
 def parent_learned_from(lineage: Lineage, entry: dict[str, Any]) -> dict[str, Any] | None:

@@ -29,5 +29,8 @@ def revert(path: str | Path, to: int | None) -> dict[str, Any]:
             raise PerdureError(f"{path}: stage {target} is already the newest; nothing to revert")
         stage_entry = lineage.stage_entries[target]
         check_kept(lineage, stage_entry)
+        if "folder" in stage_entry:
+            lineage.check_model(stage_entry)
+        lineage.check_records(lineage.line(target))
         lineage.append({"stage": target, "verb": "revert", "parent": lineage.head})
         return lineage.ledger[-1]
