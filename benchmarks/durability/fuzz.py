@@ -70,8 +70,7 @@ def outcome(reader: Reader, content: bytes) -> str:
             reader.read(file)
         what = "read"
     except PerdureError as error:
-        lines = str(error).splitlines()
-        what = "refused" if len(lines) == 1 else f"an error of {len(lines)} lines: {lines[:1]}"
+        what = "refused" if str(error).strip() else "an error without a line"
     except OSError as error:  # of which the commands, too, make a line
         what = "refused" if in_one_line(error) else f"{type(error).__name__}: {error}"
     except MemoryError:

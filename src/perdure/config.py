@@ -248,7 +248,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except UnreadableError as error:
         raise PerdureError(f"{path}: {error}; mend that line") from error
     if not isinstance(values, dict):
-        raise PerdureError(f"{path}: expected `key: value` lines, got {type(values).__name__}")
+        got = "nothing" if values is None else _in_words(type(values))
+        raise PerdureError(f"{path}: expected `key: value` lines, got {got}")
     return values
 
 
@@ -354,7 +355,7 @@ def checked(key: str, value: Any, kind: Any, where: str) -> Any:
     names = [str(a) for o in options or (kind,) for a in get_args(o) if isinstance(a, str)]
     if isinstance(value, str) and names:
         raise PerdureError(f"{where}: {key}: {value!r} is not a choice; {nearest(value, names)}")
-    wanted = " or ".join(_in_words(option) for option in get_args(kind) or (kind,))
+    wanted = " or ".join(_in_words(option) for option in options or (kind,))
     raise PerdureError(f"{where}: {key} takes {wanted}, got {value!r}")
 
 

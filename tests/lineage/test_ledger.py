@@ -1,12 +1,13 @@
 """The ledger's chain, its half lines, its newest line, and the folder's lock."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from perdure.errors import PerdureError
-from perdure.lineage.files import locked, write_text
+from perdure.lineage.files import line_count, locked, write_text
 from perdure.lineage.ledger import append, differences_from_newest, read_ledger
 from perdure.lineage.names import NEWEST
 
@@ -151,3 +152,17 @@ def test_a_text_is_replaced_whole(tmp_path):
     write_text(path, "two")
     assert path.read_text() == "two"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_lines_are_counted_without_a_line_in_memory(tmp_path):
+    file = tmp_path / "memory.jsonl"
+    with file.open("wb") as sparse:
+        sparse.write(b"a\nb\n")
+        sparse.truncate(256 << 20)
+    tracemalloc.start()
+    try:
+        assert line_count(file) == 2
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 32 << 20

@@ -11,7 +11,7 @@ import yaml
 
 from perdure.config import TOGETHER, Config, deciding_keys, load_config
 from perdure.errors import PerdureError
-from perdure.lineage.files import dump, write_text
+from perdure.lineage.files import dump, line_count, write_text
 from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import FREE
@@ -168,7 +168,7 @@ def _stored(lineage: Lineage) -> dict[str, int | None]:
         }
     rehearses = any(method.rehearses for method in make(lineage.config.method))
     files = [file for entry in stages if rehearses and (file := lineage.file(entry, MEMORY))]
-    rows = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+    rows = sum(line_count(file) for file in files)
     size = sum(file.stat().st_size for file in files)
     return {
         "stored_rows": rows,

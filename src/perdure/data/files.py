@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from perdure.errors import PerdureError, nearest
-from perdure.parsing import MIB, check_nesting, in_pieces, without_duplicates
+from perdure.parsing import MIB, UnreadableError, check_nesting, in_pieces, without_duplicates
 
 
 PLAIN = (".jsonl", ".json", ".csv", ".tsv")
@@ -37,7 +37,7 @@ SUFFIXES = (*PLAIN, *(f"{suffix}.gz" for suffix in PLAIN), ".parquet")
 ROW = {"messages", "conversations", "conversation", "dialogue", "dialog", "prompt", "completion"}
 ROW |= {"text", "instruction", "chosen"}
 LONGEST_RECORD = 16 * MIB
-LARGEST_ARRAY = 1024 * MIB
+LARGEST_ARRAY = 256 * MIB
 MOST_UNPACKED, UNPACKED_RATIO = 1024 * MIB, 200
 BATCH = 1000  # records of a Parquet file that are in memory at once
 RECORD_COST = 256  # bytes that a record has in memory beside its texts
@@ -216,8 +216,10 @@ def _loads(text: str, where: str, expected: str) -> Any:
         ) from error
     except RecursionError:
         raise PerdureError(f"{where}: nested too deeply to be a row") from None
-    except ValueError as error:  # a number of too many digits, or a key that occurs twice
+    except UnreadableError as error:  # a key that occurs twice
         raise PerdureError(f"{where}: {error}") from None
+    except ValueError:
+        raise PerdureError(f"{where}: has a number of too many digits; write it as text") from None
 
 
 def _read_table(path: Path, kind: str) -> Iterator[tuple[int, Any]]:

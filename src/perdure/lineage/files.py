@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from perdure.disk import check_tree, open_file
 from perdure.errors import PerdureError
 from perdure.models.hashing import file_hash
+from perdure.parsing import in_pieces
 from perdure.writing import write_file
 
 
@@ -49,3 +51,9 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{folder}: another process is writing to this lineage; wait until it has finished"
             ) from error
         yield
+
+
+def line_count(path: Path) -> int:
+    """Return how many lines a file has. It is read in pieces, as a line may have any length."""
+    with path.open("rb") as file:
+        return sum(piece.count(b"\n") for piece in in_pieces(file, most=sys.maxsize))

@@ -9,6 +9,7 @@ from typing import Any
 
 from perdure.config import DEFAULT_TRAINING, filled_adapter
 from perdure.errors import PerdureError, nearest
+from perdure.lineage.files import line_count
 from perdure.lineage.lineage import Lineage
 from perdure.measure.matrix import ScoreMatrix, summary
 from perdure.models.layout import MEMORY, METHOD_STATE
@@ -328,7 +329,7 @@ def _line(lineage: Lineage, entry: dict[str, Any], times: dict[str, Any]) -> Lin
     passes, memory = timing.get("rows"), lineage.file(entry, MEMORY)
     return replace(
         line,
-        remembered=memory.read_bytes().count(b"\n") if memory else 0,
+        remembered=line_count(memory) if memory else 0,
         date=timing.get("date"),
         steps=timing.get("steps"),
         learning=seconds.get("learning"),

@@ -95,7 +95,8 @@ def _check_named(lineage: Lineage, number: int) -> None:
         raise PerdureError(f"{path}: stage 0 is the base, of which a lineage has no copy to drop")
     if number not in lineage.stage_entries:
         stages = [str(stage) for stage in lineage.stage_entries if stage]
-        raise PerdureError(f"{path}: no stage {number}; {nearest(str(number), stages)}")
+        hint = nearest(str(number), stages) if stages else "it has no stages yet"
+        raise PerdureError(f"{path}: no stage {number}; {hint}")
     if number == lineage.head:
         raise PerdureError(
             f"{path}: stage {number} is the newest, with which the next task begins, so its "

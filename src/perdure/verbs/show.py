@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.config import DEFAULT_TRAINING, filled_adapter
+from perdure.lineage.files import line_count
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import differences, stored
 from perdure.models.layout import MEMORY
@@ -46,7 +47,7 @@ def show(
     if number == 0:
         return details
     memory = lineage.file(entry, MEMORY)
-    remembered_rows = memory.read_text(encoding="utf-8").count("\n") if memory else 0
+    remembered_rows = line_count(memory) if memory else 0
     own = entry["task"].get("training", {})
     settings = {
         "training": {**DEFAULT_TRAINING, **for_task(config.training, own)},
