@@ -283,8 +283,9 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
                         raise PerdureError(_too_long(path, number))
                     budget.spend(size)
                     yield number, without_nulls(record)
-    # The last are of dates that Python does not have, and of texts that are not UTF-8.
-    except (pyarrow.ArrowException, OSError, OverflowError, ValueError) as error:
+    # The last are of dates that Python does not have, of texts that are not UTF-8, and of places in
+    # a dictionary that it does not have.
+    except (pyarrow.ArrowException, OSError, OverflowError, ValueError, IndexError) as error:
         if isinstance(error, PerdureError):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
