@@ -80,6 +80,34 @@ def test_ledger_settings_times_and_small_files(place):
 
 
 @causal
+def test_line_ends_that_git_has_changed(place):
+    before, ledger = contents(), Path("lineage/ledger.jsonl")
+    whole = ledger.read_bytes()
+    stage_texts = [file for file in STAGE.iterdir() if file.suffix in (".json", ".jsonl", ".md")]
+    texts = [ledger, Path("lineage/newest.json"), *stage_texts]
+    for file in texts:
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    refused = perdure("verify", "lineage")
+    assert refused.status == 2
+    words = " ".join(refused.err.split())
+    assert "ledger.jsonl: the ends of its lines were changed to CRLF" in words
+    assert "`perdure repair lineage` puts them back" in words
+    ledger.write_bytes(whole)
+    assert len(verify("lineage")) == len(texts) - 1
+    assert all("changed to CRLF" in line for line in verify("lineage"))
+    ledger.write_bytes(whole.replace(b"\n", b"\r\n"))
+    result = repair("lineage")
+    assert (len(result["restored"]), result["lost"]) == (len(texts) - 1, [])
+    assert contents() == before
+    for content in (whole + b"\n", whole.replace(b"\n", b"\n\n", 1), b"\n" + whole):
+        ledger.write_bytes(content)
+        with pytest.raises(PerdureError, match=r"has blank lines.*`perdure repair lineage`"):
+            verify("lineage")
+        assert len(repair("lineage")["restored"]) == 1
+        assert ledger.read_bytes() == whole
+
+
+@causal
 def test_a_folder_that_was_renamed_and_a_file_that_became_a_link(place):
     before = contents()
     (STAGE / "memory.jsonl").rename("elsewhere.jsonl")

@@ -9,6 +9,7 @@ process stops before the line is in the ledger as well, readers take it from the
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def newest_line(path: Path) -> bytes | None:
         with open_file(path.with_name(NEWEST), "rb") as file:
             content = read_limited(file, LARGEST_JSON, str(path.with_name(NEWEST)))
         line = parse_json(content)["line"].encode()
+        content = with_line_feeds(content)  # a line is guarded even if git has changed its end
         is_whole = content == _newest_content(line) and isinstance(parse_json(line), dict)
         return line if is_whole else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -120,10 +122,25 @@ def whole_lines(path: Path) -> tuple[list[bytes], bytes]:
     return lines, rest
 
 
+def with_line_feeds(content: bytes) -> bytes:
+    r"""Return a text with the ends of lines that Perdure writes: LF in place of CR LF."""
+    return re.sub(rb"\r+\n", b"\n", content)
+
+
+def without_added_ends(lines: list[bytes]) -> list[bytes]:
+    """Return the lines of a ledger without a CR at their end, and without blank lines.
+
+    Perdure writes neither. Git with core.autocrlf writes the one, an editor the other.
+    """
+    return [line.rstrip(b"\r") for line in lines if line.strip()]
+
+
 def differences_from_newest(path: Path) -> list[str]:
     """Return a line for each way in which a ledger and its `newest.json` differ."""
     (lines, rest), newest, file = whole_lines(path), newest_line(path), path.with_name(NEWEST)
     problems = []
+    if newest is not None and b"\r" in file.read_bytes():
+        problems.append(f"{file}: {line_ends_changed(path.parent)}")
     if newest is None:
         state = "damaged" if file.exists() else "missing (as in lineages of earlier releases)"
         problems.append(
@@ -148,17 +165,36 @@ def differences_from_newest(path: Path) -> list[str]:
     return problems
 
 
+def line_ends_changed(folder: Path) -> str:
+    """Return what an error line says of a file whose line ends are not those of Perdure."""
+    return (
+        "the ends of its lines were changed to CRLF, for example by git's core.autocrlf; "
+        f"`perdure repair {folder}` puts them back"
+    )
+
+
 def _newest_content(line: bytes) -> bytes:
     return dump({"line": line.decode(), "sha256": line_hash(line)}).encode()
+
+
+def _check_line_ends(path: Path, lines: list[bytes]) -> None:
+    if any(line.endswith(b"\r") for line in lines):
+        raise PerdureError(f"{path}: {line_ends_changed(path.parent)}")
+    if any(not line.strip() for line in lines):
+        raise PerdureError(
+            f"{path}: has blank lines, which Perdure does not write; "
+            f"`perdure repair {path.parent}` removes them"
+        )
 
 
 def _committed(path: Path) -> list[bytes]:
     """Return the lines of a ledger that were committed, the newest as `newest.json` has it.
 
     Raises:
-        PerdureError: `newest.json` has another newest line.
+        PerdureError: `newest.json` has another newest line, or the ends of lines were changed.
     """
     newest, lines = newest_line(path), whole_lines(path)[0]
+    _check_line_ends(path, lines)
     for _ in range(TRIES):
         if newest is None or newest in lines[-1:]:
             return lines

@@ -16,6 +16,8 @@ from perdure.lineage.ledger import (
     parsed,
     read_ledger,
     whole_lines,
+    with_line_feeds,
+    without_added_ends,
     write_lines,
     write_newest,
 )
@@ -24,7 +26,7 @@ from perdure.lineage.names import FILES, NEWEST, TIMINGS
 from perdure.lineage.schema import check_ledger
 from perdure.lineage.timings import put_aside, read_timings
 from perdure.models.hashing import file_hash
-from perdure.parsing import parse_json
+from perdure.parsing import LARGEST_JSON, parse_json
 from perdure.writing import write_file
 
 
@@ -35,19 +37,19 @@ def mend_ledger(path: Path) -> list[str]:
     """Restore the lines of the ledger `path` and its `newest.json`; return what was done.
 
     The newest line is taken from `newest.json`, or the reverse. Each line before it has a hash in
-    the line after it, with which one flipped bit can be found.
+    the line after it, with which one flipped bit can be found. Blank lines, and a CR at the end of
+    a line, are removed.
 
     Raises:
         PerdureError: a line cannot be restored.
     """
-    lines, _ = whole_lines(path)
+    lines = without_added_ends(whole_lines(path)[0])
     newest, done = newest_line(path), []
     if newest is not None and newest not in lines:
-        try:
-            read_ledger(path)  # follows the last line, or the process stopped before it was added
-            lines = [*lines, newest]
-        except PerdureError:
-            lines = [*lines[:-1], newest]
+        # It follows the last line if the process stopped before it was added; else it replaces it.
+        previous = parse_json(newest).get("previous")
+        follows = previous == (line_hash(lines[-1]) if lines else "")
+        lines = [*lines, newest] if follows else [*lines[:-1], newest]
     expected = line_hash(lines[-1]) if lines else ""
     for number in range(len(lines), 0, -1):
         line = with_bit_restored(lines[number - 1], expected)
@@ -142,12 +144,27 @@ def replace_links(path: Path, entries: Iterable[Mapping[str, Any]]) -> list[str]
     return done
 
 
-def restore_bit(file: Path, sha256: str) -> bool:
-    """Restore a flipped bit of a small file; return whether it is as it was written now."""
-    if not file.is_file() or file.stat().st_size > LARGEST:
-        return False
-    restored = with_bit_restored(file.read_bytes(), sha256)
+def restore_content(file: Path, sha256: str) -> str | None:
+    """Restore the line ends of a file, or a flipped bit of a small one; return what was restored.
+
+    None means that the file is not as it was written, and cannot be restored from itself.
+    """
+    if not file.is_file() or file.stat().st_size > LARGEST_JSON:
+        return None
+    content = file.read_bytes()
+    with_ends = with_line_feeds(content)
+    if hashlib.sha256(with_ends).hexdigest() == sha256:
+        write_file(file, with_ends)
+        return "the ends of its lines"
+    restored = with_bit_restored(content, sha256)
     if restored is None:
-        return False
+        return None
     write_file(file, restored)
-    return True
+    return "a flipped bit"
+
+
+def has_only_other_line_ends(file: Path, sha256: str) -> bool:
+    """Return whether a file would have a hash if its lines ended with LF in place of CRLF."""
+    if file.stat().st_size > LARGEST_JSON:
+        return False
+    return hashlib.sha256(with_line_feeds(file.read_bytes())).hexdigest() == sha256

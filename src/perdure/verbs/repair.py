@@ -9,7 +9,7 @@ from perdure.lineage.files import hash_folder, locked
 from perdure.lineage.history import REPAIR
 from perdure.lineage.ledger import read_ledger
 from perdure.lineage.lineage import Lineage
-from perdure.lineage.mending import mend_ledger, mend_small_files, replace_links, restore_bit
+from perdure.lineage.mending import mend_ledger, mend_small_files, replace_links, restore_content
 from perdure.lineage.names import NEWEST
 from perdure.lineage.schema import check_ledger
 from perdure.models.hashing import file_hash, hash_again
@@ -44,8 +44,9 @@ def repair(
         for entry in present:
             restored += _moved_back(lineage, entry)
             for name in _damaged(lineage, entry):
-                if restore_bit(lineage.folder(entry) / name, entry["files"][name]):
-                    restored.append(f"{lineage.folder(entry) / name}: a flipped bit restored")
+                file = lineage.folder(entry) / name
+                if what := restore_content(file, entry["files"][name]):
+                    restored.append(f"{file}: {what} restored")
         learned, lost = _learn_what_is_missing(lineage, present, wanted, data, say)
         restored += learned
         restored += _back_to_a_good_stage(lineage)

@@ -5,8 +5,9 @@ from typing import Any
 
 from perdure.errors import PerdureError
 from perdure.lineage.files import hash_folder
-from perdure.lineage.ledger import differences_from_newest
+from perdure.lineage.ledger import differences_from_newest, line_ends_changed
 from perdure.lineage.lineage import Lineage
+from perdure.lineage.mending import has_only_other_line_ends
 from perdure.lineage.names import REFUSED, TIMINGS
 from perdure.lineage.settings import differences, in_words
 from perdure.lineage.timings import read_timings
@@ -60,9 +61,15 @@ def _stage(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
     added = [name for name in hashes if name not in pinned]
     return [
         *(f"{folder / name}: missing" for name in missing),
-        *(f"{folder / name}: changed" for name in changed),
+        *(_changed(lineage, folder / name, pinned[name]) for name in changed),
         *(f"{folder / name}: added" for name in added),
     ]
+
+
+def _changed(lineage: Lineage, file: Path, sha256: str) -> str:
+    if has_only_other_line_ends(file, sha256):
+        return f"{file}: changed; {line_ends_changed(lineage.path)}"
+    return f"{file}: changed"
 
 
 def _scores(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
