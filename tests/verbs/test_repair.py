@@ -146,7 +146,10 @@ def test_without_its_rows_a_stage_is_lost_and_the_lineage_goes_on_from_the_one_b
     assert "went back from stage 2 to stage 1" in result.out
     assert [line["verb"] for line in log("lineage")] == ["init", "learn", "learn", "revert"]
     Path("animal-train.jsonl").write_text(rows)
-    assert repair("lineage")["lost"] == []
+    result = repair("lineage")
+    assert result["lost"] == []
+    assert "`perdure revert lineage --to 2` goes forward again" in result["restored"][-1]
+    assert repair("lineage")["restored"] == []
     revert("lineage", 2)
     assert verify("lineage") == []
 
@@ -159,6 +162,22 @@ def test_rows_given_in_python_are_in_no_file(place):
     assert "train rows were given in Python" in result["lost"][0]
     assert result["stage"] == 2
     assert learn("lineage", task("colour"))["stage"] == 4
+
+
+@causal
+def test_what_repair_leaves_to_the_user_is_named_as_by_verify(place):
+    for file in (STAGE / ".DS_Store", STAGE.with_name("._x")):
+        file.touch()
+    STAGE.with_name("0002-animal (1)").mkdir()
+    flip(Path("base/model.safetensors"), -1)
+    result = perdure("repair", "lineage")
+    words = " ".join(result.err.split())
+    assert (result.status, words.count("it does not belong there, delete it or move it")) == (1, 3)
+    assert "model.safetensors missing or changed; put it back, or if the base has moved" in words
+    assert "nothing is damaged" not in result.out
+    assert repair("lineage")["lost"] == verify("lineage")
+    Path("base").rename("moved")
+    assert "`perdure rebase`" in repair("lineage")["lost"][-1]
 
 
 def test_what_is_not_a_lineage_is_refused(tmp_path):

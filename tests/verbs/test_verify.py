@@ -8,6 +8,7 @@ import pytest
 from command import perdure, tree
 from perdure import PerdureError
 from perdure.api import revert, verify
+from perdure.verbs.verify import NO_PLACE
 from place import learn, task
 
 
@@ -57,7 +58,10 @@ def test_a_missing_and_an_added_file_of_a_reverted_stage(place):
     revert("lineage", 0)
     (STAGE / "scores.json").unlink()
     (STAGE / "more.bin").write_text("x")
-    assert verify("lineage") == [f"{STAGE}/scores.json: missing", f"{STAGE}/more.bin: added"]
+    assert verify("lineage") == [
+        f"{STAGE}/scores.json: missing",
+        f"{STAGE}/more.bin: added; {NO_PLACE}",
+    ]
 
 
 @causal
@@ -73,7 +77,8 @@ def test_a_stage_that_is_gone_and_one_of_nowhere(place):
 def test_a_changed_base(place):
     change(Path("base/model.safetensors"))
     Path("base/more.json").write_text("{}")
-    assert verify("lineage") == ["base base: model.safetensors missing or changed"]
+    (problem,) = verify("lineage")
+    assert problem.startswith("base base: model.safetensors missing or changed; put it back, or")
     Path("base").rename("away")
     assert verify("lineage")[0].startswith("base 'base': no such folder")
 

@@ -16,6 +16,7 @@ from perdure.models.hashing import file_hash, hash_again
 from perdure.models.layout import CARD
 from perdure.say import Say
 from perdure.verbs.again import learn_again, open_again, parent_learned_from
+from perdure.verbs.verify import base_problems, not_in_the_ledger
 from perdure.writing import sync
 
 
@@ -41,6 +42,7 @@ def repair(
         restored += _already_there(lineage, wanted)
         lineage.tidy()
         present = [e for e in lineage.ledger if "folder" in e and not lineage.is_deleted(e)]
+        damaged = {entry["folder"] for entry in present if _damaged(lineage, entry)}
         for entry in present:
             restored += _moved_back(lineage, entry)
             for name in _damaged(lineage, entry):
@@ -49,7 +51,8 @@ def repair(
                     restored.append(f"{file}: {what} restored")
         learned, lost = _learn_what_is_missing(lineage, present, wanted, data, say)
         restored += learned
-        restored += _back_to_a_good_stage(lineage)
+        restored += _back_to_a_good_stage(lineage) or _forward_again(lineage, damaged)
+        lost += [*not_in_the_ledger(lineage), *base_problems(lineage.pin)]
         return {"restored": restored, "lost": lost, "stage": lineage.head}
 
 
@@ -183,3 +186,22 @@ def _back_to_a_good_stage(lineage: Lineage) -> list[str]:
         f"{lineage.path}: went back from stage {head} to stage {good}, from which the next task is "
         f"learned; once the files are restored, `perdure revert {lineage.path} --to {head}`"
     ]
+
+
+def _forward_again(lineage: Lineage, damaged: set[str]) -> list[str]:
+    """Say how to go forward to a stage that was gone back from, and that is whole again now.
+
+    Args:
+        lineage: the lineage.
+        damaged: the folders of the stages that were damaged before.
+    """
+    change = lineage.newest_change
+    if change["verb"] != "revert" or change["parent"] <= lineage.head:
+        return []
+    stages = lineage.line(change["parent"])
+    if not any(entry["folder"] in damaged for entry in stages) or any(
+        lineage.is_gone(stages[-1]) or _damaged(lineage, entry) for entry in stages
+    ):
+        return []
+    forward = f"`perdure revert {lineage.path} --to {change['parent']}` goes forward again"
+    return [f"{lineage.path}: stage {lineage.head} is the newest; {forward}"]

@@ -8,12 +8,15 @@ from perdure.lineage.files import hash_folder
 from perdure.lineage.ledger import differences_from_newest, line_ends_changed
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.mending import has_only_other_line_ends
-from perdure.lineage.names import REFUSED, TIMINGS
+from perdure.lineage.names import REFUSED, REFUSED_STAGE, STAGE, TIMINGS
 from perdure.lineage.settings import differences, in_words
 from perdure.lineage.timings import read_timings
 from perdure.models.hashing import hash_again
 from perdure.models.layout import SCORES
 from perdure.models.pins import differing, pin
+
+
+NO_PLACE = "it does not belong there, delete it or move it away"
 
 
 def verify(path: str | Path) -> list[str]:
@@ -30,15 +33,7 @@ def verify(path: str | Path) -> list[str]:
     for entry in lineage.ledger:
         if "folder" in entry and not lineage.is_deleted(entry):
             problems += _stage(lineage, entry) or _scores(lineage, entry)
-    in_ledger = {entry["folder"] for entry in lineage.ledger if "folder" in entry}
-    for folder in sorted(
-        p for place in ("stages", REFUSED) for p in (lineage.path / place).glob("*")
-    ):
-        if folder.relative_to(lineage.path).as_posix() not in in_ledger:
-            problems.append(
-                f"{folder}: of no stage in the ledger; if a run was stopped, repeat its command, "
-                "which makes the stage; otherwise move the folder away"
-            )
+    problems += not_in_the_ledger(lineage)
     if edits := differences(lineage.settings, lineage.written):
         file = lineage.path / "lineage.yaml"
         problems.append(f"{file}: has other settings than the ledger ({in_words(edits)})")
@@ -46,7 +41,39 @@ def verify(path: str | Path) -> list[str]:
         problems.append(f"{lineage.path / TIMINGS}: damaged, so the times of stages are unknown")
     if lineage.written_pin != lineage.pin:
         problems.append(f"{lineage.path / 'lineage.yaml'}: names another base than the ledger")
-    return problems + _base(lineage.pin)
+    return problems + base_problems(lineage.pin)
+
+
+def not_in_the_ledger(lineage: Lineage) -> list[str]:
+    """Return a line for each file or folder among the stages that the ledger does not name."""
+    entries = {entry["folder"]: entry for entry in lineage.ledger if "folder" in entry}
+    problems = []
+    for path in sorted(
+        p for place in ("stages", REFUSED) for p in (lineage.path / place).glob("*")
+    ):
+        name = path.relative_to(lineage.path).as_posix()
+        if name in entries:
+            files = sorted(p for p in path.rglob("*") if p.is_file())
+            pinned = {path / file for file in entries[name]["files"]}
+            problems += [f"{p}: added; {NO_PLACE}" for p in files if p not in pinned]
+        elif path.is_dir() and (STAGE.fullmatch(name) or REFUSED_STAGE.fullmatch(name)):
+            problems.append(
+                f"{path}: of no stage in the ledger; if a run was stopped, repeat its command, "
+                "which makes the stage; otherwise move the folder away"
+            )
+        else:
+            problems.append(f"{path}: {NO_PLACE}")
+    return problems
+
+
+def base_problems(pinned: dict[str, Any]) -> list[str]:
+    """Return a line for each file of the base that is missing or not as it was."""
+    how = "put it back, or if the base has moved, give its new place with `perdure rebase`"
+    try:
+        changed = differing(pinned, pin(pinned["name"], pinned.get("revision")))
+    except PerdureError as error:
+        return [f"{error}; {how}"]
+    return [f"base {pinned['name']}: {name} missing or changed; {how}" for name in changed]
 
 
 def _stage(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
@@ -58,11 +85,9 @@ def _stage(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
     dropped = lineage.dropped_files(entry)
     missing = [name for name in pinned if name not in hashes and name not in dropped]
     changed = [name for name in pinned if hashes.get(name, pinned[name]) != pinned[name]]
-    added = [name for name in hashes if name not in pinned]
     return [
         *(f"{folder / name}: missing" for name in missing),
         *(_changed(lineage, folder / name, pinned[name]) for name in changed),
-        *(f"{folder / name}: added" for name in added),
     ]
 
 
@@ -79,11 +104,3 @@ def _scores(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
     measured = {task: cell["score"] for task, cell in lineage.scores(entry)["after"].items()}
     file = lineage.folder(entry) / SCORES
     return [] if measured == entry["scores"] else [f"{file}: has other scores than the ledger"]
-
-
-def _base(pinned: dict[str, Any]) -> list[str]:
-    try:
-        changed = differing(pinned, pin(pinned["name"], pinned.get("revision")))
-    except PerdureError as error:
-        return [str(error)]
-    return [f"base {pinned['name']}: {name} missing or changed" for name in changed]
