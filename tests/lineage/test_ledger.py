@@ -8,7 +8,8 @@ import pytest
 
 from perdure.errors import PerdureError
 from perdure.lineage.files import line_count, locked, write_text
-from perdure.lineage.ledger import append, differences_from_newest, read_ledger
+from perdure.lineage.ledger import append, differences_from_newest, read_ledger, write_newest
+from perdure.lineage.mending import mend_ledger
 from perdure.lineage.names import NEWEST
 
 
@@ -111,6 +112,22 @@ def test_lines_that_are_missing_at_the_end_are_found(ledger, lines, words):
     ledger.write_text("".join(whole[:lines]))
     with pytest.raises(PerdureError, match=words):
         read_ledger(ledger)
+    if lines:
+        with pytest.raises(PerdureError, match=rf"{words}, or .*does not belong to this ledger"):
+            mend_ledger(ledger)
+
+
+def test_newest_json_of_another_ledger_is_named_and_is_written_again_once_deleted(ledger):
+    whole, newest = ledger.read_bytes(), ledger.with_name(NEWEST)
+    newest_content = newest.read_bytes()
+    line = json.dumps({"stage": 2, "previous": "0" * 64}).encode()
+    write_newest(ledger, line)
+    for read in (read_ledger, mend_ledger):
+        with pytest.raises(PerdureError, match=r"newest\.json does not belong to this ledger"):
+            read(ledger)
+    newest.unlink()
+    assert len(mend_ledger(ledger)) == 1
+    assert (ledger.read_bytes(), newest.read_bytes()) == (whole, newest_content)
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"line": 1, "sha256": ""}', "\xff"])

@@ -173,6 +173,16 @@ def line_ends_changed(folder: Path) -> str:
     )
 
 
+def newest_is_of_another(path: Path, lines: int) -> str:
+    """Return the error line for a ledger of so many lines that `newest.json` does not continue."""
+    newest = path.with_name(NEWEST)
+    return (
+        f"{path}: lines are missing after line {lines}, or {newest} does not belong to this "
+        "ledger; restore both from the same copy, or if the ledger is whole, delete "
+        f"{NEWEST}, and `perdure repair {path.parent}` writes it again"
+    )
+
+
 def _newest_content(line: bytes) -> bytes:
     return dump({"line": line.decode(), "sha256": line_hash(line)}).encode()
 
@@ -215,7 +225,4 @@ def _committed(path: Path) -> list[bytes]:
         )
     if not lines:
         raise PerdureError(f"{path}: missing or empty; restore it from a copy")
-    raise PerdureError(
-        f"{path}: lines are missing after line {number}, because {path.with_name(NEWEST)} has a "
-        "newer one; restore it from a copy"
-    )
+    raise PerdureError(newest_is_of_another(path, number))

@@ -12,6 +12,7 @@ from perdure.errors import PerdureError
 from perdure.lineage.ledger import (
     differences_from_newest,
     line_hash,
+    newest_is_of_another,
     newest_line,
     parsed,
     read_ledger,
@@ -49,6 +50,9 @@ def mend_ledger(path: Path) -> list[str]:
         # It follows the last line if the process stopped before it was added; else it replaces it.
         previous = parse_json(newest).get("previous")
         follows = previous == (line_hash(lines[-1]) if lines else "")
+        replaces = lines and previous == (line_hash(lines[-2]) if lines[1:] else "")
+        if lines and not follows and not replaces and _is_chain(path, lines):
+            raise PerdureError(newest_is_of_another(path, len(lines)))
         lines = [*lines, newest] if follows else [*lines[:-1], newest]
     expected = line_hash(lines[-1]) if lines else ""
     for number in range(len(lines), 0, -1):
@@ -72,6 +76,15 @@ def mend_ledger(path: Path) -> list[str]:
         write_lines(path, lines)
         done.append(f"{path} and {NEWEST}: restored")
     return done
+
+
+def _is_chain(path: Path, lines: list[bytes]) -> bool:
+    """Return whether each line is JSON and has the hash of the line before it."""
+    try:
+        parsed(path, lines)
+    except PerdureError:
+        return False
+    return True
 
 
 def with_bit_restored(content: bytes, sha256: str) -> bytes | None:
