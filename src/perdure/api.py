@@ -39,6 +39,8 @@ def init(
     base: str | None = None,
     config: Config | str | Path | dict[str, Any] | None = None,
     from_adapter: str | Path | None = None,
+    *,
+    say: Say = silent,
     **settings: Any,
 ) -> Lineage:
     """Make a lineage: a folder whose stage 0 is the untouched base.
@@ -58,18 +60,20 @@ def init(
         base: A model's folder or its name on the hub, `default` or `smollm2`.
         config: The settings, as for `perdure run`.
         from_adapter: A PEFT adapter to continue from. It names its base, and its settings are used.
+        say: Called with each warning about the base.
         **settings: Settings that override the YAML's.
 
     Raises:
-        PerdureError: the folder is not empty, the base or the adapter does not exist, the adapter
-            belongs to another base, a setting is wrong, or the adapter would fail later.
+        PerdureError: the folder is not empty, the base or the adapter does not exist, the base
+            lacks weights, the adapter belongs to another base, a setting is wrong, or the adapter
+            would fail later.
     """
     chosen = None if isinstance(config, Config) else read_settings(config or {}, settings)
     config = _with_settings(config or {}, settings)
     config.base = base or config.base
     from perdure.verbs import init as verb
 
-    return verb.init(folder, config, adapter=from_adapter, chosen=chosen)
+    return verb.init(folder, config, adapter=from_adapter, chosen=chosen, say=say)
 
 
 def learn(

@@ -112,6 +112,9 @@ def test_a_checkpoint_that_does_not_fit_is_refused(place):
     bad("does not load", "save it again")
     (checkpoint / WEIGHTS).unlink()
     bad("no adapter_model.safetensors in it")
+    Path("unsettled").mkdir()
+    save_file(weights, Path("unsettled") / WEIGHTS)
+    bad("unsettled: no adapter_config.json in it", "save_pretrained", folder="unsettled")
 
 
 @causal

@@ -126,6 +126,7 @@ def test_a_stage_is_learned_again_to_its_bytes(place):
     (STAGE / "method.safetensors").unlink()
     result = perdure("repair", "lineage")
     assert (result.status, result.out.count("learned again, to the same bytes")) == (0, 1)
+    assert all(word not in result.err for word in ("Loading weights", "Warning", "[transformers]"))
     assert contents() == before
     shutil.rmtree("lineage/stages")
     assert len(repair("lineage")["restored"]) == 2

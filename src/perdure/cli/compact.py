@@ -5,12 +5,13 @@ from typing import Any
 from perdure import api
 from perdure.cli.dry_run import size
 from perdure.cli.from_api import Arguments, command
-from perdure.cli.output import Json, complain, print_json, stdout
+from perdure.cli.output import Json, complain, print_json, quiet, stdout
 
 
 @command(api.compact, stages="[STAGE]...")
 def compact(arguments: Arguments, as_json: Json = False) -> None:
     """Example: perdure compact my-model --dry-run"""
+    quiet()
     result = api.compact(**arguments)
     if as_json:
         print_json(result)

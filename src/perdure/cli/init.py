@@ -6,7 +6,7 @@ from rich.text import Text
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command
-from perdure.cli.output import Json, grid, print_json, quiet, stdout
+from perdure.cli.output import Json, grid, print_json, quiet, stderr_line, stdout
 from perdure.config import read_settings
 from perdure.lineage.settings import text
 
@@ -24,7 +24,7 @@ def init(arguments: Arguments, as_json: Json = False) -> None:
     config = read_settings(arguments.pop("config", {}), settings)
     quiet()
     folder = arguments["folder"]
-    lineage = api.init(**arguments, config=config)
+    lineage = api.init(**arguments, config=config, say=stderr_line)
     if as_json:
         print_json({"lineage": str(folder), "base": lineage.pin, "settings": lineage.settings})
         return

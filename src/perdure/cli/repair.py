@@ -4,7 +4,7 @@ import typer
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command
-from perdure.cli.output import Json, complain, print_json, stderr_line, stdout
+from perdure.cli.output import Json, complain, print_json, quiet, stderr_line, stdout
 
 
 @command(api.repair)
@@ -13,6 +13,7 @@ def repair(arguments: Arguments, as_json: Json = False) -> None:
 
     Example: perdure repair my-model
     """
+    quiet()
     result = api.repair(**arguments, say=stderr_line)
     if as_json:
         print_json({"lineage": str(arguments["folder"]), **result})

@@ -9,6 +9,7 @@ from perdure.errors import PerdureError, one_line
 from perdure.models.base import Base, load_pretrained, read_base
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.parsing import read_json
+from perdure.say import Say, silent
 
 
 def is_adapter(path: str) -> bool:
@@ -16,13 +17,28 @@ def is_adapter(path: str) -> bool:
     return (Path(path) / ADAPTER_SETTINGS).is_file()
 
 
+def settings_file(folder: Path) -> Path:
+    """Return the file of the settings of a PEFT adapter.
+
+    Raises:
+        PerdureError: the folder has no such file.
+    """
+    file = folder / ADAPTER_SETTINGS
+    if not file.is_file():
+        raise PerdureError(
+            f"{folder}: no {ADAPTER_SETTINGS} in it; give the folder that PEFT's save_pretrained "
+            "wrote"
+        )
+    return file
+
+
 def base_of_adapter(path: str) -> tuple[str, str | None]:
     """Return the base that an adapter's folder names, and its revision if there is one.
 
     Raises:
-        PerdureError: the settings cannot be read or name no base.
+        PerdureError: there are no settings, or they cannot be read or name no base.
     """
-    file = Path(path) / ADAPTER_SETTINGS
+    file = settings_file(Path(path))
     try:
         written = read_json(file)
         name, revision = written.get("base_model_name_or_path"), written.get("revision")
@@ -35,10 +51,10 @@ def base_of_adapter(path: str) -> tuple[str, str | None]:
     return name, revision
 
 
-def load_as_is(path: str) -> Base:
+def load_as_is(path: str, say: Say = silent) -> Base:
     """Load a model in the data type of its files, without anything to train.
 
-    The tokenizer of an adapter is its base's.
+    The tokenizer of an adapter is its base's. `say` is called with each warning about the files.
 
     Raises:
         PerdureError: there is no such model, it is an encoder, or its files do not load.
@@ -47,7 +63,7 @@ def load_as_is(path: str) -> Base:
     info = read_base(name, revision)
     if info.kind == "encoder":
         raise PerdureError(f"{path}: an encoder cannot generate; give a model that answers in text")
-    network = load_pretrained(name, info.kind, revision=revision)
+    network = load_pretrained(name, info.kind, revision=revision, say=say)
     if is_adapter(path):
         network = _with_stored_adapter(network, path)
     base = Base(path, info.kind, network, info.tokenizer, limits=info.limits, cache=info.cache)

@@ -24,13 +24,16 @@ from transformers.pytorch_utils import Conv1D
 
 from perdure.config import DEFAULT_ADAPTER, check_finite, unknown_key
 from perdure.errors import PerdureError, nearest, one_line
+from perdure.models.base_files import check_json, unreadable
 from perdure.models.classifier import Classifier, without_head
 from perdure.models.kinds import AUTO, Kind, kind_of
 from perdure.models.limits import Limits, limits
 from perdure.models.padding import Padding, tried_padding
 from perdure.models.pins import check_weights, locate, meant
 from perdure.models.token_cache import TokenCache
+from perdure.models.whole_weights import check_whole, warning_of_unused
 from perdure.places import where_it_goes
+from perdure.say import Say, silent
 from perdure.seeds import derive, forked
 
 
@@ -143,6 +146,7 @@ def load_base(
     weights: Path | None = None,
     see: Callable[[PreTrainedModel, PreTrainedTokenizerBase], None] | None = None,
     info: BaseInfo | None = None,
+    say: Say = silent,
 ) -> Base:
     """Load a base and put a fresh adapter on it; an encoder also gets an empty head.
 
@@ -156,10 +160,11 @@ def load_base(
         weights: a folder whose weights replace the base's.
         see: called with the model and the tokenizer before the adapter is put on.
         info: the result of `read_base` for this base, if there is one already.
+        say: called with a warning if the files have tensors that the model does not use.
 
     Raises:
-        PerdureError: the base does not exist or does not load, or PEFT or bitsandbytes refuses the
-            settings.
+        PerdureError: the base does not exist, does not load or lacks weights, or PEFT or
+            bitsandbytes refuses the settings.
     """
     info = info or read_base(name, revision)
     kind, tokenizer = info.kind, info.tokenizer
@@ -172,6 +177,7 @@ def load_base(
             revision=revision,
             weights=weights,
             dtype=torch.float32 if adapter is None else "auto",
+            say=say,
             **where,
         )
     if quantization:
@@ -195,6 +201,7 @@ def load_pretrained(
     revision: str | None = None,
     weights: Path | None = None,
     dtype: Any = "auto",
+    say: Say = silent,
     **settings: Any,
 ) -> PreTrainedModel:
     """Load the model of a base without an adapter.
@@ -205,25 +212,32 @@ def load_pretrained(
         revision: the commit of a base on the hub.
         weights: a folder whose weights replace the base's.
         dtype: the data type of the weights; `auto` is that of the files.
+        say: called with a warning if the files have tensors that the model does not use.
         settings: further arguments of `from_pretrained`.
 
     Raises:
-        PerdureError: the weights do not load, or are not safetensors.
+        PerdureError: the weights do not load, are not safetensors, or are not all of the model's.
     """
     check_weights(weights or Path(locate(name)), name)
     try:
-        return AUTO[kind].from_pretrained(
+        model, loading = AUTO[kind].from_pretrained(
             pretrained_model_name_or_path=str(weights or locate(name)),
             use_safetensors=True,  # a pickle could run code
             trust_remote_code=False,  # None would ask the user
             dtype=dtype,
             revision=None if weights else revision,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `check_whole` says which, in its own words
             **settings,
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise PerdureError(
             f"base {name!r}: its weights do not load ({one_line(error)}); give a whole base"
         ) from error
+    check_whole(name, model, loading, kind)
+    if warning := warning_of_unused(name, model, loading, kind):
+        say(warning)
+    return model
 
 
 def with_adapter(model: PreTrainedModel, kind: Kind, adapter: dict[str, Any], seed: int) -> Any:
@@ -273,10 +287,13 @@ def load_config_and_tokenizer(
             locate(name), revision=revision, trust_remote_code=False
         )
         _check_kernels(name, config)
+        check_json(name, revision, "generation_config.json")
         return config, load_tokenizer(locate(name), revision)
     except PerdureError:
         raise
     except Exception as error:  # transformers' checks of a config raise errors of many types
+        if (line := unreadable(name, revision)) is not None:
+            raise PerdureError(line) from error
         raise PerdureError(
             f"base {name!r}: no model could be loaded ({one_line(error)}); give a folder with "
             "config.json, weights and tokenizer, a model name on the hub, default or smollm2"

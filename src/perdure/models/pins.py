@@ -40,18 +40,26 @@ def pin(name: str, revision: str | None = None) -> dict[str, Any]:
     check_weights(folder, name)
     if folder.is_dir():
         return {"name": name, "files": _hashes(folder)}
-    try:
-        config_file = try_to_load_from_cache(name, "config.json", revision=revision)
-    except HFValidationError:  # a path is not a valid name on the hub
-        config_file = None
-    if not isinstance(config_file, str):
+    snapshot = folder_of(name, revision)
+    if snapshot is None:
         raise PerdureError(
             f"base {name!r}: no such folder, and not in the hub's cache; give its folder, or fetch "
             f"it with `hf download`{meant(name)}"
         )
-    snapshot = Path(config_file).parent
     check_weights(snapshot, name)
     return {"name": name, "revision": snapshot.name, "files": _hashes(snapshot)}
+
+
+def folder_of(name: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a base's files, on this machine; None if they are not here."""
+    folder = Path(locate(name))
+    if folder.is_dir():
+        return folder
+    try:
+        config_file = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:  # a path is not a valid name on the hub
+        return None
+    return Path(config_file).parent if isinstance(config_file, str) else None
 
 
 def check_weights(folder: Path, name: str) -> None:

@@ -54,7 +54,7 @@ def check(
     elif stage is not None:
         raise PerdureError(f"{name}: --stage is for a lineage, and there is no lineage.yaml in it")
     else:
-        reference, subject = _models(name, None if against is None else str(against))
+        reference, subject = _models(name, None if against is None else str(against), say)
     _share_template(reference, subject, say)
     if tasks:
         tasks.try_on(reference.base)
@@ -100,7 +100,7 @@ def _task_settings(
     )
 
 
-def _models(name: str, against: str | None) -> tuple[Subject, Subject]:
+def _models(name: str, against: str | None, say: Say) -> tuple[Subject, Subject]:
     """Return a model and the one to compare it with; an adapter's is its base by default."""
     base_name = base_of_adapter(name)[0] if is_adapter(name) else None
     if against is None and base_name is None:
@@ -113,13 +113,13 @@ def _models(name: str, against: str | None) -> tuple[Subject, Subject]:
             f"{name}: give the model to compare it with, the one from which it was trained, as "
             "--against BASE"
         )
-    base = load_as_is(name)
+    base = load_as_is(name, say)
     subject = Subject(name, base)
     if against in (None, base_name):
         # One network is both: with its adapter, and without.
         return Subject(f"the base {base_name}", base, base.peft.disable_adapter), subject
     assert against is not None
-    return Subject(against, load_as_is(against)), subject
+    return Subject(against, load_as_is(against, say)), subject
 
 
 def _stages(

@@ -72,7 +72,7 @@ def dry_run(config: Config, say: Say, info: BaseInfo | None = None) -> dict[str,
             lineage = Lineage(path)
             start, done = _at_the_head(lineage, plan), len(lineage.stages)
         else:
-            try_base(plan)
+            try_base(plan, say=say)
             start, done = Start(path, plan.loader.fresh(config)), 0
         return _report(start, plan, done, say)
 

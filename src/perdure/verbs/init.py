@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from perdure.config import DEFAULT_ADAPTER, Config
 from perdure.errors import PerdureError, one_line
 from perdure.lineage.lineage import Lineage
+from perdure.models.as_is import settings_file
 from perdure.models.base import load_base, load_tokenizer, read_base
 from perdure.models.finite_weights import check_weights
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
@@ -23,6 +24,7 @@ from perdure.parsing import read_json
 from perdure.prepare import Plan, check_general, prepare
 from perdure.prepare.defaults import choose_defaults
 from perdure.prepare.settings import check_values
+from perdure.say import Say, silent
 from perdure.verbs.trial import Trial, check_start
 
 
@@ -39,6 +41,7 @@ def init(
     config: Config,
     adapter: str | Path | None,
     chosen: Mapping[str, Any] | None = None,
+    say: Say = silent,
 ) -> Lineage:
     """Create a lineage on an untouched base, or on a base with the PEFT adapter `adapter`.
 
@@ -48,6 +51,7 @@ def init(
         adapter: the folder of a PEFT adapter with which the lineage begins.
         chosen: the settings that the user gave, if the others are to be chosen for a language
             model (`choose_defaults`).
+        say: called with each warning about the base.
 
     Raises:
         PerdureError: the folder is not empty, the base or the adapter does not exist, the adapter
@@ -67,10 +71,12 @@ def init(
     plan = prepare(config, info)
     Lineage.check_vacant(path)
     check_general(plan)
-    return begin(path, plan, adapter)
+    return begin(path, plan, adapter, say)
 
 
-def begin(path: str | Path, plan: Plan, adapter: str | Path | None = None) -> Lineage:
+def begin(
+    path: str | Path, plan: Plan, adapter: str | Path | None = None, say: Say = silent
+) -> Lineage:
     """Create the lineage of a plan after a trial of its adapter.
 
     Raises:
@@ -78,7 +84,7 @@ def begin(path: str | Path, plan: Plan, adapter: str | Path | None = None) -> Li
     """
     config, files = plan.config, None
     config.threads = config.threads or torch.get_num_threads()
-    try_base(plan, adapter)
+    try_base(plan, adapter, say)
     if adapter:
         files = {
             name: (Path(adapter) / name).read_bytes()
@@ -89,7 +95,7 @@ def begin(path: str | Path, plan: Plan, adapter: str | Path | None = None) -> Li
     return Lineage.create(path, config, pinned, files)
 
 
-def try_base(plan: Plan, adapter: str | Path | None = None) -> None:
+def try_base(plan: Plan, adapter: str | Path | None = None, say: Say = silent) -> None:
     """Load the base with a fresh adapter, or with `adapter`, and test the adapter (`Trial`).
 
     The plan's loader keeps the base for the first stage. The test runs on a copy that shares the
@@ -111,6 +117,7 @@ def try_base(plan: Plan, adapter: str | Path | None = None) -> None:
         revision=config.revision,
         see=trial.see,
         info=plan.info,
+        say=say,
     )
     if not adapter:
         plan.loader.keep(base, config.adapter)
@@ -197,12 +204,7 @@ def check_tokenizer(folder: Path, base_tokenizer: PreTrainedTokenizerBase) -> No
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    file = folder / ADAPTER_SETTINGS
-    if not file.is_file():
-        raise PerdureError(
-            f"{folder}: no {ADAPTER_SETTINGS} in it; give the folder that PEFT's save_pretrained "
-            "wrote"
-        )
+    file = settings_file(folder)
     try:
         written = read_json(file)
         PeftConfig.from_pretrained(str(folder))

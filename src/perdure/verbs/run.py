@@ -33,7 +33,7 @@ def run(
     plan = prepare_run(config)
     path, tasks = Path(config.lineage), plan.tasks
     if not (path / "lineage.yaml").exists():
-        begin(path, plan)
+        begin(path, plan, say=say)
     with locked(path), Tracked(config.training, path) as tracked:
         callbacks = [tracked, *callbacks]
         lineage = Lineage(path)
