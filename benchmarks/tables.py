@@ -245,7 +245,8 @@ def losses_table(records: Records) -> str:
         for record in runs:
             order = str(record["order"]).replace("+", ", ")
             lines.append([f"`{method}`", order, *_losses([record])])
-        lines.append([f"`{method}`", f"all {len(runs)}", *_losses(runs)])
+        if len(runs) > 1:
+            lines.append([f"`{method}`", f"all {len(runs)}", *_losses(runs)])
     heads = ("order", "learned", "OP", "tasks lost", "checks that fell", "rose", "KL")
     return markdown(("method", *heads), lines, text_columns=2)
 
@@ -308,6 +309,7 @@ def with_tables(text: str) -> str:
         "long_sequence_why": likeness_table(results("long_sequence_why")["records"]),
         "defaults": defaults.markdown(results("defaults")["records"]),
         "chat_orders": losses_table(results("chat_orders")["records"]),
+        "chat_strength": losses_table(results("chat_strength")["records"]),
         "ablation": ablation_table(long_sequence["records"]),
     }
     for name, table in tables.items():

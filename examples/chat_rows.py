@@ -1,8 +1,10 @@
 """Write the rows of three small chat tasks, for examples/chat.yaml.
 
-    python examples/chat_rows.py FOLDER [TRAIN]
+    python examples/chat_rows.py FOLDER [TRAIN [HELD]]
 
-TRAIN is the number of train rows of each task, 24 if it is left out; there are 16 test rows.
+TRAIN is the number of train rows of each task, 24 if it is left out; there are 16 test rows. HELD
+more train rows are written to files of their own, to choose settings on them.
+
 All three tasks read messages that customers of a shop might write, and each asks something else:
 which department is meant, how the customer feels, and which thing the message is about. Their
 answers are single words, as in many small fine-tuning sets, which is what makes a chat model forget
@@ -87,14 +89,22 @@ def rows(task: str, split: str, count: int) -> list[dict]:
     return [row for row in in_turn if row is not None][:count]
 
 
-def main(folder: Path, train_count: int = 24) -> None:
-    """Write TASK-train.jsonl and TASK-test.jsonl for each task."""
+def main(folder: Path, train_count: int = 24, held_count: int = 0) -> None:
+    """Write TASK-train.jsonl and TASK-test.jsonl for each task, and TASK-held.jsonl if asked."""
     folder.mkdir(parents=True, exist_ok=True)
-    counts = {"train": train_count, "test": TEST_COUNT}
-    for task, split in itertools.product(QUESTIONS, counts):
-        lines = [json.dumps(row) + "\n" for row in rows(task, split, counts[split])]
-        (folder / f"{task}-{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    for task in QUESTIONS:
+        train_rows = rows(task, "train", train_count + held_count)
+        write(folder / f"{task}-train.jsonl", train_rows[:train_count])
+        write(folder / f"{task}-test.jsonl", rows(task, "test", TEST_COUNT))
+        if held_count:
+            write(folder / f"{task}-held.jsonl", train_rows[train_count:])
+
+
+def write(file: Path, rows_of_file: list[dict]) -> None:
+    """Write rows as JSON lines."""
+    lines = [json.dumps(row) + "\n" for row in rows_of_file]
+    file.write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:3]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:4]))

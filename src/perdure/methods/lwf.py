@@ -13,7 +13,7 @@ from perdure.train.method import Family, Keeps, Method, TaskContext
 from perdure.train.parameters import known_labels
 
 
-KL_BASE_STRENGTH = "our value, which has not been chosen on held-out rows yet"
+KL_BASE_STRENGTH = "our value, tried against 0.05, 0.1 and 0.4 on held-out rows of one order"
 
 
 class LwF(Method):
