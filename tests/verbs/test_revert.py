@@ -77,6 +77,8 @@ def test_the_next_task_goes_on_as_if_the_reverted_stage_had_never_been(place, to
     revert("lineage", to)
     again = learn("lineage", task("animal"))
     assert (again["stage"], again["parent"], again["task"]["id"]) == (3, to, "animal")
+    # The same number is taken without the lines in between, which no ledger of a verb does.
+    monkeypatch.setattr("perdure.lineage.lineage.check_ledger", lambda *arguments: None)
     with monkeypatch.context() as patch:
         patch.setattr(Lineage, "next_stage", 3)
         never = learn("never", task("animal"))
@@ -98,6 +100,8 @@ def test_whole_weights_go_on_from_the_stage_they_were_reverted_to(whole_place, m
     ledger.with_name("newest.json").unlink()
     revert("lineage", 1)
     again = learn("lineage", task("animal"))
+    # The same number is taken without the lines in between, which no ledger of a verb does.
+    monkeypatch.setattr("perdure.lineage.lineage.check_ledger", lambda *arguments: None)
     with monkeypatch.context() as patch:
         patch.setattr(Lineage, "next_stage", 3)
         never = learn("never", task("animal"))
