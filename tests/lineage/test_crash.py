@@ -40,8 +40,25 @@ def commit(path: Path) -> None:
     shutil.rmtree(built, ignore_errors=True)
     built.mkdir()
     (built / "scores.json").write_text('{"after": {"colour": {"score": 1.0}}}\n')
-    entry = {"stage": 1, "verb": "learn", "parent": 0, "folder": "stages/0001-colour"}
-    lineage.commit(built, {**entry, "task": {"id": "colour"}, "scores": {"colour": 1.0}}, {})
+    entry = stage_line("learn", 1, "colour")
+    lineage.commit(built, {**entry, "scores": {"colour": 1.0}}, {})
+
+
+def stage_line(verb: str, number: int, task: str) -> dict:
+    """The ledger's line of a stage, without its files."""
+    rows = {"source": None, "rows": 0, "sha256": "0" * 64}
+    described = {"id": task, "name": task, "metric": "exact_match", "options": None}
+    return {
+        "stage": number,
+        "verb": verb,
+        "parent": number - 1,
+        "kind": "adapter",
+        "folder": f"stages/{number:04d}-{task}",
+        "mode": "sequential",
+        "method": "sequential",
+        "task": {**described, "train": rows},
+        "versions": {},
+    }
 
 
 def set_seed(path: Path) -> None:
@@ -50,7 +67,8 @@ def set_seed(path: Path) -> None:
     lineage.tidy()
     if lineage.settings["seed"] != 7:
         settings = {**lineage.settings, "seed": 7}
-        lineage.append({"stage": 0, "verb": "set", "parent": 0, "settings": settings})
+        line = {"stage": 0, "verb": "set", "parent": 0, "changed": {}}
+        lineage.append({**line, "settings": settings})
 
 
 def create_with_stages(path: Path) -> None:
@@ -62,9 +80,7 @@ def create_with_stages(path: Path) -> None:
         built.mkdir()
         (built / WEIGHTS).write_bytes(b"weights")
         (built / "method.safetensors").write_bytes(b"state")
-        entry = {"stage": number, "verb": "adopt", "parent": number - 1, "task": {"id": task}}
-        folder = f"stages/{number:04d}-{task}"
-        lineage.commit(built, {**entry, "kind": "adapter", "folder": folder}, {})
+        lineage.commit(built, {**stage_line("adopt", number, task), "checkpoint": {}}, {})
 
 
 def create_dropped(path: Path) -> None:

@@ -142,7 +142,7 @@ def judged_lineage(folder: Path, name: str = "one", **more) -> None:
         {"red": answered(5), "blue": answered(8)},
         {"red": answered(4), "blue": answered(6), "green": answered(10)},
     )
-    rows = Split(tuple(read_rows("test.jsonl")), {"path": "test.jsonl"})
+    rows = Split(tuple(read_rows("test.jsonl")), {"path": "test.jsonl", "limit": None, "seed": 0})
     given = {"verdicts": VERDICTS, "answers": answers, "test": rows} | more
     lineage(folder / name, ROWS, **given)
 
@@ -185,7 +185,7 @@ def test_sample_answers_show_the_rows_that_fell_first(place):
 
 @pytest.mark.parametrize("rows", ["changed", "gone", "python", "hub"])
 def test_rows_that_cannot_be_read_leave_the_answers(place, rows):
-    on_hub = Split((), {"hub": "owner/name", "split": "test"})
+    on_hub = Split((), {"hub": "owner/name", "split": "test", "limit": None, "seed": 0})
     judged_lineage(place, **{"python": {"test": None}, "hub": {"test": on_hub}}.get(rows, {}))
     if rows == "changed":
         (place / "test.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
