@@ -53,7 +53,17 @@ def contents(path):
     return {n: h for n, h in hash_folder(path).items() if n not in ("timings.json", "lock")}
 
 
-@pytest.mark.parametrize("name", methods.names())
+# One of each way to keep state; tests/methods/test_methods.py resumes a trainer with any other.
+ALWAYS = ("sequential", "replay", "recurrent_kif", "ewc", "olora", "der", "k_fpf")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ALWAYS else pytest.mark.slow)
+        for name in methods.names()
+    ],
+)
 def test_a_lineage_resumes_bitwise_verifies_and_exports_what_it_is(name, setting, tmp_path):
     run(setting, name, tmp_path / "whole")
     with pytest.raises(Stopped):
