@@ -99,11 +99,22 @@ def parse_json(text: str | bytes) -> Any:
     except RecursionError:
         raise UnreadableError(_TOO_DEEP) from None
     except ValueError as error:
-        raise UnreadableError(" ".join(str(error).split())) from None
+        raise UnreadableError(why_unreadable(error)) from None
     check_nesting(text, value)
     if _SURROGATE.search(text):
         _check_texts(value)
     return value
+
+
+def why_unreadable(error: Exception) -> str:
+    """Return why a parser could not read a value, on one line.
+
+    Python's own line about a number of more than `sys.get_int_max_str_digits()` digits tells
+    programmers how to raise that limit, which is of no use to the writer of a file.
+    """
+    line = " ".join(str(error).split())
+    is_about_digits = type(error) is ValueError and "set_int_max_str_digits" in line
+    return "a number has too many digits; write it as text" if is_about_digits else line
 
 
 def check_nesting(text: str, value: Any) -> None:
@@ -199,8 +210,9 @@ def parse_yaml(text: str | bytes, loader: type[CheckedLoader] = CheckedLoader) -
         raise UnreadableError(f"not UTF-8 text ({error.reason})") from None
     # PyYAML raises these for numbers, dates and tagged values that it cannot read.
     except (ValueError, OverflowError, LookupError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UnreadableError(f"not valid YAML: a value cannot be read ({reason})") from None
+        raise UnreadableError(
+            f"not valid YAML: a value cannot be read ({why_unreadable(error)})"
+        ) from None
     for key in _keys(value):
         if not isinstance(key, str | int | float | bool | None):
             raise UnreadableError(f"not valid YAML: a key is a {type(key).__name__}; quote it")

@@ -1,7 +1,6 @@
 """A short pass of `benchmarks/durability/fuzz.py`: readers refuse damaged files with one line."""
 
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
@@ -36,11 +35,8 @@ def test_a_valid_document_is_read(name):
     """Otherwise the changed ones would all be refused for another reason."""
     reader = fuzz.READERS[name]
     with fuzz.place():
-        for document in reader.documents:
-            reader.path().write_bytes(reader.pack(document))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                reader.read(reader.path())
+        outcomes = [fuzz.outcome(reader, reader.pack(document)) for document in reader.documents]
+    assert outcomes == ["read"] * len(reader.documents)
 
 
 def reader_that(does) -> fuzz_readers.Reader:

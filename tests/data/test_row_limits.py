@@ -149,10 +149,10 @@ def test_a_json_array_has_a_largest_size(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("9" * 5000, "row 1: has a number of too many digits"),
+        ("9" * 5000, "row 1: a number has too many digits"),
         (
             '{"prompt": ' + "9" * 5000 + ', "completion": "b"}',
-            "row 1: has a number of too many digits",
+            "row 1: a number has too many digits",
         ),
         ('{"prompt": ' + "[" * 200 + "]" * 200 + "}", "row 1: nested more than 100 levels deep"),
         ('{"prompt": "a", "completion": "b", "tools": "[9' + "9" * 5000 + ']"}', "looks like JSON"),

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from perdure.errors import PerdureError, nearest
-from perdure.parsing import MIB, UnreadableError, check_nesting, in_pieces, without_duplicates
+from perdure.parsing import MIB, check_nesting, in_pieces, why_unreadable, without_duplicates
 
 
 PLAIN = (".jsonl", ".json", ".csv", ".tsv")
@@ -216,10 +216,8 @@ def _loads(text: str, where: str, expected: str) -> Any:
         ) from error
     except RecursionError:
         raise PerdureError(f"{where}: nested too deeply to be a row") from None
-    except UnreadableError as error:  # a key that occurs twice
-        raise PerdureError(f"{where}: {error}") from None
-    except ValueError:
-        raise PerdureError(f"{where}: has a number of too many digits; write it as text") from None
+    except ValueError as error:  # a number of too many digits, or a key that occurs twice
+        raise PerdureError(f"{where}: {why_unreadable(error)}") from None
 
 
 def _read_table(path: Path, kind: str) -> Iterator[tuple[int, Any]]:

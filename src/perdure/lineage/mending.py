@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ from perdure.lineage.ledger import (
     newest_is_of_another,
     newest_line,
     parsed,
-    read_ledger,
     whole_lines,
     with_line_feeds,
     without_added_ends,
@@ -24,7 +23,6 @@ from perdure.lineage.ledger import (
 )
 from perdure.lineage.lineage import Lineage, write_settings
 from perdure.lineage.names import FILES, NEWEST, TIMINGS
-from perdure.lineage.schema import check_ledger
 from perdure.lineage.timings import put_aside, read_timings
 from perdure.models.hashing import file_hash
 from perdure.parsing import LARGEST_JSON, parse_json
@@ -104,10 +102,14 @@ def with_bit_restored(content: bytes, sha256: str) -> bytes | None:
     return None
 
 
-def mend_small_files(path: Path) -> list[str]:
+def mend_small_files(path: Path, entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Delete temporary files, and restore `lineage.yaml` and `timings.json`; return what was done.
 
     What is replaced is put aside under another name.
+
+    Args:
+        path: the folder of the lineage.
+        entries: the checked lines of its ledger.
     """
     done = []
     for name in FILES:
@@ -126,8 +128,6 @@ def mend_small_files(path: Path) -> list[str]:
         Lineage(path)
     except PerdureError:
         settings = path / "lineage.yaml"
-        entries = read_ledger(path / "ledger.jsonl")
-        check_ledger(entries, path / "ledger.jsonl")
         stored = [entry["settings"] for entry in entries if "settings" in entry]
         pins = [entry["base"] for entry in entries if "base" in entry]
         if not stored or not pins:

@@ -36,7 +36,7 @@ def repair(
         entries = read_ledger(path / LEDGER)
         check_ledger(entries, path / LEDGER)  # before any file is touched that a line names
         restored += replace_links(path, entries)
-        restored += mend_small_files(path)
+        restored += mend_small_files(path, entries)
         lineage = Lineage(path, edited=True)
         wanted = [] if stage is None else [lineage.at(stage)]
         restored += _already_there(lineage, wanted)
