@@ -51,7 +51,7 @@ test-slow: .venv-test/ready
 
 # What versions can break, on the lowest of pyproject.toml; what old releases warn of is not ours.
 test-lowest: .venv-lowest/ready
-	HF_HUB_OFFLINE=1 .venv-lowest/bin/python $(PYTEST) -W default \
+	HF_HUB_OFFLINE=1 .venv-lowest/bin/python -m pytest -W default \
 	  -m "not own and not slow" \
 	  --ignore tests/docs
 

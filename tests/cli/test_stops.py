@@ -3,11 +3,13 @@
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from command import perdure, tree, workplace
@@ -114,3 +116,36 @@ def test_compare_leaves_no_cell_running(tmp_path, monkeypatch, number, status, p
     assert result.err.splitlines()[-1] == "perdure: stopped; repeat the same command to continue"
     assert len(started) == 2
     assert all(process.returncode is not None for process in started)
+
+
+COMPARE = """
+import sys
+from pathlib import Path
+from perdure.comparison import processes
+class Cell:
+    class config: threads = 1
+    def file(self, folder, ending): return Path("run" + ending)
+cell = processes.start(Cell(), Path())
+print(cell.pid, flush=True)
+cell.wait()
+"""
+
+
+@pytest.mark.slow
+def test_a_cell_stops_with_a_compare_that_was_killed(place, lineage, monkeypatch):
+    """SIGKILL leaves no time to end the cells; they end themselves, each with a checkpoint."""
+    monkeypatch.chdir(place)
+    settings = (place / "run.yaml").read_text().replace("num_train_epochs: 1", "max_steps: 10000")
+    (place / "run.yaml").rename(place / "kept.yaml")
+    (place / "run.yaml").write_text(settings)
+    parent = subprocess.Popen([sys.executable, "-c", COMPARE], stdout=subprocess.PIPE, text=True)
+    with parent:
+        cell = psutil.Process(int(parent.stdout.readline()))
+        log = place / "run.log"
+        while not list((place / "lineage").glob(".work/*")):
+            assert cell.is_running(), log.read_text()
+            time.sleep(0.1)
+        parent.kill()
+    assert psutil.wait_procs([cell], timeout=60)[1] == [], log.read_text()
+    assert "perdure: stopped" in log.read_text()
+    (place / "kept.yaml").rename(place / "run.yaml")

@@ -55,6 +55,7 @@ def kept_of(folder: Path) -> dict[str, str]:
     return hashes | {"compare.json": (folder / "compare.json").read_text()}
 
 
+@pytest.mark.slow
 def test_neither_jobs_nor_where_cells_run_changes_a_byte(compared, cells_run):
     place, _ = compared
     again = perdure("compare", place / "grid.yaml", f"lineage={place}/new")

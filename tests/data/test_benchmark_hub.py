@@ -70,6 +70,7 @@ def test_each_recipe_makes_rows_in_the_shape_of_the_folder_form(hub, small, task
     assert len(prompts) == sum(len(split.rows) for split in splits)
 
 
+@pytest.mark.slow
 def test_the_recipes_have_the_options_of_the_folder_form():
     if not (REAL / "long_sequence").is_dir():
         pytest.skip("the benchmarks' rows are not here: set PERDURE_DATA to their folder")

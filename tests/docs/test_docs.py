@@ -24,6 +24,7 @@ from huggingface_hub import constants
 from comparison.grids import run_here
 from docs.blocks import blocks, blocks_of, put_base, run_block
 from hub import Hub, serving
+from marks import at_least
 from perdure.comparison import processes
 from perdure.config import load_config
 from perdure.measure.guard.checks import CHECKS
@@ -37,6 +38,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 README = ROOT / "README.md"
 LANGUAGES = {"bash", "console", "json", "python", "text", "yaml"}
+# Pages whose commands take long, and of which each is also a test of its verb.
+SLOW = ("compare", "faq", "probes", "report")
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 
@@ -54,7 +57,11 @@ def place(tmp_path, monkeypatch):
         yield hub
 
 
-@every_page
+@pytest.mark.parametrize(
+    "page",
+    at_least([page for page in PAGES if page.stem not in SLOW], PAGES),
+    ids=lambda page: page.stem,
+)
 def test_the_commands_of_a_page_run(page, place, monkeypatch):
     names = {"__name__": "__main__"}
     for status, language, text in blocks(page):

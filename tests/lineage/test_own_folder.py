@@ -70,3 +70,17 @@ def test_a_link_in_a_stage_is_a_problem_that_verify_lists(place):
     scores.unlink()
     Path(place / "scores.json").rename(scores)
     assert scores.read_text() == text
+
+
+def test_a_folder_in_the_place_of_the_next_stage_is_not_replaced(place):
+    """A run that stopped after it renamed the stage leaves one too, but also a `.work` folder."""
+    foreign = place / "lineage" / "stages" / "0002-animal"
+    foreign.mkdir()
+    (foreign / "mine.txt").write_text("mine")
+    result = perdure("learn", place / "lineage", "animal", place / "animal.jsonl")
+    assert result.status == 2
+    assert f"{foreign}: is in the place of the next stage" in result.err
+    assert (foreign / "mine.txt").read_text() == "mine"
+    (place / "lineage" / ".work" / "0002-animal-1234").mkdir(parents=True)
+    assert perdure("learn", place / "lineage", "animal", place / "animal.jsonl").status == 0
+    assert not (foreign / "mine.txt").exists()

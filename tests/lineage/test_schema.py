@@ -88,6 +88,8 @@ def test_a_ledger_of_the_first_releases_is_accepted(entries):
         (6, "base", {"name": "b"}, "base has no key 'files'"),
         (9, "stage", 9, "stage 9 is not a stage of a line before it"),
         (7, "dropped", ["x"], "dropped.0 must be a stage's folder, stages/NNNN-NAME"),
+        (2, "dropped", ["stages/0009-x"], "'stages/0009-x' is not the folder of a stage before it"),
+        (8, "restored", ["stages/0009-x"], "is not the folder of a stage before it"),
         (8, "restored", ["../x"], "restored.0 must be a stage's folder, stages/NNNN-NAME"),
         (9, "parent", 9, "parent 9 is not a stage of a line before it"),
         (1, "stage", 1, "only the first line makes stage 0"),

@@ -41,15 +41,15 @@ FROM_THE_FIRST_TASK = ("inflora", "self_replay")
 ON_EVERY_KIND = ("sequential", "replay", "recurrent_kif", "ewc")
 
 
-def on_kinds(names, *more):
+def on_kinds(names, *more, always=ON_EVERY_KIND):
     """Parameters (name, kind, *more) of the kinds on which each method works.
 
-    Most are `slow` but on the causal model.
+    Most are `slow` but on the causal model; the methods `always` are not.
     """
     return [
         pytest.param(
             *(name, kind, *more),
-            marks=() if kind == "causal" or name in ON_EVERY_KIND else pytest.mark.slow,
+            marks=() if kind == "causal" or name in always else pytest.mark.slow,
         )
         for name in names
         for kind in KINDS
@@ -113,14 +113,17 @@ def test_neutral_keywords_give_the_sequential_run_bitwise(name, kind, tmp_path):
     assert same(plain, ours)
 
 
-@pytest.mark.parametrize(("name", "kind"), on_kinds(name for name in EVERY if name != "sequential"))
+@pytest.mark.parametrize(
+    ("name", "kind"), on_kinds((name for name in EVERY if name != "sequential"), always=())
+)
 def test_with_its_defaults_a_method_does_something(name, kind):
     plain = sequential(kind, whole=whole(name))
     assert not same(plain, run(kind, {name: {}}).ended)
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), on_kinds(name for name in EVERY if name not in FROM_THE_FIRST_TASK)
+    ("name", "kind"),
+    on_kinds((name for name in EVERY if name not in FROM_THE_FIRST_TASK), always=()),
 )
 def test_the_first_task_without_memory_is_plain_fine_tuning_bitwise(name, kind, tmp_path):
     plain = sequential(kind, memory=0, whole=whole(name))
@@ -155,7 +158,7 @@ def test_a_run_stopped_inside_a_task_ends_in_the_same_weights(method, kind, at, 
         assert same(state, method.state_dict())
 
 
-@pytest.mark.parametrize(("name", "kind"), on_kinds(EVERY))
+@pytest.mark.parametrize(("name", "kind"), on_kinds(EVERY, always=("recurrent_kif",)))
 def test_two_micro_batches_of_4_are_one_batch_of_8(name, kind, tmp_path):
     sizes = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
     halves = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}

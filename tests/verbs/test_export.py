@@ -65,6 +65,7 @@ def test_whole_weights_are_the_same_bitwise(whole_place, kind):
     assert all(torch.equal(stored[name], exported[name]) for name in stored)
 
 
+@pytest.mark.slow  # tests/lineage/test_modes.py runs the lines of the cards of stages
 def test_the_lines_of_its_card_run_as_they_stand(template, tmp_path):
     """In a process that has no PEFT; they give what the stage answers."""
     lines, answers = ["import sys", "sys.modules['peft'] = None"], []

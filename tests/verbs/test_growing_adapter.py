@@ -31,7 +31,7 @@ TASKS = ("colour", "animal", "count")
 PLACES = [
     ("causal", "olora"),
     pytest.param("encoder", "olora", marks=pytest.mark.own),
-    pytest.param("causal", "inflora", marks=pytest.mark.own),
+    pytest.param("causal", "inflora", marks=[pytest.mark.own, pytest.mark.slow]),
 ]
 pytestmark = pytest.mark.parametrize(("kind", "method"), PLACES)
 

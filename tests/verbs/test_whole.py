@@ -120,8 +120,13 @@ def test_rehearsal_and_fusion_work_on_it(whole_place, kind):
 
 
 def test_only_the_last_two_keep_their_weights(whole_place, kind, monkeypatch):
-    entry = learn("lineage", task("colour"))
+    said = []
+    entry = learn("lineage", task("colour"), say=said.append)
     assert entry["dropped"] == ["stages/0001-colour"]
+    assert said[-1] == (
+        "note: the weights of stage 1 were deleted, because without an adapter only the newest 2 "
+        "stages keep theirs; `perdure repair lineage --stage 1` learns it again from its rows"
+    )
     file_names = {path.name for path in Path("lineage/stages/0001-colour").iterdir()}
     assert {"scores.json", "memory.jsonl", "README.md", "config.json"} <= file_names
     assert not [name for name in file_names if name.startswith("model")]

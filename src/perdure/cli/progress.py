@@ -1,5 +1,6 @@
 """Progress of a stage: a live line on a terminal, a few plain lines elsewhere."""
 
+import gc
 import sys
 import time
 from collections import deque
@@ -78,6 +79,9 @@ class Shown(StageCallback):
         self.first = self.steps = self.total = 0
 
     def __enter__(self) -> "Shown":
+        # The Trainer collects garbage after each task, half a second over all that was imported.
+        # What is there before any model is loaded is left out of it.
+        gc.freeze()
         self.bar.start()
         return self
 

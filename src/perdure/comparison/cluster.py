@@ -2,13 +2,12 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from perdure.comparison.cell import Cell
-from perdure.comparison.processes import Running, end
+from perdure.comparison.processes import Running, command, end, lifeline
 from perdure.disk import open_file
 from perdure.errors import PerdureError, one_line
 
@@ -49,13 +48,12 @@ def starter(address: str) -> Callable[[Cell, Path], Running]:
 
 def run_on_worker(settings: str, log: str, directory: str, environment: dict[str, str]) -> int:
     """Run `perdure run` in a process on a worker's machine, and return its exit status."""
-    command = [sys.executable, "-m", "perdure.cli", "run", settings, "--json"]
     with open_file(Path(directory) / log, "w", encoding="utf-8") as log_file:
         process = subprocess.Popen(
-            command,
+            command(settings),
             cwd=directory,
             env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
+            stdin=lifeline(),
             stdout=subprocess.DEVNULL,
             stderr=log_file,
         )

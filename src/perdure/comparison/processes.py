@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -30,20 +31,29 @@ class Running(Protocol):
 
 
 def start(cell: Cell, folder: Path) -> Running:
-    """Start `perdure run` on the cell's YAML; its messages go to the cell's log."""
+    """Start `perdure run` on the cell's YAML; its messages go to the cell's log.
+
+    It stops when this process ends, in whatever way (`perdure.cli.attached`).
+    """
     with open_file(cell.file(folder, ".log"), "w", encoding="utf-8") as log:
         return subprocess.Popen(
-            command(cell, folder),
-            stdin=subprocess.DEVNULL,
+            command(cell.file(folder, ".yaml")),
+            stdin=lifeline(),
             stdout=subprocess.DEVNULL,
             stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": str(cell.config.threads or 1)},
         )
 
 
-def command(cell: Cell, folder: Path) -> list[str]:
-    file = cell.file(folder, ".yaml")
-    return [sys.executable, "-m", "perdure.cli", "run", str(file), "--json"]
+@cache
+def lifeline() -> int:
+    """Return the read end of a pipe that ends with this process, which keeps its other end open."""
+    return os.pipe()[0]
+
+
+def command(file: Path | str) -> list[str]:
+    """Return the command that runs a YAML and stops when its standard input ends (`lifeline`)."""
+    return [sys.executable, "-m", "perdure.cli.attached", "run", str(file), "--json"]
 
 
 def run_all(

@@ -20,6 +20,7 @@ from perdure.lineage.names import (
     REFUSED,
     STARTING_ADAPTER,
     TIMINGS,
+    WORK,
     check_own_names,
 )
 from perdure.lineage.records import read_scores, read_verdict
@@ -363,7 +364,18 @@ class Lineage(History):
         raise PerdureError(f"{self.path}: no stage {stage}; {nearest(str(stage), stages)}")
 
     def work(self, name: str, key: str) -> WorkFolders:
-        """Return the working folders of the unfinished stage `name` (`work.work_folders`)."""
+        """Return the working folders of the unfinished stage `name` (`work.work_folders`).
+
+        Raises:
+            PerdureError: there is a folder in the place of the stage that no stopped run renamed to
+                it (`commit`), because such a run leaves its working folders as well.
+        """
+        place = self.path / "stages" / name
+        if place.exists() and not any((self.path / WORK).glob(f"{name}-*")):
+            raise PerdureError(
+                f"{place}: is in the place of the next stage, and the ledger does not name it; "
+                "move it away"
+            )
         return work_folders(self.path, self.ledger[0], name, key)
 
     def commit(self, built: Path, entry: dict[str, Any], timing: dict[str, Any]) -> None:

@@ -256,12 +256,14 @@ def check_ledger(entries: Sequence[dict[str, Any]], path: Path) -> None:
 
     Each has the keys of its verb with values of the right types. The first makes stage 0, a new
     stage has a higher number than its parent and leaves no number out, and all other stages that a
-    line names are in lines before it. So the parents of each stage lead to stage 0.
+    line names are in lines before it. So the parents of each stage lead to stage 0. The folders
+    that a line drops or restores are those of stages in lines before it.
 
     Raises:
         PerdureError: one has not; the error line has its number and the key.
     """
     newest = -1
+    folders: set[str] = set()  # of the stages in the lines before
     for number, entry in enumerate(entries, start=1):
         where = f"{path}, line {number}"
         verb = entry.get("verb")
@@ -272,10 +274,12 @@ def check_ledger(entries: Sequence[dict[str, Any]], path: Path) -> None:
             check_shape(entry, LINES[verb], where, closed=True)
         except PerdureError as error:
             raise PerdureError(f"{error}; {HOW}") from None
-        problem = _stage_problem(entry, newest)
+        problem = _stage_problem(entry, newest) or _folder_problem(entry, folders)
         if problem:
             raise PerdureError(f"{where}: {problem}; {HOW}")
         newest = max(newest, entry["stage"])
+        if "folder" in entry:
+            folders.add(entry["folder"])
 
 
 def _stage_problem(entry: dict[str, Any], newest: int) -> str | None:
@@ -299,3 +303,10 @@ def _stage_problem(entry: dict[str, Any], newest: int) -> str | None:
     elif stage > newest:
         return f"stage {stage} is not a stage of a line before it"
     return None
+
+
+def _folder_problem(entry: dict[str, Any], folders: set[str]) -> str | None:
+    """Return which folder a line drops or restores that no line before it has, None if all are."""
+    named = (*entry.get("dropped", ()), *entry.get("restored", ()))
+    unknown = next((folder for folder in named if folder not in folders), None)
+    return None if unknown is None else f"{unknown!r} is not the folder of a stage before it"

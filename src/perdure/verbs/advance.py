@@ -19,6 +19,8 @@ from perdure.data.rows import Row
 from perdure.data.task import Task
 from perdure.disk import remove
 from perdure.errors import NotFiniteError, RefusedError
+from perdure.lineage.dropped import how_to_restore
+from perdure.lineage.history import KEPT
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
 from perdure.lineage.sources import describe, describe_split, general_rows, remembered, reopen
@@ -132,6 +134,8 @@ def advance(
         lineage.refuse(built, entry, reasons, key)
         raise RefusedError(_refused_text(lineage, lineage.ledger[-1], "was refused"))
     lineage.commit(built, entry, {**_timing(seconds), **counts})
+    for dropped in lineage.ledger[-1].get("dropped", ()):
+        say(f"note: {_dropped_text(lineage, dropped)}")
     for callback in stage_callbacks:
         callback.stage_done(task_id, entry["scores"], lineage.matrix())
     return lineage.ledger[-1]
@@ -213,6 +217,16 @@ def _refused_text(lineage: Lineage, refused: dict[str, Any], what: str) -> str:
         f"{refused['task']['id']} {what}: {'; '.join(refused['reasons'])}; the newest stage is "
         f"still {refused['parent']}, and after `perdure set {lineage.path} KEY=VALUE` with another "
         f"method, rate or gate the task can be learned again; its files: {folder}"
+    )
+
+
+def _dropped_text(lineage: Lineage, folder: str) -> str:
+    """Return the line that says that an older stage's whole weights were deleted."""
+    entries = lineage.stage_entries.values()
+    stage = next(entry["stage"] for entry in entries if entry.get("folder") == folder)
+    return (
+        f"the weights of stage {stage} were deleted, because without an adapter only the newest "
+        f"{KEPT} stages keep theirs; {how_to_restore(lineage.path, stage)}"
     )
 
 

@@ -13,6 +13,7 @@ from transformers import (
 )
 
 import perdure
+from marks import at_least
 from methods.recurrent_kif.plain_trainer import (
     PLAIN,
     base_of,
@@ -209,17 +210,22 @@ def test_the_last_partial_round_is_in_the_last_checkpoint(tmp_path):
         assert torch.equal(tensor, start[f"{stem}.default.{last}"])
 
 
+RESUMED = [
+    ("causal", {}, {}),
+    ("causal", {"preset": "release"}, {"gradient_accumulation_steps": 2, "rows": 80}),
+    ("causal", {"outer_optimizer": "shared"}, {"num_train_epochs": 2, "rows": 20}),
+    ("seq2seq", {}, {}),
+    ("encoder", {}, {}),
+]
+
+
 @pytest.mark.parametrize(
-    ("kind", "keywords", "settings"),
-    [
-        ("causal", {}, {}),
-        ("causal", {"preset": "release"}, {"gradient_accumulation_steps": 2, "rows": 80}),
-        ("causal", {"outer_optimizer": "shared"}, {"num_train_epochs": 2, "rows": 20}),
-        ("seq2seq", {}, {}),
-        ("encoder", {}, {}),
-    ],
+    ("kind", "keywords", "settings", "at", "every"),
+    at_least(
+        [(*case, 5, 3) for case in RESUMED[:3]],
+        [(*case, *stop) for case in RESUMED for stop in ((5, 3), (8, 4))],
+    ),
 )
-@pytest.mark.parametrize(("at", "every"), [(5, 3), (8, 4)])
 @pytest.mark.own
 def test_a_resumed_run_ends_in_the_same_weights(kind, keywords, settings, at, every, tmp_path):
     keywords = {**RecurrentKIF.presets.get(keywords.get("preset"), keywords), **ROUNDS}
