@@ -56,6 +56,11 @@ def test_a_sign_test_is_the_binomial_test_of_scipy(worse, better):
     assert sign_test(worse, better) == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_sign_test_of_billions_that_a_damaged_file_tells_of_takes_no_time():
+    assert sign_test(2**31, 0) == sign_test(2**62, 0) == 0
+    assert sign_test(1000, 0) == 0.5**1000
+
+
 def test_paired_differences_in_closed_form():
     """Seeds are averaged within an order; only pairs that both have count."""
     ours = {("a", 0): 0.5, ("a", 1): 1.0, ("b", 0): 0.75, ("c", 0): 1.0, ("c", 1): 0.9}

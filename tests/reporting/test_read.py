@@ -56,6 +56,10 @@ def test_a_lineage_of_a_release_that_counted_no_rows_has_none(tmp_path):
     (stored.path / "timings.json").write_text(json.dumps(times))
     (run,) = read([stored.path])
     assert run.passed is None
+    times["2"]["rows"] = {}
+    (stored.path / "timings.json").write_text(json.dumps(times))
+    (run,) = read([stored.path])
+    assert run.passed is None
     (stored.path / "timings.json").unlink()
     (run,) = read([stored.path])
     assert (run.seconds, run.peak_mib, run.passed) == (None, None, None)

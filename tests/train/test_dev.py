@@ -52,8 +52,10 @@ def test_the_loss_is_the_mean_over_the_tokens_of_all_rows(kind, tmp_path):
     base.model.eval()
     for row in dev.rows.features:
         batch = trainer.collate([row])
-        logits = trainer.task_loss(base.model, batch)[1].logits
-        labels = batch["labels"]
+        labels = batch.pop("labels")
+        if kind == "seq2seq":
+            batch["decoder_input_ids"] = base.peft.prepare_decoder_input_ids_from_labels(labels)
+        logits = base.model(**batch).logits
         if kind == "causal":
             logits, labels = logits[:, :-1], labels[:, 1:]
         total += cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="sum").item()

@@ -7,7 +7,7 @@ from transformers import LogitsProcessor
 from perdure.errors import NotFiniteError
 
 
-def check_logits(logits: Tensor, where: str, of_interest: Tensor | None = None) -> None:
+def check_logits(logits: Tensor, where: str) -> None:
     """Check logits [..., vocabulary]; each position must have a largest one that is finite.
 
     A model may give a token -inf, which rules it out, but not all of them.
@@ -15,13 +15,11 @@ def check_logits(logits: Tensor, where: str, of_interest: Tensor | None = None) 
     Args:
         logits: the logits.
         where: what the error line begins with.
-        of_interest: the positions that count, as a mask [...]; None means all.
 
     Raises:
         NotFiniteError: a largest logit is infinite or not a number.
     """
     largest = logits.amax(-1)  # NaN if there is one
-    largest = largest if of_interest is None else largest[of_interest]
     if not bool(largest.isfinite().all()):
         raise NotFiniteError(
             f"{where}: the model's outputs are not finite, so they cannot be measured; its weights "

@@ -1,8 +1,9 @@
 """How probable a model finds given answers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -10,7 +11,9 @@ from perdure.data.tokens import IGNORED, Collator
 from perdure.measure.batches import feature_batches
 from perdure.measure.finite import check_logits
 from perdure.models.base import Base
-from perdure.models.kinds import aligned
+from perdure.models.decoder import decoder_inputs
+from perdure.models.head import predicting, run_with_logits_at
+from perdure.models.kinds import Kind
 
 
 def log_likelihoods(
@@ -31,35 +34,31 @@ def log_likelihoods(
 
 def _log_likelihoods(base: Base, batch: list[dict[str, Any]], where: str) -> list[float]:
     """Return the log-likelihoods of a batch of features with one forward pass."""
-    logits, labels = answer_logits(base, batch)
-    check_logits(logits, where, of_interest=labels != IGNORED)
-    losses = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
-    return (-losses.view(labels.shape).sum(1)).tolist()
+    logits = answer_logits(base, batch)
+    check_logits(logits, where)
+    answers = [answer_ids(base.kind, row) for row in batch]
+    labels = torch.tensor([i for ids in answers for i in ids], device=logits.device)
+    losses = cross_entropy(logits.float(), labels, reduction="none")
+    return [-part.sum().item() for part in losses.split([len(ids) for ids in answers])]
 
 
-def answer_logits(base: Base, batch: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor]:
+def answer_ids(kind: Kind, row: Mapping[str, Any]) -> list[int]:
+    """Return the labels of a row that `answer_logits` predict."""
+    labels = row["labels"][1:] if kind == "causal" else row["labels"]
+    return [label for label in labels if label != IGNORED]
+
+
+def answer_logits(base: Base, batch: Sequence[dict[str, Any]]) -> Tensor:
     """Run a batch of features, padded on the right, through a model that generates.
 
     Returns:
-        The logits [batch, time, vocabulary], and the labels [batch, time] that they predict, which
-        are -100 where nothing is learned.
+        The logits [tokens, vocabulary] that predict the answers, one row after the other.
     """
     device = next(base.model.parameters()).device
     collated = Collator(base.tokenizer, base.kind)(batch)
     inputs = {name: tensor.to(device) for name, tensor in collated.items()}
-    labels = inputs["labels"]
-    if base.kind == "causal":
-        # Position t predicts token t + 1, so nothing predicts the first token. Logits are only made
-        # from the first learned token of the batch on: with a large vocabulary they would otherwise
-        # take most of the memory.
-        first = min(_first_learned(row["labels"]) for row in batch)
-        labels = labels[:, max(1, first) - 1 :]
-        del inputs["labels"]
-        logits = base.model(**inputs, logits_to_keep=labels.shape[1]).logits
-    else:
-        logits = base.model(**inputs).logits
-    return aligned(logits, labels, base.kind)
-
-
-def _first_learned(labels: Sequence[int]) -> int:
-    return next(i for i, label in enumerate(labels) if label != IGNORED)
+    labels = inputs.pop("labels")
+    if base.kind == "seq2seq":
+        inputs["decoder_input_ids"] = decoder_inputs(base.model, labels)
+    where = predicting(labels, base.kind)
+    return run_with_logits_at(base.model, base.model, where, **inputs).logits

@@ -135,7 +135,13 @@ def sign_test(worse: int, better: int) -> float:
     This is McNemar's exact test for paired answers, on one side. Without pairs that differ it is 1.
     """
     count = worse + better
-    return sum(math.comb(count, k) for k in range(worse, count + 1)) / 2**count
+    if worse == count:  # a damaged file may tell of billions
+        return math.ldexp(1.0, -count)
+    total, ways = 0, 1  # C(n, n)
+    for k in range(count, worse - 1, -1):
+        total += ways
+        ways = ways * k // (count - k + 1)  # C(n, k - 1)
+    return total / 2**count
 
 
 def student_quantile(probability: float, freedom: int) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from perdure.data.tokens import Features
 from perdure.errors import PerdureError
 from perdure.seeds import derive
-from perdure.train.losses import learned_logits, positions_per_row
+from perdure.train.losses import positions_per_row
 from perdure.train.memory import Memory
 from perdure.train.method import Engine, Family, Keeps, Loss, Method, TaskContext
 from perdure.train.parameters import Named, known_labels
@@ -67,7 +67,7 @@ def top_logits(
     Of an encoder, only the first `labels` logits are used.
     """
     batch, outputs = engine.look(rows)
-    z = learned_logits(outputs.logits, batch["labels"], engine.kind)[:, :labels]
+    z = outputs.logits.float()[:, :labels]
     values, choices = z.topk(min(top, z.shape[1]))
     counts = positions_per_row(batch["labels"], engine.kind)
     parts = values.cpu().split(counts), choices.to("cpu", torch.int32).split(counts)
@@ -194,7 +194,7 @@ class DER(Method):
 
         def loss(batch: dict[str, Tensor], outputs: Any) -> Tensor:
             nonlocal start
-            z = learned_logits(outputs.logits, batch["labels"], self.engine.kind)
+            z = outputs.logits.float()
             positions = slice(start, start + len(z))
             start = positions.stop
             return squares(z, values[positions], choices[positions]) / count.to(z.device)

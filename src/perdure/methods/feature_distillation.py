@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from perdure.config import Config
 from perdure.errors import PerdureError
 from perdure.methods.shared.teacher import HeadInputs, Source, Teacher, check_base
+from perdure.models.head import predicting
 from perdure.models.kinds import Kind
-from perdure.train.losses import learned_logits
 from perdure.train.method import Family, Keeps, Method, TaskContext
 
 
@@ -66,10 +66,10 @@ class FeatureDistillation(Method):
     def extra_loss(self, model: nn.Module, inputs: dict[str, Tensor], outputs: Any) -> Any:
         if self.teacher is None or self.head_inputs is None:
             return None
-        kind, labels = self.engine.kind, inputs["labels"]
+        kind = self.engine.kind
         self.teacher(self.model, inputs, kind)
-        new = learned_logits(self.head_inputs.student, labels, kind)
-        old = learned_logits(self.head_inputs.teacher, labels, kind)
+        where = predicting(inputs["labels"], kind)
+        new, old = self.head_inputs.student[where].float(), self.head_inputs.teacher[where].float()
         return self.strength * relative_distance(new, old)
 
     def end_task(self, model: nn.Module) -> None:

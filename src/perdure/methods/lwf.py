@@ -8,7 +8,6 @@ from perdure.config import Config
 from perdure.errors import PerdureError
 from perdure.methods.shared.teacher import Source, Teacher, check_base
 from perdure.models.kinds import Kind
-from perdure.train.losses import learned_logits
 from perdure.train.method import Family, Keeps, Method, TaskContext
 from perdure.train.parameters import known_labels
 
@@ -79,17 +78,17 @@ class LwF(Method):
         if self.teacher is None:
             return None
         teacher_outputs = self.teacher(self.model, inputs, self.engine.kind)
-        old = self._answer_logits(teacher_outputs.logits, inputs) / self.temperature
-        new = self._answer_logits(outputs.logits, inputs) / self.temperature
+        old = self._old_logits(teacher_outputs) / self.temperature
+        new = self._old_logits(outputs) / self.temperature
         distance = nn.functional.kl_div(
             new.log_softmax(-1), old.log_softmax(-1), reduction="batchmean", log_target=True
         )
         return self.strength * self.temperature**2 * distance
 
-    def _answer_logits(self, logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    def _old_logits(self, outputs: Any) -> Tensor:
         """The logits [positions, choices] of the answers, without an encoder's new labels."""
-        old_logits = logits if self.labels is None else logits[:, : int(self.labels)]
-        return learned_logits(old_logits, inputs["labels"], self.engine.kind)
+        logits = outputs.logits if self.labels is None else outputs.logits[:, : int(self.labels)]
+        return logits.float()
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.model = model

@@ -1,4 +1,4 @@
-"""The three kinds of base, and which logits of each kind predict which labels.
+"""The three kinds of base, and which of its labels each kind predicts.
 
 A causal model's logits are [batch, time, vocabulary], and position t predicts label t + 1. An
 encoder-decoder's have the same shape, and position t predicts label t. An encoder's are
@@ -45,8 +45,3 @@ def kind_of(config: Any, name: str) -> Kind:
 def predicted(labels: Tensor, kind: Kind) -> Tensor:
     """The labels that the model predicts; a causal model does not predict the first one."""
     return labels[:, 1:] if kind == "causal" else labels
-
-
-def aligned(logits: Tensor, labels: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Logits and labels, such that the logits at a position predict the label at that position."""
-    return logits[:, :-1] if kind == "causal" else logits, predicted(labels, kind)

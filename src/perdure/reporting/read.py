@@ -334,7 +334,7 @@ def _line(lineage: Lineage, entry: dict[str, Any], times: dict[str, Any]) -> Lin
         steps=timing.get("steps"),
         learning=seconds.get("learning"),
         scoring=seconds.get("scoring"),
-        passed=(passes["forward"], passes["backward"]) if passes is not None else None,
+        passed=(passes["forward"], passes["backward"]) if passes else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The task loss: the cross-entropy of the logits that predict a label (`models.kinds.aligned`).
+"""The task loss: the cross-entropy of the logits that predict a label (`models.head`).
 
 The rule is the same for the three kinds of model.
 """
@@ -6,7 +6,8 @@ The rule is the same for the three kinds of model.
 from torch import Tensor, nn
 
 from perdure.data.tokens import IGNORED
-from perdure.models.kinds import Kind, aligned, predicted
+from perdure.models.head import predicting
+from perdure.models.kinds import Kind, predicted
 
 
 def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int, kind: Kind) -> Tensor:
@@ -14,10 +15,15 @@ def token_loss(logits: Tensor, labels: Tensor, num_items: Tensor | int, kind: Ki
 
     If `num_items` counts the whole accumulated batch, the losses of its micro-batches add up to the
     loss of one large batch.
+
+    Args:
+        logits: [positions, choices], those that predict a label.
+        labels: of the batch, [batch, time]; those of an encoder are [batch].
+        num_items: divides the sum.
+        kind: the kind of model.
     """
-    logits, labels = aligned(logits, labels, kind)
     loss = nn.functional.cross_entropy(
-        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        logits.float(), _predicted_labels(labels, kind), reduction="sum"
     )
     return loss / num_items
 
@@ -28,22 +34,21 @@ def count_items(batch: dict[str, Tensor], kind: Kind) -> Tensor:
 
 
 def row_losses(logits: Tensor, labels: Tensor, kind: Kind) -> Tensor:
-    """The mean cross-entropy [batch] of each row, over its labels that are not -100."""
-    logits, labels = aligned(logits, labels, kind)
+    """The mean cross-entropy [batch] of each row over its labels; arguments as for `token_loss`."""
     losses = nn.functional.cross_entropy(
-        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        logits.float(), _predicted_labels(labels, kind), reduction="none"
     )
-    learned = labels.ne(IGNORED).view(len(labels), -1)
-    return losses.view_as(learned).sum(1) / learned.sum(1)
-
-
-def learned_logits(logits: Tensor, labels: Tensor, kind: Kind) -> Tensor:
-    """The logits [positions, choices], in fp32, that predict a label that is not -100."""
-    logits, labels = aligned(logits, labels, kind)
-    return logits[labels != IGNORED].float()
+    row = predicting(labels, kind).nonzero()[:, 0]
+    sums = losses.new_zeros(len(labels)).index_add(0, row, losses)
+    return sums / row.bincount(minlength=len(labels))
 
 
 def positions_per_row(labels: Tensor, kind: Kind) -> list[int]:
-    """The number of positions that each row has in `learned_logits`."""
+    """How many of the logits that predict a label are of each row."""
+    return predicting(labels, kind).reshape(len(labels), -1).sum(1).tolist()
+
+
+def _predicted_labels(labels: Tensor, kind: Kind) -> Tensor:
+    """The labels [positions] that are predicted, the rows one after another."""
     labels = predicted(labels, kind)
-    return labels.ne(IGNORED).reshape(len(labels), -1).sum(1).tolist()
+    return labels[labels != IGNORED]

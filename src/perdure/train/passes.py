@@ -24,11 +24,11 @@ class Passes:
 
     @contextmanager
     def through(self, model: nn.Module, compiled: bool = False) -> Iterator[None]:
-        """Count the rows that pass through a model whose logits are [rows, ...]."""
+        """Count the rows that pass through a model."""
         hook: Any = self._count_forward
         if compiled:
             hook = torch.compiler.disable(hook)
-        handle = model.register_forward_hook(hook)
+        handle = model.register_forward_hook(hook, with_kwargs=True)
         try:
             yield
         finally:
@@ -44,13 +44,19 @@ class Passes:
         yield
         self.forward = before + rows
 
-    def _count_forward(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
-        self.forward += len(outputs.logits)
-        if outputs.logits.requires_grad:
-            outputs.logits.register_hook(self._count_backward)
+    def _count_forward(
+        self, module: nn.Module, arguments: tuple[Any, ...], inputs: Any, outputs: Any
+    ) -> None:
+        # The logits may be those of some positions only. A pass that generates has no prompt.
+        ids = inputs.get("input_ids", inputs.get("decoder_input_ids"))
+        rows = len(outputs.logits if ids is None else ids)
 
-    def _count_backward(self, gradient: Tensor) -> None:
-        self.backward += len(gradient)
+        def count_backward(gradient: Tensor) -> None:
+            self.backward += rows
+
+        self.forward += rows
+        if outputs.logits.requires_grad:
+            outputs.logits.register_hook(count_backward)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"rows": torch.tensor([self.forward, self.backward])}

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments
 
 from perdure.models.decoder import decoder_inputs
+from perdure.models.head import predicting, run_with_logits_at
 from perdure.models.kinds import Kind
 from perdure.seeds import forked
 from perdure.train.losses import count_items, token_loss
@@ -36,6 +37,8 @@ def task_loss(
 ) -> tuple[Tensor, Any]:
     """The task loss, by the same rule for every kind of model, and the model's outputs.
 
+    The outputs' `logits` are [positions, choices], those that predict a label (`models.head`).
+
     Args:
         model: the model to call; it may be wrapped, for example in DDP.
         bare: the same model without wrappers, which shifts the labels of an encoder-decoder.
@@ -47,7 +50,12 @@ def task_loss(
     model_inputs = {k: v for k, v in inputs.items() if k != "labels"}
     if kind == "seq2seq":
         model_inputs["decoder_input_ids"] = decoder_inputs(bare, labels)
-    outputs = model(**model_inputs)
+    where = predicting(labels, kind)
+    if kind == "encoder":
+        outputs = model(**model_inputs)
+        outputs.logits = outputs.logits[where]
+    else:
+        outputs = run_with_logits_at(model, bare, where, **model_inputs)
     items = count_items(inputs, kind) if num_items is None else num_items
     return token_loss(outputs.logits, labels, items, kind), outputs
 

@@ -14,7 +14,6 @@ from perdure.methods.recurrent_kif import presets
 from perdure.methods.recurrent_kif.method import RecurrentKIF
 from perdure.methods.shared import importance
 from perdure.methods.shared.importance import flatten
-from perdure.train.losses import token_loss
 from perdure.train.memory import Memory
 from train.engine import STRICT, engine, learned, same, tiny_base, tokenized, weights
 
@@ -94,8 +93,10 @@ class Reference:
         if self.kind == "seq2seq":
             shifted = self.base.peft.prepare_decoder_input_ids_from_labels(labels)
             batch["decoder_input_ids"] = shifted
-        items = (labels[:, 1:] if self.kind == "causal" else labels).ne(-100).sum()
-        token_loss(model(**batch).logits, labels, items, self.kind).backward()
+        logits = model(**batch).logits
+        if self.kind == "causal":
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten()).backward()
 
     def clipped_step(self, optimizer):
         nn.utils.clip_grad_norm_(self.parameters.values(), STRICT["max_grad_norm"])

@@ -10,7 +10,7 @@ from perdure.data.tokens import IGNORED, Features
 from perdure.measure.batches import evaluating, feature_batches
 from perdure.measure.finite import check_logits
 from perdure.measure.guard.subject import Subject
-from perdure.measure.likelihood import answer_logits
+from perdure.measure.likelihood import answer_ids, answer_logits
 from perdure.measure.predict import Generated
 from perdure.models.kinds import Kind
 
@@ -39,16 +39,15 @@ def mean_divergence(
     total, count = 0.0, 0
     for indices in feature_batches(reference.base, row_features, batch_size):
         batch = [row_features[i] for i in indices]
-        p_logits, labels = _logits(reference, batch)
-        q_logits, _ = _logits(subject, batch)
+        p_logits, q_logits = _logits(reference, batch), _logits(subject, batch)
         if p_logits.shape != q_logits.shape:
             return None
-        for p_row, q_row, row_labels in zip(p_logits, q_logits, labels, strict=True):
-            is_answer = row_labels != IGNORED
-            check_logits(p_row, reference.name, of_interest=is_answer)
-            check_logits(q_row, subject.name, of_interest=is_answer)
-            total += _divergence(p_row[is_answer], q_row[is_answer])
-            count += int(is_answer.sum())
+        check_logits(p_logits, reference.name)
+        check_logits(q_logits, subject.name)
+        lengths = [len(answer_ids(reference.base.kind, row)) for row in batch]
+        for p_row, q_row in zip(p_logits.split(lengths), q_logits.split(lengths), strict=True):
+            total += _divergence(p_row, q_row)
+            count += len(p_row)
     return total / count if count else None
 
 
@@ -69,7 +68,7 @@ def _features(kind: Kind, answer: Generated) -> Features:
     }
 
 
-def _logits(subject: Subject, batch: Sequence[Features]) -> tuple[Tensor, Tensor]:
+def _logits(subject: Subject, batch: Sequence[Features]) -> Tensor:
     with ExitStack() as stack:
         stack.enter_context(subject.context())
         stack.enter_context(evaluating(subject.base.model))

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from perdure.data.task import limit_rows
 from perdure.data.tokens import Features
 from perdure.seeds import derive
-from perdure.train.losses import learned_logits
 from perdure.train.method import Engine
 from perdure.train.parameters import Named, trained
 
@@ -30,7 +29,7 @@ def fisher(engine: Engine, model: nn.Module, rows: Sequence[Features], seed: int
     """
 
     def likelihood(batch: Batch, outputs: Any, i: int) -> Tensor:
-        logits = learned_logits(outputs.logits, batch["labels"], engine.kind)
+        logits = outputs.logits.float()
         labels = sampled(logits.detach(), derive(seed, "label", i))
         return nn.functional.cross_entropy(logits, labels, reduction="sum")
 
@@ -44,7 +43,7 @@ def sensitivity(engine: Engine, model: nn.Module, rows: Sequence[Features], seed
     """
 
     def size(batch: Batch, outputs: Any, i: int) -> Tensor:
-        logits = learned_logits(outputs.logits, batch["labels"], engine.kind)
+        logits = outputs.logits.float()
         return (logits - logits.mean(-1, keepdim=True)).square().sum(-1).mean()
 
     return _mean(engine, model, rows, seed, loss=size, function=torch.abs)
