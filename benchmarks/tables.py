@@ -264,6 +264,20 @@ def _losses(runs: Records) -> list[str]:
     ]
 
 
+def speed_table(records: Records) -> str:
+    """Ratios of our times to those of what a user would otherwise run."""
+    lines = [
+        [
+            f"`{r['name']}`",
+            r["what"].rstrip("."),
+            f"{r['ratio']:.2f}",
+            f"{r['low']:.2f} to {r['high']:.2f}",
+        ]
+        for r in records
+    ]
+    return markdown(("record", "what is timed", "ratio", "quartiles"), lines, text_columns=2)
+
+
 def likeness_table(records: Records) -> str:
     """The similarity of all texts in the encoder after some stages."""
     base, *methods = records
@@ -307,6 +321,7 @@ def with_tables(text: str) -> str:
         "long_sequence": scores_table(compared),
         "long_sequence_trials": trials_table(long_sequence["trials"]),
         "long_sequence_why": likeness_table(results("long_sequence_why")["records"]),
+        "speed": speed_table(results("speed")["records"]),
         "defaults": defaults.markdown(results("defaults")["records"]),
         "chat_orders": losses_table(results("chat_orders")["records"]),
         "chat_strength": losses_table(results("chat_strength")["records"]),

@@ -24,7 +24,7 @@ from perdure.measure.decided import StopWhenDecided, Undecided
 from perdure.measure.decoding import decoding, end_ids, forced_first
 from perdure.measure.finite import FiniteLogits, check_logits
 from perdure.measure.leaving import can_leave, generate_leaving
-from perdure.measure.likelihood import log_likelihoods
+from perdure.measure.options import option_likelihoods
 from perdure.measure.streaming import TextStream
 from perdure.models.base import Base
 from perdure.models.batch import Side, pad_id, padded
@@ -360,8 +360,8 @@ def _choose(
     The end token is included. The sum is not divided by the option's length: it is the
     log-probability that the model gives exactly this answer, so short options are favoured.
     """
-    scores = log_likelihoods(base, pairs, batch_size, where)
     num_options = len(options)
+    scores = option_likelihoods(base, pairs, num_options, batch_size, where)
     starts = range(0, len(scores), num_options)
     return [options[_first_best(scores[start : start + num_options])] for start in starts]
 
