@@ -20,7 +20,7 @@ def predicting(labels: Tensor, kind: Kind) -> Tensor:
     return nn.functional.pad(is_label[:, 1:], (0, 1)) if kind == "causal" else is_label
 
 
-def run_with_logits_at(model: Any, bare: Any, where: Tensor, **inputs: Tensor) -> Any:
+def run_with_logits_at(model: Any, bare: Any, where: Tensor, **inputs: Any) -> Any:
     """Run a model and return its outputs, whose `logits` are those at some positions.
 
     The head gets the hidden states of these positions alone, so that no other logits are computed.
