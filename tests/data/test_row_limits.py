@@ -187,3 +187,28 @@ def test_a_row_of_too_many_columns_is_refused():
 def test_generated_rows_end():
     with pytest.raises(PerdureError, match=f"at most {MOST_ROWS} rows"):
         generated_rows("topic", "test", 10**18)
+
+
+def test_statistics_of_a_column_that_end_pyarrow_are_refused(tmp_path, monkeypatch):
+    """They end the process that looks at them; the next file is looked at by a new one."""
+    file, good = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    for path in (file, good):
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), path)
+    files._sizes.cache_clear()
+    dying = files._SIZES.replace(
+        "chunks =", "'a.parquet' in line and __import__('os').abort(); c ="
+    )
+    monkeypatch.setattr(files, "_SIZES", dying.replace("in chunks", "in c"))
+    for _ in range(2):
+        with pytest.raises(PerdureError, match=r"a\.parquet: not a Parquet file .* is damaged"):
+            list(files.read_records(file))
+        assert [record for _, record in files.read_records(good)] == [{"text": "a"}, {"text": "b"}]
+
+
+def test_a_planted_module_is_not_imported_to_read_a_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "json.py").write_text("open('imported', 'w').close()")
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), "a.parquet")
+    files._sizes.cache_clear()
+    assert len(list(files.read_records(tmp_path / "a.parquet"))) == 1
+    assert not (tmp_path / "imported").exists()

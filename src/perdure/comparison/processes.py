@@ -53,7 +53,7 @@ def lifeline() -> int:
 
 def command(file: Path | str) -> list[str]:
     """Return the command that runs a YAML and stops when its standard input ends (`lifeline`)."""
-    return [sys.executable, "-m", "perdure.cli.attached", "run", str(file), "--json"]
+    return [sys.executable, "-P", "-m", "perdure.cli.attached", "run", str(file), "--json"]
 
 
 def run_all(
