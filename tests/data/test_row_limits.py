@@ -195,10 +195,8 @@ def test_statistics_of_a_column_that_end_pyarrow_are_refused(tmp_path, monkeypat
     for path in (file, good):
         pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), path)
     files._sizes.cache_clear()
-    dying = files._SIZES.replace(
-        "chunks =", "'a.parquet' in line and __import__('os').abort(); c ="
-    )
-    monkeypatch.setattr(files, "_SIZES", dying.replace("in chunks", "in c"))
+    dies = "if 'a.parquet' in line: __import__('os').abort()\n        chunks ="
+    monkeypatch.setattr(files, "_SIZES", files._SIZES.replace("chunks =", dies))
     for _ in range(2):
         with pytest.raises(PerdureError, match=r"a\.parquet: not a Parquet file .* is damaged"):
             list(files.read_records(file))

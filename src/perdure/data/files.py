@@ -315,8 +315,13 @@ for line in sys.stdin:
 @cache
 def _sizes(process: int) -> subprocess.Popen[str]:
     """Start what tells the sizes of Parquet files to this process, whose number is `process`."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    sizes = subprocess.Popen([sys.executable, "-P", "-c", _SIZES], text=True, **pipes)
+    sizes = subprocess.Popen(
+        [sys.executable, "-P", "-c", _SIZES],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
     atexit.register(sizes.communicate)
     return sizes
 
