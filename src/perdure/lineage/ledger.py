@@ -1,15 +1,17 @@
 """The append-only ledger: JSON lines, each of which holds the SHA-256 of the line before it.
 
 No line holds the hash of the newest one, so `newest.json` beside the ledger has that line once
-more, with its hash. It is written first and replaced as a whole, and this is the commit: if the
-process stops before the line is in the ledger as well, readers take it from there, and
-`finish_append` adds it.
+more, with its hash. First the line is written into the ledger, without its newline, so that it has
+its place on the disk; readers pass over it. Then `newest.json` is replaced as a whole, and this is
+the commit. The newline comes last: if the process stops before it, or the disk is full, readers
+take the line from `newest.json`, and `finish_append` completes it.
 """
 
 import hashlib
 import json
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +60,33 @@ def parsed(path: Path, lines: list[bytes]) -> list[dict[str, Any]]:
 
 
 def append(path: Path, entry: dict[str, Any]) -> None:
-    """Append a line and wait until it is on the disk, which commits a stage."""
+    """Append a line and wait until it is on the disk, which commits a stage.
+
+    Raises:
+        PerdureError: it cannot be written. The ledger then has no further line.
+    """
     lines = _committed(path)
     previous = line_hash(lines[-1]) if lines else ""
     line = json.dumps({**entry, "previous": previous}, sort_keys=True, ensure_ascii=False)
-    write_newest(path, line.encode())
-    write_lines(path, [*lines, line.encode()])
+    write_lines(path, lines, begun=line.encode())
+    try:
+        write_newest(path, line.encode())
+    except PerdureError:
+        if newest_line(path) != line.encode():
+            raise
+        # It is there, and only its folder could not be synced.
+    finish_append(path)
 
 
 def finish_append(path: Path) -> None:
-    """Add the line of `newest.json` if a process stopped before it was in the ledger as well."""
+    """Complete the newest line in the ledger, which may lack its newline, from `newest.json`.
+
+    If that cannot be written, nothing is lost, as the line is committed without it.
+    """
     newest = newest_line(path)
     if newest is not None and newest not in whole_lines(path)[0]:
-        write_lines(path, _committed(path))
+        with suppress(PerdureError):
+            write_lines(path, _committed(path))
 
 
 def write_newest(path: Path, line: bytes) -> None:
@@ -78,18 +94,23 @@ def write_newest(path: Path, line: bytes) -> None:
     write_text(path.with_name(NEWEST), _newest_content(line).decode())
 
 
-def write_lines(path: Path, lines: list[bytes]) -> None:
-    """Write what a ledger lacks of these lines, and remove what is after them or is not theirs."""
-    content = b"".join(line + b"\n" for line in lines)
+def write_lines(path: Path, lines: list[bytes], begun: bytes = b"") -> None:
+    """Write what a ledger lacks of these lines, and remove what is after them or is not theirs.
+
+    The line `begun` comes after them without a newline.
+    """
+    content = b"".join(line + b"\n" for line in lines) + begun
     with writing(path), open_file(path, "r+b" if path.exists() else "x+b") as file:
         present, start = file.read(), 0
         for line in lines:
             if present[start : start + len(line) + 1] != line + b"\n":
                 break
             start += len(line) + 1
-        file.truncate(start)
-        file.seek(start)
-        file.write(content[start:])
+        if present[start:] != content[start : len(present)]:
+            file.truncate(start)
+            present = present[:start]
+        file.seek(len(present))
+        file.write(content[len(present) :])
         file.flush()
         os.fsync(file.fileno())
     sync(path.parent)

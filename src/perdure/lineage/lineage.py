@@ -24,7 +24,7 @@ from perdure.lineage.names import (
     check_own_names,
 )
 from perdure.lineage.records import read_scores, read_verdict
-from perdure.lineage.schema import check_ledger
+from perdure.lineage.schema import MAKES_A_STAGE, check_ledger
 from perdure.lineage.settings import (
     Changes,
     command,
@@ -384,14 +384,14 @@ class Lineage(History):
         It is synced and renamed before the line is written, which is the commit (`ledger.append`).
         """
         folder = self.path / entry["folder"]
-        usual_modes(built)
-        for path in [*built.rglob("*"), built]:
-            sync(path)
-        remove(folder)  # renamed by a run that stopped before it wrote the ledger
-        entry = {**entry, "files": hash_folder(built)}
-        if dropped := self.to_drop(entry):
-            entry["dropped"] = dropped
-        with writing(folder):
+        with writing(folder, unfinished=built):
+            usual_modes(built)
+            for path in [*built.rglob("*"), built]:
+                sync(path)
+            remove(folder)  # renamed by a run that stopped before it wrote the ledger
+            entry = {**entry, "files": hash_folder(built)}
+            if dropped := self.to_drop(entry):
+                entry["dropped"] = dropped
             built.rename(folder)
         sync(folder.parent)
         add_timing(self.path / TIMINGS, entry["stage"], timing)
@@ -411,12 +411,12 @@ class Lineage(History):
         """
         folder = f"{REFUSED}/{Path(entry['folder']).name}-{key[:8]}"
         place = self.path / folder
-        usual_modes(built)
-        for path in [*built.rglob("*"), built]:
-            sync(path)
-        remove(place)  # of a run that stopped before it wrote the ledger
-        files = hash_folder(built)
-        with writing(place):
+        with writing(place, unfinished=built):
+            usual_modes(built)
+            for path in [*built.rglob("*"), built]:
+                sync(path)
+            remove(place)  # of a run that stopped before it wrote the ledger
+            files = hash_folder(built)
             place.parent.mkdir(exist_ok=True)
             built.rename(place)
         sync(place.parent)
@@ -461,6 +461,9 @@ class Lineage(History):
         finish_append(self.path / "ledger.jsonl")
         for file in self.still_to_delete():
             file.unlink()
+        committed = {Path(e["folder"]).name for e in self.ledger if e["verb"] in MAKES_A_STAGE}
+        if any(p.name.rpartition("-")[0] in committed for p in (self.path / WORK).glob("*")):
+            remove_work(self.path, self.ledger[0])
         if (self.written_pin, self.written) != (self.pin, self.settings):
             write_settings(self.path, self.settings, self.pin)
             self.written_pin, self.written = self.pin, self.settings
