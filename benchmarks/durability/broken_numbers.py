@@ -131,6 +131,9 @@ def broken(place: str, value: float, step: int = STEP) -> Iterator[list[int]]:
     def backward_batch(engine, batch, items, other_loss, extra):
         if engine.state.global_step >= step - 1 and not done:
             done.append(max(step, engine.state.global_step))
+            own_loss = other_loss
+            if own_loss:  # the method's own, in which the number of items has no part
+                other_loss = lambda *batch: own_loss(*batch) * value  # noqa: E731
             items = items * 0 if math.isinf(value) else items * math.nan
         original_batch(engine, batch, items, other_loss=other_loss, extra=extra)
 
@@ -174,7 +177,11 @@ def outcome(lineage: Path, method: str, place: str, value: float) -> Outcome:
     if contents(lineage) != before or list(lineage.glob(".work/*")):
         return Outcome(method, place, "CHANGED", line)
     named = next((name for name in ("loss", "gradient", "weights") if f"{name} is not" in line), "")
-    at_step = any(f"at step {done[0] + late}" in line for late in (0, place == "step on old rows"))
+    # A method's own steps come after a step of the Trainer, and may be those of the one before.
+    on_old_rows = place == "step on old rows" or "in steps on old rows" in line
+    at_step = any(
+        f"at step {done[0] + late}" in line for late in ((-1, 0, 1) if on_old_rows else (0,))
+    )
     if not named or not (at_step or "at the end of the task" in line) or TASKS[1] not in line:
         return Outcome(method, place, "LATE", line)
     return Outcome(method, place, named, line)

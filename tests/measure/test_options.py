@@ -11,6 +11,7 @@ from perdure.measure.likelihood import log_likelihoods
 from perdure.measure.options import can_share, option_likelihoods
 from perdure.measure.predict import predict
 from perdure.models.base import load_base
+from perdure.train.step import task_loss
 from train.engine import tiny_base
 from zoo import ARCHITECTURES, make
 
@@ -112,6 +113,53 @@ def test_prompts_that_a_long_option_cuts_shorter_are_run_as_pairs(monkeypatch):
         ours = option_likelihoods(base, pairs, len(WORDS), 64, "the rows")
     assert ours == pytest.approx(alone, rel=1e-4, abs=1e-5)
     assert together == [len(WORDS)]  # those of the long prompt
+
+
+@pytest.mark.own
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["gpt2", "mpt"])
+def test_padding_does_not_reach_beyond_the_last_position(name, tmp_path):
+    """The longest prompt just fits with its own options, but not with those of the other."""
+    base = load_base(str(make(name, tmp_path, std=0.3)), None, 0)
+    long = {"input_ids": [4 + i % 9 for i in range(62)], "answers": [[5, 2], [6, 2]]}
+    short = {"input_ids": [4, 5], "answers": [[5, 6, 7, 8, 2], [6, 7, 8, 9, 2]]}
+    pairs = [
+        {
+            "input_ids": row["input_ids"] + ids,
+            "labels": [-100] * len(row["input_ids"]) + ids,
+        }
+        for row in (long, short)
+        for ids in row["answers"]
+    ]
+    with evaluating(base.model):
+        alone = [log_likelihoods(base, [pair], 1)[0] for pair in pairs]
+        for batch_size in (2, 32):
+            ours = option_likelihoods(base, pairs, 2, batch_size, "the rows")
+            assert ours == pytest.approx(alone, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.own
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_that_a_token_of_the_prompt_activates_needs_whole_rows(tmp_path):
+    folder = str(make("llama", tmp_path, std=0.3))
+    token = load_base(folder, None, 0).tokenizer.convert_tokens_to_ids("bird")
+    targets = ["q_proj", "lm_head"]
+    adapter = {"alora_invocation_tokens": [token], "target_modules": targets}
+    base = load_base(folder, adapter, 0)
+    base.model.eval()
+    for name, parameter in base.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    assert not can_share(base)
+    ids = torch.tensor([[4, 5, token, 7, 8], [5, token, 7, 9, 10]])
+    labels = torch.tensor([[-100, -100, -100, 7, 8], [-100, -100, 7, 9, 10]])
+    logits = base.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    )
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    ours, _ = task_loss(base.model, base.model, batch, "causal")
+    torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize("kind", ["causal", "seq2seq"])

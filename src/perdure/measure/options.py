@@ -17,7 +17,7 @@ from perdure.measure.likelihood import answer_ids, log_likelihoods
 from perdure.models.base import Base
 from perdure.models.batch import padded
 from perdure.models.decoder import decoder_inputs
-from perdure.models.head import run_with_logits_at
+from perdure.models.head import activates_adapter, run_with_logits_at
 
 
 def option_likelihoods(
@@ -26,8 +26,9 @@ def option_likelihoods(
     """Return log p(option | prompt) of each pair, summed over the option's tokens, in nats.
 
     A causal model reads a prompt once and continues its cache with each option; an encoder-decoder
-    encodes it once. Prompts that a long option has cut shorter, and models whose cache or batches
-    do not allow it, are run as pairs (`log_likelihoods`).
+    encodes it once. Prompts that a long option has cut shorter, batches with padding beyond the
+    model's last position, and models whose cache or batches do not allow it, are run as pairs
+    (`log_likelihoods`).
 
     Args:
         base: the model.
@@ -48,23 +49,28 @@ def option_likelihoods(
             shared.append(start)
         else:
             alone += range(start, start + options)
-    plain = log_likelihoods(base, [pairs[i] for i in alone], batch_size, where)
-    for i, value in zip(alone, plain, strict=True):
-        values[i] = value
     prompts = [_prompt(base, pairs[start]) for start in shared]
     for batch in batches(prompts, max(1, batch_size // options)):
         rows = [shared[i] for i in batch]
         answers = [answer_ids(base.kind, pairs[i + k]) for i in rows for k in range(options)]
+        if base.kind == "causal" and not _have_room(base, [prompts[i] for i in batch], answers):
+            alone += [start + k for start in rows for k in range(options)]
+            continue
         score = _continued if base.kind == "causal" else _decoded
         scores = score(base, [prompts[i] for i in batch], answers, options, where)
         for row, start in enumerate(rows):
             values[start : start + options] = scores[row * options : (row + 1) * options]
+    plain = log_likelihoods(base, [pairs[i] for i in alone], batch_size, where)
+    for i, value in zip(alone, plain, strict=True):
+        values[i] = value
     return values
 
 
 def can_share(base: Base) -> bool:
     """Return whether several answers can go on from one pass of their prompt."""
     if base.padding.left != "any" or base.padding.right != "any":
+        return False
+    if activates_adapter(base.network):
         return False
     if base.kind == "causal":
         return can_leave(base)
@@ -87,6 +93,12 @@ def _have_one_prompt(base: Base, pairs: Sequence[dict[str, Any]]) -> bool:
     return base.kind == "seq2seq" or (
         bool(prompts[0]) and all(IGNORED not in pair["labels"][len(prompts[0]) :] for pair in pairs)
     )
+
+
+def _have_room(base: Base, prompts: list[list[int]], answers: list[list[int]]) -> bool:
+    """Return whether the longest prompt and the longest answer, both padded, have positions."""
+    longest = max(map(len, prompts)) + max(map(len, answers)) - 1
+    return base.limits.positions is None or longest <= base.limits.positions
 
 
 def _continued(

@@ -24,8 +24,9 @@ def run_with_logits_at(model: Any, bare: Any, where: Tensor, **inputs: Any) -> A
     """Run a model and return its outputs, whose `logits` are those at some positions.
 
     The head gets the hidden states of these positions alone, so that no other logits are computed.
-    A model that is compiled, or that calls its head in another way than with hidden states
-    [batch, time, width], computes all logits, and those of the positions are taken from them.
+    A model that is compiled, that has an activated LoRA (`activates_adapter`), or that calls its
+    head in another way than with hidden states [batch, time, width], computes all logits, and those
+    of the positions are taken from them.
 
     Args:
         model: the model to call, which may be wrapped, for example in DDP.
@@ -36,8 +37,8 @@ def run_with_logits_at(model: Any, bare: Any, where: Tensor, **inputs: Any) -> A
     Returns:
         The model's outputs; their logits are [positions, vocabulary], the rows one after another.
     """
-    is_fixed = _is_compiled(model) or _is_compiled(bare)
-    head = None if is_fixed else bare.get_output_embeddings()
+    is_whole = _is_compiled(model) or _is_compiled(bare) or activates_adapter(bare)
+    head = None if is_whole else bare.get_output_embeddings()
 
     def select(module: nn.Module, arguments: tuple[Any, ...]) -> Any:
         hidden, *more = arguments
@@ -54,6 +55,15 @@ def run_with_logits_at(model: Any, bare: Any, where: Tensor, **inputs: Any) -> A
     logits = outputs.logits
     outputs.logits = logits[where] if logits.shape[:-1] == where.shape else logits.squeeze(0)
     return outputs
+
+
+def activates_adapter(model: Any) -> bool:
+    """Return whether an adapter counts only after certain tokens of a row (activated LoRA).
+
+    Its layers then need whole rows, from the prompt on.
+    """
+    configs = getattr(model, "peft_config", {}).values()
+    return any(getattr(config, "alora_invocation_tokens", None) for config in configs)
 
 
 def _is_compiled(model: Any) -> bool:
