@@ -461,9 +461,11 @@ class Lineage(History):
         finish_append(self.path / "ledger.jsonl")
         for file in self.still_to_delete():
             file.unlink()
-        committed = {Path(e["folder"]).name for e in self.ledger if e["verb"] in MAKES_A_STAGE}
-        if any(p.name.rpartition("-")[0] in committed for p in (self.path / WORK).glob("*")):
-            remove_work(self.path, self.ledger[0])
+        committed = {e["folder"] for e in self.ledger if e["verb"] in MAKES_A_STAGE}
+        for work in (self.path / WORK).glob("*"):
+            folder = f"stages/{work.name.rpartition('-')[0]}"
+            if folder in committed and (self.path / folder).is_dir():
+                remove_work(self.path, self.ledger[0])
         if (self.written_pin, self.written) != (self.pin, self.settings):
             write_settings(self.path, self.settings, self.pin)
             self.written_pin, self.written = self.pin, self.settings
