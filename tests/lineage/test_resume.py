@@ -6,6 +6,7 @@ import pytest
 
 from perdure import api
 from perdure.config import load_config
+from perdure.lineage import ledger
 from perdure.lineage import lineage as lineage_module
 from perdure.lineage.files import hash_folder
 from perdure.lineage.lineage import Lineage
@@ -169,6 +170,26 @@ def test_the_kill_inside_a_stage_really_resumes_inside_it(setting, tmp_path):
         run(setting, path, [Stop(5, task=2)])
     api.run(load_config({**setting, "lineage": str(path)}), say=lines.append)
     assert "animal: going on from step 4" in lines
+
+
+@pytest.mark.own
+@pytest.mark.parametrize("setting", ["causal"], indirect=True)
+def test_a_run_killed_right_after_its_last_commit_leaves_no_checkpoints(
+    setting, whole, tmp_path, monkeypatch
+):
+    """The line is in newest.json, and the ledger has it without its newline."""
+    path = whole.parent.with_name(f"{tmp_path.name}-{whole.parent.name}") / "lineage"
+    path.parent.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "finish_append", die_at(4, ledger.finish_append))  # init, 3 stages
+        with pytest.raises(Stopped):
+            run(setting, path)
+    assert list(path.glob(".work/0003-count-*"))
+    assert not (path / "ledger.jsonl").read_bytes().endswith(b"\n")
+    assert [entry["stage"] for entry in Lineage(path).stages] == [1, 2, 3]
+    run(setting, path)
+    assert contents(path) == contents(whole)
+    assert not (path / ".work").exists()
 
 
 @pytest.mark.own
