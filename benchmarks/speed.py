@@ -11,6 +11,7 @@ others of `benchmarks/results/speed.json`.
 """
 
 import argparse
+import math
 import os
 import statistics
 import tempfile
@@ -32,6 +33,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -73,6 +76,12 @@ class Clock(TrainerCallback):
         self.seconds = []
         return median
 
+    def total(self) -> float:
+        """The seconds of all steps since the last call."""
+        total = sum(self.seconds)
+        self.seconds = []
+        return total
+
 
 def rows_of(prompts: list[str], answers: list[str]) -> list[dict[str, str]]:
     pairs = zip(prompts, answers, strict=True)
@@ -89,8 +98,15 @@ def training(rows: int) -> dict[str, Any]:
     }
 
 
-def engine_step(base: str, rows: list[dict[str, str]], batch: int, **more: Any) -> Seconds:
-    """How long a step of `perdure.learn` takes."""
+def engine_step(
+    base: str,
+    rows: list[dict[str, str]],
+    batch: int,
+    lineage: str = "engine",
+    seconds_of: Callable[[Clock], float] = Clock.step,
+    **more: Any,
+) -> Seconds:
+    """How long a step of `perdure.learn` takes, or what else `seconds_of` says."""
     settings = {
         "base": base,
         "method": "sequential",
@@ -101,11 +117,11 @@ def engine_step(base: str, rows: list[dict[str, str]], batch: int, **more: Any) 
         **more,
     }
     clock, names = Clock(), iter(range(1000))
-    api.init("engine", config=settings)
+    api.init(lineage, config=settings)
 
     def seconds() -> float:
-        api.learn("engine", f"task-{next(names)}", train=rows, callbacks=[clock])
-        return clock.step()
+        api.learn(lineage, f"task-{next(names)}", train=rows, callbacks=[clock])
+        return seconds_of(clock)
 
     return seconds
 
@@ -181,6 +197,55 @@ def engine_over_trainer_minilm() -> tuple[Seconds, Seconds]:
     return (
         engine_step(folder, rows, 8, adapter=adapter),
         trainer_step(get_peft_model(plain, config), features, 8, tokenizer.pad_token_id),
+    )
+
+
+def small_decoder(folder: Path) -> str:
+    """A Llama of 4 layers with random weights, and the tokenizer of SmolLM2, as a base."""
+    tokenizer = AutoTokenizer.from_pretrained(smollm2())
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def grouped_over_random() -> tuple[Seconds, Seconds]:
+    """An epoch of 512 rows of 8 to 256 tokens (median 45) in batches of 8, grouped or at random."""
+    return uneven_epoch("grouped", train_sampling_strategy="group_by_length"), uneven_epoch(
+        "random"
+    )
+
+
+def padding_free_over_random() -> tuple[Seconds, Seconds]:
+    """The same epoch, with the rows of a batch end to end in one sequence, or padded."""
+    return uneven_epoch("packed", padding_free=True), uneven_epoch("padded")
+
+
+def uneven_epoch(lineage: str, **more: Any) -> Seconds:
+    """How long an epoch of 512 rows takes a small decoder with LoRA r 8 on all linear layers."""
+    base = small_decoder(Path("decoder").absolute())
+    # Log-normal, cut off at both ends.
+    normal = statistics.NormalDist(mu=0.0, sigma=0.9)
+    lengths = [45 * math.exp(normal.inv_cdf((i + 0.5) / 512)) for i in range(512)]
+    rows = rows_of([" cat" * min(max(round(n), 8) - 2, 254) for n in lengths], [" red"] * 512)
+
+    return engine_step(
+        base,
+        rows,
+        batch=8,
+        lineage=lineage,
+        seconds_of=Clock.total,
+        adapter={**LORA, "target_modules": "all-linear"},
+        training={**training(8), "max_steps": 64, **more},
     )
 
 
@@ -275,6 +340,8 @@ RECORDS = {
         generate_over_plain_batched,
         engine_over_trainer_smollm2,
         engine_over_trainer_minilm,
+        grouped_over_random,
+        padding_free_over_random,
     )
 }
 
@@ -321,7 +388,8 @@ def main() -> None:
         old = read_json(RESULTS)["records"] if RESULTS.exists() else []
         records = {r["name"]: r for r in old if r["name"] in RECORDS} | {name: record}
         ordered = [records[other] for other in RECORDS if other in records]
-        command = "python benchmarks/speed.py"
+        command = f"python benchmarks/speed.py --threads {arguments.threads}"
+        command += f" --pairs {arguments.pairs}"
         write(RESULTS, "speed", command, device(arguments.threads), ordered)
 
 

@@ -19,6 +19,8 @@ Dtype = Literal["float32", "bfloat16", "float16"]  # the data types of an export
 
 DEFAULT_ADAPTER = {"peft_type": "LORA", "r": 8, "lora_alpha": 32, "lora_dropout": 0.05}
 DEFAULT_TRAINING = {"learning_rate": 3e-4, "num_train_epochs": 3, "per_device_train_batch_size": 8}
+GROUPED = "group_by_length"  # the `train_sampling_strategy` with little padding
+PADDING_FREE = "padding_free"  # the key of `training:` for none at all; it has TRL's name
 
 
 def filled_adapter(adapter: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -29,6 +29,7 @@ def test_everything_is_chosen_and_written(tmp_path):
         "learning_rate": 2e-4,
         "num_train_epochs": 3,
         "per_device_train_batch_size": 8,
+        "train_sampling_strategy": "group_by_length",
     }
     assert written["memory"]["ratio"] == 0.05
     assert written["guard"]["share"] == 0.2
@@ -55,6 +56,7 @@ def test_what_was_chosen_stays_and_the_rest_fits_the_base(tmp_path, kind, chosen
     config = init(tmp_path / "lineage", base=base, **chosen).config
     assert config.method == method
     assert config.training["learning_rate"] == rate
+    assert ("train_sampling_strategy" in config.training) == (kind != "encoder")
 
 
 def test_a_part_of_the_adapter_is_completed(tmp_path):

@@ -19,6 +19,7 @@ METHODS = {
     "agem": "agem",
     "replay": {"replay": {"ratio": 0.5}},
     "recurrent_kif": {"recurrent_kif": ROUNDS},
+    "grouped": {"replay": {"ratio": 0.5}},  # rows of one length in a batch
     "best": {"recurrent_kif": ROUNDS},  # goes back to the best of two measurements on dev rows
 }
 DEV_LOSSES = {4: 1.0, 6: 2.0}
@@ -29,9 +30,15 @@ def learned(name: str, work: Path, processes: int = 1) -> dict[str, torch.Tensor
     kind, method = name.split("-")
     base = tiny_base(kind)
     training = {"rows": 24, "per_device_train_batch_size": 4 // processes, **backend(processes)}
+    if method == "grouped":
+        training |= {"train_sampling_strategy": "group_by_length"}
     if method == "best":
         training |= {"dev": dev_of(base, keep_best=True), "eval_steps": 4}
     trainer = engine(base, METHODS[method], work, **training)
+    for i, row in enumerate(trainer.train_dataset if method == "grouped" else ()):
+        row["input_ids"] = [*row["input_ids"], *[5] * (i % 7)]
+        if kind != "encoder":
+            row["labels"] = [*row["labels"], *[5] * (i % 7)]
     if trainer.dev:
         trainer.dev.measure(0)  # the real loss, on every process
         scripted(trainer.dev, DEV_LOSSES)

@@ -1,9 +1,11 @@
 """A dry run counts what a run then does, writes nothing, and finds what would stop it."""
 
+import json
 from collections import namedtuple
 
 import pytest
 import torch
+import yaml
 from transformers import TrainerCallback
 
 from command import perdure, tree
@@ -93,6 +95,27 @@ def test_joint_and_whole_weights_are_tried_as_well(setting, tmp_path):
     whole = dry_run(load_config({**setting, "adapter": None}))
     assert whole["trainable"] == whole["parameters"]
     assert whole["stage_bytes"] == 4 * whole["parameters"]
+
+
+def test_much_padding_is_told_with_what_saves_it(tmp_path):
+    setting = setting_for("causal", tmp_path, n=4)
+    file = tmp_path / "uneven.jsonl"
+    rows = [{"prompt": "a cat " * (1 + i % 8), "completion": "red"} for i in range(96)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = [{"name": "uneven", "train": str(file)}]
+    config = {**setting, "tasks": tasks, "lineage": str(tmp_path / "run")}
+    config["training"] = {**config["training"], "per_device_train_batch_size": 4}
+    grouped = {**config["training"], "train_sampling_strategy": "group_by_length"}
+    at_random = dry_run(load_config(config))["tasks"][0]["padding"]
+    less = dry_run(load_config({**config, "training": grouped}))["tasks"][0]["padding"]
+    assert 0 <= less < at_random / 2
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    output = perdure("run", tmp_path / "run.yaml", "--dry-run").out
+    words = f"up to {100 * at_random:.0f} % of the tokens in a batch"
+    assert words in output
+    assert "training.train_sampling_strategy=group_by_length" in output
+    grouping = "training.train_sampling_strategy=group_by_length"
+    assert words not in perdure("run", tmp_path / "run.yaml", grouping, "--dry-run").out
 
 
 def test_the_first_step_has_the_longest_rows_and_the_others_all_lengths():

@@ -7,10 +7,13 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from perdure.cli.output import counted, grid
+from perdure.config import GROUPED
 from perdure.reporting.results import method_name
 
 
-COLUMNS = ("rows", "tokens", "longest", "truncated", "steps", "learning", "scoring")
+COLUMNS = ("rows", "tokens", "longest", "truncated", "padding", "steps", "learning", "scoring")
+
+MUCH_PADDING = 0.3  # from this share on, the setting that saves most of it is named
 
 
 def planned(plan: dict[str, Any]) -> Iterator[RenderableType]:
@@ -19,15 +22,15 @@ def planned(plan: dict[str, Any]) -> Iterator[RenderableType]:
     seconds = zip(plan["seconds_learning"], plan["seconds_scoring"], strict=True)
     for task, (learning, scoring) in zip(plan["tasks"], seconds, strict=True):
         count = task["count"]
-        numbers = (
-            count["rows"],
-            count["tokens"],
-            count["longest"],
-            count["truncated"],
-            task["steps"],
+        numbers = (count["rows"], count["tokens"], count["longest"], count["truncated"])
+        table.add_row(
+            Text(task["task"]),
+            *(f"{number:,}" for number in numbers),
+            f"{100 * task['padding']:.0f} %",
+            f"{task['steps']:,}",
+            span(learning),
+            span(scoring),
         )
-        cells = [*(f"{n:,}" for n in numbers), span(learning), span(scoring)]
-        table.add_row(Text(task["task"]), *cells)
     yield table
     trained_share = plan["trainable"] / plan["parameters"]
     lines = [
@@ -41,8 +44,14 @@ def planned(plan: dict[str, Any]) -> Iterator[RenderableType]:
         f"{size(plan['disk_free_bytes'])} free",
         f"time:        about {span(plan['seconds'])} for {plan['steps']:,} steps and the scoring"
         f"{', without the guard' if plan['guarded'] else ''}",
-        "nothing was written; leave out --dry-run to do it",
     ]
+    most = max((task["padding"] for task in plan["tasks"]), default=0.0)
+    if most > MUCH_PADDING and plan["sampling"] != GROUPED:
+        lines.append(
+            f"padding:     up to {100 * most:.0f} % of the tokens in a batch; "
+            f"training.train_sampling_strategy={GROUPED} saves most of it"
+        )
+    lines.append("nothing was written; leave out --dry-run to do it")
     yield Text("\n".join(lines))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase
+from transformers import DataCollatorWithFlattening, PreTrainedTokenizerBase
 
 from perdure.data.causal import CausalRow, causal_prompts, causal_rows, shorten
 from perdure.data.columns import is_chat
@@ -243,12 +243,19 @@ class Collator:
 
     All are int64 tensors of shape [batch, length], padded on the right, the labels with -100. The
     labels of an encoder have shape [batch]. Other keys of the features are ignored.
+
+    With `padding_free`, rows of a causal model are one sequence [1, tokens], and `position_ids`
+    that begin again with each row take the place of the mask: a model that can pack rows
+    (`models.padding.can_pack`) then lets none of them see another. It must not use a cache.
     """
 
     tokenizer: PreTrainedTokenizerBase
     kind: Kind
+    padding_free: bool = False
 
-    def __call__(self, batch: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, batch: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        if self.padding_free:
+            return {**DataCollatorWithFlattening()(list(batch)), "use_cache": False}
         ids, mask = padded([feature["input_ids"] for feature in batch], self.tokenizer)
         labels = [torch.tensor(feature["labels"]) for feature in batch]
         if self.kind == "encoder":

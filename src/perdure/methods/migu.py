@@ -59,7 +59,8 @@ class Magnitudes:
 
     def open(self, inputs: dict[str, Tensor]) -> None:
         """Start to count; padding tokens of this batch do not count."""
-        masks = (inputs["attention_mask"] != 0, inputs["labels"] != IGNORED)
+        attended = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
+        masks = (attended != 0, inputs["labels"] != IGNORED)
         self.masks = [mask for mask in masks if mask.dim() == 2]
 
     def close(self) -> None:

@@ -1,10 +1,12 @@
 """Finds out by trial in which batches a model gives each row the output that it has alone.
 
 A row in a batch is padded. Attention masks padding exactly, but a recurrence or a Fourier transform
-may not, and an expert of limited capacity drops tokens when other rows have filled it.
+may not, and an expert of limited capacity drops tokens when other rows have filled it. Or rows are
+packed end to end, without padding; then a row must not see the one before it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from perdure.errors import PerdureError, one_line
 from perdure.models.batch import Side, pad_id, padded
+from perdure.models.head import activates_adapter
 from perdure.models.kinds import Kind
 from perdure.models.limits import Limits
 from perdure.seeds import forked
@@ -21,6 +24,7 @@ from perdure.seeds import forked
 
 # Batches of any rows, of rows of equal length only, or of a single row.
 Batches = Literal["any", "equal", "single"]
+Outputs = Callable[[list[list[int]]], list[Tensor]]  # the outputs for each text, [tokens, width]
 LENGTHS = (3, 12, 7, 5)
 # Root mean square of the difference, relative to that of the value. For a model in fp32 it is a few
 # 1e-6, in half precision up to a few hundredths.
@@ -61,13 +65,25 @@ def tried_padding(
     return _KNOWN[key]
 
 
+def can_pack(network: Any, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> bool:
+    """Run a few short texts of a causal model alone and packed, and compare the outputs.
+
+    `network` is the model that will be trained, with its adapter.
+    """
+    if activates_adapter(network):  # it looks for its tokens once in each sequence
+        return False
+    trial = _Trial(network, "causal", tokenizer, limits)
+    try:
+        with _evaluating(network):
+            return trial.packs()
+    except (RuntimeError, ValueError, TypeError, LookupError, NotImplementedError):
+        return False  # it takes no positions, for example
+
+
 def _tried(network: Any, kind: Kind, tokenizer: PreTrainedTokenizerBase, limits: Limits) -> Padding:
     trial = _Trial(network, kind, tokenizer, limits)
-    modules = [(module, module.training) for module in network.modules()]
-    network.eval()
     try:
-        device = next(network.parameters()).device.type
-        with torch.no_grad(), forked(0), torch.autocast(device, enabled=False):
+        with _evaluating(network):
             left = trial.batches("left") if kind == "causal" else "any"
             return Padding(left, trial.batches("right"))
     except (RuntimeError, ValueError, TypeError, LookupError, NotImplementedError) as error:
@@ -76,6 +92,17 @@ def _tried(network: Any, kind: Kind, tokenizer: PreTrainedTokenizerBase, limits:
             f"base: a short text cannot be run through it ({type(error).__name__}: {reason}); "
             "mend its config, or choose another base"
         ) from error
+
+
+@contextmanager
+def _evaluating(network: Any) -> Iterator[None]:
+    """Put a model into evaluation mode for a block, without gradients, autocast and new draws."""
+    modules = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        device = next(network.parameters()).device.type
+        with torch.no_grad(), forked(0), torch.autocast(device, enabled=False):
+            yield
     finally:
         for module, training in modules:
             module.training = training
@@ -130,9 +157,17 @@ class _Trial:
         indices = [torch.randint(len(self.ids), (n,), generator=generator) for n in lengths]
         return [[self.ids[i] for i in text.tolist()] for text in indices]
 
+    def packs(self) -> bool:
+        """Return whether texts that are packed end to end have the same outputs as alone."""
+        return self._equal(self._texts(LENGTHS), self._packed_outputs, self._token_outputs)
+
     def _same(self, texts: list[list[int]], side: Side) -> bool:
         outputs = self._next_token_logits if side == "left" else self._token_outputs
-        together = outputs(texts)
+        return self._equal(texts, outputs, outputs)
+
+    def _equal(self, texts: list[list[int]], together_by: Outputs, outputs: Outputs) -> bool:
+        """Return whether the outputs for texts are about the same together and alone."""
+        together = together_by(texts)
         for text, in_batch in zip(texts, together, strict=True):
             alone = outputs([text])[0]
             steps = min(len(alone), len(in_batch))
@@ -169,6 +204,15 @@ class _Trial:
         outputs = self.network(input_ids=ids, attention_mask=mask, **more)
         values = outputs.last_hidden_state if self.kind == "encoder" else outputs.logits
         return [row[: len(text)] for row, text in zip(values, texts, strict=True)]
+
+    def _packed_outputs(self, texts: list[list[int]]) -> list[Tensor]:
+        """Return the logits for each token of each text; all texts are one sequence."""
+        ids = torch.tensor([[i for text in texts for i in text]], device=self.device)
+        positions = torch.tensor([[i for text in texts for i in range(len(text))]])
+        outputs = self.network(
+            input_ids=ids, position_ids=positions.to(self.device), use_cache=False
+        )
+        return list(outputs.logits[0].split([len(text) for text in texts]))
 
     def _padded(self, texts: list[list[int]], side: Side) -> tuple[Tensor, Tensor]:
         """Return ids [batch, longest], padded on one side, and their attention mask."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from perdure.config import DEFAULT_TRAINING, Config
+from perdure.config import DEFAULT_TRAINING, GROUPED, Config
 from perdure.models.base import BaseInfo
 from perdure.models.targets import fits
 
@@ -24,7 +24,8 @@ def choose_defaults(config: Config, chosen: Mapping[str, Any], info: BaseInfo) -
     """Fill in the method, the adapter, the training and the memory of a new lineage, in place.
 
     Old rows are rehearsed, and a model that writes is kept near its base (`kl_base`), which needs
-    an adapter. The settings are complete, so that later releases do not change a lineage.
+    an adapter; its rows are in batches with others of about their length. The settings are
+    complete, so that later releases do not change a lineage.
 
     Args:
         config: the settings.
@@ -43,6 +44,9 @@ def choose_defaults(config: Config, chosen: Mapping[str, Any], info: BaseInfo) -
                 everywhere if fits(info.config, info.kind, everywhere) else config.adapter
             )
     rate = WHOLE_RATE if config.adapter is None else LORA_RATE
-    config.training = {**DEFAULT_TRAINING, "learning_rate": rate, **config.training}
+    defaults = {**DEFAULT_TRAINING, "learning_rate": rate}
+    if info.kind != "encoder":
+        defaults["train_sampling_strategy"] = GROUPED
+    config.training = {**defaults, **config.training}
     if "ratio" not in (chosen.get("memory") or {}):
         config.memory.ratio = MEMORY_RATIO

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.training_args import OptimizerNames
 from transformers.utils.import_utils import is_liger_kernel_available
 
-from perdure.config import DEFAULT_TRAINING, check_finite, unknown_key
+from perdure.config import DEFAULT_TRAINING, PADDING_FREE, check_finite, unknown_key
 from perdure.errors import PerdureError, nearest, one_line
 from perdure.train.dev_settings import (
     EARLY_STOPPING,
@@ -29,6 +29,8 @@ from perdure.train.dev_settings import (
 
 SCHEDULE_STEPS = 8  # the length of the schedule with which arguments are tried
 
+# Keys that TrainingArguments does not have, with their types.
+ADDED = {**EARLY_STOPPING, PADDING_FREE: bool}
 # Prefixes of the keys that the engine sets itself, with the reason that the error gives.
 OWNED = {
     "output_dir": "the lineage decides where files are stored",
@@ -87,11 +89,11 @@ NUMBERS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def settable() -> list[str]:
     """The keys that `training:` accepts: TrainingArguments' without those that the engine sets.
 
-    Those of early stopping are added.
+    Those of early stopping and `padding_free` are added.
     """
     names = [field.name for field in dataclasses.fields(TrainingArguments) if field.init]
     usable = [name for name in names if owned(name) is None and name not in REFUSED]
-    return [*usable, *EARLY_STOPPING]
+    return [*usable, *ADDED]
 
 
 def owned(key: str) -> str | None:
@@ -108,7 +110,7 @@ def check_training(training: dict[str, Any]) -> None:
         PerdureError: a key that is unknown, set by the engine or not supported, or a value that the
             key does not accept; with the nearest valid key, its place, or the reason.
     """
-    valid, types = settable(), get_type_hints(TrainingArguments) | EARLY_STOPPING
+    valid, types = settable(), get_type_hints(TrainingArguments) | ADDED
     for key, value in training.items():
         if reason := owned(str(key)):
             raise PerdureError(f"training: {key!r} is set by Perdure: {reason}")
@@ -157,7 +159,8 @@ def training_arguments(
         PerdureError: a key or a value that TrainingArguments refuses.
     """
     check_training(training)
-    passed_on = {key: value for key, value in training.items() if key not in OWN_KEYS}
+    own = (*OWN_KEYS, PADDING_FREE)
+    passed_on = {key: value for key, value in training.items() if key not in own}
     settings = {
         "logging_strategy": "steps" if tracker_names(training.get("report_to")) else "no",
         "logging_steps": 10,

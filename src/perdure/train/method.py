@@ -210,6 +210,9 @@ class Method(TrainerCallback):
         Args:
             batch: the number of the micro-batch, from 0, over all processes and epochs of the task.
             size: the number of new rows in it.
+
+        The rows may depend on these numbers only: a resumed run does not ask for earlier batches
+        again, and if rows are grouped by length, all batches of an epoch are asked for at once.
         """
         return []
 

@@ -50,6 +50,8 @@ class Passes:
         # The logits may be those of some positions only. A pass that generates has no prompt.
         ids = inputs.get("input_ids", inputs.get("decoder_input_ids"))
         rows = len(outputs.logits if ids is None else ids)
+        if "position_ids" in inputs and "attention_mask" not in inputs:  # packed into one sequence
+            rows = int(inputs["position_ids"].eq(0).sum())
 
         def count_backward(gradient: Tensor) -> None:
             self.backward += rows

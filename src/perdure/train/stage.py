@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from perdure.config import Config
+from perdure.config import GROUPED, PADDING_FREE, Config
 from perdure.data.rows import Row
 from perdure.data.task import Task
 from perdure.data.tokens import features
@@ -24,6 +24,7 @@ from perdure.models.base import Base
 from perdure.models.checkpoints import load_checkpoint
 from perdure.models.finite_weights import check_weights
 from perdure.models.layout import MEMORY, PREDICTIONS, SCORES
+from perdure.models.padding import can_pack
 from perdure.models.stage_files import save_weights
 from perdure.say import Say
 from perdure.seeds import derive
@@ -100,7 +101,9 @@ def learn_stage(
     methods = plan.methods
     args = arguments_for_stage(plan.arguments, work, seed=derive(plan.seed, "train"))
     base.to(args.device)
-    _warn_of_padding(base, plan, say)
+    padding_free = _padding_free(base, plan)
+    if not padding_free:
+        _warn_of_padding(base, plan, say)
     clock = _Clock()
     scores_before, base_scores, before = _scores_before(base, plan)
     clock.lap("score")
@@ -132,6 +135,7 @@ def learn_stage(
         task=plan.task,
         say=say,
         dev=dev,
+        padding_free=padding_free,
     )
     trainable = sum(p.numel() for p in engine.parameters)
     clock.lap("prepare")
@@ -199,6 +203,23 @@ def adopt_stage(
         stage_folder=stage_folder,
     )
     return clock.seconds, {}
+
+
+def _padding_free(base: Base, plan: StagePlan) -> bool:
+    """Return whether the rows of a batch are packed end to end.
+
+    Raises:
+        PerdureError: they are to be, but the model cannot keep them apart.
+    """
+    if not for_task(plan.config.training, plan.learn[-1].training).get(PADDING_FREE):
+        return False
+    if base.kind != "causal" or not can_pack(base.model, base.tokenizer, base.limits):
+        raise PerdureError(
+            f"training: padding_free: base {base.name!r} with its adapter cannot keep the rows of "
+            f"one sequence apart; write train_sampling_strategy: {GROUPED} instead, which leaves "
+            "little padding"
+        )
+    return True
 
 
 def _warn_of_padding(base: Base, plan: StagePlan, say: Say) -> None:

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,9 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from perdure.config import GROUPED
 from perdure.data.tokens import Collator
 from perdure.disk import remove, usual_modes
 from perdure.errors import PerdureError, one_line
@@ -26,6 +28,7 @@ from perdure.stopping import held, in_time, is_requested, stop
 from perdure.train.checkpoints import HASHES, complete_checkpoints, damage, seal, step_of
 from perdure.train.dev import DevEvaluation
 from perdure.train.finite import FiniteCheck, check_state
+from perdure.train.grouping import GroupedSampler, spread_by_length
 from perdure.train.lifecycle import next_start
 from perdure.train.losses import count_items
 from perdure.train.method import Loss, Method
@@ -43,7 +46,8 @@ class RehearsalCollator:
     """A collator that adds the methods' old rows; `batches` counts the task's micro-batches.
 
     Each of several processes draws for its own part of a step, and together they draw what one
-    process would.
+    process would. If the new rows are grouped by length, the old rows of an epoch are drawn at
+    once, and are exchanged between its micro-batches (`spread_by_length`).
     """
 
     def __init__(
@@ -56,13 +60,31 @@ class RehearsalCollator:
         self.collator, self.methods, self.batches = collator, methods, 0
         self.rehearsals = rehearsals
         self.processes, self.process = args.world_size, args.process_index
+        self.batches_a_step = args.gradient_accumulation_steps * args.world_size
+        self.groups: GroupedSampler | None = None
+        self.per_epoch = 0  # the micro-batches of an epoch in each process
+        self._grouped = lru_cache(maxsize=1)(self._grouped_rows)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
         batch = self.batches * self.processes + self.process
-        old = [row for m in self.methods for row in m.rehearse(batch, len(features))]
+        if self.groups:
+            epoch, place = divmod(batch, self.per_epoch * self.processes)
+            old = self._grouped(self.groups, epoch)[place]
+        else:
+            old = self._old_rows(batch, len(features))
         self.batches += 1
         self.rehearsals.add_batch(old)
         return self.collator(features + old)
+
+    def _old_rows(self, batch: int, size: int) -> list[dict[str, Any]]:
+        return [row for method in self.methods for row in method.rehearse(batch, size)]
+
+    def _grouped_rows(self, groups: GroupedSampler, epoch: int) -> list[list[dict[str, Any]]]:
+        """The old rows of each micro-batch of an epoch, over all processes."""
+        count = self.per_epoch * self.processes
+        new = groups.batches(epoch, count)  # their lengths
+        old = [self._old_rows(epoch * count + i, len(part)) for i, part in enumerate(new)]
+        return spread_by_length(old, new, self.batches_a_step, self.collator.kind)
 
 
 class ContinualTrainer(Trainer):
@@ -81,10 +103,12 @@ class ContinualTrainer(Trainer):
         task: str = "",
         say: Say = silent,
         dev: DevEvaluation | None = None,
+        padding_free: bool = False,
     ):
         self.base, self.methods, self.resume, self.dev = base, methods, resume, dev
         self.passes, self.rehearsals = passes or Passes(), rehearsals or Rehearsals({})
-        self.collate = Collator(base.tokenizer, base.kind)
+        self.collate = Collator(base.tokenizer, base.kind, padding_free)
+        self.padded = Collator(base.tokenizer, base.kind)
         self.rehearsal = RehearsalCollator(self.collate, methods, args, self.rehearsals)
         self.finite = FiniteCheck(task, lambda: self.parameters, self.of_all_processes, say)
         super().__init__(
@@ -179,6 +203,19 @@ class ContinualTrainer(Trainer):
                     remove(checkpoint)
             raise
 
+    # --- the rows
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        if self.args.train_sampling_strategy != GROUPED:
+            return super()._get_train_sampler(train_dataset)
+        features: Any = self.train_dataset
+        self.rehearsal.groups = GroupedSampler(features, self.args, self.base.kind, self._epoch)
+        return self.rehearsal.groups
+
+    def _epoch(self) -> int:
+        """The number of the epoch that begins or, after a resumption, goes on; from 0."""
+        return self.rehearsal.batches // self.rehearsal.per_epoch
+
     # --- the step
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
@@ -255,8 +292,8 @@ class ContinualTrainer(Trainer):
 
     @torch.no_grad()
     def look(self, rows: list[dict[str, Any]]) -> tuple[dict[str, Tensor], Any]:
-        """The collated batch of some rows, and the model's outputs on it in evaluation mode."""
-        batch: Any = self._prepare_inputs(self.collate(rows))
+        """The padded batch of some rows, and the model's outputs on it in evaluation mode."""
+        batch: Any = self._prepare_inputs(self.padded(rows))
         self.base.model.eval()
         with self.compute_loss_context_manager():
             _, outputs = self.task_loss(self.base.model, batch)
@@ -420,11 +457,12 @@ class _MethodState(TrainerCallback):
             stop(f"after step {state.global_step} of {state.max_steps}, which is kept")
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        self.engine.rehearsal.per_epoch = len(train_dataloader)  # type: ignore[arg-type]
         if not self.engine.resume:
             return
         for stateful in self.stateful:
             stateful.load_state_dict(load_state(stateful, self.engine.resume))
-        per_epoch = len(train_dataloader)  # type: ignore[arg-type]
+        per_epoch = self.engine.rehearsal.per_epoch
         accumulated = args.gradient_accumulation_steps
         epochs, steps = divmod(state.global_step, -(-per_epoch // accumulated))
         self.engine.rehearsal.batches = epochs * per_epoch + steps * accumulated

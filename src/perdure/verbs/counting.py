@@ -5,11 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
+from perdure.config import GROUPED
 from perdure.data.rows import Row
 from perdure.data.tokens import IGNORED
 from perdure.models.kinds import Kind
+from perdure.train.grouping import grouped_order, length, padding_share
+from perdure.train.step import rows_of_a_step
 
 
 @dataclass
@@ -32,10 +36,18 @@ def count(features: Sequence[dict[str, Any]], truncated: int, kind: Kind) -> Cou
     return Count(len(features), sum(lengths), learned, max(lengths), truncated)
 
 
-def length(feature: dict[str, Any], kind: Kind) -> int:
-    """Return the number of tokens of a row that go through the model."""
-    target = len(feature["labels"]) if kind == "seq2seq" else 0
-    return len(feature["input_ids"]) + target
+def padding(features: Sequence[dict[str, Any]], args: TrainingArguments, kind: Kind) -> float:
+    """Return the share of padding in the batches of an epoch, without remembered rows.
+
+    If rows are in random order, it is that of one such order.
+    """
+    if args.train_sampling_strategy == GROUPED:
+        lengths = [length(feature, kind) for feature in features]
+        order = grouped_order(lengths, rows_of_a_step(args), args.seed, epoch=0)
+    else:
+        generator = torch.Generator().manual_seed(args.seed)
+        order = torch.randperm(len(features), generator=generator).tolist()
+    return padding_share(features, order, args.per_device_train_batch_size, kind)
 
 
 def steps_of(args: TrainingArguments, rows: int) -> int:

@@ -31,10 +31,11 @@ from perdure.prepare import Plan, prepare_learn, prepare_run
 from perdure.say import Say, silent
 from perdure.train.dev import interval, is_due
 from perdure.train.dev_settings import for_task, with_strategy, without_dev
+from perdure.train.grouping import length
 from perdure.train.memory import choose
 from perdure.train.stage import StagePlan, learn_stage
 from perdure.verbs.costs import STEPS, TriedTask, check_disk, costs
-from perdure.verbs.counting import count, length, sample, steps_an_epoch, steps_of
+from perdure.verbs.counting import count, padding, sample, steps_an_epoch, steps_of
 from perdure.verbs.init import try_base
 
 
@@ -133,6 +134,7 @@ def _report(start: Start, plan: Plan, done: int, say: Say) -> dict[str, Any]:
         "guarded": config.guard is not None and base.kind != "encoder",
         "device": str(next(base.model.parameters()).device),
         "threads": torch.get_num_threads(),
+        "sampling": plan.arguments(config.training).train_sampling_strategy,
         "tasks": [asdict(trial) for trial in trials],
         **total,
     }
@@ -165,6 +167,7 @@ def _three_steps(
     counted = count(task_features, truncated, base.kind)
     steps = steps_of(args, len(rows))
     trial = TriedTask(task.name, counted, steps, len(memory), rows_a_step)
+    trial.padding = round(padding(task_features, args, base.kind), 3)
     trial.dev_rows = sum(len(other.dev.rows) for other in learned if other.dev)
     trial.measurements = _measurements(plan, learned, steps) if trial.dev_rows else 0
     stage_plan = StagePlan(

@@ -168,6 +168,27 @@ def test_neutral_keywords_leave_sft_its_weights_and_its_draws_bitwise(settings, 
     assert same(*final_weights)
 
 
+def test_rows_without_padding_in_sft_do_not_see_each_other(tmp_path):
+    """New and remembered rows of several lengths: the weights are those of padded rows."""
+    finals = []
+    for settings in ({}, {"padding_free": True, "max_length": None}):
+        base = base_of("causal", 0.0)
+        rows = lengthened(features("causal", "colour", 40))
+        callback = RecurrentKIF(memory=lengthened(features("causal", "animal", 6)), **ROUNDS)
+        sft(tmp_path, rows, [callback], base, **settings).train()
+        finals.append(trained(base.model))
+    off, far = farthest(*finals)
+    assert far <= 3  # a score at the threshold may change its side
+    assert off < 0.01
+
+
+def lengthened(rows):
+    return [
+        {key: [*row[key], *[5] * (i % 7)] for key in ("input_ids", "labels")}
+        for i, row in enumerate(rows)
+    ]
+
+
 def test_a_resumed_sft_run_ends_in_the_same_weights(tmp_path):
     rows, memory = list(tiny_rows("colour", 40)), list(tiny_rows("animal", 6))
     saving = {"save_strategy": "steps", "save_steps": 3}
