@@ -14,6 +14,8 @@ import argparse
 import math
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -332,6 +334,20 @@ def generate_over_plain_batched() -> tuple[Seconds, Seconds]:
     return ours, theirs
 
 
+def help_over_imports() -> tuple[Seconds, Seconds]:
+    """`perdure --help`, over the import of typer and rich, each in a process of its own."""
+
+    def process(code: str) -> Seconds:
+        def seconds() -> float:
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+            return time.perf_counter() - began
+
+        return seconds
+
+    return process("from perdure.cli import main; main(['--help'])"), process("import typer, rich")
+
+
 RECORDS = {
     function.__name__: function
     for function in (
@@ -342,6 +358,7 @@ RECORDS = {
         engine_over_trainer_minilm,
         grouped_over_random,
         padding_free_over_random,
+        help_over_imports,
     )
 }
 

@@ -21,8 +21,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from typer.models import OptionInfo
 
-from perdure import config
-from perdure.cli import app
+from perdure import cli, config
 from perdure.cli.methods import preset_notes, preset_rows, value
 from perdure.cli.output import quiet
 from perdure.errors import PerdureError
@@ -41,7 +40,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 MARK = re.compile(r"(<!-- made: (\w+)(?: (\w+))? -->\n).*?(<!-- /made -->)", re.DOTALL)
 KEYS = re.compile(r"<!-- keys: (\w+) -->\n+((?:\|.*\n)+)")
 EMPTY = (None, False, inspect.Parameter.empty)
-VERBS = {command.name: command.callback for command in app.registered_commands}
+VERBS = {verb: cli.handler(verb) for verb in cli.VERBS}
 
 
 def with_tables(page: str) -> str:

@@ -4,6 +4,9 @@ import difflib
 from collections.abc import Iterable
 
 
+LOST = 3  # the exit status when something was lost, or a stage was refused
+
+
 class PerdureError(ValueError):
     """A mistake of the user's. Its one line says what is wrong, where, and how to mend it.
 

@@ -12,25 +12,11 @@ import yaml
 import perdure as package
 from command import perdure, tree, workplace
 from perdure.api import run_config
+from perdure.cli import VERBS
 from perdure.train.stage import learn_stage
 from perdure.verbs import advance
 
 
-VERBS = ("init", "learn", "adopt", "run", "compare", "evaluate", "probe", "log", "methods")
-VERBS += (
-    "try",
-    "chat",
-    "show",
-    "report",
-    "revert",
-    "set",
-    "verify",
-    "repair",
-    "compact",
-    "export",
-    "push",
-    "rebase",
-)
 HEAVY = ("torch", "transformers", "peft", "datasets")
 
 
@@ -45,9 +31,9 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def loaded_by(code: str) -> list[str]:
-    """The heavy packages that are loaded after `code`, in a process of its own."""
-    code = f"import sys\n{code}\nprint([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+def loaded_by(code: str, modules: tuple[str, ...] = HEAVY) -> list[str]:
+    """Which of the modules are loaded after `code`, in a process of its own."""
+    code = f"import sys\n{code}\nprint([m for m in {modules} if m in sys.modules], file=sys.stderr)"
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
@@ -60,6 +46,17 @@ def test_import_perdure_loads_nothing_heavy():
         loaded_by("import perdure; perdure.Config, perdure.Lineage, perdure.Task, perdure.run")
         == []
     )
+
+
+def test_the_list_of_verbs_imports_none_of_them():
+    """So that it takes little longer than typer itself: no YAML, no tables, no verb."""
+    lines = "from perdure.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    light = ("yaml", "rich.console", "perdure.api", "perdure.config", *HEAVY)
+    assert loaded_by(lines, light) == []
+    listed = perdure("--help").out
+    for verb in VERBS:
+        assert f"\n  {verb} " in listed
+    assert "..." not in listed.partition("Commands:")[2]  # every line is whole
 
 
 def test_help_loads_nothing_heavy():

@@ -1,60 +1,82 @@
-"""The command line. Importing it does not import torch: a verb does so when it needs torch."""
+"""The command line. The module of a verb is imported when the verb is used."""
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from perdure.cli import (
-    adopt,
-    chat,
-    check,
-    compact,
-    compare,
-    evaluate,
-    export,
-    init,
-    learn,
-    log,
-    methods,
-    probe,
-    push,
-    rebase,
-    repair,
-    report,
-    revert,
-    run,
-    set_,
-    show,
-    try_,
-    verify,
-)
-from perdure.cli.output import LOST, complain
-from perdure.errors import PerdureError, RefusedError
+from perdure.errors import LOST, PerdureError, RefusedError
 from perdure.places import where_it_goes
 from perdure.stopping import Terminated, handled
 from perdure.writing import flush_output, in_one_line
 
 
+# The verbs, each in the module of its name, and what `perdure --help` says of them.
+VERBS = {
+    "init": "Make a lineage: a folder whose stage 0 is the untouched base.",
+    "learn": "Learn one more task as a new stage.",
+    "adopt": "Record a checkpoint that was trained elsewhere as a stage.",
+    "run": "Learn a stream of tasks one after another.",
+    "compare": "Run methods on the same task orders and seeds.",
+    "evaluate": "Score a stage on the tasks learned so far.",
+    "check": "Check what a model has lost of its base's general ability.",
+    "probe": "Probe the stages with rows outside the tasks.",
+    "try": "Answer a prompt with a stage.",
+    "chat": "Talk to the stages of a lineage.",
+    "log": "List the history of a lineage, newest last.",
+    "show": "Show a stage: what it learned, gained and lost.",
+    "report": "Write a report of lineages: what was learned and forgotten.",
+    "set": "Change settings of a lineage, from its next stage on.",
+    "revert": "Go back to an earlier stage.",
+    "verify": "Check every hash of a lineage.",
+    "repair": "Restore what can be restored of a damaged lineage.",
+    "compact": "Delete weights of earlier stages that can be learned again.",
+    "export": "Write a stage as one plain model, with its card.",
+    "push": "Upload a stage to the hub.",
+    "rebase": "Record a new location of the base.",
+    "methods": "List the methods, or show one.",
+}
+OPTIONS: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+}
 RESUMED = ("learn", "run", "compare")
 WITH_SETTINGS = ("init", "learn", "run", "compare", "set")
 OUTPUT = "the output or a temporary file"  # if an error does not name what cannot be written
 UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's copy of click
 
 
+def _complain(line: str) -> None:
+    """Print a line for the user to stderr."""
+    from perdure.cli.output import complain
+
+    complain(line)
+
+
 class _Verbs(TyperGroup):
     """Reports mistakes (status 2), a refused stage (3) and stops (128 + signal) in a line each."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self.commands: Any = _Commands()
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write a line for each verb, without importing any of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except RefusedError as error:
-            complain(f"refused: {error}")
+            _complain(f"refused: {error}")
             raise typer.Exit(LOST) from None
         except PerdureError as error:
-            complain(f"error: {error}")
+            _complain(f"error: {error}")
             raise typer.Exit(2) from None
         except UsageError as error:
             option = getattr(error, "option_name", None)
@@ -63,21 +85,21 @@ class _Verbs(TyperGroup):
                 raise
             if option is None:
                 reason = " ".join(error.format_message().split()).rstrip(".")
-                complain(f"error: {verb}: {reason}; see `perdure {verb} --help`")
+                _complain(f"error: {verb}: {reason}; see `perdure {verb} --help`")
             else:
-                complain(f"error: {verb}: {_no_option(error, option)}")
+                _complain(f"error: {verb}: {_no_option(error, option)}")
             raise typer.Exit(2) from None
         except (KeyboardInterrupt, Terminated) as stopped:
             can_resume = ctx.invoked_subcommand in RESUMED
             hint = "; repeat the same command to continue" if can_resume else ""
-            complain(f"{' '.join(['stopped', str(stopped)]).rstrip()}{hint}")
+            _complain(f"{' '.join(['stopped', str(stopped)]).rstrip()}{hint}")
             status = stopped.status if isinstance(stopped, Terminated) else 130
             raise typer.Exit(status) from None
         except Exception as error:
             line = in_one_line(error, OUTPUT)
             if line is None:
                 raise
-            complain(f"error: {line}")
+            _complain(f"error: {line}")
             raise typer.Exit(2) from None
 
 
@@ -93,36 +115,40 @@ def _no_option(error: Any, option: str) -> str:
     return f"no option {option}; valid: {', '.join(options)}"
 
 
-app = typer.Typer(
-    cls=_Verbs,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="Keep a language model learning without forgetting.",
-)
-app.command("init")(init.init)
-app.command("learn")(learn.learn)
-app.command("adopt")(adopt.adopt)
-app.command("run")(run.run)
-app.command("compare")(compare.compare)
-app.command("evaluate")(evaluate.evaluate)
-app.command("check")(check.check)
-app.command("probe")(probe.probe)
-app.command("try")(try_.try_)
-app.command("chat")(chat.chat)
-app.command("log")(log.log)
-app.command("show")(show.show)
-app.command("report")(report.report)
-app.command("set")(set_.set_)
-app.command("revert")(revert.revert)
-app.command("verify")(verify.verify)
-app.command("repair")(repair.repair)
-app.command("compact")(compact.compact)
-app.command("export")(export.export)
-app.command("push")(push.push)
-app.command("rebase")(rebase.rebase)
-app.command("methods")(methods.methods)
+def handler(verb: str) -> Callable[..., None]:
+    """Import the function that runs a verb, with the options as its parameters."""
+    name = {"set": "set_", "try": "try_"}.get(verb, verb)
+    return getattr(importlib.import_module(f"perdure.cli.{name}"), name)
+
+
+class _Commands(Mapping[str, Any]):
+    """The command of each verb, which is made when it is first asked for."""
+
+    def __init__(self):
+        self.made: dict[str, Any] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(VERBS)
+
+    def __len__(self) -> int:
+        return len(VERBS)
+
+    def __getitem__(self, verb: str) -> Any:
+        if verb not in VERBS:
+            raise KeyError(verb)
+        if verb not in self.made:
+            single = typer.Typer(**OPTIONS)
+            single.command(verb)(handler(verb))
+            self.made[verb] = typer.main.get_command(single)
+        return self.made[verb]
+
+
+app = typer.Typer(cls=_Verbs, no_args_is_help=True, **OPTIONS)
+
+
+@app.callback(help="Keep a language model learning without forgetting.")
+def perdure() -> None:
+    """Only the verbs do something."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -134,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             line = flush_output()
             if line is None or end.code:
                 raise
-            complain(f"error: {line}")
+            _complain(f"error: {line}")
             raise SystemExit(2) from None
 
 
@@ -145,5 +171,5 @@ def _run(arguments: Sequence[str] | None) -> None:
         line = in_one_line(error, OUTPUT)
         if line is None:
             raise
-        complain(f"error: {line}")
+        _complain(f"error: {line}")
         raise SystemExit(2) from None

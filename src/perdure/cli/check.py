@@ -7,7 +7,8 @@ from rich.text import Text
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command
-from perdure.cli.output import LOST, Json, grid, print_json, quiet, shortened, stderr, stdout
+from perdure.cli.output import Json, grid, print_json, quiet, shortened, stderr, stdout
+from perdure.errors import LOST
 
 
 SHOWN = 5  # flipped rows

@@ -12,7 +12,6 @@ from perdure import api
 from perdure.cli.dry_run import planned_cells, size, span
 from perdure.cli.from_api import Arguments, command
 from perdure.cli.output import (
-    LOST,
     Json,
     complain,
     counted,
@@ -24,7 +23,7 @@ from perdure.cli.output import (
     stderr_line,
 )
 from perdure.config import overrides
-from perdure.errors import PerdureError
+from perdure.errors import LOST, PerdureError
 
 
 LOSSES = (

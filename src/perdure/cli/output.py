@@ -19,7 +19,6 @@ from perdure.printable import printable, printable_json
 from perdure.reporting.verdict import words
 
 
-LOST = 3  # the exit status when something was lost, or a stage was refused
 WIDE = 200  # the width of tables if stdout is not a terminal, in characters
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
