@@ -3,12 +3,13 @@
 import gzip
 import json
 import os
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from perdure.data import files
+from perdure.data import files, parquet_sizes
 from perdure.data.files import read_records
 from perdure.data.forms import MOST_COLUMNS, as_row
 from perdure.data.generated import MOST_ROWS, generated_rows
@@ -194,9 +195,11 @@ def test_statistics_of_a_column_that_end_pyarrow_are_refused(tmp_path, monkeypat
     file, good = tmp_path / "a.parquet", tmp_path / "b.parquet"
     for path in (file, good):
         pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), path)
-    files._sizes.cache_clear()
-    dies = "if 'a.parquet' in line: __import__('os').abort()\n        chunks ="
-    monkeypatch.setattr(files, "_SIZES", files._SIZES.replace("chunks =", dies))
+    parquet_sizes._answering.cache_clear()
+    program = tmp_path / "program.py"
+    dies = "if 'a.parquet' in line: os.abort()\n            answer = {\"size\""
+    program.write_text(Path(parquet_sizes.__file__).read_text().replace('answer = {"size"', dies))
+    monkeypatch.setattr(parquet_sizes, "__file__", str(program))
     for _ in range(2):
         with pytest.raises(PerdureError, match=r"a\.parquet: not a Parquet file .* is damaged"):
             list(files.read_records(file))
@@ -207,6 +210,6 @@ def test_a_planted_module_is_not_imported_to_read_a_table(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "json.py").write_text("open('imported', 'w').close()")
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), "a.parquet")
-    files._sizes.cache_clear()
+    parquet_sizes._answering.cache_clear()
     assert len(list(files.read_records(tmp_path / "a.parquet"))) == 1
     assert not (tmp_path / "imported").exists()

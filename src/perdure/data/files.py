@@ -15,23 +15,19 @@ as a compressed one or as one that is not what it seems, so there are limits:
     MOST_UNPACKED    bytes of the records in a compressed file, or UNPACKED_RATIO times its size
 """
 
-import atexit
 import csv
 import gzip
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
+from perdure.data.parquet_sizes import unpacked_size
 from perdure.errors import PerdureError, nearest
 from perdure.parsing import MIB, check_nesting, in_pieces, why_unreadable, without_duplicates
 
@@ -271,7 +267,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = [file.schema.column(place) for place in range(len(file.schema))]
             texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
-        budget.spend(_unpacked_size(path), records=0)
+        budget.spend(unpacked_size(path), records=0)
         # A text that is repeated is in memory once, as the columns of texts stay dictionaries.
         with pyarrow.parquet.ParquetFile(path, read_dictionary=texts) as file:
             for batch in file.iter_batches(batch_size=BATCH, use_threads=False):
@@ -293,62 +289,6 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
         raise PerdureError(
             f"{path}: not a Parquet file whose rows can be read ({reason}); write it again"
         ) from error
-
-
-# pyarrow ends its process where the statistics of a column are damaged, so a column is looked at in
-# another one: a line with a path in, a line with the bytes of all columns out.
-_SIZES = """
-import json, sys
-import pyarrow.parquet
-for line in sys.stdin:
-    try:
-        with pyarrow.parquet.ParquetFile(json.loads(line)) as file:
-            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-        chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-        size = sum(8 * chunk.num_values + chunk.total_uncompressed_size for chunk in chunks)
-        print(json.dumps({"size": size}), flush=True)
-    except Exception as error:
-        print(json.dumps({"error": str(error)}), flush=True)
-"""
-
-
-@cache
-def _sizes(process: int) -> subprocess.Popen[str]:
-    """Start what tells the sizes of Parquet files to this process, whose number is `process`."""
-    sizes = subprocess.Popen(
-        [sys.executable, "-P", "-c", _SIZES],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    atexit.register(sizes.communicate)
-    return sizes
-
-
-def _unpacked_size(path: Path) -> int:
-    """Return how many bytes the values of a Parquet file have, and 8 more for each of them.
-
-    Raises:
-        ValueError: what the file says of its columns is damaged.
-    """
-    sizes = _sizes(os.getpid())
-    assert sizes.stdin is not None
-    assert sizes.stdout is not None
-    with suppress(BrokenPipeError):  # it has ended before
-        sizes.stdin.write(json.dumps(str(path.absolute())) + "\n")
-        sizes.stdin.flush()
-    answer = sizes.stdout.readline()
-    if not answer:
-        _sizes.cache_clear()
-        atexit.unregister(sizes.communicate)
-        with suppress(BrokenPipeError):
-            sizes.communicate()
-        raise ValueError("what it says of its columns is damaged")
-    told = json.loads(answer)
-    if "error" in told:
-        raise ValueError(told["error"])
-    return told["size"]
 
 
 def _values(array: Any) -> list[Any]:
