@@ -11,6 +11,7 @@ others of `benchmarks/results/speed.json`.
 """
 
 import argparse
+import json
 import math
 import os
 import statistics
@@ -45,6 +46,7 @@ from transformers import (
 )
 
 from perdure import api
+from perdure.data.generated import TASKS, generated_rows
 from perdure.measure.predict import predict
 from perdure.models.base import Base, load_base
 from perdure.models.smollm2 import smollm2
@@ -348,6 +350,52 @@ def help_over_imports() -> tuple[Seconds, Seconds]:
     return process("from perdure.cli import main; main(['--help'])"), process("import typer, rich")
 
 
+def growth_stage50_over_stage2() -> tuple[Seconds, Seconds]:
+    """Learning 200 rows as stage 50 over learning them as stage 2, with `scoring.sample`."""
+    # CPU seconds of all that `perdure.learn` does, on the default base, with replay and the guard;
+    # each task has 100 test rows. Each is new, and is learned from stage 49 of one lineage and from
+    # stage 1 of another, which are then reverted. Stages 2 to 48 were learned in 10 steps each.
+    settings = {
+        "base": "default",
+        "method": "replay",
+        "adapter": {**LORA, "target_modules": ["q_proj", "v_proj", "o_proj", "down_proj"]},
+        "training": {**training(8), "learning_rate": 5e-3, "max_steps": 50},
+        "scoring": {"sample": 100},
+        "max_length": 64,
+        "max_completion_length": 4,
+        "threads": torch.get_num_threads(),
+    }
+
+    def learn(lineage: str, number: int, **more: Any) -> float:
+        rows = {}
+        for split, count in (("train", 200), ("test", 100)):
+            task = TASKS[number % len(TASKS)]
+            rows[split] = Path(f"{number}-{split}.jsonl")
+            lines = map(json.dumps, generated_rows(task, split, count, seed=number))
+            rows[split].write_text("\n".join(lines))
+        began = time.process_time()
+        api.learn(lineage, f"task-{number}", **rows, **more)
+        return time.process_time() - began
+
+    for lineage, stages in (("long", 49), ("short", 1)):
+        api.init(lineage, config=settings)
+        for number in range(1, stages + 1):
+            is_quick = 1 < number < stages
+            learn(lineage, number, training={"max_steps": 10} if is_quick else None)
+
+    def next_stage(lineage: str, stage: int) -> Seconds:
+        numbers = iter(range(50, 1000))
+
+        def seconds() -> float:
+            taken = learn(lineage, next(numbers))
+            api.revert(lineage, to=stage)
+            return taken
+
+        return seconds
+
+    return next_stage("long", 49), next_stage("short", 1)
+
+
 RECORDS = {
     function.__name__: function
     for function in (
@@ -359,6 +407,7 @@ RECORDS = {
         grouped_over_random,
         padding_free_over_random,
         help_over_imports,
+        growth_stage50_over_stage2,
     )
 }
 

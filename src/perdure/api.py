@@ -88,6 +88,7 @@ def learn(
     training: dict[str, Any] | None = None,
     data: str | Path | None = None,
     dry_run: bool = False,
+    full: bool = False,
     *,
     callbacks: Sequence["TrainerCallback"] = (),
     say: Say = silent,
@@ -113,6 +114,8 @@ def learn(
         training: Training settings for this task only; they override the lineage's.
         data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
         dry_run: Report what it would do and cost, without writing anything.
+        full: Score the old tasks on all of their test rows, although the lineage has
+            scoring.sample.
         callbacks: Callbacks of the task's Trainer.
         say: Called with each note and each warning.
 
@@ -147,7 +150,7 @@ def learn(
         return dry_run_of_learn(folder, task, say)
     from perdure.verbs import learn as verb
 
-    return verb.learn(folder, task, data=data, callbacks=callbacks, say=say)
+    return verb.learn(folder, task, data=data, callbacks=callbacks, say=say, full=full)
 
 
 def adopt(

@@ -88,12 +88,16 @@ class Scoring:
             forward transfer requires.
         old: when a run scores the tasks before the new one: after `each` stage, or only after the
             `last`, for long streams. OP and BWT are the same, but forgetting is unknown.
+        sample: the most test rows on which the tasks before the new one are scored together, evenly
+            divided over them. Null means all of their rows. The last stage of a run, and
+            `evaluate`, always ask all rows.
     """
 
     mode: ScoringMode | None = None
     batch_size: int = 32
     forward: bool = True
     old: Literal["each", "last"] = "each"
+    sample: int | None = None
 
 
 @dataclass

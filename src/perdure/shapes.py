@@ -102,12 +102,12 @@ def _is_choice(value: Any, choices: Sequence[Any]) -> bool:
 
 def _plain_checker(shape: Any, inside: Sequence[Checker]) -> Checker:
     """Return the checker of a plain type; `inside` are those of what a list or a dict holds."""
-    kind, _, rules = _parts(shape)
+    kind, inner, rules = _parts(shape)
 
     def check(value: Any) -> Problem | None:
         if not _is(value, kind) or not all(rule.holds(value) for rule in rules):
             return _wrong(value, shape)
-        if not inside:
+        if not inside or (kind is list and _all_are(value, inner[0])):
             return None
         if kind is dict:
             for key in value:
@@ -119,6 +119,13 @@ def _plain_checker(shape: Any, inside: Sequence[Checker]) -> Checker:
         return None
 
     return check
+
+
+def _all_are(values: list[Any], kind: Any) -> bool:
+    """Return whether all values of a list, which may be long, are of the type `str` or `float`."""
+    if kind not in (str, float) or set(map(type, values)) != {kind}:
+        return False
+    return kind is str or all(map(math.isfinite, values))
 
 
 def _is(value: Any, kind: type) -> bool:

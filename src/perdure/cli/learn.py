@@ -42,12 +42,13 @@ def learn(arguments: Arguments, as_json: Json = False) -> None:
 
 def print_stage(folder: Path, entry: dict[str, Any], what: str, as_json: bool) -> None:
     """Print a new stage's scores and verdict; `what` says how it came about."""
-    verdict = api.show(folder, entry["stage"])["verdict"]
+    stage = api.show(folder, entry["stage"])
+    verdict, sampled = stage["verdict"], stage["sampled"]
     if as_json:
-        print_json({**entry, "verdict": verdict})
+        print_json({**entry, "verdict": verdict, **({"sampled": sampled} if sampled else {})})
         return
     stdout().print(f"{folder}: stage {entry['stage']} {what}; the scores:")
-    stdout().print(scores_table(entry["scores"]))
+    stdout().print(scores_table(entry["scores"], sampled))
     stdout().print(verdict_text(verdict, entry["stage"], folder))
     stdout().print(f"the history:  perdure log {folder}")
 

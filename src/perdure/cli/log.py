@@ -12,7 +12,7 @@ from perdure.lineage.settings import in_words
 
 @command(api.log)
 def log(arguments: Arguments, as_json: Json = False) -> None:
-    """Reverted and refused stages are in brackets.
+    """Reverted and refused stages are in brackets. `~` is a score of a sample of the test rows.
 
     Example: perdure log my-model
     """
@@ -24,7 +24,10 @@ def log(arguments: Arguments, as_json: Json = False) -> None:
     columns = ("stage", "verb", "task", "method", "scores or settings", "seconds", "date")
     table = grid(*columns, right=["seconds"])
     for line in lines[1:]:
-        scores = ", ".join(f"{name} {score(value)}" for name, value in line["scores"].items())
+        scores = ", ".join(
+            f"{name} {'~' * (name in line['sampled'])}{score(value)}"
+            for name, value in line["scores"].items()
+        )
         if line["changed"]:
             scores = in_words(line["changed"])
         if line["lost"]:

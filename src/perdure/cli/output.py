@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,11 +87,31 @@ def grid(*columns: str, right: Sequence[str] = ()) -> Table:
     return table
 
 
-def scores_table(scores: dict[str, float | None]) -> Table:
-    """A table of the tasks and their scores."""
-    table = grid("task", "score", right=["score"])
+def scores_table(
+    scores: Mapping[str, float | None], sampled: Mapping[str, dict[str, Any]]
+) -> Table:
+    """A table of the tasks and their scores at a stage.
+
+    If tasks were asked only some of their test rows (`Lineage.sampled`), it shows how many, and the
+    95 % intervals.
+    """
+    if not sampled:
+        table = grid("task", "score", right=["score"])
+        for task, value in scores.items():
+            table.add_row(Text(task), score(value))
+        return table
+    table = grid("task", "score", "95 % interval", "rows asked", right=["score", "rows asked"])
     for task, value in scores.items():
-        table.add_row(Text(task), score(value))
+        cells = ["", "all"]
+        if task in sampled:
+            low, high = sampled[task]["interval"]
+            cells = [
+                f"{low:.3f} to {high:.3f}",
+                f"{sampled[task]['rows']} of {sampled[task]['of']}",
+            ]
+        elif value is None:
+            cells = ["", "none"]
+        table.add_row(Text(task), "~" * (task in sampled) + score(value), *cells)
     return table
 
 

@@ -96,7 +96,13 @@ def _report(
     verdicts = [verdict_text(lineage.verdict(e), e["stage"], lineage.path) for e in lineage.stages]
     parts = [
         *verdicts,
-        matrix_table(lineage.matrix(), mode, metric, title=new["method"]),
+        matrix_table(
+            lineage.matrix(),
+            mode,
+            metric,
+            title=new["method"],
+            sampled=lineage.sampled_cells(),
+        ),
         summary(records),
     ]
     lines = [

@@ -40,7 +40,7 @@ def show(arguments: Arguments, as_json: Json = False) -> None:
         table.add_row(name, Text(value))
     stdout().print(table)
     if stage.get("scores"):
-        stdout().print(scores_table(stage["scores"]))
+        stdout().print(scores_table(stage["scores"], stage["sampled"]))
     if stage.get("verdict"):
         stdout().print(verdict_text(stage["verdict"], stage["stage"], stage["lineage"]))
     if "flips" in stage:

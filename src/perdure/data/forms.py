@@ -62,6 +62,9 @@ class Notes:
         return tuple(lines)
 
 
+PLAIN = {"prompt", "completion"}  # a record of these two texts, as most are, needs no other check
+
+
 def as_row(raw: Any, where: str, notes: Notes | None = None) -> Row:
     """Convert a record to a checked row that has only the keys of its format.
 
@@ -77,6 +80,8 @@ def as_row(raw: Any, where: str, notes: Notes | None = None) -> Row:
         raise PerdureError(
             f'{where}: expected an object such as {{"prompt": ..., "completion": ...}}'
         )
+    if set(raw) == PLAIN and all(isinstance(text, str) for text in raw.values()):
+        return {key: checked_text(raw[key], f"{where}: {key}") for key in ("prompt", "completion")}
     # In a table every record has every column, so an empty cell means an absent key.
     record = {key: value for key, value in raw.items() if value is not None}
     if len(record) > MOST_COLUMNS:

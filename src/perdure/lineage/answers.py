@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.measure.predictions import Predictions, read_predictions
 from perdure.models.layout import PREDICTIONS
@@ -17,8 +18,11 @@ def stored_answers(lineage: Lineage, entry: dict[str, Any]) -> dict[str, dict[st
 def newest_answers(lineage: Lineage, stages: Sequence[dict[str, Any]]) -> dict[str, Predictions]:
     """Return the newest answers to each task in some stages, which are in order."""
     newest: dict[str, Predictions] = {}
-    for entry in stages:
-        newest |= stored_answers(lineage, entry)["after"]
+    missing = {task["id"] for entry in stages for task in learned_by(entry) if "test" in task}
+    for entry in reversed(stages):
+        newest = stored_answers(lineage, entry)["after"] | newest
+        if missing <= newest.keys():
+            break
     return newest
 
 

@@ -430,6 +430,7 @@ class Lineage(History):
             "method": entry["method"],
             "mode": entry["mode"],
             "scores": entry["scores"],
+            **({"sampled": entry["sampled"]} if "sampled" in entry else {}),
             "reasons": reasons,
             "key": key,
         }
@@ -527,6 +528,26 @@ class Lineage(History):
             learned_at=tuple(number for _, number in columns),
             rows=tuple(tuple(row.get(task) for task in tasks) for row in rows),
         )
+
+    def sampled_cells(self) -> frozenset[tuple[int, str]]:
+        """Return the (row, task) of the cells of R that are estimated from a sample of the rows."""
+        return frozenset(
+            (row, task)
+            for row, entry in enumerate(self.stages, start=1)
+            for task in self.sampled(entry)
+        )
+
+    def sampled(self, entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the cells of a stage that are estimated from a sample of the test rows, by task.
+
+        Each has `rows`, `of` and `interval`.
+        """
+        if "sampled" not in entry or self.is_deleted(entry):
+            return {}
+        keys, cells = ("rows", "of", "interval"), self.scores(entry)["after"]
+        return {
+            task: {key: cell[key] for key in keys} for task, cell in cells.items() if "of" in cell
+        }
 
 
 def write_settings(path: Path, settings: dict[str, Any], base: dict[str, Any]) -> None:

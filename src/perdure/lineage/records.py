@@ -13,14 +13,22 @@ from perdure.parsing import UnreadableError, read_json
 from perdure.shapes import Rule, check_shape
 
 
+Interval = Annotated[list[float], Rule("[low, high]", lambda values: len(values) == 2)]
+
+
 class Cell(TypedDict):
-    """The score of a task, null if it is unknown, and how it was measured."""
+    """The score of a task, null if it is unknown, and how it was measured.
+
+    If only `rows` of its test rows were asked, `of` is the number of all of them.
+    """
 
     score: float | None
     mode: NotRequired[str]
     metric: NotRequired[str]
     rows: NotRequired[Count]
     truncated: NotRequired[Count]
+    of: NotRequired[Count]
+    interval: NotRequired[Interval]
 
 
 class Point(TypedDict):
@@ -61,6 +69,15 @@ class Change(TypedDict):
     rose: Count
     p: float
     collapse: str | None
+    of: NotRequired[Count]
+    first: NotRequired[float]
+
+
+class Together(Change):
+    """How the answers to the sampled rows of all old tasks together have changed."""
+
+    lost: bool
+    lost_before: bool
 
 
 class Part(TypedDict):
@@ -140,6 +157,7 @@ class Verdict(TypedDict):
     old: dict[str, Change]
     lost: list[str]
     lost_before: list[str]
+    together: NotRequired[Together]
     unmeasured: list[str]
     general: NotRequired[Unmeasured | Measured]
     suggestion: str | None

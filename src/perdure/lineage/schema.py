@@ -173,7 +173,11 @@ _With = TypedDict("_With", {"with": NotRequired[list[TaskLine]]})  # no name of 
 
 
 class LearnLine(Line, _With):
-    """A stage that learned a task."""
+    """A stage that learned a task.
+
+    `sampled` is the most test rows on which the old tasks were scored together, if they were not
+    asked all of theirs.
+    """
 
     kind: Literal["adapter", "weights"]
     folder: StageFolder
@@ -183,6 +187,7 @@ class LearnLine(Line, _With):
     task: TaskLine
     versions: dict[str, str]
     scores: NotRequired[dict[str, float | None]]
+    sampled: NotRequired[Count]
     general: NotRequired[Rows]
     dropped: NotRequired[list[StageFolder]]
 
@@ -202,6 +207,7 @@ class RefusedLine(Line):
     method: str | Keywords | list[str | Keywords]
     task: TaskLine
     scores: dict[str, float | None]
+    sampled: NotRequired[Count]
     reasons: list[str]
     key: str
 

@@ -1,5 +1,6 @@
 """Scoring a model on a task: the mean score of its answers to the test rows."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -11,9 +12,11 @@ from perdure.measure.metrics import EXACT, best, find_metric
 from perdure.measure.predict import (
     MAX_COMPLETION_LENGTH,
     MAX_LENGTH,
+    Questions,
     check_mode,
     correct_answers,
     predict,
+    predict_together,
 )
 from perdure.measure.predictions import Predictions
 from perdure.models.base import Base
@@ -69,6 +72,49 @@ def evaluate(
         where=f"{task.name} test",
         exact=task.metric in EXACT,
     )
+    return _scored(base, task, mode, answers, truncated)
+
+
+def evaluate_together(
+    base: Base,
+    tasks: Mapping[str, Task],
+    mode: ScoringMode | None,
+    batch_size: int,
+    max_length: int,
+    max_completion_length: int,
+) -> dict[str, tuple[Cell, Predictions]]:
+    """Return what `evaluate` returns for each of several tasks with few test rows.
+
+    In mode `generate`, rows of several tasks share a batch.
+    """
+    lengths = {"max_length": max_length, "max_completion_length": max_completion_length}
+    modes: dict[str, ScoringMode] = {
+        name: scoring_mode(base.kind, task, mode) for name, task in tasks.items()
+    }
+    writing = [name for name in tasks if modes[name] == "generate"]
+    questions = [
+        Questions(task.test.rows, f"{task.name} test", task.metric in EXACT)
+        for task in (tasks[name] for name in writing)
+        if task.test is not None
+    ]
+    generated = predict_together(base, questions, batch_size=batch_size, **lengths)
+    results = {
+        name: _scored(base, tasks[name], "generate", answers, truncated)
+        for name, (answers, truncated) in zip(writing, generated, strict=True)
+    }
+    return {
+        name: results[name]
+        if name in results
+        else evaluate(base, task, modes[name], batch_size, **lengths)
+        for name, task in tasks.items()
+    }
+
+
+def _scored(
+    base: Base, task: Task, mode: ScoringMode, answers: list[str], truncated: int
+) -> tuple[Cell, Predictions]:
+    """Score the answers to a task's test rows."""
+    assert task.test is not None
     scores, metric = [], find_metric(task.metric)
     if answers:
         if mode == "generate":

@@ -34,8 +34,9 @@ def beyond(gate: Gate, judged: dict[str, Any]) -> list[str]:
         if gate.forgetting is not None and not (
             before is None or before - after <= gate.forgetting + ROUNDING
         ):
+            sampled = f" on {change['rows']} of its {change['of']} rows" if "of" in change else ""
             reasons.append(
-                f"{name} fell from {before:.3f} to {after:.3f} "
+                f"{name} fell from {before:.3f} to {after:.3f}{sampled} "
                 f"(gate.forgetting is {gate.forgetting:g})"
             )
     general = judged["general"]

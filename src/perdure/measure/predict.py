@@ -164,6 +164,71 @@ def generate_answers(
         return answers, truncated
 
 
+@dataclass(frozen=True)
+class Questions:
+    """The rows of one of several tasks that are answered together.
+
+    Args:
+        rows: the rows.
+        where: the name of the rows, with which an error line begins.
+        exact: as for `predict`.
+    """
+
+    rows: Sequence[Row]
+    where: str
+    exact: bool
+
+
+def predict_together(
+    base: Base,
+    tasks: Sequence[Questions],
+    max_length: int,
+    max_completion_length: int,
+    batch_size: int,
+) -> list[tuple[list[str], int]]:
+    """Return for each task what `predict` returns in mode `generate`.
+
+    Rows of several tasks share a batch, so that a few rows of many tasks take no longer than as
+    many rows of one task. Tasks whose answers end with other tokens do not share any.
+    """
+    for task in tasks:
+        check_mode(base.kind, task.rows, mode="generate", options=None, where=task.where)
+    with evaluating(base.model):
+        room = room_for_prompt(
+            base.kind,
+            base.limits,
+            max_length=max_length,
+            max_completion_length=max_completion_length,
+        )
+        prompt_ids = [
+            _prompt_ids(base, task.rows, max_length=room, where=task.where) for task in tasks
+        ]
+        groups: dict[Any, list[int]] = {}
+        for index, task in enumerate(tasks):
+            frames = [frame for frame in _frames(base, task.rows, task.where) if frame]
+            stops = frozenset(stop_tokens(frames, base.tokenizer))
+            first_token = forced_first(base, _first_tokens(base, task.rows, task.where))
+            groups.setdefault((task.exact, stops, first_token), []).append(index)
+        answers: dict[int, list[str]] = {}
+        for (exact, _, _), members in groups.items():
+            generated = iter(
+                _write_answers(
+                    base,
+                    [row for index in members for row in tasks[index].rows],
+                    [ids for index in members for ids in prompt_ids[index][0]],
+                    max_completion_length=max_completion_length,
+                    batch_size=batch_size,
+                    where=tasks[members[0]].where,
+                    exact=exact,
+                    temperature=0.0,
+                    on_text=None,
+                )
+            )
+            for index in members:
+                answers[index] = [next(generated).text for _ in tasks[index].rows]
+    return [(answers[index], prompt_ids[index][1]) for index in range(len(tasks))]
+
+
 def check_mode(
     kind: Kind, rows: Sequence[Row], mode: ScoringMode, options: Sequence[str] | None, where: str
 ) -> None:

@@ -21,6 +21,7 @@ from perdure.train.method import Method
 # The smallest and the largest value of a key, and a hint for the error.
 LIMITS: dict[str, tuple[float, float, str]] = {
     "memory.ratio": (0, 1, "0.02 keeps two of a hundred rows, 1 keeps all"),
+    "scoring.sample": (1, math.inf, "null asks all test rows of the old tasks"),
     "scoring.batch_size": (1, math.inf, "32 rows at once is the default"),
     "guard.share": (0, 1, "0.2 is a fifth of what learning takes, and null for guard means none"),
     "guard.limit": (1, math.inf, "null means what guard.share allows"),

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from perdure.measure.guard.loss import checks_of
 from perdure.measure.statistics import SIGNIFICANCE
+from perdure.measure.verdict import TOGETHER
 
 
 # What the colour of a verdict shows; the words beside it say the same.
@@ -100,7 +101,8 @@ def stage_verdicts(judged_stages: Sequence[tuple[int, Mapping[str, Any]]]) -> Ve
         for name, change in judged["old"].items():
             if change["before"] is not None:
                 measured[name] = None
-            if change["after"] >= right_after.setdefault(name, change["after"]):
+            at_first = right_after.setdefault(name, change["after"])
+            if change["after"] >= change.get("first", at_first):  # of a sample's own rows
                 lost.pop(name, None)
         for name in (*judged["lost"], *judged["lost_before"]):
             lost.setdefault(name)
@@ -115,7 +117,11 @@ def stage_verdicts(judged_stages: Sequence[tuple[int, Mapping[str, Any]]]) -> Ve
 def _lineage_verdict(
     verdicts: Sequence[StageVerdict], lost: Sequence[str], measured: int
 ) -> LineageVerdict:
-    general = [o for o in verdicts[-1].outcomes if o.is_general and o.status == "lost"]
+    general = [
+        outcome
+        for outcome in verdicts[-1].outcomes
+        if (outcome.is_general or outcome.task == TOGETHER) and outcome.status == "lost"
+    ]
     if lost or general:
         names = ", ".join([*lost, *(outcome.task for outcome in general)])
         return LineageVerdict("lost", f"Lost: {names}", tuple(lost), measured)
@@ -137,9 +143,16 @@ def _stage_verdict(
     right_after: Mapping[str, float],
 ) -> StageVerdict:
     old = [
-        _old(name, change, name in judged["lost"], name in still_lost, right_after[name])
+        _old(
+            name,
+            change,
+            lost=name in judged["lost"],
+            still_lost=name in still_lost,
+            right_after=change.get("first", right_after[name]),
+        )
         for name, change in judged["old"].items()
     ]
+    old += _together(judged)
     if judged.get("general"):
         old += [_checks(judged["general"]), *_lm_eval(judged["general"].get("lm_eval", {}))]
     old.sort(key=lambda outcome: ORDER.index(outcome.status))
@@ -215,6 +228,18 @@ def _old(
     if after < before:
         return _outcome("noise", WITHIN_NOISE, name, change)
     return _outcome("kept", "kept", name, change)
+
+
+def _together(judged: Mapping[str, Any]) -> list[Outcome]:
+    """Return what became of the sampled rows of all old tasks, if no one of these shows a loss."""
+    change = judged.get("together")
+    if change is None or judged["lost"] or judged["lost_before"]:
+        return []
+    if change["lost"]:
+        return [_outcome("lost", LOST, TOGETHER, change)]
+    if change["lost_before"]:
+        return [_outcome("lost", LOST_BEFORE, TOGETHER, change, change.get("first"))]
+    return []
 
 
 def _checks(general: Mapping[str, Any]) -> Outcome:
@@ -299,7 +324,8 @@ def _outcome(
 def _evidence(change: Mapping[str, Any], label: str) -> str:
     """Return how many test rows fell and rose, and whether that is beyond noise."""
     rows, fell, rose, p = change["rows"], change["fell"], change["rose"], change["p"]
-    test_rows = f"{rows} test row{'s' * (rows != 1)}"
+    sample = f"{rows} of {change['of']}" if "of" in change else f"{rows}"
+    test_rows = f"{sample} test row{'s' * (change.get('of', rows) != 1)}"
     if change["before"] is None:
         return test_rows
     counts = (

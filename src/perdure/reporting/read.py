@@ -98,6 +98,8 @@ class Run:
         verdict: what the active stages have lost.
         verdicts: the verdict on each active stage that has one.
         test_rows: the number of test rows of each scored task.
+        sampled: the cells of the matrix that are estimated from a sample of the test rows, as (row,
+            task).
         samples: sample answers to each task.
         dev: what was measured on dev rows, for each stage that had some.
     """
@@ -119,6 +121,7 @@ class Run:
     verdict: LineageVerdict
     verdicts: tuple[StageVerdict, ...]
     test_rows: dict[str, int]
+    sampled: frozenset[tuple[int, str]]
     samples: tuple[TaskSamples, ...]
     dev: tuple[DevCurve, ...] = ()
 
@@ -268,6 +271,7 @@ def _read(path: Path, label: str) -> Run:
         verdict=verdict,
         verdicts=verdicts,
         test_rows=_test_rows(lineage),
+        sampled=lineage.sampled_cells(),
         samples=sample_answers(lineage),
         dev=_dev_curves(lineage),
     )
@@ -306,7 +310,7 @@ def _scoring(lineage: Lineage) -> dict[str, tuple[str, str]]:
 def _test_rows(lineage: Lineage) -> dict[str, int]:
     """Return the number of test rows of each task that was scored."""
     return {
-        task: cell["rows"]
+        task: cell.get("of", cell["rows"])
         for entry in lineage.stages
         for task, cell in lineage.scores(entry)["after"].items()
         if "rows" in cell

@@ -11,7 +11,7 @@ from perdure.lineage.answers import first_answers, newest_answers
 from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.sources import reopen
-from perdure.measure.predictions import Predictions
+from perdure.measure.predictions import Predictions, on_common_rows
 from perdure.say import silent
 
 
@@ -52,7 +52,7 @@ class TaskSamples:
 
     Args:
         task: the name of the task.
-        test_rows: the number of its test rows.
+        test_rows: the number of its test rows that were asked.
         score: the mean of their scores at the newest stage that was scored on them.
         fell: how many of them score less than right after the task was learned.
         samples: the rows that fell first, then the others, in the order of the rows.
@@ -87,16 +87,15 @@ def _task_samples(
     lineage: Lineage, described: Mapping[str, Any], first: Predictions, newest: Predictions
 ) -> TaskSamples:
     rows, missing = _test_rows(lineage, described)
-    count = len(newest.answers)
-    if len(first.answers) != count:
-        first = newest
+    first, newest = on_common_rows(first, newest) or (newest, newest)
+    count = newest.count
     if rows is not None and len(rows) != count:
         rows, missing = None, "the number of its test rows has changed"
     samples = [
         Sample(
-            row=i + 1,
-            prompt=shortened(prompt_of(rows[i])) if rows else None,
-            expected=shortened(references(rows[i])[0].strip()) if rows else None,
+            row=newest.row(i) + 1,
+            prompt=shortened(prompt_of(rows[newest.row(i)])) if rows else None,
+            expected=shortened(references(rows[newest.row(i)])[0].strip()) if rows else None,
             first=shortened(first.answers[i].strip()),
             first_score=first.scores[i],
             newest=shortened(newest.answers[i].strip()),
@@ -107,7 +106,7 @@ def _task_samples(
     fell = sum(b < a for a, b in zip(first.scores, newest.scores, strict=True))
     return TaskSamples(
         task=described["id"],
-        test_rows=count,
+        test_rows=len(newest.answers),
         score=fmean(newest.scores),
         fell=fell,
         samples=tuple(samples),

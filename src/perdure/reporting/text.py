@@ -107,7 +107,16 @@ def _spread(spread: Spread) -> str:
 def _matrix(run: Run) -> str:
     matrix = run.matrix
     names = ["base", *(f"{i} {task}" for i, task in enumerate(matrix.tasks, 1))]
-    rows = [[name, *map(number, row)] for name, row in zip(names, matrix.rows, strict=True)]
+    rows = [
+        [
+            name,
+            *(
+                "~" * ((stage, task) in run.sampled) + number(score)
+                for task, score in zip(matrix.tasks, row, strict=True)
+            ),
+        ]
+        for stage, (name, row) in enumerate(zip(names, matrix.rows, strict=True))
+    ]
     return _table([["after stage", *matrix.tasks], *rows])
 
 

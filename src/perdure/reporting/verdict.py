@@ -6,7 +6,7 @@ from perdure.measure.guard.lm_eval_result import short_lines, task_words
 from perdure.measure.guard.loss import checks_of
 from perdure.measure.guard.words import check_words
 from perdure.measure.statistics import SIGNIFICANCE
-from perdure.measure.verdict import lost_now
+from perdure.measure.verdict import TOGETHER, lost_now
 
 
 def losses(judged: dict[str, Any]) -> list[str]:
@@ -15,6 +15,8 @@ def losses(judged: dict[str, Any]) -> list[str]:
     collapse = learned["collapse"] if learned else None
     lines = [f"{judged['task']}: {collapse}"] if collapse else []
     lines += [f"lost: {_change(name, judged['old'][name])}" for name in judged["lost"]]
+    if not judged["lost"] and judged.get("together", {}).get("lost"):
+        lines.append(f"lost: {_change(TOGETHER, judged['together'])}")
     general = judged["general"]
     if "unmeasured" not in general and lost_now(checks_of(general)):
         lines.append(check_words(general)[0])
@@ -43,6 +45,8 @@ def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tu
             noise = change["p"] < SIGNIFICANCE and not change["collapse"]
             by_chance = ", within noise for this many tasks" if noise else ""
             lines.append((f"  {label}: {_change(name, change)}{by_chance}", False))
+    if judged.get("together", {}).get("lost_before") and not judged["lost_before"]:
+        lines.append((f"  lost before: {_change(TOGETHER, judged['together'])}", True))
     lines += [(f"  {line}", is_loss) for line, is_loss in _general(judged["general"])]
     if judged["unmeasured"]:
         names = ", ".join(judged["unmeasured"])
@@ -82,7 +86,10 @@ def _change(name: str, change: dict[str, Any]) -> str:
 
 
 def _scores(change: dict[str, Any]) -> str:
-    """Return a change as text: `1.000 -> 0.300 (7 of 10 rows fell, 0 rose, p = 0.008)`."""
+    """Return a change as text: `1.000 -> 0.300 (7 of 10 rows fell, 0 rose, p = 0.008)`.
+
+    With `of`, the rows are a sample: `1.000 -> 0.300 on a sample of 10 of 400 rows (7 fell, ...)`.
+    """
     before = "-" if change["before"] is None else f"{change['before']:.3f}"
     scores, rows, fell, rose = (
         f"{before} -> {change['after']:.3f}",
@@ -90,11 +97,15 @@ def _scores(change: dict[str, Any]) -> str:
         change["fell"],
         change["rose"],
     )
+    of = change.get("of")
     if fell + rose == 0:
-        return f"{scores} ({rows} test row{'s' * (rows != 1)})"
+        asked = f"{rows}" if of is None else f"a sample of {rows} of {of}"
+        return f"{scores} ({asked} test row{'s' * ((of or rows) != 1)})"
     evidence = ""
     if change["p"] < SIGNIFICANCE:
         evidence = f", p = {change['p']:.2g}"
     elif fell > rose:
         evidence = ", within noise"
+    if of is not None:
+        return f"{scores} on a sample of {rows} of {of} rows ({fell} fell, {rose} rose{evidence})"
     return f"{scores} ({fell} of {rows} rows fell, {rose} rose{evidence})"

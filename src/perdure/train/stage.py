@@ -15,11 +15,12 @@ from transformers import TrainerCallback, TrainingArguments
 
 from perdure.config import GROUPED, PADDING_FREE, Config
 from perdure.data.rows import Row
-from perdure.data.task import Task
+from perdure.data.task import Split, Task
 from perdure.data.tokens import features
 from perdure.errors import PerdureError
-from perdure.measure.evaluate import evaluate
-from perdure.measure.predictions import Predictions, write_predictions
+from perdure.measure.evaluate import evaluate, evaluate_together
+from perdure.measure.predictions import Predictions, on_common_rows, write_predictions
+from perdure.measure.sampling import estimated, sampling_interval
 from perdure.models.base import Base
 from perdure.models.checkpoints import load_checkpoint
 from perdure.models.finite_weights import check_weights
@@ -41,6 +42,36 @@ from perdure.train.surprise import surprise
 from perdure.train.trainer import ContinualTrainer, load_state, save_state
 
 
+@dataclass(frozen=True)
+class Sample:
+    """The test rows on which an old task is scored, if these are not all of them.
+
+    Args:
+        rows: the indices of the rows, in order; none if the task is not scored.
+        of: the number of the task's test rows.
+        first: the answers to all rows right after the task was learned, None if they are unknown.
+    """
+
+    rows: list[int]
+    of: int
+    first: Predictions | None = None
+
+
+@dataclass(frozen=True)
+class Before:
+    """The new task's scores before training that are known beforehand.
+
+    Args:
+        base: the cell of the base.
+        cell: the cell of the model that is trained.
+        predictions: the answers of the model that is trained, known if `cell` is.
+    """
+
+    base: dict[str, Any] | None = None
+    cell: dict[str, Any] | None = None
+    predictions: Predictions | None = None
+
+
 @dataclass
 class StagePlan:
     """Everything that a stage needs to know.
@@ -58,6 +89,8 @@ class StagePlan:
         previous: the folder of the previous stage; None for the first.
         learned: how many tasks the model has learned before.
         cells: scores after training that are known beforehand, by task.
+        samples: the old tasks of which only some test rows are asked, by task.
+        before: the new task's scores before training, if a stage has stored them.
         callbacks: further callbacks of the Trainer.
         beginning: loads the model as it was before any task, if this is not the same as the model
             with its adapter disabled.
@@ -74,6 +107,8 @@ class StagePlan:
     previous: Path | None = None
     learned: int = 0
     cells: Mapping[str, Any] = field(default_factory=dict)
+    samples: Mapping[str, Sample] = field(default_factory=dict)
+    before: Before = field(default_factory=Before)
     callbacks: Sequence[TrainerCallback] = ()
     beginning: Callable[[], Base] | None = None
 
@@ -268,6 +303,45 @@ def score(
     return asdict(cell), predictions
 
 
+def _sampled_scores(
+    base: Base, plan: StagePlan
+) -> tuple[dict[str, dict[str, Any]], dict[str, Predictions]]:
+    """The old tasks' cells of R and the model's answers, from samples of their test rows.
+
+    A cell has the number of the rows that were asked and `of` how many, and a 95 % interval.
+    """
+    asked = {
+        name: replace(task, test=Split(tuple(task.test.rows[row] for row in sample.rows)))
+        for name, sample in plan.samples.items()
+        if sample.rows and (task := plan.score[name]) is not None and task.test is not None
+    }
+    scoring = plan.config.scoring
+    with scoring_context(base, plan.config, plan.methods):
+        results = evaluate_together(
+            base,
+            asked,
+            mode=scoring.mode,
+            batch_size=scoring.batch_size,
+            max_length=plan.config.max_length,
+            max_completion_length=plan.config.max_completion_length,
+        )
+    cells: dict[str, dict[str, Any]] = {name: {"score": None} for name in plan.samples}
+    answers = {}
+    for name, (cell, predictions) in results.items():
+        cells[name], sample = asdict(cell), plan.samples[name]
+        if cell.score is None:
+            continue
+        answers[name] = replace(predictions, rows=sample.rows, of=sample.of)
+        common = on_common_rows(sample.first, answers[name]) if sample.first else None
+        if sample.first and common:
+            first, now = (predictions.scores for predictions in common)
+            cell.score = estimated(now, first, fmean(sample.first.scores))
+        interval = sampling_interval(cell.score, cell.rows, sample.of)
+        cells[name] |= {"score": cell.score, "of": sample.of}
+        cells[name]["interval"] = [interval.low, interval.high]
+    return cells, answers
+
+
 def scoring_context(base: Base, config: Config, methods: Sequence[Method]) -> ExitStack:
     """Enter the contexts in which a stage answers: those of its methods, and the autocast."""
     stack = ExitStack()
@@ -288,7 +362,8 @@ def _scores_before(
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Predictions]]:
     """The new task's scores for forward transfer: with the model before it learns, and the base.
 
-    The third item has the answers of the model before it learns.
+    The third item has the answers of the model before it learns. What `plan.before` has is not
+    measured again.
     """
     if not plan.config.scoring.forward:
         return {}, {}, {}
@@ -296,10 +371,14 @@ def _scores_before(
     def cell(scored: Base) -> dict[str, Any]:
         return {plan.task: score(scored, plan.learn[-1], plan.config)[0]}
 
-    before, predictions = score(base, plan.learn[-1], plan.config)
+    before, predictions = plan.before.cell, plan.before.predictions
+    if before is None or predictions is None:
+        before, predictions = score(base, plan.learn[-1], plan.config)
     cells, answers = {plan.task: before}, {plan.task: predictions}
     if base.kind == "encoder":  # an encoder has no answers before it has a head
         return cells, {plan.task: {"score": None}}, answers
+    if plan.before.base is not None:
+        return cells, {plan.task: plan.before.base}, answers
     if plan.beginning is None:
         with base.peft.disable_adapter():
             return cells, cell(base), answers
@@ -311,7 +390,8 @@ def _scores_after(base: Base, plan: StagePlan) -> tuple[dict[str, Any], dict[str
 
     The scores that are known beforehand come first.
     """
-    scores, answers = dict(plan.cells), {}
+    cells, answers = _sampled_scores(base, plan) if plan.samples else ({}, {})
+    scores = {**plan.cells, **cells}
     for name, task in plan.score.items():
         if name not in scores:
             scores[name], answers[name] = score(base, task, plan.config, plan.methods)

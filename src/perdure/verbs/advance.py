@@ -19,13 +19,17 @@ from perdure.data.rows import Row
 from perdure.data.task import Task
 from perdure.disk import remove
 from perdure.errors import NotFiniteError, RefusedError
+from perdure.lineage.answers import first_answers
 from perdure.lineage.dropped import how_to_restore
 from perdure.lineage.history import KEPT
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
+from perdure.lineage.scored import scored_before
 from perdure.lineage.sources import describe, describe_split, general_rows, remembered, reopen
 from perdure.lineage.work import WorkFolders
 from perdure.measure.gate import beyond, open_limits
+from perdure.measure.predictions import Predictions
+from perdure.measure.sampling import sampled_rows, shares
 from perdure.models.base import Base, BaseInfo
 from perdure.models.checkpoints import hashes
 from perdure.models.layout import CARD, GENERAL, METHOD_STATE, SCORES
@@ -34,7 +38,7 @@ from perdure.reporting.verdict import losses
 from perdure.say import Say
 from perdure.seeds import digest
 from perdure.train.dev_settings import for_task, with_strategy
-from perdure.train.stage import StagePlan, adopt_stage, learn_stage
+from perdure.train.stage import Sample, StagePlan, adopt_stage, learn_stage
 from perdure.train.tracking import StageCallback, steps_before
 from perdure.verbs.card import StageFacts, model_card
 from perdure.verbs.general import measure_general
@@ -55,6 +59,7 @@ def advance(
     callbacks: Sequence[TrainerCallback],
     say: Say,
     old: bool = True,
+    full: bool = False,
     total: int | None = None,
     checkpoint: Path | None = None,
 ) -> dict[str, Any]:
@@ -73,6 +78,7 @@ def advance(
         callbacks: callbacks of the task's Trainer.
         say: called with each warning.
         old: whether earlier tasks are scored after the stage.
+        full: whether they are scored on all of their test rows in spite of `scoring.sample`.
         total: the number of stages of the whole stream, if it is known.
         checkpoint: the folder of weights that were trained elsewhere and fit the model, which the
             stage takes over instead of learning.
@@ -93,6 +99,7 @@ def advance(
     lineage.check_records(stages)  # now, because some are read only after the training
     if previous:
         lineage.file(previous, METHOD_STATE)
+    first = first_answers(lineage, stages)
     stage_plan = StagePlan(
         stage=number,
         task=task_id,
@@ -105,6 +112,8 @@ def advance(
         previous=lineage.folder(previous) if previous else None,
         learned=len(stages) if previous else 0,
         cells=_unchanged_scores(lineage),
+        samples={} if full else _samples(config, old_tasks, first),
+        before=scored_before(lineage, entry, plan.methods),
         callbacks=callbacks,
         beginning=_beginning(lineage, base, plan.info),
     )
@@ -120,9 +129,16 @@ def advance(
             else:
                 seconds, counts = learn_stage(base, stage_plan, work, built, say)
             after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
-            entry["scores"] = {scored_id: cell["score"] for scored_id, cell in after.items()}
+            entry |= _results(after, config)
             judged = _judged(
-                lineage, plan, stage_plan, base=base, counts=counts, built=built, seconds=seconds
+                lineage,
+                plan,
+                stage_plan,
+                first=first,
+                base=base,
+                counts=counts,
+                built=built,
+                seconds=seconds,
             )
             _write_card(lineage, base, entry, cells=after, judged=judged, built=built)
     except NotFiniteError:
@@ -151,6 +167,7 @@ def _judged(
     lineage: Lineage,
     plan: Plan,
     stage_plan: StagePlan,
+    first: Mapping[str, Predictions],
     base: Base,
     counts: Mapping[str, Any],
     built: Path,
@@ -174,6 +191,7 @@ def _judged(
         built,
         stage_plan.task,
         tasks=stage_plan.score,
+        first=first,
         methods=plan.methods,
         general=general,
     )
@@ -250,6 +268,39 @@ def _old_tasks(
         task_id: reopen(lineage, description, data, say, opened=open_tasks.get(task_id))
         for task_id, description in described.items()
     }
+
+
+def _samples(
+    config: Config, old_tasks: Mapping[str, Task | None], first: Mapping[str, Predictions]
+) -> dict[str, Sample]:
+    """Return the test rows on which old tasks are scored, for those that are not asked all rows.
+
+    There are none without `scoring.sample`, and in `per_task`, where old scores do not change.
+    """
+    if config.scoring.sample is None or config.mode == "per_task":
+        return {}
+    counts = {
+        task_id: len(task.test.rows)
+        for task_id, task in old_tasks.items()
+        if task is not None and task.test is not None
+    }
+    asked = shares(counts, config.scoring.sample)
+    return {
+        task_id: Sample(
+            rows=sampled_rows(task_id, count, share=asked[task_id], seed=config.seed),
+            of=count,
+            first=first.get(task_id),
+        )
+        for task_id, count in counts.items()
+        if asked[task_id] < count
+    }
+
+
+def _results(cells: Mapping[str, dict[str, Any]], config: Config) -> dict[str, Any]:
+    """Return what the line of a stage has of its scores: `scores`, and `sampled` if some are."""
+    scores = {task_id: cell["score"] for task_id, cell in cells.items()}
+    is_sampled = any("of" in cell for cell in cells.values())
+    return {"scores": scores, **({"sampled": config.scoring.sample} if is_sampled else {})}
 
 
 def _unchanged_scores(lineage: Lineage) -> dict[str, Any]:

@@ -132,6 +132,7 @@ def learn_again(again: Again, wanted: list[str], data: str | Path | None, say: S
             callbacks=(),
             say=say,
             old=bool(set(entry["scores"]) - own),
+            full="sampled" not in entry,
         )
         built = earlier.again / "stage"
         files = hash_folder(built)

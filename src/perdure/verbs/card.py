@@ -143,8 +143,11 @@ def _about(entry: dict[str, Any], description: str, facts: StageFacts) -> list[s
     ]
     for task, score in entry["scores"].items():
         cell = facts.cells.get(task, {})
-        number = "-" if score is None else f"{score:.3f}"
-        lines.append(f"| {task} | {number} | {cell.get('rows', '-')} | {cell.get('metric', '-')} |")
+        number, rows = "-" if score is None else f"{score:.3f}", cell.get("rows", "-")
+        if "of" in cell:
+            low, high = cell["interval"]
+            number, rows = f"{number} ({low:.3f} to {high:.3f})", f"{rows} of {cell['of']}"
+        lines.append(f"| {task} | {number} | {rows} | {cell.get('metric', '-')} |")
     lines.append("")
     if facts.verdict is not None:
         verdict = [line for line, _ in words(_public(facts.verdict), entry["stage"])]

@@ -130,18 +130,23 @@ def _scoring(config: Config, base: Base, trials: Sequence[TriedTask], scored: in
     """Estimate the seconds of scoring of each stage.
 
     A stage scores its own task once, twice more for forward transfer (once more for an encoder),
-    and the older tasks.
+    and the older tasks, of which it may ask only a sample.
     """
     row_seconds = [trial.seconds_a_test_row for trial in trials if trial.test_rows]
     old_seconds = scored * (sum(row_seconds) / len(row_seconds) if row_seconds else 0.0)
+    old_rows = scored
     times = 1 + (2 if base.kind != "encoder" else 1) * config.scoring.forward
     seconds = []
     for i, trial in enumerate(trials):
         new_seconds = trial.test_rows * trial.seconds_a_test_row
         scores_old = config.scoring.old == "each" or i + 1 == len(trials)
         scores_old = scores_old and config.mode != "per_task"
-        seconds.append(new_seconds * times + old_seconds * scores_old)
+        share = 1.0
+        if config.scoring.sample and old_rows and i + 1 < len(trials):
+            share = min(1.0, config.scoring.sample / old_rows)
+        seconds.append(new_seconds * times + share * old_seconds * scores_old)
         old_seconds += new_seconds
+        old_rows += trial.test_rows
     return seconds
 
 

@@ -1,6 +1,6 @@
 """General ability at a stage: the guard asks the new stage and the untouched base the same rows."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -134,7 +134,7 @@ def _base_answers(
     asked: dict[str, Any],
 ) -> list[Generated]:
     """Return the base's answer to each row, asking only what no earlier stage has asked."""
-    known = _known_answers(lineage)
+    known = _known_answers(lineage, set(questions))
     pairs = list(zip(rows, questions, strict=True))
     unknown = [row for row, question in pairs if question not in known]
     new_answers = iter(ask(reference, unknown, **asked) if unknown else ())
@@ -201,13 +201,18 @@ def _subjects(
     )
 
 
-def _known_answers(lineage: Lineage) -> dict[str, Generated]:
-    """Return the base's answers that earlier stages keep, also reverted ones, by question."""
+def _known_answers(lineage: Lineage, questions: Collection[str]) -> dict[str, Generated]:
+    """Return the base's answers to some questions that earlier stages keep, also reverted ones.
+
+    The newest stages are read first, and only as many as are needed.
+    """
     known: dict[str, Generated] = {}
-    for entry in lineage.stage_entries.values():
+    for entry in sorted(lineage.stage_entries.values(), key=lambda e: -e["stage"]):
+        if known.keys() >= set(questions):
+            break
         if "folder" in entry and lineage.is_intact(entry, GUARD):
             stored = stored_guard_answers(lineage, entry)
-            known |= {kept.question: kept.base for kept in stored.values()}
+            known = {kept.question: kept.base for kept in stored.values()} | known
     return known
 
 

@@ -22,6 +22,7 @@ def learn(
     data: str | Path | None,
     callbacks: Sequence[TrainerCallback],
     say: Say,
+    full: bool = False,
 ) -> dict[str, Any]:
     """Learn one more task and return the new stage's line of the ledger.
 
@@ -46,7 +47,7 @@ def learn(
         for line in plan.notes:
             say(line)
         callbacks = [tracked, *callbacks]
-        return advance(lineage, plan, [task], data=data, callbacks=callbacks, say=say)
+        return advance(lineage, plan, [task], data=data, callbacks=callbacks, say=say, full=full)
 
 
 def _has_learned(described: dict[str, Any], task: Task) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.lineage.lineage import Lineage
-from perdure.measure.verdict import lost_now
+from perdure.measure.verdict import TOGETHER, lost_now
 from perdure.models.layout import VERDICT
 from perdure.reporting.results import method_name
 
@@ -29,9 +29,7 @@ def log(path: str | Path) -> list[dict[str, Any]]:
         # A stage that is no longer active may be damaged, which should not hide the others.
         is_readable = is_active or ("folder" in entry and lineage.is_intact(entry, VERDICT))
         verdict = lineage.verdict(entry) if is_readable else None
-        lost = (
-            [*verdict["lost"], *[GENERAL_ABILITY] * lost_now(verdict["general"])] if verdict else []
-        )
+        lost = _lost(verdict) if verdict else []
         lines.append(
             {
                 "stage": entry["stage"],
@@ -48,11 +46,19 @@ def log(path: str | Path) -> list[dict[str, Any]]:
                 "restored": _stages(lineage, entry.get("restored", ())),
                 "reasons": entry.get("reasons", []),
                 "scores": {task: scores[task] for task in learned if task in scores},
+                "sampled": list(lineage.sampled(entry)) if is_readable else [],
                 "seconds": round(sum(seconds.values()), 2) if seconds else None,
                 "date": timing.get("date"),
             }
         )
     return lines
+
+
+def _lost(verdict: dict[str, Any]) -> list[str]:
+    """Return the names of what a stage lost."""
+    together = not verdict["lost"] and verdict.get("together", {}).get("lost", False)
+    general = lost_now(verdict["general"])
+    return [*verdict["lost"], *[TOGETHER] * together, *[GENERAL_ABILITY] * general]
 
 
 def _stages(lineage: Lineage, folders: Collection[str]) -> list[int]:

@@ -61,6 +61,7 @@ def run(
                 callbacks=callbacks,
                 say=say,
                 old=config.scoring.old == "each" or i + 1 == len(stages),
+                full=i + 1 == len(stages),
                 total=len(stages),
             )
             open_tasks[entry["task"]["id"]] = new_tasks[i]

@@ -41,6 +41,7 @@ def show(
         "rehearsed": timing.get("rehearsed"),
         "dev": lineage.scores(entry).get("dev") if number else None,
         "verdict": lineage.verdict(entry) if number else None,
+        "sampled": lineage.sampled(entry),
         "weights_kept": not lineage.is_gone(entry),
         "weights_dropped_by": lineage.dropped_by(entry),
     }

@@ -8,17 +8,13 @@ from typing import Any
 from perdure.data.checks import asked_text
 from perdure.data.rows import references
 from perdure.data.task import Task
-from perdure.lineage.answers import (
-    first_answers,
-    newest_answers,
-    stored_answers,
-)
+from perdure.lineage.answers import newest_answers, stored_answers
 from perdure.lineage.guard_answers import stored_guard_answers
 from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.sources import reopen_rows
 from perdure.measure.guard.kept import Kept
-from perdure.measure.predictions import read_predictions
+from perdure.measure.predictions import Predictions, on_common_rows, read_predictions
 from perdure.measure.verdict import Asked, lost_now, verdict
 from perdure.models.layout import PREDICTIONS, VERDICT
 from perdure.say import Say
@@ -33,6 +29,7 @@ def judge(
     built: Path,
     task_id: str,
     tasks: Mapping[str, Task | None],
+    first: Mapping[str, Predictions],
     methods: Sequence[Method],
     general: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -43,6 +40,7 @@ def judge(
         built: the folder of the stage's files.
         task_id: the task that the stage learned.
         tasks: the tasks that were scored after it, by id; None if the rows of a task are gone.
+        first: the answers to each old task right after it was learned.
         methods: the methods of the lineage.
         general: its general ability (`measure_general`).
     """
@@ -57,7 +55,7 @@ def judge(
         before={**newest_answers(lineage, lineage.stages), **current["before"]},
         after=current["after"],
         asked=asked,
-        first=first_answers(lineage, lineage.stages),
+        first=first,
         unmeasured=[name for name in tasks if name not in asked],
         general=general,
     )
@@ -83,19 +81,18 @@ def changed_rows(
     changed = []
     for name, after in stored["after"].items():
         earlier = before.get(name)
-        if earlier is None or earlier.scores == after.scores or name not in described:
+        common = on_common_rows(earlier, after) if earlier and name in described else None
+        if common is None or common[0].scores == common[1].scores:
             continue
-        if len(earlier.scores) != len(after.scores):  # of other rows
-            continue
+        earlier, after = common
         test = reopen_rows(lineage, described[name], data, say)
-        known = test is not None and len(test.rows) == len(after.scores)
-        rows = test.rows if test and known else [None] * len(after.scores)
-        records = zip(
-            rows, earlier.answers, after.answers, earlier.scores, after.scores, strict=True
-        )
-        for number, (row, old, new, old_score, new_score) in enumerate(records, 1):
+        known = test is not None and len(test.rows) == after.count
+        records = zip(earlier.answers, after.answers, earlier.scores, after.scores, strict=True)
+        for place, (old, new, old_score, new_score) in enumerate(records):
             if old_score != new_score:
-                record = {"task": name, "row": number, "question": None, "right": None}
+                index = after.row(place)
+                row = test.rows[index] if test and known else None
+                record = {"task": name, "row": index + 1, "question": None, "right": None}
                 if row is not None:
                     record |= {"question": asked_text(row), "right": references(row)[0]}
                 record |= {"before": old, "after": new}
@@ -131,7 +128,8 @@ def suggestion(lineage: Lineage, judged: dict[str, Any], methods: Sequence[Metho
     """
     config, learned = lineage.config, judged["learned"]
     general_lost = lost_now(judged["general"])
-    if (judged["lost"] or general_lost) and config.mode == "sequential":
+    tasks_lost = judged["lost"] or judged.get("together", {}).get("lost")
+    if (tasks_lost or general_lost) and config.mode == "sequential":
         undo = f"`perdure revert FOLDER --to {lineage.head}` undoes the stage"
         anchored = any(getattr(method, "source", None) == "base" for method in methods)
         if general_lost and not anchored:
