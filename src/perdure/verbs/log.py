@@ -6,7 +6,7 @@ from typing import Any
 
 from perdure.lineage.lineage import Lineage
 from perdure.measure.verdict import TOGETHER, lost_now
-from perdure.models.layout import VERDICT
+from perdure.models.layout import SCORES, VERDICT
 from perdure.reporting.results import method_name
 
 
@@ -46,12 +46,18 @@ def log(path: str | Path) -> list[dict[str, Any]]:
                 "restored": _stages(lineage, entry.get("restored", ())),
                 "reasons": entry.get("reasons", []),
                 "scores": {task: scores[task] for task in learned if task in scores},
-                "sampled": list(lineage.sampled(entry)) if is_readable else [],
+                "sampled": _sampled(lineage, entry, is_active),
                 "seconds": round(sum(seconds.values()), 2) if seconds else None,
                 "date": timing.get("date"),
             }
         )
     return lines
+
+
+def _sampled(lineage: Lineage, entry: dict[str, Any], is_active: bool) -> list[str]:
+    """Return the tasks whose scores are estimated from a sample of their test rows."""
+    is_readable = "sampled" in entry and (is_active or lineage.is_intact(entry, SCORES))
+    return list(lineage.sampled(entry)) if is_readable else []
 
 
 def _lost(verdict: dict[str, Any]) -> list[str]:
