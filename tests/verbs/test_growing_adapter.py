@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -77,6 +78,21 @@ def here(run_of_three, kind, method, tmp_path, monkeypatch):
     shutil.copytree(folder, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     return setting, live
+
+
+def test_a_stage_stores_each_tasks_adapter_once(here, method):
+    lineage = Lineage("lineage")
+    folders = [lineage.folder(entry) for entry in lineage.stages]
+    adapters = [load_file(folder / "adapter_model.safetensors") for folder in folders]
+    for number, (old, new) in enumerate(itertools.pairwise(adapters), start=1):
+        assert old.keys() == new.keys()
+        for name, tensor in old.items():
+            rank = 2 * number
+            first = new[name][:rank] if "lora_A" in name else new[name][:, :rank]
+            assert torch.equal(first, tensor)
+            assert new[name].numel() - tensor.numel() == tensor.numel() / number
+    names = {name for folder in folders for name in load_file(folder / "method.safetensors")}
+    assert {name.split(".")[1] for name in names} <= {"rank", "used", "free"}
 
 
 def adapter(stage: int, lineage: str = "lineage") -> Path:

@@ -6,6 +6,11 @@ r and lora_alpha add up over the tasks, so s does not change. While a task is le
 is called `new`; it is active together with `default`, which holds all earlier ones and is frozen.
 After the task the two are joined to a new `default`. A method stores the rank of one task, to
 create the next adapter with it.
+
+Each stage stores the whole joined adapter, so that PEFT can load it without the earlier stages, and
+nothing of it twice: the adapter's file grows by the rank of one task at each stage, and the earlier
+adapters are its first rows of A and columns of B, bit by bit. Checkpoints inside a task hold only
+`new`.
 """
 
 import copy
