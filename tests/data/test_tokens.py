@@ -3,7 +3,16 @@ import torch
 from tokenizers import normalizers
 
 from families import llama_like
-from perdure.data.tokens import Collator, completion_text, encode, features, prompt_text, prompts
+from perdure.data import tokens as tokens_module
+from perdure.data.tokens import (
+    Collator,
+    completion_text,
+    encode,
+    features,
+    packed_features,
+    prompt_text,
+    prompts,
+)
 from perdure.errors import PerdureError
 from tiny import KINDS, tiny_rows, tiny_tokenizer
 
@@ -318,3 +327,22 @@ def test_an_answer_in_messages_of_which_nothing_is_left_is_an_error():
     lost = {"messages": [CHAT["messages"][0], {"role": "assistant", "content": "red"}]}
     with pytest.raises(PerdureError, match=r"toy, row 2: .* makes no token of the answer 'red'"):
         features([CHAT, lost], tokenizer, "causal", 64, 8, None, "toy")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_features_are_the_features_in_four_bytes_a_token(kind, monkeypatch):
+    monkeypatch.setattr(tokens_module, "AT_ONCE", 2)
+    rows, labels = [ROW, SHORT, ROW, SHORT, ROW], ["red", "red dog"]
+    tokenizer = tiny_tokenizer(kind)
+    settings = dict(kind=kind, max_length=9, max_completion_length=8, where="toy")
+    plain, cut = features(rows, tokenizer, labels=labels, **settings)
+    packed, packed_cut = packed_features(rows, tokenizer, labels=labels, **settings)
+    assert packed_cut == cut
+    for row, other in zip(plain, packed, strict=True):
+        assert {k: v if isinstance(v, int) else list(v) for k, v in other.items()} == row
+        assert {v.itemsize for v in other.values() if not isinstance(v, int)} == {4}
+    batch, other_batch = (Collator(tokenizer, kind)(some_rows) for some_rows in (plain, packed))
+    assert all(torch.equal(batch[name], other_batch[name]) for name in batch)
+    long = {**ROW, "completion": " red" * 9}
+    with pytest.raises(PerdureError, match="toy, row 5"):
+        packed_features([*rows[:4], long], tokenizer, labels=labels, **settings)

@@ -10,6 +10,7 @@ differ from those of the prompt alone. Messages are rendered with the tokenizer'
 the assistant's turns are learned. The whole of a `{"text"}` row is learned.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ from perdure.data.truncate import cut_middle, token_lines
 from perdure.errors import PerdureError, nearest
 from perdure.models.batch import padded
 from perdure.models.kinds import Kind
-from perdure.models.token_cache import IGNORED, TokenCache, Tokens
+from perdure.models.token_cache import AT_ONCE, IGNORED, TokenCache, Tokens
 
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "completion_text",
     "encode",
     "features",
+    "packed_features",
     "prompt_text",
     "prompts",
 ]
@@ -78,6 +80,7 @@ def encode_all(
     where: str,
     mask_history: bool = False,
     cache: TokenCache | None = None,
+    first: int = 1,
 ) -> list[Tokens]:
     """Tokenize rows as `features` does, which has the same arguments and errors."""
 
@@ -92,7 +95,7 @@ def encode_all(
             mask_history=mask_history,
         )
 
-    lines = _lines(rows, where)
+    lines = _lines(rows, where, first)
     if cache is None:
         return tokenize(rows, lines)
     settings = ("row", kind, max_length, max_completion_length, mask_history)
@@ -109,6 +112,7 @@ def features(
     where: str,
     mask_history: bool = False,
     cache: TokenCache | None = None,
+    first: int = 1,
 ) -> tuple[list[dict[str, Any]], int]:
     """Tokenize rows into the features that the collator takes.
 
@@ -124,6 +128,7 @@ def features(
         where: the name of the rows, such as "agnews train"; it begins each error line.
         mask_history: whether only the last of the assistant's turns is learned.
         cache: the tokens of rows under this tokenizer; a row in it is not tokenized again.
+        first: the number of the first row, for error lines.
 
     Returns:
         The features of each row, `input_ids` and `labels`, and the number of rows that were cut.
@@ -141,10 +146,11 @@ def features(
         where=where,
         mask_history=mask_history,
         cache=cache,
+        first=first,
     )
     truncated = sum(tokens.truncated > 0 for tokens in encoded_rows)
     if kind == "encoder":
-        indices = _label_indices(rows, labels or (), where)
+        indices = _label_indices(rows, labels or (), where, first)
         row_features = [
             {"input_ids": tokens.prompt, "labels": index}
             for tokens, index in zip(encoded_rows, indices, strict=True)
@@ -152,6 +158,25 @@ def features(
     else:
         row_features = [_sequence_features(tokens, kind) for tokens in encoded_rows]
     return row_features, truncated
+
+
+def packed_features(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, **settings: Any
+) -> tuple[list[Features], int]:
+    """Return what `features` returns, with arrays of four bytes in place of lists of token ids.
+
+    A list of ids takes up to 41 bytes for each. The rows are tokenized in parts, so that there are
+    never many such lists. `settings` are the other arguments of `features`.
+    """
+    result, truncated = [], 0
+    for start in range(0, len(rows), AT_ONCE):
+        part, cut = features(rows[start : start + AT_ONCE], tokenizer, first=start + 1, **settings)
+        truncated += cut
+        result += [
+            {key: array("i", ids) if isinstance(ids, list) else ids for key, ids in row.items()}
+            for row in part
+        ]
+    return result, truncated
 
 
 def _sequence_features(tokens: Tokens, kind: Kind) -> Features:
@@ -257,7 +282,7 @@ class Collator:
         if self.padding_free:
             return {**DataCollatorWithFlattening()(list(batch)), "use_cache": False}
         ids, mask = padded([feature["input_ids"] for feature in batch], self.tokenizer)
-        labels = [torch.tensor(feature["labels"]) for feature in batch]
+        labels = [torch.tensor(feature["labels"], dtype=torch.int64) for feature in batch]
         if self.kind == "encoder":
             stacked = torch.stack(labels)
         else:
@@ -265,11 +290,11 @@ class Collator:
         return {"input_ids": ids, "attention_mask": mask, "labels": stacked}
 
 
-def _label_indices(rows: Sequence[Row], labels: Sequence[str], where: str) -> list[int]:
+def _label_indices(rows: Sequence[Row], labels: Sequence[str], where: str, first: int) -> list[int]:
     if not labels:
         raise PerdureError(f"{where}: an encoder needs the list of its answers; declare options")
     index = {label: i for i, label in enumerate(labels)}
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(rows, first):
         text = answer(row).strip()
         if text not in index:
             raise PerdureError(
@@ -326,8 +351,8 @@ def _encode(
     return encoded_prompts
 
 
-def _lines(rows: Sequence[Row], where: str) -> list[str]:
-    return [f"{where}, row {number}" for number in range(1, len(rows) + 1)]
+def _lines(rows: Sequence[Row], where: str, first: int = 1) -> list[str]:
+    return [f"{where}, row {number}" for number in range(first, first + len(rows))]
 
 
 def _causal(

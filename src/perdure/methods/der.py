@@ -22,6 +22,13 @@ RowLogits = tuple[Tensor, Tensor]
 FIELDS = ("rows", "places", "values", "choices")
 
 
+def _key(task: str, row: Features) -> int:
+    """Return the key of a row of a task: a hash of its token ids and labels as text."""
+    parts = (row["input_ids"], row["labels"])
+    texts = (str(part if isinstance(part, int) else list(part)) for part in parts)
+    return derive(0, task, *texts)
+
+
 class Logits:
     """The stored logits of remembered rows, computed when each row first appears in the memory.
 
@@ -44,7 +51,7 @@ class Logits:
         rows_by_key: dict[int, Features] = {}
         for task, rows in tasks.items():
             for row in rows:
-                self.keys[id(row)] = derive(0, task, str(row["input_ids"]), str(row["labels"]))
+                self.keys[id(row)] = _key(task, row)
                 rows_by_key.setdefault(self.keys[id(row)], row)
         new = [key for key in rows_by_key if key not in stored]
         for i in range(0, len(new), size):

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from typing import Any, NamedTuple
 
 
+AT_ONCE = 1000  # rows that are tokenized together; what a tokenizer makes of them takes much memory
 IGNORED = -100  # the label of a position without loss, as everywhere in PyTorch
 
 
@@ -92,18 +93,18 @@ class TokenCache:
             if key not in self._packed:
                 first.setdefault(key, i)
         places = list(first.values())
-        new: list[Tokens] = []
-        if places:
-            new = tokenize([rows[i] for i in places], [lines[i] for i in places])
-        for key, tokens in zip(first, new, strict=True):
-            self._packed[key] = _Packed(
-                array("i", tokens.prompt),
-                array("i", tokens.completion),
-                tokens.truncated,
-                array("i", tokens.ignored),
-                tokens.merged,
-                tokens.parted,
-            )
+        for start in range(0, len(places), AT_ONCE):
+            part = places[start : start + AT_ONCE]
+            new = tokenize([rows[i] for i in part], [lines[i] for i in part])
+            for i, tokens in zip(part, new, strict=True):
+                self._packed[keys[i]] = _Packed(
+                    array("i", tokens.prompt),
+                    array("i", tokens.completion),
+                    tokens.truncated,
+                    array("i", tokens.ignored),
+                    tokens.merged,
+                    tokens.parted,
+                )
         return [_unpacked(self._packed[key]) for key in keys]
 
 

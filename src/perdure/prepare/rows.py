@@ -9,7 +9,7 @@ from perdure.data.remarks import remarks
 from perdure.data.rows import Row, answered, references
 from perdure.data.stream import file_split
 from perdure.data.task import Split, Task
-from perdure.data.tokens import check_known, encode_all, features, prompts
+from perdure.data.tokens import check_known, encode_all, packed_features, prompts
 from perdure.data.unwritten import unwritten
 from perdure.errors import PerdureError
 from perdure.measure.custom_metric import check_deterministic, is_custom, metric_source
@@ -183,7 +183,7 @@ def _check_features(
         PerdureError: the base cannot learn a row, or has no embedding for a token.
     """
     config, info = plan.config, plan.info
-    row_features, _ = features(
+    row_features, _ = packed_features(
         rows,
         info.tokenizer,
         kind=info.kind,
@@ -195,7 +195,7 @@ def _check_features(
         cache=info.cache,
     )
     for number, row in enumerate(row_features, 1):
-        learned = row["labels"] if isinstance(row["labels"], list) else []
+        learned = [] if isinstance(row["labels"], int) else row["labels"]
         ids = [*row["input_ids"], *learned]
         check_known(ids, info.limits.tokens, info.tokenizer, f"{where}, row {number}")
     return encode_all(

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 from perdure.config import GROUPED, PADDING_FREE, Config
 from perdure.data.rows import Row
 from perdure.data.task import Split, Task
-from perdure.data.tokens import features
+from perdure.data.tokens import packed_features
 from perdure.errors import PerdureError
 from perdure.measure.evaluate import evaluate, evaluate_together
 from perdure.measure.predictions import Predictions, on_common_rows, write_predictions
@@ -430,7 +430,7 @@ def _tokenized(
     base: Base, plan: StagePlan, rows: Sequence[Row], where: str
 ) -> tuple[list[dict], int]:
     """The features of some rows, and how many of them were truncated."""
-    return features(
+    return packed_features(
         rows,
         base.tokenizer,
         kind=base.kind,
