@@ -8,11 +8,12 @@ import perdure
 
 
 ROOT = Path(perdure.__file__).parent
-# From the top. `perdure/__init__.py`, which only names what is public, is above all of them.
+# From the top. `perdure/__init__.py`, which only names what is public, is above all of them, and so
+# is `perdure/__main__.py`.
 ORDER = (
     *("cli", "api", "keys", "verbs", "comparison", "reporting", "prepare", "lineage", "methods"),
     *("train", "measure", "data", "models", "config", "places", "writing", "disk", "printable"),
-    *("shapes", "parsing", "seeds", "say", "stopping", "errors"),
+    *("shapes", "parsing", "seeds", "processes", "say", "stopping", "errors"),
 )
 
 
@@ -37,7 +38,7 @@ def edges() -> Iterator[tuple[str, str, str]]:
     """From where, to where, and the file."""
     for file in sorted(ROOT.rglob("*.py")):
         for path in imports(file):
-            if path and home(file) not in ("__init__", path[0]):
+            if path and home(file) not in ("__init__", "__main__", path[0]):
                 yield home(file), path[0], str(file.relative_to(ROOT))
 
 

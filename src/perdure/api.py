@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perdure import processes
 from perdure.config import Config, Dtype, ScoringMode, load_config, read_settings
 from perdure.data.conversations import Conversations
 from perdure.data.forms import Notes, Row, as_row
@@ -76,6 +77,7 @@ def init(
     return verb.init(folder, config, adapter=from_adapter, chosen=chosen, say=say)
 
 
+@processes.in_python()
 def learn(
     folder: str | Path,
     name: str,
@@ -211,6 +213,7 @@ def adopt(
     return verb.adopt(folder, checkpoint, task, data=data, say=say)
 
 
+@processes.in_python()
 def run(
     config: Config | str | Path | dict[str, Any],
     data: str | Path | None = None,

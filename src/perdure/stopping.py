@@ -62,7 +62,7 @@ def stop(reached: str = "") -> None:
         KeyboardInterrupt: the signal is SIGINT.
         Terminated: it is another one.
     """
-    number = _handler.received or signal.SIGINT
+    number = _handler.received or signal.SIGTERM  # none if another process has received it
     _handler.is_held = False
     if number == signal.SIGINT:
         raise KeyboardInterrupt(reached)

@@ -1,15 +1,20 @@
 """Run by test_processes.py in two processes: train what is named, keep the weights of each rank."""
 
 import gc
+import json
 import os
 import sys
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers import TrainerCallback
 
 import perdure
 from methods.recurrent_kif.plain_trainer import base_of, kif_callback, plain_trainer, trained
+from perdure.lineage.files import locked
 from train.engine import dev_of, engine, scripted, tiny_base, weights
 
 
@@ -23,6 +28,13 @@ METHODS = {
     "best": {"recurrent_kif": ROUNDS},  # goes back to the best of two measurements on dev rows
 }
 DEV_LOSSES = {4: 1.0, 6: 2.0}
+# What `perdure.run` learns of two tasks: the kind of weights and the method.
+LINEAGE_METHODS: dict[str, Any] = {
+    "replay": {"replay": {"ratio": 0.5}},
+    "recurrent_kif": {"recurrent_kif": {"inner_steps": 2, "outer_steps": 1}},
+    "ewc": {"ewc": {"rows": 4}},
+    "lwf": "lwf",
+}
 
 
 def learned(name: str, work: Path, processes: int = 1) -> dict[str, torch.Tensor]:
@@ -55,6 +67,37 @@ def in_another_trainer(work: Path, processes: int = 1) -> dict[str, torch.Tensor
     return trained(base.model)
 
 
+def lineage_learned(name: str, folder: Path, processes: int = 1, **more: Any) -> perdure.Lineage:
+    """Learn a lineage in `folder`, whose name says of which weights and by which method.
+
+    `setting.json` in the folder above has the base and the tasks.
+    """
+    kind, method = name.split("-")
+    setting = json.loads((folder.parent / "setting.json").read_text())
+    setting["training"] |= {"per_device_train_batch_size": 8 // processes}
+    setting["adapter"] = None if kind == "whole" else {"r": 2, "lora_dropout": 0.0}
+    setting |= {"method": LINEAGE_METHODS[method], "lineage": str(folder)}
+    return perdure.run({**setting, "checkpoint_every": 1}, **more)
+
+
+def line_if_locked(folder: Path) -> str:
+    """The error line of this process if the lineage is locked, which only the main one can see."""
+    with locked(folder) if os.environ["RANK"] == "0" else nullcontext():
+        try:
+            perdure.learn(folder, "new", [{"prompt": "a", "completion": "b"}])
+        except perdure.PerdureError as error:
+            return str(error)
+    return ""
+
+
+class Breaks(TrainerCallback):
+    """Ends the training at the second step of the second task, as a fault of a machine would."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 2 and Path(args.output_dir).name.startswith("0002"):
+            raise OSError("broken")
+
+
 def backend(processes: int) -> dict[str, str]:
     return {"ddp_backend": "gloo"} if processes > 1 else {}
 
@@ -67,6 +110,16 @@ if __name__ == "__main__":
     folder, names = Path(sys.argv[1]), sys.argv[2:]
     for name in names:
         work = folder / "work"
+        if name.startswith("lineage-"):
+            lineage_learned(name.removeprefix("lineage-"), folder / name, 2)
+            continue
+        if name.startswith("stopped-"):
+            with suppress(OSError, SystemExit):
+                method = name.removeprefix("stopped-")
+                lineage_learned(method, folder / name, 2, callbacks=[Breaks()])
+            line = line_if_locked(folder / name)
+            (folder / f"{name}-{os.environ['RANK']}.txt").write_text(line)
+            continue
         final = in_another_trainer(work, 2) if name == "callback" else learned(name, work, 2)
         save_file(final, folder / f"{name}-{os.environ['RANK']}.safetensors")
     torch.distributed.barrier()  # or the one that ends first takes the other's connection away

@@ -3,7 +3,6 @@
 import pytest
 import yaml
 
-from command import perdure
 from perdure import PerdureError
 from perdure.api import answer, evaluate, revert, verify
 from place import learned, setting_for
@@ -22,21 +21,6 @@ def test_a_tracker_can_be_switched_on_later_and_a_learning_rate_cannot_be_change
     assert learned({**setting, "training": training}, tmp_path / "run").head == 2
     with pytest.raises(PerdureError, match=r"training.learning_rate 0.01, not 0.001"):
         learned({**setting, "training": {**training, "learning_rate": 1e-3}}, tmp_path / "run")
-
-
-@pytest.mark.parametrize("verb", ["init", "learn"])
-def test_several_processes_are_refused(verb, tmp_path, monkeypatch):
-    rows = setting_for("causal", tmp_path, n=16)["tasks"][0]["train"]
-    base = tmp_path / "base"
-    assert perdure("init", tmp_path / "m", "--base", base).status == 0
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    arguments = (
-        (tmp_path / "other", "--base", base) if verb == "init" else (tmp_path / "m", "c", rows)
-    )
-    status, _, stderr = perdure(verb, *arguments)
-    assert status == 2
-    assert stderr.startswith("perdure: error: several processes: a lineage has one writer")
-    assert stderr.count("\n") == 1
 
 
 @causal

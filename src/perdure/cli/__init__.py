@@ -1,6 +1,7 @@
 """The command line. The module of a verb is imported when the verb is used."""
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from perdure import processes
 from perdure.errors import LOST, PerdureError, RefusedError
 from perdure.places import where_it_goes
 from perdure.stopping import Terminated, handled
@@ -45,6 +47,7 @@ OPTIONS: dict[str, Any] = {
     "pretty_exceptions_enable": False,
 }
 RESUMED = ("learn", "run", "compare")
+TRAINS = ("learn", "run")  # under a launcher, the other verbs are done by the main process alone
 WITH_SETTINGS = ("init", "learn", "run", "compare", "set")
 OUTPUT = "the output or a temporary file"  # if an error does not name what cannot be written
 UsageError: Any = typer.BadParameter.__base__  # click's, or that of typer's copy of click
@@ -152,16 +155,41 @@ def perdure() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the `perdure` command, which ends with SystemExit."""
+    """Run the `perdure` command, which ends with SystemExit.
+
+    Under a launcher, all processes run it together, and all end with the main one's status.
+    """
     with handled():
         try:
-            _run(arguments)
-        except SystemExit as end:
-            line = flush_output()
-            if line is None or end.code:
-                raise
-            _complain(f"error: {line}")
+            with processes.together():
+                _run_once(arguments)
+        except processes.EndedError as end:
+            raise SystemExit(end.status) from None
+        except PerdureError as error:  # another process has ended, or there is none
+            _complain(f"error: {error}")
             raise SystemExit(2) from None
+
+
+def _run_once(arguments: Sequence[str] | None) -> None:
+    """Run the command in all processes, or in the main one alone if it does not train."""
+    words = sys.argv[1:] if arguments is None else arguments
+    verb = next((word for word in words if not word.startswith("-")), "")
+    try:
+        if processes.count() == 1 or (verb in TRAINS and "--dry-run" not in words):
+            _run(arguments)
+        elif verb == "compare":
+            raise PerdureError(
+                "compare: starts its own processes; run it without a launcher, with --jobs or --ray"
+            )
+        else:
+            with processes.alone():
+                _run(arguments)
+    except SystemExit as end:
+        line = flush_output()
+        if line is None or end.code:
+            raise
+        _complain(f"error: {line}")
+        raise SystemExit(2) from None
 
 
 def _run(arguments: Sequence[str] | None) -> None:

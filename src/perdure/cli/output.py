@@ -1,4 +1,4 @@
-"""Printing: results go to stdout, everything else to stderr."""
+"""Printing: results go to stdout, everything else to stderr. Only the main process prints."""
 
 import json
 import sys
@@ -15,7 +15,9 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from perdure import processes
 from perdure.printable import printable, printable_json
+from perdure.processes import is_main
 from perdure.reporting.verdict import words
 
 
@@ -40,17 +42,18 @@ class _Console(Console):
 def stdout() -> Console:
     """The console for results. Markup is off, because users may give tasks any name."""
     width = None if sys.stdout.isatty() else WIDE
-    return _Console(markup=False, highlight=False, width=width)
+    return _Console(markup=False, highlight=False, width=width, quiet=not is_main())
 
 
 def stderr() -> Console:
     """The console for progress and errors."""
-    return _Console(stderr=True, markup=False, highlight=False)
+    return _Console(stderr=True, markup=False, highlight=False, quiet=not is_main())
 
 
 def stderr_line(line: str) -> None:
     """Print a note or a warning to stderr, on one line."""
-    typer.echo(printable(" ".join(line.split()), lines=False), err=True)
+    if is_main():
+        typer.echo(printable(" ".join(line.split()), lines=False), err=True)
 
 
 def print_parts(parts: Iterable[RenderableType]) -> None:
@@ -61,7 +64,8 @@ def print_parts(parts: Iterable[RenderableType]) -> None:
 
 def print_json(value: Any) -> None:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2)
-    typer.echo(printable_json(text))
+    if is_main():
+        typer.echo(printable_json(text))
 
 
 def print_part(part: str) -> None:
@@ -126,7 +130,9 @@ def verdict_text(judged: dict[str, Any] | None, stage: int, folder: str | Path) 
 
 def complain(line: str) -> None:
     """Print an error to stderr, with any line breaks replaced by spaces."""
-    typer.echo(f"perdure: {printable(' '.join(line.split()), lines=False)}", err=True)
+    text = printable(" ".join(line.split()), lines=False)
+    if not processes.complain(text):
+        typer.echo(f"perdure: {text}", err=True)
 
 
 def quiet() -> None:

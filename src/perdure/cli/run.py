@@ -24,6 +24,7 @@ from perdure.cli.output import (
 from perdure.lineage.lineage import Lineage
 from perdure.measure.matrix import to_dict
 from perdure.measure.show import table as matrix_table
+from perdure.processes import is_main
 from perdure.reporting import results as report
 
 
@@ -59,7 +60,7 @@ def run(
     with Shown() as shown:
         lineage = api.run(config, callbacks=[shown], say=shown.say)
     new = report.record(lineage, shlex.join(["perdure", "run", str(file), *settings]))
-    if results:
+    if results and is_main():
         records = report.merge(records, new)
         commands = " && ".join(dict.fromkeys(r["command"] for r in records if "command" in r))
         report.write(

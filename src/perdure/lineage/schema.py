@@ -176,7 +176,7 @@ class LearnLine(Line, _With):
     """A stage that learned a task.
 
     `sampled` is the most test rows on which the old tasks were scored together, if they were not
-    asked all of theirs.
+    asked all of theirs. `processes` is the number that learned it together, if more than one did.
     """
 
     kind: Literal["adapter", "weights"]
@@ -189,6 +189,7 @@ class LearnLine(Line, _With):
     scores: NotRequired[dict[str, float | None]]
     sampled: NotRequired[Count]
     general: NotRequired[Rows]
+    processes: NotRequired[Count]
     dropped: NotRequired[list[StageFolder]]
 
 

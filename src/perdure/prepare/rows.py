@@ -22,7 +22,7 @@ from perdure.models.layout import GENERAL
 from perdure.models.token_cache import Tokens
 from perdure.prepare.fitting import check_prompts_known
 from perdure.prepare.plan import Plan
-from perdure.prepare.settings import check_one_process
+from perdure.prepare.settings import check_processes
 from perdure.train.dev_settings import dev_settings, for_task
 
 
@@ -35,7 +35,7 @@ def check_tasks(plan: Plan, tasks: Sequence[Task]) -> list[str]:
     Raises:
         PerdureError: a row or a task does not fit; the line names it.
     """
-    check_one_process()
+    check_processes()
     for task in tasks:
         check_task(task)
         if task.name == GENERAL:
@@ -60,7 +60,7 @@ def check_adopted(plan: Plan, task: Task) -> list[str]:
     """Check a task that was learned elsewhere, as `check_tasks`; it may have no train rows."""
     if task.train.rows:
         return check_tasks(plan, [task])
-    check_one_process()
+    check_processes()
     check_task(task)
     lines = _check_scoring(plan, task)
     return [*(task.test.notes if task.test else ()), *(f"warning: {line}" for line in lines)]

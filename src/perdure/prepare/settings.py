@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
+from perdure import processes
 from perdure.config import Config, General
 from perdure.data.hub import SPLITS
 from perdure.data.stream import check_stream
@@ -47,8 +49,9 @@ def check_settings(config: Config) -> tuple[list[Method], TrainingArguments]:
     Raises:
         PerdureError: a setting is wrong; the line names the key and says how to mend it.
     """
-    check_one_process()
+    check_processes()
     check_values(config)
+    check_launch(config)
     methods = make(config.method)
     arguments = training_arguments(config.training, Path("unused"), 0, config.checkpoint_every)
     if config.adapter is not None:
@@ -122,10 +125,76 @@ def check_values(config: Config) -> None:
     check_stream(config)
 
 
-def check_one_process() -> None:
-    """Raise PerdureError if this is one of several processes that were launched together."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+def check_processes() -> None:
+    """Check that the processes that were launched together learn one lineage together.
+
+    Raises:
+        PerdureError: each of them would do the verb for itself.
+    """
+    if processes.are_apart():
         raise PerdureError(
-            "several processes: a lineage has one writer; for DDP, use RecurrentKIF as a callback "
-            "of your own Trainer"
+            "several processes: a lineage has one writer; only `learn` and `run` take several, and "
+            "the command line does every other verb in one of them"
         )
+
+
+def check_launch(config: Config) -> None:
+    """Check what `accelerate launch` has set in the environment.
+
+    Raises:
+        PerdureError: it is a kind of parallelism that methods cannot work with, or it would change
+            the training without being in the lineage's settings.
+    """
+    if what := _parallelism():
+        raise PerdureError(f"{what}; use DDP, or FSDP2 if the weights do not fit on one device")
+    if _is_on("ACCELERATE_USE_FSDP"):
+        if os.environ.get("FSDP_VERSION", "1") != "2":
+            raise PerdureError(
+                "FSDP1: it joins the weights into flat ones, in which methods cannot find them; "
+                "use FSDP2 (accelerate launch --use_fsdp --fsdp_version 2), or DDP"
+            )
+        if not torch.accelerator.is_available():
+            raise PerdureError(
+                "FSDP2: accelerate shards the weights only on an accelerator, and there is none; "
+                "use DDP (leave out --use_fsdp)"
+            )
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision != "no" and not (precision == "bf16" and config.training.get("bf16")):
+        raise PerdureError(
+            f"mixed precision {precision}: was chosen by `accelerate launch`, but it decides what "
+            "is learned, so it must be in the settings; launch with --mixed_precision no, and set "
+            "training.bf16=true if you want bf16"
+        )
+    if os.environ.get("ACCELERATE_DYNAMO_BACKEND", "NO").upper() != "NO":
+        raise PerdureError(
+            "dynamo: was chosen by `accelerate launch`, but it decides what is learned, so it must "
+            "be in the settings; launch with --dynamo_backend no, and set "
+            "training.torch_compile=true"
+        )
+
+
+def _parallelism() -> str | None:
+    """Return which kind of parallelism was chosen that cannot be used, and why; or None."""
+    if _is_on("ACCELERATE_USE_DEEPSPEED"):
+        return (
+            "DeepSpeed: it steps inside backward, where no method can act, and with ZeRO-3 the "
+            "weights are empty between the steps"
+        )
+    if _is_on("ACCELERATE_USE_MEGATRON_LM"):
+        return "Megatron-LM: it replaces the model and the step, in which methods act"
+    if not _is_on("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        return None
+    kinds = {
+        "TP": "tensor parallelism",
+        "CP": "context parallelism",
+        "SP": "sequence parallelism",
+        "DP_SHARD": "sharding by a parallelism config",
+    }
+    for key, kind in kinds.items():
+        if int(os.environ.get(f"PARALLELISM_CONFIG_{key}_SIZE") or 1) > 1:
+            return f"{kind}: no process has whole rows and whole weights, which methods need"
+    return None
+
+
+def _is_on(name: str) -> bool:
+    return os.environ.get(name, "").strip().lower() in ("1", "true")

@@ -51,6 +51,9 @@ OWNED = {
 REFUSED = {
     "fp16": "gradients are still scaled when methods read them; use bf16",
     "deepspeed": "it steps inside backward, where no method can act; use FSDP2",
+    "fsdp": "the launcher decides it; accelerate launch --use_fsdp --fsdp_version 2",
+    "fsdp_config": "the launcher decides it; accelerate launch --use_fsdp --fsdp_version 2",
+    "parallelism_config": "no process has whole weights and rows; use DDP or FSDP2",
     "dataloader_num_workers": "remembered rows are drawn in the main process; leave this key out",
     "optim_target_modules": "its optimizers step inside backward, where no method can act",
 }

@@ -64,7 +64,7 @@ class FiniteCheck(TrainerCallback):
 
     def add_norm(self, norm: Tensor | float) -> None:
         """Add the norm of a gradient."""
-        self.norms.append(torch.as_tensor(norm))
+        self.norms.append(whole(torch.as_tensor(norm)))
 
     def add_gradient(self, gradients: Iterable[Tensor | None]) -> None:
         """Add the norm of a gradient that is not clipped."""

@@ -50,7 +50,7 @@ class Rehearsals:
         return {"rows": len(self.rows), "mean": mean, "most": int(self.times.max())}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"times": self.times}
+        return {"times": self.times.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.times = state["times"].clone()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
+from perdure import processes
 from perdure.config import GROUPED, PADDING_FREE, Config
 from perdure.data.rows import Row
 from perdure.data.task import Split, Task
@@ -38,6 +39,7 @@ from perdure.train.memory import Memory, choose
 from perdure.train.method import Method, TaskContext
 from perdure.train.passes import Passes
 from perdure.train.rehearsals import Rehearsals
+from perdure.train.sharing import Shares
 from perdure.train.surprise import surprise
 from perdure.train.trainer import ContinualTrainer, load_state, save_state
 
@@ -151,7 +153,13 @@ def learn_stage(
     _begin_task(base, plan, remembered)
     dev = _dev_evaluation(base, plan, say)
     damaged: list[str] = []
-    resume = last_checkpoint(work, damaged.append)
+    newest = processes.from_main(lambda: str(last_checkpoint(work, damaged.append) or ""))
+    resume = Path(newest) if newest else None
+    shares = Shares(args.world_size)
+    if resume:
+        shares.load_state_dict(load_state(shares, resume))
+    args = shares.divided(args, plan.task)
+    processes.meet()  # from here on they wait for each other in every step
     for line in damaged:
         say(f"warning: {plan.task}: {line}")
     if resume:
@@ -171,6 +179,7 @@ def learn_stage(
         say=say,
         dev=dev,
         padding_free=padding_free,
+        shares=shares,
     )
     trainable = sum(p.numel() for p in engine.parameters)
     clock.lap("prepare")
@@ -178,6 +187,7 @@ def learn_stage(
         loss = engine.learn()
         lifecycle.end_task(methods, base.model)
     engine.check_end()
+    engine.add_up_counts()
     clock.lap("train")
     scores_after, after = _scores_after(base, plan)
     clock.lap("score")
@@ -201,6 +211,7 @@ def learn_stage(
         "rows": rows_passed,
         "row_tokens": fmean(len(row["input_ids"]) for row in train_features),
         "trainable": trainable,
+        "processes": max(shares.count, args.world_size),
     }
     if rehearsals.rows and any(method.rehearses for method in methods):
         counts["rehearsed"] = rehearsals.summary()

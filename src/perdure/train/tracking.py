@@ -20,6 +20,7 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from transformers import TrainerCallback
 
+from perdure import processes
 from perdure.disk import check_inner_links, open_file
 from perdure.errors import PerdureError, one_line
 from perdure.measure.matrix import ScoreMatrix, summary
@@ -111,12 +112,14 @@ class Tracked(StageCallback):
             tracker.log(known_values, step=self.step)
 
     def _open(self) -> None:
-        """Start the trackers that are not started yet.
+        """Start the trackers that are not started yet, in the main process only.
 
         Raises:
             PerdureError: a tracker that cannot start, for example because it needs a login, or a
                 link that would lead its files out of the folder.
         """
+        if not processes.is_main():
+            return
         check_inner_links(self.folder)  # some trackers make links, to the newest run
         for name in self.names[len(self.trackers) :]:
             self.folder.mkdir(exist_ok=True)

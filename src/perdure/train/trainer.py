@@ -34,6 +34,7 @@ from perdure.train.losses import count_items
 from perdure.train.method import Loss, Method
 from perdure.train.passes import Passes
 from perdure.train.rehearsals import Rehearsals
+from perdure.train.sharing import Shares
 from perdure.train.step import accumulate, clip_and_step, gradient_of, task_loss
 from perdure.writing import writing
 
@@ -104,7 +105,9 @@ class ContinualTrainer(Trainer):
         say: Say = silent,
         dev: DevEvaluation | None = None,
         padding_free: bool = False,
+        shares: Shares | None = None,
     ):
+        self.shares = shares or Shares(args.world_size)
         self.base, self.methods, self.resume, self.dev = base, methods, resume, dev
         self.passes, self.rehearsals = passes or Passes(), rehearsals or Rehearsals({})
         self.collate = Collator(base.tokenizer, base.kind, padding_free)
@@ -158,6 +161,18 @@ class ContinualTrainer(Trainer):
         gathered: Any = self.accelerator.gather(tensor)
         return gathered
 
+    def add_up_counts(self) -> None:
+        """Add what all processes have counted to the counts of the main one; the others' are 0."""
+        if self.args.world_size == 1:
+            return
+        counters: list[Passes | Rehearsals] = [self.passes, self.rehearsals]
+        for counter in counters:
+            state = {}
+            for name, count in counter.state_dict().items():
+                together = self.of_all_processes(count[None].to(self.args.device)).sum(0)
+                state[name] = together.cpu() * self.is_world_process_zero()
+            counter.load_state_dict(state)
+
     def check_end(self) -> None:
         """Check the trained weights after `end_task`, and the outputs for the first row.
 
@@ -198,7 +213,7 @@ class ContinualTrainer(Trainer):
             with writing(work):
                 yield
         except BaseException:
-            for checkpoint in work.glob("checkpoint-*"):
+            for checkpoint in work.glob("checkpoint-*") if self.args.should_save else ():
                 if not (checkpoint / HASHES).exists():
                     remove(checkpoint)
             raise
@@ -295,7 +310,7 @@ class ContinualTrainer(Trainer):
         """The padded batch of some rows, and the model's outputs on it in evaluation mode."""
         batch: Any = self._prepare_inputs(self.padded(rows))
         self.base.model.eval()
-        with self.compute_loss_context_manager():
+        with self._counted_once(), self.compute_loss_context_manager():
             _, outputs = self.task_loss(self.base.model, batch)
         self.base.model.train()
         return batch, outputs
@@ -343,17 +358,30 @@ class ContinualTrainer(Trainer):
 
         `extra` adds the methods' extra losses to the task loss.
         """
-        self.rehearsals.count(rows)
         self.base.model.train(loss is None)
-        accumulate(
-            rows,
-            seed,
-            size=self.args.per_device_train_batch_size,
-            collate=self.collate,
-            kind=self.base.kind,
-            backward=partial(self._backward_batch, other_loss=loss, extra=extra),
-        )
+        with self._counted_once():
+            self.rehearsals.count(rows)
+            accumulate(
+                rows,
+                seed,
+                size=self.args.per_device_train_batch_size,
+                collate=self.collate,
+                kind=self.base.kind,
+                backward=partial(self._backward_batch, other_loss=loss, extra=extra),
+            )
         self.base.model.train()
+
+    @contextmanager
+    def _counted_once(self) -> Iterator[None]:
+        """Count rows that all processes pass through the model in the main process only."""
+        if self.is_world_process_zero():
+            yield
+            return
+        counters: list[Passes | Rehearsals] = [self.passes, self.rehearsals]
+        before = [counter.state_dict() for counter in counters]
+        yield
+        for counter, state in zip(counters, before, strict=True):
+            counter.load_state_dict(state)
 
     def _backward_batch(
         self, batch: Any, items: Tensor, other_loss: Loss | None, extra: bool
@@ -427,10 +455,10 @@ class _MethodState(TrainerCallback):
         self.engine, self.is_stopping = engine, False
 
     @property
-    def stateful(self) -> list[Method | Passes | Rehearsals | DevEvaluation]:
+    def stateful(self) -> list[Method | Passes | Rehearsals | Shares | DevEvaluation]:
         engine = self.engine
         dev = [engine.dev] if engine.dev else []
-        return [*engine.methods, engine.passes, engine.rehearsals, *dev]
+        return [*engine.methods, engine.passes, engine.rehearsals, engine.shares, *dev]
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.engine.finite.pending:
@@ -449,7 +477,9 @@ class _MethodState(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        save_state(self.stateful, folder)
+        self.engine.add_up_counts()
+        if state.is_world_process_zero:
+            save_state(self.stateful, folder)
         self.engine.accelerator.wait_for_everyone()  # until every process has written its files
         if state.is_world_process_zero:
             seal(folder)
@@ -462,6 +492,9 @@ class _MethodState(TrainerCallback):
             return
         for stateful in self.stateful:
             stateful.load_state_dict(load_state(stateful, self.engine.resume))
+        if not state.is_world_process_zero:  # the counts are of all processes
+            self.engine.passes.forward = self.engine.passes.backward = 0
+            self.engine.rehearsals.times.zero_()
         per_epoch = self.engine.rehearsal.per_epoch
         accumulated = args.gradient_accumulation_steps
         epochs, steps = divmod(state.global_step, -(-per_epoch // accumulated))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from perdure import processes
 from perdure.config import Config, deciding_keys
 from perdure.data.rows import Row
 from perdure.data.task import Task
@@ -25,23 +26,24 @@ from perdure.lineage.history import KEPT
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
 from perdure.lineage.scored import scored_before
-from perdure.lineage.sources import describe, describe_split, general_rows, remembered, reopen
+from perdure.lineage.sources import describe, describe_split, general_rows, reopen
 from perdure.lineage.work import WorkFolders
 from perdure.measure.gate import beyond, open_limits
 from perdure.measure.predictions import Predictions
 from perdure.measure.sampling import sampled_rows, shares
 from perdure.models.base import Base, BaseInfo
 from perdure.models.checkpoints import hashes
-from perdure.models.layout import CARD, GENERAL, METHOD_STATE, SCORES
+from perdure.models.layout import CARD, METHOD_STATE, SCORES
 from perdure.prepare import Plan
 from perdure.reporting.verdict import losses
 from perdure.say import Say
 from perdure.seeds import digest
-from perdure.train.dev_settings import for_task, with_strategy
 from perdure.train.stage import Sample, StagePlan, adopt_stage, learn_stage
 from perdure.train.tracking import StageCallback, steps_before
 from perdure.verbs.card import StageFacts, model_card
+from perdure.verbs.follow import Order
 from perdure.verbs.general import measure_general
+from perdure.verbs.inputs import memory_of, training_of
 from perdure.verbs.verdict import judge
 from perdure.writing import writing
 
@@ -61,6 +63,7 @@ def advance(
     old: bool = True,
     full: bool = False,
     total: int | None = None,
+    position: int = 0,
     checkpoint: Path | None = None,
 ) -> dict[str, Any]:
     """Learn the last task of `learned` as the next stage, commit it, and return its ledger line.
@@ -80,6 +83,7 @@ def advance(
         old: whether earlier tasks are scored after the stage.
         full: whether they are scored on all of their test rows in spite of `scoring.sample`.
         total: the number of stages of the whole stream, if it is known.
+        position: the position of the stage among those of the verb, for other processes.
         checkpoint: the folder of weights that were trained elsewhere and fit the model, which the
             stage takes over instead of learning.
     """
@@ -105,10 +109,10 @@ def advance(
         task=task_id,
         learn=learned,
         score={**old_tasks, **learned_with, task_id: task},
-        memory=_memory(lineage, general_memory, with_old_tasks=previous is not None),
+        memory=memory_of(lineage, general_memory, with_old_tasks=previous is not None),
         config=config,
         methods=[] if checkpoint else plan.methods,
-        arguments=plan.arguments(_training(config, learned)),
+        arguments=plan.arguments(training_of(config, learned)),
         previous=lineage.folder(previous) if previous else None,
         learned=len(stages) if previous else 0,
         cells=_unchanged_scores(lineage),
@@ -127,7 +131,13 @@ def advance(
             if checkpoint:
                 seconds, counts = adopt_stage(base, stage_plan, checkpoint, built)
             else:
+                checkpoints = str(work.absolute())
+                processes.tell(
+                    Order(position=position, stage=number, task=task_id, checkpoints=checkpoints)
+                )
                 seconds, counts = learn_stage(base, stage_plan, work, built, say)
+                if (count := counts.pop("processes")) > 1:
+                    entry["processes"] = count
             after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
             entry |= _results(after, config)
             judged = _judged(
@@ -155,12 +165,6 @@ def advance(
     for callback in stage_callbacks:
         callback.stage_done(task_id, entry["scores"], lineage.matrix())
     return lineage.ledger[-1]
-
-
-def _training(config: Config, learned: Sequence[Task]) -> dict[str, Any]:
-    """Return the `training:` of a stage, which says when dev rows are measured."""
-    training = for_task(config.training, learned[-1].training)
-    return with_strategy(training, any(task.dev is not None for task in learned))
 
 
 def _judged(
@@ -246,14 +250,6 @@ def _dropped_text(lineage: Lineage, folder: str) -> str:
         f"the weights of stage {stage} were deleted, because without an adapter only the newest "
         f"{KEPT} stages keep theirs; {how_to_restore(lineage.path, stage)}"
     )
-
-
-def _memory(lineage: Lineage, general: list[Row], with_old_tasks: bool) -> dict[str, list[Row]]:
-    """Return the rows that a stage can rehearse, by task: general rows, and those of old tasks."""
-    memory = {GENERAL: general} if general else {}
-    if with_old_tasks:
-        memory |= {entry["task"]["id"]: remembered(lineage, entry) for entry in lineage.stages}
-    return memory
 
 
 def _old_tasks(

@@ -122,6 +122,8 @@ def learn_again(again: Again, wanted: list[str], data: str | Path | None, say: S
         PerdureError: the stage cannot be learned, or the files have other bytes now.
     """
     entry, earlier = again.entry, again.earlier
+    if why := _why_not_alone(entry):
+        raise PerdureError(why)
     own = {task["id"] for task in learned_by(entry)}
     try:
         advance(
@@ -197,6 +199,8 @@ def why_not_the_same(again: Again, host: str | None) -> str | None:
         return str(error)
     if changed := changed_versions(entry):
         return "; ".join(changed)
+    if why := _why_not_alone(entry):
+        return why
     if config.threads is None:
         return "its number of threads is not recorded"
     if host != platform.node():
@@ -204,6 +208,14 @@ def why_not_the_same(again: Again, host: str | None) -> str | None:
     if again.plan.arguments(config.training).device.type != "cpu":
         return "training on an accelerator does not give the same bits each time"
     return None
+
+
+def _why_not_alone(entry: dict[str, Any]) -> str | None:
+    """Return why one process cannot learn a stage again to the same bytes, None if it can."""
+    count = entry.get("processes", 1)
+    return (
+        f"it was learned by {count} processes, which add up in another order" if count > 1 else None
+    )
 
 
 def _task(lineage: Lineage, described: dict[str, Any], data: str | Path | None) -> Task:

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from perdure import processes
 from perdure.data.task import Task
 from perdure.errors import PerdureError
 from perdure.lineage.files import locked
@@ -14,6 +15,7 @@ from perdure.prepare import prepare_learn
 from perdure.say import Say
 from perdure.train.tracking import Tracked
 from perdure.verbs.advance import advance
+from perdure.verbs.follow import follow
 
 
 def learn(
@@ -35,7 +37,16 @@ def learn(
     """
     lineage = Lineage(path)
     plan = prepare_learn(lineage, task)
-    with locked(lineage.path), Tracked(lineage.config.training, lineage.path) as tracked:
+    if not processes.is_main():
+        with Tracked(lineage.config.training, lineage.path) as tracked:
+            return follow(lambda: Lineage(path), plan, [plan.tasks], [tracked, *callbacks]).stages[
+                -1
+            ]
+    with (
+        processes.leading(say),
+        locked(lineage.path),
+        Tracked(lineage.config.training, lineage.path) as tracked,
+    ):
         planned, lineage = lineage.settings, Lineage(path)
         if lineage.settings != planned:
             raise PerdureError(f"{path}: its settings have just changed; repeat the command")

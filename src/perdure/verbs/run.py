@@ -5,6 +5,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from perdure import processes
 from perdure.config import Config, deciding_keys, logging_keys
 from perdure.data.stream import stages_of
 from perdure.errors import PerdureError
@@ -14,6 +15,7 @@ from perdure.prepare import check_learned_rows, prepare_run
 from perdure.say import Say
 from perdure.train.tracking import Tracked
 from perdure.verbs.advance import advance
+from perdure.verbs.follow import follow
 from perdure.verbs.init import begin
 
 
@@ -32,15 +34,17 @@ def run(
         raise PerdureError("lineage: missing; say where the run goes, such as lineage=runs/first")
     plan = prepare_run(config)
     path, tasks = Path(config.lineage), plan.tasks
+    stages = stages_of(tasks, config.mode)
+    processes.meet()  # before anything is written, so that all have checked the same
+    if not processes.is_main():
+        with Tracked(config.training, path) as tracked:
+            return follow(lambda: _opened(path, config), plan, stages, [tracked, *callbacks])
     if not (path / "lineage.yaml").exists():
         begin(path, plan, say=say)
-    with locked(path), Tracked(config.training, path) as tracked:
+    with processes.leading(say), locked(path), Tracked(config.training, path) as tracked:
         callbacks = [tracked, *callbacks]
-        lineage = Lineage(path)
+        lineage = _opened(path, config)
         lineage.tidy()
-        stored = deciding_keys(lineage.config.training)
-        lineage.config.training = stored | logging_keys(config.training)
-        stages = stages_of(tasks, config.mode)
         new_tasks = [learned[-1] for learned in stages]
         # Again, because another process may have changed the settings or learned meanwhile.
         lineage.check_unchanged(config, lineage.pin)
@@ -63,6 +67,15 @@ def run(
                 old=config.scoring.old == "each" or i + 1 == len(stages),
                 full=i + 1 == len(stages),
                 total=len(stages),
+                position=i,
             )
             open_tasks[entry["task"]["id"]] = new_tasks[i]
+    return lineage
+
+
+def _opened(path: Path, config: Config) -> Lineage:
+    """Return a lineage, with those settings of a run that only decide what is logged."""
+    lineage = Lineage(path)
+    stored = deciding_keys(lineage.config.training)
+    lineage.config.training = stored | logging_keys(config.training)
     return lineage

@@ -1,0 +1,169 @@
+"""The verbs under a launcher: what is refused, and how several processes end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import perdure
+from command import perdure as command
+from command import workplace
+from perdure import PerdureError
+from perdure.lineage.files import locked
+from perdure.lineage.lineage import Lineage
+
+
+pytestmark = pytest.mark.own
+
+
+SOURCE = str(Path(perdure.__file__).parents[1])
+FSDP = {"ACCELERATE_USE_FSDP": "true"}
+TENSORS = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_TP_SIZE": "2"}
+CONTEXT = {"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_CP_SIZE": "2"}
+MEETING = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A base, rows, and a YAML that learns two tasks."""
+    return workplace(tmp_path_factory.mktemp("launch"))
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed: it steps inside backward"),
+        ({"ACCELERATE_USE_MEGATRON_LM": "true"}, "Megatron-LM: "),
+        (TENSORS, "tensor parallelism: "),
+        (
+            {**TENSORS, "PARALLELISM_CONFIG_TP_SIZE": "1", "PARALLELISM_CONFIG_CP_SIZE": "2"},
+            "context",
+        ),
+        (FSDP, "FSDP1: "),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "mixed precision bf16: "),
+        ({"ACCELERATE_MIXED_PRECISION": "fp16"}, "mixed precision fp16: "),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo: "),
+    ],
+)
+def test_what_accelerate_may_not_choose(variables, words, place, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    status, out, err = command("run", place / "run.yaml", f"lineage={place}/refused")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"perdure: error: {words}")
+    assert "DDP" in err or "training." in err  # what to use instead
+    assert not (place / "refused").exists()
+
+
+def test_a_precision_that_the_settings_have_too_is_no_mistake(place, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert command("run", place / "run.yaml", "training.bf16=true", "--dry-run").status == 0
+
+
+def test_a_launch_without_its_variables_is_refused(place, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, err = command("run", place / "run.yaml", f"lineage={place}/refused")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "WORLD_SIZE is 2, but RANK and MASTER_ADDR and MASTER_PORT not set" in err
+
+
+def test_in_python_only_learn_and_run_take_several_processes(place, monkeypatch):
+    for name, value in MEETING.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PerdureError, match="several processes: a lineage has one writer"):
+        perdure.init(place / "refused", base=str(place / "base"))
+
+
+# --- two processes
+
+
+def launched(folder: Path, *arguments: object) -> list[subprocess.Popen]:
+    """Start `perdure ARGUMENTS` in two processes, without a launcher; return them."""
+    port = str(20000 + os.getpid() % 20000)
+    started = []
+    for rank in ("0", "1"):
+        variables = {**MEETING, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "perdure", *map(str, arguments)],
+                env={**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1", **variables},
+                cwd=folder,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return started
+
+
+def ended(started: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+    """Wait for processes; return the status and the outputs of each."""
+    outputs = [process.communicate(timeout=300) for process in started]
+    return [(p.returncode, out, err) for p, (out, err) in zip(started, outputs, strict=True)]
+
+
+def settings(place: Path, name: str) -> list[object]:
+    return ["run", place / "run.yaml", f"lineage={place / name}", "adapter.lora_dropout=0"]
+
+
+@pytest.mark.slow
+def test_an_error_of_the_main_process_ends_the_other_one(place):
+    """The lineage is locked, which only the main process can know."""
+    assert command(*settings(place, "locked")).status == 0
+    with locked(place / "locked"):
+        (status, out, err), other = ended(launched(place, *settings(place, "locked")))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("perdure: error: ")
+    assert "another process is writing to this lineage" in err
+    assert other == (2, "", "")
+
+
+@pytest.mark.slow
+def test_one_prints_and_both_end(place):
+    (status, out, _), other = ended(launched(place, *settings(place, "both")))
+    assert status == 0
+    assert out.count("stage 2, animal") == 1
+    assert other[:2] == (0, "")
+    assert [entry["processes"] for entry in Lineage(place / "both").stages] == [2, 2]
+    (status, out, _), other = ended(launched(place, "log", place / "both"))
+    assert (status, out.count("animal")) == (0, 2)
+    assert other == (0, "", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "number"), [(0, 9), (1, 9), (0, 15), (1, 15)])
+def test_a_process_that_is_killed_leaves_a_checkpoint(victim, number, place):
+    name = f"killed-{victim}-{number}"
+    rows = (place / "colour.jsonl").read_text() * 40
+    (place / "many.jsonl").write_text(rows)
+    arguments = [
+        *("learn", place / name, "many", place / "many.jsonl"),
+        *("training.per_device_train_batch_size=2",),
+    ]
+    created = command(
+        *("init", place / name, "--base", place / "base", "method=replay", "checkpoint_every=5"),
+        *("adapter.lora_dropout=0", "guard=null", "threads=1"),
+    )
+    assert created.status == 0
+    started = launched(place, *arguments)
+    while not list((place / name).glob(".work/*/checkpoint-10/sha256.json")):
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.1)
+    started[victim].send_signal(signal.Signals(number))
+    results = ended(started)
+    if number == 15:
+        assert [status for status, _, _ in results] == [143, 143]
+        assert "which is kept; repeat the same command to continue" in results[0][2]
+    else:
+        line = "process has ended; repeat the same command to continue"
+        assert results[1 - victim][0] == 2
+        assert line in results[1 - victim][2]
+    assert Lineage(place / name).head == 0
+    status, _, err = command(*arguments)
+    assert status == 0
+    assert "many: going on from step" in err
+    assert Lineage(place / name).stages[0]["processes"] == 2
