@@ -12,9 +12,12 @@ import pytest
 import perdure
 from command import perdure as command
 from command import workplace
-from perdure import PerdureError
+from perdure import PerdureError, processes
+from perdure.config import load_config
 from perdure.lineage.files import locked
 from perdure.lineage.lineage import Lineage
+from perdure.prepare import prepare
+from perdure.prepare import settings as checks
 
 
 pytestmark = pytest.mark.own
@@ -57,6 +60,32 @@ def test_what_accelerate_may_not_choose(variables, words, place, monkeypatch):
     assert err.startswith(f"perdure: error: {words}")
     assert "DDP" in err or "training." in err  # what to use instead
     assert not (place / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["method=agem"], "FSDP2: agem was not made for sharded weights; use DDP"),
+        (["method=lwf"], "FSDP2: lwf of the previous stage needs its whole weights"),
+        (["quantization.load_in_4bit=true"], "FSDP2: a quantised base"),
+        (["training.metric_for_best_model=score"], "FSDP2: sharded weights cannot answer"),
+    ],
+)
+def test_what_sharded_weights_cannot_do(settings, words, place, monkeypatch):
+    for name, value in {**FSDP, "FSDP_VERSION": "2"}.items():
+        monkeypatch.setenv(name, value)
+    refused = [place / "run.yaml", f"lineage={place}/refused", "memory.ratio=0.1", *settings]
+    assert "FSDP2: shards the weights over several processes" in command("run", *refused).err
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "are_apart", lambda: False)
+    with pytest.raises(PerdureError, match="FSDP2: accelerate shards the weights only on an acc"):
+        prepare(load_config(place / "run.yaml", settings[1:]))
+    monkeypatch.setattr(checks, "can_shard", lambda: True)
+    monkeypatch.setattr(checks, "training_arguments", lambda *_: None)
+    with pytest.raises(PerdureError) as caught:
+        prepare(load_config(place / "run.yaml", ["memory.ratio=0.1", *settings]))
+    assert str(caught.value).startswith(words)
+    assert "use" in str(caught.value)
 
 
 def test_a_precision_that_the_settings_have_too_is_no_mistake(place, monkeypatch):

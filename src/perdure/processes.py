@@ -51,6 +51,16 @@ def is_main() -> bool:
     return index() == 0
 
 
+def shard_weights() -> bool:
+    """Return whether the weights are spread over the processes (FSDP2), not copied to each."""
+    return count() > 1 and is_on("ACCELERATE_USE_FSDP")
+
+
+def is_on(variable: str) -> bool:
+    """Return whether a variable of the environment is set to true."""
+    return os.environ.get(variable, "").strip().lower() in ("1", "true")
+
+
 def are_apart() -> bool:
     """Return whether several processes were launched, but are not in a block `together`."""
     return count() > 1 and _crew is None

@@ -13,13 +13,15 @@ from safetensors.torch import load_file
 from methods.recurrent_kif.plain_trainer import farthest
 from perdure.api import verify
 from perdure.lineage.lineage import Lineage
+from perdure.methods.shared.importance import quantile_threshold
 from perdure.models.layout import METHOD_STATE
 from place import setting_for
 from tiny import KINDS
 from train.engine import same
 from train.two_processes import (
-    LINEAGE_METHODS,
     METHODS,
+    SCORES,
+    THRESHOLD,
     in_another_trainer,
     learned,
     lineage_learned,
@@ -39,7 +41,9 @@ REST = [name for name in REST if name not in SOME]
 # Lineages that `perdure.run` learns, and one that is stopped in its second task.
 LINEAGES = ["lora-replay", "lora-recurrent_kif", "lora-ewc", "lora-lwf", "whole-recurrent_kif"]
 STOPPED = "lora-ewc"
-OTHER_LINEAGES = [f"whole-{method}" for method in LINEAGE_METHODS if method != "recurrent_kif"]
+SHARDED = ["lora-recurrent_kif", "lora-kl_base", "whole-recurrent_kif", "whole-ewc"]
+OTHER_SHARDED = ["whole-replay", "whole-sequential", "whole-l2", "lora-mas", "lora-ewc"]
+OTHER_LINEAGES = [f"whole-{method}" for method in ("replay", "ewc", "lwf")]
 
 
 def in_two_processes(folder: Path, names: list[str]) -> dict[str, tuple[dict, dict]]:
@@ -56,7 +60,7 @@ def in_two_processes(folder: Path, names: list[str]) -> dict[str, tuple[dict, di
         timeout=600,
     )
     assert completed.returncode == 0, completed.stderr[-3000:]
-    trained = [name for name in names if not name.startswith(("lineage-", "stopped-"))]
+    trained = [name for name in names if name.partition("-")[0] in (*KINDS, "callback")]
     files = {name: [folder / f"{name}-{rank}.safetensors" for rank in (0, 1)] for name in trained}
     return {name: (load_file(first), load_file(second)) for name, (first, second) in files.items()}
 
@@ -66,7 +70,8 @@ def both(tmp_path_factory):
     """One launch for all that is not slow: the processes' imports take most of it."""
     folder = tmp_path_factory.mktemp("two")
     lineages = [f"lineage-{name}" for name in LINEAGES]
-    names = [*SOME, "callback", *lineages, f"stopped-{STOPPED}"]
+    sharded = [f"sharded-{name}" for name in [THRESHOLD, *SHARDED]]
+    names = [*SOME, "callback", *lineages, f"stopped-{STOPPED}", *sharded]
     return folder, in_two_processes(folder, names)
 
 
@@ -114,7 +119,8 @@ def check_lineage(name: str, folder: Path, two: Path) -> None:
                 )
                 assert first.keys() == second.keys()
                 for key, tensor in first.items():
-                    torch.testing.assert_close(tensor, second[key], atol=1e-5, rtol=1e-4)
+                    # AdamW makes much of the rounding of gradients that are nearly zero.
+                    torch.testing.assert_close(tensor, second[key], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", LINEAGES)
@@ -145,3 +151,21 @@ def test_one_process_goes_on_where_two_were_stopped(both):
     assert "animal: going on from step 1" in lines
     assert resumed.head == 2
     check_lineage(STOPPED, folder, place)
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_two_processes_with_a_part_of_the_weights_each_learn_as_one(name, both):
+    check_lineage(name, both[0], both[0] / f"sharded-{name}")
+
+
+@pytest.mark.slow
+def test_so_they_do_with_other_methods(tmp_path):
+    in_two_processes(tmp_path, [f"sharded-{name}" for name in OTHER_SHARDED])
+    for name in OTHER_SHARDED:
+        check_lineage(name, tmp_path, tmp_path / f"sharded-{name}")
+
+
+def test_all_processes_find_the_threshold_of_all_scores(both):
+    """Each has a part of the scores; that of its own part would be another one."""
+    files = [both[0] / f"sharded-{THRESHOLD}-{rank}.txt" for rank in (0, 1)]
+    assert [float(file.read_text()) for file in files] == [quantile_threshold(SCORES, 0.8)] * 2

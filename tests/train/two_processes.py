@@ -15,7 +15,10 @@ from transformers import TrainerCallback
 import perdure
 from methods.recurrent_kif.plain_trainer import base_of, kif_callback, plain_trainer, trained
 from perdure.lineage.files import locked
+from perdure.methods.shared.importance import quantile_threshold
+from perdure.models.sharded import Shards
 from train.engine import dev_of, engine, scripted, tiny_base, weights
+from train.sharded_on_cpu import shard_on_the_cpu
 
 
 ROUNDS = {"inner_steps": 4, "outer_steps": 2}
@@ -27,6 +30,8 @@ METHODS = {
     "grouped": {"replay": {"ratio": 0.5}},  # rows of one length in a batch
     "best": {"recurrent_kif": ROUNDS},  # goes back to the best of two measurements on dev rows
 }
+THRESHOLD = "threshold"
+SCORES = torch.arange(1000, dtype=torch.float32).roll(123).sqrt()  # all different
 DEV_LOSSES = {4: 1.0, 6: 2.0}
 # What `perdure.run` learns of two tasks: the kind of weights and the method.
 LINEAGE_METHODS: dict[str, Any] = {
@@ -34,6 +39,10 @@ LINEAGE_METHODS: dict[str, Any] = {
     "recurrent_kif": {"recurrent_kif": {"inner_steps": 2, "outer_steps": 1}},
     "ewc": {"ewc": {"rows": 4}},
     "lwf": "lwf",
+    "kl_base": "kl_base",
+    "l2": "l2",
+    "mas": {"mas": {"rows": 4}},
+    "sequential": "sequential",
 }
 
 
@@ -90,6 +99,14 @@ def line_if_locked(folder: Path) -> str:
     return ""
 
 
+def threshold_of_parts() -> float:
+    """The threshold that this process finds of SCORES, of which it has a part."""
+    shards = Shards(())
+    shards.are_many = True
+    part = SCORES[:100] if os.environ["RANK"] == "0" else SCORES[100:]
+    return quantile_threshold(part, 0.8, shards).item()
+
+
 class Breaks(TrainerCallback):
     """Ends the training at the second step of the second task, as a fault of a machine would."""
 
@@ -112,6 +129,14 @@ if __name__ == "__main__":
         work = folder / "work"
         if name.startswith("lineage-"):
             lineage_learned(name.removeprefix("lineage-"), folder / name, 2)
+            continue
+        if name.startswith("sharded-"):
+            if name.endswith(THRESHOLD):
+                threshold = threshold_of_parts()
+                (folder / f"{name}-{os.environ['RANK']}.txt").write_text(str(threshold))
+                continue
+            shard_on_the_cpu()
+            lineage_learned(name.removeprefix("sharded-"), folder / name, 2)
             continue
         if name.startswith("stopped-"):
             with suppress(OSError, SystemExit):

@@ -101,6 +101,10 @@ class BaseLoader:
         self.base, self.adapter, self.begins = base, adapter, begins
         self.loaded = AsLoaded(base.model, keep_trained=begins and not base.whole)
 
+    def forget(self) -> None:
+        """Load the base again next time, because its weights were sharded meanwhile."""
+        self.base = None
+
     def _from_memory(self, adapter: dict[str, Any] | None, begins: bool) -> Base | None:
         """Return the base in memory in its state after loading, or None if it must be loaded."""
         base, self.base = self.base, None  # so that it is freed before another one is loaded

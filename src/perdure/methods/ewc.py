@@ -54,6 +54,9 @@ class EWC(QuadraticPull):
             raise PerdureError(f"ewc: rows must be >= 1, got {rows}")
         self.rows = rows
 
+    def why_not_sharded(self) -> str | None:
+        return None
+
     def measure_precision(self, model: nn.Module) -> Named:
         rows = drawn_rows(self.engine.train_dataset, self.rows, self.context.seed)
         return relative(fisher(self.engine, model, rows, self.context.seed))

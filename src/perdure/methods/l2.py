@@ -37,6 +37,9 @@ class L2(QuadraticPull):
         super().__init__(strength)
         self.towards = towards
 
+    def why_not_sharded(self) -> str | None:
+        return None
+
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         model = super().begin_task(model, context)
         if self.towards == "base" and not context.state:  # the first task of the lineage

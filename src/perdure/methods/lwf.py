@@ -68,6 +68,11 @@ class LwF(Method):
         if self.source == "base":
             check_base(self.name, config, logits_of=kind)
 
+    def why_not_sharded(self) -> str | None:
+        if self.source == "base":
+            return None
+        return "of the previous stage needs its whole weights a second time (teacher base does not)"
+
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.labels = context.state.get("labels")
         has_teacher = context.stage > 1 or self.source == "base"

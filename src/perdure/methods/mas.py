@@ -42,6 +42,9 @@ class MAS(QuadraticPull):
             raise PerdureError(f"mas: rows must be >= 1, got {rows}")
         self.rows = rows
 
+    def why_not_sharded(self) -> str | None:
+        return None
+
     def measure_precision(self, model: nn.Module) -> Named:
         rows = drawn_rows(self.engine.train_dataset, self.rows, self.context.seed)
         return relative(sensitivity(self.engine, model, rows, self.context.seed))

@@ -62,6 +62,9 @@ class Replay(Method):
             )
         self.schedule = RehearsalRatio(ratio, decay=decay, max_repeats=max_repeats)
 
+    def why_not_sharded(self) -> str | None:
+        return None
+
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         self.schedule.begin(args, train_dataloader)
 

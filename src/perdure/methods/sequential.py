@@ -14,3 +14,6 @@ class Sequential(Method):
 
     family: ClassVar[Family] = "baseline"
     neutral: ClassVar[dict[str, Any]] = {}
+
+    def why_not_sharded(self) -> str | None:
+        return None

@@ -12,6 +12,7 @@ Nothing is written, and no weights are read.
 from collections.abc import Sequence
 from pathlib import Path
 
+from perdure import processes
 from perdure.config import TOGETHER, Config
 from perdure.data.stream import load_stream, stages_of
 from perdure.data.task import Task
@@ -25,7 +26,7 @@ from perdure.prepare.dev import check_dev_rows, with_dev_rows
 from perdure.prepare.fitting import check_gate_fits, fit, guard_tasks
 from perdure.prepare.plan import Plan
 from perdure.prepare.rows import check_adopted, check_general, check_tasks
-from perdure.prepare.settings import check_settings
+from perdure.prepare.settings import check_settings, check_sharded
 
 
 __all__ = [
@@ -56,6 +57,8 @@ def prepare(config: Config, info: BaseInfo | None = None) -> Plan:
     check_gate_fits(config, info.kind)
     for method in methods:
         method.check(config, info.kind)
+    if processes.shard_weights():
+        check_sharded(config, methods, info.kind)
     made_arguments = [(config.training, config.checkpoint_every, arguments)]
     tasks = guard_tasks(config, info)
     return Plan(config, info, methods, made_arguments, loader=BaseLoader(info), lm_eval=tasks)

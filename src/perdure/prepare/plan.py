@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from perdure import processes
 from perdure.config import Config
 from perdure.data.task import Task
 from perdure.lineage.loading import BaseLoader
@@ -49,6 +50,8 @@ class Plan:
             PerdureError: `TrainingArguments` refuses a key or a value.
         """
         every = self.config.checkpoint_every if checkpoint_every is None else checkpoint_every
+        if processes.shard_weights():
+            every = 0  # checkpoints of sharded optimizers could not be read by other processes
         for made_training, made_every, arguments in self.made_arguments:
             if (made_training, made_every) == (training, every):
                 return arguments

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from perdure.errors import PerdureError, nearest
 from perdure.measure.guard.rows import read_guard_rows
 from perdure.methods import make
 from perdure.models.base import check_adapter, check_owned, check_quantization
+from perdure.models.kinds import Kind
 from perdure.train.arguments import training_arguments
+from perdure.train.dev_settings import dev_settings
 from perdure.train.method import Method
 
 
@@ -147,13 +150,18 @@ def check_launch(config: Config) -> None:
     """
     if what := _parallelism():
         raise PerdureError(f"{what}; use DDP, or FSDP2 if the weights do not fit on one device")
-    if _is_on("ACCELERATE_USE_FSDP"):
+    if processes.is_on("ACCELERATE_USE_FSDP"):
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise PerdureError(
                 "FSDP1: it joins the weights into flat ones, in which methods cannot find them; "
                 "use FSDP2 (accelerate launch --use_fsdp --fsdp_version 2), or DDP"
             )
-        if not torch.accelerator.is_available():
+        if processes.count() == 1:
+            raise PerdureError(
+                "FSDP2: shards the weights over several processes, and this is one; leave out "
+                "--use_fsdp, or raise --num_processes"
+            )
+        if not can_shard():
             raise PerdureError(
                 "FSDP2: accelerate shards the weights only on an accelerator, and there is none; "
                 "use DDP (leave out --use_fsdp)"
@@ -173,16 +181,49 @@ def check_launch(config: Config) -> None:
         )
 
 
+def can_shard() -> bool:
+    """Return whether accelerate can shard weights on this machine."""
+    return torch.accelerator.is_available()
+
+
+def check_sharded(config: Config, methods: Sequence[Method], kind: Kind) -> None:
+    """Check that the settings can be used with weights that are sharded (FSDP2).
+
+    Raises:
+        PerdureError: they cannot; the line says what to use instead.
+    """
+    if kind != "causal":
+        raise PerdureError(
+            f"FSDP2: base {config.base!r} is of kind {kind}, and only decoders (kind causal) can "
+            "be sharded; use DDP"
+        )
+    for method in methods:
+        if why := method.why_not_sharded():
+            raise PerdureError(f"FSDP2: {method.name} {why}; use DDP, or another method")
+    if config.quantization:
+        raise PerdureError("FSDP2: a quantised base cannot be sharded; use DDP")
+    if dev_settings(config.training).metric == "score":
+        raise PerdureError(
+            "FSDP2: sharded weights cannot answer the dev rows during a task; set "
+            "training.metric_for_best_model=loss, or use DDP"
+        )
+    if processes.is_on("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise PerdureError(
+            "FSDP2: activation checkpointing renames the weights; leave out "
+            "--fsdp_activation_checkpointing, and set training.gradient_checkpointing=true"
+        )
+
+
 def _parallelism() -> str | None:
     """Return which kind of parallelism was chosen that cannot be used, and why; or None."""
-    if _is_on("ACCELERATE_USE_DEEPSPEED"):
+    if processes.is_on("ACCELERATE_USE_DEEPSPEED"):
         return (
             "DeepSpeed: it steps inside backward, where no method can act, and with ZeRO-3 the "
             "weights are empty between the steps"
         )
-    if _is_on("ACCELERATE_USE_MEGATRON_LM"):
+    if processes.is_on("ACCELERATE_USE_MEGATRON_LM"):
         return "Megatron-LM: it replaces the model and the step, in which methods act"
-    if not _is_on("ACCELERATE_USE_PARALLELISM_CONFIG"):
+    if not processes.is_on("ACCELERATE_USE_PARALLELISM_CONFIG"):
         return None
     kinds = {
         "TP": "tensor parallelism",
@@ -194,7 +235,3 @@ def _parallelism() -> str | None:
         if int(os.environ.get(f"PARALLELISM_CONFIG_{key}_SIZE") or 1) > 1:
             return f"{kind}: no process has whole rows and whole weights, which methods need"
     return None
-
-
-def _is_on(name: str) -> bool:
-    return os.environ.get(name, "").strip().lower() in ("1", "true")

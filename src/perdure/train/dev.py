@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from perdure.measure.batches import evaluating, feature_batches
+from perdure.models.sharded import reshard
 from perdure.say import Say
 from perdure.seeds import forked
 from perdure.train.dev_settings import DevSettings
@@ -122,6 +123,7 @@ class DevEvaluation(TrainerCallback):
             measured = [self._loss()]
             if self.settings.metric == "score":
                 measured.append(self.rows.score())
+        reshard(engine.base.model)
         if engine.args.world_size > 1:
             measured = broadcast_object_list(measured)
         worst = (math.inf, -math.inf)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
 from perdure.errors import NotFiniteError
+from perdure.models.sharded import local, whole
 from perdure.say import Say, silent
 
 
@@ -121,15 +121,13 @@ def total(values: list[Tensor], device: torch.device) -> Tensor:
     return torch.stack(moved).sum() if moved else torch.zeros((), device=device)
 
 
-def whole(norm: Tensor) -> Tensor:
-    """Return a norm over the parts of all processes, if the weights are sharded."""
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
 def sample(parameters: list[nn.Parameter]) -> list[Tensor]:
-    """Return copies of at most about `SAMPLED` weights, evenly spaced over each tensor."""
+    """Return copies of at most about `SAMPLED` weights, evenly spaced over each tensor.
+
+    Of sharded weights they are of this process's part.
+    """
     stride = 1 + sum(p.numel() for p in parameters) // SAMPLED
-    return [p.detach().flatten()[::stride].clone() for p in parameters]
+    return [local(p.detach()).flatten()[::stride].clone() for p in parameters]
 
 
 def is_unchanged(start: list[Tensor], now: list[Tensor]) -> bool:

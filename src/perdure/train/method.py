@@ -191,6 +191,14 @@ class Method(TrainerCallback):
                 f"{self.name}: remembers rows, and memory.ratio is 0; set memory.ratio=0.02"
             )
 
+    def why_not_sharded(self) -> str | None:
+        """Return why it cannot work with weights that are sharded (FSDP2), None if it can.
+
+        Its gradients, weights and optimizer states are then DTensors, of which each process has a
+        part (`models/sharded.py`).
+        """
+        return "was not made for sharded weights"
+
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         """Called before the Trainer is built; returns the model to train.
 

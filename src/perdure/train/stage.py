@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
 from perdure import processes
@@ -27,6 +28,7 @@ from perdure.models.checkpoints import load_checkpoint
 from perdure.models.finite_weights import check_weights
 from perdure.models.layout import MEMORY, PREDICTIONS, SCORES
 from perdure.models.padding import can_pack
+from perdure.models.sharded import Frame
 from perdure.models.stage_files import save_weights
 from perdure.say import Say
 from perdure.seeds import derive
@@ -41,7 +43,7 @@ from perdure.train.passes import Passes
 from perdure.train.rehearsals import Rehearsals
 from perdure.train.sharing import Shares
 from perdure.train.surprise import surprise
-from perdure.train.trainer import ContinualTrainer, load_state, save_state
+from perdure.train.trainer import ContinualTrainer, load_state, state_of, write_state
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,13 @@ def learn_stage(
     shares = Shares(args.world_size)
     if resume:
         shares.load_state_dict(load_state(shares, resume))
+        if processes.shard_weights():
+            raise PerdureError(
+                f"{plan.task}: was begun without FSDP2, which cannot go on from its checkpoint; go "
+                f"on without FSDP2, or delete {work} to begin the task again"
+            )
     args = shares.divided(args, plan.task)
+    frame = Frame(base.model) if processes.shard_weights() else None
     processes.meet()  # from here on they wait for each other in every step
     for line in damaged:
         say(f"warning: {plan.task}: {line}")
@@ -188,6 +196,12 @@ def learn_stage(
         lifecycle.end_task(methods, base.model)
     engine.check_end()
     engine.add_up_counts()
+    state = state_of(methods)
+    steps = engine.state.global_step
+    for method in methods:
+        del method.engine  # frees the optimizer; the methods stay for the next task
+    if frame:
+        base.model = frame.filled(base.model)
     clock.lap("train")
     scores_after, after = _scores_after(base, plan)
     clock.lap("score")
@@ -197,17 +211,15 @@ def learn_stage(
             scores["dev"] = dev.summary()
         _write(
             base,
-            methods,
+            state,
             new_memory,
             scores={**scores, "truncated": truncated},
             predictions={"before": before, "after": after},
             stage_folder=stage_folder,
         )
-    for method in methods:
-        del method.engine  # frees the optimizer; the methods stay for the next task
     rows_passed = {"forward": passes.forward, "backward": passes.backward}
     counts = {
-        "steps": engine.state.global_step,
+        "steps": steps,
         "rows": rows_passed,
         "row_tokens": fmean(len(row["input_ids"]) for row in train_features),
         "trainable": trainable,
@@ -242,7 +254,7 @@ def adopt_stage(
     scores = {"after": scores_after, "before": scores_before, "base": base_scores}
     _write(
         base,
-        plan.methods,
+        state_of(plan.methods),
         new_memory,
         scores={**scores, "truncated": truncated},
         predictions={"before": before, "after": after},
@@ -494,7 +506,7 @@ def _rows_to_remember(
 
 def _write(
     base: Base,
-    methods: Sequence[Method],
+    state: dict[str, Tensor],
     new_memory: list[Row],
     scores: dict[str, Any],
     predictions: Mapping[str, Mapping[str, Predictions]],
@@ -503,7 +515,7 @@ def _write(
     """Create the folder of the stage: weights, methods' tensors, memory, scores and answers."""
     stage_folder.mkdir()
     save_weights(base, stage_folder)
-    save_state(methods, stage_folder)
+    write_state(state, stage_folder)
     lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in new_memory]
     (stage_folder / MEMORY).write_text("".join(lines), encoding="utf-8")
     text = json.dumps(scores, sort_keys=True, ensure_ascii=False, indent=2)

@@ -1,7 +1,7 @@
 """The engine: a Trainer that computes the task loss itself and calls the hooks of the methods."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -11,11 +11,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
+from perdure import processes
 from perdure.config import GROUPED
 from perdure.data.tokens import Collator
 from perdure.disk import remove, usual_modes
@@ -23,6 +25,7 @@ from perdure.errors import PerdureError, one_line
 from perdure.models.base import Base
 from perdure.models.kinds import Kind
 from perdure.models.layout import METHOD_STATE
+from perdure.models.sharded import as_sharded, reshard, whole
 from perdure.say import Say, silent
 from perdure.stopping import held, in_time, is_requested, stop
 from perdure.train.checkpoints import HASHES, complete_checkpoints, damage, seal, step_of
@@ -312,6 +315,7 @@ class ContinualTrainer(Trainer):
         self.base.model.eval()
         with self._counted_once(), self.compute_loss_context_manager():
             _, outputs = self.task_loss(self.base.model, batch)
+        reshard(self.base.model)
         self.base.model.train()
         return batch, outputs
 
@@ -401,12 +405,18 @@ class ContinualTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        trained = {n: p.detach() for n, p in self.base.model.named_parameters() if p.requires_grad}
-        save_file(trained, folder / "trained.safetensors", metadata={"format": "pt"})
+        trained = gathered(
+            {n: p.detach() for n, p in self.base.model.named_parameters() if p.requires_grad}
+        )
+        if self.args.should_save:
+            save_file(trained, folder / "trained.safetensors", metadata={"format": "pt"})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         trained = load_file(Path(resume_from_checkpoint) / "trained.safetensors")
-        self.base.model.load_state_dict(trained, strict=False)
+        parameters = dict(self.base.model.named_parameters())
+        with torch.no_grad():
+            for name, tensor in trained.items():
+                parameters[name].copy_(as_sharded(tensor, parameters[name]))
 
     # --- the best weights, in a folder beside the checkpoints
 
@@ -415,9 +425,11 @@ class ContinualTrainer(Trainer):
 
         Earlier ones are deleted, except those to which the checkpoints may go back.
         """
-        if not self.args.should_save:
-            return
         work = Path(str(self.args.output_dir))
+        if not self.args.should_save:
+            self._save(str(work / f"{BEST}-{step}"))  # with its parts of sharded tensors
+            state_of(self.methods)
+            return
         folders = sorted(work.glob(f"{BEST}-*"), key=step_of)
         of_checkpoints: list[Path] = []
         for checkpoint in complete_checkpoints(work):
@@ -464,6 +476,8 @@ class _MethodState(TrainerCallback):
         if self.engine.finite.pending:
             self.engine.finite.check(f"at step {state.global_step}, in steps on old rows")
         self.is_stopping = self._is_stopping(args)
+        if self.is_stopping and processes.shard_weights():
+            stop(f"in {state.global_step} of {state.max_steps} steps, which are not kept")
         if self.is_stopping:
             in_time()
             control.should_save = True
@@ -510,9 +524,29 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Tensor]: ...
 
 
+def state_of(methods: Sequence[Stateful]) -> dict[str, Tensor]:
+    """Return the tensors of all methods, as `<method>.<name>`; all processes must call this."""
+    return gathered({f"{m.name}.{k}": v for m in methods for k, v in m.state_dict().items()})
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors whole, those that were sharded on the CPU of the main process only."""
+    whole_tensors = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, DTensor):
+            full = whole(tensor)
+            tensor = full.cpu() if processes.is_main() else full.new_empty(0)
+        whole_tensors[name] = tensor
+    return whole_tensors
+
+
 def save_state(methods: Sequence[Stateful], folder: Path) -> None:
-    """Write the tensors of all methods to `method.safetensors`, as `<method>.<name>`."""
-    state = {f"{m.name}.{k}": v for m in methods for k, v in m.state_dict().items()}
+    """Write the tensors of all methods to `method.safetensors`."""
+    write_state(state_of(methods), folder)
+
+
+def write_state(state: dict[str, Tensor], folder: Path) -> None:
+    """Write the tensors that `state_of` returns to `method.safetensors`."""
     check_state(state)
     temporary = folder / f".{METHOD_STATE}"
     save_file(state, temporary, metadata={"format": "pt"})

@@ -121,6 +121,8 @@ def advance(
         callbacks=callbacks,
         beginning=_beginning(lineage, base, plan.info),
     )
+    if processes.shard_weights():
+        plan.loader.forget()
     work, built = _work_folders(lineage, entry)
     remove(built)  # of a run that was stopped
     stage_callbacks = [callback for callback in callbacks if isinstance(callback, StageCallback)]

@@ -63,6 +63,8 @@ def follow(
         base = plan.loader.at(lineage, previous)
         stage_plan = _stage_plan(lineage, plan, stages[order["position"]], order, callbacks)
         learn_stage(base, stage_plan, Path(order["checkpoints"]), None, silent)
+        if processes.shard_weights():
+            plan.loader.forget()
     return open_lineage()
 
 

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from perdure.methods.shared.importance import unit_range
+from perdure.methods.shared.importance import ALONE, unit_range
+from perdure.models.sharded import Shards, local
 
 
 Momentum = Literal["keep", "reset", "scale"]
@@ -83,6 +84,7 @@ def fuse_softly(
     inner_scores: Tensor,
     outer_scores: Tensor,
     temperature: float,
+    shards: Shards = ALONE,
 ) -> Tensor:
     """As `fuse`, but with w computed from how much more important a weight is to one side:
 
@@ -91,17 +93,19 @@ def fuse_softly(
     where a and b are the inner and outer scores, each shifted and scaled to 0..1 over all weights
     (scores that are all equal become 0). As T -> infinity, every weight keeps half of each update.
     """
-    w_inner = (unit_range(inner_scores) - unit_range(outer_scores)).div_(temperature).sigmoid_()
+    difference = unit_range(inner_scores, shards) - unit_range(outer_scores, shards)
+    w_inner = difference.div_(temperature).sigmoid_()
     # start + w (inner - start) + (1 - w) (outer - inner)
     return start + w_inner * (inner - start) + (1 - w_inner) * (outer - inner)
 
 
-def case_shares(inner_mask: Tensor, outer_mask: Tensor) -> Tensor:
+def case_shares(inner_mask: Tensor, outer_mask: Tensor, shards: Shards = ALONE) -> Tensor:
     """The shares of weights important to (both, inner only, outer only, neither); they add to 1."""
     both = (inner_mask & outer_mask).count_nonzero()
     inner, outer = inner_mask.count_nonzero(), outer_mask.count_nonzero()
     neither = inner_mask.numel() - inner - outer + both
-    return torch.stack([both, inner - both, outer - both, neither]) / inner_mask.numel()
+    cases = shards.sum(torch.stack([both, inner - both, outer - both, neither]))
+    return cases / cases.sum()
 
 
 def counts(masks: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
@@ -113,7 +117,12 @@ def counts(masks: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def after_fusion(
-    policy: Momentum, optimizer: Any, start: Tensor, reached: Tensor, fused: Tensor
+    policy: Momentum,
+    optimizer: Any,
+    start: Tensor,
+    reached: Tensor,
+    fused: Tensor,
+    shards: Shards = ALONE,
 ) -> None:
     """Apply the policy to Adam's first moments m after a fusion moved `reached` to `fused`.
 
@@ -122,11 +131,14 @@ def after_fusion(
     scale  m *= clip(<fused - start, reached - start> / |reached - start|^2, 0, 1), the share of
            the inner update that the fusion kept.
     """
-    moments = [state["exp_avg"] for state in optimizer.state.values() if "exp_avg" in state]
+    moments = [local(state["exp_avg"]) for state in optimizer.state.values() if "exp_avg" in state]
     if policy == "keep" or not moments:
         return
     share = torch.zeros((), device=start.device)
     if policy == "scale":
         inner = reached - start
-        share = torch.dot(fused - start, inner) / torch.dot(inner, inner).clamp(min=1e-30)
+        kept, size = shards.sum(
+            torch.stack([torch.dot(fused - start, inner), torch.dot(inner, inner)])
+        )
+        share = kept / size.clamp(min=1e-30)
     torch._foreach_mul_(moments, share.clamp(0, 1))  # pyright: ignore[reportPrivateImportUsage]

@@ -121,6 +121,9 @@ class RecurrentKIF(StandaloneMethod):
                 f"{rate} and {rows}; null uses those of the training"
             )
 
+    def why_not_sharded(self) -> str | None:
+        return None
+
     @property
     def period(self) -> int:
         return self.inner_steps
@@ -175,7 +178,14 @@ class RecurrentKIF(StandaloneMethod):
             self._outer_steps(self.inner_rates.mean())
             self.inner_rates.clear()
             fused, shares, counts = self.rounds.fuse(reached)
-            after_fusion(self.momentum, kwargs["optimizer"], self.rounds.start, reached, fused)
+            after_fusion(
+                self.momentum,
+                kwargs["optimizer"],
+                self.rounds.start,
+                reached,
+                fused,
+                shards=self.rounds.shards,
+            )
             self.rounds.begin(fused)
             self.shares.append(shares)
             for name, count in zip(self.names, counts, strict=True):

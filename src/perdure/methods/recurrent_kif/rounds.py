@@ -10,6 +10,7 @@ from perdure.methods.recurrent_kif import fusion
 from perdure.methods.recurrent_kif.fusion import FusionTable, Soft
 from perdure.methods.shared import importance
 from perdure.methods.shared.importance import Importance, ScoreKind, flatten, important
+from perdure.models.sharded import Shards, local
 
 
 def table_of(setting: dict[str, Any]) -> FusionTable | Soft:
@@ -56,6 +57,7 @@ class Rounds:
         self.parameters, self.quantile, self.table = parameters, quantile, table
         self.score: ScoreKind = score
         self.beta_uncertainty = beta_uncertainty
+        self.shards = Shards(parameters)
         self.start = flatten(parameters)
         self.inner = Importance.zeros(self.start, score)
         self.outer = Importance.zeros(self.start, score)
@@ -70,6 +72,7 @@ class Rounds:
             gradients,
             beta_sensitivity=beta,
             beta_uncertainty=self.beta_uncertainty,
+            shards=self.shards,
         )
         if not is_finite:
             warnings.warn("recurrent_kif: skipped a gradient that is not finite", stacklevel=2)
@@ -83,8 +86,8 @@ class Rounds:
             important to the inner and to the outer side.
         """
         inner_scores, outer_scores = importance.score(self.inner), importance.score(self.outer)
-        inner_mask = important(inner_scores, self.quantile)
-        outer_mask = important(outer_scores, self.quantile)
+        inner_mask = important(inner_scores, self.quantile, self.shards)
+        outer_mask = important(outer_scores, self.quantile, self.shards)
         outer = flatten(self.parameters)
         if isinstance(self.table, Soft):
             fused = fusion.fuse_softly(
@@ -94,6 +97,7 @@ class Rounds:
                 inner_scores=inner_scores,
                 outer_scores=outer_scores,
                 temperature=self.table.temperature,
+                shards=self.shards,
             )
         else:
             fused = fusion.fuse(
@@ -105,8 +109,10 @@ class Rounds:
                 table=self.table,
             )
         importance.write_back(fused, self.parameters)
-        counts = fusion.counts([inner_mask, outer_mask], [p.numel() for p in self.parameters])
-        return fused, fusion.case_shares(inner_mask, outer_mask).cpu(), counts.cpu()
+        sizes = [local(p).numel() for p in self.parameters]
+        counts = self.shards.sum(fusion.counts([inner_mask, outer_mask], sizes))
+        shares = fusion.case_shares(inner_mask, outer_mask, self.shards)
+        return fused, shares.cpu(), counts.cpu()
 
     def begin(self, start: Tensor) -> None:
         """Begin the next round, from the weights `start`."""

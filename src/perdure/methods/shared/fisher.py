@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from perdure.data.task import limit_rows
 from perdure.data.tokens import Features
+from perdure.models.sharded import whole
 from perdure.seeds import derive
 from perdure.train.method import Engine
 from perdure.train.parameters import Named, trained
@@ -57,7 +58,8 @@ def relative(precision: Named) -> Named:
     strength works for every base. A precision that is zero everywhere is returned unchanged.
     """
     count = sum(tensor.numel() for tensor in precision.values())
-    mean = sum(float(tensor.sum(dtype=torch.float64)) for tensor in precision.values()) / count
+    sums = [whole(tensor.sum(dtype=torch.float64)) for tensor in precision.values()]
+    mean = sum(map(float, sums)) / count
     return {name: tensor / (mean or 1.0) for name, tensor in precision.items()}
 
 

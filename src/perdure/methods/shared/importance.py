@@ -14,9 +14,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from perdure.models.sharded import Shards, local
+
 
 ScoreKind = Literal["sensitivity", "sensitivity_uncertainty"]
 
+ALONE = Shards(())  # the weights are not sharded
 # How many values go into a histogram at once; it limits temporary tensors to about 70 MB for any n.
 CHUNK = 2**22
 HALF = 16  # the bits of a 32-bit float that one histogram counts
@@ -28,8 +31,8 @@ LOWER_HALF, WITHOUT_SIGN = 0xFFFF, 0x7FFF
 
 @torch.no_grad()
 def flatten(tensors: Sequence[Tensor]) -> Tensor:
-    """A new fp32 buffer with the values of all tensors, in order."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors]).float()
+    """A new fp32 buffer with the values of all tensors, in order; of sharded ones, its own part."""
+    return torch.cat([local(tensor).reshape(-1) for tensor in tensors]).float()
 
 
 @torch.no_grad()
@@ -37,7 +40,7 @@ def flatten_gradients(parameters: Sequence[Tensor]) -> Tensor:
     """A new fp32 buffer with the gradients of all parameters, in order; None becomes zeros."""
     return flatten(
         [
-            parameter.new_zeros(1).expand(parameter.numel())
+            local(parameter).new_zeros(1).expand(local(parameter).numel())
             if parameter.grad is None
             else parameter.grad
             for parameter in parameters
@@ -48,9 +51,10 @@ def flatten_gradients(parameters: Sequence[Tensor]) -> Tensor:
 @torch.no_grad()
 def write_back(flat: Tensor, parameters: Sequence[Tensor]) -> None:
     """Copy the buffer into the parameters in place; they keep their dtype and their storage."""
-    pieces = flat.split([parameter.numel() for parameter in parameters])
-    shaped = [piece.view(p.shape) for piece, p in zip(pieces, parameters, strict=True)]
-    torch._foreach_copy_(list(parameters), shaped)  # pyright: ignore[reportPrivateImportUsage]
+    own = [local(parameter) for parameter in parameters]
+    pieces = flat.split([part.numel() for part in own])
+    shaped = [piece.view(part.shape) for piece, part in zip(pieces, own, strict=True)]
+    torch._foreach_copy_(own, shaped)  # pyright: ignore[reportPrivateImportUsage]
 
 
 # --- importance
@@ -75,6 +79,7 @@ def update(
     gradients: Tensor,
     beta_sensitivity: float,
     beta_uncertainty: float,
+    shards: Shards = ALONE,
 ) -> bool:
     """Smooth the sensitivity of one more gradient into the maps, in place.
 
@@ -90,7 +95,9 @@ def update(
     returned; the check synchronizes once with the device.
     """
     sensitivity = torch.mul(weights, gradients, out=gradients).abs_()
-    if not sensitivity.amax().isfinite():  # amax returns NaN if there is one
+    largest = sensitivity.amax() if sensitivity.numel() else sensitivity.new_zeros(())
+    infinite = (~largest.isfinite()).float()  # amax returns NaN if there is one
+    if shards.most(infinite):
         return False
     state.sensitivity.lerp_(sensitivity, 1 - beta_sensitivity)
     if state.uncertainty is not None:
@@ -110,7 +117,7 @@ def score(state: Importance) -> Tensor:
 
 
 @torch.no_grad()
-def quantile_threshold(scores: Tensor, q: float) -> Tensor:
+def quantile_threshold(scores: Tensor, q: float, shards: Shards = ALONE) -> Tensor:
     """The value at index floor(q (n - 1)) of the ascending scores, exactly, without sorting.
 
     This is the lower of the two neighbours between which `torch.quantile` interpolates. No score
@@ -128,19 +135,22 @@ def quantile_threshold(scores: Tensor, q: float) -> Tensor:
     Args:
         scores: flat fp32 values >= 0; NaN and negative values raise ValueError.
         q: rank of the threshold among the scores, from 0 (the least) to 1 (the greatest).
+        shards: if the scores are spread over several processes, adds up their histograms, so that
+            all processes find the same threshold, that of all scores.
 
     Returns:
         The threshold, a 0-dimensional tensor on the scores' device.
     """
-    if scores.numel() == 0 or not 0 <= q <= 1:
-        raise ValueError(f"need scores and 0 <= q <= 1, got {scores.numel()} scores and q = {q}")
-    if not scores.amin() >= 0:  # amin returns NaN if there is one
+    count = int(shards.sum(torch.tensor(scores.numel(), device=scores.device)))
+    if count == 0 or not 0 <= q <= 1:
+        raise ValueError(f"need scores and 0 <= q <= 1, got {count} scores and q = {q}")
+    if scores.numel() and not scores.amin() >= 0:  # amin returns NaN if there is one
         raise ValueError("scores must be >= 0 and not NaN")
-    index = int(Fraction(str(q)) * (scores.numel() - 1))
+    index = int(Fraction(str(q)) * (count - 1))
     chunks = scores.view(torch.int32).split(CHUNK)
-    upper, index = _bin_of(index, (_upper_half(bits) for bits in chunks), 2 ** (HALF - 1))
+    upper, index = _bin_of(index, map(_upper_half, chunks), 2 ** (HALF - 1), shards)
     members = (bits[_upper_half(bits) == upper] for bits in chunks)
-    lower, _ = _bin_of(index, (bits & LOWER_HALF for bits in members), 2**HALF)
+    lower, _ = _bin_of(index, (bits & LOWER_HALF for bits in members), 2**HALF, shards)
     bits = torch.tensor((upper << HALF) + lower, dtype=torch.int32, device=scores.device)
     return bits.view(torch.float32)
 
@@ -150,20 +160,21 @@ def _upper_half(bits: Tensor) -> Tensor:
     return (bits >> HALF).bitwise_and_(WITHOUT_SIGN)
 
 
-def _bin_of(index: int, chunks: Iterable[Tensor], num_bins: int) -> tuple[int, int]:
+def _bin_of(index: int, chunks: Iterable[Tensor], num_bins: int, shards: Shards) -> tuple[int, int]:
     """The bin that holds the value of this rank, and the rank within that bin."""
     counts = reduce(torch.add, (torch.bincount(chunk, minlength=num_bins) for chunk in chunks))
-    below = counts.cumsum(0)
+    below = shards.sum(counts).cumsum(0)
     number = int(torch.searchsorted(below, index, right=True))
     return number, index - (int(below[number - 1]) if number else 0)
 
 
-def important(scores: Tensor, q: float) -> Tensor:
+def important(scores: Tensor, q: float, shards: Shards = ALONE) -> Tensor:
     """The mask of the scores above their q-quantile: about 1 - q of them, fewer with ties."""
-    return scores > quantile_threshold(scores, q)
+    return scores > quantile_threshold(scores, q, shards)
 
 
-def unit_range(scores: Tensor) -> Tensor:
+def unit_range(scores: Tensor, shards: Shards = ALONE) -> Tensor:
     """(scores - min) / (max - min), zeros if they are all equal."""
     low, high = scores.aminmax()
+    low, high = -shards.most(-low), shards.most(high)
     return (scores - low) / (high - low).clamp_min(torch.finfo(scores.dtype).tiny)

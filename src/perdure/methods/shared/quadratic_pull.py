@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from perdure.errors import PerdureError
+from perdure.models.sharded import as_sharded
 from perdure.train.method import Family, Method, TaskContext
 from perdure.train.parameters import Named, trained
 
@@ -51,12 +52,14 @@ class Parabola:
         for name, p in trained(model).items():
             if name not in self.moment or p.grad is None:
                 continue
-            moment = self.moment[name].to(p.device)
-            rows = len(moment)  # fewer than the rows of p if p has grown
-            weighted = p[:rows]
+            rows = len(self.moment[name])  # fewer than the rows of p if p has grown
+            weights, gradient = (p, p.grad) if rows == len(p) else (p[:rows], p.grad[:rows])
+            moment = self.moment[name] = as_sharded(self.moment[name], weights)
+            weighted: Tensor = weights
             if self.precision is not None:
-                weighted = self.precision[name].to(p.device) * weighted
-            p.grad[:rows] += strength * (weighted - moment)
+                precision = self.precision[name] = as_sharded(self.precision[name], weights)
+                weighted = precision * weights
+            gradient += strength * (weighted - moment)
 
 
 def _sum(old: Tensor | None, new: Tensor) -> Tensor:
