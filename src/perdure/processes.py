@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
-from perdure.errors import PerdureError, RefusedError, one_line
+from perdure.errors import LOST, PerdureError, RefusedError, one_line
 from perdure.say import Say
 from perdure.stopping import Terminated
 
@@ -27,13 +27,12 @@ PAUSE = 0.1  # seconds between two looks at the store
 MEETING = 600.0  # seconds until all processes must have been started
 LAST_WORDS = 10.0  # seconds that a process with an error waits for the error of another one
 OVERTIME = 20.0  # seconds after the main process's error until the others are ended
-REFUSED = 3  # the exit status that means a refused stage
 
 # Variables of the launchers, without which a process is one on its own.
 LAUNCHERS = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "MEGATRON_LM_", "TORCHELASTIC_")
 ONE_OF = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL")
+GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL")
 
 
 def count() -> int:
@@ -76,7 +75,7 @@ class EndedError(Exception):
 
     def as_error(self) -> BaseException:
         """Return an error of the kind that the main process had, for a caller in Python."""
-        if self.status == REFUSED:
+        if self.status == LOST:
             return RefusedError(self.line)
         return PerdureError(self.line) if self.status == 2 else SystemExit(self.status)
 
@@ -284,7 +283,7 @@ def _status(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, RefusedError):
-        return REFUSED
+        return LOST
     return 2 if isinstance(error, PerdureError) else 1
 
 
@@ -292,7 +291,7 @@ def is_lost(error: BaseException) -> bool:
     """Return whether an error of a collective says that another process is gone."""
     if not isinstance(error, RuntimeError):
         return False
-    return "Dist" in type(error).__name__ or any(words in str(error) for words in LOST)
+    return "Dist" in type(error).__name__ or any(words in str(error) for words in GONE)
 
 
 def _watch(crew: Crew) -> None:
