@@ -41,7 +41,7 @@ def run(
             return follow(lambda: _opened(path, config), plan, stages, [tracked, *callbacks])
     if not (path / "lineage.yaml").exists():
         begin(path, plan, say=say)
-    with processes.leading(say), locked(path), Tracked(config.training, path) as tracked:
+    with locked(path), processes.leading(say), Tracked(config.training, path) as tracked:
         callbacks = [tracked, *callbacks]
         lineage = _opened(path, config)
         lineage.tidy()
