@@ -212,6 +212,9 @@ def together() -> Iterator[None]:
         yield
         return
     crew = _crew = Crew()
+    if shard_weights():
+        # Otherwise transformers would load the weights in the main process only.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if not is_main():
         threading.Thread(target=_watch, args=[crew], daemon=True).start()
     try:

@@ -149,7 +149,7 @@ def check_launch(config: Config) -> None:
             the training without being in the lineage's settings.
     """
     if what := _parallelism():
-        raise PerdureError(f"{what}; use DDP, or FSDP2 if the weights do not fit on one device")
+        raise PerdureError(f"{what}; use DDP, or FSDP2 if the training does not fit on one device")
     if processes.is_on("ACCELERATE_USE_FSDP"):
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise PerdureError(
@@ -206,6 +206,11 @@ def check_sharded(config: Config, methods: Sequence[Method], kind: Kind) -> None
         raise PerdureError(
             "FSDP2: sharded weights cannot answer the dev rows during a task; set "
             "training.metric_for_best_model=loss, or use DDP"
+        )
+    if processes.is_on("FSDP_OFFLOAD_PARAMS"):
+        raise PerdureError(
+            "FSDP2: methods expect the weights on their device; leave out --fsdp_offload_params, "
+            "or use more processes"
         )
     if processes.is_on("FSDP_ACTIVATION_CHECKPOINTING"):
         raise PerdureError(
