@@ -20,7 +20,6 @@ from perdure.methods.recurrent_kif.fusion import FusionTable, fuse
 from perdure.methods.shared.importance import (
     Importance,
     flatten,
-    flatten_gradients,
     important,
     quantile_threshold,
     score,
@@ -112,11 +111,10 @@ def flat_round(parameters: list[torch.nn.Parameter]) -> None:
     for num_steps in (INNER_STEPS, OUTER_STEPS):
         state = Importance.zeros(start, "sensitivity_uncertainty")
         for _ in range(num_steps):
-            gradients = flatten_gradients(parameters)
             update(
                 state,
-                flatten(parameters),
-                gradients,
+                parameters,
+                [parameter.grad for parameter in parameters],
                 beta_sensitivity=BETA,
                 beta_uncertainty=BETA,
             )

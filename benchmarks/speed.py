@@ -28,6 +28,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import architectures
 import torch
 from minilm import minilm
 from peft import LoraConfig, get_peft_model
@@ -48,6 +49,7 @@ from transformers import (
 from perdure import api
 from perdure.data.generated import TASKS, generated_rows
 from perdure.measure.predict import predict
+from perdure.methods.recurrent_kif.method import RecurrentKIF
 from perdure.models.base import Base, load_base
 from perdure.models.smollm2 import smollm2
 from perdure.parsing import read_json
@@ -57,6 +59,16 @@ from perdure.reporting.results import device, write
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 STEPS = 6  # of a training, of which the first is not timed
 RATE = 1e-4
+# Of a decoder with about 30 million parameters, most of them in its layers.
+DECODER = {
+    "vocab_size": 8192,
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+}
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
 Seconds = Callable[[], float]
 
@@ -87,15 +99,36 @@ class Clock(TrainerCallback):
         return total
 
 
+class RoundClock(TrainerCallback):
+    """Records when each step of a training began, so that all between two steps is counted.
+
+    A method's own steps, which it takes at the end of a step, are thus in the time of a round.
+    """
+
+    def __init__(self, steps: int):
+        self.steps = steps  # of a round
+        self.began: list[float] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.began = []
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.began.append(time.perf_counter())
+
+    def step(self) -> float:
+        """The mean seconds of a step of the last round; all rounds before it warm up."""
+        return (self.began[-1] - self.began[-1 - self.steps]) / self.steps
+
+
 def rows_of(prompts: list[str], answers: list[str]) -> list[dict[str, str]]:
     pairs = zip(prompts, answers, strict=True)
     return [{"prompt": prompt, "completion": answer} for prompt, answer in pairs]
 
 
-def training(rows: int) -> dict[str, Any]:
+def training(rows: int, steps: int = STEPS) -> dict[str, Any]:
     """The settings that both sides train with."""
     return {
-        "max_steps": STEPS,
+        "max_steps": steps,
         "per_device_train_batch_size": rows,
         "learning_rate": RATE,
         "logging_strategy": "no",
@@ -253,6 +286,37 @@ def uneven_epoch(lineage: str, **more: Any) -> Seconds:
     )
 
 
+def full_step_over_bound() -> tuple[Seconds, Seconds]:
+    """Recurrent-KIF on all weights of a 30 M decoder, by its steps alone: 4 rows of 16 tokens."""
+    names = iter(range(1000))
+    folder = str(architectures.make("llama", Path("decoder"), **DECODER).resolve())
+    rows = rows_of(["red " * 10 + "cat dog"] * 32, ["one two"] * 32)
+    inner, outer = RecurrentKIF.inner_steps, RecurrentKIF.outer_steps
+
+    def step(method: str, name: str) -> Seconds:
+        settings = {
+            "base": folder,
+            "method": method,
+            "adapter": None,
+            "guard": False,
+            "memory": {"ratio": 0.5},
+            "training": training(4, steps=2 * inner + 1),
+            "threads": torch.get_num_threads(),
+        }
+        clock = RoundClock(inner)
+        api.init(name, config=settings)
+
+        def seconds() -> float:
+            api.learn(name, f"task-{next(names)}", train=rows, callbacks=[clock])
+            return clock.step()
+
+        return seconds
+
+    plain, method = step("sequential", "plain"), step("recurrent_kif", "method")
+    method()  # the first task is plain fine-tuning
+    return method, lambda: plain() * (1 + outer / inner)
+
+
 STORIES = [
     f"The {first} {animal} sat on the {second} mat and looked at the {third} door of the old house "
     "for a long time, and then it went away without a word. Later that day it came back with a "
@@ -408,6 +472,7 @@ RECORDS = {
         padding_free_over_random,
         help_over_imports,
         growth_stage50_over_stage2,
+        full_step_over_bound,
     )
 }
 

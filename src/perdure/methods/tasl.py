@@ -9,7 +9,6 @@ from perdure.errors import PerdureError
 from perdure.methods.shared.importance import (
     Importance,
     flatten,
-    flatten_gradients,
     important,
     score,
     unit_range,
@@ -74,11 +73,10 @@ class TaSL(Method):
     def on_optimizer_step(self, args, state, control, **kwargs):
         if self.maps and state.global_step > 0:
             weights = list(self.units.values())
-            gradients = flatten_gradients(weights)
             update(
                 self.maps,
-                flatten(weights),
-                gradients,
+                weights,
+                [weight.grad for weight in weights],
                 beta_sensitivity=self.beta,
                 beta_uncertainty=self.beta,
             )

@@ -205,13 +205,16 @@ def test_the_constructor_defaults_are_the_papers_keywords():
     assert RecurrentKIF(**presets.RECURRENT_KIF["paper"]).table == RecurrentKIF().table
     del defaults["fusion"]
     assert defaults.pop("refresh")  # a control, of neither source
+    assert defaults.pop("states") == "float32"  # where and how the state is kept is of neither
+    assert not defaults.pop("offload")
     paper = {k: v for k, v in presets.RECURRENT_KIF["paper"].items() if k != "fusion"}
     assert defaults == paper
 
 
 @pytest.mark.parametrize("preset", ["paper", "release"])
 def test_a_preset_names_every_keyword_and_what_is_open_is_among_them(preset):
-    assert set(presets.RECURRENT_KIF[preset]) == set(keywords("recurrent_kif")) - {"refresh"}
+    of_neither = {"refresh", "states", "offload"}
+    assert set(presets.RECURRENT_KIF[preset]) == set(keywords("recurrent_kif")) - of_neither
     assert set(presets.OPEN[preset]) <= set(presets.RECURRENT_KIF[preset])
 
 
@@ -444,6 +447,37 @@ def test_what_is_important_is_counted_a_parameter_and_adds_up_to_the_shares(tmp_
     both, new, old, _ = state["shares"].mean(0).tolist()
     assert inner / weights == pytest.approx(both + new)
     assert outer / weights == pytest.approx(both + old)
+
+
+@pytest.mark.parametrize("preset", ["paper", "release"])
+def test_offloaded_states_change_no_bit(preset, tmp_path):
+    keywords = presets.RECURRENT_KIF[preset] | {"inner_steps": 4, "outer_steps": 2}
+    device, host = (
+        learned("causal", {"recurrent_kif": keywords | {"offload": offload}}, tmp_path / str(i))
+        for i, offload in enumerate((False, True))
+    )
+    assert same(device[0], host[0])
+    assert same(*(t.methods[0].state_dict() for _, t in (device, host)))
+
+
+def test_states_in_bf16_change_few_masks_and_move_the_weights_as_far(tmp_path):
+    start = weights(tiny_base("causal"))
+    changes, counts = [], []
+    for states in ("float32", "bfloat16"):
+        keywords = {"inner_steps": 4, "outer_steps": 2, "states": states}
+        trained, trainer = learned("causal", {"recurrent_kif": keywords}, tmp_path / states)
+        changes.append(torch.cat([(p - start[n]).flatten() for n, p in trained.items()]))
+        counts.append(trainer.methods[0].shares[0])  # in the first round both have the same weights
+    wide, narrow = changes
+    assert (counts[0] - counts[1]).abs().max() < 0.01
+    assert (wide - narrow).norm() < 0.25 * wide.norm()
+
+
+def test_states_in_bf16_are_half_as_large_in_a_checkpoint(tmp_path):
+    _, trainer = learned("causal", {"recurrent_kif": {"states": "bfloat16"}}, tmp_path)
+    state = trainer.methods[0].rounds.tensors() | trainer.methods[0].learner.tensors()
+    narrow = {name for name, tensor in state.items() if tensor.dtype == torch.bfloat16}
+    assert narrow == {"inner", "outer", *(name for name in state if name[:13] == "adam.exp_avg.")}
 
 
 @pytest.mark.parametrize("policy", ["keep", "reset", "scale"])

@@ -6,16 +6,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from perdure.methods.recurrent_kif.fusion import FusionTable, case_shares, fuse, fuse_softly
+from perdure.methods.recurrent_kif.fusion import (
+    FusionTable,
+    case_shares,
+    counts,
+    fuse,
+    fuse_softly,
+)
 from perdure.methods.shared.importance import (
     CHUNK,
     Importance,
     flatten,
     flatten_gradients,
     important,
+    pack,
     quantile_threshold,
     score,
     unit_range,
+    unpack,
     update,
     write_back,
 )
@@ -92,7 +100,7 @@ def test_the_maps_follow_a_slow_loop_in_which_uncertainty_sees_the_new_sensitivi
             moment = abs(float(weights[i]) * float(gradients[i]))
             sensitivity[i] = 0.85 * sensitivity[i] + 0.15 * moment
             uncertainty[i] = 0.6 * uncertainty[i] + 0.4 * abs(moment - sensitivity[i])
-        assert update(state, weights, gradients, 0.85, 0.6)
+        assert update(state, [weights], [gradients], 0.85, 0.6)
     assert state.uncertainty is not None
     torch.testing.assert_close(state.sensitivity, torch.tensor(sensitivity))
     torch.testing.assert_close(state.uncertainty, torch.tensor(uncertainty))
@@ -101,7 +109,7 @@ def test_the_maps_follow_a_slow_loop_in_which_uncertainty_sees_the_new_sensitivi
 
 def test_the_first_uncertainty_is_taken_against_the_new_sensitivity_not_the_old():
     state = Importance.zeros(torch.ones(1), "sensitivity_uncertainty")
-    update(state, torch.ones(1), torch.full((1,), -8.0), 0.5, 0.5)
+    update(state, [torch.ones(1)], [torch.full((1,), -8.0)], 0.5, 0.5)
     assert state.sensitivity.item() == 4
     assert state.uncertainty is not None
     assert state.uncertainty.item() == 2  # 0.5 * |8 - 4|; against the old one it would be 4
@@ -109,7 +117,7 @@ def test_the_first_uncertainty_is_taken_against_the_new_sensitivity_not_the_old(
 
 def test_a_score_of_sensitivity_alone_allocates_no_uncertainty():
     state = Importance.zeros(draw(3), "sensitivity")
-    assert update(state, draw(3), draw(3, seed=1), 0.55, 0.55)
+    assert update(state, [draw(3)], [draw(3, seed=1)], 0.55, 0.55)
     assert state.uncertainty is None
     assert score(state) is state.sensitivity
 
@@ -118,12 +126,12 @@ def test_a_score_of_sensitivity_alone_allocates_no_uncertainty():
 def test_a_gradient_that_is_not_finite_leaves_both_maps_as_they_were(bad: float):
     weights = draw(6) * 100
     state = Importance.zeros(weights, "sensitivity_uncertainty")
-    assert update(state, weights, draw(6, seed=1), 0.85, 0.85)
+    assert update(state, [weights], [draw(6, seed=1)], 0.85, 0.85)
     assert state.uncertainty is not None
     before = state.sensitivity.clone(), state.uncertainty.clone()
     gradients = draw(6, seed=2)
     gradients[4] = bad
-    assert not update(state, weights, gradients, 0.85, 0.85)
+    assert not update(state, [weights], [gradients], 0.85, 0.85)
     assert same_bits(state.sensitivity, before[0])
     assert same_bits(state.uncertainty, before[1])
 
@@ -134,7 +142,7 @@ def test_the_mask_does_not_see_the_scale_of_the_gradients(kind):
     states = [Importance.zeros(weights, kind) for _ in range(3)]
     for step in range(3):
         for state, scale in zip(states, (1, 2.0**-20, 2.0**13), strict=True):
-            update(state, weights, draw(999, seed=step + 1) * scale, 0.85, 0.85)
+            update(state, [weights], [draw(999, seed=step + 1) * scale], 0.85, 0.85)
     masks = [important(score(state), 0.8) for state in states]
     assert masks[0].sum() == 200
     assert torch.equal(masks[0], masks[1])
@@ -217,6 +225,15 @@ def test_the_mask_is_that_of_the_interpolated_quantile(numbers: list[float], six
 def test_the_mask_on_random_scores_is_that_of_torch_quantile(seed: int):
     scores = draw(1000 + seed, seed=seed).square()
     assert torch.equal(important(scores, 0.8), scores > torch.quantile(scores, 0.8))
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 1000, 1001])
+def test_a_packed_mask_has_an_eighth_of_the_bytes_and_comes_back(n: int):
+    mask = draw(n) > 0.8
+    packed = pack(mask)
+    assert packed.dtype == torch.uint8
+    assert len(packed) == (n + 7) // 8
+    assert torch.equal(unpack(packed, n), mask)
 
 
 # --- fusion
@@ -302,9 +319,9 @@ def test_fusing_changes_none_of_its_inputs():
 def test_the_shares_of_the_four_cases_are_counted_in_the_tables_order():
     inner_mask = torch.tensor([True] * 3 + [False] * 7)
     outer_mask = torch.tensor([True] * 1 + [False] * 2 + [True] * 4 + [False] * 3)
-    torch.testing.assert_close(
-        case_shares(inner_mask, outer_mask), torch.tensor([0.1, 0.2, 0.4, 0.3])
-    )
+    counted = counts(inner_mask, outer_mask)
+    assert counted.tolist() == [3, 5, 1]
+    torch.testing.assert_close(case_shares(*counted, n=10), torch.tensor([0.1, 0.2, 0.4, 0.3]))
 
 
 def test_the_unit_range_is_from_the_least_to_the_greatest_and_equal_scores_are_zero():

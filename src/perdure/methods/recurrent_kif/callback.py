@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from perdure.errors import PerdureError
 from perdure.methods.recurrent_kif.callback_memory import features_by_task, is_sft
-from perdure.methods.shared.importance import flatten, write_back
+from perdure.methods.shared.importance import CHUNK, pieces_of, read, write
 from perdure.models.kinds import Kind
 from perdure.models.layout import METHOD_STATE
 from perdure.models.sharded import is_sharded
@@ -96,9 +96,12 @@ class CallbackSteps:
     def complete_gradients(self) -> Iterator[None]:
         """A context in which `.grad` is the gradient before clipping, averaged over processes."""
         if self.args.world_size > 1:  # the hooks run before DDP averages over the processes
-            flat = flatten(self.unclipped)
-            torch.distributed.all_reduce(flat)
-            write_back(flat / self.args.world_size, self.unclipped)
+            pieces = pieces_of(self.unclipped, CHUNK)
+            buffer = torch.empty(pieces[0].place.stop, device=self.args.device)
+            for piece in pieces:
+                values = read(self.unclipped, piece, buffer)
+                torch.distributed.all_reduce(values)
+                write(values / self.args.world_size, self.unclipped, piece)
         clipped = [p.grad for p in self.parameters]
         self._set_gradients(self.unclipped)
         yield

@@ -1,15 +1,14 @@
 """The fusion of two updates, weight by weight, and its effect on Adam's moments.
 
-Pure functions on flat fp32 buffers (`methods/shared/importance.py`).
+Pure functions on flat fp32 buffers, or on pieces of them (`methods/shared/importance.py`).
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from perdure.methods.shared.importance import ALONE, unit_range
+from perdure.methods.shared.importance import scaled
 from perdure.models.sharded import Shards, local
 
 
@@ -53,10 +52,19 @@ def fuse(
         (w_inner, w_outer): _updated(start, inner, outer, w_inner, w_outer)
         for w_inner, w_outer in set(table)
     }
-    both, only_inner, only_outer, neither = (updated[pair] for pair in table)
-    fused = torch.where(outer_mask, only_outer, neither)
-    fused_if_inner = torch.where(outer_mask, both, only_inner)
-    return torch.where(inner_mask, fused_if_inner, fused, out=fused)
+    both, only_inner, only_outer, neither = (updated[pair].view(torch.int32) for pair in table)
+    inner_bits, outer_bits = (mask.to(torch.int32).neg_() for mask in (inner_mask, outer_mask))
+    fused_if_inner = _where(outer_bits, both, only_inner)
+    fused = _where(outer_bits, only_outer, neither)
+    return _where(inner_bits, fused_if_inner, fused).view(torch.float32)
+
+
+def _where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """A new tensor: `a` where all bits of the mask are set, and `b` where none is.
+
+    On a CPU this takes a fifth of the time of `torch.where`, which branches for each value.
+    """
+    return (a ^ b).bitwise_and_(mask).bitwise_xor_(b)
 
 
 def _updated(start: Tensor, inner: Tensor, outer: Tensor, w_inner: float, w_outer: float) -> Tensor:
@@ -84,7 +92,8 @@ def fuse_softly(
     inner_scores: Tensor,
     outer_scores: Tensor,
     temperature: float,
-    shards: Shards = ALONE,
+    inner_range: tuple[Tensor, Tensor] | None = None,
+    outer_range: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """As `fuse`, but with w computed from how much more important a weight is to one side:
 
@@ -92,53 +101,62 @@ def fuse_softly(
 
     where a and b are the inner and outer scores, each shifted and scaled to 0..1 over all weights
     (scores that are all equal become 0). As T -> infinity, every weight keeps half of each update.
+
+    If the arguments are pieces of the buffers, `inner_range` and `outer_range` are the least and
+    the greatest score of all weights.
     """
-    difference = unit_range(inner_scores, shards) - unit_range(outer_scores, shards)
-    w_inner = difference.div_(temperature).sigmoid_()
+    inner_scores = scaled(inner_scores, *(inner_range or inner_scores.aminmax()))
+    outer_scores = scaled(outer_scores, *(outer_range or outer_scores.aminmax()))
+    w_inner = (inner_scores - outer_scores).div_(temperature).sigmoid_()
     # start + w (inner - start) + (1 - w) (outer - inner)
     return start + w_inner * (inner - start) + (1 - w_inner) * (outer - inner)
 
 
-def case_shares(inner_mask: Tensor, outer_mask: Tensor, shards: Shards = ALONE) -> Tensor:
+def counts(inner_mask: Tensor, outer_mask: Tensor) -> Tensor:
+    """How many weights are important to (inner, outer, both)."""
+    masks = (inner_mask, outer_mask, inner_mask & outer_mask)
+    return torch.stack([mask.count_nonzero() for mask in masks])
+
+
+def case_shares(num_inner: Tensor, num_outer: Tensor, num_both: Tensor, n: int) -> Tensor:
     """The shares of weights important to (both, inner only, outer only, neither); they add to 1."""
-    both = (inner_mask & outer_mask).count_nonzero()
-    inner, outer = inner_mask.count_nonzero(), outer_mask.count_nonzero()
-    neither = inner_mask.numel() - inner - outer + both
-    cases = shards.sum(torch.stack([both, inner - both, outer - both, neither]))
-    return cases / cases.sum()
+    neither = n - num_inner - num_outer + num_both
+    return torch.stack([num_both, num_inner - num_both, num_outer - num_both, neither]) / n
 
 
-def counts(masks: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-    """[parameters, 1 + masks]: the size of each parameter, and its weights in each mask."""
-    columns = [[piece.count_nonzero() for piece in mask.split(list(sizes))] for mask in masks]
-    weights = torch.tensor(sizes, device=masks[0].device)
-    return torch.stack([weights, *map(torch.stack, columns)], dim=1)
+class KeptShare:
+    """The share of the inner update that a fusion kept, added up over the pieces of the buffers.
+
+    clip(<fused - start, reached - start> / |reached - start|^2, 0, 1)
+    """
+
+    def __init__(self, device: torch.device):
+        self.dot, self.square = torch.zeros(2, device=device).unbind()
+
+    @torch.no_grad()
+    def add(self, start: Tensor, reached: Tensor, fused: Tensor) -> None:
+        inner = reached - start
+        self.dot += torch.dot(fused - start, inner)
+        self.square += torch.dot(inner, inner)
+
+    def add_up(self, shards: Shards) -> None:
+        """Add the sums of all processes, if the weights are spread over several."""
+        self.dot, self.square = shards.sum(torch.stack([self.dot, self.square])).unbind()
+
+    def value(self) -> Tensor:
+        return (self.dot / self.square.clamp(min=1e-30)).clamp(0, 1)
 
 
 @torch.no_grad()
-def after_fusion(
-    policy: Momentum,
-    optimizer: Any,
-    start: Tensor,
-    reached: Tensor,
-    fused: Tensor,
-    shards: Shards = ALONE,
-) -> None:
-    """Apply the policy to Adam's first moments m after a fusion moved `reached` to `fused`.
+def after_fusion(policy: Momentum, optimizer: Any, kept: KeptShare) -> None:
+    """Apply the policy to Adam's first moments m after a fusion.
 
     keep   m is unchanged; it still contains the whole inner update.
     reset  m = 0; the second moment is unchanged.
-    scale  m *= clip(<fused - start, reached - start> / |reached - start|^2, 0, 1), the share of
-           the inner update that the fusion kept.
+    scale  m is multiplied by the share of the inner update that the fusion kept (`KeptShare`).
     """
     moments = [local(state["exp_avg"]) for state in optimizer.state.values() if "exp_avg" in state]
     if policy == "keep" or not moments:
         return
-    share = torch.zeros((), device=start.device)
-    if policy == "scale":
-        inner = reached - start
-        kept, size = shards.sum(
-            torch.stack([torch.dot(fused - start, inner), torch.dot(inner, inner)])
-        )
-        share = kept / size.clamp(min=1e-30)
-    torch._foreach_mul_(moments, share.clamp(0, 1))  # pyright: ignore[reportPrivateImportUsage]
+    share = kept.value() if policy == "scale" else torch.zeros_like(kept.dot)
+    torch._foreach_mul_(moments, share)  # pyright: ignore[reportPrivateImportUsage]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import TrainingArguments
 
+from perdure.methods.recurrent_kif.adamw import PiecewiseAdamW
 from perdure.methods.recurrent_kif.rates import initial_rates_of
 from perdure.seeds import derive
 from perdure.train.method import Steps, TaskContext
@@ -34,6 +35,8 @@ class OuterLearner:
         rows: the number of remembered rows in a step, or all if the memory has fewer; None uses
             that of a full training step.
         shared: whether the training's optimizer takes these steps too, at its own rates.
+        offload: whether the moments are in host memory.
+        states: the data type of the first moment; None is that of the weights.
     """
 
     def __init__(
@@ -48,16 +51,20 @@ class OuterLearner:
         constant: bool,
         rows: int | None,
         shared: bool,
+        offload: bool = False,
+        states: torch.dtype | None = None,
     ):
         self.engine, self.context, self.steps, self.shared = engine, context, steps, shared
-        self.rate, self.constant = rate, constant
+        self.rate, self.constant, self.offload = rate, constant, offload
         self.rows = rows or rows_of_a_step(args)
         self.initial = initial_rates_of(training)  # by group of the training's optimizer
         self.groups = _groups(engine.parameters, training, self.initial)
         self.optimizer: Optimizer = training
         if not shared:
-            self.optimizer = torch.optim.AdamW(
+            self.optimizer = PiecewiseAdamW(
                 [{"params": parameters} for parameters in self.groups.values()],
+                offload=offload,
+                first_moment=states,
                 lr=args.learning_rate,
                 betas=(args.adam_beta1, args.adam_beta2),
                 eps=args.adam_epsilon,
@@ -103,7 +110,7 @@ class OuterLearner:
     def load(self, state: dict[str, Tensor]) -> None:
         if "initial_rates" in state:  # not every scheduler stores them in the optimizer
             self.initial = state["initial_rates"].tolist()
-        load_adam_tensors(self.optimizer, self.engine.parameters, state)
+        load_adam_tensors(self.optimizer, self.engine.parameters, state, self.offload)
 
 
 def _set_rates(optimizer: Any, rates: Sequence[Any]) -> None:
@@ -134,15 +141,18 @@ def adam_tensors(optimizer: Optimizer, parameters: Sequence[Tensor]) -> dict[str
 
 
 def load_adam_tensors(
-    optimizer: Optimizer, parameters: Sequence[Tensor], tensors: dict[str, Tensor]
+    optimizer: Optimizer,
+    parameters: Sequence[Tensor],
+    tensors: dict[str, Tensor],
+    offload: bool = False,
 ) -> None:
     """The inverse of `adam_tensors`; tensors with other names are ignored.
 
-    The moments are moved to the devices of their parameters; the step stays on the CPU, as in
-    torch.
+    The moments are moved to the devices of their parameters, unless they are offloaded; the step
+    stays on the CPU, as in torch.
     """
     for i, p in enumerate(parameters):
         for key in ADAM_STATE:
             if f"adam.{key}.{i}" in tensors:
-                device = "cpu" if key == "step" else p.device
+                device = "cpu" if key == "step" or offload else p.device
                 optimizer.state[p][key] = tensors[f"adam.{key}.{i}"].to(device, copy=True)

@@ -1,15 +1,26 @@
 """The state of Recurrent-KIF during a task: the start of the round and both importance maps."""
 
+import math
 import warnings
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from perdure.errors import PerdureError
 from perdure.methods.recurrent_kif import fusion
-from perdure.methods.recurrent_kif.fusion import FusionTable, Soft
+from perdure.methods.recurrent_kif.fusion import FusionTable, KeptShare, Momentum, Soft
 from perdure.methods.shared import importance
-from perdure.methods.shared.importance import Importance, ScoreKind, flatten, important
+from perdure.methods.shared.importance import (
+    CHUNK,
+    Importance,
+    Piece,
+    ScoreKind,
+    chunk_size,
+    pack,
+    pieces_of,
+    unpack,
+)
 from perdure.models.sharded import Shards, local
 
 
@@ -43,7 +54,21 @@ def table_of(setting: dict[str, Any]) -> FusionTable | Soft:
 class Rounds:
     """The weights at the start of the round, the importance maps of both sides, and the fusion.
 
-    The inner map starts from zero in each round, the outer one in each task.
+    The inner map starts from zero in each round, the outer one in each task. All buffers are made
+    here, once, and are changed in place and in pieces. After the inner steps only the mask of the
+    inner map is needed, so the buffer of the map holds what the inner steps reached, until the next
+    round begins. (Soft weights need the map as well, and thus one more buffer.)
+
+    Args:
+        parameters: the trained weights.
+        table: the weights of the fusion.
+        score: what the masks are computed from.
+        quantile: the share of the weights that are not important.
+        beta_uncertainty: the smoothing of the deviation.
+        momentum: what happens to the inner optimizer's first moment at a fusion.
+        states: the data type of the maps, and of the difference between the start of the round and
+            what the inner steps reached.
+        offload: whether the buffers are in host memory instead of the weights' device.
     """
 
     def __init__(
@@ -53,23 +78,48 @@ class Rounds:
         score: ScoreKind,
         quantile: float,
         beta_uncertainty: float,
+        momentum: Momentum = "keep",
+        states: torch.dtype = torch.float32,
+        offload: bool = False,
     ):
         self.parameters, self.quantile, self.table = parameters, quantile, table
-        self.score: ScoreKind = score
-        self.beta_uncertainty = beta_uncertainty
+        self.beta_uncertainty, self.momentum = beta_uncertainty, momentum
+        self.device = local(parameters[0]).device
         self.shards = Shards(parameters)
-        self.start = flatten(parameters)
-        self.inner = Importance.zeros(self.start, score)
-        self.outer = Importance.zeros(self.start, score)
+        n = sum(part.numel() for part in self._own())
+        # The sums of a kept share are the same for all pieces of this size.
+        size = CHUNK if momentum == "scale" else chunk_size(self.device)
+        self.pieces = pieces_of(self._own(), size)
+        self.buffer = torch.empty(min(size, n), device=self.device)
+        pinned = offload and self.device.type == "cuda"
+
+        def zeros(dtype: torch.dtype, length: int = n) -> Tensor:
+            device = torch.device("cpu") if offload else self.device
+            return torch.zeros(length, dtype=dtype, device=device, pin_memory=pinned)
+
+        def importance_of(kind: ScoreKind) -> Importance:
+            is_uncertain = kind == "sensitivity_uncertainty"
+            return Importance(zeros(states), zeros(states) if is_uncertain else None)
+
+        self.start, self.inner_mask = zeros(torch.float32), zeros(torch.uint8, -(-n // 8))
+        self.inner, self.outer = importance_of(score), importance_of(score)
+        self.reached = zeros(states) if isinstance(table, Soft) else self.inner.sensitivity
+        for piece in self.pieces:
+            self.start[piece.place] = self._weights(piece)
+
+    def _own(self) -> list[Tensor]:
+        """The parameters; of sharded ones, the parts of this process."""
+        return [local(parameter) for parameter in self.parameters]
+
+    def _weights(self, piece: Piece) -> Tensor:
+        return importance.read(self._own(), piece, self.buffer)
 
     def observe(self, maps: Importance, beta: float) -> None:
         """Update the inner or the outer map with the current gradients and weights."""
-        weights = flatten(self.parameters)
-        gradients = importance.flatten_gradients(self.parameters)
         is_finite = importance.update(
             maps,
-            weights,
-            gradients,
+            self.parameters,
+            [parameter.grad for parameter in self.parameters],
             beta_sensitivity=beta,
             beta_uncertainty=self.beta_uncertainty,
             shards=self.shards,
@@ -77,48 +127,108 @@ class Rounds:
         if not is_finite:
             warnings.warn("recurrent_kif: skipped a gradient that is not finite", stacklevel=2)
 
-    def fuse(self, reached: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Fuse the inner update, up to `reached`, with the outer update, which came after it.
+    @torch.no_grad()
+    def end_inner_steps(self) -> None:
+        """Compute the inner mask, and store what the inner steps reached."""
+        threshold = importance.threshold_of(
+            self.inner, self.quantile, self.device, shards=self.shards
+        )
+        for piece in self.pieces:
+            scores = importance.score_of(self.inner, piece.place, self.device)
+            self.inner_mask[_bytes(piece)] = pack(scores > threshold)
+            reached = self._weights(piece)
+            if self.reached.dtype != torch.float32:
+                reached = reached - self.start[piece.place].to(self.device)
+            self.reached[piece.place] = reached
+
+    @torch.no_grad()
+    def fuse(self) -> tuple[KeptShare, Tensor, Tensor]:
+        """Fuse the inner update with the outer update, which came after it; begin the next round.
+
+        The next round starts from the fused weights, which are also written to the parameters.
 
         Returns:
-            The fused weights, which are also written to the parameters; the shares of the four
-            cases; and for each parameter the number of its weights, and how many of them are
-            important to the inner and to the outer side.
+            The share of the inner update that was kept, if the momentum depends on it; the shares
+            of the four cases; and for each parameter the number of its weights, and how many of
+            them are important to the inner and to the outer side.
         """
-        inner_scores, outer_scores = importance.score(self.inner), importance.score(self.outer)
-        inner_mask = important(inner_scores, self.quantile, self.shards)
-        outer_mask = important(outer_scores, self.quantile, self.shards)
-        outer = flatten(self.parameters)
+        threshold = importance.threshold_of(
+            self.outer, self.quantile, self.device, shards=self.shards
+        )
+        ranges = self._ranges() if isinstance(self.table, Soft) else None
+        sizes = torch.tensor([parameter.numel() for parameter in self.parameters])  # of all shards
+        counts = torch.zeros(len(sizes), 3, dtype=torch.int64, device=self.device)
+        kept = KeptShare(self.device)
+        for piece in self.pieces:
+            packed = self.inner_mask[_bytes(piece)].to(self.device)
+            inner_mask = unpack(packed, piece.place.stop - piece.place.start)
+            outer_mask = importance.score_of(self.outer, piece.place, self.device) > threshold
+            start, reached, fused = self._fused(piece, inner_mask, outer_mask, ranges)
+            if self.momentum == "scale":
+                kept.add(start, reached, fused)
+            importance.write(fused, self._own(), piece)
+            self.start[piece.place] = fused
+            for number, _, place in piece.parts:
+                counts[number] += fusion.counts(inner_mask[place], outer_mask[place])
+        for buffer in self.inner:
+            if buffer is not None:
+                buffer.zero_()
+        counts = self.shards.sum(counts)
+        kept.add_up(self.shards)
+        shares = fusion.case_shares(*counts.sum(0), n=int(sizes.sum()))
+        return kept, shares.cpu(), torch.cat([sizes[:, None], counts[:, :2].cpu()], dim=1)
+
+    def _fused(
+        self,
+        piece: Piece,
+        inner_mask: Tensor,
+        outer_mask: Tensor,
+        ranges: list[tuple[Tensor, Tensor]] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The values of a piece at the start, after the inner steps, and fused."""
+        start, reached = (b[piece.place].to(self.device) for b in (self.start, self.reached))
+        if self.reached.dtype != torch.float32:
+            reached = start + reached.float()
+        outer = self._weights(piece)
         if isinstance(self.table, Soft):
+            assert ranges
             fused = fusion.fuse_softly(
-                self.start,
+                start,
                 inner=reached,
                 outer=outer,
-                inner_scores=inner_scores,
-                outer_scores=outer_scores,
+                inner_scores=importance.score_of(self.inner, piece.place, self.device),
+                outer_scores=importance.score_of(self.outer, piece.place, self.device),
                 temperature=self.table.temperature,
-                shards=self.shards,
+                inner_range=ranges[0],
+                outer_range=ranges[1],
             )
         else:
             fused = fusion.fuse(
-                self.start,
+                start,
                 inner=reached,
                 outer=outer,
                 inner_mask=inner_mask,
                 outer_mask=outer_mask,
                 table=self.table,
             )
-        importance.write_back(fused, self.parameters)
-        sizes = [local(p).numel() for p in self.parameters]
-        counts = self.shards.sum(fusion.counts([inner_mask, outer_mask], sizes))
-        shares = fusion.case_shares(inner_mask, outer_mask, self.shards)
-        return fused, shares.cpu(), counts.cpu()
+        return start, reached, fused
 
-    def begin(self, start: Tensor) -> None:
-        """Begin the next round, from the weights `start`."""
-        self.start, self.inner = start, Importance.zeros(start, self.score)
+    def _ranges(self) -> list[tuple[Tensor, Tensor]]:
+        """The least and the greatest score of the inner and of the outer side."""
+        ranges = []
+        # A process without any of the weights has neither a least nor a greatest score.
+        ends = torch.tensor([[math.inf], [-math.inf]], device=self.device)
+        ends = ends.repeat(1, max(len(self.pieces), 1))
+        for maps in (self.inner, self.outer):
+            for i, piece in enumerate(self.pieces):
+                scores = importance.score_of(maps, piece.place, self.device)
+                ends[0, i], ends[1, i] = scores.aminmax()
+            low, high = -self.shards.most(-ends[0].amin()), self.shards.most(ends[1].amax())
+            ranges.append((low, high))
+        return ranges
 
     def tensors(self) -> dict[str, Tensor]:
+        """The state between two rounds or in one, on the way through its inner steps."""
         maps = {"inner": self.inner.sensitivity, "inner_uncertainty": self.inner.uncertainty}
         maps |= {"outer": self.outer.sensitivity, "outer_uncertainty": self.outer.uncertainty}
         return {"start": self.start, **{k: v for k, v in maps.items() if v is not None}}
@@ -126,3 +236,8 @@ class Rounds:
     def load(self, state: dict[str, Tensor]) -> None:
         for name, buffer in self.tensors().items():
             buffer.copy_(state[name])
+
+
+def _bytes(piece: Piece) -> slice:
+    """Where the packed mask of a piece is; pieces begin at multiples of 8."""
+    return slice(piece.place.start // 8, -(-piece.place.stop // 8))

@@ -1,18 +1,20 @@
-"""Which weights are important to a task: pure functions on flat fp32 buffers.
+"""Which weights are important to a task: pure functions on flat buffers.
 
-All trainable weights are stored one after the other in one flat buffer of n values. So a score, a
-mask or a fusion needs a few kernels whatever the number of tensors, and one threshold applies to
-all of them. The mathematics is that of Recurrent-KIF, https://huggingface.co/papers/2502.17510. The
-functions do not depend on models, optimizers or rounds.
+All trainable weights are stored one after the other in one flat buffer of n values, so that one
+threshold applies to all of them. What is computed for all n weights is computed in pieces of the
+buffer: a piece stays in the cache from one kernel to the next, and temporary tensors have the size
+of a piece for any n. A piece of many small tensors needs as few kernels as one of a large tensor.
+
+The mathematics is that of Recurrent-KIF, https://huggingface.co/papers/2502.17510. The functions do
+not depend on models, optimizers or rounds.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from functools import reduce
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perdure.models.sharded import Shards, local
 
@@ -20,10 +22,13 @@ from perdure.models.sharded import Shards, local
 ScoreKind = Literal["sensitivity", "sensitivity_uncertainty"]
 
 ALONE = Shards(())  # the weights are not sharded
-# How many values go into a histogram at once; it limits temporary tensors to about 70 MB for any n.
-CHUNK = 2**22
+
+# How many values a piece has. On a CPU, the pieces of four buffers fit into the cache of a core.
+CHUNK, CHUNK_OF_A_THREAD = 2**22, 2**18
 HALF = 16  # the bits of a 32-bit float that one histogram counts
 LOWER_HALF, WITHOUT_SIGN = 0xFFFF, 0x7FFF
+INFINITY = 0x7F80  # the upper half of its bits
+ROWS = 32  # in which `_near` looks at the values of a piece
 
 
 # --- between parameters and the flat buffer
@@ -38,14 +43,12 @@ def flatten(tensors: Sequence[Tensor]) -> Tensor:
 @torch.no_grad()
 def flatten_gradients(parameters: Sequence[Tensor]) -> Tensor:
     """A new fp32 buffer with the gradients of all parameters, in order; None becomes zeros."""
-    return flatten(
-        [
-            local(parameter).new_zeros(1).expand(local(parameter).numel())
-            if parameter.grad is None
-            else parameter.grad
-            for parameter in parameters
-        ]
-    )
+    return flatten([_zeros(local(p)) if p.grad is None else p.grad for p in parameters])
+
+
+def _zeros(like: Tensor) -> Tensor:
+    """Zeros of the shape of `like` that take no memory."""
+    return like.new_zeros(1).expand(like.shape)
 
 
 @torch.no_grad()
@@ -57,26 +60,97 @@ def write_back(flat: Tensor, parameters: Sequence[Tensor]) -> None:
     torch._foreach_copy_(own, shaped)  # pyright: ignore[reportPrivateImportUsage]
 
 
+class Part(NamedTuple):
+    """The values of one tensor that a piece has."""
+
+    number: int  # of the tensor
+    place: slice  # in the flattened tensor
+    place_in_piece: slice
+
+
+class Piece(NamedTuple):
+    """A range of the flat buffer, and what the tensors have in it."""
+
+    place: slice
+    parts: list[Part]
+
+
+def chunk_size(device: torch.device) -> int:
+    """The number of values of a piece that is fast on this device."""
+    return CHUNK_OF_A_THREAD * torch.get_num_threads() if device.type == "cpu" else CHUNK
+
+
+def pieces_of(tensors: Sequence[Tensor], size: int, apart: bool = False) -> list[Piece]:
+    """The pieces of the flat buffer of some tensors, all of `size` values but the last.
+
+    With `apart`, large tensors share no piece with others, so that `read` need not copy them, and
+    more pieces have fewer values.
+    """
+    pieces, begin, used = [], 0, size
+    for number, tensor in enumerate(tensors):
+        is_apart = apart and tensor.numel() * 4 > size
+        used = size if is_apart else used
+        done = 0
+        while done < tensor.numel():
+            if used == size:
+                pieces.append(Piece(slice(begin, begin), []))
+                used = 0
+            count = min(tensor.numel() - done, size - used)
+            part = Part(number, slice(done, done + count), slice(used, used + count))
+            pieces[-1].parts.append(part)
+            done, begin, used = done + count, begin + count, used + count
+            pieces[-1] = pieces[-1]._replace(place=slice(pieces[-1].place.start, begin))
+        used = size if is_apart else used
+    return pieces
+
+
+def read(tensors: Sequence[Tensor], piece: Piece, out: Tensor) -> Tensor:
+    """The fp32 values of a piece: in `out`, or where they are if one tensor has all of them."""
+    parts = [tensors[number].detach().reshape(-1)[place] for number, place, _ in piece.parts]
+    if len(parts) == 1 and parts[0].dtype == torch.float32 and parts[0].is_contiguous():
+        return parts[0]
+    return torch.cat(parts, out=out[: piece.place.stop - piece.place.start])
+
+
+@torch.no_grad()
+def write(values: Tensor, tensors: Sequence[Tensor], piece: Piece) -> None:
+    """Copy the values of a piece into the tensors; they keep their dtype and their storage."""
+    copied = {}
+    for number, place, place_in_piece in piece.parts:
+        flat = tensors[number].detach().reshape(-1)  # a copy if the tensor is not contiguous
+        copied[number] = (flat, flat[place], values[place_in_piece])
+    torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+        [target for _, target, _ in copied.values()], [source for *_, source in copied.values()]
+    )
+    for number, (flat, *_) in copied.items():
+        if not tensors[number].is_contiguous():
+            tensors[number].copy_(flat.view(tensors[number].shape))
+
+
 # --- importance
 
 
 class Importance(NamedTuple):
-    """Smoothed values for each weight of a buffer; `uncertainty` is None if the score has none."""
+    """Smoothed values for each weight of a buffer; `uncertainty` is None if the score has none.
+
+    The maps can have a lower precision than fp32, and be on another device than the weights. What
+    is computed of a piece of them is computed in fp32 on the device of the weights.
+    """
 
     sensitivity: Tensor
     uncertainty: Tensor | None
 
     @classmethod
-    def zeros(cls, weights: Tensor, kind: ScoreKind) -> "Importance":
+    def zeros(cls, like: Tensor, kind: ScoreKind) -> "Importance":
         uncertain = kind == "sensitivity_uncertainty"
-        return cls(torch.zeros_like(weights), torch.zeros_like(weights) if uncertain else None)
+        return cls(torch.zeros_like(like), torch.zeros_like(like) if uncertain else None)
 
 
 @torch.no_grad()
 def update(
     state: Importance,
-    weights: Tensor,
-    gradients: Tensor,
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
     beta_sensitivity: float,
     beta_uncertainty: float,
     shards: Shards = ALONE,
@@ -91,19 +165,71 @@ def update(
     Both maps start at zero without bias correction, because a common factor does not change a
     quantile mask.
 
-    `gradients` is overwritten. If any sensitivity is not finite, nothing is updated and False is
-    returned; the check synchronizes once with the device.
+    If any sensitivity is not finite, nothing is updated and False is returned; the check
+    synchronizes once with the device.
+
+    Args:
+        state: the maps, of all weights in one flat buffer.
+        weights: the parameters, of any shape and dtype; of sharded ones, this process's parts.
+        gradients: one for each parameter; None counts as zeros.
+        beta_sensitivity: b1.
+        beta_uncertainty: b2.
+        shards: if the weights are spread over several processes, all of them update, or none does.
     """
-    sensitivity = torch.mul(weights, gradients, out=gradients).abs_()
-    largest = sensitivity.amax() if sensitivity.numel() else sensitivity.new_zeros(())
-    infinite = (~largest.isfinite()).float()  # amax returns NaN if there is one
-    if shards.most(infinite):
+    device = weights[0].device
+    size = min(chunk_size(device), state.sensitivity.numel())
+    weights = [local(weight) for weight in weights]
+    pieces = pieces_of(weights, size, apart=True)
+    dense = [_zeros(w) if g is None else local(g) for w, g in zip(weights, gradients, strict=True)]
+    w_piece, g_piece, sensitivity_piece = torch.empty(3, size, device=device).unbind()
+
+    ends = torch.zeros(2, max(len(pieces), 1), device=device)
+
+    def largest(tensors: Sequence[Tensor]) -> Tensor:
+        for i, piece in enumerate(pieces):
+            ends[0, i], ends[1, i] = read(tensors, piece, w_piece).aminmax()
+        return ends.abs().amax()  # NaN if there is one
+
+    def sensitivity_of(piece: Piece) -> Tensor:
+        w, g = read(weights, piece, w_piece), read(dense, piece, g_piece)
+        return torch.mul(w, g, out=sensitivity_piece[: len(w)]).abs_()
+
+    # If the largest weight times the largest gradient is finite, all products are, and need not be
+    # computed twice.
+    is_finite = (largest(weights) * largest(dense)).isfinite()
+    if not is_finite:
+        for i, piece in enumerate(pieces):
+            ends[0, i] = sensitivity_of(piece).amax()
+        is_finite = ends[0].isfinite().all()
+    if shards.most((~is_finite).float()):
         return False
-    state.sensitivity.lerp_(sensitivity, 1 - beta_sensitivity)
-    if state.uncertainty is not None:
-        deviation = sensitivity.sub_(state.sensitivity).abs_()
-        state.uncertainty.lerp_(deviation, 1 - beta_uncertainty)
+    for piece in pieces:
+        sensitivity = sensitivity_of(piece)
+        _smooth(state, piece.place, sensitivity, beta_sensitivity, beta_uncertainty)
     return True
+
+
+def _smooth(
+    state: Importance,
+    place: slice,
+    sensitivity: Tensor,
+    beta_sensitivity: float,
+    beta_uncertainty: float,
+) -> None:
+    """Smooth the sensitivity of a piece, which is overwritten, into the maps."""
+    stored = state.sensitivity[place]
+    smoothed = stored.to(sensitivity).lerp_(sensitivity, 1 - beta_sensitivity)
+    put(smoothed, stored)
+    if state.uncertainty is not None:
+        stored = state.uncertainty[place]
+        deviation = sensitivity.sub_(smoothed).abs_()
+        put(stored.to(deviation).lerp_(deviation, 1 - beta_uncertainty), stored)
+
+
+def put(values: Tensor, stored: Tensor) -> None:
+    """Copy values to where they are stored, if `Tensor.to` has made a copy of that."""
+    if values is not stored:
+        stored.copy_(values)
 
 
 def score(state: Importance) -> Tensor:
@@ -111,6 +237,28 @@ def score(state: Importance) -> Tensor:
     if state.uncertainty is None:
         return state.sensitivity
     return state.sensitivity * state.uncertainty
+
+
+def score_of(state: Importance, place: slice, device: torch.device) -> Tensor:
+    """The score of a piece, in fp32 on this device."""
+    sensitivity = state.sensitivity[place].to(device, torch.float32)
+    if state.uncertainty is None:
+        return sensitivity
+    return sensitivity * state.uncertainty[place].to(device, torch.float32)
+
+
+def threshold_of(
+    state: Importance, q: float, device: torch.device, shards: Shards = ALONE
+) -> Tensor:
+    """The q-quantile of the scores, as `quantile_threshold` of `score`, in pieces."""
+    n, size = state.sensitivity.numel(), chunk_size(device)
+    places = [slice(begin, min(begin + size, n)) for begin in range(0, n, size)]
+    pieces = [state.sensitivity.new_zeros(0, dtype=torch.float32, device=device)]  # of no shard
+
+    def scores() -> Iterable[Tensor]:
+        return (score_of(state, place, device) for place in places) if places else pieces
+
+    return _exact_quantile(scores, q, shards)
 
 
 # --- the mask
@@ -141,40 +289,93 @@ def quantile_threshold(scores: Tensor, q: float, shards: Shards = ALONE) -> Tens
     Returns:
         The threshold, a 0-dimensional tensor on the scores' device.
     """
-    count = int(shards.sum(torch.tensor(scores.numel(), device=scores.device)))
-    if count == 0 or not 0 <= q <= 1:
-        raise ValueError(f"need scores and 0 <= q <= 1, got {count} scores and q = {q}")
-    if scores.numel() and not scores.amin() >= 0:  # amin returns NaN if there is one
+    return _exact_quantile(lambda: scores.split(chunk_size(scores.device)), q, shards)
+
+
+@torch.no_grad()
+def _exact_quantile(pieces: Callable[[], Iterable[Tensor]], q: float, shards: Shards) -> Tensor:
+    """The threshold of scores that `pieces` returns twice, piece by piece; at least one piece."""
+    # No small tensor is kept for each piece: it would keep the allocator from using the memory of a
+    # piece again.
+    upper_counts = least = None
+    for scores in pieces():
+        counts = torch.bincount(_upper_half(scores), minlength=2 ** (HALF - 1))
+        if upper_counts is None or least is None:
+            upper_counts, least = counts, scores.new_zeros(())
+        else:
+            upper_counts += counts
+        least = torch.minimum(least, scores.amin()) if len(scores) else least  # NaN if there is one
+    n = 0 if upper_counts is None else int(shards.sum(upper_counts).sum())
+    if upper_counts is None or least is None or n == 0 or not 0 <= q <= 1:
+        raise ValueError(f"need scores and 0 <= q <= 1, got {n} scores and q = {q}")
+    if not least >= 0:
         raise ValueError("scores must be >= 0 and not NaN")
-    index = int(Fraction(str(q)) * (count - 1))
-    chunks = scores.view(torch.int32).split(CHUNK)
-    upper, index = _bin_of(index, map(_upper_half, chunks), 2 ** (HALF - 1), shards)
-    members = (bits[_upper_half(bits) == upper] for bits in chunks)
-    lower, _ = _bin_of(index, (bits & LOWER_HALF for bits in members), 2**HALF, shards)
-    bits = torch.tensor((upper << HALF) + lower, dtype=torch.int32, device=scores.device)
-    return bits.view(torch.float32)
+    upper, index = _bin_of(int(Fraction(str(q)) * (n - 1)), upper_counts)
+    lower_counts = torch.zeros(2**HALF, dtype=torch.int64, device=upper_counts.device)
+    for scores in pieces():
+        members = _members(scores, upper)
+        lower_counts += torch.bincount(members & LOWER_HALF, minlength=2**HALF)
+    lower, _ = _bin_of(index, shards.sum(lower_counts))
+    return _float_of((upper << HALF) + lower, lower_counts.device)
 
 
-def _upper_half(bits: Tensor) -> Tensor:
+def _upper_half(scores: Tensor) -> Tensor:
     """The upper 16 bits without the sign, so that -0.0 counts as 0.0."""
-    return (bits >> HALF).bitwise_and_(WITHOUT_SIGN)
+    return (scores.view(torch.int32) >> HALF).bitwise_and_(WITHOUT_SIGN)
 
 
-def _bin_of(index: int, chunks: Iterable[Tensor], num_bins: int, shards: Shards) -> tuple[int, int]:
+def _float_of(bits: int, device: torch.device) -> Tensor:
+    return torch.tensor(bits, dtype=torch.int32, device=device).view(torch.float32)
+
+
+def _members(scores: Tensor, upper: int) -> Tensor:
+    """The bits of the scores whose upper half is `upper`.
+
+    Few scores are members, and picking them from a mask of all takes longer than computing it. So
+    the scores are first laid out in rows, and only the columns in which some score is near enough
+    to the bin are looked at.
+    """
+    columns = len(scores) // ROWS
+    table, rest = scores[: columns * ROWS].view(ROWS, columns), scores[columns * ROWS :]
+    if columns and upper + 1 < INFINITY:
+        low, high = (_float_of(half << HALF, scores.device) for half in (upper, upper + 1))
+        # Every member is within high - low of low, also if the difference is rounded.
+        near = (table - low).abs_().amin(0) <= high - low
+        scores = torch.cat([table[:, near].reshape(-1), rest])
+    return scores.view(torch.int32)[_upper_half(scores) == upper]
+
+
+def _bin_of(index: int, counts: Tensor) -> tuple[int, int]:
     """The bin that holds the value of this rank, and the rank within that bin."""
-    counts = reduce(torch.add, (torch.bincount(chunk, minlength=num_bins) for chunk in chunks))
-    below = shards.sum(counts).cumsum(0)
+    below = counts.cumsum(0)
     number = int(torch.searchsorted(below, index, right=True))
     return number, index - (int(below[number - 1]) if number else 0)
 
 
-def important(scores: Tensor, q: float, shards: Shards = ALONE) -> Tensor:
+def pack(mask: Tensor) -> Tensor:
+    """A mask of n values as ceil(n / 8) bytes; the rows of [8, n / 8] are the bits."""
+    rows = nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).view(8, -1)
+    return (rows << torch.arange(8, dtype=torch.uint8, device=mask.device)[:, None]).sum(
+        0, dtype=torch.uint8
+    )
+
+
+def unpack(packed: Tensor, n: int) -> Tensor:
+    """The inverse of `pack`: a mask of n values."""
+    rows = packed >> torch.arange(8, dtype=torch.uint8, device=packed.device)[:, None]
+    return rows.bitwise_and_(1).view(-1)[:n].bool()
+
+
+def important(scores: Tensor, q: float) -> Tensor:
     """The mask of the scores above their q-quantile: about 1 - q of them, fewer with ties."""
-    return scores > quantile_threshold(scores, q, shards)
+    return scores > quantile_threshold(scores, q)
 
 
-def unit_range(scores: Tensor, shards: Shards = ALONE) -> Tensor:
+def unit_range(scores: Tensor) -> Tensor:
     """(scores - min) / (max - min), zeros if they are all equal."""
-    low, high = scores.aminmax()
-    low, high = -shards.most(-low), shards.most(high)
+    return scaled(scores, *scores.aminmax())
+
+
+def scaled(scores: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Scores scaled to 0..1, of which `low` is the least of all and `high` the greatest."""
     return (scores - low) / (high - low).clamp_min(torch.finfo(scores.dtype).tiny)
