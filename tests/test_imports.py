@@ -12,8 +12,8 @@ ROOT = Path(perdure.__file__).parent
 # is `perdure/__main__.py`.
 ORDER = (
     *("cli", "api", "keys", "verbs", "comparison", "reporting", "prepare", "lineage", "methods"),
-    *("train", "measure", "data", "models", "config", "places", "writing", "disk", "printable"),
-    *("shapes", "parsing", "seeds", "processes", "say", "stopping", "errors"),
+    *("merge", "train", "measure", "data", "models", "config", "places", "writing", "disk"),
+    *("printable", "shapes", "parsing", "seeds", "processes", "say", "stopping", "errors"),
 )
 
 

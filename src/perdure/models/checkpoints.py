@@ -9,9 +9,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from perdure.errors import PerdureError, one_line
+from perdure.models.as_is import base_of_adapter
 from perdure.models.base import Base
 from perdure.models.hashing import file_hash
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, WHOLE
+from perdure.models.pins import differing, pin
 from perdure.models.stage_files import load_weights, plain
 
 
@@ -50,6 +52,37 @@ def weight_files(folder: Path, whole: bool) -> list[Path]:
             f"of this lineage have {wanted}; save it with save_pretrained, as safetensors"
         )
     return files
+
+
+def check_base_of(folder: Path, pinned: dict[str, Any], whose: str) -> None:
+    """Check that an adapter was trained on the base of a pin.
+
+    Args:
+        folder: the folder of the adapter.
+        pinned: the pin of the base.
+        whose: what the base is of, for the error line.
+
+    Raises:
+        PerdureError: it names a base with other weights, or one that is not here to compare.
+    """
+    name, revision = base_of_adapter(str(folder))
+    ours = pinned["name"]
+    if name == ours:
+        return
+    try:
+        other = pin(name, revision)
+    except PerdureError as error:
+        raise PerdureError(
+            f"{folder}: was trained on base {name!r}, which is not here to compare with {ours!r}, "
+            f"that of {whose}; if they are the same, write {ours!r} as its "
+            "base_model_name_or_path in adapter_config.json"
+        ) from error
+    changed = [file for file in differing(pinned, other) if file.endswith(".safetensors")]
+    if changed:
+        raise PerdureError(
+            f"{folder}: was trained on another base, {name!r}: its {changed[0]} differs from that "
+            f"of {ours!r}, the base of {whose}"
+        )
 
 
 def check_fit(base: Base, folder: Path) -> None:

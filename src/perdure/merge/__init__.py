@@ -1,0 +1,15 @@
+"""Merging: checkpoints of one base are folded into one, tensor by tensor.
+
+rule.py        what a rule is: it folds one more task vector into what was merged before
+rules/         the rules, one file each
+fold.py        the fold over one tensor, in pieces
+magnitude.py   the k-th largest magnitude of a tensor that is read in pieces
+draws.py       random numbers that depend only on a seed and a position
+checkpoint.py  the tensors of a checkpoint's safetensors files
+adapter.py     a LoRA adapter as the tensors that it adds to its base
+factors.py     LoRA adapters merged to a LoRA adapter
+preflight.py   whether checkpoints can be merged, before anything is written
+survey.py      one pass over all inputs: norms, cosines, values that are not finite
+streamed.py    many checkpoints merged into one folder, within a limit of memory
+output.py      the files of the merged weights, written in place and journalled
+"""

@@ -1,0 +1,124 @@
+"""The fold of a rule over one tensor of several checkpoints, in pieces that are always the same.
+
+The size of the pieces does not depend on the memory that there is, so neither do the results.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from perdure.merge.rule import Arrival, Arrived, Role, Rule, State
+
+
+PIECE = 1 << 20  # elements
+
+
+class Piece(NamedTuple):
+    """A part of a tensor that is contiguous in memory.
+
+    Args:
+        index: what indexes the part: integers, then at most one slice. Empty for all of it.
+        offset: how many elements of the tensor stand before it.
+        count: the number of its elements.
+    """
+
+    index: tuple[Any, ...]
+    offset: int
+    count: int
+
+
+class Place(NamedTuple):
+    """A tensor of a model: its name, shape and role."""
+
+    tensor: str
+    shape: tuple[int, ...]
+    role: Role
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that arrives, as the fold over one tensor sees it.
+
+    Args:
+        identity: the hash of the checkpoint.
+        arrived: its weight and norm.
+        read: returns a piece of its task vector, given the piece and the base's weights there.
+    """
+
+    identity: str
+    arrived: Arrived
+    read: Callable[[Piece, Tensor], Tensor]
+
+
+def pieces(shape: Sequence[int], most: int = PIECE) -> Iterator[Piece]:
+    """Cut a tensor into contiguous pieces of at most `most` elements, or of one row if it is more.
+
+    A row is what a single index of the last but one dimension selects.
+    """
+    yield from _pieces(tuple(shape), most, (), 0)
+
+
+def _pieces(
+    shape: tuple[int, ...], most: int, index: tuple[int, ...], offset: int
+) -> Iterator[Piece]:
+    count = prod(shape)
+    if count <= most or not shape:
+        yield Piece(index, offset, count)
+        return
+    row = prod(shape[1:])
+    if row > most and len(shape) > 2:
+        for number in range(shape[0]):
+            yield from _pieces(shape[1:], most, (*index, number), offset + number * row)
+        return
+    rows = max(1, most // row)
+    for start in range(0, shape[0], rows):
+        part = slice(start, min(start + rows, shape[0]))
+        yield Piece((*index, part), offset + start * row, (part.stop - part.start) * row)
+
+
+def fold(
+    rule: Rule,
+    place: Place,
+    base: Callable[[Piece], Tensor],
+    sources: Sequence[Source],
+    earlier: int = 0,
+    state: Callable[[Piece], State] = lambda piece: {},
+    most: int = PIECE,
+) -> Iterator[tuple[Piece, Tensor, State]]:
+    """Fold checkpoints into one tensor, and yield each piece with the base's weights and the state.
+
+    Args:
+        rule: the rule.
+        place: the tensor.
+        base: returns a piece of the base's weights, in the rule's data type.
+        sources: the checkpoints, in the order of their arrival.
+        earlier: how many checkpoints have arrived before them.
+        state: returns the state of a piece before they arrive.
+        most: the most elements of a piece, if the rule does not need whole tensors.
+    """
+    cut = list(pieces(place.shape, prod(place.shape) if rule.whole else most))
+    arrivals = []
+    for number, source in enumerate(sources, start=earlier + 1):
+        arrival = Arrival(
+            number=number,
+            weight=source.arrived.weight,
+            identity=source.identity,
+            tensor=place.tensor,
+            shape=place.shape,
+            role=place.role,
+        )
+
+        def whole(source: Source = source) -> Iterator[Tensor]:
+            return (source.read(piece, base(piece)) for piece in cut)
+
+        arrivals.append(replace(arrival, seen=rule.look(whole, arrival)))
+    for piece in cut:
+        weights, folded = base(piece), state(piece)
+        for source, arrival in zip(sources, arrivals, strict=True):
+            tau = source.read(piece, weights)
+            known = replace(arrival, offset=piece.offset, base=weights if rule.needs_base else None)
+            folded = rule.arrive(folded, tau, known)
+        yield piece, weights, folded

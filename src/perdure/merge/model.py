@@ -1,0 +1,173 @@
+"""What is merged: the base, and the checkpoints, which are whole models or LoRA adapters of it."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from perdure.merge.adapter import Adapter
+from perdure.merge.checkpoint import Tensors, hashes_of, model_files, model_folder
+from perdure.merge.fold import Piece, Place
+from perdure.merge.rule import Role
+from perdure.models.as_is import is_adapter
+from perdure.models.base import load_config_and_tokenizer
+from perdure.models.kinds import Kind, kind_of
+from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
+from perdure.models.limits import skeleton
+from perdure.seeds import digest
+
+
+EMBEDDINGS = ("embed", "wte", "wpe")  # parts of the names of tables of embeddings
+
+
+class Model:
+    """The base of the checkpoints.
+
+    Args:
+        name: its folder, its name on the hub, `default` or `smollm2`.
+        revision: the commit of a base on the hub.
+        folder: the folder of its weights, if it is another one than that of its config and
+            tokenizer, as of a stage of a lineage.
+
+    Raises:
+        PerdureError: there is no such model, or its files cannot be used.
+    """
+
+    def __init__(self, name: str, revision: str | None = None, folder: Path | None = None):
+        self.name = name
+        self.folder = folder or model_folder(name, revision)
+        self.tensors = Tensors(model_files(self.folder))
+        loaded: tuple[Any, PreTrainedTokenizerBase] = load_config_and_tokenizer(name, revision)
+        self.config, self.tokenizer = loaded
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of the files of its weights."""
+        return hashes_of(self.tensors.files)
+
+    @property
+    def kind(self) -> Kind:
+        return kind_of(self.config, self.name)
+
+    @cached_property
+    def _known(self) -> tuple[set[str], dict[str, str]]:
+        """The names of the tables of embeddings, and of tied weights, each with its twin."""
+        model = skeleton(self.config, self.kind)
+        if model is None:
+            return set(), {}
+        tables = {
+            f"{name}.weight"
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Embedding)
+        }
+        return tables, dict(model.get_expanded_tied_weights_keys(all_submodels=True))
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """The names of weights that are another one's, with the name of the other."""
+        return self._known[1]
+
+    def twin(self, name: str) -> str | None:
+        """Return the tensor of the files that a tied weight shares, None if it has its own."""
+        pairs = self.tied.items()
+        others = [source for target, source in pairs if target == name]
+        others += [target for target, source in pairs if source == name]
+        others += [t for t, source in pairs if source == self.tied.get(name)]
+        return next((o for o in others if o != name and o in self.tensors.stored), None)
+
+    def places(self) -> Iterator[Place]:
+        """The tensors of its files that are merged, in the order of their names."""
+        for name in sorted(self.tensors.stored):
+            stored = self.tensors.stored[name]
+            if stored.is_float:
+                yield Place(name, stored.shape, self.role(name))
+
+    def role(self, name: str) -> Role:
+        """Return what a tensor is for."""
+        if len(self.tensors.stored[name].shape) < 2:
+            return "vector"
+        tables, parts = self._known[0], name.split(".")
+        if name in tables or any(part.startswith(EMBEDDINGS) for part in parts[-2:]):
+            return "embedding"
+        return "matrix"
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint that is merged.
+
+    Args:
+        name: its folder or name, as it was given.
+        weight: its weight, None if none was given.
+        folder: the folder of its files.
+        whole: its tensors, if it is a whole model.
+        adapter: its adapter, if it is one.
+    """
+
+    name: str
+    weight: float | None
+    folder: Path
+    whole: Tensors | None = None
+    adapter: Adapter | None = None
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of the files that decide its weights."""
+        if self.whole is not None:
+            return hashes_of(self.whole.files)
+        return hashes_of([self.folder / ADAPTER_SETTINGS, self.folder / ADAPTER_WEIGHTS])
+
+    @property
+    def identity(self) -> str:
+        """The hash of its weights, which does not depend on where it is."""
+        return digest(sorted(self.hashes.values()))
+
+    def open(self) -> AbstractContextManager[None]:
+        """Keep its files open for a block."""
+        tensors = self.whole if self.whole is not None else self.part.tensors
+        return tensors.open()
+
+    @property
+    def part(self) -> Adapter:
+        assert self.adapter is not None
+        return self.adapter
+
+    def changes(self, name: str) -> bool:
+        """Return whether it may have another tensor of this name than the base."""
+        return self.whole is not None or name in self.part.changed
+
+    def tau(self, name: str, piece: Piece, base: Tensor) -> Tensor:
+        """Return a piece of its task vector, in the data type of the base's piece."""
+        if self.whole is not None:
+            return self.whole.read(name, piece).to(base.dtype) - base
+        if not self.changes(name):
+            return torch.zeros_like(base)
+        return self.part.change(name, piece, base)
+
+
+def open_checkpoint(name: str, weight: float | None = None) -> Checkpoint:
+    """Read which tensors a checkpoint has: a model's folder, a name on the hub, or an adapter.
+
+    Raises:
+        PerdureError: there is no such checkpoint, or its files cannot be used.
+    """
+    folder = model_folder(name)
+    if is_adapter(str(folder)):
+        return Checkpoint(name, weight, folder, adapter=Adapter(folder))
+    return Checkpoint(name, weight, folder, whole=Tensors(model_files(folder)))
+
+
+@contextmanager
+def opened(base: Model, checkpoints: list[Checkpoint]) -> Iterator[None]:
+    """Keep the files of the base and of all checkpoints open for a block."""
+    with ExitStack() as stack:
+        stack.enter_context(base.tensors.open())
+        for checkpoint in checkpoints:
+            stack.enter_context(checkpoint.open())
+        yield

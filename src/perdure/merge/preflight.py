@@ -1,0 +1,254 @@
+"""Whether checkpoints can be merged, before anything is written. Nothing is left out in silence."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from perdure.errors import PerdureError, one_line
+from perdure.merge.checkpoint import Tensors
+from perdure.merge.fold import pieces
+from perdure.merge.model import Checkpoint, Model, opened
+from perdure.models.base import load_tokenizer
+from perdure.models.checkpoints import check_base_of
+from perdure.models.pins import pin
+from perdure.say import Say
+
+
+# Keys of a config that change nothing about what the weights mean, or only how a model is asked.
+HARMLESS = {
+    *("_name_or_path", "architectures", "transformers_version", "dtype", "torch_dtype"),
+    *("use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id"),
+    *(
+        "decoder_start_token_id",
+        "initializer_range",
+        "id2label",
+        "label2id",
+        "task_specific_params",
+    ),
+    *("max_length", "max_position_embeddings", "output_attentions", "output_hidden_states"),
+    *("return_dict", "problem_type", "pretraining_tp", "unsloth_version", "unsloth_fixed"),
+    *("gradient_checkpointing", "_attn_implementation", "_attn_implementation_autoset"),
+}
+DROPOUT = ("dropout", "dropout_prob", "dropout_rate", "pdrop")  # endings of harmless keys
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def check(base: Model, checkpoints: Sequence[Checkpoint], say: Say) -> None:
+    """Check that checkpoints can be merged on a base.
+
+    Args:
+        base: the base.
+        checkpoints: the checkpoints.
+        say: called with each note.
+
+    Raises:
+        PerdureError: they cannot; the line names the checkpoint and what differs.
+    """
+    _check_not_quantized(base.config.to_dict(), base.name)
+    if not any(True for _ in base.places()):
+        raise PerdureError(f"{base.name}: has no tensors of numbers to merge; give another base")
+    pinned: dict[str, Any] | None = None
+    for checkpoint in checkpoints:
+        if checkpoint.adapter is not None:
+            pinned = pinned or pin(base.name)
+            check_base_of(checkpoint.folder, pinned, base.name)
+            _check_adapter(base, checkpoint)
+        else:
+            _check_config(base, checkpoint)
+            _check_tensors(base, checkpoint)
+        _check_tokenizer(base, checkpoint, say)
+
+
+def _check_not_quantized(config: dict[str, Any], name: str) -> None:
+    if config.get("quantization_config"):
+        raise PerdureError(
+            f"{name}: its weights are quantised, and sums of them mean nothing; give the "
+            "unquantised checkpoint"
+        )
+
+
+def _check_config(base: Model, checkpoint: Checkpoint) -> None:
+    """Check that a whole model has the base's architecture and settings.
+
+    Raises:
+        PerdureError: a setting differs that decides what the weights mean.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(checkpoint.folder), trust_remote_code=False)
+    except Exception as error:  # transformers' checks of a config raise errors of many types
+        raise PerdureError(
+            f"{checkpoint.name}: its config.json cannot be used ({one_line(error)}); give the "
+            "folder of a model as save_pretrained writes it"
+        ) from error
+    theirs, ours = config.to_dict(), base.config.to_dict()
+    _check_not_quantized(theirs, checkpoint.name)
+    for key in sorted(ours.keys() | theirs.keys()):
+        if key in HARMLESS or key.endswith(DROPOUT) or ours.get(key) == theirs.get(key):
+            continue
+        hint = "merge only checkpoints that were trained from one base"
+        if key == "vocab_size":
+            hint = (
+                "save the checkpoint with the base's vocabulary, or take as --base a copy of the "
+                "base whose embeddings were resized in the same way"
+            )
+        raise PerdureError(
+            f"{checkpoint.name}: is another model than {base.name}: {key} is "
+            f"{_short(theirs.get(key))} in its config.json, and {_short(ours.get(key))} in the "
+            f"base's; {hint}"
+        )
+
+
+def _check_tensors(base: Model, checkpoint: Checkpoint) -> None:
+    """Check that a whole model has exactly the base's tensors.
+
+    A weight that is tied to another one may be in the files of only one of the two models.
+
+    Raises:
+        PerdureError: a tensor is missing, unknown, of another shape, or no longer tied.
+    """
+    whole, where = checkpoint.whole, checkpoint.name
+    assert whole is not None
+    ours, theirs = base.tensors.stored, whole.stored
+    for name in sorted(ours.keys() - theirs.keys()):
+        twin = base.twin(name)
+        if twin not in theirs or ours[name].shape != ours[twin].shape:
+            raise PerdureError(f"{where}: has no {name}, which the base has; give a whole model")
+        whole.stored[name] = theirs[twin]
+    for name in sorted(theirs.keys() - ours.keys()):
+        twin = base.twin(name)
+        if twin is None:
+            raise PerdureError(
+                f"{where}: has {name}, which the base has not; give the base that it was trained "
+                "from"
+            )
+        with opened(base, [checkpoint]):
+            if not _equal(whole, name, twin):
+                raise PerdureError(
+                    f"{where}: its {name} is not its {twin}, and in the base they are one; give a "
+                    "base that has both"
+                )
+        del theirs[name]
+    for name, stored in sorted(ours.items()):
+        if theirs[name].shape != stored.shape:
+            shapes = [" x ".join(map(str, shape)) for shape in (theirs[name].shape, stored.shape)]
+            raise PerdureError(
+                f"{where}: is of another shape: {name} is {shapes[0]}, and {shapes[1]} in the base"
+            )
+        if theirs[name].is_float != stored.is_float:
+            codes = theirs[name].code, stored.code
+            raise PerdureError(f"{where}: {name} is of type {codes[0]}, and {codes[1]} in the base")
+    with opened(base, [checkpoint]):
+        for name, stored in sorted(ours.items()):
+            if not stored.is_float and not _equal(whole, name, name, base.tensors):
+                raise PerdureError(
+                    f"{where}: its {name}, which is no weight, differs from the base's; give the "
+                    "base that it was trained from"
+                )
+
+
+def _equal(tensors: Tensors, name: str, other: str, of: Tensors | None = None) -> bool:
+    """Return whether two tensors of files that are open are equal."""
+    if tensors.stored[name].shape != (of or tensors).stored[other].shape:
+        return False
+    return all(
+        torch.equal(tensors.read(name, piece), (of or tensors).read(other, piece))
+        for piece in pieces(tensors.stored[name].shape)
+    )
+
+
+def _check_adapter(base: Model, checkpoint: Checkpoint) -> None:
+    """Check that the base has the tensors that an adapter changes.
+
+    Raises:
+        PerdureError: it has not, or of another shape, or the tensor is tied to another one.
+    """
+    adapter, stored = checkpoint.part, base.tensors.stored
+    for name, shape in adapter.changed.items():
+        twin = base.twin(name)
+        if twin is not None and name not in stored:
+            raise PerdureError(
+                f"{checkpoint.name}: changes {name}, which is {twin} in the base; it would have to "
+                "be one matrix no longer. Leave it out of the adapter's target_modules"
+            )
+        if name not in stored:
+            raise PerdureError(
+                f"{checkpoint.name}: changes {name}, which the base's files have not under this "
+                "name; merge it into its base with PEFT's merge_and_unload, and give that model"
+            )
+        if name in base.tied.values() and any(t not in stored for t in _tied_to(base, name)):
+            raise PerdureError(
+                f"{checkpoint.name}: changes {name}, which is the output layer as well, and PEFT "
+                "changes only one of the two. Leave it out of the adapter's target_modules"
+            )
+        if stored[name].shape != shape:
+            shapes = [" x ".join(map(str, one)) for one in (shape, stored[name].shape)]
+            raise PerdureError(
+                f"{checkpoint.name}: is of another shape: {name} is {shapes[0]}, and {shapes[1]} "
+                "in the base"
+            )
+
+
+def _tied_to(base: Model, name: str) -> Iterable[str]:
+    return [target for target, source in base.tied.items() if source == name]
+
+
+def _check_tokenizer(base: Model, checkpoint: Checkpoint, say: Say) -> None:
+    """Check that a checkpoint was trained with the base's vocabulary.
+
+    Raises:
+        PerdureError: it was not, or its tokenizer does not load.
+    """
+    folder = checkpoint.folder
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return
+    if _same_files(folder, base.folder):
+        return
+    try:
+        tokenizer = load_tokenizer(str(folder))
+    except Exception as error:  # transformers raises errors of many types
+        raise PerdureError(
+            f"{checkpoint.name}: its tokenizer does not load ({one_line(error)}); remove its "
+            "tokenizer files if they are the base's"
+        ) from error
+    ours, theirs = base.tokenizer.get_vocab(), tokenizer.get_vocab()
+    if ours != theirs:
+        different = sorted(
+            token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)
+        )
+        raise PerdureError(
+            f"{checkpoint.name}: its vocabulary is not the base's ({len(different)} tokens differ, "
+            f"such as {_short(different[0])}), so rows of its embeddings mean other tokens; add "
+            "the tokens to a copy of the base with resize_token_embeddings, and give that as --base"
+        )
+    if tokenizer.chat_template != base.tokenizer.chat_template:
+        whose = "the base's" if base.tokenizer.chat_template else "none, as the base"
+        say(
+            f"note: {checkpoint.name} has another chat template than {base.name}; what is written "
+            f"has {whose}"
+        )
+
+
+def _same_files(folder: Path, other: Path) -> bool:
+    """Return whether two folders have the same files of a tokenizer, or both have none."""
+    names = [
+        *TOKENIZER_FILES,
+        "chat_template.jinja",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ]
+    return all(
+        (folder / name).is_file() == (other / name).is_file()
+        and (
+            not (folder / name).is_file()
+            or (folder / name).read_bytes() == (other / name).read_bytes()
+        )
+        for name in names
+    )
+
+
+def _short(value: Any, most: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -1,0 +1,81 @@
+"""Spherical interpolation, one checkpoint after another."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from perdure.errors import PerdureError
+from perdure.merge.magnitude import dot
+from perdure.merge.rule import Arrival, Arrived, Rule, State, check_range
+
+
+STRAIGHT = 0.9995  # with a larger cosine, the arc is taken for a line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slerp(Rule):
+    """Moves from what was merged so far to the new checkpoint along an arc, in each tensor.
+
+        theta <- sin((1 - t) omega) / sin(omega) theta + sin(t omega) / sin(omega) theta_k
+
+    with omega the angle between the two (Shoemake 1985), whose norms are not made equal. If their
+    cosine is beyond 0.9995, or one of them is zero, they are interpolated on a line. The first
+    checkpoint is taken as it is. Checkpoints of one base are nearly parallel, so between weights
+    slerp is nearly the average; between task vectors it is not.
+
+    State: the merged task vector.
+
+    Args:
+        t: how far to go to the new checkpoint, in [0, 1]; null is 1 / k for the k-th. A weight that
+            is given for a checkpoint is its t.
+        between: what the angle is between: `weights`, or `task_vectors` (as mergekit's nuslerp
+            with a base).
+    """
+
+    state: ClassVar[tuple[str, ...]] = ("merged",)
+    order_matters: ClassVar[bool] = True
+    idempotent: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
+    needs_base: ClassVar[bool] = True
+
+    t: float | None = None
+    between: Literal["weights", "task_vectors"] = "weights"
+
+    def __post_init__(self) -> None:
+        if self.t is not None:
+            check_range(self, "t", most=1.0)
+
+    def arrive(self, state: State, tau: Tensor, arrival: Arrival) -> State:
+        if not state:
+            return {"merged": tau.clone()}
+        t = arrival.weight if arrival.weight is not None else self.t
+        t = 1.0 / arrival.number if t is None else t
+        merged = state["merged"]
+        if self.between == "task_vectors":
+            old, new = arc(merged, tau, t)
+            return {"merged": old * merged + new * tau}
+        assert arrival.base is not None
+        base = arrival.base
+        old, new = arc(base + merged, base + tau, t)
+        return {"merged": (old + new - 1.0) * base + (old * merged + new * tau)}
+
+    def merged(self, state: State, history: Sequence[Arrived]) -> Tensor:
+        return state["merged"]
+
+    def check_weights(self, weights: Sequence[float | None]) -> None:
+        for weight in weights:
+            if weight is not None and not 0 <= weight <= 1:
+                raise PerdureError(f"slerp: a weight is its t, in [0, 1], got {weight:g}")
+
+
+def arc(old: Tensor, new: Tensor, t: float) -> tuple[float, float]:
+    """Return the coefficients of two tensors at the share t of the arc between them."""
+    norms = math.sqrt(dot(old, old) * dot(new, new))
+    cosine = dot(old, new) / norms if norms > 0 else 1.0
+    if abs(cosine) > STRAIGHT or not math.isfinite(cosine):
+        return 1.0 - t, t
+    angle = math.acos(cosine)
+    return math.sin((1.0 - t) * angle) / math.sin(angle), math.sin(t * angle) / math.sin(angle)

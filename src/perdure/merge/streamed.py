@@ -1,0 +1,344 @@
+"""Checkpoints merged into the files of one model, tensor by tensor, within a limit of memory."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perdure.errors import NotFiniteError, PerdureError
+from perdure.merge.checkpoint import Tensors
+from perdure.merge.fold import PIECE, Piece, Place, Source, fold, pieces
+from perdure.merge.magnitude import dot
+from perdure.merge.model import Checkpoint, Model, opened
+from perdure.merge.output import Output
+from perdure.merge.rule import Arrived, Rule, State
+from perdure.merge.survey import Survey
+from perdure.models.layout import MERGE_STATE
+from perdure.seeds import digest
+
+
+# The folders of a merge: the model, a merged task vector that is scaled at the end, the state.
+MODEL, VECTOR, STATE = "model", "vector", "state"
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What a merge reads, holds in memory and writes, in bytes.
+
+    Args:
+        tensors: the number of tensors.
+        read: what is read, all passes together.
+        written: what is written.
+        memory: the most memory for weights, beside Python and its libraries.
+        largest: the tensor that needs it.
+    """
+
+    tensors: int
+    read: int
+    written: int
+    memory: int
+    largest: str
+
+    def line(self) -> str:
+        """Return the plan in words."""
+        return (
+            f"plan: {self.tensors} tensors; reads {in_bytes(self.read)}, writes "
+            f"{in_bytes(self.written)}, and takes at most {in_bytes(self.memory)} of memory for "
+            f"weights (for {self.largest})"
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is merged, and how.
+
+    Args:
+        base: the base.
+        checkpoints: the checkpoints, in the order of their arrival.
+        rule: the rule.
+        survey: their norms and cosines, None before they are known.
+        dtype: the data type of what is written; None is that of the base's tensors.
+        history: the arrivals before these checkpoints.
+        state: the state after them, None if there were none.
+    """
+
+    base: Model
+    checkpoints: list[Checkpoint]
+    rule: Rule
+    survey: Survey | None = None
+    dtype: torch.dtype | None = None
+    history: Sequence[Arrived] = ()
+    state: Tensors | None = None
+
+    @property
+    def arrived(self) -> list[Arrived]:
+        """The arrivals after these checkpoints."""
+        assert self.survey is not None
+        pairs = zip(self.checkpoints, self.survey.norms, strict=True)
+        return [*self.history, *(Arrived(c.weight, norm) for c, norm in pairs)]
+
+    @property
+    def key(self) -> str:
+        """The hash of everything that decides the result."""
+        return digest(
+            self.rule.name,
+            asdict(self.rule),
+            sorted(self.base.hashes.items()),
+            [[c.identity, c.weight] for c in self.checkpoints],
+            [[a.weight, a.norm] for a in self.history],
+            str(self.dtype),
+            PIECE,
+        )
+
+    def dtype_of(self, place: Place) -> torch.dtype:
+        """Return the data type in which a tensor is written."""
+        return self.dtype or self.base.tensors.stored[place.tensor].dtype
+
+
+def plan(job: Job, keeps_state: bool = False) -> MergePlan:
+    """Return what a merge takes, before it begins."""
+    rule, base = job.rule, job.base
+    size = rule.dtype.itemsize
+    each = 2 * len(rule.state) + rule.work + 2
+    needs: dict[str, int] = {}
+    elements = 0
+    for place in base.places():
+        count = prod(place.shape)
+        elements += count
+        cut = [count] if rule.whole else [piece.count for piece in pieces(place.shape)]
+        needs[place.tensor] = max(cut, default=0) * size * each + _factors(job, place, size)
+    largest = max(needs, key=lambda name: needs[name])
+    stored = sum(_size(base.tensors, name) for name in base.tensors.stored)
+    inputs = sum(
+        _size(tensors, name)
+        for tensors in (c.whole or c.part.tensors for c in job.checkpoints)
+        for name in tensors.stored
+    )
+    passes = 2 + 2 * (type(rule).look is not Rule.look)  # a survey, and then the fold
+    written = elements * job.dtype.itemsize if job.dtype else stored
+    written += elements * size * (rule.rescales + keeps_state * len(rule.state))
+    return MergePlan(
+        tensors=len(base.tensors.stored),
+        read=passes * (stored + inputs),
+        written=written,
+        memory=needs[largest],
+        largest=largest,
+    )
+
+
+def check_memory(made: MergePlan, rule: Rule, limit: int | None) -> None:
+    """Check that a plan stays within a limit of memory.
+
+    Raises:
+        PerdureError: it does not; the line says how much it needs.
+    """
+    if limit is None or made.memory <= limit:
+        return
+    reason = "it needs whole tensors" if rule.whole else "a piece of a tensor is the least"
+    raise PerdureError(
+        f"merging takes {in_bytes(made.memory)} of memory for {made.largest}, and max_memory is "
+        f"{in_bytes(limit)}; {reason}, so allow more"
+        + (", or take a rule that works in pieces, such as task_arithmetic" if rule.whole else "")
+    )
+
+
+def _factors(job: Job, place: Place, size: int) -> int:
+    """Return the memory of the largest factors of adapters for a tensor."""
+    adapters = [c.adapter for c in job.checkpoints if c.adapter is not None]
+    name = place.tensor.removesuffix(".weight")
+    modules = [(a, a.modules[name]) for a in adapters if name in a.modules]
+    return max(
+        (
+            2 * size * sum(prod(a.stored[part].shape) for part in (module.down, module.up))
+            for a, module in modules
+        ),
+        default=0,
+    )
+
+
+def _size(tensors: Tensors, name: str) -> int:
+    stored = tensors.stored[name]
+    return prod(stored.shape) * stored.dtype.itemsize
+
+
+class Outputs:
+    """The folders of a merge: the model, and what else it writes.
+
+    Args:
+        job: what is merged.
+        folder: the folder of them all.
+        keep_state: whether the rule's state is written.
+    """
+
+    def __init__(self, job: Job, folder: Path, keep_state: bool):
+        rule, key = job.rule, digest(job.key, keep_state)
+        places = {place.tensor: place.shape for place in job.base.places()}
+        shapes = {
+            name: (stored.shape, job.dtype if job.dtype and stored.is_float else stored.dtype)
+            for name, stored in job.base.tensors.stored.items()
+        }
+        self.model = Output(folder / MODEL, shapes, key)
+        self.state: Output | None = None
+        self.vector: Output | None = None
+        if keep_state:
+            states = {
+                f"{kind}.{name}": (() if kind in rule.scalars else shape, rule.dtype)
+                for name, shape in places.items()
+                for kind in (*rule.state, *rule.scalars)
+            }
+            self.state = Output(folder / STATE, states, key, single=MERGE_STATE)
+        if rule.rescales:
+            vectors = {name: (shape, rule.dtype) for name, shape in places.items()}
+            self.vector = Output(folder / VECTOR, vectors, key, single=f"{VECTOR}.safetensors")
+
+    @property
+    def all(self) -> list[Output]:
+        return [output for output in (self.model, self.state, self.vector) if output]
+
+
+def merge_into(job: Job, folder: Path, keep_state: bool = False) -> dict[str, Any]:
+    """Write the merged weights, as the files of a model, into the folder `model` of a folder.
+
+    If a process that did the same was stopped, what it has written is not computed again.
+
+    Args:
+        job: what is merged, after its survey.
+        folder: the folder, which belongs to this merge alone.
+        keep_state: whether to write the rule's state as well, as `state/merge.safetensors`.
+
+    Returns:
+        `norm`, the Frobenius norm of the merged task vector, and `scale`, by which it was
+        multiplied at the end.
+
+    Raises:
+        NotFiniteError: a merged weight does not fit the data type.
+    """
+    outputs = Outputs(job, folder, keep_state)
+    first = outputs.vector or outputs.model
+    with opened(job.base, job.checkpoints), ExitStack() as stack:
+        if job.state is not None:
+            stack.enter_context(job.state.open())
+        for output in outputs.all:
+            stack.enter_context(output.open())
+        _copy_buffers(job.base, outputs.model)
+        for place in job.base.places():
+            if place.tensor not in first.done:
+                _merge_tensor(job, place, first, outputs.state)
+        norm = math.sqrt(sum(first.done[p.tensor]["square"] for p in job.base.places()))
+        scale = job.rule.scale_of(job.arrived, norm)
+        if outputs.vector is not None:
+            _add_vector(job, outputs.model, outputs.vector, scale)
+    return {"norm": norm * scale, "scale": scale, "files": outputs}
+
+
+def _copy_buffers(base: Model, output: Output) -> None:
+    """Copy the tensors that are no weights, which are the same in all checkpoints."""
+    for name, stored in sorted(base.tensors.stored.items()):
+        if stored.is_float or name in output.done:
+            continue
+        for piece in pieces(stored.shape):
+            output.write(name, piece.offset, base.tensors.read(name, piece))
+        output.finish(name)
+
+
+def _merge_tensor(job: Job, place: Place, first: Output, state_output: Output | None) -> None:
+    """Fold all checkpoints into one tensor, and write it.
+
+    Args:
+        job: what is merged.
+        place: the tensor.
+        first: where the merged weights are written, or the merged task vector if it is scaled
+            at the end.
+        state_output: where the state is written, if it is.
+    """
+    rule, name = job.rule, place.tensor
+    is_vector = rule.rescales
+    dtype = rule.dtype if is_vector else job.dtype_of(place)
+    untouched = job.state is None and not any(c.changes(name) for c in job.checkpoints)
+    if untouched and state_output is None and not is_vector:
+        for piece in pieces(place.shape):
+            first.write(name, piece.offset, job.base.tensors.read(name, piece).to(dtype))
+        first.finish(name, square=0.0)
+        return
+    square = 0.0
+    for piece, weights, state in _folded(job, place):
+        tau = rule.merged(state, job.arrived)
+        square += dot(tau, tau)
+        values = tau if is_vector else (weights + tau).to(dtype)
+        if state_output is not None:
+            for kind, tensor in state.items():
+                state_output.write(f"{kind}.{name}", piece.offset, tensor)
+        _write(first, name, piece, values)
+    if state_output is not None:
+        for kind in (*rule.state, *rule.scalars):
+            state_output.finish(f"{kind}.{name}")
+    first.finish(name, square=square)
+
+
+def _folded(job: Job, place: Place) -> Iterator[tuple[Piece, Tensor, State]]:
+    """Fold the checkpoints into a tensor (`fold`)."""
+    rule, stored, name = job.rule, job.state, place.tensor
+
+    def base(piece: Piece) -> Tensor:
+        return job.base.tensors.read(name, piece).to(rule.dtype)
+
+    def state(piece: Piece) -> State:
+        if stored is None:
+            return {}
+        parts = {kind: stored.read(f"{kind}.{name}", piece) for kind in rule.state}
+        return parts | {kind: stored.read(f"{kind}.{name}") for kind in rule.scalars}
+
+    assert job.survey is not None
+    sources = [
+        Source(checkpoint.identity, arrived, partial(checkpoint.tau, name))
+        for checkpoint, arrived in zip(
+            job.checkpoints, job.arrived[len(job.history) :], strict=True
+        )
+    ]
+    return fold(rule, place, base, sources, earlier=len(job.history), state=state)
+
+
+def _add_vector(job: Job, output: Output, vector: Output, scale: float) -> None:
+    """Write the base's weights plus the merged task vector times `scale`."""
+    tensors = Tensors(list(vector.files))
+    with tensors.open():
+        for place in job.base.places():
+            if place.tensor in output.done:
+                continue
+            for piece in pieces(place.shape):
+                weights = job.base.tensors.read(place.tensor, piece).to(job.rule.dtype)
+                tau = tensors.read(place.tensor, piece)
+                values = (weights + scale * tau).to(job.dtype_of(place))
+                _write(output, place.tensor, piece, values)
+            output.finish(place.tensor)
+
+
+def _write(output: Output, name: str, piece: Piece, values: Tensor) -> None:
+    """Write a piece of a merged tensor.
+
+    Raises:
+        NotFiniteError: it does not fit the data type.
+    """
+    if not bool(values.isfinite().all()):
+        kind = str(values.dtype).removeprefix("torch.")
+        raise NotFiniteError(
+            f"{name}: the merged weights do not fit {kind}; give another --dtype, or a smaller "
+            "scale or weight"
+        )
+    output.write(name, piece.offset, values)
+
+
+def in_bytes(count: float) -> str:
+    """Return a number of bytes in words, such as `1.2 GB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
