@@ -194,23 +194,122 @@ def adopt(
         PerdureError: the checkpoint is of another base, has other shapes or cannot be read, or the
             rows cannot be used.
     """
-    seed = Lineage(folder).config.seed
-    splits = {
-        split: _split(rows, split, seed, f"{name} {split}")
-        for split, rows in (("train", train), ("test", test))
-        if rows is not None
-    }
-    chosen = tuple(options) if options else None
-    task = Task(
-        name,
-        train=splits.get("train", Split(())),
-        test=splits.get("test"),
-        metric=metric_name(metric),
-        options=chosen,
-    )
+    task = _trained_elsewhere(folder, name, train, test, metric, options)
     from perdure.verbs import adopt as verb
 
     return verb.adopt(folder, checkpoint, task, data=data, say=say)
+
+
+def merge(
+    models: str | Path | Sequence[str | Path],
+    rule: str = "average",
+    weights: Sequence[float] | None = None,
+    base: str | None = None,
+    into: str | Path | None = None,
+    rank: int | None = None,
+    full: bool = False,
+    dtype: Dtype | None = None,
+    max_memory: str | int | None = None,
+    name: str | None = None,
+    train: TaskRows | None = None,
+    test: TaskRows | None = None,
+    metric: str | Metric = "exact_match",
+    options: Sequence[str] | None = None,
+    data: str | Path | None = None,
+    *,
+    keywords: Mapping[str, Any] | None = None,
+    say: Say = silent,
+) -> dict[str, Any]:
+    """Merge checkpoints of one base into a new model, or one more checkpoint into a lineage.
+
+        perdure.merge(["sft", "code", "maths"], base="Qwen/Qwen3-0.6B", into="merged", rule="ties")
+        perdure.merge(["my-model", "outputs/checkpoint-500"], rule="ema", test="code.jsonl")
+
+    With `into`, all checkpoints are merged in the order given, and the folder is a plain model with
+    the base's config, tokenizer and chat template. A checkpoint is the folder of a model or of a
+    LoRA adapter, a name on the hub that is in its cache, or a lineage, of which the newest stage is
+    taken. If all are LoRA adapters and the rule only adds task vectors, the result is a LoRA
+    adapter, with all of their sum unless `rank` cuts it.
+
+    Without `into`, the checkpoint arrives in the lineage as its next stage, which is scored and
+    judged as others are, and which `revert` undoes. The newest stage is what was merged so far; if
+    this rule has not made it, it counts as the first checkpoint.
+
+    After an interruption, repeat the command to continue.
+
+    Args:
+        models: The checkpoints; or a lineage and one checkpoint. Words rule.KEY=VALUE are keywords
+            of the rule.
+        rule: How they are merged; `perdure rules` lists the rules.
+        weights: A weight for each checkpoint, in their order.
+        base: The model from which the checkpoints were trained. Default: the one that an adapter
+            names.
+        into: A new folder for the merged model.
+        rank: The highest rank of a merged LoRA adapter. Default: as many as the sum has, or in a
+            lineage those of its adapter.
+        full: Write a whole model even if all checkpoints are adapters.
+        dtype: The data type of the weights. Default: that of the base, or of the first adapter.
+        max_memory: The most memory for weights, such as 2GB, beside that of Python and its
+            libraries. The plan, which is printed first, says how much is needed.
+        name: In a lineage, the name of the task that the checkpoint has learned. Default: the name
+            of its folder.
+        train: In a lineage, the rows that it was trained on. Some of them are remembered.
+        test: In a lineage, rows to score the task on.
+        metric: How an answer is scored, as for `learn`.
+        options: The possible answers, if they are closed.
+        data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
+        keywords: The keywords of the rule.
+        say: Called with the plan, each note and each warning.
+
+    Returns:
+        What was merged, with norms and cosines of the task vectors; or the new stage's line of the
+        ledger.
+
+    Raises:
+        PerdureError: the checkpoints are of different models or vocabularies, quantised or damaged,
+            the rule cannot merge them, or the memory is not enough.
+        RefusedError: the stage lost more than the lineage's gate allows.
+    """
+    names = [str(model) for model in ([models] if isinstance(models, str | Path) else models)]
+    from perdure.verbs import merge as verb
+
+    if into is not None:
+        for key, value in (("name", name), ("train", train), ("test", test), ("options", options)):
+            if value is not None:
+                raise PerdureError(f"{key}: is of an arrival in a lineage; leave it out with into")
+        return verb.merge_many(
+            names,
+            into=into,
+            base=base,
+            rule_name=rule,
+            values=dict(keywords or {}),
+            weights=weights,
+            rank=rank,
+            full=full,
+            dtype=dtype,
+            max_memory=verb.read_bytes(max_memory),
+            say=say,
+        )
+    folder, checkpoint = verb.lineage_and_checkpoint(names)
+    for key, value in (("base", base), ("dtype", dtype), ("full", full or None)):
+        if value is not None:
+            raise PerdureError(f"{key}: is the lineage's; leave it out, or give a folder with into")
+    task_name = name or Path(checkpoint).absolute().name
+    task = _trained_elsewhere(folder, task_name, train, test, metric, options)
+    from perdure.verbs import merge_arrival as arrival
+
+    return arrival.merge_arrival(
+        folder,
+        checkpoint,
+        task,
+        rule_name=rule,
+        values=dict(keywords or {}),
+        weights=weights,
+        rank=rank,
+        max_memory=verb.read_bytes(max_memory),
+        data=data,
+        say=say,
+    )
 
 
 @processes.in_python()
@@ -918,6 +1017,47 @@ def methods(name: str | None = None) -> list[dict[str, Any]]:
     from perdure.verbs import methods as verb
 
     return verb.methods(name)
+
+
+def rules(name: str | None = None) -> list[dict[str, Any]]:
+    """List the rules of `perdure merge`, or show one: what it does, its keywords, what it keeps.
+
+    Args:
+        name: Show only this rule, with all its details.
+
+    Returns:
+        A mapping for each rule. The rules themselves are in the package `perdure.merge.rules`.
+
+    Raises:
+        PerdureError: there is no rule of that name.
+    """
+    from perdure.verbs import rules as verb
+
+    return verb.rules(name)
+
+
+def _trained_elsewhere(
+    folder: str | Path,
+    name: str,
+    train: TaskRows | None,
+    test: TaskRows | None,
+    metric: str | Metric,
+    options: Sequence[str] | None,
+) -> Task:
+    """Return the task of a checkpoint that was trained elsewhere, which may have no rows."""
+    seed = Lineage(folder).config.seed
+    splits = {
+        split: _split(rows, split, seed, f"{name} {split}")
+        for split, rows in (("train", train), ("test", test))
+        if rows is not None
+    }
+    return Task(
+        name,
+        train=splits.get("train", Split(())),
+        test=splits.get("test"),
+        metric=metric_name(metric),
+        options=tuple(options) if options else None,
+    )
 
 
 def _split(rows: TaskRows, split: str, seed: int, where: str) -> Split:

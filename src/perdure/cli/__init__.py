@@ -21,6 +21,7 @@ VERBS = {
     "init": "Make a lineage: a folder whose stage 0 is the untouched base.",
     "learn": "Learn one more task as a new stage.",
     "adopt": "Record a checkpoint that was trained elsewhere as a stage.",
+    "merge": "Merge checkpoints into a new model, or one more into a lineage.",
     "run": "Learn a stream of tasks one after another.",
     "compare": "Run methods on the same task orders and seeds.",
     "evaluate": "Score a stage on the tasks learned so far.",
@@ -40,13 +41,14 @@ VERBS = {
     "push": "Upload a stage to the hub.",
     "rebase": "Record a new location of the base.",
     "methods": "List the methods, or show one.",
+    "rules": "List the rules of `perdure merge`, or show one.",
 }
 OPTIONS: dict[str, Any] = {
     "add_completion": False,
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
 }
-RESUMED = ("learn", "run", "compare")
+RESUMED = ("learn", "run", "compare", "merge")
 TRAINS = ("learn", "run")  # under a launcher, the other verbs are done by the main process alone
 WITH_SETTINGS = ("init", "learn", "run", "compare", "set")
 OUTPUT = "the output or a temporary file"  # if an error does not name what cannot be written

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from perdure.errors import PerdureError
+from perdure.errors import NotFiniteError, PerdureError
 from perdure.merge.adapter import PREFIX, Adapter, Module
 
 
@@ -114,8 +114,44 @@ def check_only_factors(adapter: Adapter, name: str) -> None:
         )
 
 
+def norms_and_cosines(adapters: Sequence[Adapter]) -> tuple[list[float], list[list[float]]]:
+    """Return the norms of adapters' changes and the cosines between them; their files must be open.
+
+    The inner product of two changes is that of B_1^T B_2 and A_1 A_2^T, which are small.
+
+    Raises:
+        NotFiniteError: a factor is infinite or not a number; the line names it.
+    """
+    count = len(adapters)
+    gram = torch.zeros(count, count, dtype=torch.float64)
+    read: list[dict[str, tuple[Tensor, Tensor]]] = []
+    for adapter in adapters:
+        read.append({})
+        for name, module in adapter.modules.items():
+            down, up = adapter.factors(module, torch.float64)
+            if not (down.isfinite().all() and up.isfinite().all()):
+                raise NotFiniteError(
+                    f"{adapter.folder}: its factors of {name} have values that are infinite or not "
+                    "numbers; restore its files from where they came from, or give another one"
+                )
+            read[-1][name] = down, module.scaling * up
+    for i, one in enumerate(read):
+        for j, other in enumerate(read):
+            for name in one.keys() & other.keys():
+                (down, up), (other_down, other_up) = one[name], other[name]
+                gram[i, j] += ((up.T @ other_up) * (down @ other_down.T)).sum()
+    norms = gram.diagonal().clamp_min(0).sqrt()
+    cosines = gram / norms.outer(norms).clamp_min(1e-300)
+    rounded = [[round(value, 4) for value in row] for row in cosines.tolist()]
+    return norms.tolist(), rounded
+
+
 def compressed(
-    merged: dict[str, tuple[Module, Factors]], cap: int | None, dtype: torch.dtype, scaling: float
+    merged: dict[str, tuple[Module, Factors]],
+    cap: int | None,
+    dtype: torch.dtype,
+    scaling: float,
+    fill: bool = False,
 ) -> MergedAdapter:
     """Return sums of adapters as one adapter, of one rank for all modules.
 
@@ -124,10 +160,11 @@ def compressed(
         cap: the highest rank; None keeps all of the sums.
         dtype: the data type of the factors.
         scaling: by what the adapter's settings multiply B A.
+        fill: whether the rank is the cap even if less were enough; the rest is zero.
     """
     products = {name: balanced(factors) for name, (_, factors) in merged.items()}
     needed = max((len(s) for _, s in products.values()), default=0)
-    rank = max(1, min(needed, cap or needed))
+    rank = cap if fill and cap else max(1, min(needed, cap or needed))
     tensors: dict[str, Tensor] = {}
     total = cut = worst = 0.0
     for name, (module, _) in merged.items():

@@ -235,7 +235,9 @@ def merge_into(job: Job, folder: Path, keep_state: bool = False) -> dict[str, An
         scale = job.rule.scale_of(job.arrived, norm)
         if outputs.vector is not None:
             _add_vector(job, outputs.model, outputs.vector, scale)
-    return {"norm": norm * scale, "scale": scale, "files": outputs}
+    for output in outputs.all:
+        output.complete()
+    return {"norm": norm * scale, "scale": scale}
 
 
 def _copy_buffers(base: Model, output: Output) -> None:

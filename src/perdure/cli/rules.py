@@ -1,0 +1,76 @@
+"""`perdure rules`: list the rules of `perdure merge`, or describe one of them."""
+
+import inspect
+import textwrap
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from perdure import api
+from perdure.cli.from_api import Arguments, command
+from perdure.cli.methods import value
+from perdure.cli.output import Json, counted, grid, print_json, print_parts, quiet
+
+
+@command(api.rules, name="[NAME]")
+def rules(arguments: Arguments, as_json: Json = False) -> None:
+    """Example: perdure rules ties"""
+    quiet()
+    described = api.rules(**arguments)
+    if as_json:
+        print_json(described)
+    elif arguments:
+        print_parts(_description(described[0]))
+    else:
+        print_parts(_table(described))
+
+
+def _table(described: list[dict[str, Any]]) -> list[RenderableType]:
+    table = grid("rule", "what it does", "keeps", "order matters", "LoRA to LoRA", "paper")
+    for rule in described:
+        cells = (
+            rule["name"],
+            rule["summary"],
+            counted(rule["state"], "tensor"),
+            _answer(rule["order_matters"]),
+            _answer(rule["adds_task_vectors"]),
+            rule["paper"] or "-",
+        )
+        table.add_row(*map(Text, cells))
+    return [table, Text("details of a rule:  perdure rules NAME")]
+
+
+def _description(described: dict[str, Any]) -> list[RenderableType]:
+    from perdure.merge.rules import find
+
+    about = textwrap.indent(inspect.getdoc(find(described["name"])) or "", "  ")
+    keywords = grid("keyword", "type", "default")
+    for keyword in described["keywords"]:
+        keywords.add_row(keyword["name"], Text(keyword["type"]), Text(value(keyword["default"])))
+    facts = grid("", "")
+    for fact, answer in facts_of(described):
+        facts.add_row(Text(fact), Text(answer))
+    head = f"{described['name']}  {described['paper'] or ''}".rstrip()
+    use = f"to use it: perdure merge X Y --base BASE --into OUT --rule {described['name']}"
+    return [Text(head, style="bold"), Text(f"\n{about}"), keywords, facts, Text(use)]
+
+
+def facts_of(described: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a rule declares, in words."""
+    return [
+        (
+            "keeps, beside the merged weights",
+            f"{counted(described['state'], 'tensor')} of their size",
+        ),
+        ("the order of arrivals matters", _answer(described["order_matters"])),
+        ("copies of a checkpoint give what one gives", _answer(described["idempotent"])),
+        ("an arrival can be taken out of the state", _answer(described["can_undo"])),
+        ("LoRA adapters give a LoRA adapter", _answer(described["adds_task_vectors"])),
+        ("needs whole tensors in memory", _answer(described["whole_tensors"])),
+        ("takes weights", _answer(described["weights"])),
+    ]
+
+
+def _answer(value: bool) -> str:
+    return "yes" if value else "no"

@@ -1,0 +1,95 @@
+"""The files of a merged model beside its weights: what the base has, and a card."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perdure.merge.model import Checkpoint, Model
+from perdure.merge.rule import Rule
+from perdure.models.layout import ADAPTER_SETTINGS, CARD
+from perdure.parsing import read_json
+from perdure.printable import printable
+
+
+# The files of a base that belong to a model: config, tokenizer and chat template.
+BESIDE = (".json", ".txt", ".model", ".jinja")
+NOT_COPIED = ("model.safetensors.index.json", ADAPTER_SETTINGS)
+
+
+def copy_beside(base: Model, folder: Path, dtype: torch.dtype | None) -> None:
+    """Copy the base's config, tokenizer and chat template into the folder of a merged model."""
+    files = [
+        file
+        for file in sorted(base.folder.iterdir())
+        if file.is_file() and file.suffix in BESIDE and file.name not in NOT_COPIED
+    ]
+    templates = base.folder / "additional_chat_templates"
+    files += sorted(templates.glob("*.jinja"))
+    for file in files:
+        copy = folder / file.relative_to(base.folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
+    if dtype is not None:
+        config = read_json(folder / "config.json")
+        config.pop("torch_dtype", None)  # its name before transformers 5
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        text = json.dumps(config, sort_keys=True, indent=2) + "\n"
+        (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def write_card(
+    folder: Path,
+    base: str,
+    base_hashes: Mapping[str, str],
+    checkpoints: Sequence[Checkpoint],
+    rule: Rule,
+    values: Mapping[str, Any],
+    adapter: bool,
+) -> None:
+    """Write the `README.md` of a merged model, which names what it was made of and how.
+
+    Args:
+        folder: the folder of the model.
+        base: the base.
+        base_hashes: the SHA-256 of the files of its weights.
+        checkpoints: the checkpoints.
+        rule: the rule.
+        values: the rule's keywords.
+        adapter: whether it is an adapter and not a whole model.
+    """
+    keywords = ", ".join(f"{key}={value}" for key, value in values.items())
+    lines = [
+        "---",
+        f"library_name: {'peft' if adapter else 'transformers'}",
+        "tags: [merge, perdure]",
+        "---",
+        "",
+        "# A merged " + ("LoRA adapter" if adapter else "model"),
+        "",
+        f"Perdure merged these checkpoints, in this order, with the rule `{rule.name}` "
+        f"({keywords}). A checkpoint is named by its folder, and its files by their SHA-256.",
+        "",
+        "| | weight | file | SHA-256 |",
+        "|---|---|---|---|",
+        *_rows("base", base, None, base_hashes),
+    ]
+    for number, checkpoint in enumerate(checkpoints, start=1):
+        lines += _rows(str(number), checkpoint.name, checkpoint.weight, checkpoint.hashes)
+    paper = f" ([paper]({rule.paper}))" if rule.paper else ""
+    lines += ["", f"Rule: `{rule.name}`{paper}."]
+    if not adapter:
+        lines += ["", "Config, tokenizer and chat template are those of the base."]
+    (folder / CARD).write_text(printable("\n".join([*lines, ""])), encoding="utf-8")
+
+
+def _rows(what: str, name: str, weight: float | None, hashes: Mapping[str, str]) -> list[str]:
+    shown = Path(name).name.replace("|", "/")
+    weighed = "" if weight is None else f"{weight:g}"
+    return [
+        f"| {what}: {shown} | {weighed} | {file} | `{sha256}` |"
+        for file, sha256 in sorted(hashes.items())
+    ]
