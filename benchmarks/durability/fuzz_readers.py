@@ -291,6 +291,16 @@ def ledger() -> list[dict[str, Any]]:
         {"stage": 0, "verb": "init", "parent": None, "base": PIN, "settings": FEW},
         learned(1, "colour", general=rows_of("general"), dropped=[]),
         learned(2, "animal", verb="adopt", checkpoint={"adapter_model.safetensors": SHA}),
+        learned(
+            3,
+            "tone",
+            verb="merge",
+            checkpoint={"adapter_model.safetensors": SHA},
+            rule={"ema": {"weight": 0.5}},
+            weight=None,
+            history=[{"weight": 1.0, "norm": 2.0}, {"weight": None, "norm": 1.5}],
+            discarded=0.01,
+        ),
         {
             **refused,
             **{"verb": "refused", "parent": 2, "folder": "refused/0003-count-0", "key": SHA},

@@ -1,6 +1,7 @@
 """`perdure merge`: merge checkpoints, or one more into a lineage."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -37,7 +38,7 @@ def merge(arguments: Arguments, as_json: Json = False) -> None:
     if "model" not in result:
         name = result["task"]["name"]
         what = f"merged {name} by {next(iter(result['rule']))}"
-        print_stage(models[0], result, what, as_json)
+        print_stage(Path(models[0]), result, what, as_json)
     elif as_json:
         print_json(result)
     else:

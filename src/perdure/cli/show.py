@@ -88,8 +88,11 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("remembers", counted(stage["remembered_rows"], "row"))]
     if stage["changed"]:
         lines += [("new settings", in_words(stage["changed"]))]
-    adopted = stage["verb"] == "adopt"
-    lines += [("training", "elsewhere" if adopted else _pairs(settings["training"]))]
+    elsewhere = stage["verb"] in ("adopt", "merge")
+    lines += [("training", "elsewhere" if elsewhere else _pairs(settings["training"]))]
+    if "rule" in stage:
+        (rule, keywords), count = next(iter(stage["rule"].items())), len(stage["history"])
+        lines += [("rule", f"{rule} ({_pairs(keywords)}); {counted(count, 'checkpoint')} so far")]
     if settings["adapter"] is not None:
         lines += [("adapter", _pairs(settings["adapter"]))]
     if settings["quantization"]:

@@ -9,7 +9,7 @@ with `restored` of which of them the files are back. All properties are pure fun
 from pathlib import Path
 from typing import Any
 
-from perdure.models.layout import COMPACTED, WHOLE
+from perdure.models.layout import COMPACTED, MERGE_STATE, WHOLE
 
 
 COMPACT, REPAIR = "compact", "repair"  # the verbs of lines that only delete and restore files
@@ -72,7 +72,7 @@ class History:
         """
         patterns: dict[str, tuple[str, ...]] = {}
         for entry in self.ledger:
-            dropped_now = COMPACTED if entry["verb"] == COMPACT else (WHOLE,)
+            dropped_now = COMPACTED if entry["verb"] == COMPACT else (WHOLE, MERGE_STATE)
             patterns |= dict.fromkeys(entry.get("dropped", ()), dropped_now)
             for folder in entry.get("restored", ()):
                 patterns.pop(folder, None)

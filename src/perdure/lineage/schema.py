@@ -199,6 +199,26 @@ class AdoptLine(LearnLine):
     checkpoint: Files
 
 
+class ArrivedLine(TypedDict):
+    """A checkpoint that was merged: its weight, if it was given, and the norm of its change."""
+
+    weight: float | None
+    norm: float
+
+
+class MergeLine(AdoptLine):
+    """A stage into which a checkpoint was merged.
+
+    `history` has all checkpoints in the state of the rule, the new one last, and `discarded` the
+    share of a merged adapter that its rank cuts off.
+    """
+
+    rule: Keywords
+    weight: float | None
+    history: list[ArrivedLine]
+    discarded: NotRequired[float]
+
+
 class RefusedLine(Line):
     """A stage that the gate refused; the newest stage stays the newest."""
 
@@ -247,6 +267,7 @@ LINES: dict[str, Any] = {
     "init": InitLine,
     "learn": LearnLine,
     "adopt": AdoptLine,
+    "merge": MergeLine,
     "refused": RefusedLine,
     "revert": RevertLine,
     "rebase": RebaseLine,
@@ -254,7 +275,7 @@ LINES: dict[str, Any] = {
     COMPACT: CompactLine,
     REPAIR: RepairLine,
 }
-MAKES_A_STAGE = ("learn", "adopt")
+MAKES_A_STAGE = ("learn", "adopt", "merge")
 HOW = "Perdure did not write this line, do not use the lineage"
 
 

@@ -5,31 +5,38 @@ these, QR gives B = Q_b R_b and A^T = Q_a R_a, and the SVD of the small R_b R_a^
 values of the sum. Only what a cap of the rank cuts off is lost, and that is reported.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from perdure.errors import NotFiniteError, PerdureError
-from perdure.merge.adapter import PREFIX, Adapter, Module
+from perdure.errors import NotFiniteError, PerdureError, one_line
+from perdure.merge.adapter import FACTORS, PREFIX, Adapter
 
 
 FULL = "give --full to write a whole model"
+DOWNS = tuple(FACTORS)
+UPS = tuple(up for up, _ in FACTORS.values())
 
 
 @dataclass(frozen=True)
 class Factors:
-    """The factors of one module, whose product B A is the merged change.
+    """The factors of one module, whose product B A is a change of its weights.
 
     Args:
         up: B, of shape [d_out, r], in fp64.
         down: A, of shape [r, d_in], in fp64.
+        names: the names of B and A in PEFT's files.
     """
 
     up: Tensor
     down: Tensor
+    names: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -51,11 +58,41 @@ class MergedAdapter:
     norm: float
 
 
-def added(one: Factors | None, other: Factors) -> Factors:
-    """Return factors of the sum of two products."""
+def sums(adapters: Sequence[Adapter], coefficients: Sequence[float]) -> dict[str, Factors]:
+    """Return the weighted sum of adapters, by module; their files must be open.
+
+    Raises:
+        PerdureError: two adapters have a module in different forms.
+    """
+    total: dict[str, Factors] = {}
+    for adapter, coefficient in zip(adapters, coefficients, strict=True):
+        for name, module in adapter.modules.items():
+            down, up = adapter.factors(module, torch.float64)
+            factors = Factors(
+                up=coefficient * module.scaling * up,
+                down=down,
+                names=(_peft_name(module.up), _peft_name(module.down)),
+            )
+            total[name] = added(total.get(name), factors, str(adapter.folder))
+    return total
+
+
+def added(one: Factors | None, other: Factors, where: str) -> Factors:
+    """Return factors of the sum of two products.
+
+    Raises:
+        PerdureError: they are of different forms; the line begins with `where`.
+    """
     if one is None:
         return other
-    return Factors(torch.cat([one.up, other.up], dim=1), torch.cat([one.down, other.down]))
+    shapes = [(f.up.shape[0], f.down.shape[1], f.names) for f in (one, other)]
+    if shapes[0] != shapes[1]:
+        raise PerdureError(
+            f"{where}: its {other.names[1]} is of another form than in what it is merged with; "
+            "give adapters of one base"
+        )
+    up, down = torch.cat([one.up, other.up], dim=1), torch.cat([one.down, other.down])
+    return Factors(up, down, one.names)
 
 
 def balanced(factors: Factors) -> tuple[Factors, Tensor]:
@@ -70,34 +107,8 @@ def balanced(factors: Factors) -> tuple[Factors, Tensor]:
     known = s > s[:1] * eps
     u, s, vh = u[:, known], s[known], vh[known]
     root = s.sqrt()
-    return Factors((q_up @ u) * root, root[:, None] * (vh @ q_down.T)), s
-
-
-def sums(
-    adapters: Sequence[Adapter], coefficients: Sequence[float]
-) -> dict[str, tuple[Module, Factors]]:
-    """Return the weighted sum of adapters, module by module; their files must be open.
-
-    Raises:
-        PerdureError: two adapters have a module in different forms.
-    """
-    merged: dict[str, tuple[Module, Factors]] = {}
-    for adapter, coefficient in zip(adapters, coefficients, strict=True):
-        for name, module in adapter.modules.items():
-            down, up = adapter.factors(module, torch.float64)
-            factors = Factors(coefficient * module.scaling * up, down)
-            if name not in merged:
-                merged[name] = module, factors
-                continue
-            first, earlier = merged[name]
-            shapes = earlier.up.shape[0], earlier.down.shape[1]
-            if shapes != (up.shape[0], down.shape[1]) or first.transposed != module.transposed:
-                raise PerdureError(
-                    f"{adapter.folder}: its factors of {name} have other shapes than in the "
-                    "adapters before it; give adapters of one base"
-                )
-            merged[name] = first, added(earlier, factors)
-    return merged
+    up, down = (q_up @ u) * root, root[:, None] * (vh @ q_down.T)
+    return Factors(up, down, factors.names), s
 
 
 def check_only_factors(adapter: Adapter, name: str) -> None:
@@ -147,51 +158,101 @@ def norms_and_cosines(adapters: Sequence[Adapter]) -> tuple[list[float], list[li
 
 
 def compressed(
-    merged: dict[str, tuple[Module, Factors]],
+    total: Mapping[str, Factors],
     cap: int | None,
     dtype: torch.dtype,
-    scaling: float,
-    fill: bool = False,
+    scaling: float = 1.0,
+    fill: Mapping[str, Tensor] | None = None,
 ) -> MergedAdapter:
-    """Return sums of adapters as one adapter, of one rank for all modules.
+    """Return a sum of adapters as one adapter, of one rank for all modules.
 
     Args:
-        merged: the sums (`sums`).
-        cap: the highest rank; None keeps all of the sums.
+        total: the sum (`sums`).
+        cap: the highest rank; None keeps all of the sum.
         dtype: the data type of the factors.
         scaling: by what the adapter's settings multiply B A.
-        fill: whether the rank is the cap even if less were enough; the rest is zero.
+        fill: the tensors of an adapter. The result then has the rank `cap` and all of its modules.
+            Where less is enough, rows of its A stay and those of B are zero, so that training can
+            go on there.
     """
-    products = {name: balanced(factors) for name, (_, factors) in merged.items()}
+    products = {name: balanced(factors) for name, factors in total.items()}
     needed = max((len(s) for _, s in products.values()), default=0)
     rank = cap if fill and cap else max(1, min(needed, cap or needed))
     tensors: dict[str, Tensor] = {}
-    total = cut = worst = 0.0
-    for name, (module, _) in merged.items():
-        (factors, s) = products[name]
-        energy, lost = s.square().sum().item(), s[rank:].square().sum().item()
-        total, cut = total + energy, cut + lost
-        worst = max(worst, lost / energy if energy else 0.0)
+    for name, tensor in (fill or {}).items():
+        kept = tensor.to(torch.float64)
+        is_down = name.endswith(DOWNS)
+        tensors[name] = _rows(kept, rank) if is_down else torch.zeros(len(kept), rank)
+    energy = cut = worst = 0.0
+    for factors, s in products.values():
+        of_module, lost = s.square().sum().item(), s[rank:].square().sum().item()
+        energy, cut = energy + of_module, cut + lost
+        worst = max(worst, lost / of_module if of_module else 0.0)
+        count = min(rank, len(s))
         up = torch.zeros(factors.up.shape[0], rank, dtype=torch.float64)
         down = torch.zeros(rank, factors.down.shape[1], dtype=torch.float64)
-        kept = min(rank, len(s))
-        up[:, :kept] = factors.up[:, :kept] / scaling
-        down[:kept] = factors.down[:kept]
-        for value, own in ((down, module.down), (up, module.up)):
-            tensors[_peft_name(module, own)] = value.to(dtype).contiguous()
+        up[:, :count] = factors.up[:, :count] / scaling
+        if fill:
+            down.copy_(tensors[factors.names[1]])
+        down[:count] = factors.down[:count]
+        for own, value in zip(factors.names, (up, down), strict=True):
+            tensors[own] = value
     return MergedAdapter(
-        tensors=tensors,
+        tensors={name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()},
         rank=rank,
-        discarded=cut / total if total else 0.0,
+        discarded=cut / energy if energy else 0.0,
         worst=worst,
-        norm=(total - cut) ** 0.5,
+        norm=(energy - cut) ** 0.5,
     )
 
 
-def _peft_name(module: Module, own: str) -> str:
-    """Return the name of a factor in PEFT's files."""
-    end = own.removeprefix(PREFIX).removeprefix(f"{module.name}.")
-    return f"{PREFIX}{module.name}.{end}"
+def _rows(down: Tensor, rank: int) -> Tensor:
+    """Return `rank` rows of A, again from the first if it has fewer."""
+    return down[torch.arange(rank) % len(down)]
+
+
+def _peft_name(own: str) -> str:
+    """Return the name of a factor in PEFT's files, whether or not its file has PEFT's prefix."""
+    return own if own.startswith(PREFIX) else f"{PREFIX}{own}"
+
+
+def tensors_of(total: Mapping[str, Factors], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the factors of a sum as tensors to store (`read_sum`)."""
+    tensors = {}
+    for factors in total.values():
+        for name, value in zip(factors.names, (factors.up, factors.down), strict=True):
+            tensors[name] = value.to(dtype).contiguous()
+    return tensors
+
+
+def read_sum(file: Path, ratio: float) -> dict[str, Factors]:
+    """Return a sum that was stored, multiplied by `ratio`.
+
+    Raises:
+        PerdureError: the file is damaged.
+    """
+    try:
+        tensors = load_file(file)
+        total = {}
+        for name, down in tensors.items():
+            if not name.endswith(DOWNS):
+                continue
+            module = module_of(name)
+            down_end = next(end for end in DOWNS if name.endswith(end))
+            up_name = f"{name.removesuffix(down_end)}{FACTORS[down_end][0]}"
+            up = ratio * tensors[up_name].to(torch.float64)
+            total[module] = Factors(up, down.to(torch.float64), (up_name, name))
+        return total
+    except (OSError, LookupError, SafetensorError) as error:
+        raise PerdureError(f"{file}: does not load ({one_line(error)})") from error
+
+
+def module_of(name: str) -> str:
+    """Return the module of a factor's name in PEFT's files."""
+    path = name.removeprefix(PREFIX)
+    for end in (*DOWNS, *UPS):
+        path = path.removesuffix(f".{end}")
+    return path
 
 
 def settings_of(adapters: Sequence[Adapter], rank: int, base: str) -> dict[str, Any]:

@@ -58,11 +58,11 @@ def pieces(shape: Sequence[int], most: int = PIECE) -> Iterator[Piece]:
 
     A row is what a single index of the last but one dimension selects.
     """
-    yield from _pieces(tuple(shape), most, (), 0)
+    yield from _pieces(shape, most, (), 0)
 
 
 def _pieces(
-    shape: tuple[int, ...], most: int, index: tuple[int, ...], offset: int
+    shape: Sequence[int], most: int, index: tuple[Any, ...], offset: int
 ) -> Iterator[Piece]:
     count = prod(shape)
     if count <= most or not shape:

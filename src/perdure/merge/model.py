@@ -40,7 +40,7 @@ class Model:
     """
 
     def __init__(self, name: str, revision: str | None = None, folder: Path | None = None):
-        self.name = name
+        self.name, self.revision = name, revision
         self.folder = folder or model_folder(name, revision)
         self.tensors = Tensors(model_files(self.folder))
         loaded: tuple[Any, PreTrainedTokenizerBase] = load_config_and_tokenizer(name, revision)

@@ -14,7 +14,6 @@ from perdure.merge.model import Checkpoint, Model, opened
 from perdure.models.base import load_tokenizer
 from perdure.models.checkpoints import check_base_of
 from perdure.models.pins import pin
-from perdure.say import Say
 
 
 # Keys of a config that change nothing about what the weights mean, or only how a model is asked.
@@ -36,13 +35,12 @@ DROPOUT = ("dropout", "dropout_prob", "dropout_rate", "pdrop")  # endings of har
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
-def check(base: Model, checkpoints: Sequence[Checkpoint], say: Say) -> None:
-    """Check that checkpoints can be merged on a base.
+def check(base: Model, checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Check that checkpoints can be merged on a base, and return notes about them.
 
     Args:
         base: the base.
         checkpoints: the checkpoints.
-        say: called with each note.
 
     Raises:
         PerdureError: they cannot; the line names the checkpoint and what differs.
@@ -51,15 +49,17 @@ def check(base: Model, checkpoints: Sequence[Checkpoint], say: Say) -> None:
     if not any(True for _ in base.places()):
         raise PerdureError(f"{base.name}: has no tensors of numbers to merge; give another base")
     pinned: dict[str, Any] | None = None
+    notes = []
     for checkpoint in checkpoints:
         if checkpoint.adapter is not None:
-            pinned = pinned or pin(base.name)
+            pinned = pinned or pin(base.name, base.revision)
             check_base_of(checkpoint.folder, pinned, base.name)
             _check_adapter(base, checkpoint)
         else:
             _check_config(base, checkpoint)
             _check_tensors(base, checkpoint)
-        _check_tokenizer(base, checkpoint, say)
+        notes += _check_tokenizer(base, checkpoint)
+    return notes
 
 
 def _check_not_quantized(config: dict[str, Any], name: str) -> None:
@@ -195,17 +195,17 @@ def _tied_to(base: Model, name: str) -> Iterable[str]:
     return [target for target, source in base.tied.items() if source == name]
 
 
-def _check_tokenizer(base: Model, checkpoint: Checkpoint, say: Say) -> None:
-    """Check that a checkpoint was trained with the base's vocabulary.
+def _check_tokenizer(base: Model, checkpoint: Checkpoint) -> list[str]:
+    """Check that a checkpoint was trained with the base's vocabulary, and return notes about it.
 
     Raises:
         PerdureError: it was not, or its tokenizer does not load.
     """
     folder = checkpoint.folder
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return
+        return []
     if _same_files(folder, base.folder):
-        return
+        return []
     try:
         tokenizer = load_tokenizer(str(folder))
     except Exception as error:  # transformers raises errors of many types
@@ -223,12 +223,13 @@ def _check_tokenizer(base: Model, checkpoint: Checkpoint, say: Say) -> None:
             f"such as {_short(different[0])}), so rows of its embeddings mean other tokens; add "
             "the tokens to a copy of the base with resize_token_embeddings, and give that as --base"
         )
-    if tokenizer.chat_template != base.tokenizer.chat_template:
-        whose = "the base's" if base.tokenizer.chat_template else "none, as the base"
-        say(
-            f"note: {checkpoint.name} has another chat template than {base.name}; what is written "
-            f"has {whose}"
-        )
+    if tokenizer.chat_template == base.tokenizer.chat_template:
+        return []
+    whose = "the base's" if base.tokenizer.chat_template else "none, as the base"
+    return [
+        f"note: {checkpoint.name} has another chat template than {base.name}; what is written has "
+        f"{whose}"
+    ]
 
 
 def _same_files(folder: Path, other: Path) -> bool:

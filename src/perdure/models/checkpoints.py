@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 
 from perdure.errors import PerdureError, one_line
 from perdure.models.as_is import base_of_adapter
-from perdure.models.base import Base
+from perdure.models.base import Base, with_adapter
 from perdure.models.hashing import file_hash
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, WHOLE
 from perdure.models.pins import differing, pin
 from perdure.models.stage_files import load_weights, plain
+from perdure.parsing import read_json
 
 
 # Settings of an adapter that say how it was made, or that the names and shapes of its weights show.
@@ -110,13 +111,38 @@ def check_fit(base: Base, folder: Path) -> None:
             )
 
 
-def load_checkpoint(base: Base, folder: Path) -> None:
-    """Load a checkpoint that fits (`check_fit`) into a model."""
+def load_checkpoint(base: Base, folder: Path, adapter: dict[str, Any] | None) -> None:
+    """Load a checkpoint that fits (`check_fit`) into a model.
+
+    Args:
+        base: the model. If the checkpoint is an adapter of another rank, the model gets an adapter
+            of that rank first.
+        folder: the folder of the checkpoint.
+        adapter: the settings of the lineage's adapter.
+    """
     if not base.whole:
+        _fit_rank(base, folder, adapter or {})
         load_weights(base, folder, head=False)
         return
     for file in weight_files(folder, whole=True):
         base.network.load_state_dict(load_file(file), strict=False)
+
+
+def _fit_rank(base: Base, folder: Path, adapter: dict[str, Any]) -> None:
+    """Replace a model's LoRA adapter by a fresh one if the one in a folder has another rank."""
+    ours: Any = base.peft.peft_config["default"]
+    if getattr(ours, "r", None) is None:
+        return
+    theirs = read_json(folder / ADAPTER_SETTINGS)
+    size = {key: theirs[key] for key in ("r", "lora_alpha")}
+    if size["r"] != ours.r:
+        settings = {**adapter, **size}
+        base.model = with_adapter(base.peft.unload(), base.kind, settings, seed=0)  # type: ignore
+
+
+def adapter_tensors(base: Base) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model's adapter, as PEFT names them in its files."""
+    return get_peft_model_state_dict(base.peft, save_embedding_layers=False)
 
 
 def hashes(folder: Path, whole: bool) -> dict[str, str]:
@@ -127,7 +153,7 @@ def hashes(folder: Path, whole: bool) -> dict[str, str]:
 def _weights(base: Base) -> dict[str, torch.Tensor]:
     if base.whole:
         return base.network.state_dict()
-    return get_peft_model_state_dict(base.peft, save_embedding_layers=False)
+    return adapter_tensors(base)
 
 
 def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:

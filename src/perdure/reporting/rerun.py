@@ -53,8 +53,10 @@ def rerun(lineage: Lineage) -> Rerun:
         if entry in changed and not as_run:
             commands.append(command(Path(FOLDER), entry["settings"], entry["changed"]))
         elif entry in stages:
-            repeat = _adopt if entry["verb"] == "adopt" else _learn
-            commands.append(repeat(lineage, entry["task"]))
+            if entry["verb"] == "learn":
+                commands.append(_learn(lineage, entry["task"]))
+            else:
+                commands.append(_from_elsewhere(lineage, entry))
     return Rerun(settings, tuple(commands))
 
 
@@ -94,13 +96,20 @@ def _learn(lineage: Lineage, task: dict[str, Any]) -> str:
     return shlex.join([*words, *_options(task, splits)])
 
 
-def _adopt(lineage: Lineage, task: dict[str, Any]) -> str:
-    """Return the command that adopts a checkpoint, as a comment: its folder is not known."""
+def _from_elsewhere(lineage: Lineage, entry: dict[str, Any]) -> str:
+    """Return the command that adopts or merges a checkpoint, as a comment without its folder."""
+    task = entry["task"]
     name = " ".join(task["name"].split())
     words = ["perdure", "adopt", FOLDER, "CHECKPOINT", name]
+    if entry["verb"] == "merge":
+        rule, values = next(iter(entry["rule"].items()))
+        words = ["perdure", "merge", FOLDER, "CHECKPOINT", "--rule", rule, "--name", name]
+        words += [f"rule.{key}={json.dumps(value)}" for key, value in values.items()]
+        words += [] if entry["weight"] is None else ["--weight", f"{entry['weight']:g}"]
     splits = _splits(lineage, task)
     ending = "; its rows were passed in Python" if splits is None else ""
-    return f"# {name}: adopted; {shlex.join([*words, *_options(task, splits or {})])}{ending}"
+    made = "adopted" if entry["verb"] == "adopt" else "merged"
+    return f"# {name}: {made}; {shlex.join([*words, *_options(task, splits or {})])}{ending}"
 
 
 def _splits(lineage: Lineage, task: dict[str, Any]) -> dict[str, str] | None:

@@ -246,7 +246,7 @@ def adopt_stage(
         train_features, _, truncated = _features(base, plan)
         batch_size = plan.arguments.per_device_train_batch_size
         new_memory = _rows_to_remember(base, plan, train_features, batch_size=batch_size)
-    load_checkpoint(base, checkpoint)
+    load_checkpoint(base, checkpoint, plan.config.adapter)
     check_weights(base.model, str(checkpoint))
     clock.lap("prepare")
     scores_after, after = _scores_after(base, plan)

@@ -10,7 +10,7 @@ from perdure.lineage.lineage import Lineage
 from perdure.models.checkpoints import check_base_of, check_fit, hashes, weight_files
 from perdure.prepare import prepare_adopt
 from perdure.say import Say
-from perdure.verbs.advance import advance
+from perdure.verbs.advance import Adopted, AdoptedWeights, advance
 from perdure.verbs.init import check_tokenizer
 
 
@@ -38,4 +38,9 @@ def adopt(
         check_tokenizer(folder, base.tokenizer)
         for line in plan.notes:
             say(line)
-        return advance(lineage, plan, [task], data=data, callbacks=(), say=say, checkpoint=folder)
+        files = hashes(folder, whole)
+        adopted = Adopted(
+            line={"verb": "adopt", "method": "adopted", "checkpoint": files},
+            weights=lambda base, work: AdoptedWeights(folder),
+        )
+        return advance(lineage, plan, [task], data=data, callbacks=(), say=say, adopted=adopted)

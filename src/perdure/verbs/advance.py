@@ -5,8 +5,10 @@ import json
 import platform
 import re
 import resource
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,7 @@ from perdure.measure.gate import beyond, open_limits
 from perdure.measure.predictions import Predictions
 from perdure.measure.sampling import sampled_rows, shares
 from perdure.models.base import Base, BaseInfo
-from perdure.models.checkpoints import hashes
-from perdure.models.layout import CARD, METHOD_STATE, SCORES
+from perdure.models.layout import CARD, MERGE_STATE, METHOD_STATE, SCORES
 from perdure.prepare import Plan
 from perdure.reporting.verdict import losses
 from perdure.say import Say
@@ -51,6 +52,35 @@ from perdure.writing import writing
 PACKAGES = ("perdure", "torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers")
 
 
+@dataclass(frozen=True)
+class AdoptedWeights:
+    """The weights that a stage takes over.
+
+    Args:
+        folder: the folder of weights that fit the model (`load_checkpoint`).
+        line: what they add to the stage's line of the ledger.
+        state: the file of the state of a rule of merging, which becomes a file of the stage.
+    """
+
+    folder: Path
+    line: Mapping[str, Any] = field(default_factory=dict)
+    state: Path | None = None
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """A checkpoint that was trained elsewhere, from which a stage is made.
+
+    Args:
+        line: the verb, the method and the checkpoint in the stage's line of the ledger.
+        weights: returns the weights, given the model with those of the stage before, and a folder
+            for what has to be made of them.
+    """
+
+    line: Mapping[str, Any]
+    weights: Callable[[Base, Path], AdoptedWeights]
+
+
 def advance(
     lineage: Lineage,
     plan: Plan,
@@ -64,7 +94,7 @@ def advance(
     full: bool = False,
     total: int | None = None,
     position: int = 0,
-    checkpoint: Path | None = None,
+    adopted: Adopted | None = None,
 ) -> dict[str, Any]:
     """Learn the last task of `learned` as the next stage, commit it, and return its ledger line.
 
@@ -84,14 +114,14 @@ def advance(
         full: whether they are scored on all of their test rows in spite of `scoring.sample`.
         total: the number of stages of the whole stream, if it is known.
         position: the position of the stage among those of the verb, for other processes.
-        checkpoint: the folder of weights that were trained elsewhere and fit the model, which the
-            stage takes over instead of learning.
+        adopted: weights that were trained elsewhere, which the stage takes over instead of
+            learning.
     """
     config, task = lineage.config, learned[-1]
     torch.set_num_threads(config.threads or torch.get_num_threads())
     stages, number = lineage.stages, lineage.next_stage
     previous = stages[-1] if stages and config.mode == "sequential" else None
-    entry, general_memory = _entry(lineage, learned, number, checkpoint)
+    entry, general_memory = _entry(lineage, learned, number, adopted)
     key = lineage.decided_by(entry)
     _check_not_refused(lineage, key)
     task_id = entry["task"]["id"]
@@ -111,7 +141,7 @@ def advance(
         score={**old_tasks, **learned_with, task_id: task},
         memory=memory_of(lineage, general_memory, with_old_tasks=previous is not None),
         config=config,
-        methods=[] if checkpoint else plan.methods,
+        methods=[] if adopted else plan.methods,
         arguments=plan.arguments(training_of(config, learned)),
         previous=lineage.folder(previous) if previous else None,
         learned=len(stages) if previous else 0,
@@ -130,8 +160,12 @@ def advance(
         callback.begin(task_id, len(stages) + 1, total, steps_before(lineage.timings(), number))
     try:
         with writing(built, unfinished=built):
-            if checkpoint:
-                seconds, counts = adopt_stage(base, stage_plan, checkpoint, built)
+            if adopted:
+                weights = adopted.weights(base, work)
+                entry |= weights.line
+                seconds, counts = adopt_stage(base, stage_plan, weights.folder, built)
+                if weights.state is not None:
+                    shutil.move(weights.state, built / MERGE_STATE)
             else:
                 checkpoints = str(work.absolute())
                 processes.tell(
@@ -317,7 +351,7 @@ def _work_folders(lineage: Lineage, entry: dict[str, Any]) -> WorkFolders:
 
 
 def _entry(
-    lineage: Lineage, learned: Sequence[Task], number: int, checkpoint: Path | None
+    lineage: Lineage, learned: Sequence[Task], number: int, adopted: Adopted | None
 ) -> tuple[dict[str, Any], list[Row]]:
     """Return the new stage's line without its results, and the general rows that it names."""
     config, task = lineage.config, learned[-1]
@@ -340,9 +374,8 @@ def _entry(
         **({"with": others} if others else {}),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
     }
-    if checkpoint:
-        files = hashes(checkpoint, whole=config.adapter is None)
-        return {**entry, "verb": "adopt", "method": "adopted", "checkpoint": files}, []
+    if adopted:
+        return {**entry, **adopted.line}, []
     if config.general.file is None:
         return entry, []
     rows = general_rows(config, task, number)

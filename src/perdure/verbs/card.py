@@ -129,7 +129,7 @@ def model_card(
 
 def _about(entry: dict[str, Any], description: str, facts: StageFacts) -> list[str]:
     """Return what the stage is, the table of its scores, and its verdict in words."""
-    made = "adopted by" if entry["verb"] == "adopt" else "trained with"
+    made = {"adopt": "adopted by", "merge": "merged by"}.get(entry["verb"], "trained with")
     includes_earlier = entry["mode"] != "per_task" and entry["parent"] > 0
     lines = [
         f"# Stage {entry['stage']}: {entry['task']['name']}",

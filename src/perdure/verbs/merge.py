@@ -51,7 +51,7 @@ def merge_many(
 ) -> dict[str, Any]:
     """Merge checkpoints into a new folder and describe it. See `perdure.api.merge`."""
     out = Path(into)
-    rule, checkpoints = _opened(names, rule_name, values, weights)
+    rule, checkpoints = open_rule_and_checkpoints(names, rule_name, values, weights)
     if not checkpoints:
         raise PerdureError("give the checkpoints to merge")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -135,7 +135,7 @@ def read_bytes(size: str | int | None) -> int | None:
     return int(float(match[1]) * unit)
 
 
-def _opened(
+def open_rule_and_checkpoints(
     names: Sequence[str],
     rule_name: str,
     values: dict[str, Any],
@@ -191,11 +191,12 @@ def _merge_to_model(
     """Merge checkpoints to a whole model."""
     dtype = _dtype(dtype_name)
     base = Model(*_base_name(base_name, checkpoints))
-    check(base, checkpoints, say)
+    notes = check(base, checkpoints)
     job = Job(base, checkpoints, rule, dtype=dtype)
     made = plan(job)
-    say(made.line())
     check_memory(made, rule, max_memory)
+    for line in [*notes, made.line()]:
+        say(line)
     measured = survey(base, checkpoints, rule.dtype)
     for line in measured.warnings([c.name for c in checkpoints], base.name):
         say(f"warning: {line}")
@@ -239,7 +240,8 @@ def _merge_to_adapter(
     for adapter, checkpoint in zip(adapters, checkpoints, strict=True):
         check_only_factors(adapter, checkpoint.name)
     base = Model(*_base_name(base_name, checkpoints))
-    check(base, checkpoints, say)
+    for line in check(base, checkpoints):
+        say(line)
     with ExitStack() as stack:
         for checkpoint in checkpoints:
             stack.enter_context(checkpoint.open())

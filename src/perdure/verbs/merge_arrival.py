@@ -1,0 +1,341 @@
+"""`merge` into a lineage: one more checkpoint is folded into what was merged so far, as a stage."""
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from perdure.data.task import Task
+from perdure.disk import fresh_folder
+from perdure.errors import PerdureError
+from perdure.lineage.files import dump, locked
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import check_kept
+from perdure.merge.checkpoint import Tensors
+from perdure.merge.factors import (
+    DOWNS,
+    UPS,
+    added,
+    balanced,
+    check_only_factors,
+    compressed,
+    module_of,
+    norms_and_cosines,
+    read_sum,
+    sums,
+    tensors_of,
+)
+from perdure.merge.model import Checkpoint, Model, open_checkpoint
+from perdure.merge.preflight import check
+from perdure.merge.rule import Arrived, Rule
+from perdure.merge.streamed import MODEL, STATE, Job, check_memory, merge_into, plan
+from perdure.merge.survey import survey
+from perdure.models.base import Base
+from perdure.models.checkpoints import adapter_tensors, check_base_of
+from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, MERGE_STATE
+from perdure.models.stage_files import plain
+from perdure.prepare import prepare_adopt
+from perdure.say import Say
+from perdure.verbs.advance import Adopted, AdoptedWeights, advance
+from perdure.verbs.init import check_tokenizer
+from perdure.verbs.merge import keywords_of, open_rule_and_checkpoints
+
+
+LEAST_CUT = 1e-6  # the least share that is cut off and told
+
+
+@dataclass(frozen=True)
+class SoFar:
+    """What was merged before a checkpoint arrives.
+
+    Args:
+        history: the arrivals in the state.
+        state: the file of the state, None if there is none.
+        first: the folder of the newest stage, if it counts as the first checkpoint.
+        notes: what the user should know of it.
+    """
+
+    history: list[Arrived]
+    state: Path | None = None
+    first: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+def merge_arrival(
+    path: str | Path,
+    name: str,
+    task: Task,
+    rule_name: str,
+    values: dict[str, Any],
+    weights: Sequence[float] | None,
+    rank: int | None,
+    max_memory: int | None,
+    data: str | Path | None,
+    say: Say,
+) -> dict[str, Any]:
+    """Merge a checkpoint into a lineage and return the stage's ledger line.
+
+    See `perdure.api.merge`.
+    """
+    rule, [arrival] = open_rule_and_checkpoints([name], rule_name, values, weights)
+    planned = Lineage(path)
+    whole = planned.config.adapter is None
+    if not whole:
+        _check_adapter(planned, arrival, rule)
+    elif rank is not None:
+        raise PerdureError("rank: is that of a merged adapter, and the lineage has whole weights")
+    if rank is not None and rank < 1:
+        raise PerdureError(f"rank: must be at least 1, got {rank}")
+    stage_plan = prepare_adopt(planned, task)
+    with locked(planned.path):
+        lineage = Lineage(path)
+        if lineage.settings != planned.settings:
+            raise PerdureError(f"{path}: its settings have just changed; repeat the command")
+        lineage.tidy()
+        line = {
+            "verb": "merge",
+            "method": "merged",
+            "checkpoint": arrival.hashes,
+            "rule": {rule.name: keywords_of(rule)},
+            "weight": arrival.weight,
+        }
+        last = lineage.stages[-1] if lineage.stages else {}
+        same = all(last.get(key) == value for key, value in line.items())
+        if same and last["task"]["name"] == task.name:
+            say(f"{task.name}: already merged, as stage {lineage.head}")
+            return last
+        so_far = _so_far(lineage, rule, line["rule"])
+        if whole:
+            job = _job(lineage, rule, arrival, so_far, max_memory, say)
+        else:
+            base = stage_plan.loader.at(lineage, last or None)
+            _check_modules(lineage, arrival, base)
+            check_tokenizer(arrival.folder, base.tokenizer)
+        for note in [*so_far.notes, *stage_plan.notes]:
+            say(note)
+
+        def merged(base: Base, work: Path) -> AdoptedWeights:
+            if whole:
+                return _merged_weights(job, work)
+            return _merged_adapters(rule, arrival, so_far, base, rank, work, say)
+
+        return advance(
+            lineage,
+            stage_plan,
+            [task],
+            data=data,
+            callbacks=(),
+            say=say,
+            adopted=Adopted(line=line, weights=merged),
+        )
+
+
+def _check_adapter(lineage: Lineage, arrival: Checkpoint, rule: Rule) -> None:
+    """Check that a checkpoint can be merged into a lineage with an adapter.
+
+    Raises:
+        PerdureError: it cannot; the line says what can be.
+    """
+    path, kind = lineage.path, (lineage.config.adapter or {}).get("peft_type", "LORA")
+    if str(kind).upper() != "LORA":
+        raise PerdureError(f"{path}: its stages have {kind} adapters, and only LoRA can be merged")
+    if arrival.adapter is None:
+        raise PerdureError(
+            f"{arrival.name}: is a whole model, but the stages of {path} have LoRA adapters; merge "
+            "it in a lineage with `adapter: null`, or into a new model with --into"
+        )
+    if not rule.linear:
+        raise PerdureError(
+            f"{rule.name}: does more than to add task vectors, so that its result is no LoRA "
+            f"adapter, and the stages of {path} are; use average, task_arithmetic or ema, or merge "
+            "into a new model with --into"
+        )
+    check_only_factors(arrival.part, arrival.name)
+    check_base_of(arrival.folder, lineage.pin, str(path))
+
+
+def _so_far(lineage: Lineage, rule: Rule, rule_line: dict[str, Any]) -> SoFar:
+    """Return what was merged before, and check its files.
+
+    Raises:
+        PerdureError: the state was deleted or is damaged.
+    """
+    entry = lineage.stages[-1] if lineage.stages else lineage.origin
+    if entry is None:
+        return SoFar([])
+    check_kept(lineage, entry)
+    if entry.get("rule") == rule_line:
+        state = lineage.file(entry, MERGE_STATE)
+        history = [Arrived(a["weight"], a["norm"]) for a in entry["history"]]
+        return SoFar(history, state=state)
+    lineage.check_model(entry)
+    note = (
+        f"note: stage {entry['stage']} was not made by {rule.name} with these keywords, and counts "
+        "as the first checkpoint"
+    )
+    return SoFar([], first=lineage.folder(entry), notes=(note,))
+
+
+def _first_weight(rule: Rule) -> float | None:
+    """Return the weight with which the newest stage is all that was merged so far."""
+    return 1.0 if rule.linear else None
+
+
+def _history(arrived: Sequence[Arrived]) -> list[dict[str, float | None]]:
+    return [{"weight": one.weight, "norm": one.norm} for one in arrived]
+
+
+def _job(
+    lineage: Lineage,
+    rule: Rule,
+    arrival: Checkpoint,
+    so_far: SoFar,
+    max_memory: int | None,
+    say: Say,
+) -> Job:
+    """Check that a checkpoint can be folded into whole weights, and return what is to be done.
+
+    Raises:
+        PerdureError: it cannot, or the memory is not enough.
+    """
+    base = Model(lineage.pin["name"], lineage.pin.get("revision"))
+    checkpoints = [arrival]
+    if so_far.first is not None:
+        checkpoints.insert(0, open_checkpoint(str(so_far.first), _first_weight(rule)))
+    notes = check(base, checkpoints)
+    job = Job(
+        base,
+        checkpoints,
+        rule,
+        dtype=torch.float32,
+        history=so_far.history,
+        state=Tensors([so_far.state]) if so_far.state else None,
+    )
+    made = plan(job, keeps_state=True)
+    check_memory(made, rule, max_memory)
+    for line in [*notes, made.line()]:
+        say(line)
+    measured = survey(base, checkpoints, rule.dtype)
+    names = [checkpoint.name for checkpoint in checkpoints]
+    for line in measured.warnings(names, base.name):
+        say(f"warning: {line}")
+    return replace(job, survey=measured)
+
+
+def _merged_weights(job: Job, work: Path) -> AdoptedWeights:
+    """Fold a checkpoint into whole weights, tensor by tensor."""
+    parts = work / "merging"
+    merge_into(job, parts, keep_state=True)
+    return AdoptedWeights(
+        parts / MODEL,
+        line={"history": _history(job.arrived)},
+        state=parts / STATE / MERGE_STATE,
+    )
+
+
+def _merged_adapters(
+    rule: Rule,
+    arrival: Checkpoint,
+    so_far: SoFar,
+    base: Base,
+    rank: int | None,
+    work: Path,
+    say: Say,
+) -> AdoptedWeights:
+    """Fold a LoRA adapter into the lineage's, and keep the sum in all of its rank as the state."""
+    ours: Any = base.peft.peft_config["default"]
+    present = adapter_tensors(base)
+    checkpoints = [arrival]
+    if so_far.first is not None:
+        first = open_checkpoint(str(so_far.first), _first_weight(rule))
+        check_only_factors(first.part, first.name)
+        checkpoints.insert(0, first)
+    adapters = [checkpoint.part for checkpoint in checkpoints]
+    with ExitStack() as stack:
+        for checkpoint in checkpoints:
+            stack.enter_context(checkpoint.open())
+        norms, _ = norms_and_cosines(adapters)
+        new = [Arrived(c.weight, norm) for c, norm in zip(checkpoints, norms, strict=True)]
+        history = [*so_far.history, *new]
+        coefficients = rule.coefficients(history)
+        total = sums(adapters, coefficients[len(so_far.history) :])
+    if so_far.state is not None:
+        ratio = _ratio(rule.coefficients(so_far.history), coefficients)
+        for name, factors in read_sum(so_far.state, ratio).items():
+            total[name] = added(total.get(name), factors, arrival.name)
+    cap = rank or ours.r
+    scaling = ours.lora_alpha / (math.sqrt(ours.r) if ours.use_rslora else ours.r)
+    dtype = next(iter(present.values())).dtype
+    merged = compressed(total, cap, dtype, scaling=scaling, fill=present)
+    if merged.discarded > LEAST_CUT:
+        say(
+            f"note: at rank {cap}, {merged.discarded:.2%} of the sum of squares of the merged "
+            f"change is cut off, in one module {merged.worst:.2%}; the state of the stage keeps "
+            "it, and --rank allows more"
+        )
+    folder = work / "merging"
+    fresh_folder(folder)
+    save_file(merged.tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    alpha = scaling * (math.sqrt(cap) if ours.use_rslora else cap)
+    settings = {**plain(ours.to_dict()), "r": cap, "lora_alpha": _whole(alpha)}
+    (folder / ADAPTER_SETTINGS).write_text(dump(settings), encoding="utf-8")
+    state = {name: balanced(factors)[0] for name, factors in total.items()}
+    save_file(tensors_of(state, rule.dtype), folder / MERGE_STATE, metadata={"format": "pt"})
+    return AdoptedWeights(
+        folder,
+        line={"history": _history(history), "discarded": merged.discarded},
+        state=folder / MERGE_STATE,
+    )
+
+
+def _check_modules(lineage: Lineage, arrival: Checkpoint, base: Base) -> None:
+    """Check that the lineage's adapter has the modules of a checkpoint, and only factors.
+
+    Raises:
+        PerdureError: it has not.
+    """
+    path, present = lineage.path, adapter_tensors(base)
+    ours: Any = base.peft.peft_config["default"]
+    if ours.rank_pattern or ours.alpha_pattern:
+        raise PerdureError(
+            f"{path}: its adapter has ranks or alphas of its own for some modules (rank_pattern, "
+            "alpha_pattern), and a merged one has the same for all; merge into a new model with "
+            "--into"
+        )
+    other = next((name for name in present if not name.endswith((*DOWNS, *UPS))), None)
+    if other is not None:
+        raise PerdureError(
+            f"{path}: its adapter has {other} beside factors of LoRA; merge into a new model with "
+            "--into"
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in present.items()}
+    modules = {module_of(name) for name in present}
+    for name, module in arrival.part.modules.items():
+        if name not in modules:
+            raise PerdureError(
+                f"{arrival.name}: changes {name}, which the adapter of {path} has not; train it "
+                "with the lineage's target_modules, or merge into a new model with --into"
+            )
+        down, up = (arrival.part.stored[part].shape for part in (module.down, module.up))
+        ends = [name for name in present if module_of(name) == module.name]
+        wanted = {end.endswith(DOWNS): shapes[end] for end in ends}
+        if (up[0], down[1]) != (wanted[False][0], wanted[True][1]):
+            raise PerdureError(
+                f"{arrival.name}: is of another shape: {name} is {up[0]} x {down[1]}, and "
+                f"{wanted[False][0]} x {wanted[True][1]} in {path}"
+            )
+
+
+def _ratio(before: Sequence[float], after: Sequence[float]) -> float:
+    """Return by what an arrival multiplies the sum of the earlier ones."""
+    largest = max(range(len(before)), key=lambda number: abs(before[number]))
+    return after[largest] / before[largest] if before[largest] else 0.0
+
+
+def _whole(number: float) -> int | float:
+    return int(number) if number == int(number) else number

@@ -1,0 +1,59 @@
+"""Tiny checkpoints of one base, on disk."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from tiny import tiny_model, tiny_tokenizer
+
+
+def save_expert(folder: Path | str, seed: int, step: float = 0.01, **over: Any) -> Path:
+    """A model that differs from the tiny base by a drawn step in each weight."""
+    model = tiny_model("causal")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += step * torch.randn(parameter.shape, generator=generator)
+    model.to(over.pop("dtype", torch.float32))
+    model.save_pretrained(folder, **over)
+    tiny_tokenizer("causal").save_pretrained(folder)
+    return Path(folder)
+
+
+def save_adapter(folder: Path | str, seed: int, base: str = "base", **settings: Any) -> Path:
+    """A LoRA adapter of the base with drawn factors."""
+    model: Any = AutoModelForCausalLM.from_pretrained(base)
+    config = LoraConfig(task_type="CAUSAL_LM", **{"r": 3, "lora_alpha": 6, **settings})
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings", category=UserWarning)
+        torch.manual_seed(seed)
+        adapted = get_peft_model(model, config)
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.05 * torch.randn_like(parameter)
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+    return Path(folder)
+
+
+def weights_of(folder: Path | str) -> dict[str, Tensor]:
+    """The tensors of a model's folder."""
+    return {
+        name: tensor
+        for file in sorted(Path(folder).glob("*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def merged_by_peft(base: Path | str, adapter: Path | str) -> dict[str, Tensor]:
+    """The tensors of the base with an adapter merged in by PEFT."""
+    from peft import PeftModel
+
+    model: Any = AutoModelForCausalLM.from_pretrained(str(base))
+    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().state_dict()

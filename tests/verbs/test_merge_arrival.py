@@ -1,0 +1,238 @@
+"""`merge` into a lineage: an arrival is a stage, and arrivals are a fold."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from command import perdure, refused
+from perdure.api import init, learn, log, merge, revert, show, verify
+from perdure.lineage.lineage import Lineage
+from perdure.reporting.rerun import rerun
+from tiny import save_tiny
+
+
+pytestmark = pytest.mark.own
+causal = pytest.mark.parametrize("kind", ["causal"])
+
+WEIGHTS = "adapter_model.safetensors"
+STATE = "merge.safetensors"
+
+
+def trained_adapter(to: str, seed: int, **settings) -> Path:
+    """A LoRA adapter on the base whose factors are drawn."""
+    base = AutoModelForCausalLM.from_pretrained("base")
+    config = LoraConfig(
+        task_type="CAUSAL_LM", init_lora_weights=False, **{"r": 3, "lora_alpha": 6, **settings}
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = get_peft_model(base, config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.copy_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(to, save_embedding_layers=False)
+    return Path(to)
+
+
+def merged_weights(folder: Path | str) -> dict[str, torch.Tensor]:
+    """The weights of the base with an adapter merged in."""
+    base = AutoModelForCausalLM.from_pretrained("base")
+    return PeftModel.from_pretrained(base, str(folder)).merge_and_unload().state_dict()
+
+
+def base_weights() -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained("base").state_dict()
+
+
+def assert_sum(folder: Path, parts: list[tuple[float, Path | str]]) -> None:
+    """A stage's change is the sum of those of some adapters, each with a coefficient."""
+    base, merged = base_weights(), merged_weights(folder)
+    changes = [(c, merged_weights(part)) for c, part in parts]
+    for name, weights in merged.items():
+        wanted = base[name].double() + sum(
+            c * (w[name].double() - base[name].double()) for c, w in changes
+        )
+        torch.testing.assert_close(weights.double(), wanted, atol=1e-5, rtol=1e-4)
+
+
+@causal
+def test_adapters_arrive_one_after_another_as_if_all_at_once(place):
+    first, second = trained_adapter("first", 1), trained_adapter("second", 2)
+    learned = Lineage("lineage").folder(Lineage("lineage").stages[-1])
+    rank = 8 + 3 + 3  # all of the sum
+    told = perdure(
+        *("merge", "lineage", first, "--rank", rank, "--test", "colour-test.jsonl"),
+        *("--name", "more"),
+    )
+    assert told.status == 0, told.err
+    assert "stage 3 merged more by average; the scores:" in told.out
+    assert (
+        "stage 2 was not made by average with these keywords, and counts as the first" in told.err
+    )
+    entry = Lineage("lineage").stages[-1]
+    assert (entry["verb"], entry["method"], entry["weight"]) == ("merge", "merged", None)
+    assert entry["rule"] == {"average": {"exact": False}}
+    assert [arrived["weight"] for arrived in entry["history"]] == [1.0, None]
+    assert entry["discarded"] < 1e-9
+    assert set(entry["scores"]) == {"colour", "animal", "more"}
+    assert_sum(Lineage("lineage").folder(entry), [(1 / 2, learned), (1 / 2, first)])
+    entry = merge(["lineage", second], rank=rank)
+    assert entry["task"]["name"] == "second"
+    assert len(entry["history"]) == 3
+    parts = [(1 / 3, part) for part in (learned, first, second)]
+    assert_sum(Lineage("lineage").folder(entry), parts)
+    assert verify("lineage") == []
+    assert log("lineage")[-1]["method"] == "merged"
+    shown = perdure("show", "lineage").out
+    assert "average (exact False); 3 checkpoints so far" in shown
+    assert rerun(Lineage("lineage")).commands[-1] == (
+        "# second: merged; perdure merge again CHECKPOINT --rule average --name second "
+        "rule.exact=false"
+    )
+    assert "already merged, as stage 4" in perdure("merge", "lineage", second).err
+    # The state of the stage before is still there after going back to it.
+    revert("lineage", 3)
+    again = merge(["lineage", second], rank=rank)
+    assert again["stage"] == 5
+    assert again["files"][WEIGHTS] == entry["files"][WEIGHTS]
+    assert again["files"][STATE] == entry["files"][STATE]
+    assert verify("lineage") == []
+    assert perdure("report", "lineage").status == 0
+    assert perdure("export", "lineage", "exported").status == 0
+
+
+@causal
+def test_what_the_rank_cuts_off_is_told_and_kept_in_the_state(place):
+    adapters = [trained_adapter(name, seed) for seed, name in enumerate("abc")]
+    init("fresh", base="base", method="sequential", **{"adapter": {"r": 4, "lora_alpha": 8}})
+    lines: list[str] = []
+    for adapter in adapters:
+        entry = merge(["fresh", adapter], rule="task_arithmetic", weights=[0.5], say=lines.append)
+    assert any("at rank 4, " in line and "is cut off" in line for line in lines)
+    assert 0 < entry["discarded"] < 1
+    stage = Lineage("fresh").folder(entry)
+    assert json.loads((stage / "adapter_config.json").read_text())["r"] == 4
+    # The best approximation of rank 4 of the whole sum, not of what had been cut off before.
+    base, merged = base_weights(), merged_weights(stage)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    total = sum(0.5 * (merged_weights(a)[name].double() - base[name].double()) for a in adapters)
+    u, s, vh = torch.linalg.svd(total)
+    best = (u[:, :4] * s[:4]) @ vh[:4]
+    torch.testing.assert_close((merged[name] - base[name]).double(), best, atol=1e-5, rtol=1e-3)
+    # What no adapter has changed can still be trained: A is as it was, and B is zero.
+    tensors = load_file(stage / WEIGHTS)
+    untouched = [n for n in tensors if "up_proj.lora_A" in n]
+    assert untouched
+    for name in untouched:
+        assert tensors[name].abs().max() > 0
+        assert not tensors[name.replace("lora_A", "lora_B")].any()
+
+
+@causal
+def test_a_lineage_learns_on_after_a_merge_and_the_next_merge_begins_anew(place):
+    first, second = trained_adapter("first", 1), trained_adapter("second", 2)
+    merge(["lineage", first], rule="ema")
+    learned = learn("lineage", "more", train="colour-train.jsonl", test="colour-test.jsonl")
+    assert learned["parent"] == 3
+    lines: list[str] = []
+    entry = merge(["lineage", second], rule="ema", weights=[0.25], say=lines.append)
+    assert any("counts as the first checkpoint" in line for line in lines)
+    assert [a["weight"] for a in entry["history"]] == [1.0, 0.25]
+
+
+@causal
+def test_whole_weights_are_folded_with_any_rule(whole_place):
+    for seed, name in ((1, "x"), (2, "y")):
+        base = AutoModelForCausalLM.from_pretrained("base")
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in base.parameters():
+                parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
+        base.save_pretrained(name, max_shard_size="30KB")
+    trained_adapter("z", 3)
+    names = ["x", "y", "z"]
+    init("fresh", base="base", method="sequential", adapter=None)
+    for rule, keywords in (("ties", {"density": 0.5}), ("opcm", {})):
+        shutil.rmtree("one", ignore_errors=True)
+        shutil.copytree("fresh", "one")
+        for name in names:
+            entry = merge(["one", name], rule=rule, keywords=keywords)
+        merge(names, base="base", into=f"all-{rule}", rule=rule, keywords=keywords)
+        folded = load_file(Lineage("one").folder(entry) / "model.safetensors")
+        once = load_file(f"all-{rule}/model.safetensors")
+        assert folded.keys() == once.keys()
+        assert all(torch.equal(folded[name], once[name]) for name in once)
+        assert len(entry["history"]) == 3
+        assert verify("one") == []
+        # Only the newest two stages keep weights and state.
+        assert [show("one", n)["weights_kept"] for n in (1, 2, 3)] == [False, True, True]
+        states = sorted(path.parent.name for path in Path("one").rglob(STATE))
+        assert states == ["0002-y", "0003-z"]
+    learned = learn("one", "more", train="colour-train.jsonl", test="colour-test.jsonl")
+    assert learned["parent"] == 3
+
+
+@causal
+def test_a_gate_refuses_an_arrival_and_the_lineage_stays(place):
+    bad = trained_adapter("bad", 1)
+    tensors = load_file(bad / WEIGHTS)
+    save_file({name: 40 * tensor for name, tensor in tensors.items()}, bad / WEIGHTS)
+    assert perdure("set", "lineage", "gate.kl=1e-6").status == 0
+    for words in ("was refused", "was refused before"):
+        told = perdure("merge", "lineage", bad, "--rule", "task_arithmetic")
+        assert told.status == 3, told.err
+        assert words in told.err
+        assert Lineage("lineage").head == 2
+    assert verify("lineage") == []
+
+
+@causal
+def test_what_cannot_arrive_is_refused(place):
+    adapter = trained_adapter("adapter", 1)
+
+    def bad(*words: str, folder: Path | str = adapter, options: tuple = ()) -> None:
+        refused(place, "merge", "lineage", folder, *options, names=words)
+
+    bad("nowhere: no such folder, and not in the hub's cache", folder="nowhere")
+    bad("ties: does more than to add task vectors", "use average", options=("--rule", "ties"))
+    bad("base: is a whole model, but the stages of lineage have LoRA", folder="base")
+    bad("weights: 2 for 1 checkpoints", options=("--weight", "1,2"))
+    bad("--weight much: give numbers", options=("--weight", "much"))
+    bad("rank: must be at least 1, got 0", options=("--rank", "0"))
+    bad("base: is the lineage's; leave it out", options=("--base", "base"))
+    bad("a lineage, in which one checkpoint arrives at a time", options=("another",))
+    bad("density must be > 0", options=("--rule", "ties", "rule.density=0"))
+    bad("average has no keyword 'scale'", options=("rule.scale=1",))
+    refused(place, "merge", adapter, "base", names=("give --into FOLDER for the merged model",))
+    dora = trained_adapter("dora", 2, use_dora=True)
+    bad("DoRA scales the weights themselves", "merge_and_unload", folder=dora)
+    more = trained_adapter("more", 2, target_modules=["lm_head"])
+    bad("changes lm_head, which the adapter of lineage has not", folder=more)
+    save_tiny("causal", Path("other-base"), seed=5)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = "other-base"
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    bad("trained on another base, 'other-base'")
+
+
+@pytest.mark.parametrize("kind", ["encoder"])
+def test_an_encoder_takes_no_arrival(place):
+    stage = Lineage("lineage").folder(Lineage("lineage").stages[-1])
+    refused(place, "merge", "lineage", stage, names=("encoder",))
+
+
+@causal
+def test_a_newest_stage_can_arrive_in_another_lineage(place):
+    shutil.copytree("lineage", "other")
+    learn("other", "more", train="colour-train.jsonl")
+    entry = merge(["lineage", "other"], name="more", rule="ema")
+    other = Lineage("other")
+    assert entry["checkpoint"][WEIGHTS] == other.stages[-1]["files"][WEIGHTS]
+    assert show("lineage")["verdict"] is not None
