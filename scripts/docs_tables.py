@@ -11,7 +11,7 @@ import dataclasses
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
 from textwrap import dedent, fill
@@ -24,6 +24,7 @@ from typer.models import OptionInfo
 from perdure import cli, config
 from perdure.cli.methods import preset_notes, preset_rows, value
 from perdure.cli.output import quiet
+from perdure.cli.rules import facts_of
 from perdure.errors import PerdureError
 from perdure.reporting.measured import measured_rows, setting
 
@@ -31,9 +32,13 @@ from perdure.reporting.measured import measured_rows, setting
 quiet()  # before the libraries below are imported
 from transformers import TrainingArguments  # noqa: E402
 
+from perdure.merging.rules import find as find_rule  # noqa: E402
+from perdure.merging.rules import keywords as rule_keywords  # noqa: E402
+from perdure.merging.rules import names as rules_of_merging  # noqa: E402
 from perdure.methods import find, keywords, names  # noqa: E402
 from perdure.train import arguments  # noqa: E402
 from perdure.verbs.methods import describe, spell  # noqa: E402
+from perdure.verbs.rules import describe_rule  # noqa: E402
 
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -174,6 +179,33 @@ def methods() -> str:
     return table(*rows) + "".join(sections)
 
 
+def rules() -> str:
+    """The text of `perdure rules`, and of `perdure rules NAME` for each rule."""
+    rows = [["rule", "what it does"]]
+    sections = []
+    for description in map(describe_rule, rules_of_merging()):
+        name = description["name"]
+        kind = "adds" if description["adds_task_vectors"] else "does more than to add"
+        rows.append([f"[`{name}`](#{name})", f"{description['summary']}<br><small>{kind}</small>"])
+        sections.append(f"\n### {name}\n\n{_rule(description)}")
+    return table(*rows) + "".join(sections)
+
+
+def _rule(description: dict[str, Any]) -> str:
+    """The section of a rule."""
+    rule = find_rule(description["name"])
+    about, _, arguments_text = (inspect.getdoc(rule) or "").partition("Args:\n")
+    paper = f"[Its paper]({description['paper']}).\n\n" if description["paper"] else ""
+    keywords_of_rule = rule_keywords(description["name"])
+    own = [keyword for keyword in description["keywords"] if keyword["name"] != "exact"]
+    parts = [
+        f"{paper}{about.strip()}\n",
+        *_keyword_table({"keywords": own}, arguments_text, keywords_of_rule),
+        table(["", ""], *(list(fact) for fact in facts_of(description))),
+    ]
+    return "\n".join(parts)
+
+
 def _method(description: dict[str, Any]) -> str:
     """The section of a method."""
     method = find(description["name"])
@@ -181,7 +213,7 @@ def _method(description: dict[str, Any]) -> str:
     paper = f"; [its paper]({description['paper']})" if description["paper"] else ""
     parts = [
         f"Family: {description['family']}{paper}.\n\n{about.strip()}\n",
-        *_keyword_table(description, arguments_text),
+        *_keyword_table(description, arguments_text, keywords(description["name"])),
     ]
     if method.neutral:
         keyword_texts = ", ".join(f"`{key}: {value(word)}`" for key, word in method.neutral.items())
@@ -202,13 +234,15 @@ def _method(description: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def _keyword_table(description: dict[str, Any], arguments_text: str) -> list[str]:
-    """The table of a method's keywords in a list, which is empty if there are none."""
+def _keyword_table(
+    description: dict[str, Any], arguments_text: str, parameters: Mapping[str, inspect.Parameter]
+) -> list[str]:
+    """The table of a method's or a rule's keywords in a list, which is empty if there are none."""
     meanings = {
         match[1]: " ".join(match[2].split())
         for match in re.finditer(r"^(\w+): (.*(?:\n +.*)*)", dedent(arguments_text), re.MULTILINE)
     }
-    rows, parameters = [], keywords(description["name"])
+    rows = []
     for keyword in description["keywords"]:
         name = keyword["name"]
         about = _small(_kind(parameters[name].annotation), value(keyword["default"]))
@@ -222,7 +256,7 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 
 MAKERS: dict[str, Callable[..., str]] = {
-    maker.__name__: maker for maker in (verb, defaults, owned, refused, methods)
+    maker.__name__: maker for maker in (verb, defaults, owned, refused, methods, rules)
 }
 
 

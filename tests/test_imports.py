@@ -12,7 +12,7 @@ ROOT = Path(perdure.__file__).parent
 # is `perdure/__main__.py`.
 ORDER = (
     *("cli", "api", "keys", "verbs", "comparison", "reporting", "prepare", "lineage", "methods"),
-    *("merge", "train", "measure", "data", "models", "config", "places", "writing", "disk"),
+    *("merging", "train", "measure", "data", "models", "config", "places", "writing", "disk"),
     *("printable", "shapes", "parsing", "seeds", "processes", "say", "stopping", "errors"),
 )
 

@@ -1026,7 +1026,7 @@ def rules(name: str | None = None) -> list[dict[str, Any]]:
         name: Show only this rule, with all its details.
 
     Returns:
-        A mapping for each rule. The rules themselves are in the package `perdure.merge.rules`.
+        A mapping for each rule. The rules themselves are in the package `perdure.merging.rules`.
 
     Raises:
         PerdureError: there is no rule of that name.

@@ -42,7 +42,7 @@ def _table(described: list[dict[str, Any]]) -> list[RenderableType]:
 
 
 def _description(described: dict[str, Any]) -> list[RenderableType]:
-    from perdure.merge.rules import find
+    from perdure.merging.rules import find
 
     about = textwrap.indent(inspect.getdoc(find(described["name"])) or "", "  ")
     keywords = grid("keyword", "type", "default")

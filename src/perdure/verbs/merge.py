@@ -16,20 +16,20 @@ from perdure.errors import PerdureError, nearest
 from perdure.lineage.files import dump, locked
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import check_kept
-from perdure.merge.factors import (
+from perdure.merging.factors import (
     check_only_factors,
     compressed,
     norms_and_cosines,
     settings_of,
     sums,
 )
-from perdure.merge.model import Checkpoint, Model, open_checkpoint
-from perdure.merge.preflight import check
-from perdure.merge.rule import Arrived, Rule
-from perdure.merge.rules import make
-from perdure.merge.streamed import MODEL, Job, check_memory, merge_into, plan
-from perdure.merge.survey import survey
-from perdure.merge.write import copy_beside, write_card
+from perdure.merging.model import Checkpoint, Model, open_checkpoint
+from perdure.merging.preflight import check
+from perdure.merging.rule import Arrived, Rule
+from perdure.merging.rules import make
+from perdure.merging.streamed import MODEL, Job, check_memory, merge_into, plan
+from perdure.merging.survey import survey
+from perdure.merging.write import copy_beside, write_card
 from perdure.models.as_is import base_of_adapter
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.say import Say

@@ -16,8 +16,8 @@ from perdure.errors import PerdureError
 from perdure.lineage.files import dump, locked
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import check_kept
-from perdure.merge.checkpoint import Tensors
-from perdure.merge.factors import (
+from perdure.merging.checkpoint import Tensors
+from perdure.merging.factors import (
     DOWNS,
     UPS,
     added,
@@ -30,11 +30,11 @@ from perdure.merge.factors import (
     sums,
     tensors_of,
 )
-from perdure.merge.model import Checkpoint, Model, open_checkpoint
-from perdure.merge.preflight import check
-from perdure.merge.rule import Arrived, Rule
-from perdure.merge.streamed import MODEL, STATE, Job, check_memory, merge_into, plan
-from perdure.merge.survey import survey
+from perdure.merging.model import Checkpoint, Model, open_checkpoint
+from perdure.merging.preflight import check
+from perdure.merging.rule import Arrived, Rule
+from perdure.merging.streamed import MODEL, STATE, Job, check_memory, merge_into, plan
+from perdure.merging.survey import survey
 from perdure.models.base import Base
 from perdure.models.checkpoints import adapter_tensors, check_base_of
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, MERGE_STATE

@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from perdure.merge.rules import find, keywords, names
+from perdure.merging.rules import find, keywords, names
 from perdure.verbs.methods import spell
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from perdure.merge.adapter import Adapter
-from perdure.merge.checkpoint import Tensors, hashes_of, model_files, model_folder
-from perdure.merge.fold import Piece, Place
-from perdure.merge.rule import Role
+from perdure.merging.adapter import Adapter
+from perdure.merging.checkpoint import Tensors, hashes_of, model_files, model_folder
+from perdure.merging.fold import Piece, Place
+from perdure.merging.rule import Role
 from perdure.models.as_is import is_adapter
 from perdure.models.base import load_config_and_tokenizer
 from perdure.models.kinds import Kind, kind_of

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from perdure.errors import PerdureError
-from perdure.merge.magnitude import dot
-from perdure.merge.rule import Arrival, Arrived, Rule, State, check_range
+from perdure.merging.magnitude import dot
+from perdure.merging.rule import Arrival, Arrived, Rule, State, check_range
 
 
 STRAIGHT = 0.9995  # with a larger cosine, the arc is taken for a line

@@ -7,7 +7,7 @@ from typing import Any
 
 from perdure.config import checked
 from perdure.errors import PerdureError, nearest
-from perdure.merge.rule import Rule
+from perdure.merging.rule import Rule
 
 
 # What other tools call a rule or a keyword: for error lines.

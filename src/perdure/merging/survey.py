@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from perdure.errors import NotFiniteError
-from perdure.merge.fold import PIECE, pieces
-from perdure.merge.magnitude import dot
-from perdure.merge.model import Checkpoint, Model, opened
+from perdure.merging.fold import PIECE, pieces
+from perdure.merging.magnitude import dot
+from perdure.merging.model import Checkpoint, Model, opened
 
 
 FAR = 0.5  # a task vector of a larger share of the base's norm is hardly one of this base

@@ -8,9 +8,9 @@ import torch
 from transformers import AutoConfig
 
 from perdure.errors import PerdureError, one_line
-from perdure.merge.checkpoint import Tensors
-from perdure.merge.fold import pieces
-from perdure.merge.model import Checkpoint, Model, opened
+from perdure.merging.checkpoint import Tensors
+from perdure.merging.fold import pieces
+from perdure.merging.model import Checkpoint, Model, opened
 from perdure.models.base import load_tokenizer
 from perdure.models.checkpoints import check_base_of
 from perdure.models.pins import pin

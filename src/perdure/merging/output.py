@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from perdure.disk import fresh_folder
-from perdure.merge.checkpoint import CODES, INDEX, SINGLE
+from perdure.merging.checkpoint import CODES, INDEX, SINGLE
 from perdure.writing import sync, writing
 
 

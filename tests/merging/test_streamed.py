@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from command import perdure, refused, tree
-from merge.models import merged_by_peft, save_adapter, save_expert, weights_of
+from merging.models import merged_by_peft, save_adapter, save_expert, weights_of
 from perdure.api import merge
 from perdure.errors import NotFiniteError, PerdureError
-from perdure.merge import output, streamed
-from perdure.merge.rules import names as rule_names
+from perdure.merging import output, streamed
+from perdure.merging.rules import names as rule_names
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 
 
@@ -130,7 +130,7 @@ def test_a_killed_process_goes_on_and_ends_in_the_same_bytes(place):
     words = (sys.executable, "-m", "perdure.cli", "merge", "x", "y", "--base", "base")
     script = (
         "import sys, os, signal\n"
-        "from perdure.merge import output\n"
+        "from perdure.merging import output\n"
         "finish, count = output.Output.finish, [0]\n"
         "def killed(self, name, **facts):\n"
         "    finish(self, name, **facts)\n"
@@ -543,7 +543,7 @@ PEAK = """
 import resource, sys
 import torch, transformers
 from perdure import api
-from perdure.merge.rules import names
+from perdure.merging.rules import names
 from perdure.verbs import merge
 api.merge(["small-x", "small-y"], base="small", into="warm", rule=sys.argv[1])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from perdure.errors import PerdureError
-from perdure.merge.rule import Arrival, Arrived, Rule, State, added
+from perdure.merging.rule import Arrival, Arrived, Rule, State, added
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from perdure.merge.rule import Pieces
+from perdure.merging.rule import Pieces
 
 
 LOW = 15  # the low bits of a magnitude; the 16 bits above them are counted first

@@ -16,8 +16,8 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from perdure.errors import PerdureError, one_line
-from perdure.merge.checkpoint import Stored, Tensors
-from perdure.merge.fold import Piece
+from perdure.merging.checkpoint import Stored, Tensors
+from perdure.merging.fold import Piece
 from perdure.models.as_is import settings_file
 from perdure.models.checkpoints import HARMLESS
 from perdure.models.layout import ADAPTER_WEIGHTS

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from perdure.merge.magnitude import kept, kth_largest, magnitudes
-from perdure.merge.rule import (
+from perdure.merging.magnitude import kept, kth_largest, magnitudes
+from perdure.merging.rule import (
     Arrival,
     Arrived,
     Pieces,

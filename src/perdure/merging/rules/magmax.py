@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from perdure.merge.rule import Arrival, Arrived, Rule, State, check_range
+from perdure.merging.rule import Arrival, Arrived, Rule, State, check_range
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from perdure.errors import NotFiniteError, PerdureError, one_line
-from perdure.merge.adapter import FACTORS, PREFIX, Adapter
+from perdure.merging.adapter import FACTORS, PREFIX, Adapter
 
 
 FULL = "give --full to write a whole model"

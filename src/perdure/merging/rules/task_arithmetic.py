@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from perdure.merge.rule import Arrival, Arrived, Rule, State, added, check_range
+from perdure.merging.rule import Arrival, Arrived, Rule, State, added, check_range
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from perdure.merge.rule import Arrival, Arrived, Role, Rule, State
+from perdure.merging.rule import Arrival, Arrived, Role, Rule, State
 
 
 PIECE = 1 << 20  # elements

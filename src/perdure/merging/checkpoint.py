@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from perdure.errors import PerdureError, one_line
-from perdure.merge.fold import Piece
+from perdure.merging.fold import Piece
 from perdure.models.hashing import file_hash
 from perdure.models.pins import PICKLED, folder_of, meant
 from perdure.parsing import read_json

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from perdure.merge.model import Checkpoint, Model
-from perdure.merge.rule import Rule
+from perdure.merging.model import Checkpoint, Model
+from perdure.merging.rule import Rule
 from perdure.models.layout import ADAPTER_SETTINGS, CARD
 from perdure.parsing import read_json
 from perdure.printable import printable

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from perdure.errors import PerdureError
-from perdure.merge.magnitude import kept, kth_largest, magnitudes
-from perdure.merge.rule import Arrival, Arrived, Pieces, Rule, State, added, check_range
+from perdure.merging.magnitude import kept, kth_largest, magnitudes
+from perdure.merging.rule import Arrival, Arrived, Pieces, Rule, State, added, check_range
 
 
 @dataclass(frozen=True, kw_only=True)

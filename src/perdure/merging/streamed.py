@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from perdure.errors import NotFiniteError, PerdureError
-from perdure.merge.checkpoint import Tensors
-from perdure.merge.fold import PIECE, Piece, Place, Source, fold, pieces
-from perdure.merge.magnitude import dot
-from perdure.merge.model import Checkpoint, Model, opened
-from perdure.merge.output import Output
-from perdure.merge.rule import Arrived, Rule, State
-from perdure.merge.survey import Survey
+from perdure.merging.checkpoint import Tensors
+from perdure.merging.fold import PIECE, Piece, Place, Source, fold, pieces
+from perdure.merging.magnitude import dot
+from perdure.merging.model import Checkpoint, Model, opened
+from perdure.merging.output import Output
+from perdure.merging.rule import Arrived, Rule, State
+from perdure.merging.survey import Survey
 from perdure.models.layout import MERGE_STATE
 from perdure.seeds import digest
 

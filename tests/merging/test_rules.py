@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from perdure.errors import PerdureError
-from perdure.merge.draws import uniform
-from perdure.merge.fold import PIECE, Place, Source, fold, pieces
-from perdure.merge.magnitude import dot, kth_largest, norm
-from perdure.merge.rule import Arrival, Arrived, Role, Rule, State
-from perdure.merge.rules import find, keywords, make, names
-from perdure.merge.rules.opcm import clean
-from perdure.merge.rules.slerp import arc
+from perdure.merging.draws import uniform
+from perdure.merging.fold import PIECE, Place, Source, fold, pieces
+from perdure.merging.magnitude import dot, kth_largest, norm
+from perdure.merging.rule import Arrival, Arrived, Role, Rule, State
+from perdure.merging.rules import find, keywords, make, names
+from perdure.merging.rules.opcm import clean
+from perdure.merging.rules.slerp import arc
 from perdure.seeds import derive
 
 

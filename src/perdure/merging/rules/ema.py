@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perdure.errors import PerdureError
-from perdure.merge.rule import Arrival, Arrived, Rule, State, check_range
+from perdure.merging.rule import Arrival, Arrived, Rule, State, check_range
 
 
 @dataclass(frozen=True, kw_only=True)

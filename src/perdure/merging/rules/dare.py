@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from perdure.errors import PerdureError
-from perdure.merge.draws import uniform
-from perdure.merge.rule import Arrival, Arrived, Rule, State, added, check_range
+from perdure.merging.draws import uniform
+from perdure.merging.rule import Arrival, Arrived, Rule, State, added, check_range
 from perdure.seeds import derive
 
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from perdure.merge.magnitude import dot, norm
-from perdure.merge.rule import Arrival, Arrived, Rule, State, added
+from perdure.merging.magnitude import dot, norm
+from perdure.merging.rule import Arrival, Arrived, Rule, State, added
 
 
 @dataclass(frozen=True, kw_only=True)
