@@ -291,16 +291,6 @@ def ledger() -> list[dict[str, Any]]:
         {"stage": 0, "verb": "init", "parent": None, "base": PIN, "settings": FEW},
         learned(1, "colour", general=rows_of("general"), dropped=[]),
         learned(2, "animal", verb="adopt", checkpoint={"adapter_model.safetensors": SHA}),
-        learned(
-            3,
-            "tone",
-            verb="merge",
-            checkpoint={"adapter_model.safetensors": SHA},
-            rule={"ema": {"weight": 0.5}},
-            weight=None,
-            history=[{"weight": 1.0, "norm": 2.0}, {"weight": None, "norm": 1.5}],
-            discarded=0.01,
-        ),
         {
             **refused,
             **{"verb": "refused", "parent": 2, "folder": "refused/0003-count-0", "key": SHA},
@@ -317,7 +307,18 @@ def ledger() -> list[dict[str, Any]]:
         },
         {"stage": 2, "verb": "repair", "parent": 2, "restored": ["stages/0001-colour"]},
         {"stage": 1, "verb": "revert", "parent": 2},
-        {"stage": 2, "verb": "revert", "parent": 1},
+        learned(
+            3,
+            "tone",
+            verb="merge",
+            parent=1,
+            checkpoint={"adapter_model.safetensors": SHA},
+            rule={"ema": {"weight": 0.5}},
+            weight=None,
+            history=[{"weight": 1.0, "norm": 2.0}, {"weight": None, "norm": 1.5}],
+            discarded=0.01,
+        ),
+        {"stage": 2, "verb": "revert", "parent": 3},
     ]
 
 
@@ -344,7 +345,7 @@ def as_newest(line: Any) -> bytes:
 def place() -> Iterator[None]:
     """Make a folder with the lineage, and run the block in it."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        for number, name in ((1, "colour"), (2, "animal")):
+        for number, name in ((1, "colour"), (2, "animal"), (3, "tone")):
             stage = Path(f"lineage/stages/{number:04d}-{name}")
             stage.mkdir(parents=True)
             for file, (document, pack) in RECORDS.items():

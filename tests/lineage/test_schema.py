@@ -19,7 +19,7 @@ pytestmark = pytest.mark.own
 LEDGER = Path("m/ledger.jsonl")
 GENERATED = {"stream": "generated", "task": "topic", "split": "train", "seed": 0}
 VERBS = ["init", "learn", "adopt", "refused", "set", "rebase"]
-VERBS += ["compact", "repair", "revert", "revert"]
+VERBS += ["compact", "repair", "revert", "merge", "revert"]
 
 
 @pytest.fixture
@@ -53,6 +53,8 @@ def test_a_ledger_of_the_first_releases_is_accepted(entries):
 @pytest.mark.parametrize(
     ("line", "path", "value", "words"),
     [
+        (10, "rule", {"ema": 1}, "rule.ema must be a mapping"),
+        (10, "history", [{"weight": 1.0}], "history.0 has no key 'norm'"),
         (2, "stage", "1", "stage must be a whole number of at least 0, got '1'"),
         (2, "stage", -1, "stage must be a whole number of at least 0, got -1"),
         (2, "stage", True, "stage must be a whole number of at least 0, got True"),

@@ -560,7 +560,7 @@ def test_the_peak_of_memory_is_within_the_limit_for_a_model_ten_times_as_large(
     rule, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    limit = 80_000_000
+    limit = 110_000_000
     config = tiny_model("causal").config
     for name, rows in (("small", 16), ("big", limit * 10 // (4 * 1024))):
         for seed, suffix in enumerate(("", "-x", "-y")):

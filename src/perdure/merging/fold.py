@@ -13,7 +13,7 @@ from torch import Tensor
 from perdure.merging.rule import Arrival, Arrived, Role, Rule, State
 
 
-PIECE = 1 << 20  # elements
+PIECE = 1 << 19  # elements
 
 
 class Piece(NamedTuple):

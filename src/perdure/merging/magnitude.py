@@ -9,6 +9,8 @@ from torch import Tensor
 from perdure.merging.rule import Pieces
 
 
+ROW = 4096  # elements that one thread adds up
+PART = ROW << 7  # elements that are in fp64 at a time
 LOW = 15  # the low bits of a magnitude; the 16 bits above them are counted first
 
 
@@ -62,14 +64,19 @@ def kept(density: float, count: int) -> int:
 def dot(one: Tensor, other: Tensor) -> float:
     """Return the inner product of two tensors in fp64.
 
-    It is summed in rows of 4,096 elements, each by one thread, so that the number of threads does
-    not change its last bits.
+    It is summed in rows, each by one thread, so that the number of threads does not change its last
+    bits.
     """
-    product = one.flatten().double() * other.flatten().double()
-    while product.numel() > 1:
-        rows = torch.nn.functional.pad(product, (0, -product.numel() % 4096))
-        product = rows.view(-1, 4096).sum(dim=1)
-    return product.sum().item()
+    parts = zip(one.flatten().split(PART), other.flatten().split(PART), strict=True)
+    sums = torch.cat([_row_sums(a.double() * b.double()) for a, b in parts])
+    while sums.numel() > 1:
+        sums = _row_sums(sums)
+    return sums.sum().item()
+
+
+def _row_sums(values: Tensor) -> Tensor:
+    """Return the sums of a vector's rows of ROW elements, the last one filled with zeros."""
+    return torch.nn.functional.pad(values, (0, -values.numel() % ROW)).view(-1, ROW).sum(dim=1)
 
 
 def norm(tau: Tensor) -> float:

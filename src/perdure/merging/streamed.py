@@ -24,6 +24,7 @@ from perdure.models.layout import MERGE_STATE
 from perdure.seeds import digest
 
 
+BUFFERS = 32_000_000  # bytes for what does not depend on the tensors
 # The folders of a merge: the model, a merged task vector that is scaled at the end, the state.
 MODEL, VECTOR, STATE = "model", "vector", "state"
 
@@ -106,14 +107,18 @@ def plan(job: Job, keeps_state: bool = False) -> MergePlan:
     """Return what a merge takes, before it begins."""
     rule, base = job.rule, job.base
     size = rule.dtype.itemsize
-    each = 2 * len(rule.state) + rule.work + 2
     needs: dict[str, int] = {}
     elements = 0
     for place in base.places():
         count = prod(place.shape)
         elements += count
         cut = [count] if rule.whole else [piece.count for piece in pieces(place.shape)]
-        needs[place.tensor] = max(cut, default=0) * size * each + _factors(job, place, size)
+        # Rules that need whole tensors work hard only on matrices, as OPCM does with its SVD.
+        work = rule.work if place.role == "matrix" or not rule.whole else Rule.work
+        held = max(cut, default=0) * size * (2 * len(rule.state) + work + 2)
+        # What is freed of pieces is not given back at once; whole tensors are.
+        held *= 1 if rule.whole else 2
+        needs[place.tensor] = held + _factors(job, place, size) + BUFFERS
     largest = max(needs, key=lambda name: needs[name])
     stored = sum(_size(base.tensors, name) for name in base.tensors.stored)
     inputs = sum(

@@ -30,7 +30,8 @@ def adopt(
             raise PerdureError(f"{path}: its settings have just changed; repeat the command")
         lineage.tidy()
         last = lineage.stages[-1] if lineage.stages else {}
-        if last.get("checkpoint") == hashes(folder, whole) and last["task"]["name"] == task.name:
+        same = last.get("checkpoint") == hashes(folder, whole) and last["verb"] == "adopt"
+        if same and last["task"]["name"] == task.name:
             say(f"{task.name}: already adopted, as stage {lineage.head}")
             return last
         base = plan.loader.at(lineage, last or None)
