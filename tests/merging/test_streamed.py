@@ -124,25 +124,48 @@ def _stopped_again_and_again(patched, rule: str) -> None:
     raise AssertionError("it does not go on")
 
 
-def test_a_killed_process_goes_on_and_ends_in_the_same_bytes(place):
+KILLED = """
+import os, signal, sys
+from perdure.merging import output
+finish, count = output.Output.finish, [0]
+def killed(self, name, **facts):
+    finish(self, name, **facts)
+    count[0] += 1
+    if count[0] == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+output.Output.finish = killed
+from perdure.cli import main
+main(sys.argv[1:])
+"""
+
+
+def _stopped_after_nine(patched) -> None:
+    """Merge, but stop after nine tensors are written and in the journal."""
+    finish, count = output.Output.finish, 0
+
+    def finish_and_stop(self, name, **facts):
+        nonlocal count
+        finish(self, name, **facts)
+        count += 1
+        if count == 9:
+            raise _Killed
+
+    patched.setattr(output.Output, "finish", finish_and_stop)
+    with pytest.raises(_Killed):
+        merge(["x", "y"], base="base", into="out", rule="ties")
+
+
+@pytest.mark.parametrize("by", ["an error", pytest.param("SIGKILL", marks=pytest.mark.slow)])
+def test_a_killed_process_goes_on_and_ends_in_the_same_bytes(by, place):
     """The journal names only what is whole, also if the last line or the last bytes are not."""
     merge(["x", "y"], base="base", into="once", rule="ties")
-    words = (sys.executable, "-m", "perdure.cli", "merge", "x", "y", "--base", "base")
-    script = (
-        "import sys, os, signal\n"
-        "from perdure.merging import output\n"
-        "finish, count = output.Output.finish, [0]\n"
-        "def killed(self, name, **facts):\n"
-        "    finish(self, name, **facts)\n"
-        "    count[0] += 1\n"
-        "    if count[0] == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "output.Output.finish = killed\n"
-        "from perdure.cli import main\n"
-        "main(sys.argv[1:])\n"
-    )
-    arguments = [*words[3:], "--into", "out", "--rule", "ties"]
-    died = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True)
-    assert died.returncode == -signal.SIGKILL
+    if by == "SIGKILL":
+        arguments = ["merge", "x", "y", "--base", "base", "--into", "out", "--rule", "ties"]
+        died = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True)
+        assert died.returncode == -signal.SIGKILL
+    else:
+        with pytest.MonkeyPatch.context() as patched:
+            _stopped_after_nine(patched)
     parts = Path(".out.merging/parts/model")
     lines = (parts / "journal.jsonl").read_text().splitlines()
     assert len(lines) == 10

@@ -82,7 +82,7 @@ def _parameter(
         help_text = meaning + REPEATED if get_origin(kind) is list else meaning
         info = typer.Option(name, metavar=metavar or choices, help=help_text)
     else:
-        info = typer.Argument(metavar=spelled or name, help=meaning)
+        info = typer.Argument(metavar=name, help=meaning)
     default: Any = parameter.default
     if is_settings or (not required and default in NONE):
         kind, default = kind | None, None

@@ -16,7 +16,7 @@ from perdure.errors import PerdureError
 
 @command(
     api.merge,
-    models="CHECKPOINT... [rule.KEY=VALUE]...",
+    models="CHECKPOINT...",
     rule="--rule RULE",
     weights="--weight W,...",
     base="--base BASE",
@@ -26,10 +26,7 @@ from perdure.errors import PerdureError
     test="--test FILE",
 )
 def merge(arguments: Arguments, as_json: Json = False) -> None:
-    """Examples: perdure merge sft code --base Qwen/Qwen3-0.6B --into merged --rule ties
-
-    perdure merge my-model outputs/checkpoint-500 --rule ema --test held-out.jsonl
-    """
+    """Example: perdure merge sft code --base Qwen/Qwen3-0.6B --into merged --rule ties"""
     quiet()
     models, keywords = _split(arguments.pop("models"))
     if "weights" in arguments:
