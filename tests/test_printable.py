@@ -62,11 +62,16 @@ def test_colours_are_the_consoles_own(monkeypatch):
     assert capture.get() == "\x1b[31ma\\x1bb\x1b[0m\n"
 
 
+# What prints; what answers another process in a pipe; and what one of several processes says, made
+# printable, when the one that prints has gone.
+OTHER_WAYS = ("cli/output.py", "data/parquet_sizes.py", "processes.py")
+
+
 def test_there_is_no_other_way_to_the_terminal():
     """Only `cli/output.py` prints; what the package calls elsewhere goes through it."""
     root = Path(perdure.__file__).parent
     for file in sorted(root.rglob("*.py")):
-        if file == root / "cli" / "output.py":
+        if file.relative_to(root).as_posix() in OTHER_WAYS:
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):

@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import Any
 
 from perdure.errors import LOST, PerdureError, RefusedError, one_line
+from perdure.printable import printable
 from perdure.say import Say
 from perdure.stopping import Terminated
 
@@ -257,7 +258,8 @@ def _error_of_another(crew: Crew, error: BaseException) -> BaseException:
     if is_lost(error):
         return PerdureError("the main process has ended; repeat the same command to continue")
     if crew.complaint:
-        sys.stderr.write(f"perdure: process {index()}: {crew.complaint}\n")
+        complaint = printable(crew.complaint, lines=False)
+        sys.stderr.write(f"perdure: process {index()}: {complaint}\n")
     return error
 
 

@@ -51,7 +51,7 @@ def test_import_perdure_loads_nothing_heavy():
 def test_the_list_of_verbs_imports_none_of_them():
     """So that it takes little longer than typer itself: no YAML, no tables, no verb."""
     lines = "from perdure.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    light = ("yaml", "rich.console", "perdure.api", "perdure.config", *HEAVY)
+    light = ("yaml", "perdure.api", "perdure.config", *HEAVY)
     assert loaded_by(lines, light) == []
     listed = perdure("--help").out
     for verb in VERBS:

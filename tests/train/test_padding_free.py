@@ -124,3 +124,20 @@ def test_the_key_takes_true_or_false():
     check_training({"padding_free": True})
     with pytest.raises(PerdureError, match="padding_free takes bool, got 3"):
         check_training({"padding_free": 3})
+
+
+@pytest.mark.parametrize(
+    ("training", "line"),
+    [
+        (
+            {"train_sampling_strategy": "group_by_lenght"},
+            "no 'group_by_lenght'; did you mean 'group_by_length'",
+        ),
+        ({"group_by_length": True}, "calls it train_sampling_strategy=group_by_length"),
+        ({"packing": True}, "padding_free=true packs those of a batch"),
+    ],
+    ids=str,
+)
+def test_the_old_and_the_misspelt_names_are_told(training, line):
+    with pytest.raises(PerdureError, match=line):
+        check_training(training)

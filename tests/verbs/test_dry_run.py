@@ -111,9 +111,11 @@ def test_much_padding_is_told_with_what_saves_it(tmp_path):
     assert 0 <= less < at_random / 2
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
     output = perdure("run", tmp_path / "run.yaml", "--dry-run").out
-    words = f"up to {100 * at_random:.0f} % of the tokens in a batch"
-    assert words in output
-    assert "training.train_sampling_strategy=group_by_length" in output
+    words = "training.train_sampling_strategy=group_by_length would leave"
+    assert f"{words} {100 * less:.0f} % in uneven" in output
+    assert f"{100 * at_random:.0f} %" in output
+    packed = load_config({**config, "training": {**config["training"], "padding_free": True}})
+    assert dry_run(packed)["tasks"][0]["padding"] == 0
     grouping = "training.train_sampling_strategy=group_by_length"
     assert words not in perdure("run", tmp_path / "run.yaml", grouping, "--dry-run").out
 

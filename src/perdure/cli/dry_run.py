@@ -13,7 +13,7 @@ from perdure.reporting.results import method_name
 
 COLUMNS = ("rows", "tokens", "longest", "truncated", "padding", "steps", "learning", "scoring")
 
-MUCH_PADDING = 0.3  # from this share on, the setting that saves most of it is named
+MUCH_PADDING = 0.3  # from this share on, the setting that saves more than half of it is named
 
 
 def planned(plan: dict[str, Any]) -> Iterator[RenderableType]:
@@ -32,24 +32,24 @@ def planned(plan: dict[str, Any]) -> Iterator[RenderableType]:
             span(scoring),
         )
     yield table
-    trained_share = plan["trainable"] / plan["parameters"]
+    trained_percent = 100 * plan["trainable"] / plan["parameters"]
     lines = [
         f"base:        {plan['base']} ({plan['kind']}), on {plan['device']}, "
         f"{counted(plan['threads'], 'thread')}",
         f"method:      {method_name(plan['method'], plan['mode'])}",
         f"parameters:  {plan['trainable']:,} of {plan['parameters']:,} are trained "
-        f"({100 * trained_share:.2g} %)",
+        f"({f'{trained_percent:.2g}' if trained_percent < 99 else f'{trained_percent:.0f}'} %)",
         f"memory:      {size(plan['peak_memory_bytes'])} at its peak, on the longest rows",
         f"disk:        {size(plan['disk_bytes'])} ({size(plan['stage_bytes'])} a stage), "
         f"{size(plan['disk_free_bytes'])} free",
         f"time:        about {span(plan['seconds'])} for {plan['steps']:,} steps and the scoring"
         f"{', without the guard' if plan['guarded'] else ''}",
     ]
-    most = max((task["padding"] for task in plan["tasks"]), default=0.0)
-    if most > MUCH_PADDING and plan["sampling"] != GROUPED:
+    most = max(plan["tasks"], key=lambda task: task["padding"] - task["padding_if_grouped"])
+    if most["padding"] > MUCH_PADDING and most["padding_if_grouped"] < most["padding"] / 2:
         lines.append(
-            f"padding:     up to {100 * most:.0f} % of the tokens in a batch; "
-            f"training.train_sampling_strategy={GROUPED} saves most of it"
+            f"padding:     training.train_sampling_strategy={GROUPED} would leave "
+            f"{100 * most['padding_if_grouped']:.0f} % in {most['task']}"
         )
     lines.append("nothing was written; leave out --dry-run to do it")
     yield Text("\n".join(lines))

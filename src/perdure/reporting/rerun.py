@@ -17,6 +17,8 @@ from perdure.lineage.settings import FREE, command, loaded, moved
 
 FILE = "again.yaml"
 FOLDER = "again"
+# What a lineage without the key has learned in; `init` would choose another order.
+RANDOM_ORDER = {"train_sampling_strategy": "random"}
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def _chosen_by_init(config: Config) -> dict[str, Any]:
         adapter = {"target_modules": None, **adapter}  # None: the layers that PEFT chooses
     return {
         "method": config.method,
-        "training": {**DEFAULT_TRAINING, **config.training},
+        "training": {**DEFAULT_TRAINING, **RANDOM_ORDER, **config.training},
         "memory": dataclasses.asdict(config.memory),
         "adapter": adapter,
     }

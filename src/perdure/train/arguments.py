@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.training_args import OptimizerNames
 from transformers.utils.import_utils import is_liger_kernel_available
 
-from perdure.config import DEFAULT_TRAINING, PADDING_FREE, check_finite, unknown_key
+from perdure.config import DEFAULT_TRAINING, GROUPED, PADDING_FREE, check_finite, unknown_key
 from perdure.errors import PerdureError, nearest, one_line
 from perdure.train.dev_settings import (
     EARLY_STOPPING,
@@ -56,9 +56,17 @@ REFUSED = {
     "parallelism_config": "no process has whole weights and rows; use DDP or FSDP2",
     "dataloader_num_workers": "remembered rows are drawn in the main process; leave this key out",
     "optim_target_modules": "its optimizers step inside backward, where no method can act",
+    "group_by_length": f"transformers 5 calls it train_sampling_strategy={GROUPED}",
+    "packing": f"rows are not joined to longer ones; {PADDING_FREE}=true packs those of a batch",
 }
 
 
+# The values that a key accepts, of those keys whose type is text.
+CHOICES: dict[str, list[str]] = {
+    field.name: list(field.metadata["choices"])
+    for field in dataclasses.fields(TrainingArguments)
+    if field.metadata.get("choices")
+}
 # Prefixes of optimizers that step inside backward or need `optim_target_modules`.
 REFUSED_OPTIMIZERS = ("galore", "apollo", "lomo", "adalomo")
 # The numbers that a key accepts, if not all numbers of its type: in words, and as a test.
@@ -136,6 +144,9 @@ def _check_value(key: str, value: Any, annotation: Any) -> None:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not is_valid(value):
             raise PerdureError(f"training: {key} must be {expected}, got {value!r}")
+    choices = CHOICES.get(key)
+    if choices and isinstance(value, str) and value not in choices:
+        raise PerdureError(f"training: {key}: no {value!r}; {nearest(value, choices)}")
     options = get_args(annotation) or (annotation,)
     types = [get_origin(option) or option for option in options]  # `list[str]` is `list` here
     for enum in (kind for kind in types if isinstance(kind, type) and issubclass(kind, Enum)):

@@ -271,7 +271,13 @@ def _padding_free(base: Base, plan: StagePlan) -> bool:
     """
     if not for_task(plan.config.training, plan.learn[-1].training).get(PADDING_FREE):
         return False
-    if base.kind != "causal" or not can_pack(base.model, base.tokenizer, base.limits):
+    if base.kind != "causal":
+        raise PerdureError(
+            f"training: padding_free: base {base.name!r} is no decoder-only model, and no other "
+            f"keeps the rows of one sequence apart; write train_sampling_strategy: {GROUPED} "
+            "instead, which leaves little padding"
+        )
+    if not can_pack(base.model, base.tokenizer, base.limits):
         raise PerdureError(
             f"training: padding_free: base {base.name!r} with its adapter cannot keep the rows of "
             f"one sequence apart; write train_sampling_strategy: {GROUPED} instead, which leaves "

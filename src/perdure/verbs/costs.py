@@ -35,6 +35,7 @@ class TriedTask(TrainerCallback):
         old_tasks: the number of tasks in the memory.
         rows_a_step: the number of new rows in a step.
         padding: the share of padding among the tokens of its batches.
+        padding_if_grouped: the same, if its batches had rows of about the same length.
         dev_rows: the number of dev rows that are measured while the task is learned.
         measurements: how often they are, if the task does not end early.
     """
@@ -45,6 +46,7 @@ class TriedTask(TrainerCallback):
     old_tasks: int
     rows_a_step: int = 1
     padding: float = 0.0
+    padding_if_grouped: float = 0.0
     dev_rows: int = 0
     measurements: int = 0
     step_seconds: list[float] = field(default_factory=list)

@@ -36,12 +36,15 @@ def count(features: Sequence[dict[str, Any]], truncated: int, kind: Kind) -> Cou
     return Count(len(features), sum(lengths), learned, max(lengths), truncated)
 
 
-def padding(features: Sequence[dict[str, Any]], args: TrainingArguments, kind: Kind) -> float:
+def padding(
+    features: Sequence[dict[str, Any]], args: TrainingArguments, kind: Kind, strategy: str
+) -> float:
     """Return the share of padding in the batches of an epoch, without remembered rows.
 
-    If rows are in random order, it is that of one such order.
+    `strategy` is the `train_sampling_strategy`. If rows are in random order, it is that of one such
+    order.
     """
-    if args.train_sampling_strategy == GROUPED:
+    if strategy == GROUPED:
         lengths = [length(feature, kind) for feature in features]
         order = grouped_order(lengths, rows_of_a_step(args), args.seed, epoch=0)
     else:

@@ -17,7 +17,7 @@ import datasets.config
 import huggingface_hub.constants
 import torch
 
-from perdure.config import TOGETHER, Config
+from perdure.config import GROUPED, PADDING_FREE, TOGETHER, Config
 from perdure.data.rows import Row
 from perdure.data.stream import stages_of
 from perdure.data.task import Split, Task
@@ -134,7 +134,6 @@ def _report(start: Start, plan: Plan, done: int, say: Say) -> dict[str, Any]:
         "guarded": config.guard is not None and base.kind != "encoder",
         "device": str(next(base.model.parameters()).device),
         "threads": torch.get_num_threads(),
-        "sampling": plan.arguments(config.training).train_sampling_strategy,
         "tasks": [asdict(trial) for trial in trials],
         **total,
     }
@@ -167,7 +166,10 @@ def _three_steps(
     counted = count(task_features, truncated, base.kind)
     steps = steps_of(args, len(rows))
     trial = TriedTask(task.name, counted, steps, len(memory), rows_a_step)
-    trial.padding = round(padding(task_features, args, base.kind), 3)
+    if not training.get(PADDING_FREE):
+        strategy = args.train_sampling_strategy
+        trial.padding = round(padding(task_features, args, base.kind, strategy), 3)
+        trial.padding_if_grouped = round(padding(task_features, args, base.kind, GROUPED), 3)
     trial.dev_rows = sum(len(other.dev.rows) for other in learned if other.dev)
     trial.measurements = _measurements(plan, learned, steps) if trial.dev_rows else 0
     stage_plan = StagePlan(
