@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,8 @@ from perdure.lineage.files import locked
 from perdure.lineage.lineage import Lineage
 from perdure.prepare import prepare
 from perdure.prepare import settings as checks
+from perdure.train.arguments import training_arguments
+from perdure.verbs import advance
 
 
 pytestmark = pytest.mark.own
@@ -196,3 +200,15 @@ def test_a_process_that_is_killed_leaves_a_checkpoint(victim, number, place):
     assert status == 0
     assert "many: going on from step" in err
     assert Lineage(place / name).stages[0]["processes"] == 2
+
+
+def test_a_stage_in_other_steps_than_the_one_before_is_told(tmp_path):
+    """Two processes with batches of 4, and then one with the same settings."""
+    args = training_arguments({"per_device_train_batch_size": 4}, tmp_path, 0, 0)
+    plan: Any = SimpleNamespace(arguments=args, task="animal")
+    for before, expected in (({"verb": "learn", "processes": 2}, 1), ({"verb": "learn"}, 0)):
+        said: list[str] = []
+        advance._warn_of_processes(before, plan, said.append)
+        assert len(said) == expected
+        assert all("rows in a step: 4, learned by one process" in line for line in said)
+        assert all("the stage before: 8, by 2 processes" in line for line in said)

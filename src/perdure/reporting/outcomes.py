@@ -324,8 +324,9 @@ def _outcome(
 def _evidence(change: Mapping[str, Any], label: str) -> str:
     """Return how many test rows fell and rose, and whether that is beyond noise."""
     rows, fell, rose, p = change["rows"], change["fell"], change["rose"], change["p"]
-    sample = f"{rows} of {change['of']}" if "of" in change else f"{rows}"
-    test_rows = f"{sample} test row{'s' * (change.get('of', rows) != 1)}"
+    test_rows = f"{rows} test row{'s' * (rows != 1)}"
+    if "of" in change:
+        test_rows = f"{rows} sampled test row{'s' * (rows != 1)} (of {change['of']})"
     if change["before"] is None:
         return test_rows
     counts = (

@@ -39,7 +39,9 @@ from perdure.prepare import Plan
 from perdure.reporting.verdict import losses
 from perdure.say import Say
 from perdure.seeds import digest
+from perdure.train.checkpoints import complete_checkpoints
 from perdure.train.stage import Sample, StagePlan, adopt_stage, learn_stage
+from perdure.train.step import rows_of_a_step
 from perdure.train.tracking import StageCallback, steps_before
 from perdure.verbs.card import StageFacts, model_card
 from perdure.verbs.follow import Order
@@ -167,6 +169,8 @@ def advance(
                 if weights.state is not None:
                     shutil.move(weights.state, built / MERGE_STATE)
             else:
+                if previous and not complete_checkpoints(work):
+                    _warn_of_processes(previous, stage_plan, say)
                 checkpoints = str(work.absolute())
                 processes.tell(
                     Order(position=position, stage=number, task=task_id, checkpoints=checkpoints)
@@ -254,6 +258,23 @@ def _write_card(
     )
     card = model_card(base.kind, lineage.pin, entry, entry["kind"], place=".", facts=facts)
     (built / CARD).write_text(card, encoding="utf-8")
+
+
+def _warn_of_processes(previous: dict[str, Any], plan: StagePlan, say: Say) -> None:
+    """Warn if the stage before was learned by another number of processes, so in other steps."""
+    args, before = plan.arguments, previous.get("processes", 1)
+    if args.world_size == before or previous["verb"] != "learn":
+        return
+    now, then = rows_of_a_step(args), rows_of_a_step(args) * before // args.world_size
+    say(
+        f"warning: {plan.task}: rows in a step: {now}, learned by {_several(args.world_size)}; the "
+        f"stage before: {then}, by {_several(before)}; for as many, change "
+        "training.per_device_train_batch_size"
+    )
+
+
+def _several(processes: int) -> str:
+    return "one process" if processes == 1 else f"{processes} processes"
 
 
 def _check_not_refused(lineage: Lineage, key: str) -> None:
