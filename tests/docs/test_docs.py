@@ -39,7 +39,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 README = ROOT / "README.md"
 LANGUAGES = {"bash", "console", "json", "python", "text", "yaml"}
 # Pages whose commands take long, and of which each is also a test of its verb.
-SLOW = ("compare", "faq", "merge", "probes", "report", "verbs")
+SLOW = ("adapters", "check", "compare", "faq", "merge", "probes", "progress", "report", "verbs")
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 
 

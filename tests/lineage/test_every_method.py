@@ -54,7 +54,7 @@ def contents(path):
 
 
 # One of each way to keep state; tests/methods/test_methods.py resumes a trainer with any other.
-ALWAYS = ("sequential", "replay", "recurrent_kif", "ewc", "olora", "der", "k_fpf")
+ALWAYS = ("sequential", "replay", "recurrent_kif", "ewc", "olora")
 
 
 @pytest.mark.parametrize(
