@@ -9,7 +9,7 @@ from rich.text import Text
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command
-from perdure.cli.output import Json, grid, print_json, print_parts, quiet
+from perdure.cli.output import Json, grid, print_described, quiet
 from perdure.reporting.measured import measured_rows, setting
 
 
@@ -18,12 +18,7 @@ def methods(arguments: Arguments, as_json: Json = False) -> None:
     """Example: perdure methods recurrent_kif"""
     quiet()
     described = api.methods(**arguments)
-    if as_json:
-        print_json(described)
-    elif arguments:
-        print_parts(_description(described[0]))
-    else:
-        print_parts(_table(described))
+    print_described(described, as_json, one=bool(arguments), description=_description, table=_table)
 
 
 def _table(described: list[dict[str, Any]]) -> list[RenderableType]:

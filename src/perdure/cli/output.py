@@ -3,7 +3,7 @@
 import json
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Annotated, Any
@@ -54,6 +54,20 @@ def stderr_line(line: str) -> None:
     """Print a note or a warning to stderr, on one line."""
     if is_main():
         typer.echo(printable(" ".join(line.split()), lines=False), err=True)
+
+
+def print_described(
+    described: list[dict[str, Any]],
+    as_json: bool,
+    one: bool,
+    description: Callable[[dict[str, Any]], list[RenderableType]],
+    table: Callable[[list[dict[str, Any]]], list[RenderableType]],
+) -> None:
+    """Print things that are found by name: as JSON, `one` with all about it, or a table of all."""
+    if as_json:
+        print_json(described)
+    else:
+        print_parts(description(described[0]) if one else table(described))
 
 
 def print_parts(parts: Iterable[RenderableType]) -> None:

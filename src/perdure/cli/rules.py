@@ -10,7 +10,7 @@ from rich.text import Text
 from perdure import api
 from perdure.cli.from_api import Arguments, command
 from perdure.cli.methods import value
-from perdure.cli.output import Json, counted, grid, print_json, print_parts, quiet
+from perdure.cli.output import Json, counted, grid, print_described, quiet
 
 
 @command(api.rules, name="[NAME]")
@@ -18,12 +18,7 @@ def rules(arguments: Arguments, as_json: Json = False) -> None:
     """Example: perdure rules ties"""
     quiet()
     described = api.rules(**arguments)
-    if as_json:
-        print_json(described)
-    elif arguments:
-        print_parts(_description(described[0]))
-    else:
-        print_parts(_table(described))
+    print_described(described, as_json, one=bool(arguments), description=_description, table=_table)
 
 
 def _table(described: list[dict[str, Any]]) -> list[RenderableType]:

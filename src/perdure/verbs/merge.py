@@ -206,16 +206,7 @@ def _merge_to_model(
         merged = merge_into(job, work / "parts")
         folder = work / "parts" / MODEL
         copy_beside(base, folder, dtype)
-        write_card(
-            folder,
-            base=base.name,
-            base_hashes=base.hashes,
-            checkpoints=checkpoints,
-            rule=rule,
-            values=keywords_of(rule),
-            adapter=False,
-        )
-        _publish(folder, out)
+        _publish(folder, out, base, checkpoints, rule, adapter=False)
     remove(work)
     return {
         "model": str(out),
@@ -257,16 +248,7 @@ def _merge_to_adapter(
         save_file(merged.tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         settings = settings_of(adapters, merged.rank, base.name)
         (folder / ADAPTER_SETTINGS).write_text(dump(settings), encoding="utf-8")
-        write_card(
-            folder,
-            base=base.name,
-            base_hashes=base.hashes,
-            checkpoints=checkpoints,
-            rule=rule,
-            values=keywords_of(rule),
-            adapter=True,
-        )
-        _publish(folder, out)
+        _publish(folder, out, base, checkpoints, rule, adapter=True)
     remove(work)
     return {
         "model": str(out),
@@ -333,8 +315,24 @@ def _owned(work: Path) -> Iterator[None]:
             raise
 
 
-def _publish(folder: Path, out: Path) -> None:
-    """Give a complete folder its name."""
+def _publish(
+    folder: Path,
+    out: Path,
+    base: Model,
+    checkpoints: list[Checkpoint],
+    rule: Rule,
+    adapter: bool,
+) -> None:
+    """Write the card of a complete folder, and give the folder its name."""
+    write_card(
+        folder,
+        base=base.name,
+        base_hashes=base.hashes,
+        checkpoints=checkpoints,
+        rule=rule,
+        values=keywords_of(rule),
+        adapter=adapter,
+    )
     usual_modes(folder)
     for path in [*folder.rglob("*"), folder]:
         sync(path)

@@ -2,6 +2,7 @@
 
 import inspect
 import types
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from perdure.methods import SHORT, find, keywords, names
@@ -24,15 +25,25 @@ def describe(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "family": method.family,
-        "summary": (inspect.getdoc(method) or "").partition("\n\n")[0].replace("\n", " "),
+        "summary": summary(method),
         "paper": method.paper,
-        "keywords": [
-            {"name": key, "type": spell(parameter.annotation), "default": parameter.default}
-            for key, parameter in keywords(name).items()
-        ],
+        "keywords": spelled(keywords(name)),
         "presets": list(method.presets),
         "measured": measured(name),
     }
+
+
+def summary(described: Any) -> str:
+    """Return the first paragraph of a docstring as one line."""
+    return (inspect.getdoc(described) or "").partition("\n\n")[0].replace("\n", " ")
+
+
+def spelled(parameters: Mapping[str, inspect.Parameter]) -> list[dict[str, Any]]:
+    """Return the name, the type in words and the default of each keyword."""
+    return [
+        {"name": key, "type": spell(parameter.annotation), "default": parameter.default}
+        for key, parameter in parameters.items()
+    ]
 
 
 def spell(kind: Any) -> str:

@@ -1,10 +1,9 @@
 """`rules` describes the rules of `merge`."""
 
-import inspect
 from typing import Any
 
 from perdure.merging.rules import find, keywords, names
-from perdure.verbs.methods import spell
+from perdure.verbs.methods import spelled, summary
 
 
 def rules(name: str | None) -> list[dict[str, Any]]:
@@ -21,7 +20,7 @@ def describe_rule(name: str) -> dict[str, Any]:
     rule = find(name)
     return {
         "name": name,
-        "summary": (inspect.getdoc(rule) or "").partition("\n\n")[0].replace("\n", " "),
+        "summary": summary(rule),
         "paper": rule.paper,
         "state": len(rule.state),
         "order_matters": rule.order_matters,
@@ -30,8 +29,5 @@ def describe_rule(name: str) -> dict[str, Any]:
         "adds_task_vectors": rule.linear,
         "whole_tensors": rule.whole,
         "weights": rule.weighted,
-        "keywords": [
-            {"name": key, "type": spell(parameter.annotation), "default": parameter.default}
-            for key, parameter in keywords(name).items()
-        ],
+        "keywords": spelled(keywords(name)),
     }
