@@ -54,6 +54,12 @@ def test_the_luck_of_a_sample_is_no_change_of_the_score():
     assert estimated([1.0, 1.0, 0.0, 0.0], mixed, 0.6) == pytest.approx(0.6 * 2 / 3)
 
 
+def test_a_sample_that_scores_nothing_any_more_is_worth_nothing():
+    assert estimated([0, 0], [0.5, 0.5], 0.7) == 0
+    assert estimated([0, 0], [1, 0], 0.7) == 0
+    assert estimated([0, 0], [0, 0], 0.05) == 0.05  # nothing has changed
+
+
 def test_scores_that_are_no_zeros_and_ones_stay_in_their_range():
     first, now = [0.2, 0.4, 0.6, 0.8], [0.1, 0.2, 0.3, 0.4]
     assert estimated(now, first, 0.7) == pytest.approx(0.35)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from marks import at_least
 from perdure.train.grouping import grouped_order, length, padding_share, spread_by_length
+from perdure.train.memory import Memory
 from tiny import KINDS
 from train.engine import engine, learned, same, stopped_and_resumed, tiny_base
 
@@ -66,42 +67,100 @@ def test_grouping_leaves_a_sixth_of_the_padding():
     assert grouped < at_random / 6
 
 
-BATCHES = st.lists(st.tuples(LENGTHS, st.lists(st.integers(1, 256), max_size=9)), min_size=1)
+# Of each micro-batch, the lengths of its new rows, and which of the remembered rows it has drawn.
+BATCHES = st.lists(
+    st.tuples(
+        st.lists(st.integers(1, 256), min_size=2, max_size=8),
+        st.lists(st.integers(0, 29), max_size=6),
+    ),
+    min_size=1,
+    max_size=40,
+)
+MEMORY = rows_of([1 + 37 * i % 90 for i in range(30)])
+TASKS = {id(row): f"task-{i % 3}" for i, row in enumerate(MEMORY)}
 
 
-@given(BATCHES, st.integers(1, 4))
-def test_old_rows_go_where_the_new_ones_are_as_long(batches, batches_a_step):
+def spread_of(old, new, batches_a_step=1):
+    return spread_by_length(old, new, batches_a_step, "causal", lambda row: TASKS[id(row)])
+
+
+def in_steps(batches, batches_a_step):
+    return [
+        [row for batch in batches[i : i + batches_a_step] for row in batch]
+        for i in range(0, len(batches), batches_a_step)
+    ]
+
+
+@given(BATCHES, st.integers(1, 3))
+def test_a_step_keeps_its_numbers_of_rows_of_each_task_and_gets_no_copies(batches, batches_a_step):
     new = [lengths for lengths, _ in batches]
-    old = [rows_of(lengths) for _, lengths in batches]
-    spread = spread_by_length(old, new, batches_a_step, "causal")
+    old = [[MEMORY[i] for i in drawn] for _, drawn in batches]
+    spread = spread_of(old, new, batches_a_step)
     assert [len(rows) for rows in spread] == [len(rows) for rows in old]
     ids = [Counter(id(row) for rows in part for row in rows) for part in (old, spread)]
     assert ids[0] == ids[1]
-    starts = range(0, len(new), batches_a_step)
-    longest = {i: max(map(max, new[i : i + batches_a_step])) for i in starts}
-    by_length = sorted(starts, key=lambda i: -longest[i])
-    of_steps = [
-        [length(row, "causal") for batch in spread[i : i + batches_a_step] for row in batch]
-        for i in by_length
-    ]
-    assert all(min(a) >= max(b) for a, b in pairwise(filter(None, of_steps)))
+    for before, after in zip(
+        in_steps(old, batches_a_step), in_steps(spread, batches_a_step), strict=True
+    ):
+        tasks = [Counter(TASKS[id(row)] for row in step) for step in (before, after)]
+        assert tasks[0] == tasks[1]
+        copies = [len(step) - len({id(row) for row in step}) for step in (before, after)]
+        assert copies[1] == copies[0]
+
+
+def test_a_task_has_its_longest_rows_where_the_new_ones_are_longest():
+    """Of 30 rows that are drawn once, two from each task in a step."""
+    new = [[length] for length in (5, 80, 20, 60, 40)]
+    spread = spread_of([MEMORY[6 * i : 6 * i + 6] for i in range(5)], new)
+    order = [1, 3, 4, 2, 0]  # the longest first
+    for task in sorted(set(TASKS.values())):
+        of_task = [
+            [length(row, "causal") for row in spread[i] if TASKS[id(row)] == task] for i in order
+        ]
+        assert all(len(lengths) == 2 for lengths in of_task)
+        assert all(min(a) >= max(b) for a, b in pairwise(of_task))
+
+
+def test_a_small_memory_is_not_drawn_several_times_into_a_step():
+    """With more draws than rows in an epoch, sorting all of them would put copies together."""
+    memory = Memory({f"task-{t}": MEMORY[t::3] for t in range(3)}, seed=0)
+    old = [memory.step(i, 4) for i in range(63)]
+    new = [[1 + 71 * i % 200] for i in range(63)]
+    spread = spread_of(old, new)
+    assert all(len({id(row) for row in step}) == 4 for step in spread)
+    assert spread != old
+    for before, after in zip(old, spread, strict=True):
+        assert {TASKS[id(row)] for row in before} == {TASKS[id(row)] for row in after}
 
 
 @given(BATCHES)
 def test_a_step_has_the_same_old_rows_however_it_is_divided(batches):
     """In one batch, or in two halves."""
     new = [lengths * 2 for lengths, _ in batches]
-    old = [rows_of(lengths) for _, lengths in batches]
-    whole = spread_by_length(old, new, 1, "causal")
-    halves = spread_by_length(
+    old = [[MEMORY[i] for i in drawn] for _, drawn in batches]
+    whole = spread_of(old, new)
+    halves = spread_of(
         [half for rows in old for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :])],
         [half for lengths in new for half in (lengths[: len(lengths) // 2],) * 2],
-        2,
-        "causal",
+        batches_a_step=2,
     )
     for i, rows in enumerate(whole):
         in_halves = halves[2 * i] + halves[2 * i + 1]
-        assert {id(row) for row in rows} == {id(row) for row in in_halves}
+        assert Counter(id(row) for row in rows) == Counter(id(row) for row in in_halves)
+
+
+def test_an_epoch_that_ends_early_has_the_old_rows_of_random_order(tmp_path):
+    trainer = engine(tiny_base("causal"), "replay", tmp_path, max_steps=3, **GROUPS)
+    uneven(trainer).learn()
+    (method,), rehearsal = trainer.methods, trainer.rehearsal
+    grouped = rehearsal._grouped_rows(rehearsal.groups, 0)
+    at_random = [method.rehearse(batch, 4) for batch in range(len(grouped))]
+    learned, drawn = (
+        Counter(id(row) for rows in part[:3] for row in rows) for part in (grouped, at_random)
+    )
+    assert learned == drawn
+    assert len(list(learned.elements())) == 6
+    assert grouped[3:] == at_random[3:]
 
 
 def uneven(trainer):

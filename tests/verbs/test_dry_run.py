@@ -14,6 +14,7 @@ from perdure.api import dry_run, run
 from perdure.data.rows import read_rows
 from perdure.data.tokens import features
 from perdure.models.base import load_base
+from perdure.train.trainer import RehearsalCollator
 from perdure.verbs import costs
 from perdure.verbs.costs import TriedTask
 from perdure.verbs.counting import Count, sample
@@ -100,7 +101,7 @@ def test_joint_and_whole_weights_are_tried_as_well(setting, tmp_path):
 def test_much_padding_is_told_with_what_saves_it(tmp_path):
     setting = setting_for("causal", tmp_path, n=4)
     file = tmp_path / "uneven.jsonl"
-    rows = [{"prompt": "a cat " * (1 + i % 8), "completion": "red"} for i in range(96)]
+    rows = [{"prompt": "a cat " * (1 + i % 12), "completion": "red"} for i in range(96)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     tasks = [{"name": "uneven", "train": str(file)}]
     config = {**setting, "tasks": tasks, "lineage": str(tmp_path / "run")}
@@ -118,6 +119,40 @@ def test_much_padding_is_told_with_what_saves_it(tmp_path):
     assert dry_run(packed)["tasks"][0]["padding"] == 0
     grouping = "training.train_sampling_strategy=group_by_length"
     assert words not in perdure("run", tmp_path / "run.yaml", grouping, "--dry-run").out
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_the_share_of_padding_is_that_of_the_batches(drop_last, tmp_path, monkeypatch):
+    setting = setting_for("causal", tmp_path, n=4)
+    file = tmp_path / "uneven.jsonl"
+    rows = [{"prompt": "a cat " * (1 + i % 8), "completion": "red"} for i in range(61)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training = {
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "group_by_length",
+        "dataloader_drop_last": drop_last,
+    }
+    config = load_config(
+        {
+            **setting,
+            "tasks": [{"name": "uneven", "train": str(file)}],
+            "training": training,
+            "lineage": str(tmp_path / "run"),
+        }
+    )
+    expected = dry_run(config)["tasks"][0]["padding"]
+    masks, collate = [], RehearsalCollator.__call__
+
+    def spied(self, features):
+        batch = collate(self, features)
+        masks.append(batch["attention_mask"].flatten())
+        return batch
+
+    monkeypatch.setattr(RehearsalCollator, "__call__", spied)
+    run(config)
+    assert len(masks) == (7 if drop_last else 8)
+    assert round(1 - torch.cat(masks).float().mean().item(), 3) == expected
 
 
 def test_the_first_step_has_the_longest_rows_and_the_others_all_lengths():

@@ -45,13 +45,15 @@ def estimated(now: Sequence[float], first: Sequence[float], first_mean: float) -
 
     This is the regression estimator (Cochran 1977, Sampling Techniques, chapter 7), with the least
     squares slope of `now` on `first`, limited to 0 to 1, or 1 if all of `first` are equal. If no
-    sampled row has changed, it is `first_mean`, and if all of them score 0, it is 0.
+    sampled row has changed, it is `first_mean`. If some have, and all score 0 now, it is 0.
 
     Args:
         now: the scores of the sampled rows, 0 to 1.
         first: the scores of the same rows right after the task was learned.
         first_mean: the mean of all the task's test rows at that time.
     """
+    if any(first) and not any(now):
+        return 0.0
     now_mean, mean = fmean(now), fmean(first)
     spread = sum((x - mean) ** 2 for x in first)
     slope = 1.0

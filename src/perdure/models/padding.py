@@ -158,8 +158,15 @@ class _Trial:
         return [[self.ids[i] for i in text.tolist()] for text in indices]
 
     def packs(self) -> bool:
-        """Return whether texts that are packed end to end have the same outputs as alone."""
-        return self._equal(self._texts(LENGTHS), self._packed_outputs, self._token_outputs)
+        """Return whether texts that are packed end to end have the same outputs as alone.
+
+        Together they are longer than a mask that the model keeps, as GPT-Neo does for a text of the
+        greatest length.
+        """
+        sides = [mask.shape[-1] for mask in self.network.buffers() if _is_square(mask)]
+        times = 1 + max(sides, default=0) // sum(LENGTHS)
+        texts = self._texts(LENGTHS * times)
+        return self._equal(texts, self._packed_outputs, self._token_outputs)
 
     def _same(self, texts: list[list[int]], side: Side) -> bool:
         outputs = self._next_token_logits if side == "left" else self._token_outputs
@@ -218,6 +225,11 @@ class _Trial:
         """Return ids [batch, longest], padded on one side, and their attention mask."""
         ids, mask = padded(texts, self.tokenizer, side)
         return ids.to(self.device), mask.to(self.device)
+
+
+def _is_square(mask: Tensor) -> bool:
+    """Return whether a buffer can be a mask of [..., length, length]."""
+    return mask.dtype == torch.bool and mask.dim() >= 2 and mask.shape[-1] == mask.shape[-2]
 
 
 def _size(values: Tensor) -> float:

@@ -2,8 +2,8 @@
 
 The setting is transformers' own, `train_sampling_strategy: group_by_length`. What is added to it:
 the order of an epoch depends only on (seed, epoch), so that a resumed run needs no stored state;
-the steps are shuffled, so that long rows do not come first; and remembered rows are in batches with
-new rows of their own length.
+the steps are shuffled, so that long rows do not come first; and remembered rows are exchanged
+between the batches, so that they are about as long as the new rows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -116,33 +116,77 @@ def spread_by_length(
     new: Sequence[Sequence[int]],
     batches_a_step: int,
     kind: Kind,
+    task_of: Callable[[Features], str | None],
 ) -> list[list[Features]]:
-    """Exchange the old rows of micro-batches, so that they are about as long as the new rows.
+    """Exchange old rows between micro-batches, so that they are about as long as the new rows.
 
-    The numbers of old rows stay the same. The longest old rows go to the step with the longest new
-    row, and so on; then the rows of a step go to its micro-batches in the same way. So a step has
-    the same rows however it is divided into micro-batches.
+    A step keeps the number of its old rows of each task. Rows are exchanged within runs of steps in
+    which no row is drawn twice, so that no step gets copies of a row. In such a run, the longest
+    rows of a task go to the step with the longest new row, and so on; then the rows of a step go to
+    its micro-batches in the same way. So a step has the same rows however it is divided into
+    micro-batches.
 
     Args:
         old: the old rows of each micro-batch.
         new: the lengths of the new rows of each micro-batch.
         batches_a_step: the number of micro-batches in a step; the last step may have fewer.
         kind: the kind of model.
+        task_of: returns the task of an old row, None if it is unknown.
     """
     starts = range(0, len(old), batches_a_step)
-    steps = [old[start : start + batches_a_step] for start in starts]
+    steps = [
+        [row for batch in old[start : start + batches_a_step] for row in batch] for start in starts
+    ]
     longest = [max(map(max, new[start : start + batches_a_step])) for start in starts]
-    rows_of_steps = _dealt(
-        [row for step in steps for batch in step for row in batch],
-        counts=[sum(map(len, step)) for step in steps],
-        longest=longest,
-        kind=kind,
-    )
+    for run in _runs_without_repeats(steps):
+        part = slice(run.start, run.stop)
+        steps[part] = _exchanged(steps[part], longest[part], kind, task_of)
     spread: list[list[Features]] = []
-    for start, step, rows in zip(starts, steps, rows_of_steps, strict=True):
-        longest = [max(lengths) for lengths in new[start : start + batches_a_step]]
-        spread += _dealt(rows, counts=[len(batch) for batch in step], longest=longest, kind=kind)
+    for start, rows in zip(starts, steps, strict=True):
+        counts = [len(batch) for batch in old[start : start + batches_a_step]]
+        of_batches = [max(lengths) for lengths in new[start : start + batches_a_step]]
+        spread += _dealt(rows, counts=counts, longest=of_batches, kind=kind)
     return spread
+
+
+def _runs_without_repeats(steps: Sequence[Sequence[Features]]) -> list[range]:
+    """The longest runs of steps, one after another, in which no row is drawn twice.
+
+    A step that has a row twice by itself is a run of its own.
+    """
+    runs: list[range] = []
+    seen: set[int] = set()
+    for number, step in enumerate(steps):
+        ids = [id(row) for row in step]
+        if not runs or seen.intersection(ids):
+            runs.append(range(number, number))
+            seen = set()
+        repeats = len(set(ids)) < len(ids)
+        if repeats and len(runs[-1]):
+            runs.append(range(number, number))
+        runs[-1] = range(runs[-1].start, number + 1)
+        seen.update(ids)
+        if repeats:
+            runs.append(range(number + 1, number + 1))
+            seen = set()
+    return runs
+
+
+def _exchanged(
+    steps: Sequence[Sequence[Features]],
+    longest: Sequence[int],
+    kind: Kind,
+    task_of: Callable[[Features], str | None],
+) -> list[list[Features]]:
+    """The steps with the rows of each task dealt anew; `longest` is of each step's new rows."""
+    exchanged: list[list[Features]] = [[] for _ in steps]
+    for task in dict.fromkeys(task_of(row) for step in steps for row in step):
+        of_task = [[row for row in step if task_of(row) == task] for step in steps]
+        rows = [row for step in of_task for row in step]
+        counts = [len(step) for step in of_task]
+        for step, part in zip(exchanged, _dealt(rows, counts, longest, kind), strict=True):
+            step += part
+    return exchanged
 
 
 def _dealt(

@@ -25,9 +25,14 @@ class Rehearsals:
 
     def __init__(self, tasks: Mapping[str, Sequence[dict[str, Any]]]):
         self.rows = [row for features in tasks.values() for row in features]
+        self._task = {id(row): name for name, features in tasks.items() for row in features}
         self.number = {id(row): i for i, row in enumerate(self.rows)}
         self.times = torch.zeros(len(self.rows), dtype=torch.int64)
         self.waiting: deque[list[dict[str, Any]]] = deque()
+
+    def task_of(self, row: dict[str, Any]) -> str | None:
+        """The task of a remembered row; None for other rows, such as those of self-replay."""
+        return self._task.get(id(row))
 
     def add_batch(self, rows: list[dict[str, Any]]) -> None:
         """Add the old rows of a collated batch; batches are learned in the order of the calls."""

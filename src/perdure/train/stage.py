@@ -120,6 +120,11 @@ class StagePlan:
     def seed(self) -> int:
         return derive(self.config.seed, "stage", self.stage, self.task)
 
+    @property
+    def training_seed(self) -> int:
+        """The seed of the Trainer: of the order of the rows, and of dropout."""
+        return derive(self.seed, "train")
+
 
 def learn_stage(
     base: Base, plan: StagePlan, work: Path, stage_folder: Path | None, say: Say
@@ -138,7 +143,7 @@ def learn_stage(
         The seconds of each part, with the loss, and the counts of steps, rows and parameters.
     """
     methods = plan.methods
-    args = arguments_for_stage(plan.arguments, work, seed=derive(plan.seed, "train"))
+    args = arguments_for_stage(plan.arguments, work, seed=plan.training_seed)
     base.to(args.device)
     padding_free = _padding_free(base, plan)
     if not padding_free:

@@ -51,7 +51,7 @@ class RehearsalCollator:
 
     Each of several processes draws for its own part of a step, and together they draw what one
     process would. If the new rows are grouped by length, the old rows of an epoch are drawn at
-    once, and are exchanged between its micro-batches (`spread_by_length`).
+    once, and some of them change places (`spread_by_length`).
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class RehearsalCollator:
         self.batches_a_step = args.gradient_accumulation_steps * args.world_size
         self.groups: GroupedSampler | None = None
         self.per_epoch = 0  # the micro-batches of an epoch in each process
+        self.steps = 0  # the optimizer steps of the task
         self._grouped = lru_cache(maxsize=1)(self._grouped_rows)
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -84,11 +85,23 @@ class RehearsalCollator:
         return [row for method in self.methods for row in method.rehearse(batch, size)]
 
     def _grouped_rows(self, groups: GroupedSampler, epoch: int) -> list[list[dict[str, Any]]]:
-        """The old rows of each micro-batch of an epoch, over all processes."""
+        """The old rows of each micro-batch of an epoch, over all processes.
+
+        Those that come after the last step of the task are not exchanged with the others.
+        """
         count = self.per_epoch * self.processes
         new = groups.batches(epoch, count)  # their lengths
         old = [self._old_rows(epoch * count + i, len(part)) for i, part in enumerate(new)]
-        return spread_by_length(old, new, self.batches_a_step, self.collator.kind)
+        steps_before = epoch * -(-count // self.batches_a_step)
+        learned = max(self.steps - steps_before, 0) * self.batches_a_step
+        spread = spread_by_length(
+            old[:learned],
+            new[:learned],
+            self.batches_a_step,
+            kind=self.collator.kind,
+            task_of=self.rehearsals.task_of,
+        )
+        return [*spread, *old[learned:]]
 
 
 class ContinualTrainer(Trainer):
@@ -502,6 +515,7 @@ class _MethodState(TrainerCallback):
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
         self.engine.rehearsal.per_epoch = len(train_dataloader)  # type: ignore[arg-type]
+        self.engine.rehearsal.steps = state.max_steps
         if not self.engine.resume:
             return
         for stateful in self.stateful:

@@ -39,10 +39,10 @@ def count(features: Sequence[dict[str, Any]], truncated: int, kind: Kind) -> Cou
 def padding(
     features: Sequence[dict[str, Any]], args: TrainingArguments, kind: Kind, strategy: str
 ) -> float:
-    """Return the share of padding in the batches of an epoch, without remembered rows.
+    """Return the share of padding in the batches of the first epoch, without remembered rows.
 
-    `strategy` is the `train_sampling_strategy`. If rows are in random order, it is that of one such
-    order.
+    `args` are those of the stage, with its seed, and `strategy` is the `train_sampling_strategy`.
+    If rows are in random order, it is that of one such order.
     """
     if strategy == GROUPED:
         lengths = [length(feature, kind) for feature in features]
@@ -50,7 +50,11 @@ def padding(
     else:
         generator = torch.Generator().manual_seed(args.seed)
         order = torch.randperm(len(features), generator=generator).tolist()
-    return padding_share(features, order, args.per_device_train_batch_size, kind)
+    size = args.per_device_train_batch_size
+    whole_batches = len(order) // size * size
+    if args.dataloader_drop_last and whole_batches:
+        order = order[:whole_batches]
+    return padding_share(features, order, size, kind)
 
 
 def steps_of(args: TrainingArguments, rows: int) -> int:

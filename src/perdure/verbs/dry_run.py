@@ -29,6 +29,7 @@ from perdure.models.base import Base, BaseInfo
 from perdure.models.layout import GENERAL
 from perdure.prepare import Plan, prepare_learn, prepare_run
 from perdure.say import Say, silent
+from perdure.train.arguments import arguments_for_stage
 from perdure.train.dev import interval, is_due
 from perdure.train.dev_settings import for_task, with_strategy, without_dev
 from perdure.train.grouping import length
@@ -166,10 +167,6 @@ def _three_steps(
     counted = count(task_features, truncated, base.kind)
     steps = steps_of(args, len(rows))
     trial = TriedTask(task.name, counted, steps, len(memory), rows_a_step)
-    if not training.get(PADDING_FREE):
-        strategy = args.train_sampling_strategy
-        trial.padding = round(padding(task_features, args, base.kind, strategy), 3)
-        trial.padding_if_grouped = round(padding(task_features, args, base.kind, GROUPED), 3)
     trial.dev_rows = sum(len(other.dev.rows) for other in learned if other.dev)
     trial.measurements = _measurements(plan, learned, steps) if trial.dev_rows else 0
     stage_plan = StagePlan(
@@ -184,6 +181,11 @@ def _three_steps(
         learned=number - 1,
         callbacks=[trial],
     )
+    if not training.get(PADDING_FREE):
+        seeded = arguments_for_stage(args, Path(str(args.output_dir)), stage_plan.training_seed)
+        strategy = args.train_sampling_strategy
+        trial.padding = round(padding(task_features, seeded, base.kind, strategy), 3)
+        trial.padding_if_grouped = round(padding(task_features, seeded, base.kind, GROUPED), 3)
     with tempfile.TemporaryDirectory() as work:
         try:
             seconds, _ = learn_stage(base, stage_plan, Path(work), None, silent)

@@ -218,6 +218,18 @@ class Largest(TorchDispatchMode):
         return result
 
 
+def test_scores_that_would_overflow_leave_the_soft_weights_finite():
+    parameters = [nn.Parameter(torch.full((4,), 1.0))]
+    rounds = Rounds(parameters, Soft(0.1), "sensitivity_uncertainty", 0.5, beta_uncertainty=0.55)
+    for maps in (rounds.inner, rounds.outer):
+        for value in (1e30, 1e38):
+            parameters[0].grad = torch.tensor([value, 1.0, value, 0.0])
+            rounds.observe(maps, 0.55)
+    rounds.end_inner_steps()
+    rounds.fuse()
+    assert parameters[0].isfinite().all()
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_no_new_tensor_of_a_round_is_larger_than_a_piece(name, monkeypatch):
     chunk = 2**17  # above the size of a histogram

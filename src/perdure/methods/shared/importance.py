@@ -25,6 +25,7 @@ ALONE = Shards(())  # the weights are not sharded
 
 # How many values a piece has. On a CPU, the pieces of four buffers fit into the cache of a core.
 CHUNK, CHUNK_OF_A_THREAD = 2**22, 2**18
+LARGEST = torch.finfo(torch.float32).max
 HALF = 16  # the bits of a 32-bit float that one histogram counts
 LOWER_HALF, WITHOUT_SIGN = 0xFFFF, 0x7FFF
 INFINITY = 0x7F80  # the upper half of its bits
@@ -233,10 +234,10 @@ def put(values: Tensor, stored: Tensor) -> None:
 
 
 def score(state: Importance) -> Tensor:
-    """S (the map itself, not a copy), or S U if there is an uncertainty."""
+    """S (the map itself, not a copy), or S U with an uncertainty, at most the largest float."""
     if state.uncertainty is None:
         return state.sensitivity
-    return state.sensitivity * state.uncertainty
+    return (state.sensitivity * state.uncertainty).clamp_max_(LARGEST)
 
 
 def score_of(state: Importance, place: slice, device: torch.device) -> Tensor:
@@ -244,7 +245,8 @@ def score_of(state: Importance, place: slice, device: torch.device) -> Tensor:
     sensitivity = state.sensitivity[place].to(device, torch.float32)
     if state.uncertainty is None:
         return sensitivity
-    return sensitivity * state.uncertainty[place].to(device, torch.float32)
+    uncertainty = state.uncertainty[place].to(device, torch.float32)
+    return (sensitivity * uncertainty).clamp_max_(LARGEST)
 
 
 def threshold_of(
