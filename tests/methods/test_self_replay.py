@@ -7,7 +7,7 @@ from perdure.config import Config
 from perdure.data.tokens import IGNORED
 from perdure.errors import PerdureError
 from perdure.methods import make
-from perdure.methods.self_replay import Writer, is_new, is_varied, stacked, unstacked
+from perdure.methods.shared.written_rows import Writer, is_new, is_varied, stacked, unstacked
 from perdure.seeds import derive, forked
 from perdure.train.memory import Memory
 from perdure.train.passes import Passes

@@ -1,23 +1,33 @@
 """Recurrent-KIF: recurrent knowledge identification and fusion."""
 
+import warnings
 from dataclasses import KW_ONLY, InitVar, dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
+from perdure.config import Config
+from perdure.data.tokens import Features
 from perdure.errors import PerdureError
 from perdure.methods.recurrent_kif.callback import StandaloneMethod
-from perdure.methods.recurrent_kif.fusion import FusionTable, Momentum, after_fusion
+from perdure.methods.recurrent_kif.fusion import FusionTable, Momentum, Soft, after_fusion
 from perdure.methods.recurrent_kif.outer import OuterLearner
 from perdure.methods.recurrent_kif.presets import OPEN, RECURRENT_KIF, TRAINING
 from perdure.methods.recurrent_kif.rates import Rates
-from perdure.methods.recurrent_kif.rounds import Rounds, table_of
+from perdure.methods.recurrent_kif.rounds import Extent, Restore, Rounds, table_of
 from perdure.methods.shared.importance import Importance
+from perdure.methods.shared.written_rows import stacked, unstacked, write_rows
+from perdure.models.kinds import Kind
+from perdure.seeds import derive
+from perdure.train.memory import Memory
 from perdure.train.method import Family, Keeps, TaskContext
 
 
+WRITTEN = "(written)"  # the name of the base's own rows among the old tasks
+WRITTEN_TOKENS = 64  # the most tokens of a message or an answer that the base writes
 IMPORTANT = "important."  # the prefix of a parameter's name in the state
 
 
@@ -74,6 +84,17 @@ class RecurrentKIF(StandaloneMethod):
             of the released code.
         momentum: what happens to the inner optimizer's first moment at a fusion: `keep`, `reset`,
             or `scale` (multiplied by the share of tQ - t0 that the fusion kept).
+        quantile_over: what the quantile is taken over: `all` weights, or the weights of each
+            `parameter`, so that no layer can have more than its share of the important ones.
+        agree: whether a weight that is important to both sides is important to the outer side only
+            if the two updates have opposite signs.
+        restore: where a weight that only the old tasks need goes back to before the outer update is
+            added: `round`, its value at the start of the round, or `stage`, at the start of the
+            task, so that many rounds cannot move it away in small steps.
+        written: how many rows the base itself writes before each task, with its adapter disabled.
+            They are one more old task, so that identification protects general ability from the
+            first task on, and needs no stored row (`memory.ratio` may be 0). They are written as
+            `self_replay` writes them, with at most 64 tokens each.
         states: the data type of the maps, of tQ - t0 and of the outer optimizer's first moment:
             `float32`, or `bfloat16`, which rounds them to 8 bits.
         offload: whether the state is in host memory and goes to the device in pieces; the result is
@@ -103,6 +124,10 @@ class RecurrentKIF(StandaloneMethod):
     outer_batch_size: int | None = None
     outer_optimizer: Literal["own", "shared"] = "own"
     momentum: Momentum = "keep"
+    quantile_over: Extent = "all"
+    agree: bool = False
+    restore: Restore = "round"
+    written: int = 0
     states: Literal["float32", "bfloat16"] = "float32"
     offload: bool = False
     _: KW_ONLY
@@ -122,11 +147,32 @@ class RecurrentKIF(StandaloneMethod):
                     f"recurrent_kif: {name} must be at least 0 and below 1, got "
                     f"{getattr(self, name)}"
                 )
+        if self.restore == "stage" and isinstance(self.table, Soft):
+            raise PerdureError(
+                "recurrent_kif: soft weights have no case of the old tasks alone, so restore: "
+                "stage has nothing to restore; leave out one of the two"
+            )
+        if self.written < 0:
+            raise PerdureError(f"recurrent_kif: written must be >= 0, got {self.written}")
         rate, rows = self.outer_learning_rate, self.outer_batch_size
         if (rate is not None and rate < 0) or (rows is not None and rows < 1):
             raise PerdureError(
                 "recurrent_kif: needs outer_learning_rate >= 0 and outer_batch_size >= 1, got "
                 f"{rate} and {rows}; null uses those of the training"
+            )
+
+    def check(self, config: Config, kind: Kind) -> None:
+        if not self.written:
+            return super().check(config, kind)
+        if kind != "causal":
+            raise PerdureError(
+                f"{self.name}: written: a base of kind {kind} writes nothing without a prompt; "
+                "leave it out"
+            )
+        if config.adapter is None:
+            raise PerdureError(
+                f"{self.name}: written: the base with its adapter disabled writes the rows, and "
+                "all weights are trained here (adapter: null); set adapter={}"
             )
 
     def why_not_sharded(self) -> str | None:
@@ -142,39 +188,78 @@ class RecurrentKIF(StandaloneMethod):
         self.important: dict[str, Tensor] = {}
         self.inner_rates = Rates()  # of the current round
         self.running = False
+        self.written_rows: list[Features] = []
         return super().begin_task(model, context)
 
     def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
         self.set_up(args, state, **kwargs)
-        self.running = bool(self.context.memory)
+        if self.written and self.steps:
+            raise PerdureError(
+                "recurrent_kif: written works in `perdure learn` and `perdure run` only; give rows "
+                "of the base's own answers as memory instead"
+            )
+        self.running = bool(self.context.memory) or self.written > 0
         if self.running:
-            self.parameters = self.engine.parameters
-            trained = kwargs["model"].named_parameters()
-            self.names = [name for name, parameter in trained if parameter.requires_grad]
-            self.rounds = Rounds(
-                self.parameters,
-                self.table,
-                score=self.score,
-                quantile=self.quantile,
-                beta_uncertainty=self.beta_uncertainty,
-                momentum=self.momentum,
-                states=getattr(torch, self.states),
-                offload=self.offload,
-            )
-            self.learner = OuterLearner(
-                self.engine,
-                self.context,
-                args,
-                optimizer,
-                steps=self.outer_steps,
-                rate=self.outer_learning_rate,
-                constant=self.outer_schedule == "constant",
-                rows=self.outer_batch_size,
-                shared=self.outer_optimizer == "shared",
-                offload=self.offload,
-                states=torch.bfloat16 if self.states == "bfloat16" else None,
-            )
+            self._begin_rounds(args, optimizer, model=kwargs["model"])
+            if self.written and state.global_step == 0:  # a resumed run has them in its checkpoint
+                self._remember(self._write())
             self.resume(args, state)
+
+    def _begin_rounds(self, args: TrainingArguments, optimizer: Any, model: nn.Module) -> None:
+        self.parameters = self.engine.parameters
+        trained = model.named_parameters()
+        self.names = [name for name, parameter in trained if parameter.requires_grad]
+        self.rounds = Rounds(
+            self.parameters,
+            self.table,
+            score=self.score,
+            quantile=self.quantile,
+            beta_uncertainty=self.beta_uncertainty,
+            momentum=self.momentum,
+            states=getattr(torch, self.states),
+            offload=self.offload,
+            quantile_over=self.quantile_over,
+            agree=self.agree,
+            restore=self.restore,
+        )
+        self.learner = OuterLearner(
+            self.engine,
+            self.context,
+            args,
+            optimizer,
+            steps=self.outer_steps,
+            rate=self.outer_learning_rate,
+            constant=self.outer_schedule == "constant",
+            rows=self.outer_batch_size,
+            shared=self.outer_optimizer == "shared",
+            offload=self.offload,
+            states=torch.bfloat16 if self.states == "bfloat16" else None,
+        )
+
+    def _write(self) -> list[Features]:
+        """The rows that the base writes before the task."""
+        written = write_rows(
+            self.engine.base,
+            self.engine.passes,
+            rows=self.written,
+            source="base",
+            seed=derive(self.context.seed, "write"),
+            max_new_tokens=WRITTEN_TOKENS,
+        )
+        if not written:
+            warnings.warn(
+                f"recurrent_kif: none of the {self.written} rows that the base wrote can be "
+                "rehearsed (they are empty, cut or repetitive); raise written",
+                stacklevel=2,
+            )
+        return written
+
+    def _remember(self, written: list[Features]) -> None:
+        """Take the outer steps on these rows, too; without any rows there are none."""
+        self.written_rows = written
+        memory = self.context.memory
+        self.learner.memory = Memory({**memory.tasks, WRITTEN: written}, memory.seed)
+        self.running = bool(self.learner.memory)
 
     def edit_gradients(self, model: nn.Module) -> None:
         if self.running:
@@ -213,6 +298,7 @@ class RecurrentKIF(StandaloneMethod):
         if self.running:
             self.running = False
             del self.rounds, self.learner
+            self.written_rows = []
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"shares": torch.stack(self.shares)} if self.shares else {}
@@ -220,6 +306,7 @@ class RecurrentKIF(StandaloneMethod):
         if not self.running:
             return state
         state |= self.inner_rates.state_dict()
+        state |= {f"{WRITTEN}.{k}": v for k, v in stacked(self.written_rows).items()}
         return state | self.rounds.tensors() | self.learner.tensors()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -233,3 +320,7 @@ class RecurrentKIF(StandaloneMethod):
             self.inner_rates.load_state_dict(state)
             self.rounds.load(state)
             self.learner.load(state)
+            if self.written:
+                start = f"{WRITTEN}."
+                stored = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+                self._remember(unstacked(stored))

@@ -55,6 +55,7 @@ class OuterLearner:
         states: torch.dtype | None = None,
     ):
         self.engine, self.context, self.steps, self.shared = engine, context, steps, shared
+        self.memory = context.memory
         self.rate, self.constant, self.offload = rate, constant, offload
         self.rows = rows or rows_of_a_step(args)
         self.initial = initial_rates_of(training)  # by group of the training's optimizer
@@ -81,7 +82,7 @@ class OuterLearner:
         previous_rates = [group["lr"] for group in self.optimizer.param_groups]
         _set_rates(self.optimizer, inner if self.shared else self._rates(inner))
         for i in range(number * self.steps, (number + 1) * self.steps):
-            rows = self.context.memory.step(i, self.rows)
+            rows = self.memory.step(i, self.rows)
             seed = derive(self.context.seed, "recurrent_kif", i)
             self.engine.fit_step(rows, self.optimizer, seed, inspect)
         if self.shared:  # restore the rates that the training's schedule has set

@@ -23,6 +23,10 @@ RECURRENT_KIF: dict[str, dict[str, Any]] = {
         "outer_batch_size": None,
         "outer_optimizer": "own",
         "momentum": "keep",
+        "quantile_over": "all",
+        "agree": False,
+        "restore": "round",
+        "written": 0,
     },
     "release": {
         "inner_steps": 8,
@@ -38,6 +42,10 @@ RECURRENT_KIF: dict[str, dict[str, Any]] = {
         "outer_batch_size": None,
         "outer_optimizer": "own",
         "momentum": "keep",
+        "quantile_over": "all",
+        "agree": False,
+        "restore": "round",
+        "written": 0,
     },
 }
 

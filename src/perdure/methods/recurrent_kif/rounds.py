@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,10 @@ from perdure.methods.shared.importance import (
     unpack,
 )
 from perdure.models.sharded import Shards, local
+
+
+Extent = Literal["all", "parameter"]
+Restore = Literal["round", "stage"]
 
 
 def table_of(setting: dict[str, Any]) -> FusionTable | Soft:
@@ -69,6 +73,11 @@ class Rounds:
         states: the data type of the maps, and of the difference between the start of the round and
             what the inner steps reached.
         offload: whether the buffers are in host memory instead of the weights' device.
+        quantile_over: whether one threshold holds for all weights, or one for each parameter.
+        agree: whether a weight that is important to both sides, but is moved in opposite directions
+            by them, counts as important to the outer side only.
+        restore: where a weight that is important to the outer side only goes back to, before the
+            outer update is added: the start of the round, or the weights when the task began.
     """
 
     def __init__(
@@ -81,8 +90,12 @@ class Rounds:
         momentum: Momentum = "keep",
         states: torch.dtype = torch.float32,
         offload: bool = False,
+        quantile_over: Extent = "all",
+        agree: bool = False,
+        restore: Restore = "round",
     ):
         self.parameters, self.quantile, self.table = parameters, quantile, table
+        self.quantile_over, self.agree = quantile_over, agree
         self.beta_uncertainty, self.momentum = beta_uncertainty, momentum
         self.device = local(parameters[0]).device
         self.shards = Shards(parameters)
@@ -106,6 +119,7 @@ class Rounds:
         self.reached = zeros(states) if isinstance(table, Soft) else self.inner.sensitivity
         for piece in self.pieces:
             self.start[piece.place] = self._weights(piece)
+        self.stage = self.start.clone() if restore == "stage" else None
 
     def _own(self) -> list[Tensor]:
         """The parameters; of sharded ones, the parts of this process."""
@@ -130,12 +144,10 @@ class Rounds:
     @torch.no_grad()
     def end_inner_steps(self) -> None:
         """Compute the inner mask, and store what the inner steps reached."""
-        threshold = importance.threshold_of(
-            self.inner, self.quantile, self.device, shards=self.shards
-        )
+        thresholds = self._thresholds(self.inner)
         for piece in self.pieces:
-            scores = importance.score_of(self.inner, piece.place, self.device)
-            self.inner_mask[_bytes(piece)] = pack(scores > threshold)
+            mask = self._is_important(self.inner, piece, thresholds)
+            self.inner_mask[_bytes(piece)] = pack(mask)
             reached = self._weights(piece)
             if self.reached.dtype != torch.float32:
                 reached = reached - self.start[piece.place].to(self.device)
@@ -152,9 +164,7 @@ class Rounds:
             of the four cases; and for each parameter the number of its weights, and how many of
             them are important to the inner and to the outer side.
         """
-        threshold = importance.threshold_of(
-            self.outer, self.quantile, self.device, shards=self.shards
-        )
+        thresholds = self._thresholds(self.outer)
         ranges = self._ranges() if isinstance(self.table, Soft) else None
         sizes = torch.tensor([parameter.numel() for parameter in self.parameters])  # of all shards
         counts = torch.zeros(len(sizes), 3, dtype=torch.int64, device=self.device)
@@ -162,7 +172,9 @@ class Rounds:
         for piece in self.pieces:
             packed = self.inner_mask[_bytes(piece)].to(self.device)
             inner_mask = unpack(packed, piece.place.stop - piece.place.start)
-            outer_mask = importance.score_of(self.outer, piece.place, self.device) > threshold
+            outer_mask = self._is_important(self.outer, piece, thresholds)
+            if self.agree:
+                inner_mask &= ~(outer_mask & self._disagree(piece))
             start, reached, fused = self._fused(piece, inner_mask, outer_mask, ranges)
             if self.momentum == "scale":
                 kept.add(start, reached, fused)
@@ -178,6 +190,40 @@ class Rounds:
         shares = fusion.case_shares(*counts.sum(0), n=int(sizes.sum()))
         return kept, shares.cpu(), torch.cat([sizes[:, None], counts[:, :2].cpu()], dim=1)
 
+    def _thresholds(self, maps: Importance) -> Tensor:
+        """The threshold of all scores, or one for each parameter."""
+        if self.quantile_over == "all":
+            return importance.threshold_of(maps, self.quantile, self.device, shards=self.shards)
+        sizes = [part.numel() for part in self._own()]
+        return importance.thresholds_of(
+            maps, self.quantile, self.device, sizes=sizes, shards=self.shards
+        )
+
+    def _is_important(self, maps: Importance, piece: Piece, thresholds: Tensor) -> Tensor:
+        """The mask of the scores of a piece that are above the threshold, or their parameter's."""
+        scores = importance.score_of(maps, piece.place, self.device)
+        if self.quantile_over == "all":
+            return scores > thresholds
+        numbers = torch.tensor([number for number, *_ in piece.parts], device=self.device)
+        counts = [place.stop - place.start for _, place, _ in piece.parts]
+        of_each = torch.tensor(counts, device=self.device)
+        return scores > thresholds[numbers].repeat_interleave(of_each)
+
+    def _points(self, piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
+        """The values of a piece at the start, after the inner steps and after the outer steps."""
+        start, reached = (b[piece.place].to(self.device) for b in (self.start, self.reached))
+        if self.reached.dtype != torch.float32:
+            reached = start + reached.float()
+        return start, reached, self._weights(piece)
+
+    def _disagree(self, piece: Piece) -> Tensor:
+        """The mask of the weights that the inner and the outer steps move in opposite directions.
+
+        The signs are multiplied, as the product of two small updates could be zero.
+        """
+        start, reached, outer = self._points(piece)
+        return (reached - start).sign_() * (outer - reached).sign_() < 0
+
     def _fused(
         self,
         piece: Piece,
@@ -186,10 +232,7 @@ class Rounds:
         ranges: list[tuple[Tensor, Tensor]] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The values of a piece at the start, after the inner steps, and fused."""
-        start, reached = (b[piece.place].to(self.device) for b in (self.start, self.reached))
-        if self.reached.dtype != torch.float32:
-            reached = start + reached.float()
-        outer = self._weights(piece)
+        start, reached, outer = self._points(piece)
         if isinstance(self.table, Soft):
             assert ranges
             fused = fusion.fuse_softly(
@@ -211,6 +254,11 @@ class Rounds:
                 outer_mask=outer_mask,
                 table=self.table,
             )
+            if self.stage is not None:
+                w_inner, w_outer = self.table.outer
+                stage = self.stage[piece.place].to(self.device)
+                restored = stage + w_inner * (reached - start) + w_outer * (outer - reached)
+                fused = torch.where(outer_mask & ~inner_mask, restored, fused)
         return start, reached, fused
 
     def _ranges(self) -> list[tuple[Tensor, Tensor]]:
@@ -231,6 +279,7 @@ class Rounds:
         """The state between two rounds or in one, on the way through its inner steps."""
         maps = {"inner": self.inner.sensitivity, "inner_uncertainty": self.inner.uncertainty}
         maps |= {"outer": self.outer.sensitivity, "outer_uncertainty": self.outer.uncertainty}
+        maps["stage"] = self.stage
         return {"start": self.start, **{k: v for k, v in maps.items() if v is not None}}
 
     def load(self, state: dict[str, Tensor]) -> None:

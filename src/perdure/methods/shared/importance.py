@@ -11,6 +11,7 @@ not depend on models, optimizers or rounds.
 
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
@@ -261,6 +262,34 @@ def threshold_of(
         return (score_of(state, place, device) for place in places) if places else pieces
 
     return _exact_quantile(scores, q, shards)
+
+
+def thresholds_of(
+    state: Importance,
+    q: float,
+    device: torch.device,
+    sizes: Sequence[int],
+    shards: Shards = ALONE,
+) -> Tensor:
+    """The q-quantile of the scores of each parameter on its own, in the order of the buffer.
+
+    Args:
+        state: the maps.
+        q: rank of the threshold among the scores of a parameter.
+        device: the weights' device.
+        sizes: how many values each parameter has in the buffer.
+        shards: if the weights are spread over several processes, the thresholds are those of whole
+            parameters.
+    """
+    ends = list(accumulate(sizes))
+    thresholds = []
+    for size, end in zip(sizes, ends, strict=True):
+        place, uncertainty = slice(end - size, end), state.uncertainty
+        part = Importance(
+            state.sensitivity[place], None if uncertainty is None else uncertainty[place]
+        )
+        thresholds.append(threshold_of(part, q, device, shards))
+    return torch.stack(thresholds)
 
 
 # --- the mask
