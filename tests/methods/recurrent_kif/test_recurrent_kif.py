@@ -14,6 +14,7 @@ from perdure.methods.recurrent_kif import presets
 from perdure.methods.recurrent_kif.method import RecurrentKIF
 from perdure.methods.shared import importance
 from perdure.methods.shared.importance import flatten
+from perdure.methods.shared.written_rows import Writer
 from perdure.train.memory import Memory
 from train.engine import STRICT, engine, learned, same, tiny_base, tokenized, weights
 
@@ -46,6 +47,7 @@ class Reference:
     def learn(self, rows):
         """Rounds of inner steps, each with outer steps and a fusion; the weights at the end."""
         start, rates, first = self.snapshot(), [], True
+        self.begin = start
         for step in range(self.steps):
             rates.append(self.inner_step(step, rows[4 * step : 4 * step + 4]))
             if (step + 1) % self.settings["inner_steps"] and step + 1 < self.steps:
@@ -110,6 +112,9 @@ class Reference:
         table = self.settings["fusion"]
         for n, p in self.parameters.items():
             inner_change, outer_change = reached[n] - start[n], p - reached[n]
+            if self.settings["agree"]:
+                against = inner_change.sign() * outer_change.sign() == -1
+                inner_masks[n] = inner_masks[n] & ~(outer_masks[n] & against)
             if "soft" in table:
                 w = self.soft_share(n, table["soft"]).float()
                 p.copy_(start[n] + (w * inner_change + (1 - w) * outer_change))
@@ -123,7 +128,9 @@ class Reference:
             ):
                 w_in, w_out = table[case]
                 where = (inner_masks[n] == in_inner) & (outer_masks[n] == in_outer)
-                moved = start[n] + w_in * inner_change + w_out * outer_change
+                back = case == "outer" and self.settings["restore"] == "stage"
+                from_where = self.begin[n] if back else start[n]
+                moved = from_where + w_in * inner_change + w_out * outer_change
                 fused[where] = moved[where]
             p.copy_(fused)
 
@@ -160,7 +167,10 @@ class Importance:
         return torch.cat([s.flatten() for s in self.scores().values()])
 
     def masks(self):
-        """Of every tensor, which weights have a score above the quantile of all."""
+        """Of every tensor, which weights have a score above the quantile of all, or of its own."""
+        if self.settings["quantile_over"] == "parameter":
+            q = self.settings["quantile"]
+            return {n: s > torch.quantile(s, q) for n, s in self.scores().items()}
         threshold = torch.quantile(self.all_scores(), self.settings["quantile"])
         return {n: s > threshold for n, s in self.scores().items()}
 
@@ -174,6 +184,8 @@ CASES = [
     ("release", {}),
     ("paper", {"refresh": False}),
     ("release", {"fusion": {"soft": 0.25}}),
+    ("release", {"quantile_over": "parameter"}),
+    ("release", {"agree": True, "restore": "stage"}),
 ]
 
 
@@ -223,6 +235,31 @@ def test_what_is_no_fusion_is_refused_in_one_line(fusion):
     with pytest.raises(PerdureError, match=r"^recurrent_kif: fusion") as error:
         RecurrentKIF(fusion=fusion)
     assert "\n" not in str(error.value)
+
+
+def test_soft_weights_have_nothing_to_restore():
+    with pytest.raises(PerdureError, match="leave out one of the two"):
+        RecurrentKIF(fusion={"soft": 0.25}, restore="stage")
+
+
+@pytest.mark.parametrize("written", [0, 12])
+def test_with_rows_that_the_base_writes_the_first_task_has_rounds_too(written, tmp_path):
+    base = tiny_base("causal")
+    method = {"recurrent_kif": {"inner_steps": 4, "outer_steps": 2, "written": written}}
+    trainer = engine(base, method, tmp_path, rows=40, memory=0)
+    trainer.learn()
+    assert len(trainer.methods[0].shares) == (3 if written else 0)
+
+
+def test_a_resumed_run_takes_its_outer_steps_on_the_rows_that_were_written(tmp_path, monkeypatch):
+    method = {"recurrent_kif": {"inner_steps": 4, "outer_steps": 2, "written": 12}}
+    settings = {"rows": 40, "memory": 0, "checkpoint_every": 5}
+    expected, _ = learned("causal", method, tmp_path, **settings)
+    monkeypatch.setattr(Writer, "write", lambda *args: pytest.fail("it wrote again"))
+    checkpoint = tmp_path / "checkpoint-5"
+    resumed, trainer = learned("causal", method, tmp_path, resume=checkpoint, **settings)
+    assert same(expected, resumed)
+    assert len(trainer.methods[0].shares) == 3
 
 
 class Recorder(RecurrentKIF):
