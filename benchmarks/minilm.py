@@ -1,6 +1,6 @@
 """Prints the folder of all-MiniLM-L6-v2, the base of the quality benchmarks.
 
-perdure compare benchmarks/standard_cl.yaml --data FOLDER base=$(python benchmarks/minilm.py)
+perdure compare benchmarks/grids/standard_cl.yaml --data FOLDER base=$(python benchmarks/minilm.py)
 """
 
 import importlib.util

@@ -371,6 +371,7 @@ def taken(folder: Path) -> tuple[Records, Records]:
                 "state_bytes": cell["stored_bytes"] or 0,
                 "remembered_rows": cell["stored_rows"],
                 **{k: cell[k] for k in ("lost_tasks", "general") if cell.get(k) is not None},
+                **_flips(cell.get("general") or {}),
                 **run_settings,
             }
         )
@@ -384,6 +385,11 @@ def taken(folder: Path) -> tuple[Records, Records]:
                 {"method": line, "overall": overall, "backward_transfer": None, **run_settings}
             )
     return records, trials
+
+
+def _flips(general: dict[str, Any]) -> dict[str, Any]:
+    """How many of the guard's checks the base passes and the last stage does not, and the KL."""
+    return {"flips": general["fell"], "kl": general["kl"]} if "fell" in general else {}
 
 
 def _run_settings(

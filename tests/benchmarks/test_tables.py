@@ -105,7 +105,7 @@ GRIDS = {
 def test_the_grids_compare_what_was_published(name):
     """The same methods on the same orders and seeds, with the same trials."""
     published = tables.results(name)
-    grids = [read_grid(FOLDER / f"{grid}.yaml") for grid in GRIDS[name]]
+    grids = [read_grid(FOLDER / "grids" / f"{grid}.yaml") for grid in GRIDS[name]]
     cells = [cell for grid in grids for line in grid.lines for cell in grid.cells(line, {})]
     assert sorted((cell.line, tables._order(cell.order), cell.seed) for cell in cells) == sorted(
         (record["method"], record["order"], record["seed"]) for record in published["records"]

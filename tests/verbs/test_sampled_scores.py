@@ -1,6 +1,7 @@
 """Old tasks that are scored on a sample, and scores that are not measured again."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -106,6 +107,20 @@ def test_it_is_said_wherever_the_score_is(streams, tmp_path):
     assert verify(lineage) == []
     report([lineage], tmp_path / "page.html")
     assert "estimated" in (tmp_path / "page.html").read_text()
+    numbers = (tmp_path / "page.csv").read_text()
+    assert numbers.count(",score_estimated,") == 3
+
+
+def test_a_sample_that_cannot_show_a_loss_gets_a_warning(streams, monkeypatch):
+    monkeypatch.chdir(streams)
+    lineage = streams / "few"
+    shutil.copytree(streams / "sampled", lineage)
+    revert(lineage, to=2)
+    perdure("set", lineage, "scoring.sample=3")
+    rows = (streams / "fifth-train.jsonl", "--test", streams / "fifth-test.jsonl")
+    result = perdure("learn", lineage, "fifth", *rows)
+    assert "warning: scoring.sample=3: so few rows" in result.err + result.out
+    assert "too few to show a loss" in result.out or "cannot show a loss" in result.out
 
 
 def asked(monkeypatch) -> list[str]:

@@ -124,6 +124,11 @@ def holm(probabilities: Mapping[Name, float | None]) -> dict[Name, float | None]
     return dict(zip(probabilities, adjusted, strict=True))
 
 
+def can_show_a_loss(rows: int) -> bool:
+    """Whether a fall of all rows would be beyond noise in the sign test; below 5 rows it is not."""
+    return 0.5**rows < SIGNIFICANCE
+
+
 def sign_test(worse: int, better: int) -> float:
     """Return the exact one-sided p of a sign test: how likely at least `worse` of the pairs fall.
 

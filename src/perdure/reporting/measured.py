@@ -1,4 +1,4 @@
-"""The scores and costs of each method on the benchmark of all methods (benchmarks/methods.yaml).
+"""The scores and costs of each method on one benchmark (benchmarks/grids/methods.yaml).
 
 `python benchmarks/tables.py` makes `measured.json`, next to this file, from the result file.
 """

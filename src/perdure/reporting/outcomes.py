@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from perdure.measure.guard.loss import checks_of
-from perdure.measure.statistics import SIGNIFICANCE
+from perdure.measure.statistics import SIGNIFICANCE, can_show_a_loss
 from perdure.measure.verdict import TOGETHER
 
 
@@ -339,6 +339,6 @@ def _evidence(change: Mapping[str, Any], label: str) -> str:
         return f"{counts}: {beyond}p = {p:.2g}"
     if p < SIGNIFICANCE:  # Holm's correction for the number of old tasks
         return f"{counts}: p = {p:.2g}, within noise for this many tasks"
-    if 0.5**rows >= SIGNIFICANCE:  # not even a fall of all rows would be beyond noise
+    if not can_show_a_loss(rows):
         return f"{counts}: so few rows cannot show a loss"
     return f"{counts}: within noise, p = {p:.2g}"

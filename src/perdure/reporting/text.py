@@ -166,7 +166,8 @@ def _rows(run_set: Set) -> Iterator[tuple]:
             for stage, row in enumerate(run.matrix.rows):
                 for task, value in zip(run.matrix.tasks, row, strict=True):
                     mode = run.scoring.get(task, ("",))[0]
-                    yield *names, mode, "score", stage, task, value
+                    measure = "score_estimated" if (stage, task) in run.sampled else "score"
+                    yield *names, mode, measure, stage, task, value
 
 
 def _safe(value: object) -> object:

@@ -5,7 +5,7 @@ from typing import Any
 from perdure.measure.guard.lm_eval_result import short_lines, task_words
 from perdure.measure.guard.loss import checks_of
 from perdure.measure.guard.words import check_words
-from perdure.measure.statistics import SIGNIFICANCE
+from perdure.measure.statistics import SIGNIFICANCE, can_show_a_loss
 from perdure.measure.verdict import TOGETHER, lost_now
 
 
@@ -100,12 +100,15 @@ def _scores(change: dict[str, Any]) -> str:
     of = change.get("of")
     if fell + rose == 0:
         asked = f"{rows}" if of is None else f"a sample of {rows} of {of}"
-        return f"{scores} ({asked} test row{'s' * ((of or rows) != 1)})"
+        few = (
+            "" if change["before"] is None or can_show_a_loss(rows) else ", too few to show a loss"
+        )
+        return f"{scores} ({asked} test row{'s' * ((of or rows) != 1)}{few})"
     evidence = ""
     if change["p"] < SIGNIFICANCE:
         evidence = f", p = {change['p']:.2g}"
     elif fell > rose:
-        evidence = ", within noise"
+        evidence = ", within noise" if can_show_a_loss(rows) else ", so few rows cannot show a loss"
     if of is not None:
         return f"{scores} on a sample of {rows} of {of} rows ({fell} fell, {rose} rose{evidence})"
     return f"{scores} ({fell} of {rows} rows fell, {rose} rose{evidence})"

@@ -33,6 +33,7 @@ from perdure.lineage.work import WorkFolders
 from perdure.measure.gate import beyond, open_limits
 from perdure.measure.predictions import Predictions
 from perdure.measure.sampling import sampled_rows, shares
+from perdure.measure.statistics import can_show_a_loss
 from perdure.models.base import Base, BaseInfo
 from perdure.models.layout import CARD, MERGE_STATE, METHOD_STATE, SCORES
 from perdure.prepare import Plan
@@ -148,7 +149,7 @@ def advance(
         previous=lineage.folder(previous) if previous else None,
         learned=len(stages) if previous else 0,
         cells=_unchanged_scores(lineage),
-        samples={} if full else _samples(config, old_tasks, first),
+        samples={} if full else _samples(config, old_tasks, first, say),
         before=scored_before(lineage, entry, plan.methods),
         callbacks=callbacks,
         beginning=_beginning(lineage, base, plan.info),
@@ -324,7 +325,10 @@ def _old_tasks(
 
 
 def _samples(
-    config: Config, old_tasks: Mapping[str, Task | None], first: Mapping[str, Predictions]
+    config: Config,
+    old_tasks: Mapping[str, Task | None],
+    first: Mapping[str, Predictions],
+    say: Say,
 ) -> dict[str, Sample]:
     """Return the test rows on which old tasks are scored, for those that are not asked all rows.
 
@@ -338,6 +342,11 @@ def _samples(
         if task is not None and task.test is not None
     }
     asked = shares(counts, config.scoring.sample)
+    if sum(asked.values()) < sum(counts.values()) and not can_show_a_loss(sum(asked.values())):
+        say(
+            f"warning: scoring.sample={config.scoring.sample}: so few rows of the old tasks cannot "
+            "show a loss; 5 can show a total one, and 100 are a start"
+        )
     return {
         task_id: Sample(
             rows=sampled_rows(task_id, count, share=asked[task_id], seed=config.seed),
