@@ -365,7 +365,18 @@ def test_vectors_are_neither_thinned_nor_projected(name, role):
     torch.testing.assert_close(merged, expert, rtol=0, atol=1e-6)
 
 
-@EVERY
+def test_opcm_projects_copies_of_a_matrix_away_and_adds_those_of_a_vector():
+    """So copies change the shares of both in a model, whose norm is kept."""
+    rule, expected = make("opcm"), {"matrix": 1, "vector": 3}
+    for role, times in expected.items():
+        tau, _ = tensors(2) if role == "matrix" else tensors(2, (50,))
+        state: State = {}
+        for number in (1, 2, 3):
+            state = rule.arrive(state, tau, Arrival(number, shape=tau.shape, role=role))
+        torch.testing.assert_close(state["sum"], times * tau, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in names() if name != "opcm"])
 def test_copies_give_what_one_gives_if_the_rule_says_so(name):
     base, expert = tensors(2)
     one, three = (merge(make(name), base, [expert] * n, identities="aaa") for n in (1, 3))

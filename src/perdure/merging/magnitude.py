@@ -10,7 +10,7 @@ from perdure.merging.rule import Pieces
 
 
 ROW = 4096  # elements that one thread adds up
-PART = ROW << 7  # elements that are in fp64 at a time
+PART = ROW << 7  # elements that are multiplied at a time
 LOW = 15  # the low bits of a magnitude; the 16 bits above them are counted first
 
 
@@ -62,21 +62,38 @@ def kept(density: float, count: int) -> int:
 
 
 def dot(one: Tensor, other: Tensor) -> float:
-    """Return the inner product of two tensors in fp64.
+    """Return the inner product of two tensors: rows in their data type, and their sum in fp64.
 
-    It is summed in rows, each by one thread, so that the number of threads does not change its last
-    bits.
+    Each row is summed by one thread, so that the number of threads does not change the last bits.
+    What overflows in fp32 is computed in fp64.
     """
-    parts = zip(one.flatten().split(PART), other.flatten().split(PART), strict=True)
-    sums = torch.cat([_row_sums(a.double() * b.double()) for a, b in parts])
-    while sums.numel() > 1:
-        sums = _row_sums(sums)
+    pairs = [*zip(_rows(one), _rows(other), strict=True)]
+    total = _sum([torch.linalg.vecdot(a, b) for a, b in pairs])
+    if not math.isfinite(total):
+        total = _sum([torch.linalg.vecdot(a.double(), b.double()) for a, b in pairs])
+    return total
+
+
+def _sum(parts: list[Tensor]) -> float:
+    """Return the sum of some vectors in fp64."""
+    sums = torch.cat(parts).double()
+    while sums.numel() > ROW:
+        sums = torch.cat([rows.sum(dim=1) for rows in _rows(sums)])
     return sums.sum().item()
 
 
-def _row_sums(values: Tensor) -> Tensor:
-    """Return the sums of a vector's rows of ROW elements, the last one filled with zeros."""
-    return torch.nn.functional.pad(values, (0, -values.numel() % ROW)).view(-1, ROW).sum(dim=1)
+def _rows(values: Tensor) -> list[Tensor]:
+    """Return the elements of a tensor as rows of ROW, PART at a time, then as one of the rest."""
+    flat, whole = values.flatten(), values.numel() // ROW * ROW
+    return [*(p.view(-1, ROW) for p in flat[:whole].split(PART)), flat[whole:].view(1, -1)]
+
+
+def is_finite(values: Tensor) -> bool:
+    """Return whether no value is infinite or not a number.
+
+    The least and the greatest value tell it, in a twentieth of the time of `torch.isfinite`.
+    """
+    return not values.numel() or bool(torch.stack(values.aminmax()).isfinite().all())
 
 
 def norm(tau: Tensor) -> float:

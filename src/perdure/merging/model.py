@@ -1,6 +1,7 @@
 """What is merged: the base, and the checkpoints, which are whole models or LoRA adapters of it."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -171,3 +172,20 @@ def opened(base: Model, checkpoints: list[Checkpoint]) -> Iterator[None]:
         for checkpoint in checkpoints:
             stack.enter_context(checkpoint.open())
         yield
+
+
+@contextmanager
+def hashing(base: Model, checkpoints: list[Checkpoint]) -> Iterator[None]:
+    """Hash the files of the base and of all checkpoints in a thread, during a block.
+
+    They are known at the end of the block, which takes less time than to hash them before or after.
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        hashed = [pool.submit(getattr, model, "hashes") for model in (base, *checkpoints)]
+        try:
+            yield
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        for future in hashed:
+            future.result()

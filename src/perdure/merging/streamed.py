@@ -15,7 +15,7 @@ from torch import Tensor
 from perdure.errors import NotFiniteError, PerdureError
 from perdure.merging.checkpoint import Tensors
 from perdure.merging.fold import PIECE, Piece, Place, Source, fold, pieces
-from perdure.merging.magnitude import dot
+from perdure.merging.magnitude import dot, is_finite
 from perdure.merging.model import Checkpoint, Model, opened
 from perdure.merging.output import Output
 from perdure.merging.rule import Arrived, Rule, State
@@ -333,7 +333,7 @@ def _write(output: Output, name: str, piece: Piece, values: Tensor) -> None:
     Raises:
         NotFiniteError: it does not fit the data type.
     """
-    if not bool(values.isfinite().all()):
+    if not is_finite(values):
         kind = str(values.dtype).removeprefix("torch.")
         raise NotFiniteError(
             f"{name}: the merged weights do not fit {kind}; give another --dtype, or a smaller "

@@ -58,7 +58,7 @@ def survey(base: Model, checkpoints: list[Checkpoint], dtype: torch.dtype) -> Su
     count = len(checkpoints)
     base_square, squares = 0.0, [0.0] * count
     gram = torch.zeros(count, count, dtype=torch.float64)
-    most = max(1 << 14, PIECE // (2 * count))
+    most = max(1 << 14, PIECE // max(2, count // 4))
     with opened(base, checkpoints):
         for place in base.places():
             changed = [c.changes(place.tensor) for c in checkpoints]
@@ -67,7 +67,7 @@ def survey(base: Model, checkpoints: list[Checkpoint], dtype: torch.dtype) -> Su
                 square = dot(weights, weights)
                 _check_finite(square, base.name, place.tensor)
                 base_square += square
-                taus = []
+                taus: dict[int, torch.Tensor] = {}
                 for number, checkpoint in enumerate(checkpoints):
                     if not changed[number]:
                         continue
@@ -75,11 +75,10 @@ def survey(base: Model, checkpoints: list[Checkpoint], dtype: torch.dtype) -> Su
                     square = dot(tau, tau)
                     _check_finite(square, checkpoint.name, place.tensor)
                     squares[number] += square
-                    taus.append(tau.flatten().double())
-                if count > 1 and len(taus) > 1:
-                    rows = torch.stack(taus)
-                    known = torch.tensor(changed)
-                    gram[known.outer(known)] += (rows @ rows.T).flatten()
+                    for other, earlier in taus.items():
+                        gram[number, other] += dot(tau, earlier)
+                    taus[number] = tau
+    gram += gram.T.clone()
     norms = [math.sqrt(square) for square in squares]
     cosines = [[_cosine(gram, norms, i, j) for j in range(count)] for i in range(count)]
     return Survey(math.sqrt(base_square), norms, cosines)

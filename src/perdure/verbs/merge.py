@@ -23,7 +23,7 @@ from perdure.merging.factors import (
     settings_of,
     sums,
 )
-from perdure.merging.model import Checkpoint, Model, open_checkpoint
+from perdure.merging.model import Checkpoint, Model, hashing, open_checkpoint
 from perdure.merging.preflight import check
 from perdure.merging.rule import Arrived, Rule
 from perdure.merging.rules import make
@@ -197,7 +197,8 @@ def _merge_to_model(
     check_memory(made, rule, max_memory)
     for line in [*notes, made.line()]:
         say(line)
-    measured = survey(base, checkpoints, rule.dtype)
+    with hashing(base, checkpoints):
+        measured = survey(base, checkpoints, rule.dtype)
     for line in measured.warnings([c.name for c in checkpoints], base.name):
         say(f"warning: {line}")
     job = Job(base, checkpoints, rule, survey=measured, dtype=dtype)
