@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
+import choosing
 import defaults
 import picture
 from table_text import difference_text, markdown, spread_text
@@ -30,8 +31,12 @@ from perdure.train.method import Family
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
-PAGES = (HERE.parent / "README.md", HERE / "README.md", DOCS / "check.md")
+PAGES = (
+    *(HERE.parent / "README.md", HERE / "README.md"),
+    *(DOCS / "check.md", DOCS / "choosing.md", DOCS / "identification.md"),
+)
 COSTS = HERE.parent / "src" / "perdure" / "reporting" / "measured.json"
+CHOICES = COSTS.with_name("choosing.json")
 COSTS_SETTING = (
     "the benchmark `methods`, an encoder of 22.7 M parameters with LoRA on four tasks of 400 rows, "
     "one thread, two seeds of two orders; time, memory and OP relative to `sequential`, on these "
@@ -325,6 +330,8 @@ def with_tables(text: str) -> str:
         "defaults": defaults.markdown(results("defaults")["records"]),
         "chat_orders": losses_table(results("chat_orders")["records"]),
         "chat_strength": losses_table(results("chat_strength")["records"]),
+        "choosing": choosing.table(),
+        "identification": choosing.identification(),
         "ablation": ablation_table(long_sequence["records"]),
     }
     for name, table in tables.items():
@@ -437,11 +444,17 @@ def main() -> None:
         name, *folders = args.take
         take(name, [Path(folder) for folder in folders])
     COSTS.write_text(costs_of_methods(results("methods")["records"]), encoding="utf-8")
+    CHOICES.write_text(choosing.text(), encoding="utf-8")
     for name, svg in pictures().items():
         (DOCS / f"{name}.svg").write_text(svg, encoding="utf-8")
     for path in PAGES:
         path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
-    print("written: the tables of the READMEs and docs/, the pictures, and", COSTS.name)
+    print(
+        "written: the tables of the READMEs and docs/, the pictures,",
+        COSTS.name,
+        "and",
+        CHOICES.name,
+    )
 
 
 if __name__ == "__main__":

@@ -1002,21 +1002,23 @@ def rebase(folder: str | Path, base: str, revision: str | None = None) -> dict[s
     return verb.rebase(folder, base, revision)
 
 
-def methods(name: str | None = None) -> list[dict[str, Any]]:
+def methods(name: str | None = None, recommend: bool = False) -> list[dict[str, Any]]:
     """List the methods, or show one: what it does, its keywords, its presets.
 
     Args:
         name: Show only this method, with all its details.
+        recommend: Say instead what to take for which model and data, with measured numbers.
 
     Returns:
         A mapping for each method. The methods themselves are in the package `perdure.methods`.
+        With `recommend`, a mapping for each recommendation: `when`, `take`, `because`, `files`.
 
     Raises:
-        PerdureError: there is no method of that name.
+        PerdureError: there is no method of that name, or a name is given with `recommend`.
     """
     from perdure.verbs import methods as verb
 
-    return verb.methods(name)
+    return verb.recommended(name) if recommend else verb.methods(name)
 
 
 def rules(name: str | None = None) -> list[dict[str, Any]]:

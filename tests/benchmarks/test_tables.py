@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import choosing
 import defaults
 import tables
 from table_text import difference_text, markdown, spread_text
@@ -16,6 +18,7 @@ from table_text import difference_text, markdown, spread_text
 from perdure.comparison.grid import read_grid
 from perdure.comparison.summary import difference, mark_what_differs, score
 from perdure.methods import make
+from perdure.reporting.choosing import recommended
 
 
 pytestmark = pytest.mark.own
@@ -92,6 +95,24 @@ def test_defaults_line_up_both_bases():
     )
     # The second order of one line alone is left out, so that lines compare.
     assert without_minilm == "| `sequential` | - | - | - | 0 | 0.100 | -0.100 | 0.800 | 1 |"
+
+
+def test_what_is_recommended_stands_on_the_result_files_and_can_be_taken():
+    entries = recommended()
+    assert entries == choosing.lines()  # `python benchmarks/tables.py` writes them
+    for entry in entries:
+        for file in entry["files"]:
+            assert (FOLDER.parent / file).is_file()
+        assert any(character.isdigit() for character in entry["because"])
+        for take in entry["take"].split(" or "):
+            if take != "LoRA" and not take.startswith(("mode:", "perdure ")):
+                make(yaml.safe_load(take))
+
+
+def test_the_numbers_of_a_recommendation_are_those_of_the_records():
+    records = [r for r in tables.results("standard_cl")["records"] if r["method"] == "replay"]
+    by_hand = sum(record["overall"] for record in records) / len(records)
+    assert f"OP {by_hand:.3f}" in next(e["because"] for e in recommended() if e["take"] == "replay")
 
 
 GRIDS = {

@@ -2,6 +2,7 @@
 
 import inspect
 import textwrap
+from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
@@ -18,6 +19,9 @@ def methods(arguments: Arguments, as_json: Json = False) -> None:
     """Example: perdure methods recurrent_kif"""
     quiet()
     described = api.methods(**arguments)
+    if arguments.get("recommend"):
+        print_described(described, as_json, one=False, description=_description, table=_choices)
+        return
     print_described(described, as_json, one=bool(arguments), description=_description, table=_table)
 
 
@@ -29,6 +33,14 @@ def _table(described: list[dict[str, Any]]) -> list[RenderableType]:
         cells = (method["family"], method["name"], summary, method["paper"] or "-")
         table.add_row(*map(Text, cells))
     return [table, Text("details of a method:  perdure methods NAME")]
+
+
+def _choices(recommended: list[dict[str, Any]]) -> list[RenderableType]:
+    table = grid("you have", "take", "because", "file")
+    for entry in recommended:
+        names = ", ".join(Path(file).stem for file in entry["files"])
+        table.add_row(*map(Text, (entry["when"], entry["take"], entry["because"], names)))
+    return [table, Text("the numbers are in benchmarks/results/FILE.json of the source")]
 
 
 def _description(described: dict[str, Any]) -> list[RenderableType]:

@@ -5,13 +5,26 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
+from perdure.errors import PerdureError
 from perdure.methods import SHORT, find, keywords, names
+from perdure.reporting import choosing
 from perdure.reporting.measured import measured
 
 
 def methods(name: str | None) -> list[dict[str, Any]]:
     """Describe all methods, or only the one of this name. See `perdure.api.methods`."""
     return [describe(method_name) for method_name in ([name] if name else names())]
+
+
+def recommended(name: str | None) -> list[dict[str, Any]]:
+    """Return what to take for which model and data.
+
+    Raises:
+        PerdureError: a method is named as well.
+    """
+    if name is not None:
+        raise PerdureError(f"methods: --recommend compares all methods; leave out {name}")
+    return choosing.recommended()
 
 
 def describe(name: str) -> dict[str, Any]:

@@ -1,0 +1,195 @@
+"""What to take for which model and data, each line with its number and the file that has it.
+
+`tables.py` writes the lines to docs/choosing.md and to the file that `perdure methods --recommend`
+prints. A line whose result file does not exist yet is left out.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from table_text import difference_text, markdown
+
+from perdure.comparison.summary import difference, lost, score
+from perdure.measure.statistics import mean
+
+
+RESULTS = Path(__file__).parent / "results"
+CHAT = "smollm2_assistant_screen"  # the records of the chat model that the lines below use
+Cells = dict[Any, dict[str, Any]]
+
+
+class Results:
+    """The records of a result file, by method."""
+
+    def __init__(self, name: str):
+        self.name = name
+        records = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["records"]
+        self.methods: dict[str, Cells] = {}
+        for record in records:
+            cells = self.methods.setdefault(record["method"], {})
+            cells[record["order"], record["seed"]] = record
+
+    def known(self, method: str, key: str = "overall") -> dict[Any, float]:
+        cells = self.methods[method]
+        return {pair: r[key] for pair, r in cells.items() if r.get(key) is not None}
+
+    def op(self, method: str) -> str:
+        """The mean OP of a method over the orders."""
+        return f"{score(self.known(method))['mean']:.3f}"
+
+    def against(self, method: str, other: str) -> str:
+        """The difference of two methods' OP, with its interval if there are three orders."""
+        return difference_text(difference(self.known(method), self.known(other)))
+
+    def time(self, method: str, other: str) -> str:
+        """The seconds of learning, divided by those of another method in the same cells."""
+        ours, theirs = self.known(method, "seconds"), self.known(other, "seconds")
+        return f"{mean([ours[pair] / theirs[pair] for pair in ours if pair in theirs]):.2f}"
+
+    def kept(self, method: str) -> str:
+        """What is left of general ability: how many of the base's checks fell, and the KL."""
+        losses = lost([*self.methods[method].values()])
+        return f"{losses['fell']} of {losses['passed_by_reference']} checks fell"
+
+
+def lines() -> list[dict[str, Any]]:
+    """The lines: `when`, `take`, `because` and `files`."""
+    standard, methods = Results("standard_cl"), Results("methods")
+    long, orders = Results("long_sequence"), Results("chat_orders")
+    made = [
+        line(
+            "a chat model, and some rows of each old task may be kept",
+            "[replay, kl_base]",
+            f"three orders of three tasks: OP {orders.op('default')}, {orders.kept('default')}; "
+            f"plain fine-tuning {orders.op('sequential')}, {orders.kept('sequential')}",
+            orders,
+        ),
+        line(
+            "an encoder, and some rows of each old task may be kept",
+            "replay",
+            f"four tasks: OP {standard.op('replay')}, plain fine-tuning "
+            f"{standard.op('sequential')}, all tasks at once {standard.op('joint')}; "
+            f"recurrent_kif - replay: {standard.against('recurrent_kif_paper', 'replay')}",
+            standard,
+        ),
+        line(
+            "an encoder, and no old row may be kept",
+            "ewc",
+            f"four tasks, two orders: OP {methods.op('ewc')}, plain fine-tuning "
+            f"{methods.op('sequential')}, replay {methods.op('replay')}",
+            methods,
+        ),
+        line(
+            "no additional time for learning",
+            "wise_ft or l2",
+            f"{methods.time('wise_ft', 'sequential')} and {methods.time('l2', 'sequential')} times "
+            f"plain fine-tuning; OP {methods.op('wise_ft')} and {methods.op('l2')} where that has "
+            f"{methods.op('sequential')} (an encoder, two orders)",
+            methods,
+        ),
+        line(
+            "many tasks (fifteen)",
+            "replay",
+            f"OP {long.op('replay')}; recurrent_kif {long.op('recurrent_kif_paper')}, ewc "
+            f"{long.op('ewc')}, olora {long.op('olora')}, plain fine-tuning "
+            f"{long.op('sequential')} (an encoder, three orders)",
+            long,
+        ),
+        line(
+            "all weights or an adapter?",
+            "LoRA",
+            f"plain fine-tuning with LoRA {methods.op('sequential')}, of all weights "
+            f"{methods.op('sequential_whole')}, osf {methods.op('osf')} (an encoder, two orders)",
+            methods,
+        ),
+        line(
+            "the rows of all tasks are there at once",
+            "mode: union",
+            f"OP {standard.op('joint')}, one task after another with replay "
+            f"{standard.op('replay')} (an encoder, three orders)",
+            standard,
+        ),
+    ]
+    return made
+
+
+def line(when: str, take: str, because: str, *results: Results) -> dict[str, Any]:
+    files = [f"benchmarks/results/{r.name}.json" for r in results]
+    return {"when": when, "take": take, "because": because, "files": files}
+
+
+def text() -> str:
+    """The text of `choosing.json`, which `perdure methods --recommend` prints."""
+    return json.dumps(lines(), indent=1, ensure_ascii=False) + "\n"
+
+
+def table() -> str:
+    """The lines as a table of docs/choosing.md."""
+    cells = [
+        [
+            entry["when"],
+            f"`{entry['take']}`",
+            entry["because"],
+            ", ".join(map(_name, entry["files"])),
+        ]
+        for entry in lines()
+    ]
+    return markdown(("you have", "take", "because", "file"), cells, text_columns=4)
+
+
+def _name(file: str) -> str:
+    return f"`{Path(file).stem}`"
+
+
+# The result file, what it is about, and its lines: Recurrent-KIF, replay of as many rows, the same
+# fusion without identification.
+IDENTIFIED = (
+    (
+        "standard_cl",
+        "encoder, 4 tasks, 125 steps, 20 rows a task",
+        [
+            ("recurrent_kif_paper", "replay", "mask_free"),
+            ("recurrent_kif_release", "replay", "mask_free"),
+        ],
+    ),
+    (
+        "methods",
+        "encoder, 4 tasks, 100 steps, 10 rows a task",
+        [("recurrent_kif_paper", "replay", None), ("recurrent_kif_release", "replay", None)],
+    ),
+    (
+        "long_sequence",
+        "encoder, 15 tasks, 75 steps, 10 rows a task",
+        [
+            ("recurrent_kif_paper", "replay", "mask_free"),
+            ("recurrent_kif_release", "replay", "mask_free"),
+            ("soft_weights", None, "no_masks"),
+        ],
+    ),
+    (
+        CHAT,
+        "chat model, 5 tasks, 40 steps, 8 rows a task",
+        [("kif_paper", "replay", "mask_free"), ("kif_kl_kept", "replay_kl", None)],
+    ),
+)
+
+
+def identification() -> str:
+    """Recurrent-KIF beside replay and beside fusion without identification, in all results."""
+    cells = []
+    for name, setting, compared in IDENTIFIED:
+        if not (RESULTS / f"{name}.json").exists():
+            continue
+        results = Results(name)
+        for ours, replay, mask_free in compared:
+            if ours not in results.methods:
+                continue
+            others = [
+                results.against(ours, other) if other in results.methods else "-"
+                for other in (replay, mask_free)
+            ]
+            count = len({order for order, _ in results.methods[ours]})
+            cells.append([f"`{ours}`", setting, str(count), results.op(ours), *others])
+    heads = ("line", "where", "orders", "OP", "OP - replay", "OP - without identification")
+    return markdown(heads, cells, text_columns=2)

@@ -1,0 +1,14 @@
+"""What to take for which model and data, with the measured numbers behind it.
+
+`python benchmarks/tables.py` makes `choosing.json`, next to this file, from the result files.
+"""
+
+import json
+from importlib.resources import files
+from typing import Any
+
+
+def recommended() -> list[dict[str, Any]]:
+    """Return the lines: `when`, what to `take`, `because` of which numbers, in which `files`."""
+    text = (files("perdure.reporting") / "choosing.json").read_text(encoding="utf-8")
+    return json.loads(text)
