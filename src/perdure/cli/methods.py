@@ -22,7 +22,9 @@ def methods(arguments: Arguments, as_json: Json = False) -> None:
     if arguments.get("recommend"):
         print_described(described, as_json, one=False, description=_description, table=_choices)
         return
-    print_described(described, as_json, one=bool(arguments), description=_description, table=_table)
+    print_described(
+        described, as_json, one="name" in arguments, description=_description, table=_table
+    )
 
 
 def _table(described: list[dict[str, Any]]) -> list[RenderableType]:
