@@ -32,13 +32,14 @@ from perdure.reporting.measured import measured_rows, setting
 quiet()  # before the libraries below are imported
 from transformers import TrainingArguments  # noqa: E402
 
+from perdure.merging import after  # noqa: E402
 from perdure.merging.rules import find as find_rule  # noqa: E402
 from perdure.merging.rules import keywords as rule_keywords  # noqa: E402
 from perdure.merging.rules import names as rules_of_merging  # noqa: E402
 from perdure.methods import find, keywords, names  # noqa: E402
 from perdure.train import arguments  # noqa: E402
 from perdure.verbs.methods import describe, spell  # noqa: E402
-from perdure.verbs.rules import describe_rule  # noqa: E402
+from perdure.verbs.rules import describe_rule, describe_treatment  # noqa: E402
 
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -191,16 +192,34 @@ def rules() -> str:
     return table(*rows) + "".join(sections)
 
 
+def treatments() -> str:
+    """The text of `perdure rules`, and of `perdure rules NAME`, for the treatments."""
+    rows = [["treatment", "what it does"]]
+    sections = []
+    for description in map(describe_treatment, after.names()):
+        name = description["name"]
+        rows.append([f"[`{name}`](#{name})", description["summary"]])
+        described = after.find(name), after.keywords(name)
+        sections.append(f"\n### {name}\n\n{_of_merging(description, *described)}")
+    return table(*rows) + "".join(sections)
+
+
 def _rule(description: dict[str, Any]) -> str:
     """The section of a rule."""
-    rule = find_rule(description["name"])
-    about, _, arguments_text = (inspect.getdoc(rule) or "").partition("Args:\n")
+    name = description["name"]
+    return _of_merging(description, find_rule(name), rule_keywords(name))
+
+
+def _of_merging(
+    description: dict[str, Any], described: type, parameters: Mapping[str, inspect.Parameter]
+) -> str:
+    """The section of a rule or a treatment."""
+    about, _, arguments_text = (inspect.getdoc(described) or "").partition("Args:\n")
     paper = f"[Its paper]({description['paper']}).\n\n" if description["paper"] else ""
-    keywords_of_rule = rule_keywords(description["name"])
     own = [keyword for keyword in description["keywords"] if keyword["name"] != "exact"]
     parts = [
         f"{paper}{about.strip()}\n",
-        *_keyword_table({"keywords": own}, arguments_text, keywords_of_rule),
+        *_keyword_table({"keywords": own}, arguments_text, parameters),
         table(["", ""], *(list(fact) for fact in facts_of(description))),
     ]
     return "\n".join(parts)
@@ -256,7 +275,7 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 
 MAKERS: dict[str, Callable[..., str]] = {
-    maker.__name__: maker for maker in (verb, defaults, owned, refused, methods, rules)
+    maker.__name__: maker for maker in (verb, defaults, owned, refused, methods, rules, treatments)
 }
 
 

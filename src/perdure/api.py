@@ -210,6 +210,7 @@ def merge(
     full: bool = False,
     dtype: Dtype | None = None,
     max_memory: str | int | None = None,
+    after: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     name: str | None = None,
     train: TaskRows | None = None,
     test: TaskRows | None = None,
@@ -239,7 +240,7 @@ def merge(
 
     Args:
         models: The checkpoints; or a lineage and one checkpoint. Words rule.KEY=VALUE are keywords
-            of the rule.
+            of the rule, and after.NAME.KEY=VALUE those of a treatment.
         rule: How they are merged; `perdure rules` lists the rules.
         weights: A weight for each checkpoint, in their order.
         base: The model from which the checkpoints were trained. Default: the one that an adapter
@@ -251,6 +252,8 @@ def merge(
         dtype: The data type of the weights. Default: that of the base, or of the first adapter.
         max_memory: The most memory for weights, such as 2GB, beside that of Python and its
             libraries. The plan, which is printed first, says how much is needed.
+        after: A treatment of the merged weights; `perdure rules` lists them. In Python their names,
+            or a mapping from their names to their keywords.
         name: In a lineage, the name of the task that the checkpoint has learned. Default: the name
             of its folder.
         train: In a lineage, the rows that it was trained on. Some of them are remembered.
@@ -288,6 +291,7 @@ def merge(
             full=full,
             dtype=dtype,
             max_memory=verb.read_bytes(max_memory),
+            after=after,
             say=say,
         )
     folder, checkpoint = verb.lineage_and_checkpoint(names)
@@ -307,6 +311,7 @@ def merge(
         weights=weights,
         rank=rank,
         max_memory=verb.read_bytes(max_memory),
+        after=after,
         data=data,
         say=say,
     )
@@ -1022,16 +1027,17 @@ def methods(name: str | None = None, recommend: bool = False) -> list[dict[str, 
 
 
 def rules(name: str | None = None) -> list[dict[str, Any]]:
-    """List the rules of `perdure merge`, or show one: what it does, its keywords, what it keeps.
+    """List the rules of `perdure merge` and the treatments after them, or show one of them.
 
     Args:
-        name: Show only this rule, with all its details.
+        name: Show only this rule or treatment, with all its details.
 
     Returns:
-        A mapping for each rule. The rules themselves are in the package `perdure.merging.rules`.
+        A mapping for each. The rules are in the package `perdure.merging.rules`, the treatments in
+        `perdure.merging.after`.
 
     Raises:
-        PerdureError: there is no rule of that name.
+        PerdureError: there is no rule and no treatment of that name.
     """
     from perdure.verbs import rules as verb
 

@@ -1,15 +1,18 @@
 """Tiny checkpoints of one base, on disk."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from perdure.merging import output
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -57,3 +60,30 @@ def merged_by_peft(base: Path | str, adapter: Path | str) -> dict[str, Tensor]:
 
     model: Any = AutoModelForCausalLM.from_pretrained(str(base))
     return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().state_dict()
+
+
+class Killed(BaseException):
+    """What ends a process without any of its code."""
+
+
+def stopped_again_and_again(merge: Callable[[], object], into: Path) -> None:
+    """Merge, but stop after every fifth tensor is written and before its line is."""
+    finish, count = output.Output.finish, 0
+
+    def finish_or_stop(self, name, **facts):
+        nonlocal count
+        count += 1
+        if count % 5 == 0:
+            raise Killed
+        finish(self, name, **facts)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(output.Output, "finish", finish_or_stop)
+        for _ in range(30):
+            try:
+                merge()
+            except Killed:
+                assert not into.exists()
+            else:
+                return
+    raise AssertionError("it does not go on")

@@ -15,7 +15,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from command import perdure, refused, tree
-from merging.models import merged_by_peft, save_adapter, save_expert, weights_of
+from merging.models import (
+    Killed,
+    merged_by_peft,
+    save_adapter,
+    save_expert,
+    stopped_again_and_again,
+    weights_of,
+)
 from perdure.api import merge
 from perdure.errors import NotFiniteError, PerdureError
 from perdure.merging import output, streamed
@@ -91,37 +98,12 @@ def test_shards_adapters_and_one_after_another_give_the_same(rule, place, monkey
     merge(["x", "sharded", "z"], base="base", into="again", rule=rule)
     if rule != "dare":  # whose draws depend on the content of the files, and there are more now
         assert tree(Path("again"))[WEIGHTS] == tree(Path("once"))[WEIGHTS]
-    with pytest.MonkeyPatch.context() as patched:
-        _stopped_again_and_again(patched, rule)
+    stopped_again_and_again(
+        lambda: merge(["x", "y", "z"], base="base", into="stopped", rule=rule), Path("stopped")
+    )
     assert tree(Path("stopped"))[WEIGHTS] == tree(Path("once"))[WEIGHTS]
     assert not list(Path().glob(".*"))
     assert once["norm"] > 0
-
-
-class _Killed(BaseException):
-    """What ends a process without any of its code."""
-
-
-def _stopped_again_and_again(patched, rule: str) -> None:
-    """Merge, but stop after every fifth tensor is written and before its line is."""
-    finish, count = output.Output.finish, 0
-
-    def finish_or_stop(self, name, **facts):
-        nonlocal count
-        count += 1
-        if count % 5 == 0:
-            raise _Killed
-        finish(self, name, **facts)
-
-    patched.setattr(output.Output, "finish", finish_or_stop)
-    for _ in range(30):
-        try:
-            merge(["x", "y", "z"], base="base", into="stopped", rule=rule)
-        except _Killed:
-            assert not Path("stopped").exists()
-        else:
-            return
-    raise AssertionError("it does not go on")
 
 
 KILLED = """
@@ -148,10 +130,10 @@ def _stopped_after_nine(patched) -> None:
         finish(self, name, **facts)
         count += 1
         if count == 9:
-            raise _Killed
+            raise Killed
 
     patched.setattr(output.Output, "finish", finish_and_stop)
-    with pytest.raises(_Killed):
+    with pytest.raises(Killed):
         merge(["x", "y"], base="base", into="out", rule="ties")
 
 
@@ -185,7 +167,7 @@ def test_a_killed_process_goes_on_and_ends_in_the_same_bytes(by, place):
 def test_what_was_begun_with_other_settings_is_begun_again(place, monkeypatch):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(streamed, "_add_vector", _raise)
-        with pytest.raises(_Killed):
+        with pytest.raises(Killed):
             merge(["x", "y"], base="base", into="out", rule="opcm")
     assert Path(".out.merging").is_dir()
     merge(["x", "y"], base="base", into="out", rule="opcm", keywords={"alpha": 0.25})
@@ -194,7 +176,7 @@ def test_what_was_begun_with_other_settings_is_begun_again(place, monkeypatch):
 
 
 def _raise(*_) -> None:
-    raise _Killed
+    raise Killed
 
 
 @pytest.mark.parametrize("rule", rule_names())
@@ -559,7 +541,7 @@ def test_a_limit_of_memory_that_is_too_small_is_refused(place):
         refused(place, "merge", *arguments, "--max-memory", "1kB", names=words)
 
     bad("max_memory is 1.0 kB; a piece of a tensor is the least", rule="ties")
-    bad("it needs whole tensors, so allow more, or take a rule that works in pieces", rule="opcm")
+    bad("opcm needs whole tensors, so allow more, or take a rule that works in pieces", rule="opcm")
 
 
 PEAK = """

@@ -41,7 +41,7 @@ VERBS = {
     "push": "Upload a stage to the hub.",
     "rebase": "Record a new location of the base.",
     "methods": "List the methods, or show one.",
-    "rules": "List the rules of `perdure merge`, or show one.",
+    "rules": "List the rules and treatments of `perdure merge`, or show one.",
 }
 OPTIONS: dict[str, Any] = {
     "add_completion": False,

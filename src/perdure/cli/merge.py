@@ -24,11 +24,13 @@ from perdure.errors import PerdureError
     max_memory="--max-memory SIZE",
     train="--train FILE",
     test="--test FILE",
+    after="--after NAME",
 )
 def merge(arguments: Arguments, as_json: Json = False) -> None:
     """Example: perdure merge sft code --base Qwen/Qwen3-0.6B --into merged --rule ties"""
     quiet()
-    models, keywords = _split(arguments.pop("models"))
+    models, keywords, of_treatments = _split(arguments.pop("models"))
+    arguments["after"] = _after(arguments.get("after", []), of_treatments)
     if "weights" in arguments:
         arguments["weights"] = _numbers(arguments["weights"])
     result = api.merge(models, **arguments, keywords=keywords, say=stderr_line)
@@ -42,20 +44,43 @@ def merge(arguments: Arguments, as_json: Json = False) -> None:
         _show(result)
 
 
-def _split(words: Sequence[Any]) -> tuple[list[str], dict[str, Any]]:
-    """Divide words into checkpoints and the rule's keywords.
+def _split(words: Sequence[Any]) -> tuple[list[str], dict[str, Any], dict[str, dict[str, Any]]]:
+    """Divide words into checkpoints, the rule's keywords, and those of treatments by their names.
 
     Raises:
-        PerdureError: a keyword is not written rule.KEY=VALUE.
+        PerdureError: a keyword is not written rule.KEY=VALUE or after.NAME.KEY=VALUE.
     """
     texts = [str(word) for word in words]
-    keywords = [text for text in texts if text.startswith("rule.") and "=" in text]
+    keywords = [text for text in texts if text.startswith(("rule.", "after.")) and "=" in text]
     models = [text for text in texts if text not in keywords]
-    values = overrides(keywords)
-    nested = next((key for key in values if key.count(".") > 1), None)
-    if nested:
-        raise PerdureError(f"{nested}: a rule's keyword is written rule.KEY=VALUE")
-    return models, {key.removeprefix("rule."): value for key, value in values.items()}
+    of_rule: dict[str, Any] = {}
+    of_treatments: dict[str, dict[str, Any]] = {}
+    for key, value in overrides(keywords).items():
+        kind, *path = key.split(".")
+        if kind == "rule":
+            if len(path) != 1:
+                raise PerdureError(f"{key}: a rule's keyword is written rule.KEY=VALUE")
+            of_rule[path[0]] = value
+        else:
+            if len(path) != 2:
+                raise PerdureError(f"{key}: a treatment's keyword is written after.NAME.KEY=VALUE")
+            of_treatments.setdefault(path[0], {})[path[1]] = value
+    return models, of_rule, of_treatments
+
+
+def _after(names: Sequence[str], keywords: dict[str, dict[str, Any]]) -> Any:
+    """Return the treatments with their keywords, in the order of their names.
+
+    Raises:
+        PerdureError: there are keywords of a treatment that is not applied.
+    """
+    other = next((name for name in keywords if name not in names), None)
+    if other is not None:
+        key = next(iter(keywords[other]))
+        raise PerdureError(f"after.{other}.{key}: give --after {other} as well")
+    if len(set(names)) < len(names):  # a mapping would hide it
+        return list(names)
+    return {name: keywords.get(name, {}) for name in names}
 
 
 def _numbers(text: str) -> list[float]:
@@ -79,6 +104,9 @@ def _show(result: dict[str, Any]) -> None:
         cells = ("-" if weight is None else f"{weight:g}", f"{checkpoint['norm']:.4g}")
         table.add_row(Text(checkpoint["checkpoint"]), *cells)
     table.add_row(Text("merged"), "", f"{result['norm']:.4g}")
+    if "treated_norm" in result:
+        names = " and ".join(result["after"])
+        table.add_row(Text(f"after {names}"), "", f"{result['treated_norm']:.4g}")
     stdout().print(table)
     cosines = [c for i, row in enumerate(result["cosines"]) for c in row[:i]]
     if cosines:

@@ -1,4 +1,4 @@
-"""`perdure rules`: list the rules of `perdure merge`, or describe one of them."""
+"""`perdure rules`: list the rules and treatments of `perdure merge`, or describe one of them."""
 
 import inspect
 import textwrap
@@ -23,36 +23,47 @@ def rules(arguments: Arguments, as_json: Json = False) -> None:
 
 def _table(described: list[dict[str, Any]]) -> list[RenderableType]:
     table = grid("rule", "what it does", "keeps", "order matters", "LoRA to LoRA", "paper")
-    for rule in described:
-        cells = (
-            rule["name"],
-            rule["summary"],
-            counted(rule["state"], "tensor"),
-            _answer(rule["order_matters"]),
-            _answer(rule["adds_task_vectors"]),
-            rule["paper"] or "-",
-        )
-        table.add_row(*map(Text, cells))
-    return [table, Text("details of a rule:  perdure rules NAME")]
+    treatments = grid("treatment", "what it does", "whole tensors", "LoRA to LoRA", "paper")
+    for one in described:
+        name, about, paper = one["name"], one["summary"], one["paper"] or "-"
+        if one["kind"] == "rule":
+            kept, ordered = counted(one["state"], "tensor"), _answer(one["order_matters"])
+            cells = (name, about, kept, ordered, _answer(one["adds_task_vectors"]), paper)
+            table.add_row(*map(Text, cells))
+        else:
+            whole, scales = _answer(one["whole_tensors"]), _answer(one["scales"])
+            treatments.add_row(*map(Text, (name, about, whole, scales, paper)))
+    more = "details of a rule or a treatment:  perdure rules NAME"
+    return [table, Text(), treatments, Text(more)]
 
 
 def _description(described: dict[str, Any]) -> list[RenderableType]:
+    from perdure.merging import after
     from perdure.merging.rules import find
 
-    about = textwrap.indent(inspect.getdoc(find(described["name"])) or "", "  ")
+    name, is_rule = described["name"], described["kind"] == "rule"
+    about = textwrap.indent(inspect.getdoc((find if is_rule else after.find)(name)) or "", "  ")
     keywords = grid("keyword", "type", "default")
     for keyword in described["keywords"]:
         keywords.add_row(keyword["name"], Text(keyword["type"]), Text(value(keyword["default"])))
     facts = grid("", "")
     for fact, answer in facts_of(described):
         facts.add_row(Text(fact), Text(answer))
-    head = f"{described['name']}  {described['paper'] or ''}".rstrip()
-    use = f"to use it: perdure merge X Y --base BASE --into OUT --rule {described['name']}"
+    head = f"{name}  {described['paper'] or ''}".rstrip()
+    option = f"--rule {name}" if is_rule else f"--after {name}"
+    use = f"to use it: perdure merge X Y --base BASE --into OUT {option}"
     return [Text(head, style="bold"), Text(f"\n{about}"), keywords, facts, Text(use)]
 
 
 def facts_of(described: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a rule declares, in words."""
+    """What a rule or a treatment declares, in words."""
+    if described["kind"] == "treatment":
+        neutral = ", ".join(f"{key}={value(word)}" for key, word in described["neutral"].items())
+        return [
+            ("changes nothing with", neutral),
+            ("a LoRA adapter stays one", _answer(described["scales"])),
+            ("needs whole tensors in memory", _answer(described["whole_tensors"])),
+        ]
     return [
         (
             "keeps, beside the merged weights",

@@ -93,6 +93,8 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
     if "rule" in stage:
         (rule, keywords), count = next(iter(stage["rule"].items())), len(stage["history"])
         lines += [("rule", f"{rule} ({_pairs(keywords)}); {counted(count, 'checkpoint')} so far")]
+        treatments = stage.get("after", {})
+        lines += [("treated by", f"{name} ({_pairs(own)})") for name, own in treatments.items()]
     if settings["adapter"] is not None:
         lines += [("adapter", _pairs(settings["adapter"]))]
     if settings["quantization"]:

@@ -209,11 +209,12 @@ class ArrivedLine(TypedDict):
 class MergeLine(AdoptLine):
     """A stage into which a checkpoint was merged.
 
-    `history` has all checkpoints in the state of the rule, the new one last, and `discarded` the
-    share of a merged adapter that its rank cuts off.
+    `history` has all checkpoints in the state of the rule, the new one last, `discarded` the share
+    of a merged adapter that its rank cuts off, and `after` the treatments with their keywords.
     """
 
     rule: Keywords
+    after: NotRequired[dict[str, dict[str, Any]]]
     weight: float | None
     history: list[ArrivedLine]
     discarded: NotRequired[float]

@@ -2,6 +2,10 @@
 
 rule.py        what a rule is: it folds one more task vector into what was merged before
 rules/         the rules, one file each
+treatment.py   what a treatment of the merged task vector is
+after/         the treatments, one file each
+registry.py    rules and treatments, found by their names
+layers.py      how deep a tensor stands in a model
 fold.py        the fold over one tensor, in pieces
 magnitude.py   the k-th largest magnitude of a tensor that is read in pieces
 draws.py       random numbers that depend only on a seed and a position

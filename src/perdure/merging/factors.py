@@ -5,8 +5,9 @@ these, QR gives B = Q_b R_b and A^T = Q_a R_a, and the SVD of the small R_b R_a^
 values of the sum. Only what a cap of the rank cuts off is lost, and that is reported.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from perdure.errors import NotFiniteError, PerdureError, one_line
 from perdure.merging.adapter import FACTORS, PREFIX, Adapter
+from perdure.merging.layers import Layers
+from perdure.merging.treatment import Treatment
 
 
 FULL = "give --full to write a whole model"
@@ -75,6 +78,24 @@ def sums(adapters: Sequence[Adapter], coefficients: Sequence[float]) -> dict[str
             )
             total[name] = added(total.get(name), factors, str(adapter.folder))
     return total
+
+
+def scaled(
+    total: Mapping[str, Factors], after: Sequence[Treatment], layers: Layers
+) -> dict[str, Factors]:
+    """Return a sum of adapters after treatments that only scale.
+
+    Args:
+        total: the sum (`sums`).
+        after: the treatments.
+        layers: the numbered layers of the base.
+    """
+    result = {}
+    for name, factors in total.items():
+        depth = layers.depth(f"{name}.weight")
+        factor = math.prod(treatment.factor(depth) for treatment in after)
+        result[name] = replace(factors, up=factor * factors.up) if after else factors
+    return result
 
 
 def added(one: Factors | None, other: Factors, where: str) -> Factors:

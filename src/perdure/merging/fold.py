@@ -31,11 +31,22 @@ class Piece(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A tensor of a model: its name, shape and role."""
+    """A tensor of a model.
+
+    Args:
+        tensor: its name.
+        shape: its shape.
+        role: what it is for (`Arrival.role`).
+        depth: where its layer stands, from 0 for the first of its stack to 1 for the last; None
+            if it is in no numbered layer.
+        transposed: whether it is stored as [d_in, d_out], as GPT-2 does with its linear layers.
+    """
 
     tensor: str
     shape: tuple[int, ...]
     role: Role
+    depth: float | None = None
+    transposed: bool = False
 
 
 @dataclass(frozen=True)

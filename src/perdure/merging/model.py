@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from perdure.merging.adapter import Adapter
 from perdure.merging.checkpoint import Tensors, hashes_of, model_files, model_folder
 from perdure.merging.fold import Piece, Place
+from perdure.merging.layers import Layers
 from perdure.merging.rule import Role
 from perdure.models.as_is import is_adapter
 from perdure.models.base import load_config_and_tokenizer
@@ -57,17 +59,23 @@ class Model:
         return kind_of(self.config, self.name)
 
     @cached_property
-    def _known(self) -> tuple[set[str], dict[str, str]]:
-        """The names of the tables of embeddings, and of tied weights, each with its twin."""
+    def _known(self) -> tuple[set[str], dict[str, str], set[str]]:
+        """The names of tables of embeddings, of tied weights with their twins, of transposed ones.
+
+        The twin of a tied weight is the one that it is tied to.
+        """
         model = skeleton(self.config, self.kind)
         if model is None:
-            return set(), {}
+            return set(), {}, set()
         tables = {
             f"{name}.weight"
             for name, module in model.named_modules()
             if isinstance(module, nn.Embedding)
         }
-        return tables, dict(model.get_expanded_tied_weights_keys(all_submodels=True))
+        transposed = {
+            f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)
+        }
+        return tables, dict(model.get_expanded_tied_weights_keys(all_submodels=True)), transposed
 
     @property
     def tied(self) -> dict[str, str]:
@@ -87,7 +95,18 @@ class Model:
         for name in sorted(self.tensors.stored):
             stored = self.tensors.stored[name]
             if stored.is_float:
-                yield Place(name, stored.shape, self.role(name))
+                yield Place(
+                    name,
+                    stored.shape,
+                    self.role(name),
+                    depth=self.layers.depth(name),
+                    transposed=name in self._known[2],
+                )
+
+    @cached_property
+    def layers(self) -> Layers:
+        """Its stacks of numbered layers."""
+        return Layers(self.tensors.stored)
 
     def role(self, name: str) -> Role:
         """Return what a tensor is for."""

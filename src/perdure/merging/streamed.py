@@ -20,6 +20,7 @@ from perdure.merging.model import Checkpoint, Model, opened
 from perdure.merging.output import Output
 from perdure.merging.rule import Arrived, Rule, State
 from perdure.merging.survey import Survey
+from perdure.merging.treatment import Treatment, values_of
 from perdure.models.layout import MERGE_STATE
 from perdure.seeds import digest
 
@@ -68,6 +69,7 @@ class Job:
         dtype: the data type of what is written; None is that of the base's tensors.
         history: the arrivals before these checkpoints.
         state: the state after them, None if there were none.
+        after: the treatments of the merged task vector, in their order.
     """
 
     base: Model
@@ -77,6 +79,7 @@ class Job:
     dtype: torch.dtype | None = None
     history: Sequence[Arrived] = ()
     state: Tensors | None = None
+    after: tuple[Treatment, ...] = ()
 
     @property
     def arrived(self) -> list[Arrived]:
@@ -96,7 +99,23 @@ class Job:
             [[a.weight, a.norm] for a in self.history],
             str(self.dtype),
             PIECE,
+            *([values_of(self.after)] if self.after else []),
         )
+
+    def is_whole(self, place: Place) -> bool:
+        """Return whether a tensor is merged as a whole, not in pieces."""
+        treated_whole = place.role == "matrix" and any(one.whole for one in self.after)
+        return self.rule.whole or treated_whole
+
+    def pieces(self, place: Place) -> list[Piece]:
+        """Return the pieces in which a tensor is merged."""
+        return list(pieces(place.shape, prod(place.shape) if self.is_whole(place) else PIECE))
+
+    def treated(self, tau: Tensor, base: Tensor, place: Place) -> Tensor:
+        """Return a merged task vector after all treatments (`Treatment.treat`)."""
+        for treatment in self.after:
+            tau = treatment.treat(tau, base, place)
+        return tau
 
     def dtype_of(self, place: Place) -> torch.dtype:
         """Return the data type in which a tensor is written."""
@@ -112,12 +131,14 @@ def plan(job: Job, keeps_state: bool = False) -> MergePlan:
     for place in base.places():
         count = prod(place.shape)
         elements += count
-        cut = [count] if rule.whole else [piece.count for piece in pieces(place.shape)]
+        cut = [piece.count for piece in job.pieces(place)]
         # Rules that need whole tensors work hard only on matrices, as OPCM does with its SVD.
         work = rule.work if place.role == "matrix" or not rule.whole else Rule.work
+        if place.role == "matrix":
+            work = max([work, *(treatment.work for treatment in job.after)])
         held = max(cut, default=0) * size * (2 * len(rule.state) + work + 2)
         # What is freed of pieces is not given back at once; whole tensors are.
-        held *= 1 if rule.whole else 2
+        held *= 1 if job.is_whole(place) else 2
         needs[place.tensor] = held + _factors(job, place, size) + BUFFERS
     largest = max(needs, key=lambda name: needs[name])
     stored = sum(_size(base.tensors, name) for name in base.tensors.stored)
@@ -138,7 +159,7 @@ def plan(job: Job, keeps_state: bool = False) -> MergePlan:
     )
 
 
-def check_memory(made: MergePlan, rule: Rule, limit: int | None) -> None:
+def check_memory(made: MergePlan, job: Job, limit: int | None) -> None:
     """Check that a plan stays within a limit of memory.
 
     Raises:
@@ -146,11 +167,16 @@ def check_memory(made: MergePlan, rule: Rule, limit: int | None) -> None:
     """
     if limit is None or made.memory <= limit:
         return
-    reason = "it needs whole tensors" if rule.whole else "a piece of a tensor is the least"
+    whole = next((one.name for one in (job.rule, *job.after) if one.whole), None)
+    reason = f"{whole} needs whole tensors" if whole else "a piece of a tensor is the least"
+    hint = ""
+    if job.rule.whole:
+        hint = ", or take a rule that works in pieces, such as task_arithmetic"
+    elif whole:
+        hint = f", or leave --after {whole} out"
     raise PerdureError(
         f"merging takes {in_bytes(made.memory)} of memory for {made.largest}, and max_memory is "
-        f"{in_bytes(limit)}; {reason}, so allow more"
-        + (", or take a rule that works in pieces, such as task_arithmetic" if rule.whole else "")
+        f"{in_bytes(limit)}; {reason}, so allow more{hint}"
     )
 
 
@@ -220,7 +246,7 @@ def merge_into(job: Job, folder: Path, keep_state: bool = False) -> dict[str, An
 
     Returns:
         `norm`, the Frobenius norm of the merged task vector, and `scale`, by which it was
-        multiplied at the end.
+        multiplied at the end; if there are treatments, `treated_norm`, the norm after them.
 
     Raises:
         NotFiniteError: a merged weight does not fit the data type.
@@ -242,7 +268,11 @@ def merge_into(job: Job, folder: Path, keep_state: bool = False) -> dict[str, An
             _add_vector(job, outputs.model, outputs.vector, scale)
     for output in outputs.all:
         output.complete()
-    return {"norm": norm * scale, "scale": scale}
+    result = {"norm": norm * scale, "scale": scale}
+    if job.after:
+        squares = [outputs.model.done[place.tensor]["treated"] for place in job.base.places()]
+        result["treated_norm"] = math.sqrt(sum(squares))
+    return result
 
 
 def _copy_buffers(base: Model, output: Output) -> None:
@@ -272,12 +302,15 @@ def _merge_tensor(job: Job, place: Place, first: Output, state_output: Output | 
     if untouched and state_output is None and not is_vector:
         for piece in pieces(place.shape):
             first.write(name, piece.offset, job.base.tensors.read(name, piece).to(dtype))
-        first.finish(name, square=0.0)
+        first.finish(name, square=0.0, treated=0.0)
         return
-    square = 0.0
+    square = treated = 0.0
     for piece, weights, state in _folded(job, place):
         tau = rule.merged(state, job.arrived)
         square += dot(tau, tau)
+        if job.after and not is_vector:
+            tau = job.treated(tau, weights, place)
+            treated += dot(tau, tau)
         values = tau if is_vector else (weights + tau).to(dtype)
         if state_output is not None:
             for kind, tensor in state.items():
@@ -286,7 +319,7 @@ def _merge_tensor(job: Job, place: Place, first: Output, state_output: Output | 
     if state_output is not None:
         for kind in (*rule.state, *rule.scalars):
             state_output.finish(f"{kind}.{name}")
-    first.finish(name, square=square)
+    first.finish(name, square=square, treated=treated)
 
 
 def _folded(job: Job, place: Place) -> Iterator[tuple[Piece, Tensor, State]]:
@@ -309,7 +342,8 @@ def _folded(job: Job, place: Place) -> Iterator[tuple[Piece, Tensor, State]]:
             job.checkpoints, job.arrived[len(job.history) :], strict=True
         )
     ]
-    return fold(rule, place, base, sources, earlier=len(job.history), state=state)
+    most = prod(place.shape) if job.is_whole(place) else PIECE
+    return fold(rule, place, base, sources, earlier=len(job.history), state=state, most=most)
 
 
 def _add_vector(job: Job, output: Output, vector: Output, scale: float) -> None:
@@ -319,12 +353,16 @@ def _add_vector(job: Job, output: Output, vector: Output, scale: float) -> None:
         for place in job.base.places():
             if place.tensor in output.done:
                 continue
-            for piece in pieces(place.shape):
+            treated = 0.0
+            cut = job.pieces(place) if job.after else pieces(place.shape)
+            for piece in cut:
                 weights = job.base.tensors.read(place.tensor, piece).to(job.rule.dtype)
-                tau = tensors.read(place.tensor, piece)
-                values = (weights + scale * tau).to(job.dtype_of(place))
-                _write(output, place.tensor, piece, values)
-            output.finish(place.tensor)
+                tau = scale * tensors.read(place.tensor, piece)
+                if job.after:
+                    tau = job.treated(tau, weights, place)
+                    treated += dot(tau, tau)
+                _write(output, place.tensor, piece, (weights + tau).to(job.dtype_of(place)))
+            output.finish(place.tensor, treated=treated)
 
 
 def _write(output: Output, name: str, piece: Piece, values: Tensor) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from perdure.merging.model import Checkpoint, Model
 from perdure.merging.rule import Rule
+from perdure.merging.treatment import Treatment
 from perdure.models.layout import ADAPTER_SETTINGS, CARD
 from perdure.parsing import read_json
 from perdure.printable import printable
@@ -49,6 +51,7 @@ def write_card(
     rule: Rule,
     values: Mapping[str, Any],
     adapter: bool,
+    after: Sequence[Treatment] = (),
 ) -> None:
     """Write the `README.md` of a merged model, which names what it was made of and how.
 
@@ -60,8 +63,8 @@ def write_card(
         rule: the rule.
         values: the rule's keywords.
         adapter: whether it is an adapter and not a whole model.
+        after: the treatments of the merged task vector.
     """
-    keywords = ", ".join(f"{key}={value}" for key, value in values.items())
     lines = [
         "---",
         f"library_name: {'peft' if adapter else 'transformers'}",
@@ -71,7 +74,8 @@ def write_card(
         "# A merged " + ("LoRA adapter" if adapter else "model"),
         "",
         f"Perdure merged these checkpoints, in this order, with the rule `{rule.name}` "
-        f"({keywords}). A checkpoint is named by its folder, and its files by their SHA-256.",
+        f"({_keywords(values)}). A checkpoint is named by its folder, and its files by their "
+        "SHA-256.",
         "",
         "| | weight | file | SHA-256 |",
         "|---|---|---|---|",
@@ -81,9 +85,17 @@ def write_card(
         lines += _rows(str(number), checkpoint.name, checkpoint.weight, checkpoint.hashes)
     paper = f" ([paper]({rule.paper}))" if rule.paper else ""
     lines += ["", f"Rule: `{rule.name}`{paper}."]
+    for treatment in after:
+        paper = f" ([paper]({treatment.paper}))" if treatment.paper else ""
+        keywords = _keywords(asdict(treatment))
+        lines += ["", f"Treatment after it: `{treatment.name}` ({keywords}){paper}."]
     if not adapter:
         lines += ["", "Config, tokenizer and chat template are those of the base."]
     (folder / CARD).write_text(printable("\n".join([*lines, ""])), encoding="utf-8")
+
+
+def _keywords(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items())
 
 
 def _rows(what: str, name: str, weight: float | None, hashes: Mapping[str, str]) -> list[str]:

@@ -107,6 +107,9 @@ def _from_elsewhere(lineage: Lineage, entry: dict[str, Any]) -> str:
         rule, values = next(iter(entry["rule"].items()))
         words = ["perdure", "merge", FOLDER, "CHECKPOINT", "--rule", rule, "--name", name]
         words += [f"rule.{key}={json.dumps(value)}" for key, value in values.items()]
+        for treatment, own in entry.get("after", {}).items():
+            words += ["--after", treatment]
+            words += [f"after.{treatment}.{key}={json.dumps(v)}" for key, v in own.items()]
         words += [] if entry["weight"] is None else ["--weight", f"{entry['weight']:g}"]
     splits = _splits(lineage, task)
     ending = "; its rows were passed in Python" if splits is None else ""

@@ -1,7 +1,7 @@
 """`merge` folds checkpoints into one model, or one more checkpoint into a lineage."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,10 +16,12 @@ from perdure.errors import PerdureError, nearest
 from perdure.lineage.files import dump, locked
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import check_kept
+from perdure.merging.after import make as make_treatments
 from perdure.merging.factors import (
     check_only_factors,
     compressed,
     norms_and_cosines,
+    scaled,
     settings_of,
     sums,
 )
@@ -29,11 +31,15 @@ from perdure.merging.rule import Arrived, Rule
 from perdure.merging.rules import make
 from perdure.merging.streamed import MODEL, Job, check_memory, merge_into, plan
 from perdure.merging.survey import survey
+from perdure.merging.treatment import Treatment, values_of
 from perdure.merging.write import copy_beside, write_card
 from perdure.models.as_is import base_of_adapter
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.say import Say
 from perdure.writing import sync, writing
+
+
+After = Sequence[str] | Mapping[str, Mapping[str, Any]] | None  # treatments, as users give them
 
 
 def merge_many(
@@ -47,20 +53,24 @@ def merge_many(
     full: bool,
     dtype: str | None,
     max_memory: int | None,
+    after: After,
     say: Say,
 ) -> dict[str, Any]:
     """Merge checkpoints into a new folder and describe it. See `perdure.api.merge`."""
     out = Path(into)
+    treatments = make_treatments(after)
     rule, checkpoints = open_rule_and_checkpoints(names, rule_name, values, weights)
     if not checkpoints:
         raise PerdureError("give the checkpoints to merge")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PerdureError(f"{out}: exists and is not empty; give a new folder")
     only_adapters = all(c.adapter is not None for c in checkpoints) and not full
-    as_adapter = only_adapters and rule.linear
-    if only_adapters and not rule.linear:
+    not_low = next((t.name for t in treatments if not t.scales), None)
+    not_low = not_low if rule.linear else rule.name
+    as_adapter = only_adapters and not_low is None
+    if only_adapters and not_low is not None:
         say(
-            f"note: {rule.name} does more than to add task vectors, so its result has no low rank: "
+            f"note: {not_low} does more than to add task vectors, so its result has no low rank: "
             "a whole model is written"
         )
     if rank is not None and not as_adapter:
@@ -70,8 +80,8 @@ def merge_many(
     if rank is not None and rank < 1:
         raise PerdureError(f"rank: must be at least 1, got {rank}")
     if as_adapter:
-        return _merge_to_adapter(rule, checkpoints, base, out, rank, dtype, say)
-    return _merge_to_model(rule, checkpoints, base, out, dtype, max_memory, say)
+        return _merge_to_adapter(rule, checkpoints, treatments, base, out, rank, dtype, say)
+    return _merge_to_model(rule, checkpoints, treatments, base, out, dtype, max_memory, say)
 
 
 def lineage_and_checkpoint(names: Sequence[str]) -> tuple[str, str]:
@@ -155,6 +165,16 @@ def open_rule_and_checkpoints(
     return rule, [open_model(n, w) for n, w in zip(names, given, strict=True)]
 
 
+def check_treatments(after: Sequence[Treatment], base: Model) -> None:
+    """Check that the merged weights of a base can be treated.
+
+    Raises:
+        PerdureError: they cannot.
+    """
+    for treatment in after:
+        treatment.check(list(base.places()))
+
+
 def _dtype(name: str | None) -> torch.dtype | None:
     if name is None:
         return None
@@ -182,6 +202,7 @@ def _base_name(base: str | None, checkpoints: Sequence[Checkpoint]) -> tuple[str
 def _merge_to_model(
     rule: Rule,
     checkpoints: list[Checkpoint],
+    after: tuple[Treatment, ...],
     base_name: str | None,
     out: Path,
     dtype_name: str | None,
@@ -192,27 +213,28 @@ def _merge_to_model(
     dtype = _dtype(dtype_name)
     base = Model(*_base_name(base_name, checkpoints))
     notes = check(base, checkpoints)
-    job = Job(base, checkpoints, rule, dtype=dtype)
+    check_treatments(after, base)
+    job = Job(base, checkpoints, rule, dtype=dtype, after=after)
     made = plan(job)
-    check_memory(made, rule, max_memory)
+    check_memory(made, job, max_memory)
     for line in [*notes, made.line()]:
         say(line)
     with hashing(base, checkpoints):
         measured = survey(base, checkpoints, rule.dtype)
     for line in measured.warnings([c.name for c in checkpoints], base.name):
         say(f"warning: {line}")
-    job = Job(base, checkpoints, rule, survey=measured, dtype=dtype)
+    job = replace(job, survey=measured)
     work = _work(out)
     with writing(out), _owned(work):
         merged = merge_into(job, work / "parts")
         folder = work / "parts" / MODEL
         copy_beside(base, folder, dtype)
-        _publish(folder, out, base, checkpoints, rule, adapter=False)
+        _publish(folder, out, base, checkpoints, rule, after, adapter=False)
     remove(work)
     return {
         "model": str(out),
         "kind": "weights",
-        **_described(rule, checkpoints, base.name, measured.norms, measured.cosines),
+        **_described(rule, after, checkpoints, base.name, measured.norms, measured.cosines),
         "plan": asdict(made),
         **merged,
     }
@@ -221,6 +243,7 @@ def _merge_to_model(
 def _merge_to_adapter(
     rule: Rule,
     checkpoints: list[Checkpoint],
+    after: tuple[Treatment, ...],
     base_name: str | None,
     out: Path,
     rank: int | None,
@@ -234,6 +257,7 @@ def _merge_to_adapter(
     base = Model(*_base_name(base_name, checkpoints))
     for line in check(base, checkpoints):
         say(line)
+    check_treatments(after, base)
     with ExitStack() as stack:
         for checkpoint in checkpoints:
             stack.enter_context(checkpoint.open())
@@ -241,7 +265,9 @@ def _merge_to_adapter(
         history = [Arrived(c.weight, n) for c, n in zip(checkpoints, norms, strict=True)]
         dtype = _dtype(dtype_name) or next(iter(adapters[0].stored.values())).dtype
         total = sums(adapters, rule.coefficients(history))
-        merged = compressed(total, cap=rank, dtype=dtype, scaling=1.0)
+        treated = scaled(total, after, base.layers)
+        merged = compressed(treated, cap=rank, dtype=dtype, scaling=1.0)
+        norm = compressed(total, cap=rank, dtype=dtype).norm if after else merged.norm
     work = _work(out)
     with writing(out), _owned(work):
         folder = work / MODEL
@@ -249,16 +275,17 @@ def _merge_to_adapter(
         save_file(merged.tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         settings = settings_of(adapters, merged.rank, base.name)
         (folder / ADAPTER_SETTINGS).write_text(dump(settings), encoding="utf-8")
-        _publish(folder, out, base, checkpoints, rule, adapter=True)
+        _publish(folder, out, base, checkpoints, rule, after, adapter=True)
     remove(work)
     return {
         "model": str(out),
         "kind": "adapter",
-        **_described(rule, checkpoints, base.name, norms, cosines),
+        **_described(rule, after, checkpoints, base.name, norms, cosines),
         "rank": merged.rank,
         "discarded": merged.discarded,
         "most_discarded": merged.worst,
-        "norm": merged.norm,
+        **({"treated_norm": merged.norm} if after else {}),
+        "norm": norm,
         "scale": 1.0,
     }
 
@@ -272,6 +299,7 @@ def keywords_of(rule: Rule) -> dict[str, Any]:
 
 def _described(
     rule: Rule,
+    after: tuple[Treatment, ...],
     checkpoints: Sequence[Checkpoint],
     base: str,
     norms: Sequence[float],
@@ -280,6 +308,7 @@ def _described(
     """Return what the result says of the rule and of what was merged."""
     return {
         "rule": {rule.name: keywords_of(rule)},
+        **({"after": values_of(after)} if after else {}),
         "base": base,
         "checkpoints": [
             {
@@ -322,6 +351,7 @@ def _publish(
     base: Model,
     checkpoints: list[Checkpoint],
     rule: Rule,
+    after: tuple[Treatment, ...],
     adapter: bool,
 ) -> None:
     """Write the card of a complete folder, and give the folder its name."""
@@ -333,6 +363,7 @@ def _publish(
         rule=rule,
         values=keywords_of(rule),
         adapter=adapter,
+        after=after,
     )
     usual_modes(folder)
     for path in [*folder.rglob("*"), folder]:

@@ -16,6 +16,8 @@ from perdure.errors import PerdureError
 from perdure.lineage.files import dump, locked
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import check_kept
+from perdure.merging.adapter import PREFIX
+from perdure.merging.after import make as make_treatments
 from perdure.merging.checkpoint import Tensors
 from perdure.merging.factors import (
     DOWNS,
@@ -27,14 +29,18 @@ from perdure.merging.factors import (
     module_of,
     norms_and_cosines,
     read_sum,
+    scaled,
     sums,
     tensors_of,
 )
+from perdure.merging.fold import Place
+from perdure.merging.layers import Layers
 from perdure.merging.model import Checkpoint, Model, open_checkpoint
 from perdure.merging.preflight import check
 from perdure.merging.rule import Arrived, Rule
 from perdure.merging.streamed import MODEL, STATE, Job, check_memory, merge_into, plan
 from perdure.merging.survey import survey
+from perdure.merging.treatment import Treatment, values_of
 from perdure.models.base import Base
 from perdure.models.checkpoints import adapter_tensors, check_base_of
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, MERGE_STATE
@@ -43,7 +49,12 @@ from perdure.prepare import prepare_adopt
 from perdure.say import Say
 from perdure.verbs.advance import Adopted, AdoptedWeights, advance
 from perdure.verbs.init import check_tokenizer
-from perdure.verbs.merge import keywords_of, open_rule_and_checkpoints
+from perdure.verbs.merge import (
+    After,
+    check_treatments,
+    keywords_of,
+    open_rule_and_checkpoints,
+)
 
 
 LEAST_CUT = 1e-6  # the least share that is cut off and told
@@ -75,6 +86,7 @@ def merge_arrival(
     weights: Sequence[float] | None,
     rank: int | None,
     max_memory: int | None,
+    after: After,
     data: str | Path | None,
     say: Say,
 ) -> dict[str, Any]:
@@ -82,11 +94,12 @@ def merge_arrival(
 
     See `perdure.api.merge`.
     """
+    treatments = make_treatments(after)
     rule, [arrival] = open_rule_and_checkpoints([name], rule_name, values, weights)
     planned = Lineage(path)
     whole = planned.config.adapter is None
     if not whole:
-        _check_adapter(planned, arrival, rule)
+        _check_adapter(planned, arrival, rule, treatments)
     elif rank is not None:
         raise PerdureError("rank: is that of a merged adapter, and the lineage has whole weights")
     if rank is not None and rank < 1:
@@ -103,15 +116,17 @@ def merge_arrival(
             "checkpoint": arrival.hashes,
             "rule": {rule.name: keywords_of(rule)},
             "weight": arrival.weight,
+            **({"after": values_of(treatments)} if treatments else {}),
         }
         last = lineage.stages[-1] if lineage.stages else {}
         same = all(last.get(key) == value for key, value in line.items())
+        same = same and last.get("after") == line.get("after")
         if same and last["task"]["name"] == task.name:
             say(f"{task.name}: already merged, as stage {lineage.head}")
             return last
         so_far = _so_far(lineage, rule, line["rule"])
         if whole:
-            job = _job(lineage, rule, arrival, so_far, max_memory, say)
+            job = _job(lineage, rule, arrival, treatments, so_far, max_memory, say)
         else:
             base = stage_plan.loader.at(lineage, last or None)
             _check_modules(lineage, arrival, base)
@@ -122,7 +137,7 @@ def merge_arrival(
         def merged(base: Base, work: Path) -> AdoptedWeights:
             if whole:
                 return _merged_weights(job, work)
-            return _merged_adapters(rule, arrival, so_far, base, rank, work, say)
+            return _merged_adapters(rule, arrival, treatments, so_far, base, rank, work, say)
 
         return advance(
             lineage,
@@ -135,7 +150,9 @@ def merge_arrival(
         )
 
 
-def _check_adapter(lineage: Lineage, arrival: Checkpoint, rule: Rule) -> None:
+def _check_adapter(
+    lineage: Lineage, arrival: Checkpoint, rule: Rule, after: tuple[Treatment, ...]
+) -> None:
     """Check that a checkpoint can be merged into a lineage with an adapter.
 
     Raises:
@@ -154,6 +171,12 @@ def _check_adapter(lineage: Lineage, arrival: Checkpoint, rule: Rule) -> None:
             f"{rule.name}: does more than to add task vectors, so that its result is no LoRA "
             f"adapter, and the stages of {path} are; use average, task_arithmetic or ema, or merge "
             "into a new model with --into"
+        )
+    treatment = next((one.name for one in after if not one.scales), None)
+    if treatment is not None:
+        raise PerdureError(
+            f"{treatment}: its result is no LoRA adapter, and the stages of {path} are; merge into "
+            "a new model with --into"
         )
     check_only_factors(arrival.part, arrival.name)
     check_base_of(arrival.folder, lineage.pin, str(path))
@@ -194,6 +217,7 @@ def _job(
     lineage: Lineage,
     rule: Rule,
     arrival: Checkpoint,
+    after: tuple[Treatment, ...],
     so_far: SoFar,
     max_memory: int | None,
     say: Say,
@@ -208,6 +232,7 @@ def _job(
     if so_far.first is not None:
         checkpoints.insert(0, open_checkpoint(str(so_far.first), _first_weight(rule)))
     notes = check(base, checkpoints)
+    check_treatments(after, base)
     job = Job(
         base,
         checkpoints,
@@ -215,9 +240,10 @@ def _job(
         dtype=torch.float32,
         history=so_far.history,
         state=Tensors([so_far.state]) if so_far.state else None,
+        after=after,
     )
     made = plan(job, keeps_state=True)
-    check_memory(made, rule, max_memory)
+    check_memory(made, job, max_memory)
     for line in [*notes, made.line()]:
         say(line)
     measured = survey(base, checkpoints, rule.dtype)
@@ -241,6 +267,7 @@ def _merged_weights(job: Job, work: Path) -> AdoptedWeights:
 def _merged_adapters(
     rule: Rule,
     arrival: Checkpoint,
+    after: tuple[Treatment, ...],
     so_far: SoFar,
     base: Base,
     rank: int | None,
@@ -271,7 +298,8 @@ def _merged_adapters(
     cap = rank or ours.r
     scaling = ours.lora_alpha / (math.sqrt(ours.r) if ours.use_rslora else ours.r)
     dtype = next(iter(present.values())).dtype
-    merged = compressed(total, cap, dtype, scaling=scaling, fill=present)
+    treated = scaled(total, after, _layers(base, after))
+    merged = compressed(treated, cap, dtype, scaling=scaling, fill=present)
     if merged.discarded > LEAST_CUT:
         say(
             f"note: at rank {cap}, {merged.discarded:.2%} of the sum of squares of the merged "
@@ -291,6 +319,20 @@ def _merged_adapters(
         line={"history": _history(history), "discarded": merged.discarded},
         state=folder / MERGE_STATE,
     )
+
+
+def _layers(base: Base, after: tuple[Treatment, ...]) -> Layers:
+    """Return the numbered layers of a lineage's base.
+
+    Raises:
+        PerdureError: a treatment needs them, and there are none.
+    """
+    names = [name.removeprefix(PREFIX) for name, _ in base.peft.named_parameters()]
+    layers = Layers(names)
+    places = [Place(name, (), "matrix", layers.depth(name)) for name in names]
+    for treatment in after:
+        treatment.check(places)
+    return layers
 
 
 def _check_modules(lineage: Lineage, arrival: Checkpoint, base: Base) -> None:

@@ -1,12 +1,10 @@
 """The rules of merging. Each is a file, and is found by its name."""
 
-import importlib
 import inspect
-import pkgutil
 from typing import Any
 
-from perdure.config import checked
-from perdure.errors import PerdureError, nearest
+from perdure.errors import PerdureError
+from perdure.merging.registry import Registry
 from perdure.merging.rule import Rule
 
 
@@ -35,11 +33,12 @@ OTHER_NAMES = {
     "drop_rate": "density",
     "decay": "weight",
 }
+REGISTRY = Registry(__name__, __path__, Rule, "rule", OTHER_NAMES)
 
 
 def names() -> list[str]:
     """The names of the rules."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return REGISTRY.names()
 
 
 def find(name: str) -> type[Rule]:
@@ -48,16 +47,12 @@ def find(name: str) -> type[Rule]:
     Raises:
         PerdureError: there is no such rule; the message has the nearest name.
     """
-    if name not in names():
-        raise PerdureError(f"unknown rule {name!r}; {_hint(name, names())}")
-    module = importlib.import_module(f"{__name__}.{name}")
-    classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, Rule)]
-    return next(c for c in classes if c.__module__ == module.__name__)
+    return REGISTRY.find(name)
 
 
 def keywords(name: str) -> dict[str, inspect.Parameter]:
     """The keywords of a rule, with their types and defaults; `exact`, which all have, is last."""
-    parameters = dict(inspect.signature(find(name)).parameters)
+    parameters = REGISTRY.keywords(name)
     exact = parameters.pop("exact")
     return {**parameters, "exact": exact}
 
@@ -68,18 +63,10 @@ def make(name: str, values: dict[str, Any] | None = None) -> Rule:
     Raises:
         PerdureError: there is no such rule or keyword, or a value has the wrong type or range.
     """
-    rule, valid, given = find(name), keywords(name), dict(values or {})
-    for key, value in given.items():
-        if key not in valid:
-            if key in ("weights", "weight", "normalize"):
-                hint = "weights of checkpoints are given with --weights"
-            else:
-                hint = _hint(key, valid)
-            raise PerdureError(f"{name} has no keyword {key!r}; {hint}")
-        given[key] = checked(key, value, valid[key].annotation, name)
-    return rule(**given)
-
-
-def _hint(word: str, valid: Any) -> str:
-    other = OTHER_NAMES.get(word)
-    return f"did you mean {other!r}?" if other in valid else nearest(word, valid)
+    valid = keywords(name)
+    for key in values or {}:
+        if key not in valid and key in ("weights", "weight", "normalize"):
+            raise PerdureError(
+                f"{name} has no keyword {key!r}; weights of checkpoints are given with --weights"
+            )
+    return REGISTRY.make(name, values or {})
