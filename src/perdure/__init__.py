@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         revert,
         run,
         show,
+        statistics,
         verify,
     )
     from perdure.config import Config, load_config
@@ -71,6 +72,7 @@ __all__ = [
     "revert",
     "run",
     "show",
+    "statistics",
     "verify",
 ]
 

@@ -211,6 +211,7 @@ def merge(
     dtype: Dtype | None = None,
     max_memory: str | int | None = None,
     after: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    statistics: Sequence[str | Path] | None = None,
     name: str | None = None,
     train: TaskRows | None = None,
     test: TaskRows | None = None,
@@ -254,6 +255,8 @@ def merge(
             libraries. The plan, which is printed first, says how much is needed.
         after: A treatment of the merged weights; `perdure rules` lists them. In Python their names,
             or a mapping from their names to their keywords.
+        statistics: The folder that `perdure statistics` wrote, for each checkpoint in their order,
+            if the rule needs one.
         name: In a lineage, the name of the task that the checkpoint has learned. Default: the name
             of its folder.
         train: In a lineage, the rows that it was trained on. Some of them are remembered.
@@ -287,6 +290,7 @@ def merge(
             rule_name=rule,
             values=dict(keywords or {}),
             weights=weights,
+            statistics=statistics,
             rank=rank,
             full=full,
             dtype=dtype,
@@ -309,6 +313,7 @@ def merge(
         rule_name=rule,
         values=dict(keywords or {}),
         weights=weights,
+        statistics=statistics,
         rank=rank,
         max_memory=verb.read_bytes(max_memory),
         after=after,
@@ -1024,6 +1029,61 @@ def methods(name: str | None = None, recommend: bool = False) -> list[dict[str, 
     from perdure.verbs import methods as verb
 
     return verb.recommended(name) if recommend else verb.methods(name)
+
+
+def statistics(
+    checkpoint: str | Path,
+    rows: TaskRows,
+    out: str | Path,
+    rule: str = "fisher",
+    limit: int = 256,
+    max_length: int | None = None,
+    seed: int = 0,
+    *,
+    say: Say = silent,
+) -> dict[str, Any]:
+    """Measure a checkpoint on rows of its task, for the rules of `merge` that weigh by it.
+
+        perdure.statistics("sft", "reviews.jsonl", "sft-fisher")
+        perdure.merge(["sft", "code"], "fisher", base="Qwen/Qwen3-0.6B", into="merged",
+                      statistics=["sft-fisher", "code-fisher"])
+
+    For `fisher`, the diagonal of the Fisher information of all weights is measured, one row at a
+    time; it takes the memory of the model in fp32 and of three gradients. For `regmean`, the mean
+    of x x^T of the inputs x of each linear layer is measured, of d x d numbers for d inputs, all in
+    memory. The model is computed in fp32. Merging itself reads what was measured tensor by tensor.
+
+    Args:
+        checkpoint: The folder of a model or of a LoRA adapter, a name on the hub that is in its
+            cache, or a lineage, of which the newest stage is taken.
+        rows: Rows as it was trained on: a file, or hub:OWNER/NAME[:SPLIT].
+        out: A new folder for statistics.safetensors and statistics.json, which has the hashes of
+            the checkpoint's files.
+        rule: The rule that the statistics are for.
+        limit: The most rows, of which as many are drawn.
+        max_length: The most tokens of a row. Default: 512, or the positions of the model.
+        seed: The seed of the draws.
+        say: Called with each warning about the files.
+
+    Returns:
+        What statistics.json says, and the folder.
+
+    Raises:
+        PerdureError: the checkpoint does not load, is an encoder, or a row does not fit.
+    """
+    from perdure.verbs import statistics as verb
+
+    split = _split(rows, "train", seed, "rows")
+    return verb.statistics(
+        str(checkpoint),
+        split,
+        out=out,
+        rule_name=rule,
+        limit=limit,
+        max_length=max_length,
+        seed=seed,
+        say=say,
+    )
 
 
 def rules(name: str | None = None) -> list[dict[str, Any]]:

@@ -13,6 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from perdure.merging import output
+from perdure.merging.model import open_checkpoint
+from perdure.merging.rules import find
+from perdure.merging.statistics import write_statistics
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -60,6 +63,34 @@ def merged_by_peft(base: Path | str, adapter: Path | str) -> dict[str, Tensor]:
 
     model: Any = AutoModelForCausalLM.from_pretrained(str(base))
     return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().state_dict()
+
+
+def save_statistics(folder: Path | str, checkpoint: str, rule: str, seed: int) -> str:
+    """Drawn statistics of a checkpoint, as if they had been measured for a rule."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, tensor in weights_of(checkpoint).items():
+        if rule == "fisher":
+            tensors[name] = torch.rand(tensor.shape, generator=generator).square()
+        elif "_proj" in name:
+            inputs = torch.randn(2 * tensor.shape[1], tensor.shape[1], generator=generator)
+            tensors[name] = inputs.T @ inputs / len(inputs)
+    Path(folder).mkdir(exist_ok=True)
+    kind = "fisher" if rule == "fisher" else "gram"
+    hashes = open_checkpoint(checkpoint).hashes
+    write_statistics(Path(folder), kind, tensors, {"checkpoint": hashes, "rows": 1})
+    return str(folder)
+
+
+def measured_for(rule: str, *checkpoints: str) -> dict[str, Any]:
+    """The argument `statistics` of `merge`, if the rule needs it, drawn for each checkpoint."""
+    if find(rule).needs is None:
+        return {}
+    folders = [
+        save_statistics(f"{Path(name).name}-{rule}", name, rule, seed)
+        for seed, name in enumerate(checkpoints)
+    ]
+    return {"statistics": folders}
 
 
 class Killed(BaseException):

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from command import perdure, refused, tree
 from merging.models import (
     Killed,
+    measured_for,
     merged_by_peft,
     save_adapter,
     save_expert,
@@ -91,15 +92,18 @@ def test_json_has_the_rule_the_hashes_and_the_cosines(place):
 @pytest.mark.parametrize("rule", rule_names())
 def test_shards_adapters_and_one_after_another_give_the_same(rule, place, monkeypatch):
     """Sharded files, other sizes of pieces, and a run that was stopped after each tensor."""
-    once = merge(["x", "y", "z"], base="base", into="once", rule=rule)
+    measured = measured_for(rule, "x", "y", "z")
+    once = merge(["x", "y", "z"], base="base", into="once", rule=rule, **measured)
     model = AutoModelForCausalLM.from_pretrained("y")
     model.save_pretrained("sharded", max_shard_size="20KB")
     assert len(list(Path("sharded").glob("*.safetensors"))) > 2
-    merge(["x", "sharded", "z"], base="base", into="again", rule=rule)
+    again = measured_for(rule, "x", "sharded", "z")  # drawn with the same seeds
+    merge(["x", "sharded", "z"], base="base", into="again", rule=rule, **again)
     if rule != "dare":  # whose draws depend on the content of the files, and there are more now
         assert tree(Path("again"))[WEIGHTS] == tree(Path("once"))[WEIGHTS]
     stopped_again_and_again(
-        lambda: merge(["x", "y", "z"], base="base", into="stopped", rule=rule), Path("stopped")
+        lambda: merge(["x", "y", "z"], base="base", into="stopped", rule=rule, **measured),
+        Path("stopped"),
     )
     assert tree(Path("stopped"))[WEIGHTS] == tree(Path("once"))[WEIGHTS]
     assert not list(Path().glob(".*"))
@@ -181,11 +185,13 @@ def _raise(*_) -> None:
 
 @pytest.mark.parametrize("rule", rule_names())
 def test_the_base_twice_is_the_base_and_one_checkpoint_itself(rule, place):
-    merge(["base", "base"], base="base", into="same", rule=rule)
+    measured = measured_for(rule, "base", "base")
+    merge(["base", "base"], base="base", into="same", rule=rule, **measured)
     assert tree(Path("same"))[WEIGHTS] == tree(Path("base"))[WEIGHTS]
     unit = {"ties": {"density": 1}, "dare": {"density": 1}, "ema": {"weight": 1}}
     unit["breadcrumbs"] = {"density": 1, "gamma": 0}
-    merge(["x"], base="base", into="one", rule=rule, keywords=unit.get(rule))
+    keywords, measured = unit.get(rule), measured_for(rule, "x")
+    merge(["x"], base="base", into="one", rule=rule, keywords=keywords, **measured)
     one, expert = weights_of("one"), weights_of("x")
     for name in expert:
         torch.testing.assert_close(one[name], expert[name], rtol=0, atol=1e-7)

@@ -22,8 +22,8 @@ from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.merging.after import find, keywords, make, names
 from perdure.merging.after.intruder import intruders_of
-from perdure.merging.fold import Place
 from perdure.merging.layers import Layers
+from perdure.merging.rule import Place
 from perdure.models.limits import skeleton
 from tiny import save_tiny
 from zoo import ARCHITECTURES, config_of

@@ -22,6 +22,7 @@ VERBS = {
     "learn": "Learn one more task as a new stage.",
     "adopt": "Record a checkpoint that was trained elsewhere as a stage.",
     "merge": "Merge checkpoints into a new model, or one more into a lineage.",
+    "statistics": "Measure a checkpoint on rows, for rules of merging that weigh by it.",
     "run": "Learn a stream of tasks one after another.",
     "compare": "Run methods on the same task orders and seeds.",
     "evaluate": "Score a stage on the tasks learned so far.",

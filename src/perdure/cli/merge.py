@@ -25,6 +25,7 @@ from perdure.errors import PerdureError
     train="--train FILE",
     test="--test FILE",
     after="--after NAME",
+    statistics="--statistics FOLDER",
 )
 def merge(arguments: Arguments, as_json: Json = False) -> None:
     """Example: perdure merge sft code --base Qwen/Qwen3-0.6B --into merged --rule ties"""

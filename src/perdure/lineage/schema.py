@@ -211,10 +211,12 @@ class MergeLine(AdoptLine):
 
     `history` has all checkpoints in the state of the rule, the new one last, `discarded` the share
     of a merged adapter that its rank cuts off, and `after` the treatments with their keywords.
+    `statistics` is the hash of what was measured of the checkpoint, if the rule needs it.
     """
 
     rule: Keywords
     after: NotRequired[dict[str, dict[str, Any]]]
+    statistics: NotRequired[str]
     weight: float | None
     history: list[ArrivedLine]
     discarded: NotRequired[float]

@@ -11,6 +11,7 @@ magnitude.py   the k-th largest magnitude of a tensor that is read in pieces
 draws.py       random numbers that depend only on a seed and a position
 checkpoint.py  the tensors of a checkpoint's safetensors files
 adapter.py     a LoRA adapter as the tensors that it adds to its base
+statistics.py  what some rules need to know of a checkpoint beside its weights
 factors.py     LoRA adapters merged to a LoRA adapter
 preflight.py   whether checkpoints can be merged, before anything is written
 survey.py      one pass over all inputs: norms, cosines, values that are not finite

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from perdure.merging.rule import Arrival, Arrived, Role, Rule, State
+from perdure.merging.rule import Arrival, Arrived, Place, Rule, State
 
 
 PIECE = 1 << 19  # elements
@@ -30,25 +30,6 @@ class Piece(NamedTuple):
     count: int
 
 
-class Place(NamedTuple):
-    """A tensor of a model.
-
-    Args:
-        tensor: its name.
-        shape: its shape.
-        role: what it is for (`Arrival.role`).
-        depth: where its layer stands, from 0 for the first of its stack to 1 for the last; None
-            if it is in no numbered layer.
-        transposed: whether it is stored as [d_in, d_out], as GPT-2 does with its linear layers.
-    """
-
-    tensor: str
-    shape: tuple[int, ...]
-    role: Role
-    depth: float | None = None
-    transposed: bool = False
-
-
 @dataclass(frozen=True)
 class Source:
     """A checkpoint that arrives, as the fold over one tensor sees it.
@@ -57,11 +38,13 @@ class Source:
         identity: the hash of the checkpoint.
         arrived: its weight and norm.
         read: returns a piece of its task vector, given the piece and the base's weights there.
+        statistic: returns what was measured of the checkpoint there (`Arrival.statistic`).
     """
 
     identity: str
     arrived: Arrived
     read: Callable[[Piece, Tensor], Tensor]
+    statistic: Callable[[Piece], Tensor | None] = lambda piece: None
 
 
 def pieces(shape: Sequence[int], most: int = PIECE) -> Iterator[Piece]:
@@ -120,6 +103,7 @@ def fold(
             tensor=place.tensor,
             shape=place.shape,
             role=place.role,
+            transposed=place.transposed,
         )
 
         def whole(source: Source = source) -> Iterator[Tensor]:
@@ -130,6 +114,11 @@ def fold(
         weights, folded = base(piece), state(piece)
         for source, arrival in zip(sources, arrivals, strict=True):
             tau = source.read(piece, weights)
-            known = replace(arrival, offset=piece.offset, base=weights if rule.needs_base else None)
+            known = replace(
+                arrival,
+                offset=piece.offset,
+                base=weights if rule.needs_base else None,
+                statistic=source.statistic(piece),
+            )
             folded = rule.arrive(folded, tau, known)
         yield piece, weights, folded

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,10 @@ from transformers.pytorch_utils import Conv1D
 
 from perdure.merging.adapter import Adapter
 from perdure.merging.checkpoint import Tensors, hashes_of, model_files, model_folder
-from perdure.merging.fold import Piece, Place
+from perdure.merging.fold import Piece
 from perdure.merging.layers import Layers
-from perdure.merging.rule import Role
+from perdure.merging.rule import Place, Role
+from perdure.merging.statistics import Statistics
 from perdure.models.as_is import is_adapter
 from perdure.models.base import load_config_and_tokenizer
 from perdure.models.kinds import Kind, kind_of
@@ -128,6 +129,7 @@ class Checkpoint:
         folder: the folder of its files.
         whole: its tensors, if it is a whole model.
         adapter: its adapter, if it is one.
+        statistics: what was measured of it, if the rule needs that.
     """
 
     name: str
@@ -135,6 +137,7 @@ class Checkpoint:
     folder: Path
     whole: Tensors | None = None
     adapter: Adapter | None = None
+    statistics: Statistics | None = None
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -148,10 +151,29 @@ class Checkpoint:
         """The hash of its weights, which does not depend on where it is."""
         return digest(sorted(self.hashes.values()))
 
-    def open(self) -> AbstractContextManager[None]:
-        """Keep its files open for a block."""
+    @property
+    def key(self) -> list[Any]:
+        """What decides what it adds to a merge."""
+        measured = [self.statistics.sha256] if self.statistics else []
+        return [self.identity, self.weight, *measured]
+
+    @property
+    def read_from(self) -> list[Tensors]:
+        """What is read while it is merged."""
         tensors = self.whole if self.whole is not None else self.part.tensors
-        return tensors.open()
+        return [tensors, *([self.statistics.tensors] if self.statistics else [])]
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Keep its files open for a block."""
+        with ExitStack() as stack:
+            for tensors in self.read_from:
+                stack.enter_context(tensors.open())
+            yield
+
+    def statistic(self, name: str, piece: Piece, dtype: torch.dtype) -> Tensor | None:
+        """Return what was measured of a piece of a tensor (`Statistics.read`)."""
+        return self.statistics.read(name, piece, dtype) if self.statistics else None
 
     @property
     def part(self) -> Adapter:

@@ -11,6 +11,7 @@ from perdure.errors import PerdureError, one_line
 from perdure.merging.checkpoint import Tensors
 from perdure.merging.fold import pieces
 from perdure.merging.model import Checkpoint, Model, opened
+from perdure.merging.rule import Rule
 from perdure.models.base import load_tokenizer
 from perdure.models.checkpoints import check_base_of
 from perdure.models.pins import pin
@@ -60,6 +61,38 @@ def check(base: Model, checkpoints: Sequence[Checkpoint]) -> list[str]:
             _check_tensors(base, checkpoint)
         notes += _check_tokenizer(base, checkpoint)
     return notes
+
+
+def check_statistics(rule: Rule, base: Model, checkpoints: Sequence[Checkpoint]) -> None:
+    """Check that there are the statistics that a rule needs, of the right checkpoints.
+
+    Raises:
+        PerdureError: there are none, others, or of other tensors.
+    """
+    if rule.needs is None:
+        return
+    places = list(base.places())
+    names = {place.tensor for place in places}
+    known: set[str] | None = None
+    for checkpoint in checkpoints:
+        statistics = checkpoint.statistics
+        if statistics is None or statistics.kind != rule.needs:
+            have = "there are none" if statistics is None else f"{statistics.folder} has others"
+            raise PerdureError(
+                f"{rule.name}: needs statistics of {checkpoint.name}, and {have}; make them with "
+                f"`perdure statistics {checkpoint.name} ROWS FOLDER --rule {rule.name}`, and give "
+                "--statistics FOLDER for each checkpoint, in their order"
+            )
+        statistics.check(checkpoint.name, checkpoint.hashes, places)
+        measured = names & statistics.tensors.stored.keys()
+        if known is not None and measured != known:
+            raise PerdureError(
+                f"{statistics.folder}: has statistics of other tensors than those of "
+                f"{checkpoints[0].name}; make both with the same version of transformers"
+            )
+        known = measured
+        if rule.needs == "fisher" and known < names:
+            raise PerdureError(f"{statistics.folder}: has no {min(names - known)}; make it again")
 
 
 def _check_not_quantized(config: dict[str, Any], name: str) -> None:

@@ -11,7 +11,7 @@ are pure: the state that is passed in is not changed.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,28 @@ from perdure.errors import PerdureError
 
 State = dict[str, Tensor]
 Pieces = Callable[[], Iterator[Tensor]]
+# What a tensor is for: the weights of a linear layer or packed experts; a table of embeddings; or
+# biases, norms and scalars.
 Role = Literal["matrix", "embedding", "vector"]
+
+
+class Place(NamedTuple):
+    """A tensor of a model.
+
+    Args:
+        tensor: its name.
+        shape: its shape.
+        role: what it is for (`Role`).
+        depth: where its layer stands, from 0 for the first of its stack to 1 for the last; None
+            if it is in no numbered layer.
+        transposed: whether it is stored as [d_in, d_out], as GPT-2 does with its linear layers.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    role: Role
+    depth: float | None = None
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,11 +68,13 @@ class Arrival:
         identity: the hash of the checkpoint, which seeds random draws.
         tensor: the name of the tensor.
         shape: the shape of the whole tensor.
-        role: `matrix` for the weights of linear layers and packed experts, `embedding` for tables
-            of embeddings, `vector` for biases, norms and scalars.
+        role: what the tensor is for.
         offset: the number of the tensor's elements before the piece.
         seen: what the rule has seen of the whole tensor (`Rule.look`).
         base: the base's weights at the same place, if the rule needs them.
+        transposed: whether the tensor is stored as [d_in, d_out] (`Place.transposed`).
+        statistic: what was measured of the checkpoint there, if the rule `needs` it; None for a
+            tensor of which nothing was measured.
     """
 
     number: int = 1
@@ -63,6 +86,8 @@ class Arrival:
     offset: int = 0
     seen: dict[str, float] = field(default_factory=dict)
     base: Tensor | None = None
+    transposed: bool = False
+    statistic: Tensor | None = None
 
     @property
     def factor(self) -> float:
@@ -77,7 +102,7 @@ class Rule:
     A rule is a frozen dataclass, whose fields are its keywords. It declares:
 
         paper: the address of its paper, None if there is none.
-        state: the names of the tensors of its state, which have the weights' size.
+        state: the names of the tensors of its state, which have the weights' size (`shape_of`).
         scalars: the names of those that are single numbers.
         work: about how many further tensors of a piece's size it has in memory while it folds.
         order_matters: whether the order of arrivals changes the result by more than rounding.
@@ -88,6 +113,7 @@ class Rule:
         whole: whether it needs a whole tensor at a time, not pieces of it.
         rescales: whether the merged task vector is scaled at the end (`scale_of`).
         weighted: whether checkpoints may have weights.
+        needs: the statistics of each checkpoint that it needs, `fisher` or `gram`; None without.
 
     Args:
         exact: keep the state in fp64 instead of fp32. Sums of bf16 and fp16 task vectors with
@@ -107,6 +133,7 @@ class Rule:
     rescales: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
     weighted: ClassVar[bool] = True
+    needs: ClassVar[str | None] = None
 
     exact: bool = False
 
@@ -119,6 +146,14 @@ class Rule:
     def dtype(self) -> torch.dtype:
         """The data type of task vectors and of the state."""
         return torch.float64 if self.exact else torch.float32
+
+    def shape_of(self, kind: str, place: Place) -> tuple[int, ...]:
+        """Return the shape of a tensor of the state (`state`, `scalars`) for a tensor."""
+        return () if kind in self.scalars else place.shape
+
+    def beside(self, place: Place) -> int:
+        """Return how many numbers it has in memory beside what is of the tensor's size."""
+        return 0
 
     def look(self, pieces: Pieces, arrival: Arrival) -> dict[str, float]:
         """Return what `arrive` must know of a whole task vector of a tensor, from its pieces."""

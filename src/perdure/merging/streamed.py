@@ -14,11 +14,11 @@ from torch import Tensor
 
 from perdure.errors import NotFiniteError, PerdureError
 from perdure.merging.checkpoint import Tensors
-from perdure.merging.fold import PIECE, Piece, Place, Source, fold, pieces
+from perdure.merging.fold import PIECE, Piece, Source, fold, pieces
 from perdure.merging.magnitude import dot, is_finite
 from perdure.merging.model import Checkpoint, Model, opened
 from perdure.merging.output import Output
-from perdure.merging.rule import Arrived, Rule, State
+from perdure.merging.rule import Arrived, Place, Rule, State
 from perdure.merging.survey import Survey
 from perdure.merging.treatment import Treatment, values_of
 from perdure.models.layout import MERGE_STATE
@@ -95,7 +95,7 @@ class Job:
             self.rule.name,
             asdict(self.rule),
             sorted(self.base.hashes.items()),
-            [[c.identity, c.weight] for c in self.checkpoints],
+            [c.key for c in self.checkpoints],
             [[a.weight, a.norm] for a in self.history],
             str(self.dtype),
             PIECE,
@@ -137,6 +137,7 @@ def plan(job: Job, keeps_state: bool = False) -> MergePlan:
         if place.role == "matrix":
             work = max([work, *(treatment.work for treatment in job.after)])
         held = max(cut, default=0) * size * (2 * len(rule.state) + work + 2)
+        held += rule.beside(place) * size
         # What is freed of pieces is not given back at once; whole tensors are.
         held *= 1 if job.is_whole(place) else 2
         needs[place.tensor] = held + _factors(job, place, size) + BUFFERS
@@ -144,12 +145,15 @@ def plan(job: Job, keeps_state: bool = False) -> MergePlan:
     stored = sum(_size(base.tensors, name) for name in base.tensors.stored)
     inputs = sum(
         _size(tensors, name)
-        for tensors in (c.whole or c.part.tensors for c in job.checkpoints)
+        for tensors in (tensors for c in job.checkpoints for tensors in c.read_from)
         for name in tensors.stored
     )
     passes = 2 + 2 * (type(rule).look is not Rule.look)  # a survey, and then the fold
     written = elements * job.dtype.itemsize if job.dtype else stored
-    written += elements * size * (rule.rescales + keeps_state * len(rule.state))
+    written += elements * size * rule.rescales
+    if keeps_state:
+        shapes = [rule.shape_of(k, place) for place in base.places() for k in rule.state]
+        written += size * sum(map(prod, shapes))
     return MergePlan(
         tensors=len(base.tensors.stored),
         read=passes * (stored + inputs),
@@ -210,7 +214,7 @@ class Outputs:
 
     def __init__(self, job: Job, folder: Path, keep_state: bool):
         rule, key = job.rule, digest(job.key, keep_state)
-        places = {place.tensor: place.shape for place in job.base.places()}
+        places = list(job.base.places())
         shapes = {
             name: (stored.shape, job.dtype if job.dtype and stored.is_float else stored.dtype)
             for name, stored in job.base.tensors.stored.items()
@@ -220,13 +224,13 @@ class Outputs:
         self.vector: Output | None = None
         if keep_state:
             states = {
-                f"{kind}.{name}": (() if kind in rule.scalars else shape, rule.dtype)
-                for name, shape in places.items()
+                f"{kind}.{place.tensor}": (rule.shape_of(kind, place), rule.dtype)
+                for place in places
                 for kind in (*rule.state, *rule.scalars)
             }
             self.state = Output(folder / STATE, states, key, single=MERGE_STATE)
         if rule.rescales:
-            vectors = {name: (shape, rule.dtype) for name, shape in places.items()}
+            vectors = {place.tensor: (place.shape, rule.dtype) for place in places}
             self.vector = Output(folder / VECTOR, vectors, key, single=f"{VECTOR}.safetensors")
 
     @property
@@ -332,12 +336,20 @@ def _folded(job: Job, place: Place) -> Iterator[tuple[Piece, Tensor, State]]:
     def state(piece: Piece) -> State:
         if stored is None:
             return {}
-        parts = {kind: stored.read(f"{kind}.{name}", piece) for kind in rule.state}
-        return parts | {kind: stored.read(f"{kind}.{name}") for kind in rule.scalars}
+        parts = {}
+        for kind in (*rule.state, *rule.scalars):
+            in_pieces = rule.shape_of(kind, place) == place.shape
+            parts[kind] = stored.read(f"{kind}.{name}", piece if in_pieces else None)
+        return parts
 
     assert job.survey is not None
     sources = [
-        Source(checkpoint.identity, arrived, partial(checkpoint.tau, name))
+        Source(
+            identity=checkpoint.identity,
+            arrived=arrived,
+            read=partial(checkpoint.tau, name),
+            statistic=partial(checkpoint.statistic, name, dtype=rule.dtype),
+        )
         for checkpoint, arrived in zip(
             job.checkpoints, job.arrived[len(job.history) :], strict=True
         )

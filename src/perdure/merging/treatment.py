@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from perdure.merging.fold import Place
+from perdure.merging.rule import Place
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,9 +26,10 @@ from perdure.merging.factors import (
     sums,
 )
 from perdure.merging.model import Checkpoint, Model, hashing, open_checkpoint
-from perdure.merging.preflight import check
+from perdure.merging.preflight import check, check_statistics
 from perdure.merging.rule import Arrived, Rule
 from perdure.merging.rules import make
+from perdure.merging.statistics import Statistics
 from perdure.merging.streamed import MODEL, Job, check_memory, merge_into, plan
 from perdure.merging.survey import survey
 from perdure.merging.treatment import Treatment, values_of
@@ -49,6 +50,7 @@ def merge_many(
     rule_name: str,
     values: dict[str, Any],
     weights: Sequence[float] | None,
+    statistics: Sequence[str | Path] | None,
     rank: int | None,
     full: bool,
     dtype: str | None,
@@ -59,7 +61,7 @@ def merge_many(
     """Merge checkpoints into a new folder and describe it. See `perdure.api.merge`."""
     out = Path(into)
     treatments = make_treatments(after)
-    rule, checkpoints = open_rule_and_checkpoints(names, rule_name, values, weights)
+    rule, checkpoints = open_rule_and_checkpoints(names, rule_name, values, weights, statistics)
     if not checkpoints:
         raise PerdureError("give the checkpoints to merge")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -90,9 +92,9 @@ def lineage_and_checkpoint(names: Sequence[str]) -> tuple[str, str]:
     Raises:
         PerdureError: they are not given; the line says how.
     """
-    if len(names) == 2 and _is_lineage(names[0]):
+    if len(names) == 2 and is_lineage(names[0]):
         return names[0], names[1]
-    if names and _is_lineage(names[0]):
+    if names and is_lineage(names[0]):
         raise PerdureError(
             f"{names[0]}: is a lineage, in which one checkpoint arrives at a time; give one, or "
             "--into FOLDER to merge all into a new model"
@@ -102,7 +104,8 @@ def lineage_and_checkpoint(names: Sequence[str]) -> tuple[str, str]:
     )
 
 
-def _is_lineage(name: str) -> bool:
+def is_lineage(name: str) -> bool:
+    """Return whether a name is that of a lineage's folder."""
     return (Path(name) / "lineage.yaml").is_file()
 
 
@@ -112,7 +115,7 @@ def open_model(name: str, weight: float | None = None) -> Checkpoint:
     Raises:
         PerdureError: there is no such checkpoint, or the lineage has no stages.
     """
-    if not _is_lineage(name):
+    if not is_lineage(name):
         return open_checkpoint(name, weight)
     lineage = Lineage(name)
     if not lineage.stages:
@@ -150,8 +153,9 @@ def open_rule_and_checkpoints(
     rule_name: str,
     values: dict[str, Any],
     weights: Sequence[float] | None,
+    statistics: Sequence[str | Path] | None,
 ) -> tuple[Rule, list[Checkpoint]]:
-    """Return the rule, and the checkpoints with their weights."""
+    """Return the rule, and the checkpoints with their weights and statistics."""
     rule = make(rule_name, values)
     if weights is not None and len(weights) != len(names):
         raise PerdureError(
@@ -162,7 +166,19 @@ def open_rule_and_checkpoints(
         if weight is not None and not abs(weight) < float("inf"):
             raise PerdureError(f"weights: must be finite numbers, got {weight}")
     rule.check_weights(given)
-    return rule, [open_model(n, w) for n, w in zip(names, given, strict=True)]
+    folders = list(statistics or ())
+    if folders and rule.needs is None:
+        raise PerdureError(f"{rule.name}: needs no statistics; leave --statistics out")
+    if folders and len(folders) != len(names):
+        raise PerdureError(
+            f"statistics: {len(folders)} for {len(names)} checkpoints; give one for each, in order"
+        )
+    measured = [Statistics(Path(folder)) for folder in folders] or [None] * len(names)
+    checkpoints = [
+        replace(open_model(name, weight), statistics=one)
+        for name, weight, one in zip(names, given, measured, strict=True)
+    ]
+    return rule, checkpoints
 
 
 def check_treatments(after: Sequence[Treatment], base: Model) -> None:
@@ -213,6 +229,7 @@ def _merge_to_model(
     dtype = _dtype(dtype_name)
     base = Model(*_base_name(base_name, checkpoints))
     notes = check(base, checkpoints)
+    check_statistics(rule, base, checkpoints)
     check_treatments(after, base)
     job = Job(base, checkpoints, rule, dtype=dtype, after=after)
     made = plan(job)
@@ -316,6 +333,7 @@ def _described(
                 "weight": checkpoint.weight,
                 "norm": norm,
                 "files": checkpoint.hashes,
+                **({"statistics": checkpoint.statistics.sha256} if checkpoint.statistics else {}),
             }
             for checkpoint, norm in zip(checkpoints, norms, strict=True)
         ],

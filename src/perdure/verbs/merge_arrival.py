@@ -33,11 +33,10 @@ from perdure.merging.factors import (
     sums,
     tensors_of,
 )
-from perdure.merging.fold import Place
 from perdure.merging.layers import Layers
 from perdure.merging.model import Checkpoint, Model, open_checkpoint
-from perdure.merging.preflight import check
-from perdure.merging.rule import Arrived, Rule
+from perdure.merging.preflight import check, check_statistics
+from perdure.merging.rule import Arrived, Place, Rule
 from perdure.merging.streamed import MODEL, STATE, Job, check_memory, merge_into, plan
 from perdure.merging.survey import survey
 from perdure.merging.treatment import Treatment, values_of
@@ -84,6 +83,7 @@ def merge_arrival(
     rule_name: str,
     values: dict[str, Any],
     weights: Sequence[float] | None,
+    statistics: Sequence[str | Path] | None,
     rank: int | None,
     max_memory: int | None,
     after: After,
@@ -95,7 +95,7 @@ def merge_arrival(
     See `perdure.api.merge`.
     """
     treatments = make_treatments(after)
-    rule, [arrival] = open_rule_and_checkpoints([name], rule_name, values, weights)
+    rule, [arrival] = open_rule_and_checkpoints([name], rule_name, values, weights, statistics)
     planned = Lineage(path)
     whole = planned.config.adapter is None
     if not whole:
@@ -117,10 +117,11 @@ def merge_arrival(
             "rule": {rule.name: keywords_of(rule)},
             "weight": arrival.weight,
             **({"after": values_of(treatments)} if treatments else {}),
+            **({"statistics": arrival.statistics.sha256} if arrival.statistics else {}),
         }
         last = lineage.stages[-1] if lineage.stages else {}
         same = all(last.get(key) == value for key, value in line.items())
-        same = same and last.get("after") == line.get("after")
+        same = same and all(last.get(key) == line.get(key) for key in ("after", "statistics"))
         if same and last["task"]["name"] == task.name:
             say(f"{task.name}: already merged, as stage {lineage.head}")
             return last
@@ -230,8 +231,15 @@ def _job(
     base = Model(lineage.pin["name"], lineage.pin.get("revision"))
     checkpoints = [arrival]
     if so_far.first is not None:
+        if rule.needs is not None:
+            raise PerdureError(
+                f"{lineage.path}: its newest stage was not made by {rule.name} with these "
+                "keywords, and there are no statistics of it; begin with a lineage without "
+                "stages, or merge into a new model with --into"
+            )
         checkpoints.insert(0, open_checkpoint(str(so_far.first), _first_weight(rule)))
     notes = check(base, checkpoints)
+    check_statistics(rule, base, checkpoints)
     check_treatments(after, base)
     job = Job(
         base,

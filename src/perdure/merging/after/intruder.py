@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from perdure.errors import PerdureError
-from perdure.merging.fold import Place
+from perdure.merging.rule import Place
 from perdure.merging.treatment import Treatment
 
 

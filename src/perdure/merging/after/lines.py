@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from perdure.errors import PerdureError
-from perdure.merging.fold import Place
+from perdure.merging.rule import Place
 from perdure.merging.treatment import Treatment
 
 
