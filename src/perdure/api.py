@@ -212,6 +212,7 @@ def merge(
     max_memory: str | int | None = None,
     after: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     statistics: Sequence[str | Path] | None = None,
+    rows: TaskRows | None = None,
     name: str | None = None,
     train: TaskRows | None = None,
     test: TaskRows | None = None,
@@ -257,6 +258,8 @@ def merge(
             or a mapping from their names to their keywords.
         statistics: The folder that `perdure statistics` wrote, for each checkpoint in their order,
             if the rule needs one.
+        rows: Rows on which the rule learns the weights that are not given, a few of all tasks that
+            the model shall do; for `frank_wolfe`.
         name: In a lineage, the name of the task that the checkpoint has learned. Default: the name
             of its folder.
         train: In a lineage, the rows that it was trained on. Some of them are remembered.
@@ -279,6 +282,7 @@ def merge(
     names = [str(model) for model in ([models] if isinstance(models, str | Path) else models)]
     from perdure.verbs import merge as verb
 
+    probe = None if rows is None else _split(rows, "train", 0, "rows")
     if into is not None:
         for key, value in (("name", name), ("train", train), ("test", test), ("options", options)):
             if value is not None:
@@ -291,6 +295,7 @@ def merge(
             values=dict(keywords or {}),
             weights=weights,
             statistics=statistics,
+            rows=probe,
             rank=rank,
             full=full,
             dtype=dtype,
@@ -314,6 +319,7 @@ def merge(
         values=dict(keywords or {}),
         weights=weights,
         statistics=statistics,
+        rows=probe,
         rank=rank,
         max_memory=verb.read_bytes(max_memory),
         after=after,

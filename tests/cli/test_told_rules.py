@@ -21,6 +21,7 @@ def test_the_rules_are_listed():
     assert {one["name"] for one in described if one.get("adds_task_vectors")} == {
         "average",
         "ema",
+        "frank_wolfe",
         "task_arithmetic",
     }
 

@@ -83,7 +83,9 @@ def save_statistics(folder: Path | str, checkpoint: str, rule: str, seed: int) -
 
 
 def measured_for(rule: str, *checkpoints: str) -> dict[str, Any]:
-    """The argument `statistics` of `merge`, if the rule needs it, drawn for each checkpoint."""
+    """The arguments that `merge` needs for a rule: drawn statistics, or weights instead of rows."""
+    if find(rule).learns:
+        return {"weights": [1.0, 0.5, 0.25][: len(checkpoints)]}
     if find(rule).needs is None:
         return {}
     folders = [

@@ -90,6 +90,11 @@ def merge(
     return torch.cat([part.flatten() for part in merged]).view(base.shape)
 
 
+def weights_for(name: str, count: int) -> list[float]:
+    """Weights of checkpoints for a rule that learns them; none for the others."""
+    return [0.5] * count if find(name).learns else []
+
+
 def _part(tensor: Tensor, piece) -> Tensor:
     return tensor[piece.index] if piece.index else tensor
 
@@ -379,7 +384,10 @@ def test_opcm_projects_copies_of_a_matrix_away_and_adds_those_of_a_vector():
 @pytest.mark.parametrize("name", [name for name in names() if name != "opcm"])
 def test_copies_give_what_one_gives_if_the_rule_says_so(name):
     base, expert = tensors(2)
-    one, three = (merge(make(name), base, [expert] * n, identities="aaa") for n in (1, 3))
+    one, three = (
+        merge(make(name), base, [expert] * n, weights_for(name, n), identities="aaa")
+        for n in (1, 3)
+    )
     same = torch.allclose(one, three, rtol=0, atol=1e-6)
     assert same == make(name).idempotent
 
@@ -387,9 +395,12 @@ def test_copies_give_what_one_gives_if_the_rule_says_so(name):
 @EVERY
 def test_the_order_matters_only_if_the_rule_says_so(name):
     base, *experts = tensors(4, (8, 8))
-    ids = ["a", "b", "c"]
+    ids, weights = ["a", "b", "c"], weights_for(name, 3)
     merged = [
-        merge(make(name), base, [experts[i] for i in order], identities=[ids[i] for i in order])
+        merge(
+            *(make(name), base, [experts[i] for i in order], weights),
+            identities=[ids[i] for i in order],
+        )
         for order in permutations(range(3))
     ]
     spread = max((other - merged[0]).abs().max().item() for other in merged)

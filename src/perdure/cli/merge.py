@@ -26,6 +26,7 @@ from perdure.errors import PerdureError
     test="--test FILE",
     after="--after NAME",
     statistics="--statistics FOLDER",
+    rows="--rows FILE",
 )
 def merge(arguments: Arguments, as_json: Json = False) -> None:
     """Example: perdure merge sft code --base Qwen/Qwen3-0.6B --into merged --rule ties"""
@@ -109,6 +110,16 @@ def _show(result: dict[str, Any]) -> None:
         names = " and ".join(result["after"])
         table.add_row(Text(f"after {names}"), "", f"{result['treated_norm']:.4g}")
     stdout().print(table)
+    if "coefficients" in result:
+        shares = result["coefficients"]
+        base = Text(f"the merged model is {1 - sum(shares):.0%} of the base")
+        stdout().print(
+            base
+            + "".join(
+                f", {share:.0%} of {c['checkpoint']}"
+                for share, c in zip(shares, result["checkpoints"], strict=True)
+            )
+        )
     cosines = [c for i, row in enumerate(result["cosines"]) for c in row[:i]]
     if cosines:
         stdout().print(f"cosines of the changes: {min(cosines):.2f} to {max(cosines):.2f}")

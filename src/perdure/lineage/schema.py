@@ -211,12 +211,18 @@ class MergeLine(AdoptLine):
 
     `history` has all checkpoints in the state of the rule, the new one last, `discarded` the share
     of a merged adapter that its rank cuts off, and `after` the treatments with their keywords.
-    `statistics` is the hash of what was measured of the checkpoint, if the rule needs it.
+    `statistics` is the hash of what was measured of the checkpoint, if the rule needs it. If the
+    rule learns weights, `rows` is the hash of the rows, `coefficients` has the weights of all
+    checkpoints in the model, of which the base has the rest to 1, and `searches` the steps that led
+    to the weights.
     """
 
     rule: Keywords
     after: NotRequired[dict[str, dict[str, Any]]]
     statistics: NotRequired[str]
+    rows: NotRequired[str]
+    coefficients: NotRequired[list[float]]
+    searches: NotRequired[list[list[dict[str, float]]]]
     weight: float | None
     history: list[ArrivedLine]
     discarded: NotRequired[float]

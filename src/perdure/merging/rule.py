@@ -113,6 +113,7 @@ class Rule:
         whole: whether it needs a whole tensor at a time, not pieces of it.
         rescales: whether the merged task vector is scaled at the end (`scale_of`).
         weighted: whether checkpoints may have weights.
+        learns: whether the weights of checkpoints are learned on rows, where none are given.
         needs: the statistics of each checkpoint that it needs, `fisher` or `gram`; None without.
 
     Args:
@@ -133,6 +134,7 @@ class Rule:
     rescales: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
     weighted: ClassVar[bool] = True
+    learns: ClassVar[bool] = False
     needs: ClassVar[str | None] = None
 
     exact: bool = False

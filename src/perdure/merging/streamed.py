@@ -358,6 +358,23 @@ def _folded(job: Job, place: Place) -> Iterator[tuple[Piece, Tensor, State]]:
     return fold(rule, place, base, sources, earlier=len(job.history), state=state, most=most)
 
 
+def towards(
+    job: Job, checkpoint: Checkpoint, place: Place
+) -> Iterator[tuple[Piece, Tensor, Tensor]]:
+    """Yield the weights of what a job merges, and how a checkpoint differs from them.
+
+    Args:
+        job: what was merged so far, maybe nothing; its files and those of the checkpoint are open.
+        checkpoint: the checkpoint.
+        place: the tensor.
+    """
+    nothing = job.state is None and not job.checkpoints
+    for piece, weights, state in _folded(job, place):
+        tau = checkpoint.tau(place.tensor, piece, weights)
+        merged = torch.zeros_like(tau) if nothing else job.rule.merged(state, job.arrived)
+        yield piece, weights + merged, tau - merged
+
+
 def _add_vector(job: Job, output: Output, vector: Output, scale: float) -> None:
     """Write the base's weights plus the merged task vector times `scale`."""
     tensors = Tensors(list(vector.files))

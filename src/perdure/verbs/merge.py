@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from perdure.config import Dtype
+from perdure.data.task import Split
 from perdure.disk import check_folder, fresh_folder, remove, usual_modes
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.files import dump, locked
@@ -29,14 +30,16 @@ from perdure.merging.model import Checkpoint, Model, hashing, open_checkpoint
 from perdure.merging.preflight import check, check_statistics
 from perdure.merging.rule import Arrived, Rule
 from perdure.merging.rules import make
+from perdure.merging.rules.frank_wolfe import Trial
 from perdure.merging.statistics import Statistics
 from perdure.merging.streamed import MODEL, Job, check_memory, merge_into, plan
-from perdure.merging.survey import survey
+from perdure.merging.survey import Survey, survey
 from perdure.merging.treatment import Treatment, values_of
 from perdure.merging.write import copy_beside, write_card
 from perdure.models.as_is import base_of_adapter
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.say import Say
+from perdure.verbs.learned_weights import check_rows, learned
 from perdure.writing import sync, writing
 
 
@@ -51,6 +54,7 @@ def merge_many(
     values: dict[str, Any],
     weights: Sequence[float] | None,
     statistics: Sequence[str | Path] | None,
+    rows: Split | None,
     rank: int | None,
     full: bool,
     dtype: str | None,
@@ -66,6 +70,7 @@ def merge_many(
         raise PerdureError("give the checkpoints to merge")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PerdureError(f"{out}: exists and is not empty; give a new folder")
+    check_rows(rule, [checkpoint.weight for checkpoint in checkpoints], rows)
     only_adapters = all(c.adapter is not None for c in checkpoints) and not full
     not_low = next((t.name for t in treatments if not t.scales), None)
     not_low = not_low if rule.linear else rule.name
@@ -82,8 +87,10 @@ def merge_many(
     if rank is not None and rank < 1:
         raise PerdureError(f"rank: must be at least 1, got {rank}")
     if as_adapter:
-        return _merge_to_adapter(rule, checkpoints, treatments, base, out, rank, dtype, say)
-    return _merge_to_model(rule, checkpoints, treatments, base, out, dtype, max_memory, say)
+        return _merge_to_adapter(
+            rule, checkpoints, treatments, rows, base, out, rank, dtype, max_memory, say
+        )
+    return _merge_to_model(rule, checkpoints, treatments, rows, base, out, dtype, max_memory, say)
 
 
 def lineage_and_checkpoint(names: Sequence[str]) -> tuple[str, str]:
@@ -181,6 +188,27 @@ def open_rule_and_checkpoints(
     return rule, checkpoints
 
 
+def with_learned_weights(
+    job: Job, rows: Split | None, max_memory: int | None, say: Say
+) -> tuple[Job, dict[str, Any]]:
+    """Return a job whose checkpoints have the weights that its rule learns on rows.
+
+    Beside it are the `coefficients` of the checkpoints in the merged model, of which the base has
+    the rest to 1, and the `searches`, the steps that led to each weight; nothing if the rule
+    learns none.
+    """
+    if not job.rule.learns:
+        return job, {}
+    searches: list[list[Trial]] = [[] for _ in job.checkpoints]
+    if rows is not None:
+        checkpoints, searches = learned(job, rows, max_memory, say)
+        job = replace(job, checkpoints=checkpoints)
+    return job, {
+        "coefficients": job.rule.coefficients(job.arrived),
+        "searches": [[trial._asdict() for trial in trials] for trials in searches],
+    }
+
+
 def check_treatments(after: Sequence[Treatment], base: Model) -> None:
     """Check that the merged weights of a base can be treated.
 
@@ -219,6 +247,7 @@ def _merge_to_model(
     rule: Rule,
     checkpoints: list[Checkpoint],
     after: tuple[Treatment, ...],
+    rows: Split | None,
     base_name: str | None,
     out: Path,
     dtype_name: str | None,
@@ -240,7 +269,8 @@ def _merge_to_model(
         measured = survey(base, checkpoints, rule.dtype)
     for line in measured.warnings([c.name for c in checkpoints], base.name):
         say(f"warning: {line}")
-    job = replace(job, survey=measured)
+    job, searches = with_learned_weights(replace(job, survey=measured), rows, max_memory, say)
+    checkpoints = job.checkpoints
     work = _work(out)
     with writing(out), _owned(work):
         merged = merge_into(job, work / "parts")
@@ -252,6 +282,7 @@ def _merge_to_model(
         "model": str(out),
         "kind": "weights",
         **_described(rule, after, checkpoints, base.name, measured.norms, measured.cosines),
+        **searches,
         "plan": asdict(made),
         **merged,
     }
@@ -261,10 +292,12 @@ def _merge_to_adapter(
     rule: Rule,
     checkpoints: list[Checkpoint],
     after: tuple[Treatment, ...],
+    rows: Split | None,
     base_name: str | None,
     out: Path,
     rank: int | None,
     dtype_name: str | None,
+    max_memory: int | None,
     say: Say,
 ) -> dict[str, Any]:
     """Merge LoRA adapters to one LoRA adapter."""
@@ -279,6 +312,12 @@ def _merge_to_adapter(
         for checkpoint in checkpoints:
             stack.enter_context(checkpoint.open())
         norms, cosines = norms_and_cosines(adapters)
+    job = Job(base, checkpoints, rule, survey=Survey(0.0, norms, cosines))
+    job, searches = with_learned_weights(job, rows, max_memory, say)
+    checkpoints = job.checkpoints
+    with ExitStack() as stack:
+        for checkpoint in checkpoints:
+            stack.enter_context(checkpoint.open())
         history = [Arrived(c.weight, n) for c, n in zip(checkpoints, norms, strict=True)]
         dtype = _dtype(dtype_name) or next(iter(adapters[0].stored.values())).dtype
         total = sums(adapters, rule.coefficients(history))
@@ -298,6 +337,7 @@ def _merge_to_adapter(
         "model": str(out),
         "kind": "adapter",
         **_described(rule, after, checkpoints, base.name, norms, cosines),
+        **searches,
         "rank": merged.rank,
         "discarded": merged.discarded,
         "most_discarded": merged.worst,

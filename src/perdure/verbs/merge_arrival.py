@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from perdure.data.task import Task
+from perdure.data.task import Split, Task
 from perdure.disk import fresh_folder
 from perdure.errors import PerdureError
 from perdure.lineage.files import dump, locked
@@ -50,12 +50,15 @@ from perdure.verbs.advance import Adopted, AdoptedWeights, advance
 from perdure.verbs.init import check_tokenizer
 from perdure.verbs.merge import (
     After,
+    check_rows,
     check_treatments,
     keywords_of,
     open_rule_and_checkpoints,
+    with_learned_weights,
 )
 
 
+SOMETIMES = ("after", "statistics", "rows")  # what only some arrivals have in the ledger
 LEAST_CUT = 1e-6  # the least share that is cut off and told
 
 
@@ -84,6 +87,7 @@ def merge_arrival(
     values: dict[str, Any],
     weights: Sequence[float] | None,
     statistics: Sequence[str | Path] | None,
+    rows: Split | None,
     rank: int | None,
     max_memory: int | None,
     after: After,
@@ -96,10 +100,16 @@ def merge_arrival(
     """
     treatments = make_treatments(after)
     rule, [arrival] = open_rule_and_checkpoints([name], rule_name, values, weights, statistics)
+    check_rows(rule, [arrival.weight], rows)
     planned = Lineage(path)
     whole = planned.config.adapter is None
     if not whole:
         _check_adapter(planned, arrival, rule, treatments)
+        if rows is not None:
+            raise PerdureError(
+                f"{path}: its stages are LoRA adapters, in which no weights are learned; give "
+                "--weight, or merge into a new model with --into"
+            )
     elif rank is not None:
         raise PerdureError("rank: is that of a merged adapter, and the lineage has whole weights")
     if rank is not None and rank < 1:
@@ -118,16 +128,17 @@ def merge_arrival(
             "weight": arrival.weight,
             **({"after": values_of(treatments)} if treatments else {}),
             **({"statistics": arrival.statistics.sha256} if arrival.statistics else {}),
+            **({"rows": rows.sha256} if rows else {}),
         }
         last = lineage.stages[-1] if lineage.stages else {}
-        same = all(last.get(key) == value for key, value in line.items())
-        same = same and all(last.get(key) == line.get(key) for key in ("after", "statistics"))
+        same = all(last.get(key) == line.get(key) for key in (*line, *SOMETIMES))
         if same and last["task"]["name"] == task.name:
             say(f"{task.name}: already merged, as stage {lineage.head}")
             return last
         so_far = _so_far(lineage, rule, line["rule"])
         if whole:
             job = _job(lineage, rule, arrival, treatments, so_far, max_memory, say)
+            job, searches = with_learned_weights(job, rows, max_memory, say)
         else:
             base = stage_plan.loader.at(lineage, last or None)
             _check_modules(lineage, arrival, base)
@@ -137,7 +148,7 @@ def merge_arrival(
 
         def merged(base: Base, work: Path) -> AdoptedWeights:
             if whole:
-                return _merged_weights(job, work)
+                return _merged_weights(job, searches, work)
             return _merged_adapters(rule, arrival, treatments, so_far, base, rank, work, say)
 
         return advance(
@@ -261,13 +272,19 @@ def _job(
     return replace(job, survey=measured)
 
 
-def _merged_weights(job: Job, work: Path) -> AdoptedWeights:
-    """Fold a checkpoint into whole weights, tensor by tensor."""
+def _merged_weights(job: Job, searches: dict[str, Any], work: Path) -> AdoptedWeights:
+    """Fold a checkpoint into whole weights, tensor by tensor.
+
+    Args:
+        job: what is merged.
+        searches: what was learned of its weights (`with_learned_weights`).
+        work: the folder of what is not finished.
+    """
     parts = work / "merging"
     merge_into(job, parts, keep_state=True)
     return AdoptedWeights(
         parts / MODEL,
-        line={"history": _history(job.arrived)},
+        line={"history": _history(job.arrived), **searches},
         state=parts / STATE / MERGE_STATE,
     )
 

@@ -1,0 +1,180 @@
+"""The weights of checkpoints that a rule learns on rows, before they are folded."""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perdure.data.task import Split
+from perdure.errors import NotFiniteError, PerdureError
+from perdure.merging.magnitude import dot
+from perdure.merging.model import Checkpoint, Model, opened
+from perdure.merging.rule import Rule
+from perdure.merging.rules.frank_wolfe import Trial
+from perdure.merging.streamed import Job, in_bytes, towards
+from perdure.merging.survey import Survey
+from perdure.models.base import Base, load_pretrained, read_base
+from perdure.models.head import predicting
+from perdure.say import Say
+from perdure.train.losses import count_items, token_loss
+from perdure.verbs.whole_model import batch_of, features_of, file_names
+
+
+def check_rows(rule: Rule, weights: list[float | None], rows: Split | None) -> None:
+    """Check that there are rows to learn weights on if some are to be learned, and only then.
+
+    Raises:
+        PerdureError: it is otherwise.
+    """
+    open_weights = any(weight is None for weight in weights)
+    if rows is not None and not rule.learns:
+        raise PerdureError(f"{rule.name}: learns no weights; leave --rows out")
+    if rule.learns and rows is None and open_weights:
+        raise PerdureError(
+            f"{rule.name}: learns the weights of checkpoints on rows; give --rows FILE, or a "
+            "weight for each checkpoint"
+        )
+
+
+def learned(
+    job: Job, rows: Split, max_memory: int | None, say: Say
+) -> tuple[list[Checkpoint], list[list[Trial]]]:
+    """Return the checkpoints with their weights, and for each the steps that led to its weight.
+
+    A weight that was given stays, with no steps.
+
+    Args:
+        job: what is merged, after its survey; nothing is written.
+        rows: the rows whose loss is lowered.
+        max_memory: the most memory for weights, in bytes.
+        say: called with what it takes.
+
+    Raises:
+        PerdureError: the memory is not enough, a row does not fit, or the base is an encoder.
+    """
+    assert job.survey is not None
+    needed = 8 * sum(prod(place.shape) for place in job.base.places())  # fp32, and its gradient
+    line = (
+        f"learning the weights takes {in_bytes(needed)} of memory for the model in fp32 and its "
+        "gradient"
+    )
+    if max_memory is not None and needed > max_memory:
+        raise PerdureError(
+            f"{line}, and max_memory is {in_bytes(max_memory)}; allow more, or give a weight for "
+            "each checkpoint"
+        )
+    say(f"{line}, beside the plan")
+    subject = _Subject(job.base, rows)
+    checkpoints: list[Checkpoint] = []
+    searches: list[list[Trial]] = []
+    for checkpoint in job.checkpoints:
+        weight, trials = checkpoint.weight, []
+        if weight is None:
+            norms = job.survey.norms[: len(checkpoints)]
+            so_far = replace(job, checkpoints=checkpoints, survey=Survey(0.0, norms, []))
+            rule: Any = job.rule
+            weight, trials = rule.search(_Segment(subject, so_far, checkpoint).measure)
+        checkpoints.append(replace(checkpoint, weight=weight))
+        searches.append(trials)
+    return checkpoints, searches
+
+
+class _Subject:
+    """The base's network, whose weights are set, and the rows that it is asked.
+
+    Args:
+        model: the base.
+        split: the rows.
+    """
+
+    def __init__(self, model: Model, split: Split):
+        info = read_base(model.name, model.revision)
+        if info.kind == "encoder":
+            raise PerdureError(
+                f"{model.name}: an encoder has no loss before it has a head; give a weight for "
+                "each checkpoint"
+            )
+        network = load_pretrained(
+            model.name, info.kind, revision=model.revision, dtype=torch.float32
+        )
+        network.requires_grad_(True)
+        self.base = Base(
+            model.name, info.kind, network.eval(), info.tokenizer, info.limits, info.cache
+        )
+        self.base.to_accelerator()
+        self.rows = features_of(self.base, split.rows, None, model.name)
+        parameters = dict(network.named_parameters())
+        names = file_names(network, parameters, model.tensors.stored, model.name)
+        # A tied weight that is in the files twice counts once.
+        self.parameters = {names[name][0]: p for name, p in parameters.items()}
+
+    def gradient(self) -> float:
+        """Set `.grad` to the gradient of the mean loss of the rows' labels, and return that loss.
+
+        Raises:
+            NotFiniteError: the loss is infinite or not a number.
+        """
+        self.base.model.zero_grad()
+        kind, batches = self.base.kind, [batch_of(self.base, row) for row in self.rows]
+        count = sum(int(count_items(batch, kind)) for batch in batches)
+        total = 0.0
+        for batch in batches:
+            logits = self.base.model(**batch, use_cache=False).logits
+            logits = logits[predicting(batch["labels"], kind)]
+            loss = token_loss(logits, batch["labels"], num_items=count, kind=kind)
+            loss.backward()
+            total += loss.item()
+        if not math.isfinite(total):
+            raise NotFiniteError(
+                f"{self.base.name}: the loss on the rows of --rows is infinite or not a number"
+            )
+        return total
+
+
+class _Segment:
+    """The segment from what was merged so far to a checkpoint.
+
+    Args:
+        subject: the network and the rows.
+        so_far: what was merged before.
+        checkpoint: the checkpoint.
+    """
+
+    def __init__(self, subject: _Subject, so_far: Job, checkpoint: Checkpoint):
+        self.subject, self.so_far, self.checkpoint = subject, so_far, checkpoint
+
+    def measure(self, weight: float) -> tuple[float, float]:
+        """Return the loss at a share of the checkpoint, and its derivative in the share.
+
+        What is needed of the files is read piece by piece, twice.
+        """
+        with torch.no_grad():
+            for parameter, start, direction in self._pieces():
+                parameter.copy_(start + weight * direction)
+        loss = self.subject.gradient()
+        slope = 0.0
+        for parameter, _, direction in self._pieces(of_gradient=True):
+            slope += dot(parameter.cpu(), direction)
+        return loss, slope
+
+    def _pieces(self, of_gradient: bool = False) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield pieces of the parameters, or of their gradients, with where the segment begins.
+
+        The third tensor is the direction in which it leads.
+        """
+        job = self.so_far
+        with opened(job.base, [*job.checkpoints, self.checkpoint]), ExitStack() as stack:
+            if job.state is not None:
+                stack.enter_context(job.state.open())
+            for place in job.base.places():
+                parameter: Any = self.subject.parameters.get(place.tensor)
+                tensor = parameter.grad if of_gradient and parameter is not None else parameter
+                if tensor is None:  # a buffer, or a weight that no row reaches
+                    continue
+                for piece, start, direction in towards(job, self.checkpoint, place):
+                    yield tensor[piece.index] if piece.index else tensor, start, direction

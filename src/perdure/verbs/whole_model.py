@@ -1,0 +1,109 @@
+"""A checkpoint as one whole model in fp32 that is asked row by row, without a Trainer."""
+
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from perdure.data.columns import is_chat
+from perdure.data.tokens import Features, features
+from perdure.errors import PerdureError
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import base_at
+from perdure.measure.predict import MAX_LENGTH
+from perdure.models.as_is import load_as_is
+from perdure.models.base import Base
+from perdure.models.merging import merge
+from perdure.say import Say
+
+
+def load_whole(name: str, say: Say) -> Base:
+    """Load a checkpoint as one whole model in fp32, all of whose weights have gradients."""
+    if (Path(name) / "lineage.yaml").is_file():
+        lineage = Lineage(name)
+        base = base_at(lineage, lineage.stages[-1])
+        if base.kind == "encoder":
+            raise PerdureError(f"{name}: statistics are those of models that write, not encoders")
+        base.to_accelerator()
+    else:
+        base = load_as_is(name, say)
+    network: Any = base.network
+    network.float()
+    if isinstance(network, PeftModel):
+        network = merge(network)
+    network.requires_grad_(True)
+    base.model = network.eval()
+    return base
+
+
+def features_of(
+    base: Base, rows: Sequence[Any], max_length: int | None, name: str
+) -> list[Features]:
+    """Tokenize rows as they are trained.
+
+    Raises:
+        PerdureError: a row does not fit, or the length is more than the model takes.
+    """
+    positions = base.limits.positions
+    length = min(MAX_LENGTH, positions or MAX_LENGTH) if max_length is None else max_length
+    if length < 1 or (positions and length > positions):
+        raise PerdureError(
+            f"max_length: must be at least 1 and at most the {positions} positions of {name}, got "
+            f"{length}"
+        )
+    if not base.tokenizer.chat_template and any(map(is_chat, rows)):
+        raise PerdureError(f"{name}: has no chat template, and the rows are conversations")
+    row_features, _ = features(
+        rows,
+        base.tokenizer,
+        kind=base.kind,
+        max_length=length,
+        max_completion_length=length,
+        labels=None,
+        where=f"{name} rows",
+        cache=base.cache,
+    )
+    return row_features
+
+
+def batch_of(base: Base, row: Features) -> dict[str, Tensor]:
+    """Return a row as a batch of its own, without padding."""
+    device = next(base.model.parameters()).device
+    ids, labels = (torch.tensor([list(row[key])], device=device) for key in ("input_ids", "labels"))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def file_names(
+    model: Any, names: Iterable[str], stored: Collection[str], where: str
+) -> dict[str, list[str]]:
+    """Return under which names weights of a model are in its files.
+
+    Files may leave out the prefix of the model, as those of GPT-2 do, and may have tied weights
+    under both of their names.
+
+    Args:
+        model: the model.
+        names: the names of the weights in the model.
+        stored: the names of the tensors in the files.
+        where: the name of the checkpoint, for the error line.
+
+    Raises:
+        PerdureError: transformers gives a weight another name than the files do.
+    """
+    prefix = f"{model.base_model_prefix}."
+    tied = dict(model.get_expanded_tied_weights_keys(all_submodels=True))
+    result = {}
+    for name in names:
+        others = [name, name.removeprefix(prefix), f"{prefix}{name}"]
+        others += [target for target, source in tied.items() if source == name]
+        result[name] = [other for other in dict.fromkeys(others) if other in stored]
+        if not result[name]:
+            raise PerdureError(
+                f"{where}: transformers names its weights otherwise than its files do, such as "
+                f"{name}, so that what is measured of them belongs to no tensor; merge by another "
+                "rule"
+            )
+    return result
