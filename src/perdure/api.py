@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure import processes
-from perdure.config import Config, Dtype, ScoringMode, load_config, read_settings
+from perdure.config import Config, Dtype, PresetName, ScoringMode, load_config, read_settings
 from perdure.data.conversations import Conversations
 from perdure.data.forms import Notes, Row, as_row
 from perdure.data.opening import file_split
@@ -213,6 +213,7 @@ def merge(
     after: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     statistics: Sequence[str | Path] | None = None,
     rows: TaskRows | None = None,
+    preset: PresetName | None = None,
     name: str | None = None,
     train: TaskRows | None = None,
     test: TaskRows | None = None,
@@ -260,6 +261,8 @@ def merge(
             if the rule needs one.
         rows: Rows on which the rule learns the weights that are not given, a few of all tasks that
             the model shall do; for `frank_wolfe`.
+        preset: A recipe in place of a rule. `reinstruct` adds what continued pretraining has
+            changed of a base to the base's instruct model; give both, in this order.
         name: In a lineage, the name of the task that the checkpoint has learned. Default: the name
             of its folder.
         train: In a lineage, the rows that it was trained on. Some of them are remembered.
@@ -296,6 +299,7 @@ def merge(
             weights=weights,
             statistics=statistics,
             rows=probe,
+            preset_name=preset,
             rank=rank,
             full=full,
             dtype=dtype,
@@ -304,6 +308,8 @@ def merge(
             say=say,
         )
     folder, checkpoint = verb.lineage_and_checkpoint(names)
+    if preset is not None:
+        raise PerdureError(f"{preset}: makes a new model; give its folder with into")
     for key, value in (("base", base), ("dtype", dtype), ("full", full or None)):
         if value is not None:
             raise PerdureError(f"{key}: is the lineage's; leave it out, or give a folder with into")

@@ -36,12 +36,15 @@ DROPOUT = ("dropout", "dropout_prob", "dropout_rate", "pdrop")  # endings of har
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
-def check(base: Model, checkpoints: Sequence[Checkpoint]) -> list[str]:
+def check(
+    base: Model, checkpoints: Sequence[Checkpoint], speaks: Checkpoint | None = None
+) -> list[str]:
     """Check that checkpoints can be merged on a base, and return notes about them.
 
     Args:
         base: the base.
         checkpoints: the checkpoints.
+        speaks: the one whose chat template is written, None for that of the base.
 
     Raises:
         PerdureError: they cannot; the line names the checkpoint and what differs.
@@ -59,7 +62,8 @@ def check(base: Model, checkpoints: Sequence[Checkpoint]) -> list[str]:
         else:
             _check_config(base, checkpoint)
             _check_tensors(base, checkpoint)
-        notes += _check_tokenizer(base, checkpoint)
+        found = _check_tokenizer(base, checkpoint)
+        notes += [] if checkpoint is speaks else found
     return notes
 
 

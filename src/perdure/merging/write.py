@@ -19,11 +19,26 @@ from perdure.printable import printable
 
 # The files of a base that belong to a model: config, tokenizer and chat template.
 BESIDE = (".json", ".txt", ".model", ".jinja")
+# Those that decide how a model is asked, which another checkpoint's may replace.
+ASKED = (
+    *("config.json", "generation_config.json", "chat_template.jinja", "tokenizer.json"),
+    *("tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt"),
+)
 NOT_COPIED = ("model.safetensors.index.json", ADAPTER_SETTINGS)
 
 
-def copy_beside(base: Model, folder: Path, dtype: torch.dtype | None) -> None:
-    """Copy the base's config, tokenizer and chat template into the folder of a merged model."""
+def copy_beside(
+    base: Model, folder: Path, dtype: torch.dtype | None, speaks: Checkpoint | None = None
+) -> None:
+    """Copy the base's config, tokenizer and chat template into the folder of a merged model.
+
+    Args:
+        base: the base.
+        folder: the folder.
+        dtype: the data type of the merged weights, None for that of the base's.
+        speaks: a checkpoint whose files are copied in their place, as far as it has them.
+    """
     files = [
         file
         for file in sorted(base.folder.iterdir())
@@ -35,6 +50,11 @@ def copy_beside(base: Model, folder: Path, dtype: torch.dtype | None) -> None:
         copy = folder / file.relative_to(base.folder)
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, copy)
+    if speaks is not None:
+        for name in ASKED:
+            if (speaks.folder / name).is_file():
+                shutil.copyfile(speaks.folder / name, folder / name)
+        dtype = dtype or next(one.dtype for one in base.tensors.stored.values() if one.is_float)
     if dtype is not None:
         config = read_json(folder / "config.json")
         config.pop("torch_dtype", None)  # its name before transformers 5
@@ -52,6 +72,8 @@ def write_card(
     values: Mapping[str, Any],
     adapter: bool,
     after: Sequence[Treatment] = (),
+    notes: Sequence[str] = (),
+    speaks: Checkpoint | None = None,
 ) -> None:
     """Write the `README.md` of a merged model, which names what it was made of and how.
 
@@ -64,6 +86,9 @@ def write_card(
         values: the rule's keywords.
         adapter: whether it is an adapter and not a whole model.
         after: the treatments of the merged task vector.
+        notes: further lines.
+        speaks: the checkpoint whose config, tokenizer and chat template were copied, None for the
+            base.
     """
     lines = [
         "---",
@@ -89,8 +114,11 @@ def write_card(
         paper = f" ([paper]({treatment.paper}))" if treatment.paper else ""
         keywords = _keywords(asdict(treatment))
         lines += ["", f"Treatment after it: `{treatment.name}` ({keywords}){paper}."]
+    for note in notes:
+        lines += ["", note]
     if not adapter:
-        lines += ["", "Config, tokenizer and chat template are those of the base."]
+        whose = f"`{Path(speaks.name).name}`" if speaks else "the base"
+        lines += ["", f"Config, tokenizer and chat template are those of {whose}."]
     (folder / CARD).write_text(printable("\n".join([*lines, ""])), encoding="utf-8")
 
 

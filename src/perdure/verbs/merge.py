@@ -28,6 +28,7 @@ from perdure.merging.factors import (
 )
 from perdure.merging.model import Checkpoint, Model, hashing, open_checkpoint
 from perdure.merging.preflight import check, check_statistics
+from perdure.merging.presets import Preset, independence, lines_about, preset
 from perdure.merging.rule import Arrived, Rule
 from perdure.merging.rules import make
 from perdure.merging.rules.frank_wolfe import Trial
@@ -43,6 +44,7 @@ from perdure.verbs.learned_weights import check_rows, learned
 from perdure.writing import sync, writing
 
 
+DEFAULT_RULE = "average"
 After = Sequence[str] | Mapping[str, Mapping[str, Any]] | None  # treatments, as users give them
 
 
@@ -60,18 +62,24 @@ def merge_many(
     dtype: str | None,
     max_memory: int | None,
     after: After,
+    preset_name: str | None,
     say: Say,
 ) -> dict[str, Any]:
     """Merge checkpoints into a new folder and describe it. See `perdure.api.merge`."""
     out = Path(into)
     treatments = make_treatments(after)
+    recipe: Preset | None = None
+    if preset_name is not None:
+        named = None if rule_name == DEFAULT_RULE else rule_name
+        recipe = preset(preset_name, len(names), named, values, weighted=weights is not None)
+        rule_name, weights = recipe.rule, recipe.weights
     rule, checkpoints = open_rule_and_checkpoints(names, rule_name, values, weights, statistics)
     if not checkpoints:
         raise PerdureError("give the checkpoints to merge")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PerdureError(f"{out}: exists and is not empty; give a new folder")
     check_rows(rule, [checkpoint.weight for checkpoint in checkpoints], rows)
-    only_adapters = all(c.adapter is not None for c in checkpoints) and not full
+    only_adapters = all(c.adapter is not None for c in checkpoints) and not (full or recipe)
     not_low = next((t.name for t in treatments if not t.scales), None)
     not_low = not_low if rule.linear else rule.name
     as_adapter = only_adapters and not_low is None
@@ -90,7 +98,9 @@ def merge_many(
         return _merge_to_adapter(
             rule, checkpoints, treatments, rows, base, out, rank, dtype, max_memory, say
         )
-    return _merge_to_model(rule, checkpoints, treatments, rows, base, out, dtype, max_memory, say)
+    return _merge_to_model(
+        rule, checkpoints, treatments, rows, recipe, base, out, dtype, max_memory, say
+    )
 
 
 def lineage_and_checkpoint(names: Sequence[str]) -> tuple[str, str]:
@@ -248,6 +258,7 @@ def _merge_to_model(
     checkpoints: list[Checkpoint],
     after: tuple[Treatment, ...],
     rows: Split | None,
+    recipe: Preset | None,
     base_name: str | None,
     out: Path,
     dtype_name: str | None,
@@ -257,7 +268,8 @@ def _merge_to_model(
     """Merge checkpoints to a whole model."""
     dtype = _dtype(dtype_name)
     base = Model(*_base_name(base_name, checkpoints))
-    notes = check(base, checkpoints)
+    speaks = checkpoints[recipe.speaks] if recipe else None
+    notes = check(base, checkpoints, speaks=speaks)
     check_statistics(rule, base, checkpoints)
     check_treatments(after, base)
     job = Job(base, checkpoints, rule, dtype=dtype, after=after)
@@ -271,18 +283,30 @@ def _merge_to_model(
         say(f"warning: {line}")
     job, searches = with_learned_weights(replace(job, survey=measured), rows, max_memory, say)
     checkpoints = job.checkpoints
+    found: dict[str, Any] = {}
+    if recipe:
+        found = {"preset": recipe.name, "independence": independence(base, checkpoints)}
+    about = lines_about(found["independence"]) if recipe else []
+    for line in about:
+        say(line)
     work = _work(out)
     with writing(out), _owned(work):
         merged = merge_into(job, work / "parts")
         folder = work / "parts" / MODEL
-        copy_beside(base, folder, dtype)
-        _publish(folder, out, base, checkpoints, rule, after, adapter=False)
+        copy_beside(base, folder, dtype, speaks=speaks)
+        _publish(
+            *(folder, out, base, checkpoints, rule, after),
+            adapter=False,
+            notes=[f"{about[0][0].upper()}{about[0][1:]}."] if about else [],
+            speaks=speaks,
+        )
     remove(work)
     return {
         "model": str(out),
         "kind": "weights",
         **_described(rule, after, checkpoints, base.name, measured.norms, measured.cosines),
         **searches,
+        **found,
         "plan": asdict(made),
         **merged,
     }
@@ -411,6 +435,8 @@ def _publish(
     rule: Rule,
     after: tuple[Treatment, ...],
     adapter: bool,
+    notes: Sequence[str] = (),
+    speaks: Checkpoint | None = None,
 ) -> None:
     """Write the card of a complete folder, and give the folder its name."""
     write_card(
@@ -422,6 +448,8 @@ def _publish(
         values=keywords_of(rule),
         adapter=adapter,
         after=after,
+        notes=notes,
+        speaks=speaks,
     )
     usual_modes(folder)
     for path in [*folder.rglob("*"), folder]:
