@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         learn,
         log,
         merge,
+        pack,
         probe,
         push,
         rebase,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         run,
         show,
         statistics,
+        unpack,
         verify,
     )
     from perdure.config import Config, load_config
@@ -64,6 +66,7 @@ __all__ = [
     "load_config",
     "log",
     "merge",
+    "pack",
     "probe",
     "push",
     "rebase",
@@ -73,6 +76,7 @@ __all__ = [
     "run",
     "show",
     "statistics",
+    "unpack",
     "verify",
 ]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure import processes
-from perdure.config import Config, Dtype, PresetName, ScoringMode, load_config, read_settings
+from perdure.config import Codec, Config, Dtype, PresetName, ScoringMode, load_config, read_settings
 from perdure.data.conversations import Conversations
 from perdure.data.forms import Notes, Row, as_row
 from perdure.data.opening import file_split
@@ -1041,6 +1041,73 @@ def methods(name: str | None = None, recommend: bool = False) -> list[dict[str, 
     from perdure.verbs import methods as verb
 
     return verb.recommended(name) if recommend else verb.methods(name)
+
+
+def pack(
+    checkpoint: str | Path,
+    out: str | Path,
+    base: str | None = None,
+    codec: Codec = "sparse",
+    energy: float = 0.99,
+    *,
+    say: Say = silent,
+) -> dict[str, Any]:
+    """Store a checkpoint as what it has other than its base, in a folder that `merge` takes.
+
+        perdure.pack("sft", "sft-pack", base="Qwen/Qwen3-0.6B")
+        perdure.merge(["sft-pack", "code"], "ties", base="Qwen/Qwen3-0.6B", into="merged")
+
+    What is the base's is not stored. With `sparse`, the elements that differ are stored with their
+    places, where that is smaller than the tensor; in 16 bits, a gentle training leaves many as they
+    were. With `raw`, each tensor that differs is stored. Both restore the checkpoint bit by bit.
+    With `lowrank`, the change of a matrix is stored as the fewest directions that keep the share
+    `energy` of its sum of squares, in fp32, where that is smaller; it takes a singular value
+    decomposition of each, and everything else is stored as with `sparse`.
+
+    Args:
+        checkpoint: The folder of a whole model, a name on the hub that is in its cache, or a
+            lineage with whole weights, of which the newest stage is taken.
+        out: A new folder for pack.safetensors and pack.json, which has the hashes of the base's and
+            the checkpoint's files.
+        base: The model from which it was trained.
+        codec: How changes are stored.
+        energy: With `lowrank`, the share of the sum of squares that is kept of each matrix.
+        say: Called with each note.
+
+    Returns:
+        What pack.json says but for the list of tensors, how many have which codec, and the sizes.
+
+    Raises:
+        PerdureError: the checkpoint is no whole model of the base, or is damaged.
+    """
+    from perdure.verbs import pack as verb
+
+    return verb.pack(str(checkpoint), out, base_name=base, codec=codec, energy=energy, say=say)
+
+
+def unpack(
+    folder: str | Path, out: str | Path, base: str | None = None, *, say: Say = silent
+) -> dict[str, Any]:
+    """Restore the checkpoint of a pack as a plain model, with the base's config and tokenizer.
+
+    The base is only read. To take a pack away again, use the base: nothing is subtracted.
+
+    Args:
+        folder: The pack.
+        out: A new folder for the model.
+        base: The base, whose files must be those with which it was packed. Default: the one that
+            the pack names.
+        say: Called with each note.
+
+    Returns:
+        The folder of the model, whether it is bit by bit what was packed, and the hashes of that.
+
+    Raises:
+        PerdureError: there is no pack, it is damaged, or the base is another one.
+    """
+    from perdure.verbs import pack as verb
+
+    return verb.unpack(str(folder), out, base_name=base, say=say)
 
 
 def statistics(

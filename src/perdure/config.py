@@ -15,6 +15,7 @@ from perdure.parsing import LARGEST_YAML, CheckedLoader, UnreadableError, parse_
 Mode = Literal["sequential", "joint", "union", "per_task"]
 TOGETHER = ("joint", "union")  # the modes that learn several tasks at once
 ScoringMode = Literal["generate", "options"]
+Codec = Literal["sparse", "lowrank", "raw"]  # how a packed checkpoint is stored
 PresetName = Literal["reinstruct"]  # the recipes of merging
 Dtype = Literal["float32", "bfloat16", "float16"]  # the data types of an exported model
 

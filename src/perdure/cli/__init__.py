@@ -23,6 +23,8 @@ VERBS = {
     "adopt": "Record a checkpoint that was trained elsewhere as a stage.",
     "merge": "Merge checkpoints into a new model, or one more into a lineage.",
     "statistics": "Measure a checkpoint on rows, for rules of merging that weigh by it.",
+    "pack": "Store a checkpoint as what it has other than its base.",
+    "unpack": "Restore a checkpoint from a pack.",
     "run": "Learn a stream of tasks one after another.",
     "compare": "Run methods on the same task orders and seeds.",
     "evaluate": "Score a stage on the tasks learned so far.",
@@ -49,7 +51,7 @@ OPTIONS: dict[str, Any] = {
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
 }
-RESUMED = ("learn", "run", "compare", "merge")
+RESUMED = ("learn", "run", "compare", "merge", "pack", "unpack")
 TRAINS = ("learn", "run")  # under a launcher, the other verbs are done by the main process alone
 WITH_SETTINGS = ("init", "learn", "run", "compare", "set")
 OUTPUT = "the output or a temporary file"  # if an error does not name what cannot be written

@@ -13,6 +13,7 @@ checkpoint.py  the tensors of a checkpoint's safetensors files
 adapter.py     a LoRA adapter as the tensors that it adds to its base
 statistics.py  what some rules need to know of a checkpoint beside its weights
 presets.py     recipes of merging under one name
+pack.py        checkpoints stored as what they have other than their base
 factors.py     LoRA adapters merged to a LoRA adapter
 preflight.py   whether checkpoints can be merged, before anything is written
 survey.py      one pass over all inputs: norms, cosines, values that are not finite

@@ -17,6 +17,9 @@ from perdure.merging.adapter import Adapter
 from perdure.merging.checkpoint import Tensors, hashes_of, model_files, model_folder
 from perdure.merging.fold import Piece
 from perdure.merging.layers import Layers
+from perdure.merging.pack import ABOUT as PACK_SETTINGS
+from perdure.merging.pack import PACKED as PACK_WEIGHTS
+from perdure.merging.pack import Pack, identity_of, is_pack
 from perdure.merging.rule import Place, Role
 from perdure.merging.statistics import Statistics
 from perdure.models.as_is import is_adapter
@@ -130,6 +133,7 @@ class Checkpoint:
         whole: its tensors, if it is a whole model.
         adapter: its adapter, if it is one.
         statistics: what was measured of it, if the rule needs that.
+        pack: what it has other than the base, if it is stored so.
     """
 
     name: str
@@ -138,17 +142,22 @@ class Checkpoint:
     whole: Tensors | None = None
     adapter: Adapter | None = None
     statistics: Statistics | None = None
+    pack: Pack | None = None
 
     @cached_property
     def hashes(self) -> dict[str, str]:
         """The SHA-256 of the files that decide its weights."""
         if self.whole is not None:
             return hashes_of(self.whole.files)
+        if self.pack is not None:
+            return hashes_of([self.folder / PACK_SETTINGS, self.folder / PACK_WEIGHTS])
         return hashes_of([self.folder / ADAPTER_SETTINGS, self.folder / ADAPTER_WEIGHTS])
 
     @property
     def identity(self) -> str:
         """The hash of its weights, which does not depend on where it is."""
+        if self.pack is not None:
+            return identity_of(self.pack)
         return digest(sorted(self.hashes.values()))
 
     @property
@@ -160,7 +169,8 @@ class Checkpoint:
     @property
     def read_from(self) -> list[Tensors]:
         """What is read while it is merged."""
-        tensors = self.whole if self.whole is not None else self.part.tensors
+        stored = self.whole or self.pack or self.part
+        tensors = stored if isinstance(stored, Tensors) else stored.tensors
         return [tensors, *([self.statistics.tensors] if self.statistics else [])]
 
     @contextmanager
@@ -182,19 +192,21 @@ class Checkpoint:
 
     def changes(self, name: str) -> bool:
         """Return whether it may have another tensor of this name than the base."""
-        return self.whole is not None or name in self.part.changed
+        return self.adapter is None or name in self.adapter.changed
 
     def tau(self, name: str, piece: Piece, base: Tensor) -> Tensor:
         """Return a piece of its task vector, in the data type of the base's piece."""
         if self.whole is not None:
             return self.whole.read(name, piece).to(base.dtype) - base
+        if self.pack is not None:
+            return self.pack.change(name, piece, base)
         if not self.changes(name):
             return torch.zeros_like(base)
         return self.part.change(name, piece, base)
 
 
 def open_checkpoint(name: str, weight: float | None = None) -> Checkpoint:
-    """Read which tensors a checkpoint has: a model's folder, a name on the hub, or an adapter.
+    """Read which tensors a checkpoint has: a model by folder or name, an adapter, or a pack.
 
     Raises:
         PerdureError: there is no such checkpoint, or its files cannot be used.
@@ -202,6 +214,8 @@ def open_checkpoint(name: str, weight: float | None = None) -> Checkpoint:
     folder = model_folder(name)
     if is_adapter(str(folder)):
         return Checkpoint(name, weight, folder, adapter=Adapter(folder))
+    if is_pack(folder):
+        return Checkpoint(name, weight, folder, pack=Pack(folder))
     return Checkpoint(name, weight, folder, whole=Tensors(model_files(folder)))
 
 

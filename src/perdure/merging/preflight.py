@@ -11,6 +11,7 @@ from perdure.errors import PerdureError, one_line
 from perdure.merging.checkpoint import Tensors
 from perdure.merging.fold import pieces
 from perdure.merging.model import Checkpoint, Model, opened
+from perdure.merging.pack import Pack
 from perdure.merging.rule import Rule
 from perdure.models.base import load_tokenizer
 from perdure.models.checkpoints import check_base_of
@@ -59,6 +60,8 @@ def check(
             pinned = pinned or pin(base.name, base.revision)
             check_base_of(checkpoint.folder, pinned, base.name)
             _check_adapter(base, checkpoint)
+        elif checkpoint.pack is not None:
+            _check_pack(base, checkpoint.pack, checkpoint.name)
         else:
             _check_config(base, checkpoint)
             _check_tensors(base, checkpoint)
@@ -194,6 +197,21 @@ def _equal(tensors: Tensors, name: str, other: str, of: Tensors | None = None) -
         torch.equal(tensors.read(name, piece), (of or tensors).read(other, piece))
         for piece in pieces(tensors.stored[name].shape)
     )
+
+
+def _check_pack(base: Model, pack: Pack, name: str) -> None:
+    """Check that a pack is of a base, byte by byte, and has all of its tensors.
+
+    Raises:
+        PerdureError: it is of another one.
+    """
+    shapes = {place.tensor: place.shape for place in base.places()}
+    coded = {tensor: one.shape for tensor, one in pack.coded.items()}
+    if pack.base != base.hashes or coded != shapes:
+        raise PerdureError(
+            f"{name}: is a pack on another base, {pack.base_name!r}, or that one's files have "
+            f"changed; its hashes are not those of {base.name}"
+        )
 
 
 def _check_adapter(base: Model, checkpoint: Checkpoint) -> None:

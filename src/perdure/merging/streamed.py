@@ -185,17 +185,18 @@ def check_memory(made: MergePlan, job: Job, limit: int | None) -> None:
 
 
 def _factors(job: Job, place: Place, size: int) -> int:
-    """Return the memory of the largest factors of adapters for a tensor."""
+    """Return the memory of the largest factors of adapters and packs for a tensor."""
+    stored = [c.pack.tensors.stored for c in job.checkpoints if c.pack is not None]
+    parts = [
+        [tensors[f"{part}.{place.tensor}"].shape for part in ("up", "down")]
+        for tensors in stored
+        if f"up.{place.tensor}" in tensors
+    ]
     adapters = [c.adapter for c in job.checkpoints if c.adapter is not None]
     name = place.tensor.removesuffix(".weight")
     modules = [(a, a.modules[name]) for a in adapters if name in a.modules]
-    return max(
-        (
-            2 * size * sum(prod(a.stored[part].shape) for part in (module.down, module.up))
-            for a, module in modules
-        ),
-        default=0,
-    )
+    parts += [[a.stored[part].shape for part in (m.down, m.up)] for a, m in modules]
+    return max((2 * size * sum(map(prod, shapes)) for shapes in parts), default=0)
 
 
 def _size(tensors: Tensors, name: str) -> int:

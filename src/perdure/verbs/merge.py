@@ -238,14 +238,17 @@ def _dtype(name: str | None) -> torch.dtype | None:
 
 
 def _base_name(base: str | None, checkpoints: Sequence[Checkpoint]) -> tuple[str, str | None]:
-    """Return the base, by default the one that the first adapter names, and its revision.
+    """Return the base, by default the one that an adapter or a pack names, and its revision.
 
     Raises:
         PerdureError: there is none.
     """
     if base is not None:
         return base, None
+    packed = next((c.pack for c in checkpoints if c.pack is not None), None)
     first = next((c for c in checkpoints if c.adapter is not None), None)
+    if first is None and packed is not None:
+        return packed.base_name, packed.base_revision
     if first is None:
         raise PerdureError(
             "base: give the model from which the checkpoints were trained, as --base BASE"
@@ -290,7 +293,7 @@ def _merge_to_model(
     for line in about:
         say(line)
     work = _work(out)
-    with writing(out), _owned(work):
+    with writing(out), owned(work):
         merged = merge_into(job, work / "parts")
         folder = work / "parts" / MODEL
         copy_beside(base, folder, dtype, speaks=speaks)
@@ -349,7 +352,7 @@ def _merge_to_adapter(
         merged = compressed(treated, cap=rank, dtype=dtype, scaling=1.0)
         norm = compressed(total, cap=rank, dtype=dtype).norm if after else merged.norm
     work = _work(out)
-    with writing(out), _owned(work):
+    with writing(out), owned(work):
         folder = work / MODEL
         fresh_folder(folder)
         save_file(merged.tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -411,8 +414,8 @@ def _work(out: Path) -> Path:
 
 
 @contextmanager
-def _owned(work: Path) -> Iterator[None]:
-    """Let no other process merge into a folder for a block.
+def owned(work: Path) -> Iterator[None]:
+    """Let no other process write into a folder of unfinished work for a block.
 
     What a mistake of the user's has left is deleted. What a stopped process has left stays, so that
     the same command goes on with it.

@@ -1,0 +1,155 @@
+"""`pack` stores a checkpoint as what it has other than its base, and `unpack` restores it."""
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+from perdure.config import Codec
+from perdure.disk import remove, usual_modes
+from perdure.errors import NotFiniteError, PerdureError, nearest
+from perdure.merging.fold import pieces
+from perdure.merging.model import Checkpoint, Model, opened
+from perdure.merging.output import JOURNAL, Output
+from perdure.merging.pack import ABOUT, PACKED, Coded, Packer, about_pack
+from perdure.merging.preflight import check
+from perdure.merging.streamed import MODEL
+from perdure.merging.write import copy_beside
+from perdure.models.hashing import file_hash
+from perdure.say import Say
+from perdure.seeds import digest
+from perdure.verbs.merge import open_model, owned
+from perdure.writing import sync, writing
+
+
+def pack(
+    name: str, out: str | Path, base_name: str | None, codec: Codec, energy: float, say: Say
+) -> dict[str, Any]:
+    """Pack a checkpoint into a new folder and describe it. See `perdure.api.pack`."""
+    out = _new(Path(out))
+    if codec not in get_args(Codec):
+        raise PerdureError(f"codec {codec!r} is not a choice; {nearest(codec, get_args(Codec))}")
+    if not 0 < energy <= 1:
+        raise PerdureError(f"energy: must be > 0 and <= 1, got {energy:g}")
+    checkpoint = open_model(name)
+    if checkpoint.whole is None:
+        what = "a LoRA adapter, which is small already" if checkpoint.adapter else "a pack already"
+        raise PerdureError(f"{name}: is {what}; give a whole model")
+    if base_name is None:
+        raise PerdureError("base: give the model from which it was trained, as --base BASE")
+    base = Model(base_name)
+    for line in check(base, [checkpoint]):
+        say(line)
+    work = out.parent / f".{out.name}.packing"
+    with writing(out), owned(work):
+        about = _write(work / MODEL, base, checkpoint, codec, energy)
+        _publish(work / MODEL, out)
+    remove(work)
+    tensors = [one["codec"] for one in about.pop("tensors").values()]
+    return {
+        "pack": str(out),
+        **about,
+        "codecs": {kind: tensors.count(kind) for kind in sorted(set(tensors))},
+        "bytes": sum(file.stat().st_size for file in out.iterdir()),
+        "bytes_of_checkpoint": sum(file.stat().st_size for file in checkpoint.whole.files),
+    }
+
+
+def _write(
+    folder: Path, base: Model, checkpoint: Checkpoint, codec: Codec, energy: float
+) -> dict[str, Any]:
+    """Write the files of a pack, and return what pack.json says.
+
+    Raises:
+        NotFiniteError: a low rank cannot be found, because weights are not finite.
+    """
+    whole = checkpoint.whole
+    assert whole is not None
+    with opened(base, [checkpoint]):
+        packer = Packer(base.tensors, whole, codec, energy)
+        coded: dict[str, Coded] = {}
+        layout: dict[str, Any] = {}
+        for place in base.places():
+            try:
+                kind, parts = packer.layout(place.tensor)
+            except RuntimeError as error:  # of torch.linalg.svd
+                raise NotFiniteError(
+                    f"{checkpoint.name}: its {place.tensor} has values that are infinite or not "
+                    "numbers; pack it with --codec raw"
+                ) from error
+            stored = whole.stored[place.tensor]
+            coded[place.tensor] = Coded(kind, stored.shape, stored.dtype)
+            layout |= parts
+        key = digest(sorted(base.hashes.items()), checkpoint.hashes, codec, energy)
+        output = Output(folder, layout, key, single=PACKED)
+        with output.open():
+            facts = [packer.write(name, one.codec, output) for name, one in coded.items()]
+        output.complete()
+    about = about_pack(
+        coded,
+        facts,
+        base_name=base.name,
+        base_revision=base.revision,
+        base=base.hashes,
+        checkpoint=checkpoint.hashes,
+        codec=codec,
+        energy=energy if codec == "lowrank" else None,
+        sha256=file_hash(folder / PACKED),
+    )
+    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return about
+
+
+def unpack(name: str, out: str | Path, base_name: str | None, say: Say) -> dict[str, Any]:
+    """Restore a checkpoint from a pack and describe it. See `perdure.api.unpack`."""
+    out = _new(Path(out))
+    checkpoint = open_model(name)
+    packed = checkpoint.pack
+    if packed is None:
+        raise PerdureError(f"{name}: is no pack; `perdure pack` makes one")
+    base = Model(base_name) if base_name else Model(packed.base_name, packed.base_revision)
+    for line in check(base, [checkpoint]):
+        say(line)
+    shapes = {
+        tensor: (stored.shape, packed.coded[tensor].dtype if stored.is_float else stored.dtype)
+        for tensor, stored in base.tensors.stored.items()
+    }
+    work = out.parent / f".{out.name}.unpacking"
+    with writing(out), owned(work):
+        output = Output(work / MODEL, shapes, key=digest(checkpoint.hashes))
+        with opened(base, [checkpoint]), output.open():
+            for tensor in sorted(shapes.keys() - output.done.keys()):
+                for piece in pieces(shapes[tensor][0]):
+                    values = base.tensors.read(tensor, piece)
+                    if tensor in packed.coded:
+                        values = packed.read(tensor, piece, values)
+                    output.write(tensor, piece.offset, values)
+                output.finish(tensor)
+        output.complete()
+        types = {dtype for _, dtype in shapes.values() if dtype.is_floating_point}
+        copy_beside(base, work / MODEL, types.pop() if len(types) == 1 else None)
+        _publish(work / MODEL, out)
+    remove(work)
+    return {"model": str(out), "exact": packed.exact, "checkpoint": packed.checkpoint}
+
+
+def _new(out: Path) -> Path:
+    """Return a folder that is to be made.
+
+    Raises:
+        PerdureError: it exists and is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise PerdureError(f"{out}: exists and is not empty; give a new folder")
+    return out
+
+
+def _publish(folder: Path, out: Path) -> None:
+    """Give a complete folder its name."""
+    assert not (folder / JOURNAL).exists()
+    usual_modes(folder)
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+    if out.exists():
+        out.rmdir()
+    folder.rename(out)
+    sync(out.parent)
