@@ -21,6 +21,7 @@ from merging.models import (
     merged_by_peft,
     save_adapter,
     save_expert,
+    save_statistics,
     stopped_again_and_again,
     weights_of,
 )
@@ -551,27 +552,33 @@ def test_a_limit_of_memory_that_is_too_small_is_refused(place):
 
 
 PEAK = """
-import resource, sys
+import json, resource, sys
 import torch, transformers
 from perdure import api
 from perdure.merging.rules import names
 from perdure.verbs import merge
-api.merge(["small-x", "small-y"], base="small", into="warm", rule=sys.argv[1])
+more = json.loads(sys.argv[3])
+small, big = ({"statistics": [f"{size}-{n}-statistics" for n in "xy"]} if more.pop(size) else {}
+              for size in ("small", "big"))
+api.merge(["small-x", "small-y"], base="small", into="warm", rule=sys.argv[1], **small, **more)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 result = api.merge(["big-x", "big-y"], base="big", into="out", rule=sys.argv[1],
-                   max_memory=sys.argv[2])
+                   max_memory=sys.argv[2], **big, **more)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(result["plan"]["memory"], 1024 * (peak - before))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["average", "ties", "dare"])
+@pytest.mark.parametrize("rule", ["average", "ties", "dare", "fisher", "average after lines"])
 def test_the_peak_of_memory_is_within_the_limit_for_a_model_ten_times_as_large(
     rule, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     limit = 110_000_000
+    rule, _, treatment = rule.partition(" after ")
+    more: dict = dict.fromkeys(("small", "big"), rule == "fisher")
+    more |= {"after": [treatment]} if treatment else {}
     config = tiny_model("causal").config
     for name, rows in (("small", 16), ("big", limit * 10 // (4 * 1024))):
         for seed, suffix in enumerate(("", "-x", "-y")):
@@ -579,11 +586,14 @@ def test_the_peak_of_memory_is_within_the_limit_for_a_model_ten_times_as_large(
             save_tiny("causal", folder)
             generator = torch.Generator().manual_seed(seed)
             tensor = torch.randn(rows, 1024, generator=generator)
-            save_file({"w.weight": tensor}, folder / WEIGHTS, metadata={"format": "pt"})
+            stored = {"layers.0.w.weight": tensor, "layers.1.w.weight": tensor[:1].clone()}
+            save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})
+            if rule == "fisher":
+                save_statistics(f"{folder}-statistics", str(folder), rule, seed)
     assert config.model_type == "llama"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
-        [sys.executable, "-c", PEAK, rule, str(limit)],
+        [sys.executable, "-c", PEAK, rule, str(limit), json.dumps(more)],
         capture_output=True,
         text=True,
         env=environment,
