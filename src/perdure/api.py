@@ -216,6 +216,7 @@ def merge(
     metric: str | Metric = "exact_match",
     options: Sequence[str] | None = None,
     data: str | Path | None = None,
+    undo: int | None = None,
     *,
     keywords: Mapping[str, Any] | None = None,
     say: Say = silent,
@@ -234,6 +235,12 @@ def merge(
     Without `into`, the checkpoint arrives in the lineage as its next stage, which is scored and
     judged as others are, and which `revert` undoes. The newest stage is what was merged so far; if
     this rule has not made it, it counts as the first checkpoint.
+
+    With `undo`, an arrival is taken out of the newest stage again, as a stage of its own. Its
+    checkpoint must be there as it was. The result is exact, bit for bit, if no sum was rounded:
+    with the keyword `exact`, bf16 or fp16 models, and weights that are powers of two. Otherwise it
+    is exact up to the rounding of the sums, and a line says how far that goes. The rules `ema`,
+    `slerp`, `opcm` and `magmax` cannot take an arrival out.
 
     After an interruption, repeat the command to continue.
 
@@ -258,6 +265,8 @@ def merge(
         metric: How an answer is scored, as for `learn`.
         options: The possible answers, if they are closed.
         data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
+        undo: In a lineage, the stage whose arrival is taken out; a checkpoint is given only if it
+            is elsewhere than it was.
         keywords: The keywords of the rule.
         say: Called with the plan, each note and each warning.
 
@@ -273,6 +282,25 @@ def merge(
     names = [str(model) for model in ([models] if isinstance(models, str | Path) else models)]
     from perdure.verbs import merge as verb
 
+    if undo is not None:
+        others = {"into": into, "weights": weights, "base": base, "dtype": dtype, "name": name}
+        others |= {"train": train, "test": test, "options": options, "full": full or None}
+        others |= {"rule": None if rule == "average" else rule, "keywords": keywords or None}
+        for key, value in others.items():
+            if value is not None:
+                raise PerdureError(f"{key}: is that of the arrival; leave it out with undo")
+        folder, checkpoint = verb.lineage_and_moved(names)
+        from perdure.verbs import merge_undo as removal
+
+        return removal.merge_undo(
+            folder,
+            undo,
+            checkpoint,
+            rank=rank,
+            max_memory=verb.read_bytes(max_memory),
+            data=data,
+            say=say,
+        )
     if into is not None:
         for key, value in (("name", name), ("train", train), ("test", test), ("options", options)):
             if value is not None:

@@ -93,6 +93,8 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
     if "rule" in stage:
         (rule, keywords), count = next(iter(stage["rule"].items())), len(stage["history"])
         lines += [("rule", f"{rule} ({_pairs(keywords)}); {counted(count, 'checkpoint')} so far")]
+        if "undone" in stage:
+            lines += [("took out", f"what was merged in stage {stage['undone']}")]
     if settings["adapter"] is not None:
         lines += [("adapter", _pairs(settings["adapter"]))]
     if settings["quantization"]:

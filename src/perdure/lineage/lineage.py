@@ -505,15 +505,17 @@ class Lineage(History):
     def matrix(self) -> ScoreMatrix:
         """Return the score matrix R of the active stages; cells that were not measured are None.
 
-        A stage of the mode `union` has learned several tasks, each a column of its own.
+        A stage of the mode `union` has learned several tasks, each a column of its own. The task
+        of an arrival that was taken out again has none.
 
         The scores.json of a stage has `after` (the stage's own row of R), and for the task that it
         learned `before` (the row above) and `base` (row 0).
         """
-        stages = self.stages
+        stages, standing = self.stages, self.standing
         columns = [
             (task["id"], number)
             for number, entry in enumerate(stages, start=1)
+            if entry in standing
             for task in learned_by(entry)
         ]
         tasks = [task for task, _ in columns]

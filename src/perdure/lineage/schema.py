@@ -206,17 +206,34 @@ class ArrivedLine(TypedDict):
     norm: float
 
 
+class FolderPlace(TypedDict):
+    """The folder of a checkpoint, relative to the lineage."""
+
+    path: str
+
+
+class HubPlace(TypedDict):
+    """The name of a checkpoint on the hub."""
+
+    hub: str
+
+
 class MergeLine(AdoptLine):
     """A stage into which a checkpoint was merged.
 
     `history` has all checkpoints in the state of the rule, the new one last, and `discarded` the
-    share of a merged adapter that its rank cuts off.
+    share of a merged adapter that its rank cuts off. `place` is where the checkpoint was, and
+    `rounding` the norm of what was rounded off the sums in the state. A line with `undone` takes
+    the arrival of that stage out of the state, and has the checkpoint of that arrival.
     """
 
     rule: Keywords
     weight: float | None
     history: list[ArrivedLine]
     discarded: NotRequired[float]
+    place: NotRequired[FolderPlace | HubPlace]
+    rounding: NotRequired[float]
+    undone: NotRequired[Count]
 
 
 class RefusedLine(Line):
@@ -328,6 +345,8 @@ def _stage_problem(entry: dict[str, Any], newest: int) -> str | None:
             return f"stage {stage} must be above its parent {parent} and at most {newest + 1}"
         if not entry["folder"].startswith(f"stages/{stage:04d}-"):
             return f"folder {entry['folder']!r} is not that of stage {stage}"
+        if "undone" in entry and not 0 < entry["undone"] <= newest:
+            return f"undone {entry['undone']} is not a stage of a line before it"
     elif stage > newest:
         return f"stage {stage} is not a stage of a line before it"
     return None

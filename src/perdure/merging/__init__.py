@@ -9,6 +9,7 @@ checkpoint.py  the tensors of a checkpoint's safetensors files
 adapter.py     a LoRA adapter as the tensors that it adds to its base
 factors.py     LoRA adapters merged to a LoRA adapter
 preflight.py   whether checkpoints can be merged, before anything is written
+observed.py    what is measured of a checkpoint while it is folded
 survey.py      one pass over all inputs: norms, cosines, values that are not finite
 streamed.py    many checkpoints merged into one folder, within a limit of memory
 output.py      the files of the merged weights, written in place and journalled

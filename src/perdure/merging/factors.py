@@ -206,6 +206,19 @@ def compressed(
     )
 
 
+def distance(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> float:
+    """Return the Frobenius norm of the difference of two sums."""
+    square = 0.0
+    for name in one.keys() | other.keys():
+        parts = [total[name] for total in (one, other) if name in total]
+        signs = [1.0, -1.0] if len(parts) == 2 else [1.0]
+        up = torch.cat([s * part.up for s, part in zip(signs, parts, strict=True)], dim=1)
+        down = torch.cat([part.down for part in parts])
+        r_up, r_down = torch.linalg.qr(up)[1], torch.linalg.qr(down.T)[1]
+        square += (r_up @ r_down.T).square().sum().item()
+    return square**0.5
+
+
 def _rows(down: Tensor, rank: int) -> Tensor:
     """Return `rank` rows of A, again from the first if it has fewer."""
     return down[torch.arange(rank) % len(down)]

@@ -17,6 +17,7 @@ from perdure.merging.checkpoint import Tensors
 from perdure.merging.fold import PIECE, Piece, Place, Source, fold, pieces
 from perdure.merging.magnitude import dot, is_finite
 from perdure.merging.model import Checkpoint, Model, opened
+from perdure.merging.observed import Observer, rounding
 from perdure.merging.output import Output
 from perdure.merging.rule import Arrived, Rule, State
 from perdure.merging.survey import Survey
@@ -68,6 +69,8 @@ class Job:
         dtype: the data type of what is written; None is that of the base's tensors.
         history: the arrivals before these checkpoints.
         state: the state after them, None if there were none.
+        removes: which arrival of the history is taken out of the state, counted from 0; the only
+            checkpoint is the one that had arrived then. None if checkpoints arrive.
     """
 
     base: Model
@@ -77,10 +80,13 @@ class Job:
     dtype: torch.dtype | None = None
     history: Sequence[Arrived] = ()
     state: Tensors | None = None
+    removes: int | None = None
 
     @property
     def arrived(self) -> list[Arrived]:
-        """The arrivals after these checkpoints."""
+        """The arrivals in the state at the end."""
+        if self.removes is not None:
+            return [*self.history[: self.removes], *self.history[self.removes + 1 :]]
         assert self.survey is not None
         pairs = zip(self.checkpoints, self.survey.norms, strict=True)
         return [*self.history, *(Arrived(c.weight, norm) for c, norm in pairs)]
@@ -96,6 +102,7 @@ class Job:
             [[a.weight, a.norm] for a in self.history],
             str(self.dtype),
             PIECE,
+            *([] if self.removes is None else [self.removes]),
         )
 
     def dtype_of(self, place: Place) -> torch.dtype:
@@ -115,7 +122,8 @@ def plan(job: Job, keeps_state: bool = False) -> MergePlan:
         cut = [count] if rule.whole else [piece.count for piece in pieces(place.shape)]
         # Rules that need whole tensors work hard only on matrices, as OPCM does with its SVD.
         work = rule.work if place.role == "matrix" or not rule.whole else Rule.work
-        held = max(cut, default=0) * size * (2 * len(rule.state) + work + 2)
+        observed = 3 * len(rule.state) if keeps_state else 0  # what `Observer` compares
+        held = max(cut, default=0) * size * (2 * len(rule.state) + work + 2 + observed)
         # What is freed of pieces is not given back at once; whole tensors are.
         held *= 1 if rule.whole else 2
         needs[place.tensor] = held + _factors(job, place, size) + BUFFERS
@@ -216,11 +224,13 @@ def merge_into(job: Job, folder: Path, keep_state: bool = False) -> dict[str, An
     Args:
         job: what is merged, after its survey.
         folder: the folder, which belongs to this merge alone.
-        keep_state: whether to write the rule's state as well, as `state/merge.safetensors`.
+        keep_state: whether to write the rule's state as well, as `state/merge.safetensors`, and to
+            measure what one more arrival does to it.
 
     Returns:
         `norm`, the Frobenius norm of the merged task vector, and `scale`, by which it was
-        multiplied at the end.
+        multiplied at the end. With `keep_state` also `rounding`, the norm of what was rounded off
+        the sums in the state, if the rule has such.
 
     Raises:
         NotFiniteError: a merged weight does not fit the data type.
@@ -237,12 +247,14 @@ def merge_into(job: Job, folder: Path, keep_state: bool = False) -> dict[str, An
             if place.tensor not in first.done:
                 _merge_tensor(job, place, first, outputs.state)
         norm = math.sqrt(sum(first.done[p.tensor]["square"] for p in job.base.places()))
-        scale = job.rule.scale_of(job.arrived, norm)
+        scale = job.rule.scale_of(job.arrived, norm) if job.arrived else 1.0
+        facts = [first.done[place.tensor] for place in job.base.places()]
         if outputs.vector is not None:
             _add_vector(job, outputs.model, outputs.vector, scale)
     for output in outputs.all:
         output.complete()
-    return {"norm": norm * scale, "scale": scale}
+    measured = {"rounding": rounding(facts)} if keep_state and job.rule.can_undo else {}
+    return {"norm": norm * scale, "scale": scale, **measured}
 
 
 def _copy_buffers(base: Model, output: Output) -> None:
@@ -275,8 +287,9 @@ def _merge_tensor(job: Job, place: Place, first: Output, state_output: Output | 
         first.finish(name, square=0.0)
         return
     square = 0.0
-    for piece, weights, state in _folded(job, place):
-        tau = rule.merged(state, job.arrived)
+    observer = _observer(job) if state_output is not None or job.removes is not None else None
+    for piece, weights, state in _folded(job, place, observer):
+        tau = rule.merged(state, job.arrived) if job.arrived else torch.zeros_like(weights)
         square += dot(tau, tau)
         values = tau if is_vector else (weights + tau).to(dtype)
         if state_output is not None:
@@ -286,10 +299,19 @@ def _merge_tensor(job: Job, place: Place, first: Output, state_output: Output | 
     if state_output is not None:
         for kind in (*rule.state, *rule.scalars):
             state_output.finish(f"{kind}.{name}")
-    first.finish(name, square=square)
+    first.finish(name, square=square, **(observer.facts if observer else {}))
 
 
-def _folded(job: Job, place: Place) -> Iterator[tuple[Piece, Tensor, State]]:
+def _observer(job: Job) -> Observer:
+    """Return what measures the last checkpoint in one tensor."""
+    if job.removes is not None:
+        return Observer(job.rule, job.history, removes=True)
+    return Observer(job.rule, job.arrived[:-1])
+
+
+def _folded(
+    job: Job, place: Place, observer: Observer | None
+) -> Iterator[tuple[Piece, Tensor, State]]:
     """Fold the checkpoints into a tensor (`fold`)."""
     rule, stored, name = job.rule, job.state, place.tensor
 
@@ -302,14 +324,25 @@ def _folded(job: Job, place: Place) -> Iterator[tuple[Piece, Tensor, State]]:
         parts = {kind: stored.read(f"{kind}.{name}", piece) for kind in rule.state}
         return parts | {kind: stored.read(f"{kind}.{name}") for kind in rule.scalars}
 
-    assert job.survey is not None
+    removes, earlier = job.removes, len(job.history)
+    if removes is None:
+        arrivals = job.arrived[earlier:]
+    else:
+        arrivals, earlier = [job.history[removes]], removes
     sources = [
         Source(checkpoint.identity, arrived, partial(checkpoint.tau, name))
-        for checkpoint, arrived in zip(
-            job.checkpoints, job.arrived[len(job.history) :], strict=True
-        )
+        for checkpoint, arrived in zip(job.checkpoints, arrivals, strict=True)
     ]
-    return fold(rule, place, base, sources, earlier=len(job.history), state=state)
+    return fold(
+        rule,
+        place,
+        base,
+        sources,
+        earlier=earlier,
+        state=state,
+        removes=removes is not None,
+        observe=observer.see if observer else None,
+    )
 
 
 def _add_vector(job: Job, output: Output, vector: Output, scale: float) -> None:

@@ -102,6 +102,11 @@ def _from_elsewhere(lineage: Lineage, entry: dict[str, Any]) -> str:
     """Return the command that adopts or merges a checkpoint, as a comment without its folder."""
     task = entry["task"]
     name = " ".join(task["name"].split())
+    if "undone" in entry:
+        numbers = [stage["stage"] for stage in lineage.stages]
+        undone = str(1 + numbers.index(entry["undone"]))  # there are no reverted stages then
+        words = ["perdure", "merge", FOLDER, "CHECKPOINT", "--undo", undone]
+        return f"# {name}: taken out; {shlex.join(words)}"
     words = ["perdure", "adopt", FOLDER, "CHECKPOINT", name]
     if entry["verb"] == "merge":
         rule, values = next(iter(entry["rule"].items()))

@@ -106,16 +106,15 @@ def _spread(spread: Spread) -> str:
 
 def _matrix(run: Run) -> str:
     matrix = run.matrix
-    names = ["base", *(f"{i} {task}" for i, task in enumerate(matrix.tasks, 1))]
     rows = [
         [
-            name,
+            matrix.row_name(stage),
             *(
                 "~" * ((stage, task) in run.sampled) + number(score)
                 for task, score in zip(matrix.tasks, row, strict=True)
             ),
         ]
-        for stage, (name, row) in enumerate(zip(names, matrix.rows, strict=True))
+        for stage, row in enumerate(matrix.rows)
     ]
     return _table([["after stage", *matrix.tasks], *rows])
 

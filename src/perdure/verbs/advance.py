@@ -190,6 +190,7 @@ def advance(
                 counts=counts,
                 built=built,
                 seconds=seconds,
+                undone=entry.get("undone"),
             )
             _write_card(lineage, base, entry, cells=after, judged=judged, built=built)
     except NotFiniteError:
@@ -217,6 +218,7 @@ def _judged(
     counts: Mapping[str, Any],
     built: Path,
     seconds: dict[str, float],
+    undone: int | None,
 ) -> dict[str, Any]:
     """Measure general ability, judge the stage, and write both into the folder of its files."""
     began = time.perf_counter()
@@ -239,6 +241,7 @@ def _judged(
         first=first,
         methods=plan.methods,
         general=general,
+        undone=undone,
     )
 
 
@@ -315,9 +318,10 @@ def _old_tasks(
 ) -> dict[str, Task | None]:
     """Return the tasks of the active stages by id, or None for one that cannot be scored as before.
 
-    That is a task whose test rows or whose own metric are gone or have changed.
+    That is a task whose test rows or whose own metric are gone or have changed. The task of an
+    arrival that was taken out is not among them.
     """
-    described = {entry["task"]["id"]: entry["task"] for entry in lineage.stages}
+    described = {entry["task"]["id"]: entry["task"] for entry in lineage.standing}
     return {
         task_id: reopen(lineage, description, data, say, opened=open_tasks.get(task_id))
         for task_id, description in described.items()

@@ -93,13 +93,14 @@ def dry_run_of_learn(path: str | Path, task: Task, say: Say) -> dict[str, Any]:
 
 def _at_the_head(lineage: Lineage, plan: Plan) -> Start:
     stages, sequential = lineage.stages, lineage.config.mode == "sequential"
+    standing = lineage.standing
     previous = stages[-1] if stages and sequential else None
     return Start(
         lineage.path,
         plan.loader.at(lineage, previous),
         stage=lineage.head,
-        memory={e["task"]["id"]: remembered(lineage, e) for e in stages if previous},
-        scored=sum(e["task"]["test"]["rows"] for e in stages if "test" in e["task"]),
+        memory={e["task"]["id"]: remembered(lineage, e) for e in standing if previous},
+        scored=sum(e["task"]["test"]["rows"] for e in standing if "test" in e["task"]),
     )
 
 

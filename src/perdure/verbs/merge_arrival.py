@@ -1,7 +1,8 @@
 """`merge` into a lineage: one more checkpoint is folded into what was merged so far, as a stage."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +21,12 @@ from perdure.merging.checkpoint import Tensors
 from perdure.merging.factors import (
     DOWNS,
     UPS,
+    Factors,
     added,
     balanced,
     check_only_factors,
     compressed,
+    distance,
     module_of,
     norms_and_cosines,
     read_sum,
@@ -105,7 +108,7 @@ def merge_arrival(
             "weight": arrival.weight,
         }
         last = lineage.stages[-1] if lineage.stages else {}
-        same = all(last.get(key) == value for key, value in line.items())
+        same = all(last.get(key) == value for key, value in line.items()) and "undone" not in last
         if same and last["task"]["name"] == task.name:
             say(f"{task.name}: already merged, as stage {lineage.head}")
             return last
@@ -121,8 +124,11 @@ def merge_arrival(
 
         def merged(base: Base, work: Path) -> AdoptedWeights:
             if whole:
-                return _merged_weights(job, work)
-            return _merged_adapters(rule, arrival, so_far, base, rank, work, say)
+                weights = merged_weights(job, work)
+            else:
+                weights = _merged_adapters(rule, arrival, so_far, base, rank, work, say)
+            # After the key of the stage, which does not depend on the place of any folder.
+            return replace(weights, line={**weights.line, "place": _place(lineage, arrival)})
 
         return advance(
             lineage,
@@ -168,6 +174,8 @@ def _so_far(lineage: Lineage, rule: Rule, rule_line: dict[str, Any]) -> SoFar:
     entry = lineage.stages[-1] if lineage.stages else lineage.origin
     if entry is None:
         return SoFar([])
+    if entry.get("history") == []:  # what had arrived was taken out, so it is the base
+        return SoFar([])
     check_kept(lineage, entry)
     if entry.get("rule") == rule_line:
         state = lineage.file(entry, MERGE_STATE)
@@ -186,7 +194,7 @@ def _first_weight(rule: Rule) -> float | None:
     return 1.0 if rule.linear else None
 
 
-def _history(arrived: Sequence[Arrived]) -> list[dict[str, float | None]]:
+def history_of(arrived: Sequence[Arrived]) -> list[dict[str, float | None]]:
     return [{"weight": one.weight, "norm": one.norm} for one in arrived]
 
 
@@ -227,14 +235,22 @@ def _job(
     return replace(job, survey=measured)
 
 
-def _merged_weights(job: Job, work: Path) -> AdoptedWeights:
-    """Fold a checkpoint into whole weights, tensor by tensor."""
-    parts = work / "merging"
-    merge_into(job, parts, keep_state=True)
+def _place(lineage: Lineage, checkpoint: Checkpoint) -> dict[str, str]:
+    """Return where a checkpoint is, as the ledger stores it: what takes it out needs it again."""
+    if Path(checkpoint.name).is_dir():
+        return {"path": os.path.relpath(checkpoint.folder, lineage.path)}
+    return {"hub": checkpoint.name}
+
+
+def merged_weights(job: Job, work: Path) -> AdoptedWeights:
+    """Fold a checkpoint into whole weights, or take it out of them, tensor by tensor."""
+    parts, is_left = work / "merging", bool(job.arrived)
+    measured = merge_into(job, parts, keep_state=is_left)
+    known = {key: measured[key] for key in ("rounding",) if key in measured}
     return AdoptedWeights(
         parts / MODEL,
-        line={"history": _history(job.arrived)},
-        state=parts / STATE / MERGE_STATE,
+        line={"history": history_of(job.arrived), **known},
+        state=parts / STATE / MERGE_STATE if is_left else None,
     )
 
 
@@ -248,8 +264,6 @@ def _merged_adapters(
     say: Say,
 ) -> AdoptedWeights:
     """Fold a LoRA adapter into the lineage's, and keep the sum in all of its rank as the state."""
-    ours: Any = base.peft.peft_config["default"]
-    present = adapter_tensors(base)
     checkpoints = [arrival]
     if so_far.first is not None:
         first = open_checkpoint(str(so_far.first), _first_weight(rule))
@@ -265,9 +279,34 @@ def _merged_adapters(
         coefficients = rule.coefficients(history)
         total = sums(adapters, coefficients[len(so_far.history) :])
     if so_far.state is not None:
-        ratio = _ratio(rule.coefficients(so_far.history), coefficients)
+        ratio = ratio_of(rule.coefficients(so_far.history), coefficients)
         for name, factors in read_sum(so_far.state, ratio).items():
             total[name] = added(total.get(name), factors, arrival.name)
+    return adapter_of_sum(total, history, rule, base, rank, work, say)
+
+
+def adapter_of_sum(
+    total: Mapping[str, Factors],
+    history: Sequence[Arrived],
+    rule: Rule,
+    base: Base,
+    rank: int | None,
+    work: Path,
+    say: Say,
+) -> AdoptedWeights:
+    """Write a sum of adapters as an adapter of the lineage's form, and as the rule's state.
+
+    Args:
+        total: the sum, by module.
+        history: the arrivals that are in it.
+        rule: the rule.
+        base: the model with an adapter of the lineage's form.
+        rank: the rank; None is that of the lineage.
+        work: a folder for the files.
+        say: called with a note if the rank cuts something off.
+    """
+    ours: Any = base.peft.peft_config["default"]
+    present = adapter_tensors(base)
     cap = rank or ours.r
     scaling = ours.lora_alpha / (math.sqrt(ours.r) if ours.use_rslora else ours.r)
     dtype = next(iter(present.values())).dtype
@@ -284,13 +323,14 @@ def _merged_adapters(
     alpha = scaling * (math.sqrt(cap) if ours.use_rslora else cap)
     settings = {**plain(ours.to_dict()), "r": cap, "lora_alpha": _whole(alpha)}
     (folder / ADAPTER_SETTINGS).write_text(dump(settings), encoding="utf-8")
+    line = {"history": history_of(history), "discarded": merged.discarded}
+    if not history:
+        return AdoptedWeights(folder, line=line)
     state = {name: balanced(factors)[0] for name, factors in total.items()}
     save_file(tensors_of(state, rule.dtype), folder / MERGE_STATE, metadata={"format": "pt"})
-    return AdoptedWeights(
-        folder,
-        line={"history": _history(history), "discarded": merged.discarded},
-        state=folder / MERGE_STATE,
-    )
+    if rule.can_undo:
+        line["rounding"] = distance(total, read_sum(folder / MERGE_STATE, ratio=1.0))
+    return AdoptedWeights(folder, line=line, state=folder / MERGE_STATE)
 
 
 def _check_modules(lineage: Lineage, arrival: Checkpoint, base: Base) -> None:
@@ -331,8 +371,15 @@ def _check_modules(lineage: Lineage, arrival: Checkpoint, base: Base) -> None:
             )
 
 
-def _ratio(before: Sequence[float], after: Sequence[float]) -> float:
-    """Return by what an arrival multiplies the sum of the earlier ones."""
+def ratio_of(before: Sequence[float], after: Sequence[float]) -> float:
+    """Return by what the sum of some arrivals is multiplied when others come or go.
+
+    Args:
+        before: their coefficients before that.
+        after: their coefficients after it.
+    """
+    if not before:
+        return 0.0
     largest = max(range(len(before)), key=lambda number: abs(before[number]))
     return after[largest] / before[largest] if before[largest] else 0.0
 

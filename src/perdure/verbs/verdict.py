@@ -32,6 +32,7 @@ def judge(
     first: Mapping[str, Predictions],
     methods: Sequence[Method],
     general: Mapping[str, Any],
+    undone: int | None = None,
 ) -> dict[str, Any]:
     """Judge a stage before it is committed, and write the verdict into its folder.
 
@@ -43,6 +44,7 @@ def judge(
         first: the answers to each old task right after it was learned.
         methods: the methods of the lineage.
         general: its general ability (`measure_general`).
+        undone: the stage whose arrival the stage takes out, if it does; the task is that one's.
     """
     current = read_predictions(built / PREDICTIONS)
     asked = {
@@ -59,6 +61,10 @@ def judge(
         unmeasured=[name for name in tasks if name not in asked],
         general=general,
     )
+    if undone is not None:
+        judged["undone"] = undone
+        if judged["learned"]:
+            judged["learned"]["collapse"] = None  # of a task that is no longer to be answered
     judged["suggestion"] = suggestion(lineage, judged, methods)
     text = json.dumps(judged, sort_keys=True, ensure_ascii=False, indent=2)
     (built / VERDICT).write_text(text + "\n", encoding="utf-8")
@@ -131,6 +137,8 @@ def suggestion(lineage: Lineage, judged: dict[str, Any], methods: Sequence[Metho
     tasks_lost = judged["lost"] or judged.get("together", {}).get("lost")
     if (tasks_lost or general_lost) and config.mode == "sequential":
         undo = f"`perdure revert FOLDER --to {lineage.head}` undoes the stage"
+        if "undone" in judged:
+            return undo
         anchored = any(getattr(method, "source", None) == "base" for method in methods)
         if general_lost and not anchored:
             change = "`perdure set FOLDER 'method=[replay,kl_base]'` before the next try"
@@ -140,7 +148,7 @@ def suggestion(lineage: Lineage, judged: dict[str, Any], methods: Sequence[Metho
         else:
             change = "`perdure set FOLDER method=replay` (or recurrent_kif) before the next try"
         return f"{undo}; {change} may keep more"
-    if learned is None or learned["before"] is None:
+    if learned is None or learned["before"] is None or "undone" in judged:
         return None
     if learned["collapse"]:
         return "look at the task's rows, and try a lower training.learning_rate"
