@@ -216,6 +216,7 @@ def merge(
     metric: str | Metric = "exact_match",
     options: Sequence[str] | None = None,
     data: str | Path | None = None,
+    search: bool = False,
     undo: int | None = None,
     *,
     keywords: Mapping[str, Any] | None = None,
@@ -265,6 +266,9 @@ def merge(
         metric: How an answer is scored, as for `learn`.
         options: The possible answers, if they are closed.
         data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
+        search: In a lineage with a gate, if it would refuse the stage, try 1/2, 1/4 and 1/8 of the
+            weight, and take the first that stays within the gate. Old tasks are scored on their dev
+            rows then, or else on test rows.
         undo: In a lineage, the stage whose arrival is taken out; a checkpoint is given only if it
             is elsewhere than it was.
         keywords: The keywords of the rule.
@@ -285,6 +289,7 @@ def merge(
     if undo is not None:
         others = {"into": into, "weights": weights, "base": base, "dtype": dtype, "name": name}
         others |= {"train": train, "test": test, "options": options, "full": full or None}
+        others |= {"search": search or None}
         others |= {"rule": None if rule == "average" else rule, "keywords": keywords or None}
         for key, value in others.items():
             if value is not None:
@@ -302,7 +307,8 @@ def merge(
             say=say,
         )
     if into is not None:
-        for key, value in (("name", name), ("train", train), ("test", test), ("options", options)):
+        of_arrival = {"name": name, "train": train, "test": test, "options": options}
+        for key, value in {**of_arrival, "search": search or None}.items():
             if value is not None:
                 raise PerdureError(f"{key}: is of an arrival in a lineage; leave it out with into")
         return verb.merge_many(
@@ -335,6 +341,7 @@ def merge(
         weights=weights,
         rank=rank,
         max_memory=verb.read_bytes(max_memory),
+        search=search,
         data=data,
         say=say,
     )

@@ -221,6 +221,7 @@ def test_the_only_adapter_leaves_the_base_and_a_repeated_command_does_nothing(pl
     )
 
 
+@pytest.mark.slow
 @causal
 def test_a_gate_can_refuse_to_take_an_arrival_out(place):
     merge(["lineage", trained_adapter("first", 1)], rule="task_arithmetic")
@@ -228,5 +229,6 @@ def test_a_gate_can_refuse_to_take_an_arrival_out(place):
     told = perdure("merge", "lineage", "--undo", 3)
     assert told.status == 3, told.err
     assert "first was refused: KL from the base" in told.err
+    assert "the newest stage is still 3, and stage 3 is still in it" in told.err
     assert Lineage("lineage").head == 3
     assert verify("lineage") == []

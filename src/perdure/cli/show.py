@@ -93,6 +93,8 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
     if "rule" in stage:
         (rule, keywords), count = next(iter(stage["rule"].items())), len(stage["history"])
         lines += [("rule", f"{rule} ({_pairs(keywords)}); {counted(count, 'checkpoint')} so far")]
+        if "trials" in stage:
+            lines += [("searched", _trials(stage["trials"]))]
         if "undone" in stage:
             lines += [("took out", f"what was merged in stage {stage['undone']}")]
     if settings["adapter"] is not None:
@@ -102,6 +104,14 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("seed", f"{settings['seed']}, {counted(settings['threads'], 'thread')}")]
     lines += [("made with", _pairs(stage["versions"]))]
     return [*lines, *_loads(stage)]
+
+
+def _trials(trials: list[dict[str, Any]]) -> str:
+    """What a search for a weight has tried: `weight 1: lost; weight 0.5: within the gate`."""
+    return "; ".join(
+        f"weight {trial['weight']:g}: {', '.join(trial['reasons']) or 'within the gate'}"
+        for trial in trials
+    )
 
 
 def _curve(dev: dict[str, Any]) -> str:

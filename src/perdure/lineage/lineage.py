@@ -430,7 +430,7 @@ class Lineage(History):
             "method": entry["method"],
             "mode": entry["mode"],
             "scores": entry["scores"],
-            **({"sampled": entry["sampled"]} if "sampled" in entry else {}),
+            **{key: entry[key] for key in ("sampled", "undone") if key in entry},
             "reasons": reasons,
             "key": key,
         }

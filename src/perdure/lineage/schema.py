@@ -218,13 +218,22 @@ class HubPlace(TypedDict):
     hub: str
 
 
+class TrialLine(TypedDict):
+    """A weight of an arrival that was tried, with the old tasks' scores and the gate's reasons."""
+
+    weight: float
+    scores: dict[str, float | None]
+    reasons: list[str]
+
+
 class MergeLine(AdoptLine):
     """A stage into which a checkpoint was merged.
 
     `history` has all checkpoints in the state of the rule, the new one last, and `discarded` the
     share of a merged adapter that its rank cuts off. `place` is where the checkpoint was, and
-    `rounding` the norm of what was rounded off the sums in the state. A line with `undone` takes
-    the arrival of that stage out of the state, and has the checkpoint of that arrival.
+    `rounding` the norm of what was rounded off the sums in the state. `search` has the weights that
+    were to be tried, and `trials` those that were, the last of which is the weight. A line with
+    `undone` takes the arrival of that stage out of the state, and has that arrival's checkpoint.
     """
 
     rule: Keywords
@@ -232,6 +241,8 @@ class MergeLine(AdoptLine):
     history: list[ArrivedLine]
     discarded: NotRequired[float]
     place: NotRequired[FolderPlace | HubPlace]
+    search: NotRequired[list[float]]
+    trials: NotRequired[list[TrialLine]]
     rounding: NotRequired[float]
     undone: NotRequired[Count]
 
@@ -248,6 +259,7 @@ class RefusedLine(Line):
     sampled: NotRequired[Count]
     reasons: list[str]
     key: str
+    undone: NotRequired[Count]
 
 
 class RevertLine(Line):

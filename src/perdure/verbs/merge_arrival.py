@@ -47,6 +47,7 @@ from perdure.say import Say
 from perdure.verbs.advance import Adopted, AdoptedWeights, advance
 from perdure.verbs.init import check_tokenizer
 from perdure.verbs.merge import keywords_of, open_rule_and_checkpoints
+from perdure.verbs.merge_search import Search, weights_to_try
 
 
 LEAST_CUT = 1e-6  # the least share that is cut off and told
@@ -78,6 +79,7 @@ def merge_arrival(
     weights: Sequence[float] | None,
     rank: int | None,
     max_memory: int | None,
+    search: bool,
     data: str | Path | None,
     say: Say,
 ) -> dict[str, Any]:
@@ -107,9 +109,11 @@ def merge_arrival(
             "rule": {rule.name: keywords_of(rule)},
             "weight": arrival.weight,
         }
+        if search:
+            gate = lineage.config.gate
+            line["search"] = weights_to_try(rule, arrival, gate, lineage.path)
         last = lineage.stages[-1] if lineage.stages else {}
-        same = all(last.get(key) == value for key, value in line.items()) and "undone" not in last
-        if same and last["task"]["name"] == task.name:
+        if _is_done(last, line) and last["task"]["name"] == task.name:
             say(f"{task.name}: already merged, as stage {lineage.head}")
             return last
         so_far = _so_far(lineage, rule, line["rule"])
@@ -122,13 +126,21 @@ def merge_arrival(
         for note in [*so_far.notes, *stage_plan.notes]:
             say(note)
 
-        def merged(base: Base, work: Path) -> AdoptedWeights:
+        def merged(weight: float | None, base: Base, work: Path, say: Say) -> AdoptedWeights:
+            weighted = replace(arrival, weight=weight)
             if whole:
-                weights = merged_weights(job, work)
+                checkpoints = [*job.checkpoints[:-1], weighted]
+                weights = merged_weights(replace(job, checkpoints=checkpoints), work)
             else:
-                weights = _merged_adapters(rule, arrival, so_far, base, rank, work, say)
+                weights = _merged_adapters(rule, weighted, so_far, base, rank, work, say)
             # After the key of the stage, which does not depend on the place of any folder.
             return replace(weights, line={**weights.line, "place": _place(lineage, arrival)})
+
+        def chosen(base: Base, work: Path) -> AdoptedWeights:
+            if not search:
+                return merged(arrival.weight, base, work, say)
+            found = Search(lineage, stage_plan, line["search"], merged, data=data, say=say)
+            return found.run(base, work)
 
         return advance(
             lineage,
@@ -137,8 +149,16 @@ def merge_arrival(
             data=data,
             callbacks=(),
             say=say,
-            adopted=Adopted(line=line, weights=merged),
+            adopted=Adopted(line=line, weights=chosen),
         )
+
+
+def _is_done(last: dict[str, Any], line: dict[str, Any]) -> bool:
+    """Return whether the newest stage is of the same arrival, merged in the same way."""
+    searched = "search" in line  # the weight is the one that was found then
+    keys = [key for key in line if not (searched and key == "weight")]
+    same = all(last.get(key) == line[key] for key in keys)
+    return same and "undone" not in last and searched == ("search" in last)
 
 
 def _check_adapter(lineage: Lineage, arrival: Checkpoint, rule: Rule) -> None:
