@@ -21,6 +21,7 @@ from perdure.cli.output import (
 from perdure.lineage.dropped import how_to_restore
 from perdure.lineage.history import COMPACT
 from perdure.lineage.settings import in_words
+from perdure.reporting.interference import interference_of
 from perdure.reporting.results import method_name
 
 
@@ -93,6 +94,8 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
     if "rule" in stage:
         (rule, keywords), count = next(iter(stage["rule"].items())), len(stage["history"])
         lines += [("rule", f"{rule} ({_pairs(keywords)}); {counted(count, 'checkpoint')} so far")]
+        if found := interference_of(stage):
+            lines += [("interference", found.words), ("by layer", found.by_layer)]
         if "trials" in stage:
             lines += [("searched", _trials(stage["trials"]))]
         if "undone" in stage:

@@ -43,6 +43,7 @@ RefusedFolder = Annotated[
     ),
 ]
 Keywords = dict[str, dict[str, Any] | None]  # a method's name, with the values of its keywords
+Pair = Annotated[list[float], Rule("[cosine, against]", lambda values: len(values) == 2)]
 Change = Annotated[list[Any], Rule("[old value, new value]", lambda values: len(values) == 2)]
 
 
@@ -218,6 +219,17 @@ class HubPlace(TypedDict):
     hub: str
 
 
+class InterferenceLine(TypedDict):
+    """How an arrival's change stands to what was merged before it (`perdure.merging.observed`).
+
+    `layers` has the cosine and the share of opposite signs of each layer, by its name.
+    """
+
+    cosine: float
+    against: float
+    layers: dict[Name, Pair]
+
+
 class TrialLine(TypedDict):
     """A weight of an arrival that was tried, with the old tasks' scores and the gate's reasons."""
 
@@ -244,6 +256,7 @@ class MergeLine(AdoptLine):
     search: NotRequired[list[float]]
     trials: NotRequired[list[TrialLine]]
     rounding: NotRequired[float]
+    interference: NotRequired[InterferenceLine]
     undone: NotRequired[Count]
 
 

@@ -5,6 +5,7 @@ these, QR gives B = Q_b R_b and A^T = Q_a R_a, and the SVD of the small R_b R_a^
 values of the sum. Only what a cap of the rank cuts off is lost, and that is reported.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from perdure.errors import NotFiniteError, PerdureError, one_line
 from perdure.merging.adapter import FACTORS, PREFIX, Adapter
+from perdure.merging.fold import PIECE
+from perdure.merging.observed import Facts, compared
 
 
 FULL = "give --full to write a whole model"
@@ -204,6 +207,29 @@ def compressed(
         worst=worst,
         norm=(energy - cut) ** 0.5,
     )
+
+
+def facts_of(before: Mapping[str, Factors], arrival: Mapping[str, Factors]) -> dict[str, Facts]:
+    """Return what `observed.interference` needs of each module of two sums.
+
+    The products are formed in pieces of rows, not as whole matrices.
+    """
+    facts: dict[str, Facts] = {}
+    for name in sorted(before.keys() | arrival.keys()):
+        parts = [total[name] for total in (arrival, before) if name in total]
+        sums: Counter[str] = Counter()
+        width = parts[0].down.shape[1]
+        step = max(1, PIECE // width)
+        for start in range(0, len(parts[0].up), step):
+            tau, merged = (
+                total[name].up[start : start + step] @ total[name].down
+                if name in total
+                else torch.zeros(len(parts[0].up[start : start + step]), width).double()
+                for total in (arrival, before)
+            )
+            sums.update(compared(tau, merged))
+        facts[name] = sums
+    return facts
 
 
 def distance(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> float:

@@ -17,7 +17,7 @@ from perdure.merging.checkpoint import Tensors
 from perdure.merging.fold import PIECE, Piece, Place, Source, fold, pieces
 from perdure.merging.magnitude import dot, is_finite
 from perdure.merging.model import Checkpoint, Model, opened
-from perdure.merging.observed import Observer, rounding
+from perdure.merging.observed import Observer, interference, rounding
 from perdure.merging.output import Output
 from perdure.merging.rule import Arrived, Rule, State
 from perdure.merging.survey import Survey
@@ -122,7 +122,7 @@ def plan(job: Job, keeps_state: bool = False) -> MergePlan:
         cut = [count] if rule.whole else [piece.count for piece in pieces(place.shape)]
         # Rules that need whole tensors work hard only on matrices, as OPCM does with its SVD.
         work = rule.work if place.role == "matrix" or not rule.whole else Rule.work
-        observed = 3 * len(rule.state) if keeps_state else 0  # what `Observer` compares
+        observed = 3 * len(rule.state) + 4 if keeps_state else 0  # what `Observer` compares
         held = max(cut, default=0) * size * (2 * len(rule.state) + work + 2 + observed)
         # What is freed of pieces is not given back at once; whole tensors are.
         held *= 1 if rule.whole else 2
@@ -230,7 +230,8 @@ def merge_into(job: Job, folder: Path, keep_state: bool = False) -> dict[str, An
     Returns:
         `norm`, the Frobenius norm of the merged task vector, and `scale`, by which it was
         multiplied at the end. With `keep_state` also `rounding`, the norm of what was rounded off
-        the sums in the state, if the rule has such.
+        the sums in the state, if the rule has such, and `interference`, that of the last checkpoint
+        with what was merged before it, if there was something.
 
     Raises:
         NotFiniteError: a merged weight does not fit the data type.
@@ -248,12 +249,16 @@ def merge_into(job: Job, folder: Path, keep_state: bool = False) -> dict[str, An
                 _merge_tensor(job, place, first, outputs.state)
         norm = math.sqrt(sum(first.done[p.tensor]["square"] for p in job.base.places()))
         scale = job.rule.scale_of(job.arrived, norm) if job.arrived else 1.0
-        facts = [first.done[place.tensor] for place in job.base.places()]
+        facts = {place.tensor: first.done[place.tensor] for place in job.base.places()}
         if outputs.vector is not None:
             _add_vector(job, outputs.model, outputs.vector, scale)
     for output in outputs.all:
         output.complete()
-    measured = {"rounding": rounding(facts)} if keep_state and job.rule.can_undo else {}
+    measured: dict[str, Any] = {}
+    if keep_state and job.rule.can_undo:
+        measured["rounding"] = rounding(facts.values())
+    if found := interference(facts):
+        measured["interference"] = found
     return {"norm": norm * scale, "scale": scale, **measured}
 
 

@@ -14,6 +14,7 @@ from perdure.lineage.lineage import Lineage
 from perdure.measure.matrix import ScoreMatrix, summary
 from perdure.models.layout import MEMORY, METHOD_STATE
 from perdure.reporting.importance import Identified, identified
+from perdure.reporting.interference import Interference, interference_of
 from perdure.reporting.outcomes import (
     LineageVerdict,
     Outcome,
@@ -102,6 +103,7 @@ class Run:
             task).
         samples: sample answers to each task.
         dev: what was measured on dev rows, for each stage that had some.
+        interference: that of each checkpoint that was merged into something.
     """
 
     path: Path
@@ -124,6 +126,7 @@ class Run:
     sampled: frozenset[tuple[int, str]]
     samples: tuple[TaskSamples, ...]
     dev: tuple[DevCurve, ...] = ()
+    interference: tuple[Interference, ...] = ()
 
     @property
     def stages(self) -> list[Line]:
@@ -274,6 +277,7 @@ def _read(path: Path, label: str) -> Run:
         sampled=lineage.sampled_cells(),
         samples=sample_answers(lineage),
         dev=_dev_curves(lineage),
+        interference=tuple(found for entry in stages if (found := interference_of(entry))),
     )
 
 

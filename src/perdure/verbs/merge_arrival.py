@@ -27,6 +27,7 @@ from perdure.merging.factors import (
     check_only_factors,
     compressed,
     distance,
+    facts_of,
     module_of,
     norms_and_cosines,
     read_sum,
@@ -34,6 +35,7 @@ from perdure.merging.factors import (
     tensors_of,
 )
 from perdure.merging.model import Checkpoint, Model, open_checkpoint
+from perdure.merging.observed import interference
 from perdure.merging.preflight import check
 from perdure.merging.rule import Arrived, Rule
 from perdure.merging.streamed import MODEL, STATE, Job, check_memory, merge_into, plan
@@ -266,7 +268,7 @@ def merged_weights(job: Job, work: Path) -> AdoptedWeights:
     """Fold a checkpoint into whole weights, or take it out of them, tensor by tensor."""
     parts, is_left = work / "merging", bool(job.arrived)
     measured = merge_into(job, parts, keep_state=is_left)
-    known = {key: measured[key] for key in ("rounding",) if key in measured}
+    known = {key: measured[key] for key in ("rounding", "interference") if key in measured}
     return AdoptedWeights(
         parts / MODEL,
         line={"history": history_of(job.arrived), **known},
@@ -298,11 +300,18 @@ def _merged_adapters(
         history = [*so_far.history, *new]
         coefficients = rule.coefficients(history)
         total = sums(adapters, coefficients[len(so_far.history) :])
+        before = sums(adapters[:-1], [1.0] * len(adapters[:-1]))
+        found = sums(adapters[-1:], [1.0])
     if so_far.state is not None:
+        before = read_sum(so_far.state, ratio=1.0)
         ratio = ratio_of(rule.coefficients(so_far.history), coefficients)
         for name, factors in read_sum(so_far.state, ratio).items():
             total[name] = added(total.get(name), factors, arrival.name)
-    return adapter_of_sum(total, history, rule, base, rank, work, say)
+    made = adapter_of_sum(total, history, rule, base, rank, work, say)
+    if not before:
+        return made
+    measured = interference(facts_of(before, found))
+    return replace(made, line={**made.line, "interference": measured})
 
 
 def adapter_of_sum(
