@@ -18,6 +18,7 @@ from perdure.data.opening import file_split
 from perdure.data.opening import hold_out as held_out_split
 from perdure.data.task import Split, Task
 from perdure.errors import PerdureError
+from perdure.lineage.experts import merge_rule
 from perdure.lineage.lineage import Lineage
 from perdure.measure.custom_metric import Metric, metric_name
 from perdure.reporting.results import method_name
@@ -362,6 +363,9 @@ def run(
 
     A YAML that names no lineage gets `<its name>/<the method's name>`.
 
+    With mode `per_task` and `merge`, each task is learned from the base in a lineage of its own
+    (`<lineage>-experts`), and its stage is merged into the lineage, which is returned.
+
     Args:
         config: The settings of the run.
         data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
@@ -375,6 +379,10 @@ def run(
         RefusedError: a stage lost more than the gate allows. The tasks after it are not learned.
     """
     config = run_config(config, data, settings)
+    if config.merge is not None:
+        from perdure.verbs.run_merged import run_merged
+
+        return run_merged(config, callbacks=callbacks, say=say)
     from perdure.verbs import run as verb
 
     return verb.run(config, callbacks=callbacks, say=say)
@@ -407,8 +415,14 @@ def run_config(
 ) -> Config:
     """Return the settings of a run, with the folder of its lineage filled in."""
     source, config = config, _with_settings(config, settings)
+    if config.merge is not None:
+        from perdure.prepare.merged import check_merge
+
+        check_merge(config)
     if not config.lineage and isinstance(source, str | Path):
         name = method_name(config.method, config.mode)
+        if config.merge is not None:
+            name = f"{name}_{merge_rule(config.merge)}"
         config.lineage = str(Path(Path(source).stem) / name)
     config.data = str(data) if data else config.data
     return config

@@ -1,5 +1,6 @@
 """The lineage: a folder with a model's whole history."""
 
+import dataclasses
 import difflib
 import json
 from collections.abc import Iterable
@@ -554,6 +555,6 @@ class Lineage(History):
 
 def write_settings(path: Path, settings: dict[str, Any], base: dict[str, Any]) -> None:
     plain = json.loads(json.dumps({**settings, "base": base}, sort_keys=True))  # as in the ledger
-    keys = [key for key in Config().to_dict() if key in settings]
+    keys = [field.name for field in dataclasses.fields(Config) if field.name in settings]
     shown = {"format": FORMAT, **{key: plain[key] for key in [*keys, "base"]}}
     write_text(path / "lineage.yaml", yaml.safe_dump(shown, sort_keys=False))

@@ -9,6 +9,7 @@ from typing import Any
 
 from perdure.config import DEFAULT_TRAINING, filled_adapter
 from perdure.errors import PerdureError, nearest
+from perdure.lineage.experts import merged_folder
 from perdure.lineage.files import line_count
 from perdure.lineage.lineage import Lineage
 from perdure.measure.matrix import ScoreMatrix, summary
@@ -211,7 +212,9 @@ def find(folder: Path) -> list[Path]:
         siblings = [p.name for p in folder.parent.glob("*/") if not p.name.startswith(".")]
         hint = f"; {nearest(folder.name, siblings)}" if siblings else ""
         raise PerdureError(f"{folder}: no such folder{hint}")
-    lineages = sorted(_under(folder))
+    lineages = sorted(
+        path for path in _under(folder) if path == folder or merged_folder(path) is None
+    )
     if not lineages:
         raise PerdureError(
             f"{folder}: no lineage in it (no lineage.yaml here or below); name a lineage's folder, "

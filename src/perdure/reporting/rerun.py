@@ -66,6 +66,8 @@ def _settings(config: Config) -> dict[str, Any]:
     """Return the settings that are not defaults, in the order of `Config`."""
     defaults = dataclasses.asdict(Config())
     changed = {k: v for k, v in config.to_dict().items() if k not in FREE and v != defaults[k]}
+    if config.merge is not None:  # its lineage is that of the merged stages (`prepare.merged`)
+        changed["mode"] = "per_task"
     for section in ("memory", "general", "scoring", "guard", "gate"):
         if changed.get(section):
             values = changed[section].items()

@@ -28,6 +28,7 @@ from perdure.lineage.sources import general_rows, remembered
 from perdure.models.base import Base, BaseInfo
 from perdure.models.layout import GENERAL
 from perdure.prepare import Plan, prepare_learn, prepare_run
+from perdure.prepare.merged import experts_of
 from perdure.say import Say, silent
 from perdure.train.arguments import arguments_for_stage
 from perdure.train.dev import interval, is_due
@@ -67,6 +68,9 @@ def dry_run(config: Config, say: Say, info: BaseInfo | None = None) -> dict[str,
     Raises:
         PerdureError: something would stop the run, at its start or later.
     """
+    if config.merge is not None:
+        say("merge: only the learning of the experts is estimated; to merge them takes little more")
+        config = experts_of(config)
     with _offline():
         plan = prepare_run(config, info)
         path = Path(config.lineage or "new-lineage")

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,10 +84,14 @@ def merge_arrival(
     search: bool,
     data: str | Path | None,
     say: Say,
+    old: bool = True,
+    full: bool = False,
+    noted: Collection[str] = (),
 ) -> dict[str, Any]:
     """Merge a checkpoint into a lineage and return the stage's ledger line.
 
-    See `perdure.api.merge`.
+    See `perdure.api.merge`; `old` and `full` are those of `advance`, and `noted` are notes that the
+    user has already.
     """
     rule, [arrival] = open_rule_and_checkpoints([name], rule_name, values, weights)
     planned = Lineage(path)
@@ -126,7 +130,8 @@ def merge_arrival(
             _check_modules(lineage, arrival, base)
             check_tokenizer(arrival.folder, base.tokenizer)
         for note in [*so_far.notes, *stage_plan.notes]:
-            say(note)
+            if note not in noted:
+                say(note)
 
         def merged(weight: float | None, base: Base, work: Path, say: Say) -> AdoptedWeights:
             weighted = replace(arrival, weight=weight)
@@ -151,6 +156,8 @@ def merge_arrival(
             data=data,
             callbacks=(),
             say=say,
+            old=old,
+            full=full,
             adopted=Adopted(line=line, weights=chosen),
         )
 
