@@ -87,6 +87,7 @@ def test_with_exact_sums_every_bit_is_as_if_it_had_never_arrived(halves, rule, k
         assert_equal(tensors_of("all"), tensors_of("without"))
 
 
+@pytest.mark.slow
 def test_without_exact_sums_it_says_how_far_they_were_rounded(halves):
     shutil.copytree("empty", "all")
     for name in "xyz":
@@ -205,6 +206,7 @@ def test_an_adapter_is_taken_out_and_its_task_leaves_the_scores(place):
     refused(place, "merge", "lineage", "--undo", 2, names=("not made by `perdure merge`",))
 
 
+@pytest.mark.slow
 @causal
 def test_the_only_adapter_leaves_the_base_and_a_repeated_command_does_nothing(place):
     init("fresh", base="base", method="sequential", adapter=ADAPTER)

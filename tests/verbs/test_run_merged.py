@@ -80,6 +80,7 @@ def test_every_expert_is_learned_from_the_base_and_arrives_in_one_model(setting)
     assert not any(run.label.endswith("-experts") for run in runs)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(setting, monkeypatch):
     wanted = run({**setting, "merge": "average"}, lineage="whole")
     arrival, calls = run_merged.merge_arrival, []
@@ -100,6 +101,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(setting, monkeypatch):
     assert [e["files"] for e in lineage.stages] == [e["files"] for e in wanted.stages]
 
 
+@pytest.mark.slow
 def test_a_rule_that_does_more_than_to_add_gives_whole_weights(setting):
     told = perdure(
         *("run", _written(setting), "lineage=m", "merge={rule: ties, density: 0.5, weight: 2}")
