@@ -82,6 +82,7 @@ def rounded_off(before: State, change: State, after: State, sign: int) -> float:
         one, other = before[key], sign * change[key]
         rounded = total - one
         error = (one - (total - rounded)) + (other - rounded)
+        error = error.double()  # whose squares would underflow in fp32
         square += dot(error, error)
     return square
 
