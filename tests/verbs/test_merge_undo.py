@@ -12,8 +12,10 @@ from test_merge_arrival import assert_sum, base_weights, merged_weights, trained
 from command import perdure, refused
 from marks import at_least
 from perdure.api import evaluate, init, learn, log, merge, report, revert, verify
+from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.reporting.rerun import rerun
+from perdure.verbs.merge_undo import check_understood
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -160,6 +162,13 @@ def test_what_cannot_be_taken_out_is_refused_in_a_line(halves, tmp_path):
     bad("stage 3 took stage 1 out", stage=3)
     merge(["lineage", "y"], rule="average")
     bad("stage 1 was taken out already, by stage 3")
+
+
+def test_an_arrival_that_something_else_has_decided_is_not_taken_out_by_halves():
+    entry = {"stage": 3, "parent": 2, "rule": {"average": {}}, "weight": None}
+    check_understood(entry, Path("m"))
+    with pytest.raises(PerdureError, match="stage 3 was merged with statistics, which --undo"):
+        check_understood({**entry, "statistics": "0" * 64}, Path("m"))
 
 
 @causal

@@ -29,6 +29,14 @@ from perdure.verbs.merge import open_model
 from perdure.verbs.merge_arrival import adapter_of_sum, merged_weights, ratio_of
 
 
+# What decides an arrival, as its line of the ledger has it, and can be taken back; and its results.
+UNDERSTOOD = {
+    *("stage", "verb", "parent", "previous", "kind", "folder", "files", "mode", "method", "task"),
+    *("versions", "scores", "sampled", "dropped", "checkpoint", "rule", "weight", "history"),
+    *("discarded", "place", "rounding", "interference", "search", "trials"),
+}
+
+
 @dataclass(frozen=True)
 class Removal:
     """An arrival that is taken out of the newest stage.
@@ -158,6 +166,7 @@ def _removal(lineage: Lineage, number: int, name: str | None) -> Removal:
             f"taken out; `perdure revert {path} --to {entry['parent']}` goes back to before it, "
             "and the later checkpoints can be merged again"
         )
+    check_understood(entry, path)
     numbers, steps = arrivals(lineage)
     if number not in numbers:
         later = next((e for e in lineage.stages if _ends_state(e, entry)), last)
@@ -180,6 +189,21 @@ def _removal(lineage: Lineage, number: int, name: str | None) -> Removal:
     )
     rule.check_weights([arrived.weight for arrived in removal.left])
     return removal
+
+
+def check_understood(entry: dict[str, Any], path: Path) -> None:
+    """Check that nothing has decided an arrival that taking it out would leave in the sums.
+
+    Raises:
+        PerdureError: something has; the line names it.
+    """
+    other = sorted(entry.keys() - UNDERSTOOD)
+    if other:
+        raise PerdureError(
+            f"{path}: stage {entry['stage']} was merged with {', '.join(other)}, which --undo "
+            f"cannot take out; `perdure revert {path} --to {entry['parent']}` goes back to before "
+            "it"
+        )
 
 
 def _ends_state(later: dict[str, Any], entry: dict[str, Any]) -> bool:
