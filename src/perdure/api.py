@@ -271,7 +271,9 @@ def merge(
             weight, and take the first that stays within the gate. Old tasks are scored on their dev
             rows then, or else on test rows.
         undo: In a lineage, the stage whose arrival is taken out; a checkpoint is given only if it
-            is elsewhere than it was.
+            is elsewhere than it was. It is exact, bit for bit, if no sum was rounded: with
+            rule.exact=true, bf16 or fp16 models, and weights that are powers of two. Otherwise it
+            is exact up to the rounding, which is printed.
         keywords: The keywords of the rule.
         say: Called with the plan, each note and each warning.
 
