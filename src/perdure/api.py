@@ -18,6 +18,7 @@ from perdure.data.opening import file_split
 from perdure.data.opening import hold_out as held_out_split
 from perdure.data.task import Split, Task
 from perdure.errors import PerdureError
+from perdure.lineage.experts import merge_rule
 from perdure.lineage.lineage import Lineage
 from perdure.measure.custom_metric import Metric, metric_name
 from perdure.reporting.results import method_name
@@ -220,6 +221,8 @@ def merge(
     metric: str | Metric = "exact_match",
     options: Sequence[str] | None = None,
     data: str | Path | None = None,
+    search: bool = False,
+    undo: int | None = None,
     *,
     keywords: Mapping[str, Any] | None = None,
     say: Say = silent,
@@ -238,6 +241,12 @@ def merge(
     Without `into`, the checkpoint arrives in the lineage as its next stage, which is scored and
     judged as others are, and which `revert` undoes. The newest stage is what was merged so far; if
     this rule has not made it, it counts as the first checkpoint.
+
+    With `undo`, an arrival is taken out of the newest stage again, as a stage of its own. Its
+    checkpoint must be there as it was. The result is exact, bit for bit, if no sum was rounded:
+    with the keyword `exact`, bf16 or fp16 models, and weights that are powers of two. Otherwise it
+    is exact up to the rounding of the sums, and a line says how far that goes. The rules `ema`,
+    `slerp`, `opcm` and `magmax` cannot take an arrival out.
 
     After an interruption, repeat the command to continue.
 
@@ -270,6 +279,13 @@ def merge(
         metric: How an answer is scored, as for `learn`.
         options: The possible answers, if they are closed.
         data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
+        search: In a lineage with a gate, if it would refuse the stage, try 1/2, 1/4 and 1/8 of the
+            weight, and take the first that stays within the gate. Old tasks are scored on their dev
+            rows then, or else on test rows.
+        undo: In a lineage, the stage whose arrival is taken out; a checkpoint is given only if it
+            is elsewhere than it was. It is exact, bit for bit, if no sum was rounded: with
+            rule.exact=true, bf16 or fp16 models, and weights that are powers of two. Otherwise it
+            is exact up to the rounding, which is printed.
         keywords: The keywords of the rule.
         say: Called with the plan, each note and each warning.
 
@@ -285,9 +301,30 @@ def merge(
     names = [str(model) for model in ([models] if isinstance(models, str | Path) else models)]
     from perdure.verbs import merge as verb
 
+    if undo is not None:
+        others = {"into": into, "weights": weights, "base": base, "dtype": dtype, "name": name}
+        others |= {"train": train, "test": test, "options": options, "full": full or None}
+        others |= {"search": search or None}
+        others |= {"rule": None if rule == "average" else rule, "keywords": keywords or None}
+        for key, value in others.items():
+            if value is not None:
+                raise PerdureError(f"{key}: is that of the arrival; leave it out with undo")
+        folder, checkpoint = verb.lineage_and_moved(names)
+        from perdure.verbs import merge_undo as removal
+
+        return removal.merge_undo(
+            folder,
+            undo,
+            checkpoint,
+            rank=rank,
+            max_memory=verb.read_bytes(max_memory),
+            data=data,
+            say=say,
+        )
     probe = None if rows is None else _split(rows, "train", 0, "rows")
     if into is not None:
-        for key, value in (("name", name), ("train", train), ("test", test), ("options", options)):
+        of_arrival = {"name": name, "train": train, "test": test, "options": options}
+        for key, value in {**of_arrival, "search": search or None}.items():
             if value is not None:
                 raise PerdureError(f"{key}: is of an arrival in a lineage; leave it out with into")
         return verb.merge_many(
@@ -329,6 +366,7 @@ def merge(
         rank=rank,
         max_memory=verb.read_bytes(max_memory),
         after=after,
+        search=search,
         data=data,
         say=say,
     )
@@ -349,6 +387,9 @@ def run(
 
     A YAML that names no lineage gets `<its name>/<the method's name>`.
 
+    With mode `per_task` and `merge`, each task is learned from the base in a lineage of its own
+    (`<lineage>-experts`), and its stage is merged into the lineage, which is returned.
+
     Args:
         config: The settings of the run.
         data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
@@ -362,6 +403,10 @@ def run(
         RefusedError: a stage lost more than the gate allows. The tasks after it are not learned.
     """
     config = run_config(config, data, settings)
+    if config.merge is not None:
+        from perdure.verbs.run_merged import run_merged
+
+        return run_merged(config, callbacks=callbacks, say=say)
     from perdure.verbs import run as verb
 
     return verb.run(config, callbacks=callbacks, say=say)
@@ -394,8 +439,14 @@ def run_config(
 ) -> Config:
     """Return the settings of a run, with the folder of its lineage filled in."""
     source, config = config, _with_settings(config, settings)
+    if config.merge is not None:
+        from perdure.prepare.merged import check_merge
+
+        check_merge(config)
     if not config.lineage and isinstance(source, str | Path):
         name = method_name(config.method, config.mode)
+        if config.merge is not None:
+            name = f"{name}_{merge_rule(config.merge)}"
         config.lineage = str(Path(Path(source).stem) / name)
     config.data = str(data) if data else config.data
     return config

@@ -169,13 +169,15 @@ class Config:
     `BitsAndBytesConfig`, on top of Perdure's defaults. If `adapter` is null, all weights are
     trained. `revision` is that of the base on the hub. `max_length` 0 means 512, or the base's
     number of positions if that is smaller. With `mask_history`, only the last of the assistant's
-    turns is learned, as in LLaMA-Factory; otherwise all turns are.
+    turns is learned, as in LLaMA-Factory; otherwise all turns are. `merge` is the rule by which the
+    stages of mode `per_task` are merged (`perdure.prepare.merged`).
     """
 
     base: str = "default"
     revision: str | None = None
     method: Any = "sequential"
     mode: Mode = "sequential"
+    merge: Any = None
     tasks: str | list[dict[str, Any]] | None = None
     rows: dict[str, int] = field(default_factory=dict)
     data: str | None = None
@@ -197,8 +199,14 @@ class Config:
     lineage: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as nested dicts, as they are written in YAML."""
-        return dataclasses.asdict(self)
+        """Return the settings as nested dicts, as they are written in YAML.
+
+        `merge` is left out if it is not set, as in the settings of earlier releases.
+        """
+        settings = dataclasses.asdict(self)
+        if self.merge is None:
+            del settings["merge"]
+        return settings
 
 
 class _Loader(CheckedLoader):

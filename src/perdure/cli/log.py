@@ -41,5 +41,6 @@ def log(arguments: Arguments, as_json: Json = False) -> None:
         seconds = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
         cells = (line["task"], line["method"], scores, seconds, line["date"])
         stage = f"{line['stage']}" if line["active"] else f"({line['stage']})"
-        table.add_row(stage, line["verb"], *(Text(str(cell or "-")) for cell in cells))
+        verb = line["verb"] if line["undone"] is None else f"undo {line['undone']}"
+        table.add_row(stage, verb, *(Text(str(cell or "-")) for cell in cells))
     stdout().print(table if lines[1:] else f"no stage yet: perdure learn {folder} NAME train.jsonl")

@@ -17,6 +17,7 @@ from perdure.errors import PerdureError
 @command(
     api.merge,
     models="CHECKPOINT...",
+    undo="--undo STAGE",
     rule="--rule RULE",
     weights="--weight W,...",
     base="--base BASE",
@@ -39,6 +40,8 @@ def merge(arguments: Arguments, as_json: Json = False) -> None:
     if "model" not in result:
         name = result["task"]["name"]
         what = f"merged {name} by {next(iter(result['rule']))}"
+        if "undone" in result:
+            what = f"took {name} out, which stage {result['undone']} had merged"
         print_stage(Path(models[0]), result, what, as_json)
     elif as_json:
         print_json(result)

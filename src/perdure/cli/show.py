@@ -21,6 +21,7 @@ from perdure.cli.output import (
 from perdure.lineage.dropped import how_to_restore
 from perdure.lineage.history import COMPACT
 from perdure.lineage.settings import in_words
+from perdure.reporting.interference import interference_of
 from perdure.reporting.results import method_name
 
 
@@ -95,6 +96,12 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
         lines += [("rule", f"{rule} ({_pairs(keywords)}); {counted(count, 'checkpoint')} so far")]
         treatments = stage.get("after", {})
         lines += [("treated by", f"{name} ({_pairs(own)})") for name, own in treatments.items()]
+        if found := interference_of(stage):
+            lines += [("interference", found.words), ("by layer", found.by_layer)]
+        if "trials" in stage:
+            lines += [("searched", _trials(stage["trials"]))]
+        if "undone" in stage:
+            lines += [("took out", f"what was merged in stage {stage['undone']}")]
     if settings["adapter"] is not None:
         lines += [("adapter", _pairs(settings["adapter"]))]
     if settings["quantization"]:
@@ -102,6 +109,14 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("seed", f"{settings['seed']}, {counted(settings['threads'], 'thread')}")]
     lines += [("made with", _pairs(stage["versions"]))]
     return [*lines, *_loads(stage)]
+
+
+def _trials(trials: list[dict[str, Any]]) -> str:
+    """What a search for a weight has tried: `weight 1: lost; weight 0.5: within the gate`."""
+    return "; ".join(
+        f"weight {trial['weight']:g}: {', '.join(trial['reasons']) or 'within the gate'}"
+        for trial in trials
+    )
 
 
 def _curve(dev: dict[str, Any]) -> str:

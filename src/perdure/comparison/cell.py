@@ -17,10 +17,10 @@ from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import FREE
 from perdure.measure.matrix import summary, to_dict
 from perdure.methods import make
-from perdure.models.layout import MEMORY, METHOD_STATE
+from perdure.models.layout import MEMORY, MERGE_STATE, METHOD_STATE
 from perdure.parsing import read_json
 from perdure.reporting.outcomes import stage_verdicts
-from perdure.reporting.results import stage_seconds
+from perdure.reporting.results import stage_seconds, with_experts
 from perdure.seeds import digest
 
 
@@ -110,25 +110,32 @@ class Cell:
 
 def record(lineage: Lineage) -> dict[str, Any]:
     """The scores and costs of a run; `varying` has the costs that differ between identical runs."""
-    timings = lineage.timings()
-    times = [timings[s] for e in lineage.stages if (s := str(e["stage"])) in timings]
-    if len(times) < len(lineage.stages):
+    parts = with_experts(lineage)
+    times = [
+        timings[s]
+        for part in parts
+        for timings in [part.timings()]
+        for e in part.stages
+        if (s := str(e["stage"])) in timings
+    ]
+    if len(times) < sum(len(part.stages) for part in parts):
         raise PerdureError(
             f"{lineage.path}: its timings.json is damaged, so its costs are unknown; move this "
             "folder away, so that its run is repeated"
         )
-    seconds = stage_seconds(lineage).values()
+    seconds = [s for part in parts for s in stage_seconds(part).values()]
+    learned = [t for t in times if "rows" in t]  # a stage that was merged has learned nothing
     cells = [cell for e in lineage.stages for cell in lineage.scores(e)["after"].values()]
     return {
         **summary(lineage.matrix()),
         "matrix": to_dict(lineage.matrix()),
         **{key: sorted({c[key] for c in cells if key in c}) for key in ("mode", "metric")},
         "rows": {
-            direction: sum(t["rows"][direction] for t in times)
+            direction: sum(t["rows"][direction] for t in learned)
             for direction in ("forward", "backward")
         },
-        "steps": sum(t["steps"] for t in times),
-        "trainable": max(t["trainable"] for t in times),
+        "steps": sum(t["steps"] for t in learned),
+        "trainable": max(t["trainable"] for t in learned),
         **_stored(lineage),
         **_lost(lineage),
         "varying": {
@@ -170,9 +177,11 @@ def _stored(lineage: Lineage) -> dict[str, int | None]:
     files = [file for entry in stages if rehearses and (file := lineage.file(entry, MEMORY))]
     rows = sum(line_count(file) for file in files)
     size = sum(file.stat().st_size for file in files)
+    last = lineage.folder(stages[-1])
+    states = [name for name in (METHOD_STATE, MERGE_STATE) if name in stages[-1]["files"]]
     return {
         "stored_rows": rows,
-        "stored_bytes": size + _tensors(lineage.folder(stages[-1]) / METHOD_STATE),
+        "stored_bytes": size + sum(_tensors(last / name) for name in states),
     }
 
 

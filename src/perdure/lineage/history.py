@@ -17,7 +17,12 @@ KEPT = 2  # how many stages, the newest ones, keep their files of whole weights
 
 
 def learned_by(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the tasks that a stage learned: one, or in mode `union` all tasks of the stream."""
+    """Return the tasks that a stage learned: one, or in mode `union` all tasks of the stream.
+
+    A stage that only takes an arrival out has learned none.
+    """
+    if "undone" in entry:
+        return []
     return [*entry.get("with", ()), entry["task"]]
 
 
@@ -48,6 +53,17 @@ class History:
             ancestors.append(entries[stage])
             stage = entries[stage]["parent"]
         return ancestors[::-1]
+
+    @property
+    def standing(self) -> list[dict[str, Any]]:
+        """The lines of the active stages whose tasks are in the newest model, oldest first.
+
+        An arrival that was taken out again (`perdure merge --undo`) is not among them, nor is the
+        stage that took it out.
+        """
+        stages = self.stages
+        taken_out = {entry["undone"] for entry in stages if "undone" in entry}
+        return [e for e in stages if "undone" not in e and e["stage"] not in taken_out]
 
     @property
     def next_stage(self) -> int:

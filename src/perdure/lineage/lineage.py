@@ -1,5 +1,6 @@
 """The lineage: a folder with a model's whole history."""
 
+import dataclasses
 import difflib
 import json
 from collections.abc import Iterable
@@ -430,7 +431,7 @@ class Lineage(History):
             "method": entry["method"],
             "mode": entry["mode"],
             "scores": entry["scores"],
-            **({"sampled": entry["sampled"]} if "sampled" in entry else {}),
+            **{key: entry[key] for key in ("sampled", "undone") if key in entry},
             "reasons": reasons,
             "key": key,
         }
@@ -505,15 +506,17 @@ class Lineage(History):
     def matrix(self) -> ScoreMatrix:
         """Return the score matrix R of the active stages; cells that were not measured are None.
 
-        A stage of the mode `union` has learned several tasks, each a column of its own.
+        A stage of the mode `union` has learned several tasks, each a column of its own. The task
+        of an arrival that was taken out again has none.
 
         The scores.json of a stage has `after` (the stage's own row of R), and for the task that it
         learned `before` (the row above) and `base` (row 0).
         """
-        stages = self.stages
+        stages, standing = self.stages, self.standing
         columns = [
             (task["id"], number)
             for number, entry in enumerate(stages, start=1)
+            if entry in standing
             for task in learned_by(entry)
         ]
         tasks = [task for task, _ in columns]
@@ -552,6 +555,6 @@ class Lineage(History):
 
 def write_settings(path: Path, settings: dict[str, Any], base: dict[str, Any]) -> None:
     plain = json.loads(json.dumps({**settings, "base": base}, sort_keys=True))  # as in the ledger
-    keys = [key for key in Config().to_dict() if key in settings]
+    keys = [field.name for field in dataclasses.fields(Config) if field.name in settings]
     shown = {"format": FORMAT, **{key: plain[key] for key in [*keys, "base"]}}
     write_text(path / "lineage.yaml", yaml.safe_dump(shown, sort_keys=False))

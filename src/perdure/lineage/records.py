@@ -149,7 +149,8 @@ class Measured(Part):
 class Verdict(TypedDict):
     """What a stage gained and lost (`perdure.measure.verdict`).
 
-    The verdicts of the first releases have no `general`.
+    The verdicts of the first releases have no `general`. `undone` is the stage whose arrival the
+    stage took out; `task` and `learned` are those of that arrival.
     """
 
     task: str
@@ -161,6 +162,7 @@ class Verdict(TypedDict):
     unmeasured: list[str]
     general: NotRequired[Unmeasured | Measured]
     suggestion: str | None
+    undone: NotRequired[Count]
 
 
 def read_scores(file: Path) -> dict[str, Any]:

@@ -43,6 +43,7 @@ RefusedFolder = Annotated[
     ),
 ]
 Keywords = dict[str, dict[str, Any] | None]  # a method's name, with the values of its keywords
+Pair = Annotated[list[float], Rule("[cosine, against]", lambda values: len(values) == 2)]
 Change = Annotated[list[Any], Rule("[old value, new value]", lambda values: len(values) == 2)]
 
 
@@ -206,6 +207,37 @@ class ArrivedLine(TypedDict):
     norm: float
 
 
+class FolderPlace(TypedDict):
+    """The folder of a checkpoint, relative to the lineage."""
+
+    path: str
+
+
+class HubPlace(TypedDict):
+    """The name of a checkpoint on the hub."""
+
+    hub: str
+
+
+class InterferenceLine(TypedDict):
+    """How an arrival's change stands to what was merged before it (`perdure.merging.observed`).
+
+    `layers` has the cosine and the share of opposite signs of each layer, by its name.
+    """
+
+    cosine: float
+    against: float
+    layers: dict[Name, Pair]
+
+
+class TrialLine(TypedDict):
+    """A weight of an arrival that was tried, with the old tasks' scores and the gate's reasons."""
+
+    weight: float
+    scores: dict[str, float | None]
+    reasons: list[str]
+
+
 class MergeLine(AdoptLine):
     """A stage into which a checkpoint was merged.
 
@@ -214,7 +246,10 @@ class MergeLine(AdoptLine):
     `statistics` is the hash of what was measured of the checkpoint, if the rule needs it. If the
     rule learns weights, `rows` is the hash of the rows, `coefficients` has the weights of all
     checkpoints in the model, of which the base has the rest to 1, and `searches` the steps that led
-    to the weights.
+    to the weights. `place` is where the checkpoint was, and `rounding` the norm of what was rounded
+    off the sums in the state. `search` has the weights that were to be tried, and `trials` those
+    that were, the last of which is the weight. A line with `undone` takes the arrival of that stage
+    out of the state, and has that arrival's checkpoint.
     """
 
     rule: Keywords
@@ -226,6 +261,12 @@ class MergeLine(AdoptLine):
     weight: float | None
     history: list[ArrivedLine]
     discarded: NotRequired[float]
+    place: NotRequired[FolderPlace | HubPlace]
+    search: NotRequired[list[float]]
+    trials: NotRequired[list[TrialLine]]
+    rounding: NotRequired[float]
+    interference: NotRequired[InterferenceLine]
+    undone: NotRequired[Count]
 
 
 class RefusedLine(Line):
@@ -240,6 +281,7 @@ class RefusedLine(Line):
     sampled: NotRequired[Count]
     reasons: list[str]
     key: str
+    undone: NotRequired[Count]
 
 
 class RevertLine(Line):
@@ -337,6 +379,8 @@ def _stage_problem(entry: dict[str, Any], newest: int) -> str | None:
             return f"stage {stage} must be above its parent {parent} and at most {newest + 1}"
         if not entry["folder"].startswith(f"stages/{stage:04d}-"):
             return f"folder {entry['folder']!r} is not that of stage {stage}"
+        if "undone" in entry and not 0 < entry["undone"] <= newest:
+            return f"undone {entry['undone']} is not a stage of a line before it"
     elif stage > newest:
         return f"stage {stage} is not a stage of a line before it"
     return None

@@ -29,6 +29,7 @@ BASE = ("base", "revision")  # the pin has them
 # Settings that cannot change once a stage was learned, and why.
 FIXED = {
     "mode": "the stages were learned in this mode",
+    "merge": "the stages were merged by this rule",
     "seed": "the first weights of adapters and heads are drawn from it",
     "adapter": "the stages' adapters have its shape",
     "quantization": "the stages were learned on the base in this form",

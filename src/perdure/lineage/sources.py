@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from perdure.config import Config
 from perdure.data.columns import is_chat
@@ -124,24 +124,32 @@ def _metric_change(described: dict[str, Any]) -> tuple[str, bool] | None:
 
 
 def reopen_rows(
-    lineage: Lineage, described: dict[str, Any], data: str | Path | None, say: Callable[[str], None]
+    lineage: Lineage,
+    described: dict[str, Any],
+    data: str | Path | None,
+    say: Callable[[str], None],
+    split: Literal["test", "dev"] = "test",
 ) -> Split | None:
-    """Return the test rows of a ledger line, or None, after a warning, if they are not the same."""
-    test = described.get("test")
-    if test is None:
+    """Return the test or dev rows of a ledger line.
+
+    Returns None if there are none, and after a warning if they are not the same.
+    """
+    stored = described.get(split)
+    if stored is None:
         return None
-    source = dict(test["source"] or {})
+    source = dict(stored["source"] or {})
     if "path" in source:
         source["path"] = str(lineage.path / source["path"])
+    what = f"warning: {described['id']} is not scored{' on its dev rows' * (split == 'dev')}"
     try:
-        split = open_split(source, data)
+        rows = open_split(source, data)
     except PerdureError as error:
-        say(f"warning: {described['id']} is not scored: {error}")
+        say(f"{what}: {error}")
         return None
-    if split.sha256 != test["sha256"]:
-        say(f"warning: {described['id']} is not scored: its test rows have changed")
+    if rows.sha256 != stored["sha256"]:
+        say(f"{what}: its {split} rows have changed")
         return None
-    return split
+    return rows
 
 
 def remembered(lineage: Lineage, entry: dict[str, Any]) -> list[Row]:

@@ -57,6 +57,13 @@ class ScoreMatrix:
         """The index of the last stage, 0 if there is only the base."""
         return len(self.rows) - 1
 
+    def row_name(self, row: int) -> str:
+        """Return the name of a row: `base`, or its number and the tasks that the stage learned."""
+        if row == 0:
+            return "base"
+        pairs = zip(self.tasks, self.learned_at, strict=True)
+        return " ".join([str(row), *(task for task, stage in pairs if stage == row)])
+
 
 def overall(matrix: ScoreMatrix) -> float | None:
     """Return OP, the overall performance: the mean over tasks of R[last, j]."""

@@ -35,17 +35,10 @@ def table(
             )
             for task, score, learned_at in zip(matrix.tasks, row, matrix.learned_at, strict=True)
         ]
-        score_table.add_row(Text(_stage_name(matrix, stage)), *cells)
+        score_table.add_row(Text(matrix.row_name(stage)), *cells)
     return score_table
 
 
 def cell(score: float | None) -> str:
     """Format a score with three decimals, or as '-' if it is unknown."""
     return "-" if score is None else f"{score:.3f}"
-
-
-def _stage_name(matrix: ScoreMatrix, stage: int) -> str:
-    if stage == 0:
-        return "base"
-    learned = [t for t, at in zip(matrix.tasks, matrix.learned_at, strict=True) if at == stage]
-    return " ".join([str(stage), *learned])

@@ -226,14 +226,14 @@ def verdict(
         if pooled_since and pooled_since.rows == pooled.rows:
             pooled = replace(pooled, first=pooled_since.before)
         judged_together["together"] = {
-            **_plain(pooled),
+            **plain(pooled),
             "lost": TOGETHER in fallen,
             "lost_before": TOGETHER in fallen_since and TOGETHER not in fallen,
         }
     return {
         "task": new,
-        "learned": _plain(learned) if learned else None,
-        "old": {name: _plain(change) for name, change in changes.items()},
+        "learned": plain(learned) if learned else None,
+        "old": {name: plain(change) for name, change in changes.items()},
         "lost": lost,
         "lost_before": lost_before,
         **judged_together,
@@ -242,7 +242,7 @@ def verdict(
     }
 
 
-def _plain(change: Change) -> dict[str, Any]:
+def plain(change: Change) -> dict[str, Any]:
     """Return a change as it is stored; only that of a sample has `of` and `first`."""
     plain = asdict(change)
     return {k: v for k, v in plain.items() if v is not None or k not in ("of", "first")}

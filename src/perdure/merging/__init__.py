@@ -16,6 +16,7 @@ presets.py     recipes of merging under one name
 pack.py        checkpoints stored as what they have other than their base
 factors.py     LoRA adapters merged to a LoRA adapter
 preflight.py   whether checkpoints can be merged, before anything is written
+observed.py    what is measured of a checkpoint while it is folded
 survey.py      one pass over all inputs: norms, cosines, values that are not finite
 streamed.py    many checkpoints merged into one folder, within a limit of memory
 output.py      the files of the merged weights, written in place and journalled

@@ -6,6 +6,7 @@ values of the sum. Only what a cap of the rank cuts off is lost, and that is rep
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from perdure.errors import NotFiniteError, PerdureError, one_line
 from perdure.merging.adapter import FACTORS, PREFIX, Adapter
+from perdure.merging.fold import PIECE
 from perdure.merging.layers import Layers
+from perdure.merging.observed import Facts, compared
 from perdure.merging.treatment import Treatment
 
 
@@ -225,6 +228,42 @@ def compressed(
         worst=worst,
         norm=(energy - cut) ** 0.5,
     )
+
+
+def facts_of(before: Mapping[str, Factors], arrival: Mapping[str, Factors]) -> dict[str, Facts]:
+    """Return what `observed.interference` needs of each module of two sums.
+
+    The products are formed in pieces of rows, not as whole matrices.
+    """
+    facts: dict[str, Facts] = {}
+    for name in sorted(before.keys() | arrival.keys()):
+        parts = [total[name] for total in (arrival, before) if name in total]
+        sums: Counter[str] = Counter()
+        width = parts[0].down.shape[1]
+        step = max(1, PIECE // width)
+        for start in range(0, len(parts[0].up), step):
+            tau, merged = (
+                total[name].up[start : start + step] @ total[name].down
+                if name in total
+                else torch.zeros(len(parts[0].up[start : start + step]), width).double()
+                for total in (arrival, before)
+            )
+            sums.update(compared(tau, merged))
+        facts[name] = sums
+    return facts
+
+
+def distance(one: Mapping[str, Factors], other: Mapping[str, Factors]) -> float:
+    """Return the Frobenius norm of the difference of two sums."""
+    square = 0.0
+    for name in one.keys() | other.keys():
+        parts = [total[name] for total in (one, other) if name in total]
+        signs = [1.0, -1.0] if len(parts) == 2 else [1.0]
+        up = torch.cat([s * part.up for s, part in zip(signs, parts, strict=True)], dim=1)
+        down = torch.cat([part.down for part in parts])
+        r_up, r_down = torch.linalg.qr(up)[1], torch.linalg.qr(down.T)[1]
+        square += (r_up @ r_down.T).square().sum().item()
+    return square**0.5
 
 
 def _rows(down: Tensor, rank: int) -> Tensor:

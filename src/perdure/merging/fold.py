@@ -81,6 +81,8 @@ def fold(
     earlier: int = 0,
     state: Callable[[Piece], State] = lambda piece: {},
     most: int = PIECE,
+    removes: bool = False,
+    observe: Callable[[State, Tensor, Arrival, State], None] | None = None,
 ) -> Iterator[tuple[Piece, Tensor, State]]:
     """Fold checkpoints into one tensor, and yield each piece with the base's weights and the state.
 
@@ -92,6 +94,9 @@ def fold(
         earlier: how many checkpoints have arrived before them.
         state: returns the state of a piece before they arrive.
         most: the most elements of a piece, if the rule does not need whole tensors.
+        removes: take the checkpoints, which have arrived, out of the state instead.
+        observe: called with the state before the last checkpoint, its task vector, what is known of
+            it, and the state after it.
     """
     cut = list(pieces(place.shape, prod(place.shape) if rule.whole else most))
     arrivals = []
@@ -120,5 +125,8 @@ def fold(
                 base=weights if rule.needs_base else None,
                 statistic=source.statistic(piece),
             )
-            folded = rule.arrive(folded, tau, known)
+            before = folded
+            folded = (rule.undo if removes else rule.arrive)(folded, tau, known)
+            if observe is not None and source is sources[-1]:
+                observe(before, tau, known, folded)
         yield piece, weights, folded

@@ -17,6 +17,7 @@ from perdure.merging.checkpoint import Tensors
 from perdure.merging.fold import PIECE, Piece, Source, fold, pieces
 from perdure.merging.magnitude import dot, is_finite
 from perdure.merging.model import Checkpoint, Model, opened
+from perdure.merging.observed import Observer, interference, rounding
 from perdure.merging.output import Output
 from perdure.merging.rule import Arrived, Place, Rule, State
 from perdure.merging.survey import Survey
@@ -70,6 +71,8 @@ class Job:
         history: the arrivals before these checkpoints.
         state: the state after them, None if there were none.
         after: the treatments of the merged task vector, in their order.
+        removes: which arrival of the history is taken out of the state, counted from 0; the only
+            checkpoint is the one that had arrived then. None if checkpoints arrive.
     """
 
     base: Model
@@ -80,10 +83,13 @@ class Job:
     history: Sequence[Arrived] = ()
     state: Tensors | None = None
     after: tuple[Treatment, ...] = ()
+    removes: int | None = None
 
     @property
     def arrived(self) -> list[Arrived]:
-        """The arrivals after these checkpoints."""
+        """The arrivals in the state at the end."""
+        if self.removes is not None:
+            return [*self.history[: self.removes], *self.history[self.removes + 1 :]]
         assert self.survey is not None
         pairs = zip(self.checkpoints, self.survey.norms, strict=True)
         return [*self.history, *(Arrived(c.weight, norm) for c, norm in pairs)]
@@ -100,6 +106,7 @@ class Job:
             str(self.dtype),
             PIECE,
             *([values_of(self.after)] if self.after else []),
+            *([] if self.removes is None else [self.removes]),
         )
 
     def is_whole(self, place: Place) -> bool:
@@ -136,7 +143,8 @@ def plan(job: Job, keeps_state: bool = False) -> MergePlan:
         work = rule.work if place.role == "matrix" or not rule.whole else Rule.work
         if place.role == "matrix":
             work = max([work, *(treatment.work for treatment in job.after)])
-        held = max(cut, default=0) * size * (2 * len(rule.state) + work + 2)
+        observed = 3 * len(rule.state) + 4 if keeps_state else 0  # what `Observer` compares
+        held = max(cut, default=0) * size * (2 * len(rule.state) + work + 2 + observed)
         held += rule.beside(place) * size
         # What is freed of pieces is not given back at once; whole tensors are.
         held *= 1 if job.is_whole(place) else 2
@@ -247,11 +255,15 @@ def merge_into(job: Job, folder: Path, keep_state: bool = False) -> dict[str, An
     Args:
         job: what is merged, after its survey.
         folder: the folder, which belongs to this merge alone.
-        keep_state: whether to write the rule's state as well, as `state/merge.safetensors`.
+        keep_state: whether to write the rule's state as well, as `state/merge.safetensors`, and to
+            measure what one more arrival does to it.
 
     Returns:
         `norm`, the Frobenius norm of the merged task vector, and `scale`, by which it was
-        multiplied at the end; if there are treatments, `treated_norm`, the norm after them.
+        multiplied at the end; if there are treatments, `treated_norm`, the norm after them. With
+        `keep_state` also `rounding`, the norm of what was rounded off the sums in the state, if the
+        rule has such, and `interference`, that of the last checkpoint with what was merged before
+        it, if there was something.
 
     Raises:
         NotFiniteError: a merged weight does not fit the data type.
@@ -268,16 +280,21 @@ def merge_into(job: Job, folder: Path, keep_state: bool = False) -> dict[str, An
             if place.tensor not in first.done:
                 _merge_tensor(job, place, first, outputs.state)
         norm = math.sqrt(sum(first.done[p.tensor]["square"] for p in job.base.places()))
-        scale = job.rule.scale_of(job.arrived, norm)
+        scale = job.rule.scale_of(job.arrived, norm) if job.arrived else 1.0
+        facts = {place.tensor: first.done[place.tensor] for place in job.base.places()}
         if outputs.vector is not None:
             _add_vector(job, outputs.model, outputs.vector, scale)
     for output in outputs.all:
         output.complete()
-    result = {"norm": norm * scale, "scale": scale}
+    measured: dict[str, Any] = {}
     if job.after:
         squares = [outputs.model.done[place.tensor]["treated"] for place in job.base.places()]
-        result["treated_norm"] = math.sqrt(sum(squares))
-    return result
+        measured["treated_norm"] = math.sqrt(sum(squares))
+    if keep_state and job.rule.can_undo:
+        measured["rounding"] = rounding(facts.values())
+    if found := interference(facts):
+        measured["interference"] = found
+    return {"norm": norm * scale, "scale": scale, **measured}
 
 
 def _copy_buffers(base: Model, output: Output) -> None:
@@ -310,8 +327,9 @@ def _merge_tensor(job: Job, place: Place, first: Output, state_output: Output | 
         first.finish(name, square=0.0, treated=0.0)
         return
     square = treated = 0.0
-    for piece, weights, state in _folded(job, place):
-        tau = rule.merged(state, job.arrived)
+    observer = _observer(job) if state_output is not None or job.removes is not None else None
+    for piece, weights, state in _folded(job, place, observer):
+        tau = rule.merged(state, job.arrived) if job.arrived else torch.zeros_like(weights)
         square += dot(tau, tau)
         if job.after and not is_vector:
             tau = job.treated(tau, weights, place)
@@ -324,10 +342,19 @@ def _merge_tensor(job: Job, place: Place, first: Output, state_output: Output | 
     if state_output is not None:
         for kind in (*rule.state, *rule.scalars):
             state_output.finish(f"{kind}.{name}")
-    first.finish(name, square=square, treated=treated)
+    first.finish(name, square=square, treated=treated, **(observer.facts if observer else {}))
 
 
-def _folded(job: Job, place: Place) -> Iterator[tuple[Piece, Tensor, State]]:
+def _observer(job: Job) -> Observer:
+    """Return what measures the last checkpoint in one tensor."""
+    if job.removes is not None:
+        return Observer(job.rule, job.history, removes=True)
+    return Observer(job.rule, job.arrived[:-1])
+
+
+def _folded(
+    job: Job, place: Place, observer: Observer | None
+) -> Iterator[tuple[Piece, Tensor, State]]:
     """Fold the checkpoints into a tensor (`fold`)."""
     rule, stored, name = job.rule, job.state, place.tensor
 
@@ -343,7 +370,11 @@ def _folded(job: Job, place: Place) -> Iterator[tuple[Piece, Tensor, State]]:
             parts[kind] = stored.read(f"{kind}.{name}", piece if in_pieces else None)
         return parts
 
-    assert job.survey is not None
+    removes, earlier = job.removes, len(job.history)
+    if removes is None:
+        arrivals = job.arrived[earlier:]
+    else:
+        arrivals, earlier = [job.history[removes]], removes
     sources = [
         Source(
             identity=checkpoint.identity,
@@ -351,12 +382,19 @@ def _folded(job: Job, place: Place) -> Iterator[tuple[Piece, Tensor, State]]:
             read=partial(checkpoint.tau, name),
             statistic=partial(checkpoint.statistic, name, dtype=rule.dtype),
         )
-        for checkpoint, arrived in zip(
-            job.checkpoints, job.arrived[len(job.history) :], strict=True
-        )
+        for checkpoint, arrived in zip(job.checkpoints, arrivals, strict=True)
     ]
-    most = prod(place.shape) if job.is_whole(place) else PIECE
-    return fold(rule, place, base, sources, earlier=len(job.history), state=state, most=most)
+    return fold(
+        rule,
+        place,
+        base,
+        sources,
+        earlier=earlier,
+        state=state,
+        most=prod(place.shape) if job.is_whole(place) else PIECE,
+        removes=removes is not None,
+        observe=observer.see if observer else None,
+    )
 
 
 def towards(
@@ -370,7 +408,7 @@ def towards(
         place: the tensor.
     """
     nothing = job.state is None and not job.checkpoints
-    for piece, weights, state in _folded(job, place):
+    for piece, weights, state in _folded(job, place, observer=None):
         tau = checkpoint.tau(place.tensor, piece, weights)
         merged = torch.zeros_like(tau) if nothing else job.rule.merged(state, job.arrived)
         yield piece, weights + merged, tau - merged

@@ -4,6 +4,7 @@
     fitting.py     settings that depend on the base, and whether settings and tokens fit it
     rows.py        checks of the tasks' rows, with notes and warnings about them
     dev.py         which dev rows are measured, and whether there are those that the settings need
+    merged.py      the two lineages of a run whose stages are merged
     plan.py        the plan: the objects that are made from the settings once
 
 Nothing is written, and no weights are read.

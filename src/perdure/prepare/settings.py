@@ -18,6 +18,7 @@ from perdure.measure.guard.rows import read_guard_rows
 from perdure.methods import make
 from perdure.models.base import check_adapter, check_owned, check_quantization
 from perdure.models.kinds import Kind
+from perdure.prepare.merged import read_merge
 from perdure.train.arguments import training_arguments
 from perdure.train.dev_settings import dev_settings
 from perdure.train.method import Method
@@ -67,6 +68,8 @@ def check_settings(config: Config) -> tuple[list[Method], TrainingArguments]:
             "each answer"
         )
     _check_gate(config)
+    if config.merge is not None:
+        read_merge(config.merge)
     if config.mode != "sequential" and config.method != "sequential":
         raise PerdureError(f"mode {config.mode} takes no method; set method=sequential")
     return methods, arguments

@@ -237,6 +237,35 @@ def dev_curve(
     return svg(end + 40, 130, title, *parts)
 
 
+def profile(title: str, names: Sequence[str], lines: Sequence[tuple[str, list[float]]]) -> Markup:
+    """Draw values between -1 and 1 over the layers of a model.
+
+    Args:
+        title: the title, for readers who do not see the figure.
+        names: the names of the layers, in order.
+        lines: the name of each line, and its value in each layer.
+    """
+    left, top, bottom, end = 34, 12, 112, 230
+    lowest = min(0.0, *(value for _, values in lines for value in values))
+    low = -1.0 if lowest < -0.5 else -0.5 if lowest < 0 else 0.0
+    x, y = scale(0, max(len(names) - 1, 1), left, end - 8), scale(low, 1.0, bottom, top)
+    parts = [_tick_y(y(mark), left, mark, end) for mark in dict.fromkeys((low, 0.0, 0.5, 1.0))]
+    for i in sorted({0, len(names) - 1}):
+        parts.append(text(x(i), bottom + 14, names[i], class_="tick middle"))
+    ends = []
+    for i, (_, values) in enumerate(lines):
+        points = [(x(j), y(value)) for j, value in enumerate(values)]
+        dash = DASHES[i % len(DASHES)] or None
+        parts.append(polyline(points, class_=_lead("line", i), stroke_dasharray=dash))
+        if len(names) <= 24:  # markers would touch each other
+            parts += [marker(i, *point, size=3.2, class_=_lead("dot", i)) for point in points]
+        ends.append(points[-1][1] + 4)
+    levels = apart(ends, gap=12, low=top + 4, high=bottom + 4)
+    for i, ((label, _), level) in enumerate(zip(lines, levels, strict=True)):
+        parts.append(text(end, level, label, class_=_lead("label", i)))
+    return svg(end + 90, 134, title, *parts)
+
+
 def _score_ticks(scores: Sequence[float]) -> list[float]:
     """Return the ticks of an axis of scores: from 0 to 1, so that noise does not look large.
 

@@ -109,7 +109,9 @@ def stage_verdicts(judged_stages: Sequence[tuple[int, Mapping[str, Any]]]) -> Ve
         verdicts.append(
             _stage_verdict(stage, judged, still_lost=list(lost), right_after=right_after)
         )
-        if judged["learned"]:
+        if "undone" in judged:
+            lost.pop(judged["task"], None)
+        elif judged["learned"]:
             right_after[judged["task"]] = judged["learned"]["after"]
     return _lineage_verdict(verdicts, list(lost), len(measured)), tuple(verdicts)
 
@@ -161,7 +163,8 @@ def _stage_verdict(
         for name in judged["unmeasured"]
         if name != judged["task"]
     ]
-    outcomes = (_learned(judged["task"], judged["learned"]), *old, *unmeasured)
+    is_taken_out = "undone" in judged
+    outcomes = (_learned(judged["task"], judged["learned"], is_taken_out), *old, *unmeasured)
     status, headline = _stage_headline(outcomes)
     return StageVerdict(
         stage=stage,
@@ -190,10 +193,12 @@ def _stage_headline(outcomes: Sequence[Outcome]) -> tuple[Status, str]:
     return "kept", "the first task, so there is no old task to lose"
 
 
-def _learned(name: str, change: Mapping[str, Any] | None) -> Outcome:
-    """Return what became of the task that the stage learned."""
+def _learned(name: str, change: Mapping[str, Any] | None, is_taken_out: bool) -> Outcome:
+    """Return what became of the task that the stage learned, or that it took out."""
     if change is None:
         return Outcome("unmeasured", NOT_MEASURED, name, evidence="there are no test rows")
+    if is_taken_out:
+        return _outcome("kept", "taken out", name, change)
     before, after = change["before"], change["after"]
     if change["collapse"]:
         return _outcome("lost", COLLAPSED, name, change)

@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from perdure.reporting import figures
 from perdure.reporting.groups import MEASURES, MethodRuns, Set, sets
 from perdure.reporting.importance import Identified
+from perdure.reporting.interference import MEANING, Interference
 from perdure.reporting.read import DevCurve, Run
 
 
@@ -66,6 +67,8 @@ def html(runs: Sequence[Run]) -> str:
         heats=_heats,
         shares=_shares,
         dev_curves=_dev_curves,
+        profiles=_profiles,
+        interference_means=MEANING,
         opened=OPENED,
         title=", ".join(_names(run_sets)) or "nothing learned yet",
     )
@@ -221,6 +224,20 @@ def _dev_curves(curves: Sequence[DevCurve]) -> list[tuple[str, Markup, str]]:
         ending = "stopped early" if curve.stopped else "the last step"
         words = f"{curve.metric} on {curve.rows} rows; weights of step {curve.weights_of}"
         panels.append((curve.task, picture, f"{words}; {ending}: {curve.points[-1][0]}"))
+    return panels
+
+
+def _profiles(found: Sequence[Interference]) -> list[tuple[str, Markup, str]]:
+    """Return for each arrival its task, its figure over the layers, and its numbers in words."""
+    panels = []
+    for arrival in found:
+        title = f"Interference of {arrival.task}, merged in stage {arrival.stage}, by layer"
+        lines = [
+            ("cosine", [layer.cosine for layer in arrival.layers]),
+            ("opposite", [layer.against for layer in arrival.layers]),
+        ]
+        picture = figures.profile(title, [layer.name for layer in arrival.layers], lines)
+        panels.append((f"{arrival.stage} {arrival.task}", picture, arrival.words))
     return panels
 
 

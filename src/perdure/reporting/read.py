@@ -9,11 +9,13 @@ from typing import Any
 
 from perdure.config import DEFAULT_TRAINING, filled_adapter
 from perdure.errors import PerdureError, nearest
+from perdure.lineage.experts import merged_folder
 from perdure.lineage.files import line_count
 from perdure.lineage.lineage import Lineage
 from perdure.measure.matrix import ScoreMatrix, summary
 from perdure.models.layout import MEMORY, METHOD_STATE
 from perdure.reporting.importance import Identified, identified
+from perdure.reporting.interference import Interference, interference_of
 from perdure.reporting.outcomes import (
     LineageVerdict,
     Outcome,
@@ -102,6 +104,7 @@ class Run:
             task).
         samples: sample answers to each task.
         dev: what was measured on dev rows, for each stage that had some.
+        interference: that of each checkpoint that was merged into something.
     """
 
     path: Path
@@ -124,6 +127,7 @@ class Run:
     sampled: frozenset[tuple[int, str]]
     samples: tuple[TaskSamples, ...]
     dev: tuple[DevCurve, ...] = ()
+    interference: tuple[Interference, ...] = ()
 
     @property
     def stages(self) -> list[Line]:
@@ -208,7 +212,9 @@ def find(folder: Path) -> list[Path]:
         siblings = [p.name for p in folder.parent.glob("*/") if not p.name.startswith(".")]
         hint = f"; {nearest(folder.name, siblings)}" if siblings else ""
         raise PerdureError(f"{folder}: no such folder{hint}")
-    lineages = sorted(_under(folder))
+    lineages = sorted(
+        path for path in _under(folder) if path == folder or merged_folder(path) is None
+    )
     if not lineages:
         raise PerdureError(
             f"{folder}: no lineage in it (no lineage.yaml here or below); name a lineage's folder, "
@@ -274,6 +280,7 @@ def _read(path: Path, label: str) -> Run:
         sampled=lineage.sampled_cells(),
         samples=sample_answers(lineage),
         dev=_dev_curves(lineage),
+        interference=tuple(found for entry in stages if (found := interference_of(entry))),
     )
 
 

@@ -66,6 +66,8 @@ def _settings(config: Config) -> dict[str, Any]:
     """Return the settings that are not defaults, in the order of `Config`."""
     defaults = dataclasses.asdict(Config())
     changed = {k: v for k, v in config.to_dict().items() if k not in FREE and v != defaults[k]}
+    if config.merge is not None:  # its lineage is that of the merged stages (`prepare.merged`)
+        changed["mode"] = "per_task"
     for section in ("memory", "general", "scoring", "guard", "gate"):
         if changed.get(section):
             values = changed[section].items()
@@ -102,6 +104,11 @@ def _from_elsewhere(lineage: Lineage, entry: dict[str, Any]) -> str:
     """Return the command that adopts or merges a checkpoint, as a comment without its folder."""
     task = entry["task"]
     name = " ".join(task["name"].split())
+    if "undone" in entry:
+        numbers = [stage["stage"] for stage in lineage.stages]
+        undone = str(1 + numbers.index(entry["undone"]))  # there are no reverted stages then
+        words = ["perdure", "merge", FOLDER, "CHECKPOINT", "--undo", undone]
+        return f"# {name}: taken out; {shlex.join(words)}"
     words = ["perdure", "adopt", FOLDER, "CHECKPOINT", name]
     if entry["verb"] == "merge":
         rule, values = next(iter(entry["rule"].items()))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import PerdureError
+from perdure.lineage.experts import experts_folder, merge_rule
 from perdure.lineage.files import write_text
 from perdure.lineage.lineage import Lineage
 from perdure.measure.matrix import backward_transfer, forward_transfer, overall
@@ -51,6 +52,11 @@ def method_of(lineage: Lineage) -> str:
     """Return the name of a lineage's method; of several, one after the other, all names."""
     names = [method_name(entry["method"], entry["mode"]) for entry in lineage.stages]
     config = lineage.config
+    if config.merge is not None:
+        names = [
+            f"per_task merged by {merge_rule(config.merge)}" if name == "merged" else name
+            for name in names
+        ]
     return " then ".join(dict.fromkeys(names)) or method_name(config.method, config.mode)
 
 
@@ -72,7 +78,7 @@ def order_name(tasks: Any) -> str:
 def record(lineage: Lineage, command: str) -> dict[str, Any]:
     """Return the record of a run by `command`; seconds are summed over its stages."""
     config, matrix = lineage.config, lineage.matrix()
-    seconds = stage_seconds(lineage)
+    seconds = [s for part in with_experts(lineage) for s in stage_seconds(part).values()]
     return {
         "method": method_of(lineage),
         "order": order_name(config.tasks),
@@ -80,11 +86,18 @@ def record(lineage: Lineage, command: str) -> dict[str, Any]:
         "overall": overall(matrix),
         "backward_transfer": backward_transfer(matrix),
         "forward_transfer": forward_transfer(matrix),
-        "seconds": round(sum(s["learning"] for s in seconds.values()), 2),
-        "seconds_scoring": round(sum(s["scoring"] for s in seconds.values()), 2),
+        "seconds": round(sum(s["learning"] for s in seconds), 2),
+        "seconds_scoring": round(sum(s["scoring"] for s in seconds), 2),
         "lineage": str(lineage.path),
         "command": command,
     }
+
+
+def with_experts(lineage: Lineage) -> list[Lineage]:
+    """Return a lineage, with that of the experts that a run has merged in it, if there is one."""
+    experts = experts_folder(lineage.path)
+    has_experts = lineage.config.merge is not None and (experts / "lineage.yaml").is_file()
+    return [Lineage(experts), lineage] if has_experts else [lineage]
 
 
 def stage_seconds(lineage: Lineage) -> dict[int, dict[str, float]]:

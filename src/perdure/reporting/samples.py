@@ -75,7 +75,7 @@ def sample_answers(lineage: Lineage) -> tuple[TaskSamples, ...]:
     """
     stages = lineage.stages
     first, newest = first_answers(lineage, stages), newest_answers(lineage, stages)
-    described = {task["id"]: task for entry in stages for task in learned_by(entry)}
+    described = {task["id"]: task for entry in lineage.standing for task in learned_by(entry)}
     return tuple(
         _task_samples(lineage, described[name], first[name], newest[name])
         for name in described

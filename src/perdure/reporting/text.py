@@ -91,8 +91,22 @@ def _part(run_set: Set) -> list[str]:
             plain = ["-" if count is None else f"{count:.0f}" for count in counts]
             numbers = [number(run.numbers["overall"]), seconds(run.seconds), *plain]
             costs.append([run.label, method.label, str(run.seed), *numbers])
-    matrices = [text for run in run_set.runs for text in (f"### {_cell(run.label)}", _matrix(run))]
+    matrices = [
+        text
+        for run in run_set.runs
+        for text in (f"### {_cell(run.label)}", _matrix(run), *_interference(run))
+    ]
     return [head, _table(summary), _table(costs), *matrices]
+
+
+def _interference(run: Run) -> list[str]:
+    """Return a table of the interference of the checkpoints that were merged, if there is any."""
+    if not run.interference:
+        return []
+    rows = [["merged", "cosine with what was merged before", "opposite sign, by magnitude"]]
+    for found in run.interference:
+        rows.append([f"{found.stage} {found.task}", f"{found.cosine:.2f}", f"{found.against:.0%}"])
+    return [_table(rows)]
 
 
 def _spread(spread: Spread) -> str:
@@ -106,16 +120,15 @@ def _spread(spread: Spread) -> str:
 
 def _matrix(run: Run) -> str:
     matrix = run.matrix
-    names = ["base", *(f"{i} {task}" for i, task in enumerate(matrix.tasks, 1))]
     rows = [
         [
-            name,
+            matrix.row_name(stage),
             *(
                 "~" * ((stage, task) in run.sampled) + number(score)
                 for task, score in zip(matrix.tasks, row, strict=True)
             ),
         ]
-        for stage, (name, row) in enumerate(zip(names, matrix.rows, strict=True))
+        for stage, row in enumerate(matrix.rows)
     ]
     return _table([["after stage", *matrix.tasks], *rows])
 

@@ -34,6 +34,8 @@ def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tu
     """
     learned = judged["learned"]
     head = f"stage {stage}, {judged['task']}: "
+    if "undone" in judged:
+        head += f"taken out (stage {judged['undone']}), "
     lines = [(head + ("not measured" if learned is None else _scores(learned)), False)]
     lines += [(f"  {line}", True) for line in losses(judged)]
     for name, change in judged["old"].items():

@@ -63,11 +63,13 @@ class AdoptedWeights:
         folder: the folder of weights that fit the model (`load_checkpoint`).
         line: what they add to the stage's line of the ledger.
         state: the file of the state of a rule of merging, which becomes a file of the stage.
+        base: the model with the weights of the stage before, if it was loaded again.
     """
 
     folder: Path
     line: Mapping[str, Any] = field(default_factory=dict)
     state: Path | None = None
+    base: Base | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def advance(
         samples={} if full else _samples(config, old_tasks, first, say),
         before=scored_before(lineage, entry, plan.methods),
         callbacks=callbacks,
-        beginning=_beginning(lineage, base, plan.info),
+        beginning=beginning_of(lineage, base, plan.info),
     )
     if processes.shard_weights():
         plan.loader.forget()
@@ -166,6 +168,7 @@ def advance(
             if adopted:
                 weights = adopted.weights(base, work)
                 entry |= weights.line
+                base = weights.base or base
                 seconds, counts = adopt_stage(base, stage_plan, weights.folder, built)
                 if weights.state is not None:
                     shutil.move(weights.state, built / MERGE_STATE)
@@ -190,6 +193,8 @@ def advance(
                 counts=counts,
                 built=built,
                 seconds=seconds,
+                verb=entry["verb"],
+                undone=entry.get("undone"),
             )
             _write_card(lineage, base, entry, cells=after, judged=judged, built=built)
     except NotFiniteError:
@@ -217,6 +222,8 @@ def _judged(
     counts: Mapping[str, Any],
     built: Path,
     seconds: dict[str, float],
+    verb: str,
+    undone: int | None,
 ) -> dict[str, Any]:
     """Measure general ability, judge the stage, and write both into the folder of its files."""
     began = time.perf_counter()
@@ -239,6 +246,8 @@ def _judged(
         first=first,
         methods=plan.methods,
         general=general,
+        verb=verb,
+        undone=undone,
     )
 
 
@@ -293,10 +302,17 @@ def _check_not_refused(lineage: Lineage, key: str) -> None:
 def _refused_text(lineage: Lineage, refused: dict[str, Any], what: str) -> str:
     """Return the line that says that a stage was refused, why, and where its files are."""
     folder = lineage.path / refused["folder"]
+    again = (
+        f"and after `perdure set {lineage.path} KEY=VALUE` with another method, rate or gate the "
+        "task can be learned again"
+    )
+    if "undone" in refused:
+        again = f"and stage {refused['undone']} is still in it"
+    elif refused["method"] == "merged":
+        again = "and `perdure merge` with --search looks for a smaller weight within the gate"
     return (
         f"{refused['task']['id']} {what}: {'; '.join(refused['reasons'])}; the newest stage is "
-        f"still {refused['parent']}, and after `perdure set {lineage.path} KEY=VALUE` with another "
-        f"method, rate or gate the task can be learned again; its files: {folder}"
+        f"still {refused['parent']}, {again}; its files: {folder}"
     )
 
 
@@ -315,9 +331,10 @@ def _old_tasks(
 ) -> dict[str, Task | None]:
     """Return the tasks of the active stages by id, or None for one that cannot be scored as before.
 
-    That is a task whose test rows or whose own metric are gone or have changed.
+    That is a task whose test rows or whose own metric are gone or have changed. The task of an
+    arrival that was taken out is not among them.
     """
-    described = {entry["task"]["id"]: entry["task"] for entry in lineage.stages}
+    described = {entry["task"]["id"]: entry["task"] for entry in lineage.standing}
     return {
         task_id: reopen(lineage, description, data, say, opened=open_tasks.get(task_id))
         for task_id, description in described.items()
@@ -418,7 +435,7 @@ def _unused(name: str, ids: Sequence[str], number: int) -> str:
     return f"{name}@{number}" if name in ids else name
 
 
-def _beginning(lineage: Lineage, base: Base, info: BaseInfo) -> Callable[[], Base] | None:
+def beginning_of(lineage: Lineage, base: Base, info: BaseInfo) -> Callable[[], Base] | None:
     """Return a function that loads the model of stage 0 again.
 
     It is None if the model of stage 0 is the current one with its adapter disabled.

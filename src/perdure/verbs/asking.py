@@ -35,6 +35,6 @@ def learned_in_template(lineage: Lineage, stage: int) -> bool | None:
     For the base, the tasks of the active stages are asked about, so that it can be compared with
     them.
     """
-    entries = lineage.line(stage) if stage else lineage.stages
+    entries = lineage.line(stage) if stage else lineage.standing
     tasks = [task for entry in entries for task in learned_by(entry)]
     return any(task.get("chat", False) for task in tasks) if tasks else None

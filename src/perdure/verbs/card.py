@@ -130,9 +130,10 @@ def model_card(
 def _about(entry: dict[str, Any], description: str, facts: StageFacts) -> list[str]:
     """Return what the stage is, the table of its scores, and its verdict in words."""
     made = {"adopt": "adopted by", "merge": "merged by"}.get(entry["verb"], "trained with")
-    includes_earlier = entry["mode"] != "per_task" and entry["parent"] > 0
+    is_without = "undone" in entry
+    includes_earlier = entry["mode"] != "per_task" and entry["parent"] > 0 and not is_without
     lines = [
-        f"# Stage {entry['stage']}: {entry['task']['name']}",
+        f"# Stage {entry['stage']}: {'without ' * is_without}{entry['task']['name']}",
         "",
         f"{description}. It was {made} Perdure "
         f"(mode `{entry['mode']}`, method `{entry['method']}`).",

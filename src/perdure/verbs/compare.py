@@ -19,6 +19,7 @@ from perdure.lineage.files import dump, locked, write_text
 from perdure.models.base import BaseInfo
 from perdure.models.targets import check_carries
 from perdure.prepare import Plan, check_general, check_tasks, prepare
+from perdure.prepare.merged import check_merge
 from perdure.prepare.settings import check_values
 from perdure.say import Say
 from perdure.seeds import digest
@@ -141,6 +142,7 @@ def check(grid: Grid, trials: Trials | None, bases: Bases) -> list[str]:
         shapes.add(shape)
     for cell in (cell for line in grid.lines for cell in grid.cells(line, {})):
         check_values(cell.config)
+        check_merge(cell.config)
         if cell.constant:
             check_answers(cell)
     if trials is None:

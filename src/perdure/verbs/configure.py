@@ -41,6 +41,10 @@ def configure(
         plan = prepare(new_config)
         new = stored(plan.config, lineage.path)
         changes = differences(lineage.settings, new)
+        if any(key.partition(".")[0] == "merge" for key in changes):
+            raise PerdureError(
+                "merge: is that of `perdure run`, which merges its stages; leave it out"
+            )
         if fixed := lineage.why_fixed(changes, new):
             key, reason = next(iter(fixed.items()))
             raise PerdureError(

@@ -28,6 +28,7 @@ from perdure.lineage.sources import general_rows, remembered
 from perdure.models.base import Base, BaseInfo
 from perdure.models.layout import GENERAL
 from perdure.prepare import Plan, prepare_learn, prepare_run
+from perdure.prepare.merged import experts_of
 from perdure.say import Say, silent
 from perdure.train.arguments import arguments_for_stage
 from perdure.train.dev import interval, is_due
@@ -67,6 +68,9 @@ def dry_run(config: Config, say: Say, info: BaseInfo | None = None) -> dict[str,
     Raises:
         PerdureError: something would stop the run, at its start or later.
     """
+    if config.merge is not None:
+        say("merge: only the learning of the experts is estimated; to merge them takes little more")
+        config = experts_of(config)
     with _offline():
         plan = prepare_run(config, info)
         path = Path(config.lineage or "new-lineage")
@@ -93,13 +97,14 @@ def dry_run_of_learn(path: str | Path, task: Task, say: Say) -> dict[str, Any]:
 
 def _at_the_head(lineage: Lineage, plan: Plan) -> Start:
     stages, sequential = lineage.stages, lineage.config.mode == "sequential"
+    standing = lineage.standing
     previous = stages[-1] if stages and sequential else None
     return Start(
         lineage.path,
         plan.loader.at(lineage, previous),
         stage=lineage.head,
-        memory={e["task"]["id"]: remembered(lineage, e) for e in stages if previous},
-        scored=sum(e["task"]["test"]["rows"] for e in stages if "test" in e["task"]),
+        memory={e["task"]["id"]: remembered(lineage, e) for e in standing if previous},
+        scored=sum(e["task"]["test"]["rows"] for e in standing if "test" in e["task"]),
     )
 
 

@@ -40,7 +40,7 @@ def evaluate(
         remedy = f"revert {path} --to STAGE" if reverted else f"learn {path} NAME train.jsonl"
         raise PerdureError(f"{path}: {state}, so there is nothing to score; `perdure {remedy}`")
     entry = stage_entry(lineage, stage)
-    ids = [task["id"] for e in lineage.stages for task in learned_by(e)]
+    ids = [task["id"] for e in lineage.standing for task in learned_by(e)]
     for name in tasks:
         if name not in ids:
             raise PerdureError(f"{path}: no task {name!r} was learned; {nearest(name, ids)}")
@@ -54,7 +54,7 @@ def evaluate(
     torch.set_num_threads(config.threads or torch.get_num_threads())
     base = base_at(lineage, entry)
     cells, lines = {}, []
-    for e in lineage.stages:
+    for e in lineage.standing:
         if config.mode == "per_task" and stage is None:  # each task has its own adapter
             base = base_at(lineage, e)
         for described in learned_by(e):

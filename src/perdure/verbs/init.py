@@ -57,6 +57,10 @@ def init(
         PerdureError: the folder is not empty, the base or the adapter does not exist, the adapter
             belongs to another base, a setting is wrong, or the adapter would fail later (`Trial`).
     """
+    if config.merge is not None:
+        raise PerdureError(
+            "merge: is of `perdure run`; leave it out, and merge with `perdure merge`"
+        )
     if adapter:
         config.adapter = adapter_settings(Path(adapter), config)
         if config.base == Config.base:

@@ -22,5 +22,5 @@ def memory_of(lineage: Lineage, general: list[Row], with_old_tasks: bool) -> dic
     """Return the rows that a stage can rehearse, by task: general rows, and those of old tasks."""
     memory = {GENERAL: general} if general else {}
     if with_old_tasks:
-        memory |= {entry["task"]["id"]: remembered(lineage, entry) for entry in lineage.stages}
+        memory |= {entry["task"]["id"]: remembered(lineage, entry) for entry in lineage.standing}
     return memory

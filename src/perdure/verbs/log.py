@@ -45,6 +45,7 @@ def log(path: str | Path) -> list[dict[str, Any]]:
                 "dropped": _stages(lineage, entry.get("dropped", ())),
                 "restored": _stages(lineage, entry.get("restored", ())),
                 "reasons": entry.get("reasons", []),
+                "undone": entry.get("undone"),
                 "scores": {task: scores[task] for task in learned if task in scores},
                 "sampled": _sampled(lineage, entry, is_active),
                 "seconds": round(sum(seconds.values()), 2) if seconds else None,

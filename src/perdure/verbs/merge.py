@@ -121,6 +121,20 @@ def lineage_and_checkpoint(names: Sequence[str]) -> tuple[str, str]:
     )
 
 
+def lineage_and_moved(names: Sequence[str]) -> tuple[str, str | None]:
+    """Return the lineage from which an arrival is taken out, and where its checkpoint is now.
+
+    Raises:
+        PerdureError: the first name is no lineage, or there are more than two.
+    """
+    if not names or not is_lineage(names[0]) or len(names) > 2:
+        raise PerdureError(
+            "undo: takes an arrival out of a lineage; give the lineage, and if its checkpoint is "
+            "elsewhere than it was, the checkpoint"
+        )
+    return names[0], names[1] if names[1:] else None
+
+
 def is_lineage(name: str) -> bool:
     """Return whether a name is that of a lineage's folder."""
     return (Path(name) / "lineage.yaml").is_file()

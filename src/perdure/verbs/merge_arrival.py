@@ -1,7 +1,8 @@
 """`merge` into a lineage: one more checkpoint is folded into what was merged so far, as a stage."""
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,10 +23,13 @@ from perdure.merging.checkpoint import Tensors
 from perdure.merging.factors import (
     DOWNS,
     UPS,
+    Factors,
     added,
     balanced,
     check_only_factors,
     compressed,
+    distance,
+    facts_of,
     module_of,
     norms_and_cosines,
     read_sum,
@@ -35,6 +39,7 @@ from perdure.merging.factors import (
 )
 from perdure.merging.layers import Layers
 from perdure.merging.model import Checkpoint, Model, open_checkpoint
+from perdure.merging.observed import interference
 from perdure.merging.preflight import check, check_statistics
 from perdure.merging.rule import Arrived, Place, Rule
 from perdure.merging.streamed import MODEL, STATE, Job, check_memory, merge_into, plan
@@ -56,6 +61,7 @@ from perdure.verbs.merge import (
     open_rule_and_checkpoints,
     with_learned_weights,
 )
+from perdure.verbs.merge_search import Search, weights_to_try
 
 
 SOMETIMES = ("after", "statistics", "rows")  # what only some arrivals have in the ledger
@@ -91,12 +97,17 @@ def merge_arrival(
     rank: int | None,
     max_memory: int | None,
     after: After,
+    search: bool,
     data: str | Path | None,
     say: Say,
+    old: bool = True,
+    full: bool = False,
+    noted: Collection[str] = (),
 ) -> dict[str, Any]:
     """Merge a checkpoint into a lineage and return the stage's ledger line.
 
-    See `perdure.api.merge`.
+    See `perdure.api.merge`; `old` and `full` are those of `advance`, and `noted` are notes that the
+    user has already.
     """
     treatments = make_treatments(after)
     rule, [arrival] = open_rule_and_checkpoints([name], rule_name, values, weights, statistics)
@@ -130,9 +141,11 @@ def merge_arrival(
             **({"statistics": arrival.statistics.sha256} if arrival.statistics else {}),
             **({"rows": rows.sha256} if rows else {}),
         }
+        if search:
+            gate = lineage.config.gate
+            line["search"] = weights_to_try(rule, arrival, gate, lineage.path)
         last = lineage.stages[-1] if lineage.stages else {}
-        same = all(last.get(key) == line.get(key) for key in (*line, *SOMETIMES))
-        if same and last["task"]["name"] == task.name:
+        if _is_done(last, line) and last["task"]["name"] == task.name:
             say(f"{task.name}: already merged, as stage {lineage.head}")
             return last
         so_far = _so_far(lineage, rule, line["rule"])
@@ -144,12 +157,31 @@ def merge_arrival(
             _check_modules(lineage, arrival, base)
             check_tokenizer(arrival.folder, base.tokenizer)
         for note in [*so_far.notes, *stage_plan.notes]:
-            say(note)
+            if note not in noted:
+                say(note)
 
-        def merged(base: Base, work: Path) -> AdoptedWeights:
+        def merged(weight: float | None, base: Base, work: Path, say: Say) -> AdoptedWeights:
             if whole:
-                return _merged_weights(job, searches, work)
-            return _merged_adapters(rule, arrival, treatments, so_far, base, rank, work, say)
+                weighted = replace(job.checkpoints[-1], weight=weight)
+                checkpoints = [*job.checkpoints[:-1], weighted]
+                weights = merged_weights(replace(job, checkpoints=checkpoints), work)
+                learned = searches
+            else:
+                weighted = replace(arrival, weight=weight)
+                weights = _merged_adapters(
+                    rule, weighted, treatments, so_far, base, rank, work, say
+                )
+                learned = {}
+            # After the key of the stage, which does not depend on the place of any folder.
+            place = _place(lineage, arrival)
+            return replace(weights, line={**weights.line, **learned, "place": place})
+
+        def chosen(base: Base, work: Path) -> AdoptedWeights:
+            if not search:
+                given = job.checkpoints[-1] if whole else arrival
+                return merged(given.weight, base, work, say)
+            found = Search(lineage, stage_plan, line["search"], merged, data=data, say=say)
+            return found.run(base, work)
 
         return advance(
             lineage,
@@ -158,8 +190,18 @@ def merge_arrival(
             data=data,
             callbacks=(),
             say=say,
-            adopted=Adopted(line=line, weights=merged),
+            old=old,
+            full=full,
+            adopted=Adopted(line=line, weights=chosen),
         )
+
+
+def _is_done(last: dict[str, Any], line: dict[str, Any]) -> bool:
+    """Return whether the newest stage is of the same arrival, merged in the same way."""
+    searched = "search" in line  # the weight is the one that was found then
+    keys = [key for key in (*line, *SOMETIMES) if not (searched and key == "weight")]
+    same = all(last.get(key) == line.get(key) for key in keys)
+    return same and "undone" not in last and searched == ("search" in last)
 
 
 def _check_adapter(
@@ -203,6 +245,8 @@ def _so_far(lineage: Lineage, rule: Rule, rule_line: dict[str, Any]) -> SoFar:
     entry = lineage.stages[-1] if lineage.stages else lineage.origin
     if entry is None:
         return SoFar([])
+    if entry.get("history") == []:  # what had arrived was taken out, so it is the base
+        return SoFar([])
     check_kept(lineage, entry)
     if entry.get("rule") == rule_line:
         state = lineage.file(entry, MERGE_STATE)
@@ -221,7 +265,7 @@ def _first_weight(rule: Rule) -> float | None:
     return 1.0 if rule.linear else None
 
 
-def _history(arrived: Sequence[Arrived]) -> list[dict[str, float | None]]:
+def history_of(arrived: Sequence[Arrived]) -> list[dict[str, float | None]]:
     return [{"weight": one.weight, "norm": one.norm} for one in arrived]
 
 
@@ -272,20 +316,22 @@ def _job(
     return replace(job, survey=measured)
 
 
-def _merged_weights(job: Job, searches: dict[str, Any], work: Path) -> AdoptedWeights:
-    """Fold a checkpoint into whole weights, tensor by tensor.
+def _place(lineage: Lineage, checkpoint: Checkpoint) -> dict[str, str]:
+    """Return where a checkpoint is, as the ledger stores it: what takes it out needs it again."""
+    if Path(checkpoint.name).is_dir():
+        return {"path": os.path.relpath(checkpoint.folder, lineage.path)}
+    return {"hub": checkpoint.name}
 
-    Args:
-        job: what is merged.
-        searches: what was learned of its weights (`with_learned_weights`).
-        work: the folder of what is not finished.
-    """
-    parts = work / "merging"
-    merge_into(job, parts, keep_state=True)
+
+def merged_weights(job: Job, work: Path) -> AdoptedWeights:
+    """Fold a checkpoint into whole weights, or take it out of them, tensor by tensor."""
+    parts, is_left = work / "merging", bool(job.arrived)
+    measured = merge_into(job, parts, keep_state=is_left)
+    known = {key: measured[key] for key in ("rounding", "interference") if key in measured}
     return AdoptedWeights(
         parts / MODEL,
-        line={"history": _history(job.arrived), **searches},
-        state=parts / STATE / MERGE_STATE,
+        line={"history": history_of(job.arrived), **known},
+        state=parts / STATE / MERGE_STATE if is_left else None,
     )
 
 
@@ -300,8 +346,6 @@ def _merged_adapters(
     say: Say,
 ) -> AdoptedWeights:
     """Fold a LoRA adapter into the lineage's, and keep the sum in all of its rank as the state."""
-    ours: Any = base.peft.peft_config["default"]
-    present = adapter_tensors(base)
     checkpoints = [arrival]
     if so_far.first is not None:
         first = open_checkpoint(str(so_far.first), _first_weight(rule))
@@ -316,10 +360,44 @@ def _merged_adapters(
         history = [*so_far.history, *new]
         coefficients = rule.coefficients(history)
         total = sums(adapters, coefficients[len(so_far.history) :])
+        before = sums(adapters[:-1], [1.0] * len(adapters[:-1]))
+        found = sums(adapters[-1:], [1.0])
     if so_far.state is not None:
-        ratio = _ratio(rule.coefficients(so_far.history), coefficients)
+        before = read_sum(so_far.state, ratio=1.0)
+        ratio = ratio_of(rule.coefficients(so_far.history), coefficients)
         for name, factors in read_sum(so_far.state, ratio).items():
             total[name] = added(total.get(name), factors, arrival.name)
+    made = adapter_of_sum(total, history, rule, base, rank, work, say, after=after)
+    if not before:
+        return made
+    measured = interference(facts_of(before, found))
+    return replace(made, line={**made.line, "interference": measured})
+
+
+def adapter_of_sum(
+    total: Mapping[str, Factors],
+    history: Sequence[Arrived],
+    rule: Rule,
+    base: Base,
+    rank: int | None,
+    work: Path,
+    say: Say,
+    after: tuple[Treatment, ...] = (),
+) -> AdoptedWeights:
+    """Write a sum of adapters as an adapter of the lineage's form, and as the rule's state.
+
+    Args:
+        total: the sum, by module.
+        history: the arrivals that are in it.
+        rule: the rule.
+        base: the model with an adapter of the lineage's form.
+        rank: the rank; None is that of the lineage.
+        work: a folder for the files.
+        say: called with a note if the rank cuts something off.
+        after: the treatments of the adapter, which the state does not have.
+    """
+    ours: Any = base.peft.peft_config["default"]
+    present = adapter_tensors(base)
     cap = rank or ours.r
     scaling = ours.lora_alpha / (math.sqrt(ours.r) if ours.use_rslora else ours.r)
     dtype = next(iter(present.values())).dtype
@@ -337,13 +415,14 @@ def _merged_adapters(
     alpha = scaling * (math.sqrt(cap) if ours.use_rslora else cap)
     settings = {**plain(ours.to_dict()), "r": cap, "lora_alpha": _whole(alpha)}
     (folder / ADAPTER_SETTINGS).write_text(dump(settings), encoding="utf-8")
+    line = {"history": history_of(history), "discarded": merged.discarded}
+    if not history:
+        return AdoptedWeights(folder, line=line)
     state = {name: balanced(factors)[0] for name, factors in total.items()}
     save_file(tensors_of(state, rule.dtype), folder / MERGE_STATE, metadata={"format": "pt"})
-    return AdoptedWeights(
-        folder,
-        line={"history": _history(history), "discarded": merged.discarded},
-        state=folder / MERGE_STATE,
-    )
+    if rule.can_undo:
+        line["rounding"] = distance(total, read_sum(folder / MERGE_STATE, ratio=1.0))
+    return AdoptedWeights(folder, line=line, state=folder / MERGE_STATE)
 
 
 def _layers(base: Base, after: tuple[Treatment, ...]) -> Layers:
@@ -398,8 +477,15 @@ def _check_modules(lineage: Lineage, arrival: Checkpoint, base: Base) -> None:
             )
 
 
-def _ratio(before: Sequence[float], after: Sequence[float]) -> float:
-    """Return by what an arrival multiplies the sum of the earlier ones."""
+def ratio_of(before: Sequence[float], after: Sequence[float]) -> float:
+    """Return by what the sum of some arrivals is multiplied when others come or go.
+
+    Args:
+        before: their coefficients before that.
+        after: their coefficients after it.
+    """
+    if not before:
+        return 0.0
     largest = max(range(len(before)), key=lambda number: abs(before[number]))
     return after[largest] / before[largest] if before[largest] else 0.0
 

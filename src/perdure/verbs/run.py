@@ -1,13 +1,15 @@
 """`run` learns a stream of tasks, one stage per task."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback
 
 from perdure import processes
 from perdure.config import Config, deciding_keys, logging_keys
 from perdure.data.stream import stages_of
+from perdure.data.task import Task
 from perdure.errors import PerdureError
 from perdure.lineage.files import locked
 from perdure.lineage.lineage import Lineage
@@ -19,12 +21,23 @@ from perdure.verbs.follow import follow
 from perdure.verbs.init import begin
 
 
+AfterStage = Callable[[int, Lineage, dict[str, Any], Task], None]
+
+
 def run(
     config: Config,
     callbacks: Sequence[TrainerCallback],
     say: Say,
+    after: AfterStage | None = None,
 ) -> Lineage:
     """Create the lineage if it does not exist, and learn a stage for each task not yet learned.
+
+    Args:
+        config: the settings.
+        callbacks: callbacks of every task's Trainer.
+        say: called with each note and each warning.
+        after: called for each stage, when it is committed or was before: with its number in the
+            stream, from 1, the lineage, its ledger line and its task.
 
     Raises:
         PerdureError: as for `init` and `learn`, or the settings differ from those of the existing
@@ -55,6 +68,9 @@ def run(
         open_tasks = {
             entry["task"]["id"]: task for entry, task in zip(done, new_tasks, strict=False)
         }
+        if after:
+            for number, entry in enumerate(done, start=1):
+                after(number, lineage, entry, new_tasks[number - 1])
         for i in range(len(done), len(stages)):
             entry = advance(
                 lineage,
@@ -70,6 +86,9 @@ def run(
                 position=i,
             )
             open_tasks[entry["task"]["id"]] = new_tasks[i]
+            if after:
+                plan.loader.forget()  # so that there is one model in memory at a time
+                after(i + 1, lineage, entry, new_tasks[i])
     return lineage
 
 

@@ -32,6 +32,8 @@ def judge(
     first: Mapping[str, Predictions],
     methods: Sequence[Method],
     general: Mapping[str, Any],
+    verb: str,
+    undone: int | None = None,
 ) -> dict[str, Any]:
     """Judge a stage before it is committed, and write the verdict into its folder.
 
@@ -43,6 +45,8 @@ def judge(
         first: the answers to each old task right after it was learned.
         methods: the methods of the lineage.
         general: its general ability (`measure_general`).
+        verb: the verb that makes the stage.
+        undone: the stage whose arrival the stage takes out, if it does; the task is that one's.
     """
     current = read_predictions(built / PREDICTIONS)
     asked = {
@@ -59,7 +63,11 @@ def judge(
         unmeasured=[name for name in tasks if name not in asked],
         general=general,
     )
-    judged["suggestion"] = suggestion(lineage, judged, methods)
+    if undone is not None:
+        judged["undone"] = undone
+        if judged["learned"]:
+            judged["learned"]["collapse"] = None  # of a task that is no longer to be answered
+    judged["suggestion"] = suggestion(lineage, judged, methods, verb)
     text = json.dumps(judged, sort_keys=True, ensure_ascii=False, indent=2)
     (built / VERDICT).write_text(text + "\n", encoding="utf-8")
     return judged
@@ -121,7 +129,9 @@ def _flipped(answers: Mapping[str, Kept]) -> list[dict[str, Any]]:
     ]
 
 
-def suggestion(lineage: Lineage, judged: dict[str, Any], methods: Sequence[Method]) -> str | None:
+def suggestion(
+    lineage: Lineage, judged: dict[str, Any], methods: Sequence[Method], verb: str
+) -> str | None:
     """Return what to try next, None if nothing is wrong.
 
     It does not name the lineage's folder, on which the bytes of a stage must not depend.
@@ -131,6 +141,10 @@ def suggestion(lineage: Lineage, judged: dict[str, Any], methods: Sequence[Metho
     tasks_lost = judged["lost"] or judged.get("together", {}).get("lost")
     if (tasks_lost or general_lost) and config.mode == "sequential":
         undo = f"`perdure revert FOLDER --to {lineage.head}` undoes the stage"
+        if "undone" in judged:
+            return undo
+        if verb == "merge":
+            return f"{undo}; `perdure merge` with a smaller --weight, or --search, may keep more"
         anchored = any(getattr(method, "source", None) == "base" for method in methods)
         if general_lost and not anchored:
             change = "`perdure set FOLDER 'method=[replay,kl_base]'` before the next try"
@@ -140,7 +154,7 @@ def suggestion(lineage: Lineage, judged: dict[str, Any], methods: Sequence[Metho
         else:
             change = "`perdure set FOLDER method=replay` (or recurrent_kif) before the next try"
         return f"{undo}; {change} may keep more"
-    if learned is None or learned["before"] is None:
+    if learned is None or learned["before"] is None or verb == "merge":
         return None
     if learned["collapse"]:
         return "look at the task's rows, and try a lower training.learning_rate"

@@ -1,0 +1,137 @@
+"""Runs in which the stages of mode per_task are merged, one after another: the key `merge`.
+
+Such a run has two lineages: the experts, one stage for each task from the base, and beside it the
+merged one, in which each expert arrives.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from perdure import processes
+from perdure.config import Config, Gate
+from perdure.errors import PerdureError
+from perdure.lineage.experts import experts_folder
+from perdure.merging.rule import Rule
+from perdure.merging.rules import keywords, make, names
+
+
+FORM = "a rule's name, or a mapping such as {rule: ties, density: 0.3}"
+
+
+@dataclass(frozen=True)
+class MergeSettings:
+    """How the experts of a run are merged.
+
+    Args:
+        rule: the name of the rule.
+        values: its keywords.
+        weight: the weight of each expert, None if none was given.
+        rank: the rank of the merged adapter, None for that of the experts.
+    """
+
+    rule: str
+    values: dict[str, Any]
+    weight: float | None = None
+    rank: int | None = None
+
+    def make(self) -> Rule:
+        """Return the rule.
+
+        Raises:
+            PerdureError: there is no such rule or keyword, or a value has the wrong type or range.
+        """
+        return make(self.rule, self.values)
+
+
+def read_merge(value: Any) -> MergeSettings:
+    """Read the value of the key `merge`.
+
+    The keys of a mapping are `rule`, `weight`, `rank`, and the rule's own keywords.
+
+    Raises:
+        PerdureError: it is of another form, or a key or a value is wrong.
+    """
+    if isinstance(value, str):
+        value = {"rule": value}
+    if not isinstance(value, dict):
+        raise PerdureError(f"merge: takes {FORM}, got {value!r}")
+    values = dict(value)
+    rule_name = values.pop("rule", None)
+    if not isinstance(rule_name, str):
+        raise PerdureError(f"merge: rule is missing; give one of {', '.join(names())}")
+    try:
+        own = keywords(rule_name)
+        weight = None if "weight" in own else _number(values.pop("weight", None), "weight")
+        rank = None if "rank" in own else values.pop("rank", None)
+        settings = MergeSettings(rule_name, values, weight, rank)
+        settings.make().check_weights([weight])
+    except PerdureError as error:
+        raise PerdureError(f"merge: {error}") from None
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise PerdureError(f"merge: rank must be a whole number of at least 1, got {rank!r}")
+    return settings
+
+
+def _number(value: Any, key: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PerdureError(f"{key} takes a number, got {value!r}")
+    if not abs(value) < float("inf"):
+        raise PerdureError(f"{key} must be a finite number, got {value}")
+    return float(value)
+
+
+def check_merge(config: Config) -> None:
+    """Check the key `merge` of a run, if it is set.
+
+    Raises:
+        PerdureError: its value is wrong, or the other settings do not fit it.
+    """
+    if config.merge is None:
+        return
+    settings = read_merge(config.merge)
+    if config.mode != "per_task":
+        raise PerdureError(
+            f"merge: merges the stages of mode per_task, and the mode is {config.mode}; set "
+            "mode=per_task, or leave merge out"
+        )
+    if settings.rank is not None and (config.adapter is None or not settings.make().linear):
+        raise PerdureError(
+            f"merge: rank is that of a merged adapter, and {settings.rule} gives whole weights "
+            "here; leave it out"
+        )
+    rule = settings.make()
+    if rule.needs is not None or (rule.learns and settings.weight is None):
+        what = "statistics of each checkpoint" if rule.needs else "rows, or a weight"
+        raise PerdureError(
+            f"merge: {rule.name} needs {what}, which a run does not give it; take another rule, or "
+            "merge the experts with `perdure merge`"
+        )
+    if processes.count() > 1:
+        raise PerdureError("merge: one process merges; run it without several")
+
+
+def experts_of(config: Config) -> Config:
+    """Return the settings of the lineage of the experts; it has neither a guard nor a gate.
+
+    General ability is measured on what is merged, which is what is used.
+    """
+    experts = copy.deepcopy(config)
+    folder = experts_folder(Path(config.lineage)) if config.lineage else None
+    return replace(
+        experts, merge=None, guard=None, gate=Gate(), lineage=str(folder) if folder else None
+    )
+
+
+def merged_of(config: Config) -> Config:
+    """Return the settings of the lineage in which the experts arrive.
+
+    A rule that does more than to add gives whole weights, also from adapters.
+    """
+    merged = replace(copy.deepcopy(config), mode="sequential")
+    if not read_merge(config.merge).make().linear:
+        merged = replace(merged, adapter=None, quantization=None)
+    return merged

@@ -1,0 +1,96 @@
+"""`run` with `merge`: each task is learned from the base, and its stage arrives in one model."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from perdure.config import Config
+from perdure.data.task import Task
+from perdure.errors import PerdureError
+from perdure.lineage.lineage import Lineage
+from perdure.prepare import prepare_run
+from perdure.prepare.merged import experts_of, merged_of, read_merge
+from perdure.say import Say
+from perdure.verbs.init import begin
+from perdure.verbs.merge_arrival import merge_arrival
+from perdure.verbs.run import run
+
+
+def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -> Lineage:
+    """Learn each task from the base, merge it right after that, and return the merged lineage.
+
+    A task is merged before the next one is learned, because without an adapter only the newest two
+    stages keep their weights. The result is that of merging all of them at the end.
+
+    Raises:
+        PerdureError: as for `run`, or the experts cannot be merged.
+        RefusedError: the gate refused an arrival.
+    """
+    assert config.lineage is not None
+    path, experts, settings = Path(config.lineage), experts_of(config), read_merge(config.merge)
+    prepare_run(copy.deepcopy(experts))  # before anything is written
+    plan = prepare_run(merged_of(config))
+    if plan.info.kind == "encoder":
+        raise PerdureError(
+            f"merge: base {config.base!r} is an encoder, whose stages have a head of Perdure's "
+            "own; only models that generate can be merged"
+        )
+    if not (path / "lineage.yaml").exists():
+        begin(path, plan, say=say)
+    total = len(plan.tasks)
+
+    def arrive(number: int, expert: Lineage, entry: dict[str, Any], task: Task) -> None:
+        """Merge the stage of the task `number`, from 1, if it is not merged yet."""
+        folder = expert.folder(entry)
+        merged = [e for e in Lineage(path).stages if e["verb"] == "merge" and "undone" not in e]
+        if number <= len(merged):
+            _check_arrived(path, merged[number - 1], expert, entry)
+            return
+        expert.check_model(entry)
+        is_last = number == total
+        line = merge_arrival(
+            path,
+            str(folder),
+            replace(task, training={}),
+            rule_name=settings.rule,
+            values=settings.values,
+            weights=None if settings.weight is None else [settings.weight],
+            statistics=None,
+            rows=None,
+            rank=settings.rank,
+            max_memory=None,
+            after=None,
+            search=False,
+            data=config.data,
+            say=say,
+            old=config.scoring.old == "each" or is_last,
+            full=is_last,
+            noted=plan.notes,
+        )
+        known = {name: score for name, score in line["scores"].items() if score is not None}
+        scores = ", ".join(f"{name} {score:.3f}" for name, score in known.items())
+        say(f"{task.name}: merged by {settings.rule}, as stage {line['stage']}: {scores or '-'}")
+
+    run(experts, callbacks, say, after=arrive)
+    return Lineage(path)
+
+
+def _check_arrived(
+    path: Path, arrived: dict[str, Any], expert: Lineage, entry: dict[str, Any]
+) -> None:
+    """Check that a stage of the merged lineage is of this expert.
+
+    Raises:
+        PerdureError: it is of another checkpoint.
+    """
+    names = [name for name in arrived["checkpoint"] if name in entry["files"]]
+    same = names and all(arrived["checkpoint"][name] == entry["files"][name] for name in names)
+    if not same:
+        raise PerdureError(
+            f"{path}: stage {arrived['stage']} was not merged from stage {entry['stage']} of "
+            f"{expert.path}; restore both from one copy, or give a new folder with lineage=FOLDER"
+        )

@@ -1,0 +1,179 @@
+"""`run` with `merge`: experts from the base are merged one after another into one model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from command import perdure, refused
+from perdure.api import compare, init, log, merge, report, run, verify
+from perdure.comparison.cell import record
+from perdure.config import load_config
+from perdure.lineage.lineage import Lineage
+from perdure.reporting.rerun import rerun
+from perdure.verbs import run_merged
+from place import setting_for
+from tiny import tiny_rows
+
+
+pytestmark = pytest.mark.own
+
+WEIGHTS, STATE, WHOLE = "adapter_model.safetensors", "merge.safetensors", "model.safetensors"
+TASKS = ("colour", "animal")
+
+
+@pytest.fixture
+def setting(tmp_path, monkeypatch) -> dict:
+    monkeypatch.chdir(tmp_path)
+    made = {**setting_for("causal", tmp_path, n=16), "base": "base", "max_length": 64}
+    return {**made, "mode": "per_task", "adapter": {"r": 4, "lora_alpha": 8}, "guard": None}
+
+
+def expert(path: str, number: int) -> Path:
+    lineage = Lineage(f"{path}-experts")
+    return lineage.folder(lineage.stages[number - 1])
+
+
+def test_every_expert_is_learned_from_the_base_and_arrives_in_one_model(setting):
+    lineage = run({**setting, "merge": {"rule": "task_arithmetic", "scale": 0.5}}, lineage="m")
+    assert [entry["verb"] for entry in lineage.stages] == ["merge", "merge"]
+    assert lineage.matrix().tasks == TASKS
+    assert lineage.matrix().learned_at == (1, 2)
+    known = [[score is not None for score in row] for row in lineage.matrix().rows]
+    assert known == [[True, True], [True, True], [True, True]]
+    plain = run(setting, lineage="plain")
+    for number, entry in enumerate(plain.stages, start=1):
+        found = Lineage("m-experts").stages[number - 1]["files"]
+        assert found[WEIGHTS] == entry["files"][WEIGHTS]
+    init("by-hand", config=load_config({**setting, "mode": "sequential", "tasks": None}))
+    for number, name in enumerate(TASKS, start=1):
+        files = {split: f"{name}-{split}.jsonl" for split in ("train", "test")}
+        entry = merge(
+            ["by-hand", expert("m", number)],
+            rule="task_arithmetic",
+            keywords={"scale": 0.5},
+            name=name,
+            **files,
+        )
+        ours = lineage.stages[number - 1]
+        for file in (WEIGHTS, STATE):
+            assert ours["files"][file] == entry["files"][file]
+        assert (ours["scores"], ours["history"]) == (entry["scores"], entry["history"])
+    assert [verify(path) for path in ("m", "m-experts")] == [[], []]
+    # The same command does nothing, and the report has one lineage.
+    before = lineage.ledger
+    assert run({**setting, "merge": {"rule": "task_arithmetic", "scale": 0.5}}, lineage="m")
+    assert Lineage("m").ledger == before
+    again = yaml.safe_load(rerun(lineage).settings)
+    assert (again["mode"], again["merge"]) == (
+        "per_task",
+        {"rule": "task_arithmetic", "scale": 0.5},
+    )
+    measured = record(lineage)
+    assert measured["steps"] == record(plain)["steps"] == 4
+    assert measured["matrix"]["tasks"] == list(TASKS)
+    runs, _ = report(".")
+    assert {run.method for run in runs} >= {"per_task merged by task_arithmetic", "per_task"}
+    assert not any(run.label.endswith("-experts") for run in runs)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(setting, monkeypatch):
+    wanted = run({**setting, "merge": "average"}, lineage="whole")
+    arrival, calls = run_merged.merge_arrival, []
+
+    def stopped(*arguments, **more):
+        calls.append(arguments[1])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return arrival(*arguments, **more)
+
+    monkeypatch.setattr(run_merged, "merge_arrival", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run({**setting, "merge": "average"}, lineage="m")
+    assert (Lineage("m").head, Lineage("m-experts").head) == (1, 2)
+    lineage = run({**setting, "merge": "average"}, lineage="m")
+    assert len(calls) == 3  # the first stage was not merged again, nor learned
+    assert [line["verb"] for line in log("m-experts")] == ["init", "learn", "learn"]
+    assert [e["files"] for e in lineage.stages] == [e["files"] for e in wanted.stages]
+
+
+@pytest.mark.slow
+def test_a_rule_that_does_more_than_to_add_gives_whole_weights(setting):
+    told = perdure(
+        *("run", _written(setting), "lineage=m", "merge={rule: ties, density: 0.5, weight: 2}")
+    )
+    assert told.status == 0, told.err
+    assert "animal: merged by ties, as stage 2: " in told.err
+    assert "per_task merged by ties" in told.out
+    merge(
+        [expert("m", 1), expert("m", 2)],
+        into="at-once",
+        rule="ties",
+        weights=[2, 2],
+        keywords={"density": 0.5},
+    )
+    ours = load_file(Lineage("m").folder(Lineage("m").stages[-1]) / WHOLE)
+    once = load_file(f"at-once/{WHOLE}")
+    assert all(torch.equal(ours[name], once[name]) for name in once)
+    assert "per_task" not in {line["method"] for line in log("m")}
+
+
+def _written(setting: dict, name: str = "run.yaml") -> str:
+    Path(name).write_text(yaml.safe_dump(setting))
+    return name
+
+
+@pytest.mark.slow
+def test_whole_experts_are_merged_before_their_weights_are_dropped(setting, tmp_path):
+    tasks = [*setting["tasks"]]
+    for split, count in (("train", 16), ("test", 8)):
+        rows = tiny_rows("colour", count, seed=len(split))
+        Path(f"third-{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    tasks.append({"name": "third", "train": "third-train.jsonl", "test": "third-test.jsonl"})
+    whole = {**setting, "adapter": None, "tasks": tasks, "training": {"learning_rate": 1e-3}}
+    lineage = run({**whole, "merge": "ema"}, lineage="m")
+    assert [len(entry["history"]) for entry in lineage.stages] == [1, 2, 3]
+    assert (verify("m"), verify("m-experts")) == ([], [])
+
+
+@pytest.mark.slow
+def test_a_comparison_has_merged_lines(setting):
+    grid = {
+        **{key: value for key, value in setting.items() if key not in ("mode", "threads")},
+        "grid": {"method": {"apart": "per_task", "merged": "per_task"}},
+        "lines": {"merged": {"merge": {"rule": "task_arithmetic", "scale": 0.5}}},
+        "baseline": "apart",
+        "lineage": "grid",
+    }
+    compared = compare(grid)
+    lines = {line["name"]: line for line in compared["lines"]}
+    assert set(lines) == {"apart", "merged"}
+    report("grid")
+
+
+def test_settings_that_cannot_be_are_refused(setting, tmp_path):
+    file = _written(setting)
+
+    def bad(value: str, *words: str, others: tuple = ()) -> None:
+        refused(tmp_path, "run", file, "lineage=m", f"merge={value}", *others, names=words)
+
+    bad("tie", "merge: unknown rule 'tie'; did you mean 'ties'?")
+    bad("{rule: ties, densty: 0.3}", "merge: ties has no keyword 'densty'; did you mean 'density'?")
+    bad("{density: 0.3}", "merge: rule is missing; give one of average, ")
+    bad("[ties]", "merge: takes a rule's name, or a mapping such as {rule: ties, density: 0.3}")
+    bad("{rule: ties, density: 2}", "merge: ties: density must be > 0 and <= 1, got 2")
+    bad("{rule: ties, weight: -1}", "merge: ties: a weight must be > 0, got -1")
+    bad("{rule: opcm, weight: 1}", "merge: opcm: takes no weights; leave them out")
+    bad("{rule: average, weight: much}", "merge: weight takes a number, got 'much'")
+    bad("{rule: average, rank: 0}", "merge: rank must be a whole number of at least 1, got 0")
+    bad("{rule: ties, rank: 4}", "merge: rank is that of a merged adapter, and ties gives whole")
+    bad("fisher", "merge: fisher needs statistics of each checkpoint, which a run does not give")
+    bad("frank_wolfe", "merge: frank_wolfe needs rows, or a weight, which a run does not give it")
+    bad("ties", "and the mode is sequential; set mode=per_task", others=("mode=sequential",))
+    refused(tmp_path, "init", "x", "merge=ties", "base=base", names=("merge: is of `perdure run`",))
+    run({**setting, "merge": "average"}, lineage="m")
+    bad("ema", "merge cannot change any more, because the stages were merged by this rule")
