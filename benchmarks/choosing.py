@@ -47,6 +47,10 @@ class Results:
         ours, theirs = self.known(method, "seconds"), self.known(other, "seconds")
         return f"{mean([ours[pair] / theirs[pair] for pair in ours if pair in theirs]):.2f}"
 
+    def kl(self, method: str) -> str:
+        """The mean KL from the base, in nats per token."""
+        return f"{mean([*self.known(method, 'kl').values()]):.2f}"
+
     def kept(self, method: str) -> str:
         """What is left of general ability: how many of the base's checks fell, and the KL."""
         losses = lost([*self.methods[method].values()])
@@ -58,6 +62,7 @@ def lines() -> list[dict[str, Any]]:
     standard, methods = Results("standard_cl"), Results("methods")
     long, orders = Results("long_sequence"), Results("chat_orders")
     made = [
+        *chat_lines(),
         line(
             "a chat model, and some rows of each old task may be kept",
             "[replay, kl_base]",
@@ -112,6 +117,25 @@ def lines() -> list[dict[str, Any]]:
         ),
     ]
     return made
+
+
+def chat_lines() -> list[dict[str, Any]]:
+    """What the screen on the chat model says of skills alone, if there is its result file."""
+    if not (RESULTS / f"{CHAT}.json").exists():
+        return []
+    screen = Results(CHAT)
+    plain = "sequential, training.learning_rate=0.002"
+    return [
+        line(
+            "a chat model whose skills matter more than its general ability",
+            "replay",
+            f"five skills, one order, 8 rows of each: OP {screen.op('replay')}, KL to the base "
+            f"{screen.kl('replay')}; recurrent_kif {screen.op('kif_paper')}, [replay, kl_base] "
+            f"{screen.op('replay_kl')} with KL {screen.kl('replay_kl')}, plain fine-tuning "
+            f"{screen.op(plain)}, all rows at once {screen.op('joint')}",
+            screen,
+        )
+    ]
 
 
 def line(when: str, take: str, because: str, *results: Results) -> dict[str, Any]:

@@ -93,13 +93,13 @@ def main(mergekit: str | None, pairs: int, only: list[str]) -> None:
             else:
                 records[name] = {"opcm": beside_full_svd, "lora": beside_peft}[name](pairs)
             print(json.dumps(records[name]), flush=True)
-    write(
-        RESULTS,
-        benchmark="merge",
-        command="python benchmarks/merge.py --mergekit mergekit-env/bin/mergekit-yaml",
-        device=device(1),
-        records=[*records.values()],
-    )
+            write(
+                RESULTS,
+                benchmark="merge",
+                command="python benchmarks/merge.py --mergekit mergekit-env/bin/mergekit-yaml",
+                device=device(1),
+                records=[*records.values()],
+            )
 
 
 def make_models() -> None:
@@ -176,6 +176,7 @@ def beside_mergekit(rule: str, mergekit: str, pairs: int) -> dict[str, Any]:
         "name": rule,
         "what": f"{count} checkpoints of {read / (count + 1) / 1e9:.2f} GB, mergekit's {method}",
         **ratio([(a.seconds, b.seconds) for a, b in zip(*costs.values(), strict=True)]),
+        "pairs": pairs,
         "seconds": round(statistics.median(c.seconds for c in costs["ours"]), 2),
         "peak_ratio": round(peaks["ours"] / peaks["theirs"], 3),
         "peak_mib": {side: round(peak) for side, peak in peaks.items()},

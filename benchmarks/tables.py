@@ -269,6 +269,39 @@ def _losses(runs: Records) -> list[str]:
     ]
 
 
+def screen_table(records: Records) -> str:
+    """The lines of a screen: one run each, the best OP first."""
+    lines = []
+    for record in sorted(records, key=lambda r: -r["overall"]):
+        general = record["general"]
+        changed = f", lr {record['learning_rate']:g}" * ("learning_rate" in record["method"])
+        lines.append(
+            [
+                f"`{record['method'].partition(',')[0]}`{changed}",
+                *(_number(record[key], ".3f") for key in ("overall", "learning_accuracy")),
+                str(len(record["lost_tasks"])),
+                f"{record['flips']} of {general['passed_by_reference']}",
+                _number(record["kl"], ".2f"),
+                str(record["remembered_rows"] if record["rehearses"] else 0),
+                f"{record['seconds']:.0f}",
+            ]
+        )
+    heads = ("line", "OP", "learned", "tasks lost", "checks that fell", "KL", "rows kept", "CPU s")
+    return markdown(heads, lines)
+
+
+def merge_table(records: Records) -> str:
+    """Merging beside mergekit and PEFT."""
+    lines = []
+    for r in records:
+        peaks = r.get("peak_mib")
+        quartiles = f"{r['low']:.2f} to {r['high']:.2f}"
+        peak = f"{peaks['ours']} / {peaks['theirs']}" if peaks else "-"
+        lines.append([f"`{r['name']}`", r["what"], f"{r['ratio']:.2f}", quartiles, peak])
+    heads = ("record", "what is timed", "ratio", "quartiles", "peak MiB, ours / theirs")
+    return markdown(heads, lines, text_columns=2)
+
+
 def speed_table(records: Records) -> str:
     """Ratios of our times to those of what a user would otherwise run."""
     lines = [
@@ -330,6 +363,8 @@ def with_tables(text: str) -> str:
         "defaults": defaults.markdown(results("defaults")["records"]),
         "chat_orders": losses_table(results("chat_orders")["records"]),
         "chat_strength": losses_table(results("chat_strength")["records"]),
+        "smollm2_assistant_screen": screen_table(results("smollm2_assistant_screen")["records"]),
+        "merge": merge_table(results("merge")["records"]),
         "choosing": choosing.table(),
         "identification": choosing.identification(),
         "ablation": ablation_table(long_sequence["records"]),
