@@ -129,7 +129,7 @@ def chat_lines() -> list[dict[str, Any]]:
         line(
             "a chat model whose skills matter more than its general ability",
             "replay",
-            f"five skills, one order, 8 rows of each: OP {screen.op('replay')}, KL to the base "
+            f"five skills, one order, 60 old rows: OP {screen.op('replay')}, KL to the base "
             f"{screen.kl('replay')}; recurrent_kif {screen.op('kif_paper')}, [replay, kl_base] "
             f"{screen.op('replay_kl')} with KL {screen.kl('replay_kl')}, plain fine-tuning "
             f"{screen.op(plain)}, all rows at once {screen.op('joint')}",

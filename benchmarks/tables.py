@@ -279,7 +279,7 @@ def screen_table(records: Records) -> str:
             [
                 f"`{record['method'].partition(',')[0]}`{changed}",
                 *(_number(record[key], ".3f") for key in ("overall", "learning_accuracy")),
-                str(len(record["lost_tasks"])),
+                str(len(record["lost_tasks"])) if "lost_tasks" in record else "-",
                 f"{record['flips']} of {general['passed_by_reference']}",
                 _number(record["kl"], ".2f"),
                 str(record["remembered_rows"] if record["rehearses"] else 0),
