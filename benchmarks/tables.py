@@ -393,11 +393,12 @@ def taken(folder: Path) -> tuple[Records, Records]:
     varying = json.loads((folder / "costs.json").read_text(encoding="utf-8"))["cells"]
     settings, choices = comparison["settings"], comparison["choose"] or {}
     methods = {line["name"]: line["settings"] for line in comparison["lines"]}
+    varied = {line["name"]: line.get("varied") or {} for line in comparison["lines"]}
     records, trials = [], []
     for cell in comparison["cells"]:
         line = cell["line"]
         choice = choices.get(line, {})
-        overrides = {choice["key"]: choice["chosen"]} if choice else {}
+        overrides = varied[line] | ({choice["key"]: choice["chosen"]} if choice else {})
         run_settings = _run_settings(settings, methods[line], line, overrides)
         costs = varying.get(cell["name"], {})
         records.append(

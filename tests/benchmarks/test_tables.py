@@ -97,6 +97,13 @@ def test_defaults_line_up_both_bases():
     assert without_minilm == "| `sequential` | - | - | - | 0 | 0.100 | -0.100 | 0.800 | 1 |"
 
 
+def test_a_rate_that_a_grid_varies_is_that_of_its_records():
+    records = tables.results("smollm2_assistant_screen")["records"]
+    rates = [r["learning_rate"] for r in records if r["method"].startswith("sequential")]
+    assert sorted(rates) == [1e-3, 2e-3]
+    assert {r["learning_rate"] for r in records if not r["method"].startswith("seq")} == {2e-3}
+
+
 def test_what_is_recommended_stands_on_the_result_files_and_can_be_taken():
     entries = recommended()
     assert entries == choosing.lines()  # `python benchmarks/tables.py` writes them
