@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -566,3 +567,22 @@ def test_weights_that_a_rule_cannot_take_are_refused(name, weights, words):
     with pytest.raises(PerdureError) as error:
         make(name).check_weights(weights)
     assert words in str(error.value)
+
+
+def test_ties_keeps_no_residue_of_weights_that_were_taken_out():
+    """(0.7 + 0.1) - 0.7 - 0.1 is not 0 in fp32, where only the first two arrivals had a change."""
+    rule, taus = make("ties", {"density": 0.2}), tensors(3, (40, 30))
+    weights = (0.7, 0.1, 1.0)
+
+    def arrival(number: int) -> Arrival:
+        known = Arrival(number + 1, weights[number], shape=(40, 30))
+        return replace(known, seen=rule.look(lambda: iter([taus[number]]), known))
+
+    state: State = {}
+    for number in range(3):
+        state = rule.arrive(state, taus[number], arrival(number))
+    for number in (0, 1):
+        state = rule.undo(state, taus[number], arrival(number))
+    history = [Arrived(1.0, float(taus[2].norm()))]
+    alone = rule.merged(rule.arrive({}, taus[2], arrival(2)), history)
+    torch.testing.assert_close(rule.merged(state, history), alone, rtol=0, atol=1e-5)

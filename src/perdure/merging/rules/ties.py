@@ -20,6 +20,11 @@ from perdure.merging.rule import (
 )
 
 
+# A smaller share of a weight that is left after an arrival was taken out is a rounding error of it,
+# as in (0.7 + 0.1) - 0.7 - 0.1, and must not divide anything.
+RESIDUE = 1e-5
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ties(Rule):
     """Keeps the largest changes of each checkpoint, elects a sign, and averages what agrees.
@@ -67,7 +72,12 @@ class Ties(Rule):
         return {key: added(state, key, part) for key, part in self._parts(tau, arrival).items()}
 
     def _without(self, state: State, tau: Tensor, arrival: Arrival) -> State:
-        return {key: state[key] - part for key, part in self._parts(tau, arrival).items()}
+        left = {key: state[key] - part for key, part in self._parts(tau, arrival).items()}
+        for sign in ("positive", "negative"):
+            weight = f"{sign}_weight"
+            is_residue = left[weight] <= RESIDUE * state[weight]
+            left |= {key: left[key].masked_fill(is_residue, 0.0) for key in (sign, weight)}
+        return left
 
     def _parts(self, tau: Tensor, arrival: Arrival) -> State:
         large = magnitudes(tau) >= arrival.seen["least"]
