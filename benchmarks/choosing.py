@@ -188,12 +188,13 @@ IDENTIFIED = (
         [
             ("recurrent_kif_paper", "replay", "mask_free"),
             ("recurrent_kif_release", "replay", "mask_free"),
+            ("full", None, "no_masks"),
             ("soft_weights", None, "no_masks"),
         ],
     ),
     (
         CHAT,
-        "chat model, 5 tasks, 40 steps, 8 rows a task",
+        "chat model, 5 tasks, 40 steps, 60 rows in all",
         [("kif_paper", "replay", "mask_free"), ("kif_kl_kept", "replay_kl", None)],
     ),
 )

@@ -196,7 +196,9 @@ def mergekit_config(method: str, keywords: dict[str, float], experts: list[str])
     models = [{"model": expert, "parameters": {"weight": 1.0, **keywords}} for expert in experts]
     if method == "linear":
         return {**config, "models": models}
-    return {**config, "base_model": "base", "models": models, "parameters": {"normalize": False}}
+    # TIES divides by the weights that agree, as `normalize` does; DARE only adds.
+    normalize = {"normalize": method == "ties"}
+    return {**config, "base_model": "base", "models": models, "parameters": normalize}
 
 
 def weights(folder: str) -> dict[str, Tensor]:

@@ -304,11 +304,14 @@ def merge(
     if undo is not None:
         others = {"into": into, "weights": weights, "base": base, "dtype": dtype, "name": name}
         others |= {"train": train, "test": test, "options": options, "full": full or None}
-        others |= {"search": search or None}
+        others |= {"search": search or None, "after": after or None, "preset": preset}
+        others |= {"statistics": statistics, "rows": rows}
         others |= {"rule": None if rule == "average" else rule, "keywords": keywords or None}
         for key, value in others.items():
             if value is not None:
-                raise PerdureError(f"{key}: is that of the arrival; leave it out with undo")
+                raise PerdureError(
+                    f"{key}: undo takes an arrival out as it was merged; leave {key} out"
+                )
         folder, checkpoint = verb.lineage_and_moved(names)
         from perdure.verbs import merge_undo as removal
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from perdure.disk import check_file, open_file, remove
+from perdure.disk import check_file, open_file, remove, usual_modes
 from perdure.errors import PerdureError
 
 
@@ -129,3 +129,17 @@ def sync(path: Path) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Give a complete folder its name, with all of its files on the disk.
+
+    A folder that has the name already must be empty.
+    """
+    usual_modes(folder)
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+    if out.exists():
+        out.rmdir()
+    folder.rename(out)
+    sync(out.parent)

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import processors
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
@@ -113,6 +114,7 @@ def test_a_forced_first_token_stays_where_the_answers_begin_with_it(learned):
         decoder_start_token_id=1,
         forced_eos_token_id=None,
     )
+    torch.manual_seed(0)  # other weights may begin every answer with that token by chance
     model = BartForConditionalGeneration(config)
     base = Base("translator", "seq2seq", model, tokenizer)
     model.generation_config.forced_bos_token_id = tokenizer.convert_tokens_to_ids("red")

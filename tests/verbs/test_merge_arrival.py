@@ -163,13 +163,15 @@ def test_whole_weights_are_folded_with_any_rule(whole_place):
         shutil.rmtree("one", ignore_errors=True)
         shutil.copytree("fresh", "one")
         for name in names:
-            entry = merge(["one", name], rule=rule, keywords=keywords)
+            said: list[str] = []
+            entry = merge(["one", name], rule=rule, keywords=keywords, say=said.append)
         merge(names, base="base", into=f"all-{rule}", rule=rule, keywords=keywords)
         folded = load_file(Lineage("one").folder(entry) / "model.safetensors")
         once = load_file(f"all-{rule}/model.safetensors")
         assert folded.keys() == once.keys()
         assert all(torch.equal(folded[name], once[name]) for name in once)
         assert len(entry["history"]) == 3
+        assert "stages keep theirs; nothing makes them again, because the stage was not" in said[-1]
         assert verify("one") == []
         # Only the newest two stages keep weights and state.
         assert [show("one", n)["weights_kept"] for n in (1, 2, 3)] == [False, True, True]
@@ -194,6 +196,26 @@ def test_a_gate_refuses_an_arrival_and_the_lineage_stays(place):
 
 
 @causal
+def test_weights_that_add_up_to_zero_over_the_arrivals_are_refused(place):
+    """The newest stage was learned, and counts as a first checkpoint of weight 1."""
+    adapter = trained_adapter("adapter", 1)
+    words = ("average: the weights add up to 0; use task_arithmetic",)
+    refused(place, "merge", "lineage", adapter, "--weight", "-1", names=words)
+    merge(["lineage", adapter], weights=[2])
+    other = trained_adapter("other", 2)
+    refused(place, "merge", "lineage", other, "--weight", "-3", names=words)
+
+
+@causal
+def test_an_arrival_that_is_repeated_at_another_rank_is_refused(place):
+    adapter = trained_adapter("adapter", 1)
+    merge(["lineage", adapter], rank=4)
+    assert merge(["lineage", adapter], rank=4)["stage"] == merge(["lineage", adapter])["stage"]
+    words = ("stage 3 has merged it at rank 4", "perdure revert lineage --to 2")
+    refused(place, "merge", "lineage", adapter, "--rank", 9, names=words)
+
+
+@causal
 def test_what_cannot_arrive_is_refused(place):
     adapter = trained_adapter("adapter", 1)
 
@@ -210,6 +232,10 @@ def test_what_cannot_arrive_is_refused(place):
     bad("a lineage, in which one checkpoint arrives at a time", options=("another",))
     bad("density must be > 0", options=("--rule", "ties", "rule.density=0"))
     bad("average has no keyword 'scale'", options=("rule.scale=1",))
+    bad(
+        "density=0.3: is no checkpoint; a rule's keyword is written rule.density=0.3",
+        folder="density=0.3",
+    )
     refused(place, "merge", adapter, "base", names=("give --into FOLDER for the merged model",))
     dora = trained_adapter("dora", 2, use_dora=True)
     bad("DoRA scales the weights themselves", "merge_and_unload", folder=dora)

@@ -58,6 +58,13 @@ def _split(words: Sequence[Any]) -> tuple[list[str], dict[str, Any], dict[str, d
     texts = [str(word) for word in words]
     keywords = [text for text in texts if text.startswith(("rule.", "after.")) and "=" in text]
     models = [text for text in texts if text not in keywords]
+    for text in models:
+        key, is_setting, _ = text.partition("=")
+        if is_setting and key.isidentifier() and not Path(text).exists():
+            raise PerdureError(
+                f"{text}: is no checkpoint; a rule's keyword is written rule.{text}, and a "
+                f"treatment's after.NAME.{text}"
+            )
     of_rule: dict[str, Any] = {}
     of_treatments: dict[str, dict[str, Any]] = {}
     for key, value in overrides(keywords).items():
@@ -125,7 +132,9 @@ def _show(result: dict[str, Any]) -> None:
         )
     cosines = [c for i, row in enumerate(result["cosines"]) for c in row[:i]]
     if cosines:
-        stdout().print(f"cosines of the changes: {min(cosines):.2f} to {max(cosines):.2f}")
+        low, high = f"{min(cosines):.2f}", f"{max(cosines):.2f}"
+        values = f"cosine of the changes: {low}" if len(cosines) == 1 else ""
+        stdout().print(values or f"cosines of the changes: {low} to {high}")
     if result["kind"] == "adapter":
         lost, most = result["discarded"], result["most_discarded"]
         stdout().print(

@@ -153,7 +153,7 @@ def _loads(stage: dict[str, Any]) -> list[tuple[str, str]]:
     if not stage["weights_kept"]:
         by_compact = stage["weights_dropped_by"] == COMPACT
         how = "dropped by `perdure compact`" if by_compact else "removed, only its scores remain"
-        restore = how_to_restore(stage["lineage"], stage["stage"])
+        restore = how_to_restore(stage["lineage"], stage["stage"], stage["verb"])
         return [("to load", f"its weights were {how}; {restore}"), ("history", history)]
     if stage.get("kind") == "weights":
         return [("to load", f"{path} (whole weights)"), ("history", history)]

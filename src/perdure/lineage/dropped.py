@@ -6,8 +6,10 @@ from typing import Any
 from perdure.lineage.history import COMPACT, History
 
 
-def how_to_restore(path: Path | str, stage: int) -> str:
-    """Return the command that learns a stage again, and what it needs."""
+def how_to_restore(path: Path | str, stage: int, verb: str) -> str:
+    """Return what makes the weights of a stage again, given the verb that made the stage."""
+    if verb != "learn":
+        return "nothing makes them again, because the stage was not learned from rows"
     return f"`perdure repair {path} --stage {stage}` learns it again from its rows"
 
 
@@ -29,5 +31,5 @@ def gone(path: Path, history: History, entry: dict[str, Any]) -> str:
     how = "dropped by `perdure compact`" if by_compact else "removed, only its scores remain"
     return (
         f"{path}: the weights of stage {entry['stage']} were {how}; "
-        f"{how_to_restore(path, entry['stage'])}; available: {stages}the base (0)"
+        f"{how_to_restore(path, entry['stage'], entry['verb'])}; available: {stages}the base (0)"
     )

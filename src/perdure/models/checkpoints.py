@@ -82,7 +82,7 @@ def check_base_of(folder: Path, pinned: dict[str, Any], whose: str) -> None:
     if changed:
         raise PerdureError(
             f"{folder}: was trained on another base, {name!r}: its {changed[0]} differs from that "
-            f"of {ours!r}, the base of {whose}"
+            f"of {whose}" + ("" if whose == ours else f", {ours!r}")
         )
 
 

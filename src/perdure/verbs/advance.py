@@ -319,10 +319,11 @@ def _refused_text(lineage: Lineage, refused: dict[str, Any], what: str) -> str:
 def _dropped_text(lineage: Lineage, folder: str) -> str:
     """Return the line that says that an older stage's whole weights were deleted."""
     entries = lineage.stage_entries.values()
-    stage = next(entry["stage"] for entry in entries if entry.get("folder") == folder)
+    entry = next(entry for entry in entries if entry.get("folder") == folder)
     return (
-        f"the weights of stage {stage} were deleted, because without an adapter only the newest "
-        f"{KEPT} stages keep theirs; {how_to_restore(lineage.path, stage)}"
+        f"the weights of stage {entry['stage']} were deleted, because without an adapter only the "
+        f"newest {KEPT} stages keep theirs; "
+        f"{how_to_restore(lineage.path, entry['stage'], entry['verb'])}"
     )
 
 

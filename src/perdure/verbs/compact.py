@@ -191,7 +191,7 @@ def _notes(lineage: Lineage, chosen: Sequence[_Stage], lost: dict[int, str | Non
         if stage.lost:
             notes.append(f"stage {number} {_FOR_GOOD.format(stage.lost)}")
         if number == lineage.stage_entries[lineage.head]["parent"] and not stage.lost:
-            restore = how_to_restore(lineage.path, number)
+            restore = how_to_restore(lineage.path, number, stage.entry["verb"])
             notes.append(f"before `perdure revert` can go back to stage {number}: {restore}")
         if lineage.config.mode == "per_task" and stage.entry in lineage.stages:
             notes.append(f"stage {number} answered its own task (mode per_task), and no other can")

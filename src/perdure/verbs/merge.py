@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from perdure.config import Dtype
 from perdure.data.task import Split
-from perdure.disk import check_folder, fresh_folder, remove, usual_modes
+from perdure.disk import check_folder, fresh_folder, remove
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.files import dump, locked
 from perdure.lineage.lineage import Lineage
@@ -41,7 +41,7 @@ from perdure.models.as_is import base_of_adapter
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.say import Say
 from perdure.verbs.learned_weights import check_rows, learned
-from perdure.writing import sync, writing
+from perdure.writing import publish, writing
 
 
 DEFAULT_RULE = "average"
@@ -192,11 +192,11 @@ def open_rule_and_checkpoints(
         raise PerdureError(
             f"weights: {len(weights)} for {len(names)} checkpoints; give one for each, in order"
         )
-    given = list(weights) if weights is not None else [None] * len(names)
-    for weight in given:
+    all_weights = list(weights) if weights is not None else [None] * len(names)
+    for weight in all_weights:
         if weight is not None and not abs(weight) < float("inf"):
             raise PerdureError(f"weights: must be finite numbers, got {weight}")
-    rule.check_weights(given)
+    rule.check_weights(all_weights)
     folders = list(statistics or ())
     if folders and rule.needs is None:
         raise PerdureError(f"{rule.name}: needs no statistics; leave --statistics out")
@@ -207,7 +207,7 @@ def open_rule_and_checkpoints(
     measured = [Statistics(Path(folder)) for folder in folders] or [None] * len(names)
     checkpoints = [
         replace(open_model(name, weight), statistics=one)
-        for name, weight, one in zip(names, given, measured, strict=True)
+        for name, weight, one in zip(names, all_weights, measured, strict=True)
     ]
     return rule, checkpoints
 
@@ -290,9 +290,9 @@ def _merge_to_model(
     check_statistics(rule, base, checkpoints)
     check_treatments(after, base)
     job = Job(base, checkpoints, rule, dtype=dtype, after=after)
-    made = plan(job)
-    check_memory(made, job, max_memory)
-    for line in [*notes, made.line()]:
+    merge_plan = plan(job)
+    check_memory(merge_plan, job, max_memory)
+    for line in [*notes, merge_plan.line()]:
         say(line)
     with hashing(base, checkpoints):
         measured = survey(base, checkpoints, rule.dtype)
@@ -300,10 +300,10 @@ def _merge_to_model(
         say(f"warning: {line}")
     job, searches = with_learned_weights(replace(job, survey=measured), rows, max_memory, say)
     checkpoints = job.checkpoints
-    found: dict[str, Any] = {}
+    of_preset: dict[str, Any] = {}
     if recipe:
-        found = {"preset": recipe.name, "independence": independence(base, checkpoints)}
-    about = lines_about(found["independence"]) if recipe else []
+        of_preset = {"preset": recipe.name, "independence": independence(base, checkpoints)}
+    about = lines_about(of_preset["independence"]) if recipe else []
     for line in about:
         say(line)
     work = _work(out)
@@ -323,8 +323,8 @@ def _merge_to_model(
         "kind": "weights",
         **_described(rule, after, checkpoints, base.name, measured.norms, measured.cosines),
         **searches,
-        **found,
-        "plan": asdict(made),
+        **of_preset,
+        "plan": asdict(merge_plan),
         **merged,
     }
 
@@ -468,10 +468,4 @@ def _publish(
         notes=notes,
         speaks=speaks,
     )
-    usual_modes(folder)
-    for path in [*folder.rglob("*"), folder]:
-        sync(path)
-    if out.exists():
-        out.rmdir()
-    folder.rename(out)
-    sync(out.parent)
+    publish(folder, out)

@@ -49,6 +49,7 @@ from perdure.models.base import Base
 from perdure.models.checkpoints import adapter_tensors, check_base_of
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, MERGE_STATE
 from perdure.models.stage_files import plain
+from perdure.parsing import read_json
 from perdure.prepare import prepare_adopt
 from perdure.say import Say
 from perdure.verbs.advance import Adopted, AdoptedWeights, advance
@@ -83,6 +84,11 @@ class SoFar:
     state: Path | None = None
     first: Path | None = None
     notes: tuple[str, ...] = ()
+
+    def weights(self, rule: Rule) -> list[float | None]:
+        """Return the weights of what has arrived, with that of the newest stage if it counts."""
+        first = [] if self.first is None else [_first_weight(rule)]
+        return [*(arrived.weight for arrived in self.history), *first]
 
 
 def merge_arrival(
@@ -146,9 +152,11 @@ def merge_arrival(
             line["search"] = weights_to_try(rule, arrival, gate, lineage.path)
         last = lineage.stages[-1] if lineage.stages else {}
         if _is_done(last, line) and last["task"]["name"] == task.name:
+            _check_same_rank(lineage, last, rank)
             say(f"{task.name}: already merged, as stage {lineage.head}")
             return last
         so_far = _so_far(lineage, rule, line["rule"])
+        rule.check_weights([*so_far.weights(rule), arrival.weight])
         if whole:
             job = _job(lineage, rule, arrival, treatments, so_far, max_memory, say)
             job, searches = with_learned_weights(job, rows, max_memory, say)
@@ -178,10 +186,12 @@ def merge_arrival(
 
         def chosen(base: Base, work: Path) -> AdoptedWeights:
             if not search:
-                given = job.checkpoints[-1] if whole else arrival
-                return merged(given.weight, base, work, say)
-            found = Search(lineage, stage_plan, line["search"], merged, data=data, say=say)
-            return found.run(base, work)
+                weighted = job.checkpoints[-1] if whole else arrival
+                return merged(weighted.weight, base, work, say)
+            search_of_weight = Search(
+                lineage, stage_plan, line["search"], merged, data=data, say=say
+            )
+            return search_of_weight.run(base, work)
 
         return advance(
             lineage,
@@ -202,6 +212,22 @@ def _is_done(last: dict[str, Any], line: dict[str, Any]) -> bool:
     keys = [key for key in (*line, *SOMETIMES) if not (searched and key == "weight")]
     same = all(last.get(key) == line.get(key) for key in keys)
     return same and "undone" not in last and searched == ("search" in last)
+
+
+def _check_same_rank(lineage: Lineage, last: dict[str, Any], rank: int | None) -> None:
+    """Check that a stage that is merged already has the rank that is asked for.
+
+    Raises:
+        PerdureError: its adapter has another one.
+    """
+    if rank is None:
+        return
+    settings = read_json(lineage.folder(last) / ADAPTER_SETTINGS)
+    if settings["r"] != rank:
+        raise PerdureError(
+            f"{lineage.path}: stage {last['stage']} has merged it at rank {settings['r']}; for "
+            f"another rank, `perdure revert {lineage.path} --to {last['parent']}`, and merge again"
+        )
 
 
 def _check_adapter(
@@ -305,9 +331,9 @@ def _job(
         state=Tensors([so_far.state]) if so_far.state else None,
         after=after,
     )
-    made = plan(job, keeps_state=True)
-    check_memory(made, job, max_memory)
-    for line in [*notes, made.line()]:
+    merge_plan = plan(job, keeps_state=True)
+    check_memory(merge_plan, job, max_memory)
+    for line in [*notes, merge_plan.line()]:
         say(line)
     measured = survey(base, checkpoints, rule.dtype)
     names = [checkpoint.name for checkpoint in checkpoints]
@@ -361,17 +387,17 @@ def _merged_adapters(
         coefficients = rule.coefficients(history)
         total = sums(adapters, coefficients[len(so_far.history) :])
         before = sums(adapters[:-1], [1.0] * len(adapters[:-1]))
-        found = sums(adapters[-1:], [1.0])
+        change = sums(adapters[-1:], [1.0])
     if so_far.state is not None:
         before = read_sum(so_far.state, ratio=1.0)
         ratio = ratio_of(rule.coefficients(so_far.history), coefficients)
         for name, factors in read_sum(so_far.state, ratio).items():
             total[name] = added(total.get(name), factors, arrival.name)
-    made = adapter_of_sum(total, history, rule, base, rank, work, say, after=after)
+    weights = adapter_of_sum(total, history, rule, base, rank, work, say, after=after)
     if not before:
-        return made
-    measured = interference(facts_of(before, found))
-    return replace(made, line={**made.line, "interference": measured})
+        return weights
+    measured = interference(facts_of(before, change))
+    return replace(weights, line={**weights.line, "interference": measured})
 
 
 def adapter_of_sum(

@@ -101,13 +101,13 @@ def merge_undo(
             )
         job = _job(lineage, removal, max_memory, say) if whole else None
 
-        def weights(base: Base, work: Path) -> AdoptedWeights:
+        def without(base: Base, work: Path) -> AdoptedWeights:
             if job is not None:
-                made = merged_weights(job, work)
+                weights = merged_weights(job, work)
             else:
-                made = _adapters(lineage, removal, base, rank, work, say)
-            say(f"note: {exactness(removal, made.line.get('rounding', 0.0))}")
-            return made
+                weights = _adapters(lineage, removal, base, rank, work, say)
+            say(f"note: {exactness(removal, weights.line.get('rounding', 0.0))}")
+            return weights
 
         line = {
             "verb": "merge",
@@ -123,7 +123,7 @@ def merge_undo(
             data=data,
             callbacks=(),
             say=say,
-            adopted=Adopted(line=line, weights=weights),
+            adopted=Adopted(line=line, weights=without),
         )
 
 
@@ -310,9 +310,9 @@ def _job(lineage: Lineage, removal: Removal, max_memory: int | None, say: Say) -
         state=Tensors([state]),
         removes=removal.position,
     )
-    made = plan(job, keeps_state=bool(removal.left))
-    check_memory(made, job, max_memory)
-    for line in [*check(base, job.checkpoints), made.line()]:
+    merge_plan = plan(job, keeps_state=bool(removal.left))
+    check_memory(merge_plan, job, max_memory)
+    for line in [*check(base, job.checkpoints), merge_plan.line()]:
         say(line)
     return job
 

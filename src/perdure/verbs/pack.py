@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from perdure.config import Codec
-from perdure.disk import remove, usual_modes
+from perdure.disk import remove
 from perdure.errors import NotFiniteError, PerdureError, nearest
 from perdure.merging.fold import pieces
 from perdure.merging.model import Checkpoint, Model, opened
@@ -18,7 +18,7 @@ from perdure.models.hashing import file_hash
 from perdure.say import Say
 from perdure.seeds import digest
 from perdure.verbs.merge import open_model, owned
-from perdure.writing import sync, writing
+from perdure.writing import publish, writing
 
 
 def pack(
@@ -146,10 +146,4 @@ def _new(out: Path) -> Path:
 def _publish(folder: Path, out: Path) -> None:
     """Give a complete folder its name."""
     assert not (folder / JOURNAL).exists()
-    usual_modes(folder)
-    for path in [*folder.rglob("*"), folder]:
-        sync(path)
-    if out.exists():
-        out.rmdir()
-    folder.rename(out)
-    sync(out.parent)
+    publish(folder, out)
