@@ -99,7 +99,25 @@ def fold(
             it, and the state after it.
     """
     cut = list(pieces(place.shape, prod(place.shape) if rule.whole else most))
-    arrivals = []
+    arrivals: list[Arrival] = []
+
+    def folded(piece: Piece, weights: Tensor, arrived: Sequence[Source]) -> State:
+        """Return the state of a piece after the first checkpoints have arrived."""
+        after = state(piece)
+        for source, arrival in zip(arrived, arrivals, strict=True):
+            tau = source.read(piece, weights)
+            known = replace(
+                arrival,
+                offset=piece.offset,
+                base=weights if rule.needs_base else None,
+                statistic=source.statistic(piece),
+            )
+            before = after
+            after = (rule.undo if removes else rule.arrive)(before, tau, known)
+            if observe is not None and source is sources[-1]:
+                observe(before, tau, known, after)
+        return after
+
     for number, source in enumerate(sources, start=earlier + 1):
         arrival = Arrival(
             number=number,
@@ -114,19 +132,14 @@ def fold(
         def whole(source: Source = source) -> Iterator[Tensor]:
             return (source.read(piece, base(piece)) for piece in cut)
 
-        arrivals.append(replace(arrival, seen=rule.look(whole, arrival)))
+        def pasts(source: Source = source) -> Iterator[tuple[State, Tensor, Tensor]]:
+            before = sources[: len(arrivals)]
+            for piece in cut:
+                weights = base(piece)
+                yield folded(piece, weights, before), source.read(piece, weights), weights
+
+        seen = rule.look(whole, arrival) | rule.look_back(pasts, arrival)
+        arrivals.append(replace(arrival, seen=seen))
     for piece in cut:
-        weights, folded = base(piece), state(piece)
-        for source, arrival in zip(sources, arrivals, strict=True):
-            tau = source.read(piece, weights)
-            known = replace(
-                arrival,
-                offset=piece.offset,
-                base=weights if rule.needs_base else None,
-                statistic=source.statistic(piece),
-            )
-            before = folded
-            folded = (rule.undo if removes else rule.arrive)(folded, tau, known)
-            if observe is not None and source is sources[-1]:
-                observe(before, tau, known, folded)
-        yield piece, weights, folded
+        weights = base(piece)
+        yield piece, weights, folded(piece, weights, sources)

@@ -21,6 +21,8 @@ from perdure.errors import PerdureError
 
 State = dict[str, Tensor]
 Pieces = Callable[[], Iterator[Tensor]]
+# The state before an arrival, its task vector, and the base's weights, piece by piece.
+Pasts = Callable[[], Iterator[tuple[State, Tensor, Tensor]]]
 # What a tensor is for: the weights of a linear layer or packed experts; a table of embeddings; or
 # biases, norms and scalars.
 Role = Literal["matrix", "embedding", "vector"]
@@ -70,7 +72,7 @@ class Arrival:
         shape: the shape of the whole tensor.
         role: what the tensor is for.
         offset: the number of the tensor's elements before the piece.
-        seen: what the rule has seen of the whole tensor (`Rule.look`).
+        seen: what the rule has seen of the whole tensor (`Rule.look` and `Rule.look_back`).
         base: the base's weights at the same place, if the rule needs them.
         transposed: whether the tensor is stored as [d_in, d_out] (`Place.transposed`).
         statistic: what was measured of the checkpoint there, if the rule `needs` it; None for a
@@ -159,6 +161,13 @@ class Rule:
 
     def look(self, pieces: Pieces, arrival: Arrival) -> dict[str, float]:
         """Return what `arrive` must know of a whole task vector of a tensor, from its pieces."""
+        return {}
+
+    def look_back(self, pasts: Pasts, arrival: Arrival) -> dict[str, float]:
+        """Return what `arrive` must know of a whole tensor of what was merged before it.
+
+        With T checkpoints at once, what was merged before each is computed again for this.
+        """
         return {}
 
     def arrive(self, state: State, tau: Tensor, arrival: Arrival) -> State:

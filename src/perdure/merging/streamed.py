@@ -156,7 +156,11 @@ def plan(job: Job, keeps_state: bool = False) -> MergePlan:
         for tensors in (tensors for c in job.checkpoints for tensors in c.read_from)
         for name in tensors.stored
     )
-    passes = 2 + 2 * (type(rule).look is not Rule.look)  # a survey, and then the fold
+    # A survey and the fold, and what the rule looks at before it: `kth_largest` reads twice, and
+    # what was merged before each checkpoint but the first is folded again.
+    passes = 2 + 2 * (type(rule).look is not Rule.look)
+    if type(rule).look_back is not Rule.look_back:
+        passes += len(job.checkpoints) - (not job.history)
     written = elements * job.dtype.itemsize if job.dtype else stored
     written += elements * size * rule.rescales
     if keeps_state:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from perdure.errors import PerdureError
 from perdure.merging.magnitude import dot
-from perdure.merging.rule import Arrival, Arrived, Rule, State, check_range
+from perdure.merging.rule import Arrival, Arrived, Pasts, Rule, State, check_range
 
 
 STRAIGHT = 0.9995  # with a larger cosine, the arc is taken for a line
@@ -38,7 +38,6 @@ class Slerp(Rule):
     state: ClassVar[tuple[str, ...]] = ("merged",)
     order_matters: ClassVar[bool] = True
     idempotent: ClassVar[bool] = True
-    whole: ClassVar[bool] = True
     needs_base: ClassVar[bool] = True
 
     t: float | None = None
@@ -48,19 +47,32 @@ class Slerp(Rule):
         if self.t is not None:
             check_range(self, "t", most=1.0)
 
+    def look_back(self, pasts: Pasts, arrival: Arrival) -> dict[str, float]:
+        """Return the coefficients of the two ends of the arc."""
+        if arrival.number == 1:
+            return {}
+        t = arrival.weight if arrival.weight is not None else self.t
+        squares, products, new_squares = 0.0, 0.0, 0.0
+        for state, tau, base in pasts():
+            old, new = state["merged"], tau
+            if self.between == "weights":
+                old, new = base + old, base + new
+            squares += dot(old, old)
+            products += dot(old, new)
+            new_squares += dot(new, new)
+        t = 1.0 / arrival.number if t is None else t
+        old_share, new_share = arc(math.sqrt(squares), math.sqrt(new_squares), products, t)
+        return {"old": old_share, "new": new_share}
+
     def arrive(self, state: State, tau: Tensor, arrival: Arrival) -> State:
         if not state:
             return {"merged": tau.clone()}
-        t = arrival.weight if arrival.weight is not None else self.t
-        t = 1.0 / arrival.number if t is None else t
-        merged = state["merged"]
-        if self.between == "task_vectors":
-            old, new = arc(merged, tau, t)
-            return {"merged": old * merged + new * tau}
-        assert arrival.base is not None
-        base = arrival.base
-        old, new = arc(base + merged, base + tau, t)
-        return {"merged": (old + new - 1.0) * base + (old * merged + new * tau)}
+        old, new = arrival.seen["old"], arrival.seen["new"]
+        merged = (old * state["merged"]).add_(tau, alpha=new)
+        if self.between == "weights" and old + new != 1.0:
+            assert arrival.base is not None
+            merged.add_(arrival.base, alpha=old + new - 1.0)
+        return {"merged": merged}
 
     def merged(self, state: State, history: Sequence[Arrived]) -> Tensor:
         return state["merged"]
@@ -71,10 +83,17 @@ class Slerp(Rule):
                 raise PerdureError(f"slerp: a weight is its t, in [0, 1], got {weight:g}")
 
 
-def arc(old: Tensor, new: Tensor, t: float) -> tuple[float, float]:
-    """Return the coefficients of two tensors at the share t of the arc between them."""
-    norms = math.sqrt(dot(old, old) * dot(new, new))
-    cosine = dot(old, new) / norms if norms > 0 else 1.0
+def arc(old_norm: float, new_norm: float, product: float, t: float) -> tuple[float, float]:
+    """Return the coefficients of two tensors at the share t of the arc between them.
+
+    Args:
+        old_norm: the norm of the one, which has the share 1 - t.
+        new_norm: the norm of the other.
+        product: their inner product.
+        t: the share, in [0, 1].
+    """
+    norms = old_norm * new_norm
+    cosine = product / norms if norms > 0 else 1.0
     if abs(cosine) > STRAIGHT or not math.isfinite(cosine):
         return 1.0 - t, t
     angle = math.acos(cosine)
