@@ -9,9 +9,10 @@ import yaml
 from safetensors.torch import load_file
 
 from command import perdure, refused
-from perdure.api import compare, init, log, merge, report, run, verify
+from perdure.api import compare, dry_run, init, log, merge, report, run, verify
 from perdure.comparison.cell import record
 from perdure.config import load_config
+from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.reporting.rerun import rerun
 from perdure.verbs import run_merged
@@ -125,6 +126,37 @@ def test_a_rule_that_does_more_than_to_add_gives_whole_weights(setting):
 def _written(setting: dict, name: str = "run.yaml") -> str:
     Path(name).write_text(yaml.safe_dump(setting))
     return name
+
+
+def test_experts_are_learned_once_for_several_rules_and_orders(setting, monkeypatch):
+    """The keyword `experts` names a lineage that has learned the tasks, in any order."""
+    run(setting, lineage="shelf")
+    before = (Lineage("shelf").ledger, len(list(Path("shelf").rglob("*"))))
+    forth = {"rule": "task_arithmetic", "scale": 0.5}
+    wanted = run({**setting, "merge": forth}, lineage="learns")
+    merges = {**setting, "merge": {**forth, "experts": "shelf"}}
+    estimate = dry_run(merges, lineage="m")
+    assert estimate["tasks"] == []
+    lineage = run(merges, lineage="m")
+    assert not Path("m-experts").exists()
+    assert [e["files"] for e in lineage.stages] == [e["files"] for e in wanted.stages]
+    assert record(lineage)["steps"] == record(wanted)["steps"] == 4
+    back = run({**merges, "tasks": setting["tasks"][::-1]}, lineage="back")
+    assert back.matrix().tasks == TASKS[::-1]
+    assert back.stages[0]["checkpoint"] == {
+        name: Lineage("shelf").stages[1]["files"][name] for name in back.stages[0]["checkpoint"]
+    }
+    assert (Lineage("shelf").ledger, len(list(Path("shelf").rglob("*")))) == before
+    for changes, words in (
+        ({"seed": 3}, "the experts in shelf were learned with other settings (seed 0, not 3)"),
+        ({"rows": {"train": 8}}, "shelf has not learned the rows of 'colour', but colour, animal"),
+        ({"merge": {**forth, "experts": "shelve"}}, "shelve"),
+        ({"merge": {**forth, "experts": 3}}, "experts takes the folder of a lineage, got 3"),
+    ):
+        with pytest.raises(PerdureError) as error:
+            run({**merges, **changes}, lineage="other")
+        assert words in str(error.value)
+        assert not Path("other").exists()
 
 
 @pytest.mark.slow

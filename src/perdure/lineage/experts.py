@@ -7,9 +7,13 @@ from typing import Any
 EXPERTS = "-experts"  # what the folder of the experts has after the name of the merged lineage
 
 
-def experts_folder(path: Path) -> Path:
-    """Return the folder of the experts that are merged in the lineage of a folder."""
-    return path.with_name(path.name + EXPERTS)
+def experts_folder(path: Path, merge: Any) -> Path:
+    """Return the folder of the experts that are merged in the lineage of a folder.
+
+    It is named by the key `merge`, or stands beside the lineage.
+    """
+    named = merge.get("experts") if isinstance(merge, dict) else None
+    return Path(named) if named else path.with_name(path.name + EXPERTS)
 
 
 def merged_folder(path: Path) -> Path | None:

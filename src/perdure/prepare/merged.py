@@ -5,19 +5,35 @@ merged one, in which each expert arrives.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from perdure import processes
 from perdure.config import Config, Gate
+from perdure.data.task import Task
 from perdure.errors import PerdureError
 from perdure.lineage.experts import experts_folder
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.settings import differences, in_words, stored
 from perdure.merging.rule import Rule
 from perdure.merging.rules import keywords, make, names
 
 
 FORM = "a rule's name, or a mapping such as {rule: ties, density: 0.3}"
+# The settings that decide the weights of experts, beside the base and the rows.
+DECIDES = (
+    "mode",
+    "method",
+    "adapter",
+    "quantization",
+    "training",
+    "general",
+    "max_length",
+    "mask_history",
+    "seed",
+)
 
 
 @dataclass(frozen=True)
@@ -29,12 +45,15 @@ class MergeSettings:
         values: its keywords.
         weight: the weight of each expert, None if none was given.
         rank: the rank of the merged adapter, None for that of the experts.
+        experts: the folder of a lineage that has learned the tasks in the mode per_task, whose
+            stages are merged. None if the run learns them.
     """
 
     rule: str
     values: dict[str, Any]
     weight: float | None = None
     rank: int | None = None
+    experts: str | None = None
 
     def make(self) -> Rule:
         """Return the rule.
@@ -48,7 +67,7 @@ class MergeSettings:
 def read_merge(value: Any) -> MergeSettings:
     """Read the value of the key `merge`.
 
-    The keys of a mapping are `rule`, `weight`, `rank`, and the rule's own keywords.
+    The keys of a mapping are `rule`, `weight`, `rank`, `experts`, and the rule's own keywords.
 
     Raises:
         PerdureError: it is of another form, or a key or a value is wrong.
@@ -61,11 +80,14 @@ def read_merge(value: Any) -> MergeSettings:
     rule_name = values.pop("rule", None)
     if not isinstance(rule_name, str):
         raise PerdureError(f"merge: rule is missing; give one of {', '.join(names())}")
+    experts = values.pop("experts", None)
+    if experts is not None and not (isinstance(experts, str) and experts):
+        raise PerdureError(f"merge: experts takes the folder of a lineage, got {experts!r}")
     try:
         own = keywords(rule_name)
         weight = None if "weight" in own else _number(values.pop("weight", None), "weight")
         rank = None if "rank" in own else values.pop("rank", None)
-        settings = MergeSettings(rule_name, values, weight, rank)
+        settings = MergeSettings(rule_name, values, weight, rank, experts)
         settings.make().check_weights([weight])
     except PerdureError as error:
         raise PerdureError(f"merge: {error}") from None
@@ -120,10 +142,43 @@ def experts_of(config: Config) -> Config:
     General ability is measured on what is merged, which is what is used.
     """
     experts = copy.deepcopy(config)
-    folder = experts_folder(Path(config.lineage)) if config.lineage else None
+    folder = experts_folder(Path(config.lineage), config.merge) if config.lineage else None
     return replace(
         experts, merge=None, guard=None, gate=Gate(), lineage=str(folder) if folder else None
     )
+
+
+def learned_experts(config: Config, tasks: Sequence[Task]) -> list[tuple[Lineage, dict[str, Any]]]:
+    """Return the stages in which a lineage of the mode per_task has learned some tasks.
+
+    Args:
+        config: the settings of the lineage (`experts_of`).
+        tasks: the tasks, in any order.
+
+    Raises:
+        PerdureError: it was learned with other settings, or has not learned one of the tasks.
+    """
+    assert config.lineage is not None
+    lineage = Lineage(config.lineage)
+    found, wanted = (
+        {key: settings[key] for key in DECIDES}
+        for settings in (lineage.settings, stored(config, lineage.path))
+    )
+    if changes := differences(found, wanted):
+        raise PerdureError(
+            f"merge: the experts in {lineage.path} were learned with other settings "
+            f"({in_words(changes, ', not ')}); give those to the run, or leave experts out, so "
+            "that it learns them"
+        )
+    by_rows = {entry["task"].get("train", {}).get("sha256"): entry for entry in lineage.stages}
+    for task in tasks:
+        if task.train.sha256 not in by_rows:
+            names = ", ".join(entry["task"]["name"] for entry in lineage.stages) or "nothing"
+            raise PerdureError(
+                f"merge: {lineage.path} has not learned the rows of {task.name!r}, but {names}; "
+                "learn them there, or leave experts out, so that the run learns them"
+            )
+    return [(lineage, by_rows[task.train.sha256]) for task in tasks]
 
 
 def merged_of(config: Config) -> Config:

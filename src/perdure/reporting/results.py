@@ -95,7 +95,7 @@ def record(lineage: Lineage, command: str) -> dict[str, Any]:
 
 def with_experts(lineage: Lineage) -> list[Lineage]:
     """Return a lineage, with that of the experts that a run has merged in it, if there is one."""
-    experts = experts_folder(lineage.path)
+    experts = experts_folder(lineage.path, lineage.config.merge)
     has_experts = lineage.config.merge is not None and (experts / "lineage.yaml").is_file()
     return [Lineage(experts), lineage] if has_experts else [lineage]
 

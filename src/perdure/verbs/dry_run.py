@@ -28,7 +28,7 @@ from perdure.lineage.sources import general_rows, remembered
 from perdure.models.base import Base, BaseInfo
 from perdure.models.layout import GENERAL
 from perdure.prepare import Plan, prepare_learn, prepare_run
-from perdure.prepare.merged import experts_of
+from perdure.prepare.merged import experts_of, learned_experts, merged_of, read_merge
 from perdure.say import Say, silent
 from perdure.train.arguments import arguments_for_stage
 from perdure.train.dev import interval, is_due
@@ -70,6 +70,8 @@ def dry_run(config: Config, say: Say, info: BaseInfo | None = None) -> dict[str,
     """
     if config.merge is not None:
         say("merge: only the learning of the experts is estimated; to merge them takes little more")
+        if read_merge(config.merge).experts is not None:
+            return _of_learned_experts(config, say, info)
         config = experts_of(config)
     with _offline():
         plan = prepare_run(config, info)
@@ -81,6 +83,15 @@ def dry_run(config: Config, say: Say, info: BaseInfo | None = None) -> dict[str,
             try_base(plan, say=say)
             start, done = Start(path, plan.loader.fresh(config)), 0
         return _report(start, plan, done, say)
+
+
+def _of_learned_experts(config: Config, say: Say, info: BaseInfo | None) -> dict[str, Any]:
+    """Check a run that merges experts that were learned before; there is nothing to learn."""
+    with _offline():
+        plan = prepare_run(merged_of(config), info)
+        learned_experts(experts_of(config), plan.tasks)
+        start = Start(Path(config.lineage or "new-lineage"), plan.loader.fresh(plan.config))
+        return _report(start, plan, len(plan.tasks), say)
 
 
 def dry_run_of_learn(path: str | Path, task: Task, say: Say) -> dict[str, Any]:

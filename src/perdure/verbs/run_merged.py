@@ -13,7 +13,7 @@ from perdure.data.task import Task
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.prepare import prepare_run
-from perdure.prepare.merged import experts_of, merged_of, read_merge
+from perdure.prepare.merged import experts_of, learned_experts, merged_of, read_merge
 from perdure.say import Say
 from perdure.verbs.init import begin
 from perdure.verbs.merge_arrival import merge_arrival
@@ -24,7 +24,8 @@ def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -
     """Learn each task from the base, merge it right after that, and return the merged lineage.
 
     A task is merged before the next one is learned, because without an adapter only the newest two
-    stages keep their weights. The result is that of merging all of them at the end.
+    stages keep their weights. The result is that of merging all of them at the end. With the
+    keyword `experts` of `merge`, nothing is learned: the stages of that lineage are merged.
 
     Raises:
         PerdureError: as for `run`, or the experts cannot be merged.
@@ -32,8 +33,10 @@ def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -
     """
     assert config.lineage is not None
     path, experts, settings = Path(config.lineage), experts_of(config), read_merge(config.merge)
-    prepare_run(copy.deepcopy(experts))  # before anything is written
+    if settings.experts is None:
+        prepare_run(copy.deepcopy(experts))  # before anything is written
     plan = prepare_run(merged_of(config))
+    learned = None if settings.experts is None else learned_experts(experts, plan.tasks)
     if plan.info.kind == "encoder":
         raise PerdureError(
             f"merge: base {config.base!r} is an encoder, whose stages have a head of Perdure's "
@@ -75,7 +78,13 @@ def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -
         scores = ", ".join(f"{name} {score:.3f}" for name, score in known.items())
         say(f"{task.name}: merged by {settings.rule}, as stage {line['stage']}: {scores or '-'}")
 
-    run(experts, callbacks, say, after=arrive)
+    if learned is None:
+        run(experts, callbacks, say, after=arrive)
+    else:
+        for number, ((lineage, entry), task) in enumerate(
+            zip(learned, plan.tasks, strict=True), start=1
+        ):
+            arrive(number, lineage, entry, task)
     return Lineage(path)
 
 
