@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from command import perdure, refused
 from perdure.api import init, learn, log, merge, revert, show, verify
 from perdure.lineage.lineage import Lineage
+from perdure.merging.heads import head_of
 from perdure.reporting.rerun import rerun
 from tiny import save_tiny
 
@@ -249,9 +251,48 @@ def test_what_cannot_arrive_is_refused(place):
 
 
 @pytest.mark.parametrize("kind", ["encoder"])
-def test_an_encoder_takes_no_arrival(place):
-    stage = Lineage("lineage").folder(Lineage("lineage").stages[-1])
-    refused(place, "merge", "lineage", stage, names=("encoder",))
+def test_the_heads_of_encoders_are_merged_by_label(place):
+    """A label that one expert has keeps its row; of one that several have, it is the mean."""
+    file = {split: f"{{}}-{split}.jsonl" for split in ("train", "test")}
+    adapter = {"r": 4, "lora_alpha": 8, "target_modules": ["query", "value"]}
+    experts = {"colour": ["colour"], "animal": ["animal"], "both": ["animal", "colour"]}
+    for number, (expert, tasks) in enumerate(experts.items()):
+        init(expert, base="base", adapter=adapter, seed=number)
+        for task in tasks:
+            learn(expert, task, **{split: name.format(task) for split, name in file.items()})
+    heads = {name: head_of(Lineage(name).folder(Lineage(name).stages[-1])) for name in experts}
+    init("merged", base="base", adapter=adapter)
+    arrive = partial(merge, rule="task_arithmetic")
+    for expert in ("colour", "animal"):
+        entry = arrive(["merged", expert], name=expert, test=f"{expert}-test.jsonl")
+    assert entry["labels"] == dict.fromkeys({**heads["colour"], **heads["animal"]}, 1.0)
+    assert_rows("merged", {**heads["colour"], **heads["animal"]})
+    assert Lineage("merged").matrix().tasks == ("colour", "animal")
+    arrive(["merged", "both"], weights=[3])
+    apart = {**heads["colour"], **heads["animal"]}
+    mean = {label: (apart[label] + 3 * row) / 4 for label, row in heads["both"].items()}
+    assert_rows("merged", mean)
+    assert "head.safetensors" in Lineage("merged").stages[-1]["checkpoint"]
+    merge(["merged"], undo=3)
+    assert_rows("merged", apart)
+    merge(["merged"], undo=1)
+    assert_rows("merged", heads["animal"])
+    merge(["merged"], undo=2)
+    assert not head_of(Lineage("merged").folder(Lineage("merged").stages[-1]))
+    assert not verify("merged")
+    merge(["colour", "animal"], into="at-once", rule="ties")
+    assert head_of(Path("at-once")).keys() == apart.keys()
+    for split, words in (("test", "is not an option"), ("train", "its head has no label")):
+        options = ("merge", "merged", "colour", f"--{split}", f"animal-{split}.jsonl")
+        refused(place, *options, names=(words,))
+
+
+def assert_rows(lineage: str, wanted: dict[str, torch.Tensor]) -> None:
+    """The newest stage of an encoder has a head with these rows."""
+    found = head_of(Lineage(lineage).folder(Lineage(lineage).stages[-1]))
+    assert found.keys() == wanted.keys()
+    for label, row in wanted.items():
+        torch.testing.assert_close(found[label], row, rtol=0, atol=1e-6)
 
 
 @causal

@@ -14,6 +14,7 @@ from perdure.comparison.cell import record
 from perdure.config import load_config
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
+from perdure.merging.heads import head_of
 from perdure.reporting.rerun import rerun
 from perdure.verbs import run_merged
 from place import setting_for
@@ -169,6 +170,18 @@ def test_whole_experts_are_merged_before_their_weights_are_dropped(setting, tmp_
     whole = {**setting, "adapter": None, "tasks": tasks, "training": {"learning_rate": 1e-3}}
     lineage = run({**whole, "merge": "ema"}, lineage="m")
     assert [len(entry["history"]) for entry in lineage.stages] == [1, 2, 3]
+    assert (verify("m"), verify("m-experts")) == ([], [])
+
+
+@pytest.mark.slow
+def test_encoders_are_merged_as_well(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = {**setting_for("encoder", tmp_path, n=16), "base": "base", "max_length": 64}
+    lineage = run({**made, "mode": "per_task", "merge": "ties"}, lineage="m")
+    newest = Lineage("m").folder(Lineage("m").stages[-1])
+    assert (newest / WHOLE).is_file()
+    assert head_of(newest).keys() == head_of(expert("m", 1)).keys() | head_of(expert("m", 2)).keys()
+    assert lineage.matrix().tasks == TASKS
     assert (verify("m"), verify("m-experts")) == ([], [])
 
 

@@ -266,6 +266,7 @@ class MergeLine(AdoptLine):
     trials: NotRequired[list[TrialLine]]
     rounding: NotRequired[float]
     interference: NotRequired[InterferenceLine]
+    labels: NotRequired[dict[str, float]]
     undone: NotRequired[Count]
 
 

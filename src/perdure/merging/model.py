@@ -25,7 +25,7 @@ from perdure.merging.statistics import Statistics
 from perdure.models.as_is import is_adapter
 from perdure.models.base import load_config_and_tokenizer
 from perdure.models.kinds import Kind, kind_of
-from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
+from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, HEAD_WEIGHTS
 from perdure.models.limits import skeleton
 from perdure.seeds import digest
 
@@ -146,12 +146,13 @@ class Checkpoint:
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """The SHA-256 of the files that decide its weights."""
+        """The SHA-256 of the files that decide its weights, with the head of an encoder."""
+        head = [self.folder / HEAD_WEIGHTS] if (self.folder / HEAD_WEIGHTS).is_file() else []
         if self.whole is not None:
-            return hashes_of(self.whole.files)
+            return hashes_of([*self.whole.files, *head])
         if self.pack is not None:
             return hashes_of([self.folder / PACK_SETTINGS, self.folder / PACK_WEIGHTS])
-        return hashes_of([self.folder / ADAPTER_SETTINGS, self.folder / ADAPTER_WEIGHTS])
+        return hashes_of([self.folder / ADAPTER_SETTINGS, self.folder / ADAPTER_WEIGHTS, *head])
 
     @property
     def identity(self) -> str:

@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from perdure.errors import PerdureError, one_line
 from perdure.models.as_is import base_of_adapter
 from perdure.models.base import Base, with_adapter
+from perdure.models.classifier import Classifier
 from perdure.models.hashing import file_hash
-from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, WHOLE
+from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, HEAD_WEIGHTS, WHOLE
 from perdure.models.pins import differing, pin
-from perdure.models.stage_files import load_weights, plain
+from perdure.models.stage_files import load_weights, plain, read_head
 from perdure.parsing import read_json
 
 
@@ -117,9 +118,12 @@ def load_checkpoint(base: Base, folder: Path, adapter: dict[str, Any] | None) ->
     Args:
         base: the model. If the checkpoint is an adapter of another rank, the model gets an adapter
             of that rank first.
-        folder: the folder of the checkpoint.
+        folder: the folder of the checkpoint. If it has a head, an encoder gets that.
         adapter: the settings of the lineage's adapter.
     """
+    if isinstance(base.model, Classifier) and (folder / HEAD_WEIGHTS).is_file():
+        labels, weight, bias = read_head(folder)
+        base.model.set_head(weight, bias, labels)
     if not base.whole:
         _fit_rank(base, folder, adapter or {})
         load_weights(base, folder, head=False)

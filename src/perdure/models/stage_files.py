@@ -7,12 +7,14 @@ has sorted keys and lists.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from perdure.errors import PerdureError, one_line
 from perdure.models.base import Base
@@ -60,14 +62,45 @@ def _without_sharing(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def save_head(model: Classifier, folder: Path) -> None:
-    """Save `head.safetensors`: weight and bias, with the labels as `id2label` in its metadata."""
-    head = {"weight": model.weight, "bias": model.bias}
-    names = json.dumps(dict(enumerate(model.labels)), ensure_ascii=False)
+    """Save `head.safetensors` (`write_head`)."""
+    write_head(model.labels, model.weight, model.bias, folder)
+
+
+def write_head(labels: Sequence[str], weight: Tensor, bias: Tensor, folder: Path) -> None:
+    """Write `head.safetensors`: weight and bias, with the labels as `id2label` in its metadata."""
+    names = json.dumps(dict(enumerate(labels)), ensure_ascii=False)
     save_file(
-        {name: tensor.detach().cpu() for name, tensor in head.items()},
+        {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in (("weight", weight), ("bias", bias))
+        },
         folder / HEAD_WEIGHTS,
         metadata={"id2label": names},
     )
+
+
+def read_head(folder: Path) -> tuple[list[str], Tensor, Tensor]:
+    """Return the labels of `head.safetensors`, its weight [labels, width] and its bias [labels].
+
+    Raises:
+        PerdureError: it does not exist, or does not load.
+    """
+    try:
+        return _read_head(folder)
+    except (*DAMAGED, SafetensorError) as error:
+        reason = one_line(error)
+        raise PerdureError(f"{folder}: its head does not load ({reason})") from error
+
+
+def _read_head(folder: Path) -> tuple[list[str], Tensor, Tensor]:
+    stored = load_file(folder / HEAD_WEIGHTS)
+    with safe_open(folder / HEAD_WEIGHTS, "pt") as file:  # type: ignore[no-untyped-call]
+        labels = list(parse_json(file.metadata()["id2label"]).values())
+    weight, bias = stored["weight"], stored["bias"]
+    check_shape(labels, list[str], "its labels")
+    if weight.dim() != 2 or bias.shape != (len(labels),) or len(weight) != len(labels):
+        raise ValueError(f"{len(labels)} labels, but a head of another shape")
+    return labels, weight, bias
 
 
 def load_weights(base: Base, folder: Path, head: bool = True) -> None:
@@ -85,13 +118,7 @@ def load_weights(base: Base, folder: Path, head: bool = True) -> None:
             result = set_peft_model_state_dict(base.peft, load_file(folder / ADAPTER_WEIGHTS))
             mismatches = _mismatches(base.peft, result)
         if head and isinstance(base.model, Classifier):
-            stored = load_file(folder / HEAD_WEIGHTS)
-            with safe_open(folder / HEAD_WEIGHTS, "pt") as file:  # type: ignore[no-untyped-call]
-                labels = list(parse_json(file.metadata()["id2label"]).values())
-            weight, bias = stored["weight"], stored["bias"]
-            check_shape(labels, list[str], "its labels")
-            if weight.dim() != 2 or bias.shape != (len(labels),) or len(weight) != len(labels):
-                raise ValueError(f"{len(labels)} labels, but a head of another shape")
+            labels, weight, bias = _read_head(folder)
             base.model.set_head(weight, bias, labels)
     except (*DAMAGED, SafetensorError) as error:
         reason = one_line(error)

@@ -112,8 +112,13 @@ def prepare_learn(lineage: Lineage, task: Task) -> Plan:
     return plan
 
 
-def prepare_adopt(lineage: Lineage, task: Task) -> Plan:
+def prepare_adopt(lineage: Lineage, task: Task, merges: bool = False) -> Plan:
     """Return the plan of one more task that was learned elsewhere, which has been checked.
+
+    Args:
+        lineage: the lineage.
+        task: the task.
+        merges: whether what was learned elsewhere is merged, which encoders can as well.
 
     Raises:
         PerdureError: as for `prepare`, the base has changed, or the task cannot be scored.
@@ -125,7 +130,7 @@ def prepare_adopt(lineage: Lineage, task: Task) -> Plan:
         )
     check_pin(lineage.pin)
     plan = prepare(lineage.config)
-    if plan.info.kind == "encoder":
+    if plan.info.kind == "encoder" and not merges:
         raise PerdureError(
             f"{lineage.path}: its base is an encoder, whose stages have a head of Perdure's own; "
             "only models that generate can adopt a checkpoint"

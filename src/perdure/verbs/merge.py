@@ -26,6 +26,7 @@ from perdure.merging.factors import (
     settings_of,
     sums,
 )
+from perdure.merging.heads import Heads, factor_of, head_of
 from perdure.merging.model import Checkpoint, Model, hashing, open_checkpoint
 from perdure.merging.preflight import check, check_statistics
 from perdure.merging.presets import Preset, independence, lines_about, preset
@@ -455,7 +456,12 @@ def _publish(
     notes: Sequence[str] = (),
     speaks: Checkpoint | None = None,
 ) -> None:
-    """Write the card of a complete folder, and give the folder its name."""
+    """Write the head of an encoder and the card into a folder, and give the folder its name."""
+    heads = Heads()
+    for checkpoint in checkpoints:
+        heads = heads.arrive(head_of(checkpoint.folder), factor_of(checkpoint.weight))
+    if heads.rows:
+        heads.write(folder)
     write_card(
         folder,
         base=base.name,

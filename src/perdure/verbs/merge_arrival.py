@@ -37,6 +37,7 @@ from perdure.merging.factors import (
     sums,
     tensors_of,
 )
+from perdure.merging.heads import Heads, factor_of, head_of
 from perdure.merging.layers import Layers
 from perdure.merging.model import Checkpoint, Model, open_checkpoint
 from perdure.merging.observed import interference
@@ -119,6 +120,9 @@ def merge_arrival(
     rule, [arrival] = open_rule_and_checkpoints([name], rule_name, values, weights, statistics)
     check_rows(rule, [arrival.weight], rows)
     planned = Lineage(path)
+    head = head_of(arrival.folder)
+    if head:
+        task = _with_labels(task, head, arrival.name)
     whole = planned.config.adapter is None
     if not whole:
         _check_adapter(planned, arrival, rule, treatments)
@@ -131,7 +135,7 @@ def merge_arrival(
         raise PerdureError("rank: is that of a merged adapter, and the lineage has whole weights")
     if rank is not None and rank < 1:
         raise PerdureError(f"rank: must be at least 1, got {rank}")
-    stage_plan = prepare_adopt(planned, task)
+    stage_plan = prepare_adopt(planned, task, merges=True)
     with locked(planned.path):
         lineage = Lineage(path)
         if lineage.settings != planned.settings:
@@ -180,6 +184,9 @@ def merge_arrival(
                     rule, weighted, treatments, so_far, base, rank, work, say
                 )
                 learned = {}
+            if base.labels is not None:
+                heads = heads_of(lineage, so_far).arrive(head, factor_of(weight))
+                weights = with_heads(weights, heads, base)
             # After the key of the stage, which does not depend on the place of any folder.
             place = _place(lineage, arrival)
             return replace(weights, line={**weights.line, **learned, "place": place})
@@ -340,6 +347,39 @@ def _job(
     for line in measured.warnings(names, base.name):
         say(f"warning: {line}")
     return replace(job, survey=measured)
+
+
+def heads_of(lineage: Lineage, so_far: SoFar) -> Heads:
+    """Return what was merged of the heads of an encoder before a checkpoint arrives."""
+    if not so_far.history and so_far.first is None:
+        return Heads()
+    newest = lineage.stages[-1]
+    rows = head_of(lineage.folder(newest))
+    counted = newest.get("labels", {}) if so_far.first is None else dict.fromkeys(rows, 1.0)
+    return Heads({label: rows[label] for label in counted}, counted)
+
+
+def with_heads(weights: AdoptedWeights, heads: Heads, base: Base) -> AdoptedWeights:
+    """Return the weights of a stage with the merged head of an encoder beside them."""
+    model: Any = base.model
+    heads.write(weights.folder, width=model.weight.shape[1])
+    return replace(weights, line={**weights.line, "labels": dict(heads.weights)})
+
+
+def _with_labels(task: Task, head: Collection[str], name: str) -> Task:
+    """Return the task of an encoder, which by default chooses among the labels of its head.
+
+    Raises:
+        PerdureError: the head lacks one, so that it could never be answered.
+    """
+    options = task.answers() or tuple(head)
+    lacking = [label for label in options if label not in head]
+    if lacking:
+        raise PerdureError(
+            f"{name}: its head has no label {lacking[0]!r} of task {task.name!r}; give rows of the "
+            f"task that it has learned; it knows {', '.join(map(repr, head))}"
+        )
+    return replace(task, options=options)
 
 
 def _place(lineage: Lineage, checkpoint: Checkpoint) -> dict[str, str]:

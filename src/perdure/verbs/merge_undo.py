@@ -15,6 +15,7 @@ from perdure.lineage.loading import check_kept
 from perdure.lineage.sources import describe, reopen
 from perdure.merging.checkpoint import Tensors
 from perdure.merging.factors import added, read_sum, sums
+from perdure.merging.heads import factor_of, head_of
 from perdure.merging.model import Checkpoint, Model
 from perdure.merging.preflight import check
 from perdure.merging.rule import Arrived, Rule
@@ -26,14 +27,21 @@ from perdure.prepare import prepare_adopt
 from perdure.say import Say
 from perdure.verbs.advance import Adopted, AdoptedWeights, advance
 from perdure.verbs.merge import open_model
-from perdure.verbs.merge_arrival import adapter_of_sum, merged_weights, ratio_of
+from perdure.verbs.merge_arrival import (
+    SoFar,
+    adapter_of_sum,
+    heads_of,
+    merged_weights,
+    ratio_of,
+    with_heads,
+)
 
 
 # What decides an arrival, as its line of the ledger has it, and can be taken back; and its results.
 UNDERSTOOD = {
     *("stage", "verb", "parent", "previous", "kind", "folder", "files", "mode", "method", "task"),
     *("versions", "scores", "sampled", "dropped", "checkpoint", "rule", "weight", "history"),
-    *("discarded", "place", "rounding", "interference", "search", "trials"),
+    *("discarded", "place", "rounding", "interference", "search", "trials", "labels"),
 }
 
 
@@ -93,7 +101,7 @@ def merge_undo(
         removal = _removal(lineage, number, name)
         described = removal.entry["task"]
         task = _task(lineage, described, data, say)
-        stage_plan = prepare_adopt(lineage, task)
+        stage_plan = prepare_adopt(lineage, task, merges=True)
         whole = lineage.config.adapter is None
         if whole and rank is not None:
             raise PerdureError(
@@ -106,6 +114,12 @@ def merge_undo(
                 weights = merged_weights(job, work)
             else:
                 weights = _adapters(lineage, removal, base, rank, work, say)
+            if base.labels is not None:
+                removed = head_of(removal.checkpoint.folder)
+                factor = factor_of(removal.history[removal.position].weight)
+                so_far = SoFar(removal.history)
+                heads = heads_of(lineage, so_far).without(removed, factor)
+                weights = with_heads(weights, heads, base)
             say(f"note: {exactness(removal, weights.line.get('rounding', 0.0))}")
             return weights
 

@@ -37,11 +37,6 @@ def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -
         prepare_run(copy.deepcopy(experts))  # before anything is written
     plan = prepare_run(merged_of(config))
     learned = None if settings.experts is None else learned_experts(experts, plan.tasks)
-    if plan.info.kind == "encoder":
-        raise PerdureError(
-            f"merge: base {config.base!r} is an encoder, whose stages have a head of Perdure's "
-            "own; only models that generate can be merged"
-        )
     if not (path / "lineage.yaml").exists():
         begin(path, plan, say=say)
     total = len(plan.tasks)
