@@ -355,6 +355,11 @@ def merge(
             raise PerdureError(f"{key}: is the lineage's; leave it out, or give a folder with into")
     task_name = name or Path(checkpoint).absolute().name
     task = _trained_elsewhere(folder, task_name, train, test, metric, options)
+    if verb.is_lineage(checkpoint):
+        say(
+            f"note: the newest stage of {checkpoint} arrives in the lineage {folder}; to merge the "
+            "two into a new model, give --into FOLDER"
+        )
     from perdure.verbs import merge_arrival as arrival
 
     return arrival.merge_arrival(

@@ -225,6 +225,7 @@ def test_what_cannot_arrive_is_refused(place):
         refused(place, "merge", "lineage", folder, *options, names=words)
 
     bad("nowhere: no such folder, and not in the hub's cache", folder="nowhere")
+    bad(f"did you mean '{adapter}'?", folder=f"{adapter}s")
     bad("ties: does more than to add task vectors", "use average", options=("--rule", "ties"))
     bad("base: is a whole model, but the stages of lineage have LoRA", folder="base")
     bad("weights: 2 for 1 checkpoints", options=("--weight", "1,2"))
@@ -299,7 +300,9 @@ def assert_rows(lineage: str, wanted: dict[str, torch.Tensor]) -> None:
 def test_a_newest_stage_can_arrive_in_another_lineage(place):
     shutil.copytree("lineage", "other")
     learn("other", "more", train="colour-train.jsonl")
-    entry = merge(["lineage", "other"], name="more", rule="ema")
+    said: list[str] = []
+    entry = merge(["lineage", "other"], name="more", rule="ema", say=said.append)
+    assert any("the newest stage of other arrives in the lineage lineage" in line for line in said)
     other = Lineage("other")
     assert entry["checkpoint"][WEIGHTS] == other.stages[-1]["files"][WEIGHTS]
     assert show("lineage")["verdict"] is not None

@@ -78,8 +78,14 @@ def check_weights(folder: Path, name: str) -> None:
 
 
 def meant(name: str) -> str:
-    """Return the end of an error line about a base's name: a built-in model with a similar name."""
+    """Return the end of an error line about a model's name: a built-in model or a folder like it."""
     close = difflib.get_close_matches(name.lower(), BUILT_IN, n=1)
+    parent = Path(name).parent
+    if not close and parent.is_dir():
+        folders = [entry.name for entry in parent.iterdir() if entry.is_dir()]
+        close = [
+            str(parent / one) for one in difflib.get_close_matches(Path(name).name, folders, n=1)
+        ]
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
