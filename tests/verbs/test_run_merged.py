@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from command import perdure, refused
-from perdure.api import compare, dry_run, init, log, merge, report, run, verify
+from perdure.api import compare, dry_run, init, log, merge, report, run, statistics, verify
 from perdure.comparison.cell import record
 from perdure.config import load_config
 from perdure.errors import PerdureError
@@ -174,6 +174,37 @@ def test_whole_experts_are_merged_before_their_weights_are_dropped(setting, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rule", ["fisher", "regmean"])
+def test_experts_are_measured_for_the_rules_that_need_it(setting, rule):
+    lineage = run({**setting, "merge": rule}, lineage="m")
+    parts = []
+    for number, name in enumerate(TASKS, start=1):
+        parts.append(f"of-{name}")
+        statistics(expert("m", number), f"{name}-train.jsonl", parts[-1], rule, max_length=64)
+    folders = [expert("m", number) for number in (1, 2)]
+    merge(folders, into="once", rule=rule, statistics=parts, base="base")
+    ours, once = (
+        load_file(folder / WHOLE) for folder in (lineage.folder(lineage.stages[-1]), Path("once"))
+    )
+    assert all(torch.equal(ours[name], once[name]) for name in once)
+    before = sorted(path.stat().st_mtime_ns for path in Path("m-experts-statistics").rglob("*"))
+    run({**setting, "merge": {"rule": rule, "experts": "m-experts"}}, lineage="again")
+    after = sorted(path.stat().st_mtime_ns for path in Path("m-experts-statistics").rglob("*"))
+    assert before == after
+    assert verify("again") == []
+
+
+@pytest.mark.slow
+def test_the_weights_of_experts_are_learned_on_a_few_rows_of_each_task(setting):
+    lineage = run({**setting, "merge": "frank_wolfe"}, lineage="m")
+    first, second = lineage.stages
+    assert (len(first["searches"]), len(second["searches"])) == (1, 1)
+    assert len(second["history"]) == 2
+    assert (lineage.folder(second) / WHOLE).is_file()
+    assert verify("m") == []
+
+
+@pytest.mark.slow
 def test_encoders_are_merged_as_well(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = {**setting_for("encoder", tmp_path, n=16), "base": "base", "max_length": 64}
@@ -216,8 +247,8 @@ def test_settings_that_cannot_be_are_refused(setting, tmp_path):
     bad("{rule: average, weight: much}", "merge: weight takes a number, got 'much'")
     bad("{rule: average, rank: 0}", "merge: rank must be a whole number of at least 1, got 0")
     bad("{rule: ties, rank: 4}", "merge: rank is that of a merged adapter, and ties gives whole")
-    bad("fisher", "merge: fisher needs statistics of each checkpoint, which a run does not give")
-    bad("frank_wolfe", "merge: frank_wolfe needs rows, or a weight, which a run does not give it")
+    bad("frank_wolfe", "and memory.ratio is 0; raise it", others=("memory.ratio=0",))
+    bad("{rule: frank_wolfe, rank: 4}", "frank_wolfe gives whole weights here; leave it out")
     bad("ties", "and the mode is sequential; set mode=per_task", others=("mode=sequential",))
     refused(tmp_path, "init", "x", "merge=ties", "base=base", names=("merge: is of `perdure run`",))
     run({**setting, "merge": "average"}, lineage="m")

@@ -16,6 +16,11 @@ def experts_folder(path: Path, merge: Any) -> Path:
     return Path(named) if named else path.with_name(path.name + EXPERTS)
 
 
+def statistics_folder(experts: Path, needs: str, stage: int) -> Path:
+    """Return the folder of what a rule of merging needs to know of an expert."""
+    return experts.with_name(f"{experts.name}-statistics") / f"{needs}-{stage}"
+
+
 def merged_folder(path: Path) -> Path | None:
     """Return the folder of the lineage in which the stages of a folder are merged, if it is one."""
     if not path.name.endswith(EXPERTS) or path.name == EXPERTS:

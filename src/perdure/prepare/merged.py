@@ -55,6 +55,16 @@ class MergeSettings:
     rank: int | None = None
     experts: str | None = None
 
+    @property
+    def learns(self) -> bool:
+        """Whether the weights of experts are learned on remembered rows."""
+        return self.make().learns and self.weight is None
+
+    @property
+    def gives_whole(self) -> bool:
+        """Whether the merged model has whole weights, also if the experts are adapters."""
+        return not self.make().linear or self.learns
+
     def make(self) -> Rule:
         """Return the rule.
 
@@ -120,17 +130,15 @@ def check_merge(config: Config) -> None:
             f"merge: merges the stages of mode per_task, and the mode is {config.mode}; set "
             "mode=per_task, or leave merge out"
         )
-    if settings.rank is not None and (config.adapter is None or not settings.make().linear):
+    if settings.rank is not None and (config.adapter is None or settings.gives_whole):
         raise PerdureError(
             f"merge: rank is that of a merged adapter, and {settings.rule} gives whole weights "
             "here; leave it out"
         )
-    rule = settings.make()
-    if rule.needs is not None or (rule.learns and settings.weight is None):
-        what = "statistics of each checkpoint" if rule.needs else "rows, or a weight"
+    if settings.learns and not config.memory.ratio:
         raise PerdureError(
-            f"merge: {rule.name} needs {what}, which a run does not give it; take another rule, or "
-            "merge the experts with `perdure merge`"
+            f"merge: {settings.rule} learns the weight of each expert on remembered rows, and "
+            "memory.ratio is 0; raise it, or give a weight"
         )
     if processes.count() > 1:
         raise PerdureError("merge: one process merges; run it without several")
@@ -184,9 +192,10 @@ def learned_experts(config: Config, tasks: Sequence[Task]) -> list[tuple[Lineage
 def merged_of(config: Config) -> Config:
     """Return the settings of the lineage in which the experts arrive.
 
-    A rule that does more than to add gives whole weights, also from adapters.
+    A rule that does more than to add gives whole weights, also from adapters, and so does one that
+    learns the weights of the experts.
     """
     merged = replace(copy.deepcopy(config), mode="sequential")
-    if not read_merge(config.merge).make().linear:
+    if read_merge(config.merge).gives_whole:
         merged = replace(merged, adapter=None, quantization=None)
     return merged

@@ -9,15 +9,23 @@ from typing import Any
 from transformers import TrainerCallback
 
 from perdure.config import Config
-from perdure.data.task import Task
+from perdure.data.task import Split, Task
 from perdure.errors import PerdureError
+from perdure.lineage.experts import statistics_folder
 from perdure.lineage.lineage import Lineage
 from perdure.prepare import prepare_run
 from perdure.prepare.merged import experts_of, learned_experts, merged_of, read_merge
 from perdure.say import Say
+from perdure.seeds import derive
+from perdure.train.memory import choose
 from perdure.verbs.init import begin
 from perdure.verbs.merge_arrival import merge_arrival
 from perdure.verbs.run import run
+from perdure.verbs.statistics import statistics
+
+
+RULES_OF = {"fisher": "fisher", "gram": "regmean"}  # the rule that needs each kind of statistics
+LIMIT = 256  # the most rows on which an expert is measured
 
 
 def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -> Lineage:
@@ -37,6 +45,12 @@ def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -
         prepare_run(copy.deepcopy(experts))  # before anything is written
     plan = prepare_run(merged_of(config))
     learned = None if settings.experts is None else learned_experts(experts, plan.tasks)
+    needs = settings.make().needs
+    if plan.info.kind == "encoder" and (needs or settings.learns):
+        raise PerdureError(
+            f"merge: {settings.rule} asks the model on rows, which works only with models that "
+            "generate; take another rule"
+        )
     if not (path / "lineage.yaml").exists():
         begin(path, plan, say=say)
     total = len(plan.tasks)
@@ -49,6 +63,8 @@ def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -
             _check_arrived(path, merged[number - 1], expert, entry)
             return
         expert.check_model(entry)
+        measured = None if needs is None else _measured(needs, expert, entry, task, config, say)
+        probe = _probe(plan.tasks[:number], config) if settings.learns else None
         is_last = number == total
         line = merge_arrival(
             path,
@@ -57,8 +73,8 @@ def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -
             rule_name=settings.rule,
             values=settings.values,
             weights=None if settings.weight is None else [settings.weight],
-            statistics=None,
-            rows=None,
+            statistics=measured,
+            rows=probe,
             rank=settings.rank,
             max_memory=None,
             after=None,
@@ -81,6 +97,43 @@ def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -
         ):
             arrive(number, lineage, entry, task)
     return Lineage(path)
+
+
+def _measured(
+    needs: str, expert: Lineage, entry: dict[str, Any], task: Task, config: Config, say: Say
+) -> list[Path]:
+    """Return the folder of an expert's statistics on its rows, which are measured if need be."""
+    folder = statistics_folder(expert.path, needs, entry["stage"])
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        say(f"{task.name}: measuring the {needs} statistics of its expert")
+        statistics(
+            str(expert.folder(entry)),
+            task.train,
+            folder,
+            rule_name=RULES_OF[needs],
+            limit=LIMIT,
+            max_length=config.max_length or None,
+            seed=config.seed,
+            say=say,
+        )
+    return [folder]
+
+
+def _probe(tasks: Sequence[Task], config: Config) -> Split:
+    """Return the rows on which the weight of the newest expert is learned: a few of each task."""
+    rows = [
+        row
+        for task in tasks
+        for row in choose(
+            task.train.rows,
+            config.memory.ratio,
+            seed=derive(config.seed, "probe"),
+            options=task.options,
+            per_answer=config.memory.per_answer,
+        )
+    ]
+    return Split(tuple(rows))
 
 
 def _check_arrived(
