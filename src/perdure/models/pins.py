@@ -78,7 +78,7 @@ def check_weights(folder: Path, name: str) -> None:
 
 
 def meant(name: str) -> str:
-    """Return the end of an error line about a model's name: a built-in model or a folder like it."""
+    """Return the end of an error line about a model: a built-in model or folder of a like name."""
     close = difflib.get_close_matches(name.lower(), BUILT_IN, n=1)
     parent = Path(name).parent
     if not close and parent.is_dir():
