@@ -355,14 +355,9 @@ def merge(
             raise PerdureError(f"{key}: is the lineage's; leave it out, or give a folder with into")
     task_name = name or Path(checkpoint).absolute().name
     task = _trained_elsewhere(folder, task_name, train, test, metric, options)
-    if verb.is_lineage(checkpoint):
-        say(
-            f"note: the newest stage of {checkpoint} arrives in the lineage {folder}; to merge the "
-            "two into a new model, give --into FOLDER"
-        )
     from perdure.verbs import merge_arrival as arrival
 
-    return arrival.merge_arrival(
+    entry = arrival.merge_arrival(
         folder,
         checkpoint,
         task,
@@ -378,6 +373,13 @@ def merge(
         data=data,
         say=say,
     )
+    if verb.is_lineage(checkpoint):
+        say(
+            f"note: the newest stage of {checkpoint} was merged into the lineage {folder}, which "
+            f"`perdure revert {folder} --to {entry['parent']}` undoes; --into FOLDER merges the "
+            "two into a new model"
+        )
+    return entry
 
 
 @processes.in_python()

@@ -25,6 +25,16 @@ def check_file(path: Path) -> None:
     _check(path, stat.S_ISREG, "a file")
 
 
+def check_new(out: Path) -> None:
+    """Check that a folder is new or empty.
+
+    Raises:
+        PerdureError: it is not.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise PerdureError(f"{out}: exists and is not empty; give a new folder")
+
+
 def check_folder(path: Path) -> None:
     """Check that there is a folder, or nothing, at a path.
 

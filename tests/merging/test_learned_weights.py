@@ -86,9 +86,13 @@ def test_the_steps_are_those_of_frank_wolfe():
     """On (w - 3/10)^2, and where the loss only falls or only rises."""
     rule = FrankWolfe(steps=5)
     weight, trials = rule.search(lambda w: ((w - 0.3) ** 2, 2 * (w - 0.3)))
-    wanted = [0.0, 1.0, 1 / 3, 1 / 6, 1 / 2]
+    wanted = [0.0, 1.0, 1 / 3, 1 / 6, 1 / 2, 1 / 3]  # the last is measured as well
     assert [trial.weight for trial in trials] == pytest.approx(wanted)
     assert weight == pytest.approx(1 / 3)
+    # The steps of 1 and 2/3 end where the loss is larger than without the checkpoint.
+    weight, trials = FrankWolfe(steps=2).search(lambda w: (abs(w - 0.1), w - 0.1))
+    assert [trial.weight for trial in trials] == pytest.approx([0.0, 1.0, 1 / 3])
+    assert weight == 0.0
     weight, trials = rule.search(lambda w: (-w, -1.0))
     assert (weight, [trial.weight for trial in trials]) == (1.0, [0.0, 1.0])
     weight, trials = rule.search(lambda w: (w, 1.0))

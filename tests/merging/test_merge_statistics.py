@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from command import perdure, refused, tree, write_rows
 from merging.models import measured_for, save_adapter, save_expert, save_statistics, weights_of
-from perdure.api import init, learn, merge, statistics, verify
+from perdure.api import init, learn, merge, pack, statistics, verify
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.merging.rule import Arrival, Arrived, Place, Rule
@@ -133,6 +133,8 @@ def test_where_no_row_has_inputs_regmean_is_the_average():
     merged = folded(make("regmean", {"alpha": 1.0}), taus, grams)
     mean = (taus[0] * traces[0] + taus[1] * traces[1]) / sum(traces)
     torch.testing.assert_close(merged[:, 2], mean[:, 2])
+    with pytest.raises(PerdureError, match="regmean: the Gram matrices of a layer have no inverse"):
+        folded(make("regmean", {"alpha": 0.0, "ridge": 0.0}), taus, grams)
     merged = folded(make("regmean"), taus, [torch.zeros(4, 4).double()] * 2)
     torch.testing.assert_close(merged, (taus[0] + taus[1]) / 2)
 
@@ -311,6 +313,16 @@ def test_arrivals_in_a_lineage_are_those_of_all_at_once(rule, desk):
     other = ("--rule", {"fisher": "regmean", "regmean": "fisher"}[rule], "--statistics")
     folder = save_statistics("more", "x", other[1], 7)
     refused(desk, "merge", "lineage", "x", *other, folder, names=words)
+
+
+def test_a_pack_has_the_statistics_of_its_checkpoint(desk):
+    folders = measured_for("fisher", "x", "y")["statistics"]
+    pack("x", "packed", base="base")
+    merge(["x", "y"], "fisher", base="base", into="once", statistics=folders)
+    merge(["packed", "y"], "fisher", base="base", into="from-pack", statistics=folders)
+    assert tree(Path("from-pack"))[WEIGHTS] == tree(Path("once"))[WEIGHTS]
+    words = ("packed: is a pack; measure its checkpoint",)
+    refused(desk, "statistics", "packed", "rows.jsonl", "out", names=words)
 
 
 # --- what is refused -----------------------------------------------------------------------------

@@ -158,6 +158,15 @@ def test_a_stopped_pack_goes_on(store):
 
 def test_packs_that_do_not_fit_are_refused(store):
     pack("few", "pack", base="base")
+    broken = weights_of("few")
+    broken["model.norm.weight"][0] = float("nan")
+    shutil.copytree("few", "broken")
+    save_file(broken, f"broken/{WEIGHTS}", metadata={"format": "pt"})
+    for codec in ("sparse", "raw", "lowrank"):
+        refused(
+            *(store, "pack", "broken", "out", "--base", "base", "--codec", codec),
+            names=("model.norm.weight", "infinite or not numbers"),
+        )
 
     def bad(*words: str, given: tuple[object, ...]) -> None:
         refused(store, *given, names=words)

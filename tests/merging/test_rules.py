@@ -248,6 +248,13 @@ def test_small_tensors_are_neither_zeroed_nor_refused(shape):
     assert one.any()
 
 
+@EVERY
+def test_a_tensor_without_elements_stays_one(name):
+    experts = [torch.zeros(0, 4), torch.zeros(0, 4)]
+    merged = merge(make(name), torch.zeros(0, 4), experts, weights_for(name, 2))
+    assert merged.shape == (0, 4)
+
+
 def test_magmax_takes_the_largest_change_and_of_equal_ones_the_later():
     base, *experts = tensors(5)
     tau = taus(base, experts).float()

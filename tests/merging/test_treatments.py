@@ -23,6 +23,7 @@ from perdure.lineage.lineage import Lineage
 from perdure.merging.after import find, keywords, make, names
 from perdure.merging.after.intruder import intruders_of
 from perdure.merging.layers import Layers
+from perdure.merging.output import Output
 from perdure.merging.rule import Place
 from perdure.models.limits import skeleton
 from tiny import save_tiny
@@ -89,7 +90,7 @@ def test_lines_scales_by_depth_and_everything_else_by_alpha(here):
         factor = 0.75 if ".layers.1." in name else 0.25
         wanted = base[name] + factor * (plain[name] - base[name])
         torch.testing.assert_close(weights, wanted, atol=1e-7, rtol=1e-6)
-    assert result["after"] == {"lines": {"alpha": 0.25, "beta": 0.5}}
+    assert result["after"] == [{"lines": {"alpha": 0.25, "beta": 0.5}}]
     assert 0.25 * result["norm"] < result["treated_norm"] < 0.75 * result["norm"]
     assert "`lines` (alpha=0.25, beta=0.5)" in Path("out/README.md").read_text()
 
@@ -234,6 +235,27 @@ def test_treatments_are_applied_in_their_order(here):
     assert tree(Path("one"))[WEIGHTS] != tree(Path("other"))[WEIGHTS]
 
 
+def test_a_stopped_merge_is_not_gone_on_with_in_another_order_of_treatments(here, monkeypatch):
+    merge(["x"], base="base", into="wanted", after=["intruder", "lines"])
+    finish, finished = Output.finish, []
+
+    def stopped(output, name, **facts):
+        finish(output, name, **facts)
+        finished.append(name)
+        if len(finished) == 11:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "finish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            merge(["x"], base="base", into="mixed", after=["lines", "intruder"])
+    merge(["x"], base="base", into="mixed", after=["intruder", "lines"])
+    assert tree(Path("mixed"))[WEIGHTS] == tree(Path("wanted"))[WEIGHTS]
+    init("lineage", base="base", method="sequential", adapter=None)
+    for number, after in enumerate((["lines", "intruder"], ["intruder", "lines"]), start=1):
+        assert merge(["lineage", "x"], after=after)["stage"] == number
+
+
 def test_what_arrives_in_a_lineage_is_treated_and_its_state_is_not(here):
     init("lineage", base="base", method="sequential", adapter=None)
     shutil.copytree("lineage", "plain")
@@ -242,7 +264,7 @@ def test_what_arrives_in_a_lineage_is_treated_and_its_state_is_not(here):
         assert told.status == 0, told.err
         merge(["plain", name])
     treated, plain = (Lineage(name).stages[-1] for name in ("lineage", "plain"))
-    assert treated["after"] == {"lines": {"alpha": 0.25, "beta": 0.5}}
+    assert treated["after"] == [{"lines": {"alpha": 0.25, "beta": 0.5}}]
     assert treated["files"]["merge.safetensors"] == plain["files"]["merge.safetensors"]
     merge(["x", "y"], base="base", into="once", after={"lines": {"alpha": 0.25}}, dtype="float32")
     stage = Lineage("lineage").folder(treated)

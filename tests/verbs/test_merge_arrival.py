@@ -99,6 +99,8 @@ def test_adapters_arrive_one_after_another_as_if_all_at_once(place):
         "rule.exact=false"
     )
     assert "already merged, as stage 4" in perdure("merge", "lineage", second).err
+    other = ("merge", "lineage", second, "--test", "animal-test.jsonl")
+    refused(place, *other, names=("stage 4 has merged it with other test rows", "--to 3"))
     # The state of the stage before is still there after going back to it.
     revert("lineage", 3)
     again = merge(["lineage", second], rank=rank)
@@ -302,7 +304,9 @@ def test_a_newest_stage_can_arrive_in_another_lineage(place):
     learn("other", "more", train="colour-train.jsonl")
     said: list[str] = []
     entry = merge(["lineage", "other"], name="more", rule="ema", say=said.append)
-    assert any("the newest stage of other arrives in the lineage lineage" in line for line in said)
+    assert any(
+        "the newest stage of other was merged into the lineage lineage" in line for line in said
+    )
     other = Lineage("other")
     assert entry["checkpoint"][WEIGHTS] == other.stages[-1]["files"][WEIGHTS]
     assert show("lineage")["verdict"] is not None

@@ -54,6 +54,7 @@ def test_the_largest_weight_within_the_gate_is_taken(gated, place):
     assert entry["files"][WEIGHTS] == Lineage("at-0.25").stages[-1]["files"][WEIGHTS]
     assert verify("lineage") == []
     shown = " ".join(perdure("show", "lineage").out.split())
+    assert " weight 0.25 " in shown
     assert "weight 0.25: within the gate" in shown
     assert "already merged, as stage 3" in perdure(*_search()).err
 
@@ -162,13 +163,42 @@ def test_a_search_that_cannot_be_is_refused(place):
     given = replace(arrival, weight=0.5)
     tried = merge_search.weights_to_try(rule, given, gate, Path("lineage"))
     assert tried == [0.5, 0.25, 0.125, 0.0625]
+    bad(
+        "weight: is 0, and a search only makes it smaller",
+        options=("--rule", RULE, "--weight", "0"),
+    )
     bad("search: is of an arrival in a lineage", options=("--into", "new", "--base", "base"))
 
 
 @pytest.mark.slow
-def test_a_refused_arrival_names_the_search(place):
+def test_a_refused_arrival_names_the_search(place, monkeypatch):
     trained_adapter("far", 1)
     configure("lineage", **{"gate.kl": 1e-9})
     with pytest.raises(RefusedError, match="--search looks for a smaller weight within the gate"):
         merge(["lineage", "far"], rule=RULE)
     assert Lineage("lineage").ledger[-1]["verb"] == "refused"
+    assert Lineage("lineage").ledger[-1]["weight"] is None
+
+    def within(search, weight, *rest):
+        return {"weight": weight, "scores": {}, "reasons": []}
+
+    monkeypatch.setattr(merge_search.Search, "_trial", within)
+    words = "although the search found weight 0.5 within the gate on its rows"
+    with pytest.raises(RefusedError, match=words):
+        merge(["lineage", "far"], rule=RULE, weights=[0.5], search=True)
+    refusal = Lineage("lineage").ledger[-1]
+    assert (refusal["weight"], len(refusal["trials"])) == (0.5, 1)
+
+
+@pytest.mark.slow
+def test_the_shares_of_a_searched_weight_are_those_of_that_weight(whole_place, monkeypatch):
+    trained_adapter("far", 1, lora_alpha=60)
+    configure("lineage", **{"gate.kl": 100.0})
+
+    def quarter(search, weight, *rest):
+        return {"weight": weight, "scores": {}, "reasons": [] if weight < 0.3 else ["too far"]}
+
+    monkeypatch.setattr(merge_search.Search, "_trial", quarter)
+    entry = merge(["lineage", "far"], rule="frank_wolfe", weights=[1.0], search=True)
+    assert entry["weight"] == 0.25
+    assert entry["coefficients"] == [0.75, 0.25]

@@ -117,7 +117,7 @@ def _show(result: dict[str, Any]) -> None:
         table.add_row(Text(checkpoint["checkpoint"]), *cells)
     table.add_row(Text("merged"), "", f"{result['norm']:.4g}")
     if "treated_norm" in result:
-        names = " and ".join(result["after"])
+        names = ", then ".join(name for one in result["after"] for name in one)
         table.add_row(Text(f"after {names}"), "", f"{result['treated_norm']:.4g}")
     stdout().print(table)
     if "coefficients" in result:

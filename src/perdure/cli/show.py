@@ -94,8 +94,10 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
     if "rule" in stage:
         (rule, keywords), count = next(iter(stage["rule"].items())), len(stage["history"])
         lines += [("rule", f"{rule} ({_pairs(keywords)}); {counted(count, 'checkpoint')} so far")]
-        treatments = stage.get("after", {})
-        lines += [("treated by", f"{name} ({_pairs(own)})") for name, own in treatments.items()]
+        if stage["weight"] is not None:
+            lines += [("weight", f"{stage['weight']:g}")]
+        treatments = [pair for one in stage.get("after", ()) for pair in one.items()]
+        lines += [("treated by", f"{name} ({_pairs(own)})") for name, own in treatments]
         if found := interference_of(stage):
             lines += [("interference", found.words), ("by layer", found.by_layer)]
         if "trials" in stage:

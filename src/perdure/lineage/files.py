@@ -37,8 +37,10 @@ def hash_folder(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, what: str = "lineage") -> Iterator[None]:
     """Hold the folder's `lock` for a block. The system releases it when the process ends.
+
+    `what` is what the folder is, for the error line.
 
     Raises:
         PerdureError: another process holds the lock, or it is not a file.
@@ -48,7 +50,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PerdureError(
-                f"{folder}: another process is writing to this lineage; wait until it has finished"
+                f"{folder}: another process is writing to this {what}; wait until it has finished"
             ) from error
         yield
 

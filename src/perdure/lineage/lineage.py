@@ -431,7 +431,9 @@ class Lineage(History):
             "method": entry["method"],
             "mode": entry["mode"],
             "scores": entry["scores"],
-            **{key: entry[key] for key in ("sampled", "undone") if key in entry},
+            **{
+                key: entry[key] for key in ("sampled", "undone", "weight", "trials") if key in entry
+            },
             "reasons": reasons,
             "key": key,
         }

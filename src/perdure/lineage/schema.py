@@ -253,7 +253,7 @@ class MergeLine(AdoptLine):
     """
 
     rule: Keywords
-    after: NotRequired[dict[str, dict[str, Any]]]
+    after: NotRequired[list[dict[str, dict[str, Any]]]]
     statistics: NotRequired[str]
     rows: NotRequired[str]
     coefficients: NotRequired[list[float]]
@@ -271,7 +271,10 @@ class MergeLine(AdoptLine):
 
 
 class RefusedLine(Line):
-    """A stage that the gate refused; the newest stage stays the newest."""
+    """A stage that the gate refused; the newest stage stays the newest.
+
+    Of an arrival it has the weight, and what a search has tried.
+    """
 
     folder: RefusedFolder
     files: Files
@@ -283,6 +286,8 @@ class RefusedLine(Line):
     reasons: list[str]
     key: str
     undone: NotRequired[Count]
+    weight: NotRequired[float | None]
+    trials: NotRequired[list[TrialLine]]
 
 
 class RevertLine(Line):

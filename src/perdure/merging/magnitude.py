@@ -15,7 +15,7 @@ LOW = 15  # the low bits of a magnitude; the 16 bits above them are counted firs
 
 
 def kth_largest(pieces: Pieces, k: int) -> float:
-    """Return the k-th largest magnitude of a tensor, exactly, in fp32.
+    """Return the k-th largest magnitude of a tensor, exactly, in fp32; 0 of one without elements.
 
     The bits of a non-negative fp32 number, read as an integer, have its order. So the higher bits
     of all magnitudes are counted first, and then the lower bits of those that share the higher ones
@@ -25,7 +25,10 @@ def kth_largest(pieces: Pieces, k: int) -> float:
         pieces: returns the pieces of the tensor, each time from the first.
         k: which magnitude, from 1 for the largest.
     """
-    high, rank = _bin(_counts((bits >> LOW for bits in _bits(pieces())), 1 << 16), k)
+    counts = _counts((bits >> LOW for bits in _bits(pieces())), 1 << 16)
+    if not counts.any():
+        return 0.0
+    high, rank = _bin(counts, k)
     mask = (1 << LOW) - 1
     lower = (bits[bits >> LOW == high] & mask for bits in _bits(pieces()))
     low, _ = _bin(_counts(lower, 1 << LOW), rank)

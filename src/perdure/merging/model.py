@@ -155,6 +155,11 @@ class Checkpoint:
         return hashes_of([self.folder / ADAPTER_SETTINGS, self.folder / ADAPTER_WEIGHTS, *head])
 
     @property
+    def hashes_of_content(self) -> dict[str, str]:
+        """The SHA-256 of the files of what a pack restores exactly, or of its own files."""
+        return self.pack.checkpoint if self.pack is not None and self.pack.exact else self.hashes
+
+    @property
     def identity(self) -> str:
         """The hash of its weights, which does not depend on where it is."""
         if self.pack is not None:

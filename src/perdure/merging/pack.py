@@ -13,6 +13,7 @@ its shape and data type, and the hashes of all files. pack.safetensors has tenso
 What is raw or sparse is the checkpoint bit by bit.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from perdure.config import Codec
-from perdure.errors import PerdureError, one_line
+from perdure.errors import NotFiniteError, PerdureError, one_line
 from perdure.merging.checkpoint import CODES, FLOATS, Tensors
 from perdure.merging.fold import Piece, pieces
 from perdure.merging.magnitude import dot
@@ -196,7 +197,11 @@ class Packer:
         return "raw", {f"raw.{name}": (stored.shape, stored.dtype)}
 
     def write(self, name: str, codec: Kind, output: Output) -> dict[str, float]:
-        """Write a tensor, and return the sums of squares of its change, and of what is cut off."""
+        """Write a tensor, and return the sums of squares of its change, and of what is cut off.
+
+        Raises:
+            NotFiniteError: it has values that are infinite or not numbers.
+        """
         parts = _parts(codec, name)
         if not parts:
             return {"square": 0.0, "lost": 0.0}
@@ -225,6 +230,11 @@ class Packer:
                 written += len(places)
             if codec == "sparse":
                 output.write(parts[2], 0, self._starts(name))
+        if not math.isfinite(square):
+            raise NotFiniteError(
+                f"{name}: the checkpoint has values there that are infinite or not numbers; check "
+                "how it was trained"
+            )
         facts = {"square": square, "lost": lost}
         for part in reversed(parts):  # the first, which has the facts, when all are there
             output.finish(part, **facts)

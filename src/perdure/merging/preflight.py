@@ -90,7 +90,7 @@ def check_statistics(rule: Rule, base: Model, checkpoints: Sequence[Checkpoint])
                 f"`perdure statistics {checkpoint.name} ROWS FOLDER --rule {rule.name}`, and give "
                 "--statistics FOLDER for each checkpoint, in their order"
             )
-        statistics.check(checkpoint.name, checkpoint.hashes, places)
+        statistics.check(checkpoint.name, checkpoint.hashes_of_content, places)
         measured = names & statistics.tensors.stored.keys()
         if known is not None and measured != known:
             raise PerdureError(

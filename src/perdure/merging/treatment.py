@@ -65,6 +65,9 @@ class Treatment:
         return self.factor(place.depth) * tau
 
 
-def values_of(treatments: Sequence[Treatment]) -> dict[str, dict[str, Any]]:
-    """Return the values of all keywords of treatments, by their names, in their order."""
-    return {treatment.name: asdict(treatment) for treatment in treatments}
+def values_of(treatments: Sequence[Treatment]) -> list[dict[str, dict[str, Any]]]:
+    """Return treatments as mappings of a name to the values of all keywords, in their order.
+
+    It is a list, because a mapping in JSON has no order, and that of treatments matters.
+    """
+    return [{treatment.name: asdict(treatment)} for treatment in treatments]

@@ -114,7 +114,8 @@ def _from_elsewhere(lineage: Lineage, entry: dict[str, Any]) -> str:
         rule, values = next(iter(entry["rule"].items()))
         words = ["perdure", "merge", FOLDER, "CHECKPOINT", "--rule", rule, "--name", name]
         words += [f"rule.{key}={json.dumps(value)}" for key, value in values.items()]
-        for treatment, own in entry.get("after", {}).items():
+        pairs = [pair for one in entry.get("after", ()) for pair in one.items()]
+        for treatment, own in pairs:
             words += ["--after", treatment]
             words += [f"after.{treatment}.{key}={json.dumps(v)}" for key, v in own.items()]
         words += [] if entry["weight"] is None else ["--weight", f"{entry['weight']:g}"]

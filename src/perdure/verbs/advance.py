@@ -308,6 +308,11 @@ def _refused_text(lineage: Lineage, refused: dict[str, Any], what: str) -> str:
     )
     if "undone" in refused:
         again = f"and stage {refused['undone']} is still in it"
+    elif "trials" in refused:
+        again = (
+            f"although the search found weight {refused['weight']:g} within the gate on its "
+            "rows; a smaller --weight changes less"
+        )
     elif refused["method"] == "merged":
         again = "and `perdure merge` with --search looks for a smaller weight within the gate"
     return (

@@ -9,7 +9,7 @@ from peft import PeftModel, PeftType
 from torch import Tensor
 
 from perdure.config import Dtype
-from perdure.disk import fresh_folder, usual_modes
+from perdure.disk import check_new, fresh_folder, usual_modes
 from perdure.errors import PerdureError, nearest, one_line
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import as_stored, base_at, is_untouched, stage_entry
@@ -28,8 +28,7 @@ from perdure.writing import writing
 def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | None) -> Path:
     """Write a stage as a single model and return its folder. See `perdure.api.export`."""
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise PerdureError(f"{out}: exists and is not empty; give a new folder")
+    check_new(out)
     if dtype is not None and dtype not in get_args(Dtype):
         raise PerdureError(f"dtype {dtype!r} is not a choice; {nearest(dtype, get_args(Dtype))}")
     lineage = Lineage(path)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from perdure.config import Dtype
 from perdure.data.task import Split
-from perdure.disk import check_folder, fresh_folder, remove
+from perdure.disk import check_folder, check_new, fresh_folder, remove
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.files import dump, locked
 from perdure.lineage.lineage import Lineage
@@ -77,8 +77,7 @@ def merge_many(
     rule, checkpoints = open_rule_and_checkpoints(names, rule_name, values, weights, statistics)
     if not checkpoints:
         raise PerdureError("give the checkpoints to merge")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise PerdureError(f"{out}: exists and is not empty; give a new folder")
+    check_new(out)
     check_rows(rule, [checkpoint.weight for checkpoint in checkpoints], rows)
     only_adapters = all(c.adapter is not None for c in checkpoints) and not (full or recipe)
     not_low = next((t.name for t in treatments if not t.scales), None)
@@ -308,7 +307,7 @@ def _merge_to_model(
     for line in about:
         say(line)
     work = _work(out)
-    with writing(out), owned(work):
+    with writing(out), owned(work, out):
         merged = merge_into(job, work / "parts")
         folder = work / "parts" / MODEL
         copy_beside(base, folder, dtype, speaks=speaks)
@@ -367,7 +366,7 @@ def _merge_to_adapter(
         merged = compressed(treated, cap=rank, dtype=dtype, scaling=1.0)
         norm = compressed(total, cap=rank, dtype=dtype).norm if after else merged.norm
     work = _work(out)
-    with writing(out), owned(work):
+    with writing(out), owned(work, out):
         folder = work / MODEL
         fresh_folder(folder)
         save_file(merged.tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -429,16 +428,21 @@ def _work(out: Path) -> Path:
 
 
 @contextmanager
-def owned(work: Path) -> Iterator[None]:
+def owned(work: Path, out: Path) -> Iterator[None]:
     """Let no other process write into a folder of unfinished work for a block.
+
+    Args:
+        work: the folder of unfinished work.
+        out: the new folder that is made of it.
 
     What a mistake of the user's has left is deleted. What a stopped process has left stays, so that
     the same command goes on with it.
     """
     check_folder(work)
     work.mkdir(parents=True, exist_ok=True)
-    with locked(work):
+    with locked(work, "folder"):
         try:
+            check_new(out)  # again, because another process may have written it meanwhile
             yield
         except PerdureError:
             remove(work)

@@ -157,6 +157,7 @@ def merge_arrival(
         last = lineage.stages[-1] if lineage.stages else {}
         if _is_done(last, line) and last["task"]["name"] == task.name:
             _check_same_rank(lineage, last, rank)
+            _check_same_rows(lineage, last, task)
             say(f"{task.name}: already merged, as stage {lineage.head}")
             return last
         so_far = _so_far(lineage, rule, line["rule"])
@@ -176,8 +177,11 @@ def merge_arrival(
             if whole:
                 weighted = replace(job.checkpoints[-1], weight=weight)
                 checkpoints = [*job.checkpoints[:-1], weighted]
-                weights = merged_weights(replace(job, checkpoints=checkpoints), work)
+                weighted_job = replace(job, checkpoints=checkpoints)
+                weights = merged_weights(weighted_job, work)
                 learned = searches
+                if searches:  # `--search` may take another weight than the one it begins with
+                    learned |= {"coefficients": rule.coefficients(weighted_job.arrived)}
             else:
                 weighted = replace(arrival, weight=weight)
                 weights = _merged_adapters(
@@ -235,6 +239,21 @@ def _check_same_rank(lineage: Lineage, last: dict[str, Any], rank: int | None) -
             f"{lineage.path}: stage {last['stage']} has merged it at rank {settings['r']}; for "
             f"another rank, `perdure revert {lineage.path} --to {last['parent']}`, and merge again"
         )
+
+
+def _check_same_rows(lineage: Lineage, last: dict[str, Any], task: Task) -> None:
+    """Check that a stage that is merged already has the rows that are given.
+
+    Raises:
+        PerdureError: it was scored on other rows, or remembers others.
+    """
+    for split, given in (("train", task.train), ("dev", task.dev), ("test", task.test)):
+        has = last["task"].get(split, {}).get("sha256")
+        if given is not None and given.rows and given.sha256 != has:
+            raise PerdureError(
+                f"{lineage.path}: stage {last['stage']} has merged it with other {split} rows; for "
+                f"these, `perdure revert {lineage.path} --to {last['parent']}`, and merge again"
+            )
 
 
 def _check_adapter(

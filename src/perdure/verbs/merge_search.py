@@ -196,6 +196,8 @@ def weights_to_try(rule: Rule, arrival: Checkpoint, gate: Gate, path: Path) -> l
             f"{rule.name}: the weight of an arrival that has none depends on the others; give the "
             "one with which the search begins, such as --weight 0.5"
         )
+    if arrival.weight == 0:
+        raise PerdureError("weight: is 0, and a search only makes it smaller; give another one")
     if gate == Gate():
         raise PerdureError(
             f"{path}: has no gate, so every weight stays within it; set a limit first, such as "

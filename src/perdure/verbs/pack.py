@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from perdure.config import Codec
-from perdure.disk import remove
+from perdure.disk import check_new, remove
 from perdure.errors import NotFiniteError, PerdureError, nearest
 from perdure.merging.fold import pieces
 from perdure.merging.model import Checkpoint, Model, opened
@@ -25,7 +25,8 @@ def pack(
     name: str, out: str | Path, base_name: str | None, codec: Codec, energy: float, say: Say
 ) -> dict[str, Any]:
     """Pack a checkpoint into a new folder and describe it. See `perdure.api.pack`."""
-    out = _new(Path(out))
+    out = Path(out)
+    check_new(out)
     if codec not in get_args(Codec):
         raise PerdureError(f"codec {codec!r} is not a choice; {nearest(codec, get_args(Codec))}")
     if not 0 < energy <= 1:
@@ -40,7 +41,7 @@ def pack(
     for line in check(base, [checkpoint]):
         say(line)
     work = out.parent / f".{out.name}.packing"
-    with writing(out), owned(work):
+    with writing(out), owned(work, out):
         about = _write(work / MODEL, base, checkpoint, codec, energy)
         _publish(work / MODEL, out)
     remove(work)
@@ -74,7 +75,7 @@ def _write(
             except RuntimeError as error:  # of torch.linalg.svd
                 raise NotFiniteError(
                     f"{checkpoint.name}: its {place.tensor} has values that are infinite or not "
-                    "numbers; pack it with --codec raw"
+                    "numbers; check how it was trained"
                 ) from error
             stored = whole.stored[place.tensor]
             coded[place.tensor] = Coded(kind, stored.shape, stored.dtype)
@@ -101,7 +102,8 @@ def _write(
 
 def unpack(name: str, out: str | Path, base_name: str | None, say: Say) -> dict[str, Any]:
     """Restore a checkpoint from a pack and describe it. See `perdure.api.unpack`."""
-    out = _new(Path(out))
+    out = Path(out)
+    check_new(out)
     checkpoint = open_model(name)
     packed = checkpoint.pack
     if packed is None:
@@ -114,7 +116,7 @@ def unpack(name: str, out: str | Path, base_name: str | None, say: Say) -> dict[
         for tensor, stored in base.tensors.stored.items()
     }
     work = out.parent / f".{out.name}.unpacking"
-    with writing(out), owned(work):
+    with writing(out), owned(work, out):
         output = Output(work / MODEL, shapes, key=digest(checkpoint.hashes))
         with opened(base, [checkpoint]), output.open():
             for tensor in sorted(shapes.keys() - output.done.keys()):
@@ -130,17 +132,6 @@ def unpack(name: str, out: str | Path, base_name: str | None, say: Say) -> dict[
         _publish(work / MODEL, out)
     remove(work)
     return {"model": str(out), "exact": packed.exact, "checkpoint": packed.checkpoint}
-
-
-def _new(out: Path) -> Path:
-    """Return a folder that is to be made.
-
-    Raises:
-        PerdureError: it exists and is not empty.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise PerdureError(f"{out}: exists and is not empty; give a new folder")
-    return out
 
 
 def _publish(folder: Path, out: Path) -> None:

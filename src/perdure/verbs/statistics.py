@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from perdure.data.task import Split, limit_rows
 from perdure.data.tokens import Features
-from perdure.disk import fresh_folder, usual_modes
+from perdure.disk import check_new, fresh_folder, usual_modes
 from perdure.errors import NotFiniteError, PerdureError
 from perdure.merging.checkpoint import Tensors, model_files, model_folder
 from perdure.merging.model import Checkpoint
@@ -39,11 +39,15 @@ def statistics(
 ) -> dict[str, Any]:
     """Measure a checkpoint, and return what was written. See `perdure.api.statistics`."""
     out, kind = Path(out), _kind(rule_name)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise PerdureError(f"{out}: exists and is not empty; give a new folder")
+    check_new(out)
     if limit < 1:
         raise PerdureError(f"limit: must be at least 1, got {limit}")
     checkpoint = open_model(name)
+    if checkpoint.pack is not None:
+        raise PerdureError(
+            f"{name}: is a pack; measure its checkpoint, or what `perdure unpack` restores, and "
+            "give that folder with the pack"
+        )
     hashes = checkpoint.hashes  # before its weights are read, so that they are of these files
     base = load_whole(name, say)
     rows = limit_rows(split.rows, limit, derive(seed, "statistics"))

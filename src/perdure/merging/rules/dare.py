@@ -21,9 +21,9 @@ class Dare(Rule):
         theta = theta_0 + scale sum_i w_i tau'_i
 
     (Yu et al. 2023, 2311.03099; mergekit's dare_linear, but always rescaled by 1 / density). What
-    is dropped of an element depends only on the seed, the checkpoint's content, and the element's
-    place, so it is the same in any order of arrival and on any number of threads. Norms and biases
-    are not dropped.
+    is dropped of an element depends only on the seed, the checkpoint's files, and the element's
+    place, so it is the same in any order of arrival and on any number of threads; the same weights
+    in other shards are other files. Norms and biases are not dropped.
 
     State: the sum of the weighted task vectors.
 

@@ -35,8 +35,10 @@ class FrankWolfe(Rule):
 
     The w of each arrival is found by the Frank-Wolfe algorithm on the segment between the two
     (FW-Merging, Chen et al. 2025, 2503.12649), with L the loss on the rows of `--rows`, a few of
-    all tasks that the model shall do. A checkpoint that does not lower L gets the weight 0. All
-    weights of theta, with the base's, are >= 0 and add up to 1, and the result names them.
+    all tasks that the model shall do. The steps are long at first, and L is no convex function of
+    w, so of all weights on the way, with 0 among them, the one of the least L is taken: a
+    checkpoint that does not lower L gets the weight 0. All weights of theta, with the base's, are
+    >= 0 and add up to 1, and the result names them.
 
     The paper searches among all checkpoints at once, in each step again, which is no fold: they
     would all have to be kept. Here the same step is taken between what was merged and what
@@ -49,7 +51,8 @@ class FrankWolfe(Rule):
     State: the merged task vector.
 
     Args:
-        steps: the most steps of a search, >= 1; each is one gradient of the loss on all rows.
+        steps: the most steps of a search, >= 1; each is one gradient of the loss on all rows, and
+            the weight after the last is measured as well.
     """
 
     paper: ClassVar[str | None] = "https://huggingface.co/papers/2503.12649"
@@ -84,7 +87,7 @@ class FrankWolfe(Rule):
                 raise PerdureError(f"frank_wolfe: a weight must be in [0, 1], got {weight:g}")
 
     def search(self, measure: Callable[[float], tuple[float, float]]) -> tuple[float, list[Trial]]:
-        """Return the weight that the steps lead to, and the steps.
+        """Return the weight of the least loss among those that the steps lead to, and the steps.
 
         Args:
             measure: returns the loss at a weight, and its derivative in the weight.
@@ -96,7 +99,9 @@ class FrankWolfe(Rule):
             if vertex == weight:  # the duality gap (w - s) dL/dw is zero: this is the minimum
                 break
             weight += 2.0 / (step + 2.0) * (vertex - weight)
-        return weight, trials
+        else:
+            trials.append(Trial(weight, *measure(weight)))
+        return min(trials, key=lambda trial: trial.loss).weight, trials
 
 
 def _weight(given: float | None, number: int) -> float:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from perdure.errors import PerdureError
 from perdure.merging.rule import (
     Arrival,
     Arrived,
@@ -30,7 +31,9 @@ class Regmean(Rule):
     with x the inputs of the layer, of dimension d, in checkpoint i on rows of its own task (Jin et
     al. 2022, 2212.09849). With alpha = 1 and ridge = 0, this is the least-squares solution of all
     rows at once, sum_i w_i E |W x - W_i x|^2. A smaller alpha trusts the correlations between
-    inputs less. `perdure statistics CHECKPOINT ROWS FOLDER --rule regmean` measures G.
+    inputs less. `perdure statistics CHECKPOINT ROWS FOLDER --rule regmean` measures G, in fp32.
+    With alpha near 1 and few rows, G' is nearly singular: the solution follows the rounding of G
+    by a few per cent, and has large weights in directions that no row reaches.
 
     All other tensors are averaged: embeddings and the output layer, norms and biases, packed
     experts, and layers that no row reaches.
@@ -102,9 +105,15 @@ class Regmean(Rule):
         gram, total = state["gram"], state["sum"]
         if not gram.numel():
             return total / sum(1.0 if one.weight is None else one.weight for one in history)
-        if state["transposed"]:
-            return torch.linalg.solve(gram, total)
-        return torch.linalg.solve(gram, total.T).T
+        try:
+            if state["transposed"]:
+                return torch.linalg.solve(gram, total)
+            return torch.linalg.solve(gram, total.T).T
+        except RuntimeError as error:  # torch.linalg.LinAlgError, which is one
+            raise PerdureError(
+                "regmean: the Gram matrices of a layer have no inverse, because some of its inputs "
+                "were zero on all rows; give a ridge > 0"
+            ) from error
 
     def check_weights(self, weights: Sequence[float | None]) -> None:
         positive_weights(self, weights)
