@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure import processes
-from perdure.config import Codec, Config, Dtype, PresetName, ScoringMode, load_config, read_settings
+from perdure.config import (
+    Codec,
+    Config,
+    Dtype,
+    PresetName,
+    ScoringMode,
+    Vocabulary,
+    load_config,
+    read_settings,
+)
 from perdure.data.conversations import Conversations
 from perdure.data.forms import Notes, Row, as_row
 from perdure.data.opening import file_split
@@ -215,6 +224,7 @@ def merge(
     statistics: Sequence[str | Path] | None = None,
     rows: TaskRows | None = None,
     preset: PresetName | None = None,
+    vocabulary: Vocabulary = "same",
     name: str | None = None,
     train: TaskRows | None = None,
     test: TaskRows | None = None,
@@ -272,6 +282,11 @@ def merge(
             the model shall do; for `frank_wolfe`.
         preset: A recipe in place of a rule. `reinstruct` adds what continued pretraining has
             changed of a base to the base's instruct model; give both, in this order.
+        vocabulary: What is done with checkpoints that have other tokens than the base, or have them
+            in another order. `same` refuses them. `base` takes for each token of the base the row
+            that the checkpoint has for it, leaves the rows of tokens that the checkpoint lacks
+            unchanged, and leaves its own tokens out. `union` adds these to the base's, with the
+            weighted mean of their rows.
         name: In a lineage, the name of the task that the checkpoint has learned. Default: the name
             of its folder.
         train: In a lineage, the rows that it was trained on. Some of them are remembered.
@@ -301,11 +316,13 @@ def merge(
     names = [str(model) for model in ([models] if isinstance(models, str | Path) else models)]
     from perdure.verbs import merge as verb
 
+    verb.check_vocabulary(vocabulary)
     if undo is not None:
         others = {"into": into, "weights": weights, "base": base, "dtype": dtype, "name": name}
         others |= {"train": train, "test": test, "options": options, "full": full or None}
         others |= {"search": search or None, "after": after or None, "preset": preset}
         others |= {"statistics": statistics, "rows": rows}
+        others |= {"vocabulary": None if vocabulary == "same" else vocabulary}
         others |= {"rule": None if rule == "average" else rule, "keywords": keywords or None}
         for key, value in others.items():
             if value is not None:
@@ -340,6 +357,7 @@ def merge(
             statistics=statistics,
             rows=probe,
             preset_name=preset,
+            vocabulary=vocabulary,
             rank=rank,
             full=full,
             dtype=dtype,
@@ -353,6 +371,11 @@ def merge(
     for key, value in (("base", base), ("dtype", dtype), ("full", full or None)):
         if value is not None:
             raise PerdureError(f"{key}: is the lineage's; leave it out, or give a folder with into")
+    if vocabulary == "union":
+        raise PerdureError(
+            "vocabulary union: a lineage keeps the vocabulary of its base; give base, or merge "
+            "into a new model with into"
+        )
     task_name = name or Path(checkpoint).absolute().name
     task = _trained_elsewhere(folder, task_name, train, test, metric, options)
     from perdure.verbs import merge_arrival as arrival
@@ -369,6 +392,7 @@ def merge(
         rank=rank,
         max_memory=verb.read_bytes(max_memory),
         after=after,
+        vocabulary=vocabulary,
         search=search,
         data=data,
         say=say,

@@ -17,6 +17,7 @@ TOGETHER = ("joint", "union")  # the modes that learn several tasks at once
 ScoringMode = Literal["generate", "options"]
 Codec = Literal["sparse", "lowrank", "raw"]  # how a packed checkpoint is stored
 PresetName = Literal["reinstruct"]  # the recipes of merging
+Vocabulary = Literal["same", "base", "union"]  # what merging does with other vocabularies
 Dtype = Literal["float32", "bfloat16", "float16"]  # the data types of an exported model
 
 DEFAULT_ADAPTER = {"peft_type": "LORA", "r": 8, "lora_alpha": 32, "lora_dropout": 0.05}

@@ -98,6 +98,8 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
             lines += [("weight", f"{stage['weight']:g}")]
         treatments = [pair for one in stage.get("after", ()) for pair in one.items()]
         lines += [("treated by", f"{name} ({_pairs(own)})") for name, own in treatments]
+        if "vocabulary" in stage:
+            lines += [("vocabulary", _aligned(stage["vocabulary"]))]
         if found := interference_of(stage):
             lines += [("interference", found.words), ("by layer", found.by_layer)]
         if "trials" in stage:
@@ -111,6 +113,14 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("seed", f"{settings['seed']}, {counted(settings['threads'], 'thread')}")]
     lines += [("made with", _pairs(stage["versions"]))]
     return [*lines, *_loads(stage)]
+
+
+def _aligned(found: dict[str, Any]) -> str:
+    """How the tokens of a checkpoint were aligned with those of the base."""
+    return (
+        f"aligned by token: {found['shared']} in both, {found['unchanged']} unchanged, "
+        f"{found['own']} left out"
+    )
 
 
 def _trials(trials: list[dict[str, Any]]) -> str:

@@ -230,6 +230,19 @@ class InterferenceLine(TypedDict):
     layers: dict[Name, Pair]
 
 
+class AlignedLine(TypedDict):
+    """How the vocabulary of a checkpoint was aligned with that of the base.
+
+    `shared` is the number of tokens that are in both, `unchanged` that of those which the
+    checkpoint lacks, `own` that of those which the base lacks, and `sha256` the hash of the rows.
+    """
+
+    shared: Count
+    unchanged: Count
+    own: Count
+    sha256: Sha256
+
+
 class TrialLine(TypedDict):
     """A weight of an arrival that was tried, with the old tasks' scores and the gate's reasons."""
 
@@ -243,7 +256,8 @@ class MergeLine(AdoptLine):
 
     `history` has all checkpoints in the state of the rule, the new one last, `discarded` the share
     of a merged adapter that its rank cuts off, and `after` the treatments with their keywords.
-    `statistics` is the hash of what was measured of the checkpoint, if the rule needs it. If the
+    `statistics` is the hash of what was measured of the checkpoint, if the rule needs it, and
+    `vocabulary` how its tokens were aligned, if they were not those of the base. If the
     rule learns weights, `rows` is the hash of the rows, `coefficients` has the weights of all
     checkpoints in the model, of which the base has the rest to 1, and `searches` the steps that led
     to the weights. `place` is where the checkpoint was, and `rounding` the norm of what was rounded
@@ -255,6 +269,7 @@ class MergeLine(AdoptLine):
     rule: Keywords
     after: NotRequired[list[dict[str, dict[str, Any]]]]
     statistics: NotRequired[str]
+    vocabulary: NotRequired[AlignedLine]
     rows: NotRequired[str]
     coefficients: NotRequired[list[float]]
     searches: NotRequired[list[list[dict[str, float]]]]

@@ -101,21 +101,57 @@ class Tensors:
         """
         stored = self.stored[name]
         piece = piece or Piece((), 0, prod(stored.shape))
-        size = stored.dtype.itemsize
-        content = bytearray(piece.count * size)
-        view, begin = memoryview(content), stored.begin + piece.offset * size
+        shape = shape_of(stored.shape, piece)
+        if not piece.count:
+            return torch.empty(shape, dtype=stored.dtype)
+        content = bytearray(piece.count * stored.dtype.itemsize)
+        self._fill(memoryview(content), name, piece.offset)
+        return torch.frombuffer(content, dtype=stored.dtype).view(shape)
+
+    def read_rows(self, name: str, rows: Tensor, width: int) -> Tensor:
+        """Return rows of a tensor in any order, in the data type of the file.
+
+        Args:
+            name: the name of the tensor.
+            rows: the numbers of the rows, [rows]; those of a negative number are zeros.
+            width: the elements of a row.
+
+        Returns:
+            The rows, [rows, width].
+
+        Raises:
+            PerdureError: the file ends before one of them.
+        """
+        stored = self.stored[name]
+        if not len(rows) * width:
+            return torch.empty((len(rows), width), dtype=stored.dtype)
+        row = width * stored.dtype.itemsize
+        content = bytearray(len(rows) * row)
+        # Rows that follow each other in the file as well are read at once.
+        ends = (rows.diff() != 1) | (rows[:-1] < 0)
+        begins = [0, *(ends.nonzero().flatten() + 1).tolist(), len(rows)]
+        firsts = rows[begins[:-1]].tolist()
+        for begin, end, first in zip(begins, begins[1:], firsts, strict=False):
+            if first >= 0:
+                self._fill(memoryview(content)[begin * row : end * row], name, first * width)
+        return torch.frombuffer(content, dtype=stored.dtype).view(len(rows), width)
+
+    def _fill(self, view: memoryview, name: str, offset: int) -> None:
+        """Read what stands in a tensor from an element on.
+
+        Raises:
+            PerdureError: the file ends before it.
+        """
+        stored = self.stored[name]
+        begin = stored.begin + offset * stored.dtype.itemsize
         while view:
             count = os.preadv(self._opened[stored.file].fileno(), [view], begin)
             if not count:
                 raise PerdureError(f"{stored.file}: ends within {name}; get the file again")
             view, begin = view[count:], begin + count
-        shape = _shape_of(stored.shape, piece)
-        if not piece.count:
-            return torch.empty(shape, dtype=stored.dtype)
-        return torch.frombuffer(content, dtype=stored.dtype).view(shape)
 
 
-def _shape_of(shape: tuple[int, ...], piece: Piece) -> tuple[int, ...]:
+def shape_of(shape: tuple[int, ...], piece: Piece) -> tuple[int, ...]:
     """Return the shape of a piece of a tensor."""
     for part in piece.index:
         if isinstance(part, slice):

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from perdure.merging.adapter import Adapter
+from perdure.merging.alignment import Alignment
 from perdure.merging.checkpoint import Tensors, hashes_of, model_files, model_folder
 from perdure.merging.fold import Piece
 from perdure.merging.layers import Layers
@@ -22,6 +23,7 @@ from perdure.merging.pack import PACKED as PACK_WEIGHTS
 from perdure.merging.pack import Pack, identity_of, is_pack
 from perdure.merging.rule import Place, Role
 from perdure.merging.statistics import Statistics
+from perdure.merging.token_axes import token_axes
 from perdure.models.as_is import is_adapter
 from perdure.models.base import load_config_and_tokenizer
 from perdure.models.kinds import Kind, kind_of
@@ -94,6 +96,11 @@ class Model:
         others += [t for t, source in pairs if source == self.tied.get(name)]
         return next((o for o in others if o != name and o in self.tensors.stored), None)
 
+    @cached_property
+    def token_axes(self) -> dict[str, int]:
+        """The tensors of its files that have a row for each token, with the axis (`token_axes`)."""
+        return token_axes(self.config, self.kind, self.tensors.stored, self.name)
+
     def places(self) -> Iterator[Place]:
         """The tensors of its files that are merged, in the order of their names."""
         for name in sorted(self.tensors.stored):
@@ -134,6 +141,7 @@ class Checkpoint:
         adapter: its adapter, if it is one.
         statistics: what was measured of it, if the rule needs that.
         pack: what it has other than the base, if it is stored so.
+        alignment: which of its rows are which of the base's, if its vocabulary is another one.
     """
 
     name: str
@@ -143,6 +151,7 @@ class Checkpoint:
     adapter: Adapter | None = None
     statistics: Statistics | None = None
     pack: Pack | None = None
+    alignment: Alignment | None = None
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -170,7 +179,8 @@ class Checkpoint:
     def key(self) -> list[Any]:
         """What decides what it adds to a merge."""
         measured = [self.statistics.sha256] if self.statistics else []
-        return [self.identity, self.weight, *measured]
+        aligned = [self.alignment.key] if self.alignment else []
+        return [self.identity, self.weight, *measured, *aligned]
 
     @property
     def read_from(self) -> list[Tensors]:
@@ -200,8 +210,17 @@ class Checkpoint:
         """Return whether it may have another tensor of this name than the base."""
         return self.adapter is None or name in self.adapter.changed
 
+    def with_rows(self, name: str) -> tuple[Tensors, str]:
+        """Return its tensors, and its name of one whose rows are tokens, which it has whole."""
+        if self.whole is not None:
+            return self.whole, name
+        return self.part.tensors, self.part.replaced[name]
+
     def tau(self, name: str, piece: Piece, base: Tensor) -> Tensor:
         """Return a piece of its task vector, in the data type of the base's piece."""
+        if self.alignment is not None and name in self.alignment.axes and self.changes(name):
+            tensors, own_name = self.with_rows(name)
+            return self.alignment.read(tensors, name, own_name, piece, base)
         if self.whole is not None:
             return self.whole.read(name, piece).to(base.dtype) - base
         if self.pack is not None:

@@ -1,19 +1,20 @@
 """Whether checkpoints can be merged, before anything is written. Nothing is left out in silence."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig
 
+from perdure.config import Vocabulary
 from perdure.errors import PerdureError, one_line
 from perdure.merging.checkpoint import Tensors
 from perdure.merging.fold import pieces
 from perdure.merging.model import Checkpoint, Model, opened
 from perdure.merging.pack import Pack
 from perdure.merging.rule import Rule
-from perdure.models.base import load_tokenizer
+from perdure.merging.token_axes import SIZE
+from perdure.merging.vocabulary import align, check_same, short, without_tokens
 from perdure.models.checkpoints import check_base_of
 from perdure.models.pins import pin
 
@@ -34,11 +35,13 @@ HARMLESS = {
     *("gradient_checkpointing", "_attn_implementation", "_attn_implementation_autoset"),
 }
 DROPOUT = ("dropout", "dropout_prob", "dropout_rate", "pdrop")  # endings of harmless keys
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 def check(
-    base: Model, checkpoints: Sequence[Checkpoint], speaks: Checkpoint | None = None
+    base: Model,
+    checkpoints: Sequence[Checkpoint],
+    speaks: Checkpoint | None = None,
+    vocabulary: Vocabulary = "same",
 ) -> list[str]:
     """Check that checkpoints can be merged on a base, and return notes about them.
 
@@ -46,6 +49,8 @@ def check(
         base: the base.
         checkpoints: the checkpoints.
         speaks: the one whose chat template is written, None for that of the base.
+        vocabulary: what is done with another vocabulary than the base's: `same` refuses it, with
+            the others rows are aligned by token (`Checkpoint.alignment`), if they are not yet.
 
     Raises:
         PerdureError: they cannot; the line names the checkpoint and what differs.
@@ -56,6 +61,13 @@ def check(
     pinned: dict[str, Any] | None = None
     notes = []
     for checkpoint in checkpoints:
+        aligns = vocabulary != "same" and checkpoint.alignment is None
+        found = align(base, checkpoint, added=vocabulary == "union") if aligns else []
+        if speaks is checkpoint and checkpoint.alignment is not None:
+            raise PerdureError(
+                f"{checkpoint.name}: has another vocabulary than {base.name}, and its tokenizer is "
+                "to be written; give a checkpoint with the base's vocabulary"
+            )
         if checkpoint.adapter is not None:
             pinned = pinned or pin(base.name, base.revision)
             check_base_of(checkpoint.folder, pinned, base.name)
@@ -65,7 +77,7 @@ def check(
         else:
             _check_config(base, checkpoint)
             _check_tensors(base, checkpoint)
-        found = _check_tokenizer(base, checkpoint)
+        found += check_same(base, checkpoint) if vocabulary == "same" else []
         notes += [] if checkpoint is speaks else found
     return notes
 
@@ -89,6 +101,11 @@ def check_statistics(rule: Rule, base: Model, checkpoints: Sequence[Checkpoint])
                 f"{rule.name}: needs statistics of {checkpoint.name}, and {have}; make them with "
                 f"`perdure statistics {checkpoint.name} ROWS FOLDER --rule {rule.name}`, and give "
                 "--statistics FOLDER for each checkpoint, in their order"
+            )
+        if checkpoint.alignment is not None and rule.needs == "fisher":
+            raise PerdureError(
+                f"{rule.name}: the statistics of {checkpoint.name} have rows of its own "
+                f"vocabulary; give it the vocabulary of {base.name} first, or take another rule"
             )
         statistics.check(checkpoint.name, checkpoint.hashes_of_content, places)
         measured = names & statistics.tensors.stored.keys()
@@ -125,18 +142,17 @@ def _check_config(base: Model, checkpoint: Checkpoint) -> None:
         ) from error
     theirs, ours = config.to_dict(), base.config.to_dict()
     _check_not_quantized(theirs, checkpoint.name)
+    if checkpoint.alignment is not None:
+        theirs, ours = without_tokens(theirs), without_tokens(ours)
     for key in sorted(ours.keys() | theirs.keys()):
         if key in HARMLESS or key.endswith(DROPOUT) or ours.get(key) == theirs.get(key):
             continue
         hint = "merge only checkpoints that were trained from one base"
-        if key == "vocab_size":
-            hint = (
-                "save the checkpoint with the base's vocabulary, or take as --base a copy of the "
-                "base whose embeddings were resized in the same way"
-            )
+        if key == SIZE:
+            hint = "`perdure merge` aligns rows by token with --vocabulary base or union"
         raise PerdureError(
             f"{checkpoint.name}: is another model than {base.name}: {key} is "
-            f"{_short(theirs.get(key))} in its config.json, and {_short(ours.get(key))} in the "
+            f"{short(theirs.get(key))} in its config.json, and {short(ours.get(key))} in the "
             f"base's; {hint}"
         )
 
@@ -172,7 +188,8 @@ def _check_tensors(base: Model, checkpoint: Checkpoint) -> None:
                 )
         del theirs[name]
     for name, stored in sorted(ours.items()):
-        if theirs[name].shape != stored.shape:
+        aligned = checkpoint.alignment.axes if checkpoint.alignment else {}
+        if _but(theirs[name].shape, aligned.get(name)) != _but(stored.shape, aligned.get(name)):
             shapes = [" x ".join(map(str, shape)) for shape in (theirs[name].shape, stored.shape)]
             raise PerdureError(
                 f"{where}: is of another shape: {name} is {shapes[0]}, and {shapes[1]} in the base"
@@ -187,6 +204,11 @@ def _check_tensors(base: Model, checkpoint: Checkpoint) -> None:
                     f"{where}: its {name}, which is no weight, differs from the base's; give the "
                     "base that it was trained from"
                 )
+
+
+def _but(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    """Return a shape without the size of the vocabulary, if its rows are aligned."""
+    return shape if axis is None else (*shape[:axis], *shape[axis + 1 :])
 
 
 def _equal(tensors: Tensors, name: str, other: str, of: Tensors | None = None) -> bool:
@@ -238,7 +260,8 @@ def _check_adapter(base: Model, checkpoint: Checkpoint) -> None:
                 f"{checkpoint.name}: changes {name}, which is the output layer as well, and PEFT "
                 "changes only one of the two. Leave it out of the adapter's target_modules"
             )
-        if stored[name].shape != shape:
+        axis = checkpoint.alignment.axes.get(name) if checkpoint.alignment else None
+        if _but(stored[name].shape, axis) != _but(shape, axis):
             shapes = [" x ".join(map(str, one)) for one in (shape, stored[name].shape)]
             raise PerdureError(
                 f"{checkpoint.name}: is of another shape: {name} is {shapes[0]}, and {shapes[1]} "
@@ -248,63 +271,3 @@ def _check_adapter(base: Model, checkpoint: Checkpoint) -> None:
 
 def _tied_to(base: Model, name: str) -> Iterable[str]:
     return [target for target, source in base.tied.items() if source == name]
-
-
-def _check_tokenizer(base: Model, checkpoint: Checkpoint) -> list[str]:
-    """Check that a checkpoint was trained with the base's vocabulary, and return notes about it.
-
-    Raises:
-        PerdureError: it was not, or its tokenizer does not load.
-    """
-    folder = checkpoint.folder
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return []
-    if _same_files(folder, base.folder):
-        return []
-    try:
-        tokenizer = load_tokenizer(str(folder))
-    except Exception as error:  # transformers raises errors of many types
-        raise PerdureError(
-            f"{checkpoint.name}: its tokenizer does not load ({one_line(error)}); remove its "
-            "tokenizer files if they are the base's"
-        ) from error
-    ours, theirs = base.tokenizer.get_vocab(), tokenizer.get_vocab()
-    if ours != theirs:
-        different = sorted(
-            token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)
-        )
-        raise PerdureError(
-            f"{checkpoint.name}: its vocabulary is not the base's ({len(different)} tokens differ, "
-            f"such as {_short(different[0])}), so rows of its embeddings mean other tokens; add "
-            "the tokens to a copy of the base with resize_token_embeddings, and give that as --base"
-        )
-    if tokenizer.chat_template == base.tokenizer.chat_template:
-        return []
-    whose = "the base's" if base.tokenizer.chat_template else "none, as the base"
-    return [
-        f"note: {checkpoint.name} has another chat template than {base.name}; what is written has "
-        f"{whose}"
-    ]
-
-
-def _same_files(folder: Path, other: Path) -> bool:
-    """Return whether two folders have the same files of a tokenizer, or both have none."""
-    names = [
-        *TOKENIZER_FILES,
-        "chat_template.jinja",
-        "special_tokens_map.json",
-        "added_tokens.json",
-    ]
-    return all(
-        (folder / name).is_file() == (other / name).is_file()
-        and (
-            not (folder / name).is_file()
-            or (folder / name).read_bytes() == (other / name).read_bytes()
-        )
-        for name in names
-    )
-
-
-def _short(value: Any, most: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -22,6 +22,7 @@ from perdure.merging.output import Output
 from perdure.merging.rule import Arrived, Place, Rule, State
 from perdure.merging.survey import Survey
 from perdure.merging.treatment import Treatment, values_of
+from perdure.merging.union import Widened
 from perdure.models.layout import MERGE_STATE
 from perdure.seeds import digest
 
@@ -134,6 +135,7 @@ def plan(job: Job, keeps_state: bool = False) -> MergePlan:
     rule, base = job.rule, job.base
     size = rule.dtype.itemsize
     needs: dict[str, int] = {}
+    indices = sum(c.alignment.memory for c in job.checkpoints if c.alignment is not None)
     elements = 0
     for place in base.places():
         count = prod(place.shape)
@@ -146,9 +148,10 @@ def plan(job: Job, keeps_state: bool = False) -> MergePlan:
         observed = 3 * len(rule.state) + 4 if keeps_state else 0  # what `Observer` compares
         held = max(cut, default=0) * size * (2 * len(rule.state) + work + 2 + observed)
         held += rule.beside(place) * size
+        held += _of_new_tokens(job, place) * max(cut, default=0)
         # What is freed of pieces is not given back at once; whole tensors are.
         held *= 1 if job.is_whole(place) else 2
-        needs[place.tensor] = held + _factors(job, place, size) + BUFFERS
+        needs[place.tensor] = held + _factors(job, place, size) + BUFFERS + indices
     largest = max(needs, key=lambda name: needs[name])
     stored = sum(_size(base.tensors, name) for name in base.tensors.stored)
     inputs = sum(
@@ -209,6 +212,15 @@ def _factors(job: Job, place: Place, size: int) -> int:
     modules = [(a, a.modules[name]) for a in adapters if name in a.modules]
     parts += [[a.stored[part].shape for part in (m.down, m.up)] for a, m in modules]
     return max((2 * size * sum(map(prod, shapes)) for shapes in parts), default=0)
+
+
+def _of_new_tokens(job: Job, place: Place) -> int:
+    """Return the bytes for each element of a piece beside what all tensors need.
+
+    Rows of new tokens are read in the data type of a checkpoint, and summed in fp32.
+    """
+    tensors = job.base.tensors
+    return 16 if isinstance(tensors, Widened) and place.tensor in tensors.axes else 0
 
 
 def _size(tensors: Tensors, name: str) -> int:

@@ -118,6 +118,7 @@ def _from_elsewhere(lineage: Lineage, entry: dict[str, Any]) -> str:
         for treatment, own in pairs:
             words += ["--after", treatment]
             words += [f"after.{treatment}.{key}={json.dumps(v)}" for key, v in own.items()]
+        words += ["--vocabulary", "base"] if "vocabulary" in entry else []
         words += [] if entry["weight"] is None else ["--weight", f"{entry['weight']:g}"]
     splits = _splits(lineage, task)
     ending = "; its rows were passed in Python" if splits is None else ""

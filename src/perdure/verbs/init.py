@@ -175,10 +175,17 @@ def adapter_settings(folder: Path, config: Config) -> dict[str, Any]:
     }
 
 
-def check_tokenizer(folder: Path, base_tokenizer: PreTrainedTokenizerBase) -> None:
+def check_tokenizer(
+    folder: Path, base_tokenizer: PreTrainedTokenizerBase, otherwise: str | None = None
+) -> None:
     """Check that a tokenizer in an adapter's folder, as TRL saves one, equals the base's.
 
     A lineage always uses the tokenizer and the chat template of its pinned base.
+
+    Args:
+        folder: the adapter's folder.
+        base_tokenizer: the tokenizer of the base.
+        otherwise: what can be done if they differ, where another base cannot be given.
 
     Raises:
         PerdureError: the tokenizer differs from the base's, or does not load.
@@ -200,10 +207,13 @@ def check_tokenizer(folder: Path, base_tokenizer: PreTrainedTokenizerBase) -> No
     }
     differences = [aspect for aspect, is_same in same.items() if not is_same]
     if differences:
+        hint = otherwise or (
+            "give base=FOLDER, a copy of the base with the adapter's tokenizer files, or remove "
+            "these files from the adapter's folder to use the base's"
+        )
         raise PerdureError(
             f"{folder}: the adapter was trained with another tokenizer than the base's (its "
-            f"{differences[0]} differs); give base=FOLDER, a copy of the base with the adapter's "
-            "tokenizer files, or remove these files from the adapter's folder to use the base's"
+            f"{differences[0]} differs); {hint}"
         )
 
 

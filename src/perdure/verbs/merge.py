@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from safetensors.torch import save_file
 
-from perdure.config import Dtype
+from perdure.config import Dtype, Vocabulary
 from perdure.data.task import Split
 from perdure.disk import check_folder, check_new, fresh_folder, remove
 from perdure.errors import PerdureError, nearest
@@ -37,6 +37,7 @@ from perdure.merging.statistics import Statistics
 from perdure.merging.streamed import MODEL, Job, check_memory, merge_into, plan
 from perdure.merging.survey import Survey, survey
 from perdure.merging.treatment import Treatment, values_of
+from perdure.merging.union import Union, unite
 from perdure.merging.write import copy_beside, write_card
 from perdure.models.as_is import base_of_adapter
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
@@ -64,6 +65,7 @@ def merge_many(
     max_memory: int | None,
     after: After,
     preset_name: str | None,
+    vocabulary: Vocabulary,
     say: Say,
 ) -> dict[str, Any]:
     """Merge checkpoints into a new folder and describe it. See `perdure.api.merge`."""
@@ -96,11 +98,24 @@ def merge_many(
         raise PerdureError(f"rank: must be at least 1, got {rank}")
     if as_adapter:
         return _merge_to_adapter(
-            rule, checkpoints, treatments, rows, base, out, rank, dtype, max_memory, say
+            *(rule, checkpoints, treatments, rows, base, out, rank, dtype, max_memory, vocabulary),
+            say,
         )
     return _merge_to_model(
-        rule, checkpoints, treatments, rows, recipe, base, out, dtype, max_memory, say
+        *(rule, checkpoints, treatments, rows, recipe, base, out, dtype, max_memory, vocabulary),
+        say,
     )
+
+
+def check_vocabulary(vocabulary: str) -> None:
+    """Check the name of what is done with other vocabularies.
+
+    Raises:
+        PerdureError: there is none of that name.
+    """
+    if vocabulary not in get_args(Vocabulary):
+        hint = nearest(vocabulary, get_args(Vocabulary))
+        raise PerdureError(f"vocabulary {vocabulary!r} is not a choice; {hint}")
 
 
 def lineage_and_checkpoint(names: Sequence[str]) -> tuple[str, str]:
@@ -280,13 +295,19 @@ def _merge_to_model(
     out: Path,
     dtype_name: str | None,
     max_memory: int | None,
+    vocabulary: Vocabulary,
     say: Say,
 ) -> dict[str, Any]:
     """Merge checkpoints to a whole model."""
     dtype = _dtype(dtype_name)
     base = Model(*_base_name(base_name, checkpoints))
     speaks = checkpoints[recipe.speaks] if recipe else None
-    notes = check(base, checkpoints, speaks=speaks)
+    notes = check(base, checkpoints, speaks=speaks, vocabulary=vocabulary)
+    union = unite(base, checkpoints) if vocabulary == "union" else None
+    if union is not None:
+        _check_union(rows, recipe)
+        base = union.base
+        notes.append(union.line())
     check_statistics(rule, base, checkpoints)
     check_treatments(after, base)
     job = Job(base, checkpoints, rule, dtype=dtype, after=after)
@@ -311,10 +332,12 @@ def _merge_to_model(
         merged = merge_into(job, work / "parts")
         folder = work / "parts" / MODEL
         copy_beside(base, folder, dtype, speaks=speaks)
+        if union is not None:
+            union.write(folder)
         _publish(
             *(folder, out, base, checkpoints, rule, after),
             adapter=False,
-            notes=[f"{about[0][0].upper()}{about[0][1:]}."] if about else [],
+            notes=[_sentence(line) for line in [*about[:1], *_lines_of(checkpoints, union)]],
             speaks=speaks,
         )
     remove(work)
@@ -323,6 +346,7 @@ def _merge_to_model(
         "kind": "weights",
         **_described(rule, after, checkpoints, base.name, measured.norms, measured.cosines),
         **searches,
+        **_vocabulary(vocabulary, checkpoints, union),
         **of_preset,
         "plan": asdict(merge_plan),
         **merged,
@@ -339,6 +363,7 @@ def _merge_to_adapter(
     rank: int | None,
     dtype_name: str | None,
     max_memory: int | None,
+    vocabulary: Vocabulary,
     say: Say,
 ) -> dict[str, Any]:
     """Merge LoRA adapters to one LoRA adapter."""
@@ -346,7 +371,10 @@ def _merge_to_adapter(
     for adapter, checkpoint in zip(adapters, checkpoints, strict=True):
         check_only_factors(adapter, checkpoint.name)
     base = Model(*_base_name(base_name, checkpoints))
-    for line in check(base, checkpoints):
+    notes = check(base, checkpoints, vocabulary=vocabulary)
+    if vocabulary == "union":
+        unite(base, checkpoints)  # adapters have no rows for tokens of their own
+    for line in notes:
         say(line)
     check_treatments(after, base)
     with ExitStack() as stack:
@@ -372,13 +400,18 @@ def _merge_to_adapter(
         save_file(merged.tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         settings = settings_of(adapters, merged.rank, base.name)
         (folder / ADAPTER_SETTINGS).write_text(dump(settings), encoding="utf-8")
-        _publish(folder, out, base, checkpoints, rule, after, adapter=True)
+        _publish(
+            *(folder, out, base, checkpoints, rule, after),
+            adapter=True,
+            notes=[_sentence(line) for line in _lines_of(checkpoints, None)],
+        )
     remove(work)
     return {
         "model": str(out),
         "kind": "adapter",
         **_described(rule, after, checkpoints, base.name, norms, cosines),
         **searches,
+        **_vocabulary(vocabulary, checkpoints, None),
         "rank": merged.rank,
         "discarded": merged.discarded,
         "most_discarded": merged.worst,
@@ -386,6 +419,54 @@ def _merge_to_adapter(
         "norm": norm,
         "scale": 1.0,
     }
+
+
+def _check_union(rows: Split | None, recipe: Preset | None) -> None:
+    """Check that nothing needs the base as its files have it, without the new tokens.
+
+    Raises:
+        PerdureError: something does.
+    """
+    if rows is not None:
+        raise PerdureError(
+            "rows: weights are learned with the vocabulary of the base; give --vocabulary base, or "
+            "a weight for each checkpoint"
+        )
+    if recipe is not None:
+        raise PerdureError(
+            f"{recipe.name}: writes the tokenizer of a checkpoint, to which no tokens are added; "
+            "give --vocabulary base"
+        )
+
+
+def _lines_of(checkpoints: Sequence[Checkpoint], union: Union | None) -> list[str]:
+    """Return what the card says of other vocabularies than the base's."""
+    lines = [
+        f"rows of `{Path(checkpoint.name).name}` were aligned with those of the base by token: "
+        f"{checkpoint.alignment.in_words(none_left_out=union is not None)}"
+        for checkpoint in checkpoints
+        if checkpoint.alignment is not None and checkpoint.alignment.differs
+    ]
+    return lines if union is None else [*lines, union.line().removeprefix("note: ")]
+
+
+def _sentence(line: str) -> str:
+    return f"{line[0].upper()}{line[1:]}."
+
+
+def _vocabulary(
+    vocabulary: Vocabulary, checkpoints: Sequence[Checkpoint], union: Union | None
+) -> dict[str, Any]:
+    """Return what the result says of other vocabularies, nothing if they are refused."""
+    if vocabulary == "same":
+        return {}
+    aligned = [
+        {"checkpoint": c.name, **c.alignment.described()}
+        for c in checkpoints
+        if c.alignment is not None and c.alignment.differs
+    ]
+    added = list(union.tokens) if union is not None else []
+    return {"vocabulary": {"kind": vocabulary, "aligned": aligned, "added": added}}
 
 
 def keywords_of(rule: Rule) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from perdure.config import Vocabulary
 from perdure.data.task import Split, Task
 from perdure.disk import fresh_folder
 from perdure.errors import PerdureError
@@ -46,6 +47,7 @@ from perdure.merging.rule import Arrived, Place, Rule
 from perdure.merging.streamed import MODEL, STATE, Job, check_memory, merge_into, plan
 from perdure.merging.survey import survey
 from perdure.merging.treatment import Treatment, values_of
+from perdure.merging.vocabulary import align
 from perdure.models.base import Base
 from perdure.models.checkpoints import adapter_tensors, check_base_of
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, MERGE_STATE
@@ -66,7 +68,12 @@ from perdure.verbs.merge import (
 from perdure.verbs.merge_search import Search, weights_to_try
 
 
-SOMETIMES = ("after", "statistics", "rows")  # what only some arrivals have in the ledger
+# What only some arrivals have in the ledger.
+SOMETIMES = ("after", "statistics", "rows", "vocabulary")
+OTHERWISE = (
+    "--vocabulary base aligns tokens where there are rows to align; or remove these files from the "
+    "adapter's folder to use the base's"
+)
 LEAST_CUT = 1e-6  # the least share that is cut off and told
 
 
@@ -110,6 +117,7 @@ def merge_arrival(
     old: bool = True,
     full: bool = False,
     noted: Collection[str] = (),
+    vocabulary: Vocabulary = "same",
 ) -> dict[str, Any]:
     """Merge a checkpoint into a lineage and return the stage's ledger line.
 
@@ -136,6 +144,10 @@ def merge_arrival(
     if rank is not None and rank < 1:
         raise PerdureError(f"rank: must be at least 1, got {rank}")
     stage_plan = prepare_adopt(planned, task, merges=True)
+    alignment_notes: list[str] = []
+    if vocabulary != "same":
+        base_model = Model(planned.pin["name"], planned.pin.get("revision"))
+        alignment_notes = align(base_model, arrival)
     with locked(planned.path):
         lineage = Lineage(path)
         if lineage.settings != planned.settings:
@@ -150,6 +162,7 @@ def merge_arrival(
             **({"after": values_of(treatments)} if treatments else {}),
             **({"statistics": arrival.statistics.sha256} if arrival.statistics else {}),
             **({"rows": rows.sha256} if rows else {}),
+            **({"vocabulary": arrival.alignment.described()} if arrival.alignment else {}),
         }
         if search:
             gate = lineage.config.gate
@@ -163,13 +176,14 @@ def merge_arrival(
         so_far = _so_far(lineage, rule, line["rule"])
         rule.check_weights([*so_far.weights(rule), arrival.weight])
         if whole:
-            job = _job(lineage, rule, arrival, treatments, so_far, max_memory, say)
+            job = _job(lineage, rule, arrival, treatments, so_far, max_memory, vocabulary, say)
             job, searches = with_learned_weights(job, rows, max_memory, say)
         else:
             base = stage_plan.loader.at(lineage, last or None)
             _check_modules(lineage, arrival, base)
-            check_tokenizer(arrival.folder, base.tokenizer)
-        for note in [*so_far.notes, *stage_plan.notes]:
+            if vocabulary == "same":
+                check_tokenizer(arrival.folder, base.tokenizer, otherwise=OTHERWISE)
+        for note in [*so_far.notes, *stage_plan.notes, *alignment_notes]:
             if note not in noted:
                 say(note)
 
@@ -328,6 +342,7 @@ def _job(
     after: tuple[Treatment, ...],
     so_far: SoFar,
     max_memory: int | None,
+    vocabulary: Vocabulary,
     say: Say,
 ) -> Job:
     """Check that a checkpoint can be folded into whole weights, and return what is to be done.
@@ -345,7 +360,9 @@ def _job(
                 "stages, or merge into a new model with --into"
             )
         checkpoints.insert(0, open_checkpoint(str(so_far.first), _first_weight(rule)))
-    notes = check(base, checkpoints)
+    if arrival.alignment is not None:  # its notes are told already
+        vocabulary = "base"
+    notes = check(base, checkpoints, vocabulary=vocabulary)
     check_statistics(rule, base, checkpoints)
     check_treatments(after, base)
     job = Job(

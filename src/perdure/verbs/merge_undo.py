@@ -42,6 +42,7 @@ UNDERSTOOD = {
     *("stage", "verb", "parent", "previous", "kind", "folder", "files", "mode", "method", "task"),
     *("versions", "scores", "sampled", "dropped", "checkpoint", "rule", "weight", "history"),
     *("discarded", "place", "rounding", "interference", "search", "trials", "labels"),
+    "vocabulary",
 }
 
 
@@ -313,6 +314,15 @@ def _job(lineage: Lineage, removal: Removal, max_memory: int | None, say: Say) -
         PerdureError: it does not fit the base any more, or the memory is not enough.
     """
     base = Model(lineage.pin["name"], lineage.pin.get("revision"))
+    aligned = removal.entry.get("vocabulary")
+    notes = check(base, [removal.checkpoint], vocabulary="same" if aligned is None else "base")
+    alignment = removal.checkpoint.alignment
+    if aligned != (None if alignment is None else alignment.described()):
+        raise PerdureError(
+            f"{removal.checkpoint.name}: its tokenizer is not the one with which it arrived as "
+            f"stage {removal.entry['stage']}, so its rows would be those of other tokens; put its "
+            "tokenizer files back"
+        )
     state = lineage.file(lineage.stages[-1], MERGE_STATE)
     assert state is not None
     job = Job(
@@ -326,7 +336,7 @@ def _job(lineage: Lineage, removal: Removal, max_memory: int | None, say: Say) -
     )
     merge_plan = plan(job, keeps_state=bool(removal.left))
     check_memory(merge_plan, job, max_memory)
-    for line in [*check(base, job.checkpoints), merge_plan.line()]:
+    for line in [*notes, merge_plan.line()]:
         say(line)
     return job
 
