@@ -267,7 +267,7 @@ def test_the_heads_of_encoders_are_merged_by_label(place):
     init("merged", base="base", adapter=adapter)
     arrive = partial(merge, rule="task_arithmetic")
     for expert in ("colour", "animal"):
-        entry = arrive(["merged", expert], name=expert, test=f"{expert}-test.jsonl")
+        entry = arrive(["merged", expert], name=expert, test=f"{expert}-test.jsonl", rank=8)
     assert entry["labels"] == dict.fromkeys({**heads["colour"], **heads["animal"]}, 1.0)
     assert_rows("merged", {**heads["colour"], **heads["animal"]})
     assert Lineage("merged").matrix().tasks == ("colour", "animal")

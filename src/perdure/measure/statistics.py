@@ -129,6 +129,17 @@ def can_show_a_loss(rows: int) -> bool:
     return 0.5**rows < SIGNIFICANCE
 
 
+def could_show_a_loss(change: Mapping[str, Any]) -> bool:
+    """Whether a change of scores could have been beyond noise.
+
+    If the score is 0 now, every row that was right has fallen, and no more than these could.
+
+    Args:
+        change: `rows`, `fell` and `after`, as in a stored verdict (`measure.verdict`).
+    """
+    return can_show_a_loss(change["fell"] if change["after"] == 0 else change["rows"])
+
+
 def sign_test(worse: int, better: int) -> float:
     """Return the exact one-sided p of a sign test: how likely at least `worse` of the pairs fall.
 

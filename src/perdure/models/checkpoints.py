@@ -141,7 +141,11 @@ def _fit_rank(base: Base, folder: Path, adapter: dict[str, Any]) -> None:
     size = {key: theirs[key] for key in ("r", "lora_alpha")}
     if size["r"] != ours.r:
         settings = {**adapter, **size}
-        base.model = with_adapter(base.peft.unload(), base.kind, settings, seed=0)  # type: ignore
+        adapted: Any = with_adapter(base.peft.unload(), base.kind, settings, seed=0)
+        if isinstance(base.model, Classifier):
+            base.model.backbone = adapted
+        else:
+            base.model = adapted
 
 
 def adapter_tensors(base: Base) -> dict[str, torch.Tensor]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from perdure.measure.guard.loss import checks_of
-from perdure.measure.statistics import SIGNIFICANCE, can_show_a_loss
+from perdure.measure.statistics import SIGNIFICANCE, can_show_a_loss, could_show_a_loss
 from perdure.measure.verdict import TOGETHER
 
 
@@ -113,12 +113,21 @@ def stage_verdicts(judged_stages: Sequence[tuple[int, Mapping[str, Any]]]) -> Ve
             lost.pop(judged["task"], None)
         elif judged["learned"]:
             right_after[judged["task"]] = judged["learned"]["after"]
-    return _lineage_verdict(verdicts, list(lost), len(measured)), tuple(verdicts)
+    newest = judged_stages[-1][1]["old"]
+    few = [name for name, change in newest.items() if _fell_unseen(change)]
+    return _lineage_verdict(verdicts, list(lost), len(measured), few), tuple(verdicts)
+
+
+def _fell_unseen(change: Mapping[str, Any]) -> bool:
+    """Return whether a score fell on so few rows that no fall could have been beyond noise."""
+    before = change["before"]
+    return before is not None and change["after"] < before and not could_show_a_loss(change)
 
 
 def _lineage_verdict(
-    verdicts: Sequence[StageVerdict], lost: Sequence[str], measured: int
+    verdicts: Sequence[StageVerdict], lost: Sequence[str], measured: int, few: Sequence[str]
 ) -> LineageVerdict:
+    """Return the verdict on all stages; `few` are tasks that fell on too few rows to judge."""
     general = [
         outcome
         for outcome in verdicts[-1].outcomes
@@ -127,6 +136,9 @@ def _lineage_verdict(
     if lost or general:
         names = ", ".join([*lost, *(outcome.task for outcome in general)])
         return LineageVerdict("lost", f"Lost: {names}", tuple(lost), measured)
+    if measured and few:
+        headline = f"Nothing lost beyond noise, but too few rows to tell of {', '.join(few)}"
+        return LineageVerdict("noise", headline, measured=measured)
     if measured:
         return LineageVerdict("kept", "Nothing lost beyond noise", measured=measured)
     if all(outcome.after is None for verdict in verdicts for outcome in verdict.outcomes):
@@ -346,4 +358,6 @@ def _evidence(change: Mapping[str, Any], label: str) -> str:
         return f"{counts}: p = {p:.2g}, within noise for this many tasks"
     if not can_show_a_loss(rows):
         return f"{counts}: so few rows cannot show a loss"
+    if not could_show_a_loss(change):
+        return f"{counts}, all that were right: so few cannot show a loss"
     return f"{counts}: within noise, p = {p:.2g}"

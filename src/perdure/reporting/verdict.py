@@ -5,7 +5,7 @@ from typing import Any
 from perdure.measure.guard.lm_eval_result import short_lines, task_words
 from perdure.measure.guard.loss import checks_of
 from perdure.measure.guard.words import check_words
-from perdure.measure.statistics import SIGNIFICANCE, can_show_a_loss
+from perdure.measure.statistics import SIGNIFICANCE, can_show_a_loss, could_show_a_loss
 from perdure.measure.verdict import TOGETHER, lost_now
 
 
@@ -43,6 +43,8 @@ def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tu
             lines.append((f"  lost before: {_change(name, change)}", True))
         elif name not in judged["lost"]:
             label = "scored" if change["before"] is None else "kept"
+            if change["before"] is not None and change["after"] < change["before"]:
+                label = "unclear"
             label = "collapsed" if change["collapse"] else label
             noise = change["p"] < SIGNIFICANCE and not change["collapse"]
             by_chance = ", within noise for this many tasks" if noise else ""
@@ -110,7 +112,11 @@ def _scores(change: dict[str, Any]) -> str:
     if change["p"] < SIGNIFICANCE:
         evidence = f", p = {change['p']:.2g}"
     elif fell > rose:
-        evidence = ", within noise" if can_show_a_loss(rows) else ", so few rows cannot show a loss"
+        evidence = ", within noise"
+        if not can_show_a_loss(rows):
+            evidence = ", so few rows cannot show a loss"
+        elif not could_show_a_loss(change):
+            evidence = ", all that were right; so few cannot show a loss"
     if of is not None:
         return f"{scores} on a sample of {rows} of {of} rows ({fell} fell, {rose} rose{evidence})"
     return f"{scores} ({fell} of {rows} rows fell, {rose} rose{evidence})"
