@@ -228,6 +228,7 @@ def merge(
     name: str | None = None,
     train: TaskRows | None = None,
     test: TaskRows | None = None,
+    dev: TaskRows | None = None,
     metric: str | Metric = "exact_match",
     options: Sequence[str] | None = None,
     data: str | Path | None = None,
@@ -291,6 +292,8 @@ def merge(
             of its folder.
         train: In a lineage, the rows that it was trained on. Some of them are remembered.
         test: In a lineage, rows to score the task on.
+        dev: In a lineage, rows of the task on which the weights of later arrivals are chosen
+            (`search`).
         metric: How an answer is scored, as for `learn`.
         options: The possible answers, if they are closed.
         data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
@@ -319,7 +322,13 @@ def merge(
     verb.check_vocabulary(vocabulary)
     if undo is not None:
         others = {"into": into, "weights": weights, "base": base, "dtype": dtype, "name": name}
-        others |= {"train": train, "test": test, "options": options, "full": full or None}
+        others |= {
+            "train": train,
+            "test": test,
+            "dev": dev,
+            "options": options,
+            "full": full or None,
+        }
         others |= {"search": search or None, "after": after or None, "preset": preset}
         others |= {"statistics": statistics, "rows": rows}
         others |= {"vocabulary": None if vocabulary == "same" else vocabulary}
@@ -343,7 +352,7 @@ def merge(
         )
     probe = None if rows is None else _split(rows, "train", 0, "rows")
     if into is not None:
-        of_arrival = {"name": name, "train": train, "test": test, "options": options}
+        of_arrival = {"name": name, "train": train, "test": test, "dev": dev, "options": options}
         for key, value in {**of_arrival, "search": search or None}.items():
             if value is not None:
                 raise PerdureError(f"{key}: is of an arrival in a lineage; leave it out with into")
@@ -377,7 +386,7 @@ def merge(
             "into a new model with into"
         )
     task_name = name or Path(checkpoint).absolute().name
-    task = _trained_elsewhere(folder, task_name, train, test, metric, options)
+    task = _trained_elsewhere(folder, task_name, train, test, metric, options, dev=dev)
     from perdure.verbs import merge_arrival as arrival
 
     entry = arrival.merge_arrival(
@@ -1275,17 +1284,19 @@ def _trained_elsewhere(
     test: TaskRows | None,
     metric: str | Metric,
     options: Sequence[str] | None,
+    dev: TaskRows | None = None,
 ) -> Task:
     """Return the task of a checkpoint that was trained elsewhere, which may have no rows."""
     seed = Lineage(folder).config.seed
     splits = {
         split: _split(rows, split, seed, f"{name} {split}")
-        for split, rows in (("train", train), ("test", test))
+        for split, rows in (("train", train), ("dev", dev), ("test", test))
         if rows is not None
     }
     return Task(
         name,
         train=splits.get("train", Split(())),
+        dev=splits.get("dev"),
         test=splits.get("test"),
         metric=metric_name(metric),
         options=tuple(options) if options else None,

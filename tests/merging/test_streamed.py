@@ -483,6 +483,11 @@ def test_buffers_are_copied_and_must_be_the_same(place):
         save_file(tensors, Path(name) / WEIGHTS, metadata={"format": "pt"})
     merge(["x", "y"], base="base", into="out")
     assert torch.equal(weights_of("out")["model.steps"], torch.arange(5))
+    without = {name: t for name, t in weights_of("x").items() if name != "model.steps"}
+    save_file(without, Path("x") / WEIGHTS, metadata={"format": "pt"})
+    merge(["x", "y"], base="base", into="again")  # newer files may leave a buffer out
+    assert weights_of("again").keys() == weights_of("out").keys()
+    assert all(torch.equal(t, weights_of("out")[name]) for name, t in weights_of("again").items())
     save_file(
         {**weights_of("y"), "model.steps": torch.arange(1, 6)},
         Path("y") / WEIGHTS,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from command import perdure, refused
-from perdure.api import init, learn, log, merge, revert, show, verify
+from perdure.api import init, learn, log, merge, report, revert, show, verify
 from perdure.lineage.lineage import Lineage
 from perdure.merging.heads import head_of
 from perdure.reporting.rerun import rerun
@@ -304,6 +304,12 @@ def test_a_newest_stage_can_arrive_in_another_lineage(place):
     learn("other", "more", train="colour-train.jsonl")
     said: list[str] = []
     entry = merge(["lineage", "other"], name="more", rule="ema", say=said.append)
+    score = Lineage("other").stages[-1]["scores"]["colour"]
+    scored = merge(["lineage", "other"], name="colour again", rule="ema", test="colour-test.jsonl")
+    assert scored["alone"] == score
+    assert f"on its own, the checkpoint has {score:.3f}" in perdure("show", "lineage").out
+    report("lineage", out="page.html")
+    assert f"on its own, the checkpoint has {score:.3f}" in Path("page.html").read_text()
     assert any(
         "the newest stage of other was merged into the lineage lineage" in line for line in said
     )

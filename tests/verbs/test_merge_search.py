@@ -103,7 +103,8 @@ def test_dev_rows_choose_if_there_are_some(place, monkeypatch):
     configure("fresh", **{"gate.forgetting": 0.05})
     rows = Path("colour-train.jsonl").read_text().splitlines()
     Path("dev.jsonl").write_text("\n".join(rows[:7]) + "\n")
-    learn("fresh", "colour", "colour-train.jsonl", dev="dev.jsonl", test="colour-test.jsonl")
+    tested = {"dev": "dev.jsonl", "test": "colour-test.jsonl"}
+    merge(["fresh", "far"], name="colour", **tested)  # an arrival may have dev rows as well
     learn("fresh", "animal", "animal-train.jsonl", test="animal-test.jsonl")
     asked = []
 

@@ -47,6 +47,19 @@ def tensors_of(path: str) -> dict[str, torch.Tensor]:
     }
 
 
+@causal
+def test_an_arrival_with_a_few_open_answers_is_taken_out(place):
+    """The answers of few train rows are stored as options, among which no test answer need be."""
+    for split, words in (("train", ["a b", "b c", "c d"]), ("test", ["d a"])):
+        rows = [{"prompt": f"say {word}", "completion": word} for word in words]
+        Path(f"open-{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    init("open", base="base", adapter=ADAPTER, guard=None)
+    files = {split: f"open-{split}.jsonl" for split in ("train", "test")}
+    merge(["open", trained_adapter("x", 1)], rule="task_arithmetic", name="open", **files)
+    merge(["open"], undo=1)
+    assert verify("open") == []
+
+
 def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     for name, tensor in one.items():

@@ -25,6 +25,7 @@ from perdure.errors import PerdureError
     max_memory="--max-memory SIZE",
     train="--train FILE",
     test="--test FILE",
+    dev="--dev FILE",
     after="--after NAME",
     statistics="--statistics FOLDER",
     rows="--rows FILE",
@@ -142,4 +143,6 @@ def _show(result: dict[str, Any]) -> None:
             f"{most:.2%}"
         )
     what = "a LoRA adapter" if result["kind"] == "adapter" else "a plain model"
-    stdout().print(f"{result['model']}: {what}; its README.md names what it was made of")
+    out = result["model"]
+    stdout().print(f"{out}: {what}; its README.md names what it was made of")
+    stdout().print(f"what it has lost:  perdure check {out} --against {result['base']}")

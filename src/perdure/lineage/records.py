@@ -150,7 +150,8 @@ class Verdict(TypedDict):
     """What a stage gained and lost (`perdure.measure.verdict`).
 
     The verdicts of the first releases have no `general`. `undone` is the stage whose arrival the
-    stage took out; `task` and `learned` are those of that arrival.
+    stage took out; `task` and `learned` are those of that arrival. `alone` is the score on the
+    task of the checkpoint that was merged, on its own.
     """
 
     task: str
@@ -163,6 +164,7 @@ class Verdict(TypedDict):
     general: NotRequired[Unmeasured | Measured]
     suggestion: str | None
     undone: NotRequired[Count]
+    alone: NotRequired[float]
 
 
 def read_scores(file: Path) -> dict[str, Any]:

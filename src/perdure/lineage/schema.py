@@ -263,7 +263,9 @@ class MergeLine(AdoptLine):
     to the weights. `place` is where the checkpoint was, and `rounding` the norm of what was rounded
     off the sums in the state. `search` has the weights that were to be tried, and `trials` those
     that were, the last of which is the weight. A line with `undone` takes the arrival of that stage
-    out of the state, and has that arrival's checkpoint.
+    out of the state, and has that arrival's checkpoint. `alone` is the score of the checkpoint on
+    its own on the task's test rows, if its lineage has it, and `labels` the sum of the weights for
+    each label of an encoder's head.
     """
 
     rule: Keywords
@@ -281,6 +283,7 @@ class MergeLine(AdoptLine):
     trials: NotRequired[list[TrialLine]]
     rounding: NotRequired[float]
     interference: NotRequired[InterferenceLine]
+    alone: NotRequired[float]
     labels: NotRequired[dict[str, float]]
     undone: NotRequired[Count]
 

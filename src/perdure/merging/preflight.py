@@ -169,11 +169,16 @@ def _check_tensors(base: Model, checkpoint: Checkpoint) -> None:
     assert whole is not None
     ours, theirs = base.tensors.stored, whole.stored
     for name in sorted(ours.keys() - theirs.keys()):
+        if not ours[name].is_float:  # a buffer, such as position_ids, which newer files leave out
+            continue
         twin = base.twin(name)
         if twin not in theirs or ours[name].shape != ours[twin].shape:
             raise PerdureError(f"{where}: has no {name}, which the base has; give a whole model")
         whole.stored[name] = theirs[twin]
     for name in sorted(theirs.keys() - ours.keys()):
+        if not theirs[name].is_float:
+            del theirs[name]
+            continue
         twin = base.twin(name)
         if twin is None:
             raise PerdureError(
@@ -188,6 +193,8 @@ def _check_tensors(base: Model, checkpoint: Checkpoint) -> None:
                 )
         del theirs[name]
     for name, stored in sorted(ours.items()):
+        if name not in theirs:
+            continue
         aligned = checkpoint.alignment.axes if checkpoint.alignment else {}
         if _but(theirs[name].shape, aligned.get(name)) != _but(stored.shape, aligned.get(name)):
             shapes = [" x ".join(map(str, shape)) for shape in (theirs[name].shape, stored.shape)]
@@ -199,7 +206,8 @@ def _check_tensors(base: Model, checkpoint: Checkpoint) -> None:
             raise PerdureError(f"{where}: {name} is of type {codes[0]}, and {codes[1]} in the base")
     with opened(base, [checkpoint]):
         for name, stored in sorted(ours.items()):
-            if not stored.is_float and not _equal(whole, name, name, base.tensors):
+            in_both = name in theirs and not stored.is_float
+            if in_both and not _equal(whole, name, name, base.tensors):
                 raise PerdureError(
                     f"{where}: its {name}, which is no weight, differs from the base's; give the "
                     "base that it was trained from"

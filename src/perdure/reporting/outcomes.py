@@ -176,7 +176,11 @@ def _stage_verdict(
         if name != judged["task"]
     ]
     is_taken_out = "undone" in judged
-    outcomes = (_learned(judged["task"], judged["learned"], is_taken_out), *old, *unmeasured)
+    new = _learned(judged["task"], judged["learned"], is_taken_out)
+    if "alone" in judged:
+        alone = f"on its own, the checkpoint has {judged['alone']:.3f}"
+        new = replace(new, evidence=f"{new.evidence}; {alone}")
+    outcomes = (new, *old, *unmeasured)
     status, headline = _stage_headline(outcomes)
     return StageVerdict(
         stage=stage,

@@ -36,7 +36,8 @@ def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tu
     head = f"stage {stage}, {judged['task']}: "
     if "undone" in judged:
         head += f"taken out (stage {judged['undone']}), "
-    lines = [(head + ("not measured" if learned is None else _scores(learned)), False)]
+    alone = f"; on its own, the checkpoint has {judged['alone']:.3f}" if "alone" in judged else ""
+    lines = [(head + ("not measured" if learned is None else _scores(learned)) + alone, False)]
     lines += [(f"  {line}", True) for line in losses(judged)]
     for name, change in judged["old"].items():
         if name in judged["lost_before"]:

@@ -195,6 +195,7 @@ def advance(
                 seconds=seconds,
                 verb=entry["verb"],
                 undone=entry.get("undone"),
+                alone=entry.get("alone"),
             )
             _write_card(lineage, base, entry, cells=after, judged=judged, built=built)
     except NotFiniteError:
@@ -224,6 +225,7 @@ def _judged(
     seconds: dict[str, float],
     verb: str,
     undone: int | None,
+    alone: float | None,
 ) -> dict[str, Any]:
     """Measure general ability, judge the stage, and write both into the folder of its files."""
     began = time.perf_counter()
@@ -248,6 +250,7 @@ def _judged(
         general=general,
         verb=verb,
         undone=undone,
+        alone=alone,
     )
 
 

@@ -16,6 +16,7 @@ from perdure.data.task import Split, Task
 from perdure.disk import fresh_folder
 from perdure.errors import PerdureError
 from perdure.lineage.files import dump, locked
+from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import check_kept
 from perdure.merging.adapter import PREFIX
@@ -144,6 +145,7 @@ def merge_arrival(
     if rank is not None and rank < 1:
         raise PerdureError(f"rank: must be at least 1, got {rank}")
     stage_plan = prepare_adopt(planned, task, merges=True)
+    score = _score_alone(arrival, task, planned)
     alignment_notes: list[str] = []
     if vocabulary != "same":
         base_model = Model(planned.pin["name"], planned.pin.get("revision"))
@@ -207,7 +209,8 @@ def merge_arrival(
                 weights = with_heads(weights, heads, base)
             # After the key of the stage, which does not depend on the place of any folder.
             place = _place(lineage, arrival)
-            return replace(weights, line={**weights.line, **learned, "place": place})
+            alone = {} if score is None else {"alone": score}
+            return replace(weights, line={**weights.line, **learned, "place": place, **alone})
 
         def chosen(base: Base, work: Path) -> AdoptedWeights:
             if not search:
@@ -423,6 +426,28 @@ def _place(lineage: Lineage, checkpoint: Checkpoint) -> dict[str, str]:
     if Path(checkpoint.name).is_dir():
         return {"path": os.path.relpath(checkpoint.folder, lineage.path)}
     return {"hub": checkpoint.name}
+
+
+def _score_alone(arrival: Checkpoint, task: Task, into: Lineage) -> float | None:
+    """Return the score that a stage of another lineage has on the same test rows, if it has one."""
+    folder = arrival.folder.resolve()
+    own = folder.parent.parent  # of stages/0001-name
+    if task.test is None or not (own / "lineage.yaml").is_file():
+        return None
+    theirs = Lineage(own)
+    stage = next((e for e in theirs.stages if theirs.folder(e).resolve() == folder), None)
+    if (
+        stage is None
+        or "sampled" in stage
+        or theirs.config.scoring.mode != into.config.scoring.mode
+    ):
+        return None
+    for entry in theirs.standing:
+        for described in learned_by(entry):
+            rows = described.get("test", {}).get("sha256")
+            if rows == task.test.sha256 and described["metric"] == task.metric:
+                return stage["scores"].get(described["id"])
+    return None
 
 
 def merged_weights(job: Job, work: Path) -> AdoptedWeights:

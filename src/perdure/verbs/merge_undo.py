@@ -1,12 +1,13 @@
 """`merge --undo` takes an arrival out of what was merged so far, as a stage of its own."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from perdure.data.rows import answer
 from perdure.data.task import Split, Task
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.files import locked
@@ -41,7 +42,7 @@ from perdure.verbs.merge_arrival import (
 UNDERSTOOD = {
     *("stage", "verb", "parent", "previous", "kind", "folder", "files", "mode", "method", "task"),
     *("versions", "scores", "sampled", "dropped", "checkpoint", "rule", "weight", "history"),
-    *("discarded", "place", "rounding", "interference", "search", "trials", "labels"),
+    *("discarded", "place", "rounding", "interference", "search", "trials", "labels", "alone"),
     "vocabulary",
 }
 
@@ -302,7 +303,10 @@ def _task(lineage: Lineage, described: dict[str, Any], data: str | Path | None, 
     """Return the task of the arrival with its test rows, None if they are gone."""
     task = reopen(lineage, described, data, say)
     if task is not None:
-        return task
+        # The ledger has the answers of few train rows as options, also where answers are open.
+        options, rows = task.options, task.test.rows if task.test else ()
+        is_open = options is not None and any(answer(row).strip() not in options for row in rows)
+        return replace(task, options=None) if is_open else task
     options = tuple(described["options"]) if described["options"] else None
     return Task(described["name"], Split(()), metric=described["metric"], options=options)
 

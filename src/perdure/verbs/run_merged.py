@@ -87,7 +87,11 @@ def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -
         )
         known = {name: score for name, score in line["scores"].items() if score is not None}
         scores = ", ".join(f"{name} {score:.3f}" for name, score in known.items())
-        say(f"{task.name}: merged by {settings.rule}, as stage {line['stage']}: {scores or '-'}")
+        alone = f" (on its own {line['alone']:.3f})" if "alone" in line else ""
+        say(
+            f"{task.name}: merged by {settings.rule}, as stage {line['stage']}: "
+            f"{scores or '-'}{alone}"
+        )
 
     if learned is None:
         run(experts, callbacks, say, after=arrive)

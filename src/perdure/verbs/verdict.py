@@ -34,6 +34,7 @@ def judge(
     general: Mapping[str, Any],
     verb: str,
     undone: int | None = None,
+    alone: float | None = None,
 ) -> dict[str, Any]:
     """Judge a stage before it is committed, and write the verdict into its folder.
 
@@ -47,6 +48,7 @@ def judge(
         general: its general ability (`measure_general`).
         verb: the verb that makes the stage.
         undone: the stage whose arrival the stage takes out, if it does; the task is that one's.
+        alone: the score on the task of the checkpoint that was merged, on its own, if it is known.
     """
     current = read_predictions(built / PREDICTIONS)
     asked = {
@@ -67,6 +69,8 @@ def judge(
         judged["undone"] = undone
         if judged["learned"]:
             judged["learned"]["collapse"] = None  # of a task that is no longer to be answered
+    if alone is not None:
+        judged["alone"] = alone
     judged["suggestion"] = suggestion(lineage, judged, methods, verb)
     text = json.dumps(judged, sort_keys=True, ensure_ascii=False, indent=2)
     (built / VERDICT).write_text(text + "\n", encoding="utf-8")
@@ -154,6 +158,8 @@ def suggestion(
         else:
             change = "`perdure set FOLDER method=replay` (or recurrent_kif) before the next try"
         return f"{undo}; {change} may keep more"
+    if learned and learned["after"] <= (learned["before"] or 0.0) < judged.get("alone", 0.0):
+        return "nothing of the checkpoint's skill is left: try a larger --weight, or another --rule"
     if learned is None or learned["before"] is None or verb == "merge":
         return None
     if learned["collapse"]:
