@@ -75,6 +75,14 @@ def test_if_no_weight_stays_within_the_gate_nothing_is_changed(place):
     assert tree(place) == before
 
 
+def test_a_stage_that_is_beyond_the_gate_already_is_told(place):
+    merge(["lineage", trained_adapter("far", 1)], rule=RULE)
+    configure("lineage", **{"gate.kl": 1e-9})
+    told = perdure("merge", "lineage", trained_adapter("near", 2), "--rule", RULE, "--search")
+    assert told.status == 3, told.err
+    assert "warning: stage 3 itself is beyond the gate (KL from the base: " in told.err
+
+
 @pytest.mark.slow
 def test_a_search_that_was_stopped_goes_on_to_the_same_bytes(gated, place, monkeypatch):
     shutil.copytree("lineage", "whole")

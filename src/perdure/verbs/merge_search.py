@@ -70,6 +70,8 @@ class Search:
         Raises:
             RefusedError: none does.
         """
+        if line := self._beyond_already():
+            self.say(f"warning: {line}")
         file = work / TRIALS
         trials = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
         tasks = self._tasks() if self.lineage.config.gate.forgetting is not None else {}
@@ -91,6 +93,20 @@ class Search:
         raise RefusedError(
             f"{self.lineage.path}: with no weight of {tried} the stage stays within the gate; at "
             f"{self.weights[-1]:g}: {'; '.join(trials[-1]['reasons'])}; nothing was changed"
+        )
+
+    def _beyond_already(self) -> str | None:
+        """Return a line if the newest stage itself is beyond a limit for general ability."""
+        lineage = self.lineage
+        judged = lineage.verdict(lineage.stages[-1]) if lineage.stages else None
+        if judged is None or "general" not in judged:
+            return None
+        reasons = beyond(lineage.config.gate, {"old": {}, "general": judged["general"]})
+        return (
+            f"stage {lineage.head} itself is beyond the gate ({'; '.join(reasons)}), so that less "
+            f"of the checkpoint may not be enough; `perdure set {lineage.path} gate....` changes it"
+            if reasons
+            else None
         )
 
     def _tasks(self) -> dict[str, Task]:
