@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 PAGES = (
     *(HERE.parent / "README.md", HERE / "README.md"),
-    *(DOCS / "check.md", DOCS / "choosing.md", DOCS / "identification.md"),
+    *(DOCS / "check.md", DOCS / "choosing.md", DOCS / "identification.md", DOCS / "merge.md"),
 )
 COSTS = HERE.parent / "src" / "perdure" / "reporting" / "measured.json"
 CHOICES = COSTS.with_name("choosing.json")
@@ -290,6 +290,33 @@ def screen_table(records: Records) -> str:
     return markdown(heads, lines)
 
 
+def merged_table(records: Records) -> str:
+    """What merging keeps beside learning in sequence and all rows at once, the best OP first.
+
+    General ability is that of the merged model; of experts apart there is one model for each.
+    """
+    methods = by_method(records)
+    overall = {method: known(cells, "overall") for method, cells in methods.items()}
+    lines = []
+    for method in sorted(methods, key=lambda m: -score(overall[m])["mean"]):
+        cells = methods[method]
+        line = [
+            f"`{method}`",
+            str(len(cells)),
+            spread_text(score(overall[method]), ".3f"),
+            spread_text(score(known(cells, "backward_transfer")), "+.3f"),
+            spread_text(score(known(cells, "learning_accuracy")), ".3f"),
+        ]
+        if "kl" in next(iter(cells.values())):
+            losses = lost([*cells.values()])
+            fell = f"{losses['fell']} of {losses['passed_by_reference']}"
+            line += [fell, _number(losses["kl"], ".2f")] if method != "apart" else ["-", "-"]
+        lines.append(line)
+    heads = ["line", "orders", "OP", "BWT", "right after it arrived"]
+    heads += ["checks that fell", "KL"] * ("kl" in records[0])
+    return markdown(heads, lines)
+
+
 def merge_table(records: Records) -> str:
     """Merging beside mergekit and PEFT."""
     lines = []
@@ -351,7 +378,13 @@ def with_tables(text: str) -> str:
     """The text with all tables between markers replaced by those of the result files."""
     long_sequence = results("long_sequence")
     compared = [r for r in long_sequence["records"] if r["method"] not in ABLATION]
+    merging = [
+        name
+        for name in ("standard_cl_merge", "smollm2_assistant_merge")
+        if (HERE / "results" / f"{name}.json").exists()
+    ]
     tables = {
+        **{name: merged_table(results(name)["records"]) for name in merging},
         "method_list": method_list(),
         "standard_cl": scores_table(results("standard_cl")["records"]),
         "methods": methods_table(results("methods")["records"]),
