@@ -1,12 +1,15 @@
 """No link is followed in a folder that may be a stranger's, and links on the way to it are."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from perdure.disk import check_inner_links, check_tree, open_file, usual_modes
+import perdure
+from perdure.disk import check_inner_links, check_new, check_tree, open_file, usual_modes
 from perdure.errors import PerdureError
 from perdure.lineage.files import write_text
+from perdure.lineage.lineage import Lineage
 
 
 pytestmark = pytest.mark.own
@@ -85,3 +88,31 @@ def test_files_get_the_mode_of_their_folder(tmp_path):
         (folder / "inner/loose").chmod(0o666)
         usual_modes(folder)
         assert {(folder / n).stat().st_mode & 0o777 for n in ("strict", "inner/loose")} == {mode}
+
+
+def test_a_place_where_no_folder_can_be_made_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to("nothing")
+    places = {
+        tmp_path / "file" / "new": "file is not a folder",
+        tmp_path / "file" / "deep" / "new": "file is not a folder",
+        tmp_path / "dangling" / "new": "dangling is not a folder",
+        Path("/proc/new"): "no folder can be made in /proc",
+    }
+    for place, reason in places.items():
+        for check in (check_new, Lineage.check_vacant):
+            with pytest.raises(PerdureError, match=f"{place}: cannot be made, because .*{reason}"):
+                check(place)
+        # Nothing else that is given is there, and this is said first.
+        for begin in (
+            lambda out: perdure.init(out, base="no-base"),
+            lambda out: perdure.merge(["no-model"], base="no-base", into=out),
+            lambda out: perdure.statistics("no-model", [{"text": "x"}], out),
+            lambda out: perdure.export("no-lineage", out),
+            lambda out: perdure.pack("no-model", out, base="no-base"),
+            lambda out: perdure.unpack("no-pack", out),
+        ):
+            with pytest.raises(PerdureError, match="cannot be made"):
+                begin(place)
+    check_new(tmp_path / "deep" / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file"]

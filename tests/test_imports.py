@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from logging import getLogger
 from pathlib import Path
 
 import perdure
@@ -58,3 +59,10 @@ def test_a_method_imports_what_is_shared_and_no_other_method():
         method = file.relative_to(ROOT / "methods").parts[0].removesuffix(".py")
         others = {path[1] for path in imports(file) if path[:1] == ("methods",) and path[1:]}
         assert others <= {method, "shared"}, file
+
+
+def test_a_missing_optional_kernel_of_bitsandbytes_is_not_told(caplog):
+    logger = getLogger("bitsandbytes.backends.cpu.ops")
+    logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "none")
+    logger.warning("another warning")
+    assert caplog.messages == ["another warning"]

@@ -1,6 +1,7 @@
 """Perdure keeps a language model learning without forgetting."""
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from perdure import places
@@ -107,3 +108,10 @@ def _every_key() -> tuple[places.Place, ...]:
 
 
 places.every_key = _every_key
+
+# PEFT imports bitsandbytes, which on some CPUs warns that a faster kernel for 4-bit weights, which
+# is optional, is not installed. That looks like a failure of whatever command is run.
+NO_FAST_KERNEL = "Failed to load CPU gemm_4bit_forward"
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(
+    lambda record: not str(record.msg).startswith(NO_FAST_KERNEL)
+)

@@ -11,6 +11,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import IO, Any
 
 from perdure.errors import PerdureError
@@ -26,13 +27,40 @@ def check_file(path: Path) -> None:
 
 
 def check_new(out: Path) -> None:
-    """Check that a folder is new or empty.
+    """Check that a folder is new or empty, and that folders can be made beside it.
 
     Raises:
-        PerdureError: it is not.
+        PerdureError: it is not, or they cannot.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PerdureError(f"{out}: exists and is not empty; give a new folder")
+    check_can_make(out)
+
+
+def check_can_make(path: Path) -> None:
+    """Check that a folder can be made at a path, with the missing folders above it.
+
+    A folder is made in the nearest one that is there, and deleted again: not everywhere do the
+    modes of a folder tell whether that is possible.
+
+    Raises:
+        PerdureError: what is there is no folder, or nothing can be made in it.
+    """
+    above = path.absolute().parent
+    while not os.path.lexists(above):
+        above = above.parent
+    if not above.is_dir():
+        raise PerdureError(
+            f"{path}: cannot be made, because {above} is not a folder; give another place"
+        )
+    try:
+        os.rmdir(mkdtemp(prefix=".perdure-", dir=above))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise PerdureError(
+            f"{path}: cannot be made, because no folder can be made in {above} ({reason}); give "
+            "another place"
+        ) from error
 
 
 def check_folder(path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -151,7 +150,6 @@ def complain(line: str) -> None:
 
 def quiet() -> None:
     """Hide messages of transformers and PEFT that do not help a user of the command line."""
-    getLogger("bitsandbytes").setLevel(ERROR)  # it warns of missing optional kernels
     from datasets import disable_progress_bars
     from transformers.utils import logging
 

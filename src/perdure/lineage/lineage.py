@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from perdure.config import Config, deciding_keys
-from perdure.disk import check_tree, fresh_folder, remove, usual_modes
+from perdure.disk import check_can_make, check_tree, fresh_folder, remove, usual_modes
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.dropped import gone
 from perdure.lineage.files import hash_folder, locked, write_text
@@ -169,10 +169,12 @@ class Lineage(History):
         Files of an earlier `create` that was stopped do not matter.
 
         Raises:
-            PerdureError: the folder already has other files, or links in place of its own.
+            PerdureError: the folder already has other files, or links in place of its own, or it
+                cannot be made.
         """
         path = Path(path)
         if not path.exists():
+            check_can_make(path)
             return
         check_own_names(path)
         remains = path.is_dir() and {p.name for p in path.iterdir()} <= set(REMAINS)

@@ -80,13 +80,13 @@ def prepare_run(config: Config, info: BaseInfo | None = None) -> Plan:
         config.threads = config.threads or lineage.config.threads
         if config.base == lineage.config.base:
             config.revision = config.revision or lineage.config.revision
+    else:
+        Lineage.check_vacant(path)
     plan = prepare(config, info)
     plan.tasks = [with_dev_rows(config, task) for task in load_stream(config)]
     if lineage:
         lineage.check_unchanged(config, pin(config.base, config.revision))
         check_learned_rows(lineage, plan.tasks)
-    else:
-        Lineage.check_vacant(path)
     new_tasks = plan.tasks[len(lineage.stages) if lineage else 0 :]
     check_dev_rows(config, new_tasks)
     plan.notes = check_tasks(plan, new_tasks)

@@ -61,6 +61,7 @@ def init(
         raise PerdureError(
             "merge: is of `perdure run`; leave it out, and merge with `perdure merge`"
         )
+    Lineage.check_vacant(path)
     if adapter:
         config.adapter = adapter_settings(Path(adapter), config)
         if config.base == Config.base:
@@ -73,7 +74,6 @@ def init(
         info = read_base(config.base, config.revision)
         choose_defaults(config, chosen, info)
     plan = prepare(config, info)
-    Lineage.check_vacant(path)
     check_general(plan)
     return begin(path, plan, adapter, say)
 

@@ -70,6 +70,7 @@ def merge_many(
 ) -> dict[str, Any]:
     """Merge checkpoints into a new folder and describe it. See `perdure.api.merge`."""
     out = Path(into)
+    check_new(out)
     treatments = make_treatments(after)
     recipe: Preset | None = None
     if preset_name is not None:
@@ -79,7 +80,6 @@ def merge_many(
     rule, checkpoints = open_rule_and_checkpoints(names, rule_name, values, weights, statistics)
     if not checkpoints:
         raise PerdureError("give the checkpoints to merge")
-    check_new(out)
     check_rows(rule, [checkpoint.weight for checkpoint in checkpoints], rows)
     only_adapters = all(c.adapter is not None for c in checkpoints) and not (full or recipe)
     not_low = next((t.name for t in treatments if not t.scales), None)
