@@ -102,17 +102,23 @@ def test_a_pack_arrives_in_a_lineage(store):
 
 
 def test_a_low_rank_keeps_the_share_of_the_squares(store):
-    full = pack("all", "full", base="base", codec="lowrank", energy=1.0)
+    said: list[str] = []
+    full = pack("all", "full", base="base", codec="lowrank", energy=1.0, say=said.append)
     assert full["exact"]  # all directions are no smaller than the matrix, so none is cut
+    matrices = sum(tensor.dim() == 2 for tensor in weights_of("all").values())
+    assert f"note: {matrices} of {matrices} matrices that differ are stored whole" in said[-1]
+    assert "a smaller --energy keeps fewer" in said[-1]
     base, every = weights_of("base"), weights_of("all")
     generator = torch.Generator().manual_seed(5)
     change = torch.randn(64, 2, generator=generator) @ torch.randn(2, 32, generator=generator)
     noise = 0.01 * torch.randn(64, 32, generator=generator)
     every[MATRIX] = (base[MATRIX].float() + change + noise).to(torch.bfloat16)
     save_file(every, "all/model.safetensors", metadata={"format": "pt"})
-    result = pack("all", "small", base="base", codec="lowrank", energy=0.9)
+    result = pack("all", "small", base="base", codec="lowrank", energy=0.9, say=said.append)
     about = json.loads(Path("small/pack.json").read_text())
     assert about["tensors"][MATRIX]["codec"] == "lowrank"
+    assert result["codecs"]["lowrank"] == 1
+    assert f"note: {matrices - 1} of {matrices} matrices" in said[-1]
     stored = load_file("small/pack.safetensors")
     rank = stored[f"up.{MATRIX}"].shape[1]
     tau = every[MATRIX].float() - base[MATRIX].float()

@@ -45,7 +45,17 @@ def pack(
         about = _write(work / MODEL, base, checkpoint, codec, energy)
         _publish(work / MODEL, out)
     remove(work)
-    tensors = [one["codec"] for one in about.pop("tensors").values()]
+    stored = about.pop("tensors").values()
+    tensors = [one["codec"] for one in stored]
+    if codec == "lowrank":
+        matrices = [one["codec"] for one in stored if len(one["shape"]) == 2]
+        exact = sum(kind in ("sparse", "raw") for kind in matrices)
+        if exact:
+            say(
+                f"note: {exact} of {len(matrices) - matrices.count('same')} matrices that differ "
+                f"are stored whole, because their change is of no low rank: the directions of "
+                f"{energy:g} of its sum of squares are no smaller; a smaller --energy keeps fewer"
+            )
     return {
         "pack": str(out),
         **about,
