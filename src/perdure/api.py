@@ -355,7 +355,10 @@ def merge(
         of_arrival = {"name": name, "train": train, "test": test, "dev": dev, "options": options}
         for key, value in {**of_arrival, "search": search or None}.items():
             if value is not None:
-                raise PerdureError(f"{key}: is of an arrival in a lineage; leave it out with into")
+                raise PerdureError(
+                    f"{key}: is for a checkpoint that arrives in a lineage, and with into a new "
+                    f"model is made; leave {key} out"
+                )
         return verb.merge_many(
             names,
             into=into,
@@ -377,9 +380,17 @@ def merge(
     folder, checkpoint = verb.lineage_and_checkpoint(names)
     if preset is not None:
         raise PerdureError(f"{preset}: makes a new model; give its folder with into")
-    for key, value in (("base", base), ("dtype", dtype), ("full", full or None)):
+    of_stage = {
+        "base": ("base", base),
+        "dtype": ("data type", dtype),
+        "full": ("form", full or None),
+    }
+    for key, (what, value) in of_stage.items():
         if value is not None:
-            raise PerdureError(f"{key}: is the lineage's; leave it out, or give a folder with into")
+            raise PerdureError(
+                f"{key}: a stage has the {what} of its lineage; leave {key} out, or give the "
+                "folder of a new model with into"
+            )
     if vocabulary == "union":
         raise PerdureError(
             "vocabulary union: a lineage keeps the vocabulary of its base; give base, or merge "

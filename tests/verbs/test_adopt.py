@@ -98,7 +98,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused(place):
     bad("lora_alpha is 7, and 32 in the lineage", lora_alpha=7)
     bad("init_lora_weights is 'pissa'", init_lora_weights="pissa")
     bad("use_rslora is True", use_rslora=True)
-    bad("base 'far/away', which is not here", "'base'", base_model_name_or_path="far/away")
+    bad(
+        "base 'far/away', which is not here",
+        "with 'base', the base of lineage",
+        base_model_name_or_path="far/away",
+    )
     save_tiny("causal", Path("other-base"), seed=5)
     words = ("trained on another base, 'other-base'", "model.safetensors differs")
     bad(*words, base_model_name_or_path="other-base")

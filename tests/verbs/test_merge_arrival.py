@@ -146,7 +146,14 @@ def test_a_lineage_learns_on_after_a_merge_and_the_next_merge_begins_anew(place)
     learned = learn("lineage", "more", train="colour-train.jsonl", test="colour-test.jsonl")
     assert learned["parent"] == 3
     lines: list[str] = []
+    merge(["lineage", second], rule="ema", weights=[0], say=lines.append)
+    assert f"warning: weight 0: nothing of {second} is merged into the stage" in lines
+    revert("lineage")
+    lines.clear()
     entry = merge(["lineage", second], rule="ema", weights=[0.25], say=lines.append)
+    assert not any(line.startswith("warning: weight") for line in lines)
+    told = [line.split() for line in perdure("show", "lineage").out.splitlines()]
+    assert not any(words[:1] == ["train"] for words in told)  # no rows were given
     assert any("counts as the first checkpoint" in line for line in lines)
     assert [a["weight"] for a in entry["history"]] == [1.0, 0.25]
 
@@ -177,6 +184,8 @@ def test_whole_weights_are_folded_with_any_rule(whole_place):
         assert len(entry["history"]) == 3
         assert "stages keep theirs; nothing makes them again, because the stage was not" in said[-1]
         assert verify("one") == []
+        told = perdure("verify", "one").out
+        assert "the weights of stage 1 were dropped; nothing makes them again" in told
         # Only the newest two stages keep weights and state.
         assert [show("one", n)["weights_kept"] for n in (1, 2, 3)] == [False, True, True]
         states = sorted(path.parent.name for path in Path("one").rglob(STATE))
@@ -191,7 +200,7 @@ def test_a_gate_refuses_an_arrival_and_the_lineage_stays(place):
     tensors = load_file(bad / WEIGHTS)
     save_file({name: 40 * tensor for name, tensor in tensors.items()}, bad / WEIGHTS)
     assert perdure("set", "lineage", "gate.kl=1e-6").status == 0
-    for words in ("was refused", "was refused before"):
+    for words in ("was refused: ", "was refused before, and is not merged again: "):
         told = perdure("merge", "lineage", bad, "--rule", "task_arithmetic")
         assert told.status == 3, told.err
         assert words in told.err
@@ -233,7 +242,8 @@ def test_what_cannot_arrive_is_refused(place):
     bad("weights: 2 for 1 checkpoints", options=("--weight", "1,2"))
     bad("--weight much: give numbers", options=("--weight", "much"))
     bad("rank: must be at least 1, got 0", options=("--rank", "0"))
-    bad("base: is the lineage's; leave it out", options=("--base", "base"))
+    bad("base: a stage has the base of its lineage; leave base out", options=("--base", "base"))
+    bad("full: a stage has the form of its lineage", options=("--full",))
     bad("a lineage, in which one checkpoint arrives at a time", options=("another",))
     bad("density must be > 0", options=("--rule", "ties", "rule.density=0"))
     bad("average has no keyword 'scale'", options=("rule.scale=1",))

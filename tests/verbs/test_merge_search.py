@@ -176,7 +176,7 @@ def test_a_search_that_cannot_be_is_refused(place):
         "weight: is 0, and a search only makes it smaller",
         options=("--rule", RULE, "--weight", "0"),
     )
-    bad("search: is of an arrival in a lineage", options=("--into", "new", "--base", "base"))
+    bad("search: is for a checkpoint that arrives", options=("--into", "new", "--base", "base"))
 
 
 @pytest.mark.slow

@@ -156,7 +156,9 @@ def test_what_cannot_be_taken_out_is_refused_in_a_line(halves, tmp_path):
     def bad(*words: str, options: tuple = (), stage: int = 1) -> None:
         refused(tmp_path, "merge", "lineage", *options, "--undo", stage, names=words)
 
-    bad("no stage 7", stage=7)
+    for stage in (0, 7):
+        words = f"no stage {stage} into which something was merged; valid: 1"
+        bad(words, stage=stage)
     bad("rule: undo takes an arrival out as it was merged", options=("--rule", "ties"))
     bad("keywords: undo takes an arrival out", options=("rule.exact=true",))
     bad("weights: undo takes an arrival out", options=("--weight", "1"))

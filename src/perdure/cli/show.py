@@ -81,7 +81,8 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
         mean, most = rehearsed["mean"], rehearsed["most"]
         times = f"each {mean:.1f} times on average, at most {most}" if most else "never used"
         lines += [("rehearsed", f"{rows}, {times}")]
-    lines += [(split, _rows(task[split])) for split in ("train", "dev", "test") if split in task]
+    splits = [split for split in ("train", "dev", "test") if task.get(split, {}).get("rows")]
+    lines += [(split, _rows(task[split])) for split in splits]
     if stage["dev"]:
         lines += [("dev curve", _curve(stage["dev"]))]
     if "general" in stage:

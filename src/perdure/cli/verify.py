@@ -5,6 +5,7 @@ import typer
 from perdure import api
 from perdure.cli.from_api import Arguments, command
 from perdure.cli.output import Json, complain, counted, print_json, stdout
+from perdure.lineage.dropped import how_to_restore
 from perdure.lineage.lineage import Lineage
 
 
@@ -27,9 +28,12 @@ def verify(arguments: Arguments, as_json: Json = False) -> None:
     else:
         learned = counted(sum(number > 0 for number, _ in stages), "stage")
         stdout().print(f"{folder}: ledger, base and {learned} are as they were written")
-    if dropped and not as_json:
-        numbers = ", ".join(map(str, dropped))
-        restore = f"`perdure repair {folder} --stage N` learns one again"
-        stdout().print(f"the weights of stage {numbers} were dropped; {restore}")
+    ways: dict[str, list[int]] = {}  # the numbers of the dropped stages, by what makes them again
+    for number in dropped:
+        verb = lineage.stage_entries[number]["verb"]
+        ways.setdefault(how_to_restore(folder, "N", verb), []).append(number)
+    for restore, numbers in ways.items() if not as_json else ():
+        listed = ", ".join(map(str, numbers))
+        stdout().print(f"the weights of stage {listed} were dropped; {restore}")
     if problems:
         raise typer.Exit(1)

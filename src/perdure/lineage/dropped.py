@@ -6,8 +6,11 @@ from typing import Any
 from perdure.lineage.history import COMPACT, History
 
 
-def how_to_restore(path: Path | str, stage: int, verb: str) -> str:
-    """Return what makes the weights of a stage again, given the verb that made the stage."""
+def how_to_restore(path: Path | str, stage: int | str, verb: str) -> str:
+    """Return what makes the weights of a stage again, given the verb that made the stage.
+
+    `stage` is its number, or N for one of several.
+    """
     if verb != "learn":
         return "nothing makes them again, because the stage was not learned from rows"
     return f"`perdure repair {path} --stage {stage}` learns it again from its rows"

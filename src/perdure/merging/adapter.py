@@ -29,6 +29,7 @@ FACTORS = {  # how PEFT names the factors, and whether they are those of a table
     "lora_A.weight": ("lora_B.weight", False),
     "lora_embedding_A": ("lora_embedding_B", True),
 }
+UPS = tuple(f".{up}" for up, _ in FACTORS.values())
 # Settings whose effect is computed here, or that have none on what a stored adapter adds.
 UNDERSTOOD = {
     *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path"),
@@ -44,6 +45,7 @@ REASONS = {
     "layer_replication": "it has other layers than its base",
     "trainable_token_indices": "it changes single rows of the embeddings",
 }
+DAMAGED = "the file is damaged: restore it, or save the adapter again"
 EXPORT = "merge it into its base with PEFT's merge_and_unload, and give that model"
 
 
@@ -117,6 +119,8 @@ class Adapter:
             and name not in ups
             and not name.endswith((".lora_B.bias", *(f".{end}" for end in FACTORS)))
         ]
+        if unknown and unknown[0].endswith(UPS):
+            raise PerdureError(f"{self.folder}: lacks the factor A of {unknown[0]}; {DAMAGED}")
         if unknown:
             raise PerdureError(f"{self.folder}: {unknown[0]} is of no known use; {EXPORT}")
         if not self.modules:
@@ -124,12 +128,17 @@ class Adapter:
 
     def _module(self, name: str, down: str, up: str, embedding: bool) -> Module:
         stored = self.tensors.stored
-        shapes = [stored[part].shape if part in stored else () for part in (down, up)]
-        if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][0] != shapes[1][1]:
+        if up not in stored:
+            raise PerdureError(f"{self.folder}: lacks {up}, a factor of {name}; {DAMAGED}")
+        shapes = [stored[part].shape for part in (down, up)]
+        factors = f"the factors of {name} are of shapes {_by(shapes[0])} and {_by(shapes[1])}"
+        if any(len(shape) != 2 for shape in shapes):
             raise PerdureError(
-                f"{self.folder}: the factors of {name} are of shapes {_by(shapes[0])} and "
-                f"{_by(shapes[1])}; only linear layers and embeddings can be merged. {EXPORT}"
+                f"{self.folder}: {factors}; only linear layers and embeddings can be merged. "
+                f"{EXPORT}"
             )
+        if shapes[0][0] != shapes[1][1]:
+            raise PerdureError(f"{self.folder}: {factors}, which have no product; {DAMAGED}")
         settings, rank = self.settings, shapes[0][0]
         patterns = settings.get("alpha_pattern") or {}
         alpha = patterns.get(get_pattern_key(list(patterns), name), settings.get("lora_alpha", 8))
@@ -192,7 +201,7 @@ def _part(rows: Tensor, piece: Piece) -> Tensor:
 
 
 def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "none"
+    return " x ".join(map(str, shape)) or "a number"
 
 
 def _settings(folder: Path) -> dict[str, Any]:

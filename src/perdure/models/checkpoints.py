@@ -74,10 +74,11 @@ def check_base_of(folder: Path, pinned: dict[str, Any], whose: str) -> None:
     try:
         other = pin(name, revision)
     except PerdureError as error:
+        of = "" if whose == ours else f", the base of {whose}"
         raise PerdureError(
-            f"{folder}: was trained on base {name!r}, which is not here to compare with {ours!r}, "
-            f"that of {whose}; if they are the same, write {ours!r} as its "
-            "base_model_name_or_path in adapter_config.json"
+            f"{folder}: was trained on base {name!r}, which is not here to compare with {ours!r}"
+            f"{of}; if they are the same, write {ours!r} as its base_model_name_or_path in "
+            "adapter_config.json"
         ) from error
     changed = [file for file in differing(pinned, other) if file.endswith(".safetensors")]
     if changed:

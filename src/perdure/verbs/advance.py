@@ -297,9 +297,10 @@ def _check_not_refused(lineage: Lineage, key: str) -> None:
         RefusedError: it has; the line gives the reason.
     """
     if refused := lineage.refusal(key):
-        raise RefusedError(
-            _refused_text(lineage, refused, "was refused before, and is not learned again")
-        )
+        done = refused["method"] if refused["method"] in ("merged", "adopted") else "learned"
+        done = "taken out" if "undone" in refused else done
+        what = f"was refused before, and is not {done} again"
+        raise RefusedError(_refused_text(lineage, refused, what))
 
 
 def _refused_text(lineage: Lineage, refused: dict[str, Any], what: str) -> str:

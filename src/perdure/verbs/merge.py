@@ -131,8 +131,10 @@ def lineage_and_checkpoint(names: Sequence[str]) -> tuple[str, str]:
             f"{names[0]}: is a lineage, in which one checkpoint arrives at a time; give one, or "
             "--into FOLDER to merge all into a new model"
         )
+    first = f"{names[0]}: is no lineage, in which a checkpoint could arrive; " if names[1:] else ""
     raise PerdureError(
-        "give --into FOLDER for the merged model, or a lineage and a checkpoint that arrives in it"
+        f"{first}give --into FOLDER for the merged model, or a lineage and a checkpoint that "
+        "arrives in it"
     )
 
 

@@ -185,6 +185,8 @@ def merge_arrival(
             _check_modules(lineage, arrival, base)
             if vocabulary == "same":
                 check_tokenizer(arrival.folder, base.tokenizer, otherwise=OTHERWISE)
+        if arrival.weight == 0:
+            say(f"warning: weight 0: nothing of {arrival.name} is merged into the stage")
         for note in [*so_far.notes, *stage_plan.notes, *alignment_notes]:
             if note not in noted:
                 say(note)

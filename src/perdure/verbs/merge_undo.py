@@ -237,7 +237,12 @@ def _arrival(lineage: Lineage, number: int) -> dict[str, Any]:
     Raises:
         PerdureError: there is no such stage, or it is not one.
     """
-    entry, path = lineage.at(number), lineage.path
+    path = lineage.path
+    merged = [str(e["stage"]) for e in lineage.standing if e["verb"] == "merge"]
+    hint = nearest(str(number), merged) if merged else "nothing was merged into any active stage"
+    if not number or number not in lineage.stage_entries:
+        raise PerdureError(f"{path}: no stage {number} into which something was merged; {hint}")
+    entry = lineage.at(number)
     if entry not in lineage.stages:
         raise PerdureError(
             f"{path}: stage {number} is not active, so the newest stage does not have it"
@@ -254,8 +259,6 @@ def _arrival(lineage: Lineage, number: int) -> dict[str, Any]:
             "its checkpoint again to bring it back"
         )
     if entry["verb"] != "merge":
-        merged = [str(e["stage"]) for e in lineage.standing if e["verb"] == "merge"]
-        hint = nearest(str(number), merged) if merged else "no active stage has one"
         raise PerdureError(
             f"{path}: stage {number} was not made by `perdure merge`, so it has no arrival to take "
             f"out; {hint}"
