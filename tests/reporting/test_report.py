@@ -9,7 +9,18 @@ from typing import Any
 
 import pytest
 import yaml
-from lineages import BETTER, FORMULA, HOSTILE, ROWS, UNKNOWN, entry, kif_state, lineage
+from lineages import (
+    BETTER,
+    FORMULA,
+    HOSTILE,
+    ROWS,
+    UNKNOWN,
+    cell,
+    entry,
+    kif_state,
+    lineage,
+    timing,
+)
 
 import perdure as package
 from command import perdure, refused, tree
@@ -343,3 +354,31 @@ def test_a_stage_that_the_gate_refused_is_shown_with_its_reasons(tmp_path):
     (run,) = read([tmp_path / "run"])
     assert [stage.task for stage in run.stages] == ["red", "blue", "green"]
     assert "after stage | refused task | why" in (tmp_path / "page.md").read_text()
+
+
+def test_stages_keep_their_numbers_after_a_revert_and_what_took_one_out_is_named(tmp_path):
+    writer = lineage(tmp_path / "run", ROWS)
+    writer.append({"stage": 1, "verb": "revert", "parent": 3})
+    of_merging = {"verb": "merge", "method": "merged", "checkpoint": {}, "weight": None}
+    of_merging |= {"rule": {"average": {"exact": False}}, "history": []}
+    for number, more in ((4, {}), (5, {"undone": 4})):
+        built = writer.path / ".work" / "stage"
+        built.mkdir(parents=True)
+        scores = {"after": {"red": cell(0.5, "generate")}, "before": {}, "base": {}}
+        (built / "scores.json").write_text(json.dumps(scores))
+        line = entry(writer.config, writer.head, number, "black") | of_merging | more
+        writer.commit(built, line, timing(number))
+
+    assert perdure("report", tmp_path / "run", "--out", tmp_path / "page.html").status == 0
+    page = Page(tmp_path / "page.html")
+    names = [line[0] for line in page.tables["Score matrix of run"]]
+    assert names[:5] == ["after stage", "base", "1 red", "4", "5"]
+    assert "| 5 | 0.500 |" in (tmp_path / "page.md").read_text()
+    in_csv = values(tmp_path / "page.csv")
+    assert in_csv["run", "score", "5", "red"] == "0.5"
+    ledger = next(table for name, table in page.tables.items() if "edger" in name)
+    assert [line[:2] for line in ledger[-2:]] == [["4", "merge"], ["5", "undo 4"]]
+    (told,) = [line for line in perdure("log", tmp_path / "run").out.splitlines() if "undo" in line]
+    assert told.split()[:3] == ["5", "undo", "4"]
+    ticks = re.findall(r'class="tick middle">(\d+)</text>', page.text)  # below each figure
+    assert ticks == ["0", "1", "4", "5"]

@@ -534,6 +534,7 @@ class Lineage(History):
             tasks=tuple(tasks),
             learned_at=tuple(number for _, number in columns),
             rows=tuple(tuple(row.get(task) for task in tasks) for row in rows),
+            numbers=tuple(entry["stage"] for entry in stages),
         )
 
     def sampled_cells(self) -> frozenset[tuple[int, str]]:

@@ -6,7 +6,7 @@ estimate. Means are exact and rounded once, so they do not depend on the order o
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
 
@@ -23,6 +23,9 @@ class ScoreMatrix:
         tasks: the names of the tasks, one for each column.
         learned_at: for each task the stage that learned it, at least 1.
         rows: [stages + 1, tasks], the scores; row 0 is the base.
+        numbers: the numbers of the stages of rows 1, 2, ... in their lineage, which is some way
+            ahead of the rows after a revert; None if they are those of the rows. They only name
+            the rows: everything else here counts rows.
 
     Raises:
         PerdureError: there are no rows, a row does not have one cell for each task, or a task was
@@ -32,6 +35,7 @@ class ScoreMatrix:
     tasks: tuple[str, ...]
     learned_at: tuple[int, ...]
     rows: tuple[tuple[float | None, ...], ...]
+    numbers: tuple[int, ...] | None = field(default=None, compare=False)
 
     def __post_init__(self):
         if not self.rows:
@@ -57,12 +61,16 @@ class ScoreMatrix:
         """The index of the last stage, 0 if there is only the base."""
         return len(self.rows) - 1
 
+    def number(self, row: int) -> int:
+        """Return the number of the stage of a row; that of the base is 0."""
+        return row if self.numbers is None or row == 0 else self.numbers[row - 1]
+
     def row_name(self, row: int) -> str:
-        """Return the name of a row: `base`, or its number and the tasks that the stage learned."""
+        """Return the name of a row: `base`, or the stage's number and the tasks that it learned."""
         if row == 0:
             return "base"
         pairs = zip(self.tasks, self.learned_at, strict=True)
-        return " ".join([str(row), *(task for task, stage in pairs if stage == row)])
+        return " ".join([str(self.number(row)), *(task for task, stage in pairs if stage == row)])
 
 
 def overall(matrix: ScoreMatrix) -> float | None:

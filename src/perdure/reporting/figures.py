@@ -118,10 +118,18 @@ def trend(
     lines: Sequence[tuple[str, Sequence[float | None]]],
     learned_at: int,
     top_score: float = 1.0,
+    numbers: Sequence[int] | None = None,
 ) -> Markup:
     """Draw a task's score after each stage, one line per method.
 
     A vertical line marks the stage that learned the task.
+
+    Args:
+        title: the title, for readers who do not see the figure.
+        lines: the label of each line, and its scores, that of the base first.
+        learned_at: which of the scores is that of the stage that learned the task.
+        top_score: where the axis of the scores ends.
+        numbers: the number of the stage of each score, if they do not count up from 0.
     """
     left, top, bottom, height = 26, 12, 112, 134
     width = 240 + min(max(len(label) for label, _ in lines) * CHARACTER, 100)
@@ -130,7 +138,7 @@ def trend(
     parts = [_tick_y(y(mark), left, mark, 196) for mark in (0, top_score / 2, top_score)]
     every = -(-(last + 1) // 9)  # at most nine stages are labelled
     parts += [
-        text(x(stage), bottom + 14, stage, class_="tick middle")
+        text(x(stage), bottom + 14, numbers[stage] if numbers else stage, class_="tick middle")
         for stage in range(0, last + 1, every)
     ]
     parts.append(line(x(learned_at), top, x(learned_at), bottom, class_="learned"))

@@ -174,13 +174,15 @@ def _trends(methods: Sequence[MethodRuns] | Run) -> list[tuple[str, Markup]]:
     matrix = methods.matrix if isinstance(methods, Run) else methods[0].runs[0].matrix
     panels = []
     for j, (task, learned_at) in enumerate(zip(matrix.tasks, matrix.learned_at, strict=True)):
+        numbers = None
         if isinstance(methods, Run):
             lines = [("", [row[j] for row in matrix.rows])]
+            numbers = [matrix.number(row) for row in range(len(matrix.rows))]
         else:
             lines = [(method.label, method.trend(task)) for method in methods]
         highest = max([1.0, *(v for _, values in lines for v in values if v is not None)])
         title = f"Score of {task} over the stages"
-        panel = figures.trend(title, lines, learned_at=learned_at, top_score=highest)
+        panel = figures.trend(title, lines, learned_at, top_score=highest, numbers=numbers)
         panels.append((task, panel))
     return panels
 

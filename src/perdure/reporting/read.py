@@ -37,7 +37,7 @@ class Line:
 
     Args:
         stage: the number of the stage.
-        verb: the verb that wrote the line.
+        verb: the verb that wrote the line; `undo 1` if it took out what stage 1 had merged.
         parent: the previous stage.
         active: whether the stage is part of the current model.
         task: the task that the stage learned, None if it learned none.
@@ -328,7 +328,8 @@ def _line(lineage: Lineage, entry: dict[str, Any], times: dict[str, Any]) -> Lin
     stage = entry["stage"]
     is_refused = entry["verb"] == "refused"
     active = stage in {0, *(e["stage"] for e in lineage.stages)} and not is_refused
-    line = Line(stage=stage, verb=entry["verb"], parent=entry["parent"], active=active)
+    verb = f"undo {entry['undone']}" if "undone" in entry and not is_refused else entry["verb"]
+    line = Line(stage=stage, verb=verb, parent=entry["parent"], active=active)
     if "task" not in entry:
         return line
     task, train = entry["task"]["id"], entry["task"]["train"]

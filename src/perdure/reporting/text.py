@@ -180,7 +180,7 @@ def _rows(run_set: Set) -> Iterator[tuple]:
                 for task, value in zip(run.matrix.tasks, row, strict=True):
                     mode = run.scoring.get(task, ("",))[0]
                     measure = "score_estimated" if (stage, task) in run.sampled else "score"
-                    yield *names, mode, measure, stage, task, value
+                    yield *names, mode, measure, run.matrix.number(stage), task, value
 
 
 def _safe(value: object) -> object:
