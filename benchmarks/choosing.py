@@ -16,6 +16,7 @@ from perdure.measure.statistics import mean
 
 RESULTS = Path(__file__).parent / "results"
 CHAT = "smollm2_assistant_screen"  # the records of the chat model that the lines below use
+APART = "smollm2_assistant_merge"  # the records of its merged experts
 Cells = dict[Any, dict[str, Any]]
 
 
@@ -61,6 +62,7 @@ def lines() -> list[dict[str, Any]]:
     """The lines: `when`, `take`, `because` and `files`."""
     standard, methods = Results("standard_cl"), Results("methods")
     long, orders = Results("long_sequence"), Results("chat_orders")
+    merged = Results("standard_cl_merge")
     made = [
         *chat_lines(),
         line(
@@ -85,6 +87,15 @@ def lines() -> list[dict[str, Any]]:
             f"{methods.op('sequential')}, replay {methods.op('replay')}",
             methods,
         ),
+        line(
+            "an encoder, and tasks that can be learned apart",
+            "perdure run ... mode=per_task merge=average",
+            f"four tasks, three orders, no old row: OP {merged.op('average')}, learning in "
+            f"sequence {merged.op('sequential')}, all rows at once {merged.op('joint')}, each "
+            f"expert on its own {merged.op('apart')}",
+            merged,
+        ),
+        *apart_lines(),
         line(
             "no additional time for learning",
             "wise_ft or l2",
@@ -134,6 +145,26 @@ def chat_lines() -> list[dict[str, Any]]:
             f"{screen.op('replay_kl')} with KL {screen.kl('replay_kl')}, plain fine-tuning "
             f"{screen.op(plain)}, all rows at once {screen.op('joint')}",
             screen,
+        )
+    ]
+
+
+def apart_lines() -> list[dict[str, Any]]:
+    """What merging experts of the chat model gives, if there is its result file."""
+    if not (RESULTS / f"{APART}.json").exists():
+        return []
+    apart = Results(APART)
+    rules = [name for name in apart.methods if name not in ("apart", "joint", "sequential")]
+    best = max(rules, key=lambda name: score(apart.known(name))["mean"])
+    return [
+        line(
+            "a chat model, and adapters that were learned apart at a high rate",
+            "replay, in sequence; not merge",
+            f"five skills, one order: the best of {len(rules)} rules, {best}, OP {apart.op(best)} "
+            f"and KL {apart.kl(best)}; each expert on its own {apart.op('apart')}, plain "
+            f"fine-tuning in sequence {apart.op('sequential')}, all rows at once "
+            f"{apart.op('joint')}",
+            apart,
         )
     ]
 
