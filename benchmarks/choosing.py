@@ -158,8 +158,8 @@ def apart_lines() -> list[dict[str, Any]]:
     best = max(rules, key=lambda name: score(apart.known(name))["mean"])
     return [
         line(
-            "a chat model, and adapters that were learned apart at a high rate",
-            "replay, in sequence; not merge",
+            "a chat model: learn in sequence, or merge adapters that were learned apart?",
+            "replay",
             f"five skills, one order: the best of {len(rules)} rules, {best}, OP {apart.op(best)} "
             f"and KL {apart.kl(best)}; each expert on its own {apart.op('apart')}, plain "
             f"fine-tuning in sequence {apart.op('sequential')}, all rows at once "
