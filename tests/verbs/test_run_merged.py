@@ -1,15 +1,29 @@
 """`run` with `merge`: experts from the base are merged one after another into one model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoModel
 
 from command import perdure, refused
-from perdure.api import compare, dry_run, init, log, merge, report, run, statistics, verify
+from perdure.api import (
+    compare,
+    dry_run,
+    init,
+    log,
+    merge,
+    pack,
+    report,
+    run,
+    statistics,
+    unpack,
+    verify,
+)
 from perdure.comparison.cell import record
 from perdure.config import load_config
 from perdure.errors import PerdureError
@@ -24,6 +38,7 @@ from tiny import tiny_rows
 pytestmark = pytest.mark.own
 
 WEIGHTS, STATE, WHOLE = "adapter_model.safetensors", "merge.safetensors", "model.safetensors"
+HEAD = "head.safetensors"
 TASKS = ("colour", "animal")
 
 
@@ -214,6 +229,12 @@ def test_encoders_are_merged_as_well(tmp_path, monkeypatch):
     assert head_of(newest).keys() == head_of(expert("m", 1)).keys() | head_of(expert("m", 2)).keys()
     assert lineage.matrix().tasks == TASKS
     assert (verify("m"), verify("m-experts")) == ([], [])
+    shutil.copytree("base", "whole-base")
+    AutoModel.from_pretrained("base").save_pretrained("whole-base")  # with its pooler
+    pack(newest, "packed", base="whole-base")
+    unpack("packed", "restored")
+    for folder in (Path("packed"), Path("restored")):
+        assert (folder / HEAD).read_bytes() == (newest / HEAD).read_bytes()
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ class Checkpoint:
         if self.whole is not None:
             return hashes_of([*self.whole.files, *head])
         if self.pack is not None:
-            return hashes_of([self.folder / PACK_SETTINGS, self.folder / PACK_WEIGHTS])
+            return hashes_of([self.folder / PACK_SETTINGS, self.folder / PACK_WEIGHTS, *head])
         return hashes_of([self.folder / ADAPTER_SETTINGS, self.folder / ADAPTER_WEIGHTS, *head])
 
     @property

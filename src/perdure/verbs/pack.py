@@ -1,6 +1,7 @@
 """`pack` stores a checkpoint as what it has other than its base, and `unpack` restores it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,6 +16,7 @@ from perdure.merging.preflight import check
 from perdure.merging.streamed import MODEL
 from perdure.merging.write import copy_beside
 from perdure.models.hashing import file_hash
+from perdure.models.layout import HEAD_WEIGHTS
 from perdure.say import Say
 from perdure.seeds import digest
 from perdure.verbs.merge import open_model, owned
@@ -43,6 +45,7 @@ def pack(
     work = out.parent / f".{out.name}.packing"
     with writing(out), owned(work, out):
         about = _write(work / MODEL, base, checkpoint, codec, energy)
+        _copy_head(checkpoint, work / MODEL)
         _publish(work / MODEL, out)
     remove(work)
     stored = about.pop("tensors").values()
@@ -110,6 +113,12 @@ def _write(
     return about
 
 
+def _copy_head(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copy the head of an encoder, which is small, as it is."""
+    if (checkpoint.folder / HEAD_WEIGHTS).is_file():
+        shutil.copyfile(checkpoint.folder / HEAD_WEIGHTS, folder / HEAD_WEIGHTS)
+
+
 def unpack(name: str, out: str | Path, base_name: str | None, say: Say) -> dict[str, Any]:
     """Restore a checkpoint from a pack and describe it. See `perdure.api.unpack`."""
     out = Path(out)
@@ -137,6 +146,7 @@ def unpack(name: str, out: str | Path, base_name: str | None, say: Say) -> dict[
                     output.write(tensor, piece.offset, values)
                 output.finish(tensor)
         output.complete()
+        _copy_head(checkpoint, work / MODEL)
         types = {dtype for _, dtype in shapes.values() if dtype.is_floating_point}
         copy_beside(base, work / MODEL, types.pop() if len(types) == 1 else None)
         _publish(work / MODEL, out)
