@@ -200,8 +200,8 @@ def test_the_tensors_with_tokens_are_found_in_every_architecture(name, tmp_path)
 
 @pytest.mark.parametrize("rule", at_least(["average", "ties"], PURE))
 def test_permuted_vocabularies_merge_to_the_same_bits(rule, place, monkeypatch):
-    plain = merge(["x", "y", "z"], rule, base="base", into="out")
     monkeypatch.setattr(streamed, "PIECE", 200)
+    plain = merge(["x", "y", "z"], rule, base="base", into="out")
     lines: list[str] = []
     result = merge(
         ["px", "py", "z"], rule, base="base", into="again", vocabulary="base", say=lines.append
