@@ -142,7 +142,8 @@ def chat_lines() -> list[dict[str, Any]]:
             "replay",
             f"five skills, one order, 60 old rows: OP {screen.op('replay')}, KL to the base "
             f"{screen.kl('replay')}; recurrent_kif {screen.op('kif_paper')}, [replay, kl_base] "
-            f"{screen.op('replay_kl')} with KL {screen.kl('replay_kl')}, plain fine-tuning "
+            f"{screen.op('replay_kl')} with KL {screen.kl('replay_kl')}, at strength 0.05 "
+            f"{screen.op('replay_kl_weak')} with {screen.kl('replay_kl_weak')}, plain fine-tuning "
             f"{screen.op(plain)}, all rows at once {screen.op('joint')}",
             screen,
         )
