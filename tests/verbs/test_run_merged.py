@@ -163,6 +163,9 @@ def test_experts_are_learned_once_for_several_rules_and_orders(setting, monkeypa
         name: Lineage("shelf").stages[1]["files"][name] for name in back.stages[0]["checkpoint"]
     }
     assert (Lineage("shelf").ledger, len(list(Path("shelf").rglob("*")))) == before
+    unset = {key: value for key, value in setting.items() if key != "max_length"}
+    run(unset, lineage="own-length")  # that of the base
+    run({**unset, "merge": {**forth, "experts": "own-length"}}, lineage="own")
     for changes, words in (
         ({"seed": 3}, "the experts in shelf were learned with other settings (seed 0, not 3)"),
         ({"rows": {"train": 8}}, "shelf has not learned the rows of 'colour', but colour, animal"),

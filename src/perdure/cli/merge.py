@@ -145,4 +145,5 @@ def _show(result: dict[str, Any]) -> None:
     what = "a LoRA adapter" if result["kind"] == "adapter" else "a plain model"
     out = result["model"]
     stdout().print(f"{out}: {what}; its README.md names what it was made of")
-    stdout().print(f"what it has lost:  perdure check {out} --against {result['base']}")
+    if result["generates"]:
+        stdout().print(f"what it has lost:  perdure check {out} --against {result['base']}")

@@ -89,7 +89,8 @@ def _of_learned_experts(config: Config, say: Say, info: BaseInfo | None) -> dict
     """Check a run that merges experts that were learned before; there is nothing to learn."""
     with _offline():
         plan = prepare_run(merged_of(config), info)
-        learned_experts(experts_of(config), plan.tasks)
+        experts = replace(experts_of(config), max_length=plan.config.max_length)
+        learned_experts(experts, plan.tasks)
         start = Start(Path(config.lineage or "new-lineage"), plan.loader.fresh(plan.config))
         return _report(start, plan, len(plan.tasks), say)
 

@@ -346,7 +346,7 @@ def _merge_to_model(
     return {
         "model": str(out),
         "kind": "weights",
-        **_described(rule, after, checkpoints, base.name, measured.norms, measured.cosines),
+        **_described(rule, after, checkpoints, base, measured.norms, measured.cosines),
         **searches,
         **_vocabulary(vocabulary, checkpoints, union),
         **of_preset,
@@ -411,7 +411,7 @@ def _merge_to_adapter(
     return {
         "model": str(out),
         "kind": "adapter",
-        **_described(rule, after, checkpoints, base.name, norms, cosines),
+        **_described(rule, after, checkpoints, base, norms, cosines),
         **searches,
         **_vocabulary(vocabulary, checkpoints, None),
         "rank": merged.rank,
@@ -482,7 +482,7 @@ def _described(
     rule: Rule,
     after: tuple[Treatment, ...],
     checkpoints: Sequence[Checkpoint],
-    base: str,
+    base: Model,
     norms: Sequence[float],
     cosines: list[list[float]],
 ) -> dict[str, Any]:
@@ -490,7 +490,8 @@ def _described(
     return {
         "rule": {rule.name: keywords_of(rule)},
         **({"after": values_of(after)} if after else {}),
-        "base": base,
+        "base": base.name,
+        "generates": base.kind != "encoder",
         "checkpoints": [
             {
                 "checkpoint": checkpoint.name,

@@ -44,6 +44,7 @@ def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -
     if settings.experts is None:
         prepare_run(copy.deepcopy(experts))  # before anything is written
     plan = prepare_run(merged_of(config))
+    experts.max_length = plan.config.max_length  # 0 was that of the base
     learned = None if settings.experts is None else learned_experts(experts, plan.tasks)
     needs = settings.make().needs
     if plan.info.kind == "encoder" and (needs or settings.learns):
