@@ -161,9 +161,9 @@ def apart_lines() -> list[dict[str, Any]]:
         line(
             "a chat model: learn in sequence, or merge adapters that were learned apart?",
             "replay",
-            f"five skills, one order: the best of {len(rules)} rules, {best}, OP {apart.op(best)} "
-            f"and KL {apart.kl(best)}; each expert on its own {apart.op('apart')}, plain "
-            f"fine-tuning in sequence {apart.op('sequential')}, all rows at once "
+            f"five skills, one order: the best of {len(rules)} lines of rules, {best}, OP "
+            f"{apart.op(best)} and KL {apart.kl(best)}; each expert on its own "
+            f"{apart.op('apart')}, plain fine-tuning in sequence {apart.op('sequential')}, all rows at once "
             f"{apart.op('joint')}",
             apart,
         )

@@ -70,7 +70,9 @@ def test_what_is_packed_is_restored_bit_by_bit(codec, name, store):
     assert result["kept"] == 1.0
     told = perdure("unpack", "pack", "restored")
     assert told.status == 0, told.err
-    assert "restored: a plain model, bit by bit what was packed" in told.out
+    assert (
+        "restored: a plain model, whose weights are bit by bit those that were packed" in told.out
+    )
     assert_same_bits("restored", name)
     assert tree(store / "base") == before
     wanted = {"few": {"sparse": {"same", "sparse"}, "raw": {"same", "raw"}}}

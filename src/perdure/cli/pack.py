@@ -16,5 +16,6 @@ def pack(arguments: Arguments, as_json: Json = False) -> None:
     share = result["bytes"] / result["bytes_of_checkpoint"]
     exact = "bit by bit" if result["exact"] else f"with {result['kept']:.2%} of the sum of squares"
     stdout().print(
-        f"{result['pack']}: {share:.0%} of the size of the checkpoint, which it restores {exact}"
+        f"{result['pack']}: {share:.0%} of the size of the checkpoint, whose weights it restores "
+        f"{exact}"
     )

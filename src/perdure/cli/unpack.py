@@ -13,5 +13,9 @@ def unpack(arguments: Arguments, as_json: Json = False) -> None:
     if as_json:
         print_json(result)
         return
-    how = "bit by bit what was packed" if result["exact"] else "what was packed, at a low rank"
+    how = (
+        "whose weights are bit by bit those that were packed"
+        if result["exact"]
+        else "what was packed, at a low rank"
+    )
     stdout().print(f"{result['model']}: a plain model, {how}")

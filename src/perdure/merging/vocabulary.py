@@ -61,8 +61,8 @@ def align(base: Model, checkpoint: Checkpoint, added: bool = False) -> list[str]
     lines = [*notes_about(base, checkpoint, tokenizer), *_lines(base, checkpoint, added)]
     roles = [r for r in ROLES if getattr(tokenizer, r, None) != getattr(base.tokenizer, r, None)]
     if roles:
-        theirs = ", ".join(f"{getattr(tokenizer, role, None)!r} as {role}" for role in roles)
-        lines.append(f"note: {checkpoint.name} has {theirs}; what is written has the base's")
+        other = ", ".join(f"{getattr(tokenizer, role, None)!r} as {role}" for role in roles)
+        lines.append(f"note: {checkpoint.name} has {other}; what is written has the base's")
     return lines
 
 

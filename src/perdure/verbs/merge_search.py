@@ -102,11 +102,12 @@ class Search:
         if judged is None or "general" not in judged:
             return None
         reasons = beyond(lineage.config.gate, {"old": {}, "general": judged["general"]})
+        if not reasons:
+            return None
         return (
             f"stage {lineage.head} itself is beyond the gate ({'; '.join(reasons)}), so that less "
-            f"of the checkpoint may not be enough; `perdure set {lineage.path} gate....` changes it"
-            if reasons
-            else None
+            f"of the checkpoint may not be enough; `perdure set {lineage.path} gate.KEY=VALUE` "
+            "changes the gate"
         )
 
     def _tasks(self) -> dict[str, Task]:

@@ -13,6 +13,7 @@ from perdure.data.task import Split, Task
 from perdure.errors import PerdureError
 from perdure.lineage.experts import statistics_folder
 from perdure.lineage.lineage import Lineage
+from perdure.merging.rule import Rule
 from perdure.prepare import prepare_run
 from perdure.prepare.merged import experts_of, learned_experts, merged_of, read_merge
 from perdure.say import Say
@@ -24,7 +25,6 @@ from perdure.verbs.run import run
 from perdure.verbs.statistics import statistics
 
 
-RULES_OF = {"fisher": "fisher", "gram": "regmean"}  # the rule that needs each kind of statistics
 LIMIT = 256  # the most rows on which an expert is measured
 
 
@@ -64,7 +64,7 @@ def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -
             _check_arrived(path, merged[number - 1], expert, entry)
             return
         expert.check_model(entry)
-        measured = None if needs is None else _measured(needs, expert, entry, task, config, say)
+        measured = _measured(settings.make(), expert, entry, task, config, say) if needs else None
         probe = _probe(plan.tasks[:number], config) if settings.learns else None
         is_last = number == total
         line = merge_arrival(
@@ -105,18 +105,19 @@ def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -
 
 
 def _measured(
-    needs: str, expert: Lineage, entry: dict[str, Any], task: Task, config: Config, say: Say
+    rule: Rule, expert: Lineage, entry: dict[str, Any], task: Task, config: Config, say: Say
 ) -> list[Path]:
     """Return the folder of an expert's statistics on its rows, which are measured if need be."""
-    folder = statistics_folder(expert.path, needs, entry["stage"])
+    assert rule.needs is not None
+    folder = statistics_folder(expert.path, rule.needs, entry["stage"])
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        say(f"{task.name}: measuring the {needs} statistics of its expert")
+        say(f"{task.name}: measuring its expert for {rule.name}")
         statistics(
             str(expert.folder(entry)),
             task.train,
             folder,
-            rule_name=RULES_OF[needs],
+            rule_name=rule.name,
             limit=LIMIT,
             max_length=config.max_length or None,
             seed=config.seed,
