@@ -163,8 +163,8 @@ def apart_lines() -> list[dict[str, Any]]:
             "replay",
             f"five skills, one order: the best of {len(rules)} lines of rules, {best}, OP "
             f"{apart.op(best)} and KL {apart.kl(best)}; each expert on its own "
-            f"{apart.op('apart')}, plain fine-tuning in sequence {apart.op('sequential')}, all rows at once "
-            f"{apart.op('joint')}",
+            f"{apart.op('apart')}, plain fine-tuning in sequence "
+            f"{apart.op('sequential')}, all rows at once {apart.op('joint')}",
             apart,
         )
     ]

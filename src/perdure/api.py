@@ -1205,7 +1205,8 @@ def unpack(
         say: Called with each note.
 
     Returns:
-        The folder of the model, whether its weights are bit by bit those packed, and the hashes of that.
+        The folder of the model, whether its weights are bit by bit those that were packed, and the
+        hashes of the checkpoint.
 
     Raises:
         PerdureError: there is no pack, it is damaged, or the base is another one.
