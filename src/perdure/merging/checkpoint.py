@@ -104,9 +104,10 @@ class Tensors:
         shape = shape_of(stored.shape, piece)
         if not piece.count:
             return torch.empty(shape, dtype=stored.dtype)
-        content = bytearray(piece.count * stored.dtype.itemsize)
-        self._fill(memoryview(content), name, piece.offset)
-        return torch.frombuffer(content, dtype=stored.dtype).view(shape)
+        # An empty tensor, because a bytearray would be filled with zeros first.
+        content = torch.empty(piece.count * stored.dtype.itemsize, dtype=torch.uint8)
+        self._fill(memoryview(content.numpy()), name, piece.offset)
+        return content.view(stored.dtype).view(shape)
 
     def read_rows(self, name: str, rows: Tensor, width: int) -> Tensor:
         """Return rows of a tensor in any order, in the data type of the file.

@@ -13,7 +13,7 @@ from torch import Tensor
 from perdure.merging.rule import Arrival, Arrived, Place, Rule, State
 
 
-PIECE = 1 << 19  # elements
+PIECE = 1 << 18  # elements
 
 
 class Piece(NamedTuple):

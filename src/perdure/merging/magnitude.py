@@ -88,7 +88,8 @@ def _sum(parts: list[Tensor]) -> float:
 def _rows(values: Tensor) -> list[Tensor]:
     """Return the elements of a tensor as rows of ROW, PART at a time, then as one of the rest."""
     flat, whole = values.flatten(), values.numel() // ROW * ROW
-    return [*(p.view(-1, ROW) for p in flat[:whole].split(PART)), flat[whole:].view(1, -1)]
+    rest = [] if 0 < whole == len(flat) else [flat[whole:].view(1, -1)]
+    return [*(part.view(-1, ROW) for part in flat[:whole].split(PART)), *rest]
 
 
 def is_finite(values: Tensor) -> bool:

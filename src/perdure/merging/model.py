@@ -222,7 +222,7 @@ class Checkpoint:
             tensors, own_name = self.with_rows(name)
             return self.alignment.read(tensors, name, own_name, piece, base)
         if self.whole is not None:
-            return self.whole.read(name, piece).to(base.dtype) - base
+            return self.whole.read(name, piece).to(base.dtype).sub_(base)
         if self.pack is not None:
             return self.pack.change(name, piece, base)
         if not self.changes(name):

@@ -230,7 +230,7 @@ class Rule:
 
 def added(state: State, key: str, value: Tensor) -> Tensor:
     """Return the tensor of a state with a value added, the value itself if there is none yet."""
-    return state[key] + value if key in state else value.clone()
+    return state[key] + value if key in state else value
 
 
 def check_range(

@@ -39,7 +39,7 @@ class MagMax(Rule):
     def arrive(self, state: State, tau: Tensor, arrival: Arrival) -> State:
         tau = arrival.factor * tau
         if not state:
-            return {"largest": tau.clone()}
+            return {"largest": tau}
         largest = state["largest"]
         return {"largest": torch.where(tau.abs() >= largest.abs(), tau, largest)}
 

@@ -51,7 +51,7 @@ class Opcm(Rule):
 
     def arrive(self, state: State, tau: Tensor, arrival: Arrival) -> State:
         if not state:
-            return {"sum": tau.clone()}
+            return {"sum": tau}
         if arrival.role == "matrix":
             tau = clean(tau, state["sum"], self.alpha)
         return {"sum": state["sum"] + tau}

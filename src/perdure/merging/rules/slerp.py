@@ -66,7 +66,7 @@ class Slerp(Rule):
 
     def arrive(self, state: State, tau: Tensor, arrival: Arrival) -> State:
         if not state:
-            return {"merged": tau.clone()}
+            return {"merged": tau}
         old, new = arrival.seen["old"], arrival.seen["new"]
         merged = (old * state["merged"]).add_(tau, alpha=new)
         if self.between == "weights" and old + new != 1.0:
