@@ -27,6 +27,7 @@ from perdure.stopping import Terminated
 PAUSE = 0.1  # seconds between two looks at the store
 MEETING = 600.0  # seconds until all processes must have been started
 LAST_WORDS = 10.0  # seconds that a process with an error waits for the error of another one
+WATCHER = "perdure-watcher"  # the thread that ends a process if the main one is gone
 OVERTIME = 20.0  # seconds after the main process's error until the others are ended
 
 # Variables of the launchers, without which a process is one on its own.
@@ -94,7 +95,7 @@ class Crew:
         self.store: Any = PrefixStore(f"perdure/{len(_crew_numbers)}", _meeting_place())
         self.messages = 0
         self.complaint = ""  # the error line of this process, if another one prints a better one
-        self.is_over = False
+        self.over = threading.Event()  # set when the block has ended in this process
 
     def tell(self, message: Any) -> None:
         """Send a message to all other processes. Only the main process may do so."""
@@ -216,8 +217,9 @@ def together() -> Iterator[None]:
     if shard_weights():
         # Otherwise transformers would load the weights in the main process only.
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    watcher = threading.Thread(target=_watch, args=[crew], name=WATCHER, daemon=True)
     if not is_main():
-        threading.Thread(target=_watch, args=[crew], daemon=True).start()
+        watcher.start()
     try:
         yield
     except BaseException as error:
@@ -229,7 +231,11 @@ def together() -> Iterator[None]:
         if is_main():
             _end(crew, 0, "")
     finally:
-        crew.is_over, _crew = True, None
+        crew.over.set()
+        if not is_main():
+            # A thread that asks the store while the interpreter ends would abort the process.
+            watcher.join(LAST_WORDS)
+        _crew = None
 
 
 def _error_of_main(crew: Crew, error: BaseException) -> BaseException:
@@ -302,14 +308,14 @@ def is_lost(error: BaseException) -> bool:
 def _watch(crew: Crew) -> None:
     """End this process if it waits in a collective for the main process, which has ended."""
     status = 0
-    while not crew.is_over and not status:
-        time.sleep(1.0)
+    while not status:
+        if crew.over.wait(1.0):
+            return
         try:
             status = (crew.end() or {"status": 0})["status"]
         except RuntimeError:  # the store was in the main process
             status = 1
-    time.sleep(OVERTIME)
-    if not crew.is_over:
+    if not crew.over.wait(OVERTIME):
         os._exit(status)
 
 

@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import sys
+import threading
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from methods.recurrent_kif.plain_trainer import base_of, kif_callback, plain_tra
 from perdure.lineage.files import locked
 from perdure.methods.shared.importance import quantile_threshold
 from perdure.models.sharded import Shards
+from perdure.processes import WATCHER
 from train.engine import dev_of, engine, scripted, tiny_base, weights
 from train.sharded_on_cpu import shard_on_the_cpu
 
@@ -147,5 +149,7 @@ if __name__ == "__main__":
             continue
         final = in_another_trainer(work, 2) if name == "callback" else learned(name, work, 2)
         save_file(final, folder / f"{name}-{os.environ['RANK']}.safetensors")
+    # It would ask for the main process while the interpreter ends, which aborts the process.
+    assert WATCHER not in [thread.name for thread in threading.enumerate()]
     torch.distributed.barrier()  # or the one that ends first takes the other's connection away
     torch.distributed.destroy_process_group()
