@@ -11,6 +11,9 @@ from torch import Tensor
 from perdure.merging.rule import Arrival, Arrived, Rule, State, check_range
 
 
+ROWS = 128  # rows of a Gram matrix that are computed at a time
+
+
 @dataclass(frozen=True, kw_only=True)
 class Opcm(Rule):
     """Projects each task vector away from what was merged before, and keeps the norm constant.
@@ -80,31 +83,34 @@ def clean(tau: Tensor, merged: Tensor, alpha: float) -> Tensor:
     beyond = s.cumsum(0) / s.sum() > alpha
     r = int(beyond.to(torch.int8).argmax()) if beyond.any() and alpha < 1 else len(s)
     rotated = u.T @ tau  # [directions, d_in]
-    corner = u[:, :r] @ (rotated[:r] @ vh[:r].T) @ vh[:r]
+    corner = u[:, :r] @ (rotated[:r] @ vh[:r].T)  # times V_r^T
     diagonal = (rotated[r:] * vh[r:]).sum(dim=1)  # u_i^T tau v_i
-    return tau - corner - (u[:, r:] * diagonal) @ vh[r:]
+    return torch.addmm(tau, torch.cat([corner, u[:, r:] * diagonal], dim=1), vh, alpha=-1)
 
 
 def directions(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the thin SVD u, s, vh of a matrix, without its singular values of zero.
 
-    Singular values below s_1 max(d_out, d_in) eps are rounding errors. In fp32, the others are
-    known to fp32's precision from the eigenvectors of the smaller Gram matrix in fp64,
+    Singular values below s_1 max(d_out, d_in) eps are rounding errors. In fp32, the others come
+    from the eigenvectors of the smaller Gram matrix in fp64,
 
         A A^T = U diag(s^2) U^T,    V = A^T U diag(1 / s),
 
-    in a quarter of the time of an SVD.
+    in a fifth of the time of an SVD, and with smaller errors than those of an SVD in fp32.
     """
     if matrix.dtype == torch.float32 and min(matrix.shape) > 0:
         wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
         exact = wide.double()
-        squares, left = torch.linalg.eigh(exact @ exact.T)
+        gram = exact.new_empty(len(exact), len(exact))
+        for start in range(0, len(exact), ROWS):  # the lower triangle, which is all that eigh reads
+            rows = slice(start, start + ROWS)
+            gram[start:, rows] = exact[start:] @ exact[rows].T
+        squares, left = torch.linalg.eigh(gram)
         s = squares.flip(0).clamp_min(0).sqrt()
         known = s > s[:1] * max(matrix.shape) * torch.finfo(torch.float32).eps
-        s, left = s[known], left.flip(1)[:, known]
-        right = (exact.T @ left) / s
-        u, v = (left, right) if wide is matrix else (right, left)
-        return u.float(), s.float(), v.T.float()
+        s, left = s[known].float(), left.flip(1)[:, known].float()
+        right = (left.T @ wide) / s[:, None]
+        return (left, s, right) if wide is matrix else (right.T, s, left.T)
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     known = s > s[:1] * max(matrix.shape) * torch.finfo(s.dtype).eps
     return u[:, known], s[known], vh[known]
