@@ -106,7 +106,7 @@ class Tensors:
             return torch.empty(shape, dtype=stored.dtype)
         # An empty tensor, because a bytearray would be filled with zeros first.
         content = torch.empty(piece.count * stored.dtype.itemsize, dtype=torch.uint8)
-        self._fill(memoryview(content.numpy()), name, piece.offset)
+        self._fill(content.numpy().data, name, piece.offset)
         return content.view(stored.dtype).view(shape)
 
     def read_rows(self, name: str, rows: Tensor, width: int) -> Tensor:

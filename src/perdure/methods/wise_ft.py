@@ -1,13 +1,27 @@
 """Averaging with the previous stage."""
 
-from typing import Any, ClassVar
+import math
+import warnings
+from statistics import fmean
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from perdure.config import Config
+from perdure.data.tokens import Features
 from perdure.errors import PerdureError
+from perdure.methods.shared.teacher import check_base
+from perdure.methods.shared.written_rows import write_rows
+from perdure.models.kinds import Kind
+from perdure.seeds import derive
 from perdure.train.method import Family, Keeps, Method, TaskContext
 from perdure.train.parameters import HEAD_NAMES, Named, known_labels, snapshot, trained
+from perdure.train.surprise import surprise
+
+
+SHARES = [tenths / 10 for tenths in range(10, -1, -1)]  # that a probe tries
+WRITTEN_ROWS, WRITTEN_TOKENS = 32, 64  # of the probe `base`
 
 
 class WiSEFT(Method):
@@ -21,11 +35,24 @@ class WiSEFT(Method):
     their product is then not the average of the products. The new rows of an encoder's head stay as
     trained.
 
+    With a `probe` the share is chosen after each task. The shares 1, 0.9, ..., 0 are tried, and the
+    largest is taken with which the perplexity of the probe's rows is at most `tolerance` times the
+    smallest one of all shares,
+
+        exp(loss(share)) <= tolerance min_s exp(loss(s))
+
+    where the loss is the mean over tasks of the mean loss of their rows, without dropout. The rows
+    are those remembered of old tasks, or ones that the base writes itself, as for `self_replay`.
+
     State: a copy of the trained weights while a task is learned; after it only the number of an
-    encoder's labels. Old rows: none. Cost: negligible. The first task is plain fine-tuning.
+    encoder's labels. Old rows: none, but for the probe `memory`. Cost: negligible; with a probe, 11
+    forward passes of its rows after each task. The first task is plain fine-tuning.
 
     Args:
-        share: the share of the new weights, 0 to 1; null uses 1/t.
+        share: the share of the new weights, 0 to 1; null uses 1/t. With a probe it has no effect.
+        probe: which rows choose the share: `memory`, the remembered rows of old tasks; `base`, 32
+            rows that the base writes with its adapter disabled; null for none.
+        tolerance: how much larger than the smallest one the probe's perplexity may be, >= 1.
     """
 
     family: ClassVar[Family] = "data and schedule"
@@ -34,10 +61,32 @@ class WiSEFT(Method):
     neutral: ClassVar[dict[str, Any]] = {"share": 1.0}
     keeps: ClassVar[Keeps] = Keeps(share=0.5, second_loss=1.2)
 
-    def __init__(self, share: float | None = 0.5):
+    def __init__(
+        self,
+        share: float | None = 0.5,
+        probe: Literal["memory", "base"] | None = None,
+        tolerance: float = 1.15,
+    ):
         if share is not None and not 0 <= share <= 1:
             raise PerdureError(f"wise_ft: share must be from 0 to 1, got {share}")
-        self.share = share
+        if tolerance < 1:
+            raise PerdureError(f"wise_ft: tolerance must be >= 1, got {tolerance}")
+        self.share, self.probe, self.tolerance = share, probe, tolerance
+
+    def check(self, config: Config, kind: Kind) -> None:
+        super().check(config, kind)
+        if self.probe == "memory" and not config.memory.ratio:
+            raise PerdureError(
+                "wise_ft: probe memory needs remembered rows, and memory.ratio is 0; set "
+                "memory.ratio=0.02, or probe base"
+            )
+        if self.probe == "base":
+            if kind != "causal":
+                raise PerdureError(
+                    f"wise_ft: probe base: a base of kind {kind} writes nothing without a prompt; "
+                    "use probe memory"
+                )
+            check_base(self.name, config, keyword="probe")
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.labels = context.state.get("labels")
@@ -46,14 +95,60 @@ class WiSEFT(Method):
 
     @torch.no_grad()
     def end_task(self, model: nn.Module) -> None:
-        share = 1 / self.context.stage if self.share is None else self.share
+        if self.before:
+            learned = snapshot(model)
+            self._set(model, learned, self._share(model, learned))
+        self.before, self.labels = {}, known_labels(model).get("labels")
+
+    def _share(self, model: nn.Module, learned: Named) -> float:
+        """The share of the new weights; to find it, the probe changes the weights."""
+        if self.probe is None:
+            return 1 / self.context.stage if self.share is None else self.share
+        rows = self._probe_rows()
+        if not rows:
+            warnings.warn(
+                f"wise_ft: the probe {self.probe} has no rows, so the new weights stay as they are",
+                stacklevel=2,
+            )
+            return 1.0
+        losses = []
+        for share in SHARES:
+            self._set(model, learned, share)
+            losses.append(self._loss(rows))
+        least = min(losses)
+        bound = least + math.log(self.tolerance)
+        return next(
+            (s for s, loss in zip(SHARES, losses, strict=True) if loss <= bound),
+            0.0,  # no loss is a number
+        )
+
+    def _probe_rows(self) -> list[list[Features]]:
+        """The rows of the probe, by task."""
+        if self.probe == "memory":
+            return [rows for rows in self.context.memory.tasks.values() if rows]
+        written = write_rows(
+            self.engine.base,
+            self.engine.passes,
+            rows=WRITTEN_ROWS,
+            source="base",
+            seed=derive(self.context.seed, "write"),
+            max_new_tokens=WRITTEN_TOKENS,
+        )
+        return [written] if written else []
+
+    def _loss(self, rows: list[list[Features]]) -> float:
+        """The mean over tasks of the mean loss of their rows."""
+        size = self.engine.args.per_device_train_batch_size
+        return fmean(fmean(surprise(self.engine.base, of_task, size)) for of_task in rows)
+
+    def _set(self, model: nn.Module, learned: Named, share: float) -> None:
+        """Set the weights to those of a share of the new ones."""
         for name, p in trained(model).items():
             if name in self.before:
                 rows = len(p)
                 if self.labels is not None and name in HEAD_NAMES:
                     rows = int(self.labels)  # the old rows of a head that has grown
-                p[:rows] = torch.lerp(self.before[name][:rows], p[:rows], share)
-        self.before, self.labels = {}, known_labels(model).get("labels")
+                p[:rows] = torch.lerp(self.before[name][:rows], learned[name][:rows], share)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {} if self.labels is None else {"labels": self.labels}

@@ -3,7 +3,7 @@
 import inspect
 import types
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from perdure.errors import PerdureError
 from perdure.methods import SHORT, find, keywords, names
@@ -63,6 +63,6 @@ def spell(kind: Any) -> str:
     """Return a keyword's type in the words of a YAML: `float | null`, or the possible values."""
     if get_origin(kind) is Literal:
         return " | ".join(map(str, get_args(kind)))
-    if isinstance(kind, types.UnionType):
+    if get_origin(kind) in (types.UnionType, Union):
         return " | ".join(map(spell, get_args(kind)))
     return "null" if kind is type(None) else getattr(kind, "__name__", str(kind))
