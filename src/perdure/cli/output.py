@@ -1,6 +1,7 @@
 """Printing: results go to stdout, everything else to stderr. Only the main process prints."""
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -150,10 +151,12 @@ def complain(line: str) -> None:
 
 def quiet() -> None:
     """Hide messages of transformers and PEFT that do not help a user of the command line."""
-    from datasets import disable_progress_bars
     from transformers.utils import logging
 
-    disable_progress_bars()
+    # datasets reads the variable when it is imported, which takes long, and few verbs need it.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
     warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
     # The task is stopped for such a gradient, with an error line.
     warnings.filterwarnings("ignore", "recurrent_kif: skipped a gradient that is not finite")
