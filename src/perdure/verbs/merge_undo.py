@@ -28,14 +28,9 @@ from perdure.prepare import prepare_adopt
 from perdure.say import Say
 from perdure.verbs.advance import Adopted, AdoptedWeights, advance
 from perdure.verbs.merge import open_model
-from perdure.verbs.merge_arrival import (
-    SoFar,
-    adapter_of_sum,
-    heads_of,
-    merged_weights,
-    ratio_of,
-    with_heads,
-)
+from perdure.verbs.merge_adapters import adapter_of_sum
+from perdure.verbs.merge_arrival import heads_of, merged_weights, with_heads
+from perdure.verbs.merged_so_far import SoFar, ratio_of
 
 
 # What decides an arrival, as its line of the ledger has it, and can be taken back; and its results.
