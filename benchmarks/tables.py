@@ -53,6 +53,7 @@ ABLATION: dict[str, tuple[float, float] | None] = {
     "slow_map": None,
 }
 REFERENCES = {"replay": "OP - replay [95 %]", "mask_free": "OP - mask-free [95 %]"}
+MERGED = ("standard_cl_merge", "smollm2_assistant_merge", "smollm2_assistant_merge_rates")
 Records = list[dict[str, Any]]
 
 
@@ -380,7 +381,7 @@ def with_tables(text: str) -> str:
     compared = [r for r in long_sequence["records"] if r["method"] not in ABLATION]
     merging = [
         name
-        for name in ("standard_cl_merge", "smollm2_assistant_merge")
+        for name in MERGED
         if (HERE / "results" / f"{name}.json").exists()
     ]
     tables = {

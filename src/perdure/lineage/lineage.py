@@ -183,11 +183,8 @@ class Lineage(History):
 
     def _hint(self) -> str:
         """Return the end of an error line: a lineage with a similar name, or how to make one."""
-        names = [path.parent.name for path in self.path.parent.glob("*/lineage.yaml")]
-        close = difflib.get_close_matches(self.path.name, names, n=1)
-        if close:
-            return f"did you mean {self.path.with_name(close[0])}?"
-        return f"make one with `perdure init {self.path}`"
+        near = lineage_near(self.path)
+        return f"did you mean {near}?" if near else f"make one with `perdure init {self.path}`"
 
     def _check_written(self) -> None:
         """Check that `lineage.yaml` shows the settings of the ledger.
@@ -563,3 +560,10 @@ def write_settings(path: Path, settings: dict[str, Any], base: dict[str, Any]) -
     keys = [field.name for field in dataclasses.fields(Config) if field.name in settings]
     shown = {"format": FORMAT, **{key: plain[key] for key in [*keys, "base"]}}
     write_text(path / "lineage.yaml", yaml.safe_dump(shown, sort_keys=False))
+
+
+def lineage_near(path: Path) -> Path | None:
+    """Return the lineage beside a path whose name is most like it, if there is one."""
+    names = [file.parent.name for file in path.parent.glob("*/lineage.yaml")]
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return path.with_name(close[0]) if close else None

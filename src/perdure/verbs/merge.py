@@ -15,7 +15,7 @@ from perdure.data.task import Split
 from perdure.disk import check_folder, check_new, fresh_folder, remove
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.files import dump, locked
-from perdure.lineage.lineage import Lineage
+from perdure.lineage.lineage import Lineage, lineage_near
 from perdure.lineage.loading import check_kept
 from perdure.merging.after import make as make_treatments
 from perdure.merging.factors import (
@@ -132,6 +132,9 @@ def lineage_and_checkpoint(names: Sequence[str]) -> tuple[str, str]:
             "--into FOLDER to merge all into a new model"
         )
     first = f"{names[0]}: is no lineage, in which a checkpoint could arrive; " if names[1:] else ""
+    near = lineage_near(Path(names[0])) if names[1:] else None
+    if near is not None:
+        raise PerdureError(f"{first}did you mean {near}?")
     raise PerdureError(
         f"{first}give --into FOLDER for the merged model, or a lineage and a checkpoint that "
         "arrives in it"
@@ -145,6 +148,9 @@ def lineage_and_moved(names: Sequence[str]) -> tuple[str, str | None]:
         PerdureError: the first name is no lineage, or there are more than two.
     """
     if not names or not is_lineage(names[0]) or len(names) > 2:
+        near = lineage_near(Path(names[0])) if names and not is_lineage(names[0]) else None
+        if near is not None:
+            raise PerdureError(f"undo: {names[0]} is no lineage; did you mean {near}?")
         raise PerdureError(
             "undo: takes an arrival out of a lineage; give the lineage, and if its checkpoint is "
             "elsewhere than it was, the checkpoint"
