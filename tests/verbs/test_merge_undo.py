@@ -183,11 +183,25 @@ def test_what_cannot_be_taken_out_is_refused_in_a_line(halves, tmp_path):
     bad("stage 1 was taken out already, by stage 3")
 
 
-def test_an_arrival_that_something_else_has_decided_is_not_taken_out_by_halves():
-    entry = {"stage": 3, "parent": 2, "rule": {"average": {}}, "weight": None}
-    check_understood(entry, Path("m"))
-    with pytest.raises(PerdureError, match="stage 3 was merged with statistics, which --undo"):
-        check_understood({**entry, "statistics": "0" * 64}, Path("m"))
+def test_an_arrival_that_something_else_has_decided_is_not_taken_out_by_halves(halves):
+    lineage = Lineage("empty")
+    entry = {"stage": 1, "parent": 0, "rule": {"average": {}}, "weight": None}
+    check_understood(lineage, entry)
+    with pytest.raises(PerdureError, match="stage 1 was merged with statistics, which --undo"):
+        check_understood(lineage, {**entry, "statistics": "0" * 64})
+
+
+def test_a_way_back_leads_to_weights_that_are_there(halves, tmp_path):
+    """Without an adapter only the newest two stages keep their weights."""
+    shutil.copytree("empty", "lineage")
+    for checkpoint in ("x", "y", "z"):
+        merge(["lineage", checkpoint], rule="ema")
+    for stage, words in (
+        (1, "`perdure revert lineage --to 0`"),
+        (2, "the weights of stage 1, before it, were deleted, so merge the checkpoints"),
+        (3, "`perdure revert lineage --to 2`"),
+    ):
+        refused(tmp_path, "merge", "lineage", "--undo", stage, names=(words,))
 
 
 @causal

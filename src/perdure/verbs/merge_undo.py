@@ -174,19 +174,19 @@ def _removal(lineage: Lineage, number: int, name: str | None) -> Removal:
     if not rule.can_undo:
         raise PerdureError(
             f"{path}: stage {number} was merged by {rule.name}, from whose state no arrival can be "
-            f"taken out; `perdure revert {path} --to {entry['parent']}` goes back to before it, "
-            "and the later checkpoints can be merged again"
+            f"taken out; {_way_back(lineage, entry)}"
         )
-    check_understood(entry, path)
+    check_understood(lineage, entry)
     if "after" in last:
-        check_understood(last, path)  # its weights were treated, and those without one would not be
+        check_understood(
+            lineage, last
+        )  # its weights were treated, and those without one would not be
     numbers, steps = arrivals(lineage)
     if number not in numbers:
         later = next((e for e in lineage.stages if _ends_state(e, entry)), last)
         raise PerdureError(
             f"{path}: stage {number} cannot be taken out, because stage {later['stage']} went on "
-            f"from what was merged until then; `perdure revert {path} --to {later['parent']}` goes "
-            "back to before it, where --undo can take it out"
+            f"from what was merged until then; {_way_back(lineage, later, undo=True)}"
         )
     check_kept(lineage, last)
     known = [step.get("rounding") for step in steps]
@@ -204,7 +204,7 @@ def _removal(lineage: Lineage, number: int, name: str | None) -> Removal:
     return removal
 
 
-def check_understood(entry: dict[str, Any], path: Path) -> None:
+def check_understood(lineage: Lineage, entry: dict[str, Any]) -> None:
     """Check that nothing has decided an arrival that taking it out would leave in the sums.
 
     Raises:
@@ -213,10 +213,22 @@ def check_understood(entry: dict[str, Any], path: Path) -> None:
     other = sorted(entry.keys() - UNDERSTOOD)
     if other:
         raise PerdureError(
-            f"{path}: stage {entry['stage']} was merged with {', '.join(other)}, which --undo "
-            f"cannot take out; `perdure revert {path} --to {entry['parent']}` goes back to before "
-            "it"
+            f"{lineage.path}: stage {entry['stage']} was merged with {', '.join(other)}, which "
+            f"--undo cannot take out; {_way_back(lineage, entry)}"
         )
+
+
+def _way_back(lineage: Lineage, entry: dict[str, Any], undo: bool = False) -> str:
+    """Return how to come to before a stage; with `undo`, an arrival can be taken out there."""
+    parent = entry["parent"]
+    before = lineage.stage_entries.get(parent)
+    if before is not None and lineage.is_gone(before):
+        return (
+            f"the weights of stage {parent}, before it, were deleted, so merge the checkpoints "
+            "that are to stay into a new lineage"
+        )
+    then = "where --undo can take it out" if undo else "and later checkpoints can be merged again"
+    return f"`perdure revert {lineage.path} --to {parent}` goes back to before it, {then}"
 
 
 def _ends_state(later: dict[str, Any], entry: dict[str, Any]) -> bool:
