@@ -231,11 +231,11 @@ def together() -> Iterator[None]:
         if is_main():
             _end(crew, 0, "")
     finally:
+        _crew = None
         crew.over.set()
         if not is_main():
             # A thread that asks the store while the interpreter ends would abort the process.
             watcher.join(LAST_WORDS)
-        _crew = None
 
 
 def _error_of_main(crew: Crew, error: BaseException) -> BaseException:

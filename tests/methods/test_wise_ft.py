@@ -133,6 +133,26 @@ def test_a_probe_without_rows_changes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("losses", "share"),
+    [
+        ([float("nan"), 2.0, 1.8, *[1.8] * 8], 0.8),
+        ([2.0, 1.9, float("inf"), *[1.8] * 8], 0.7),
+    ],
+)
+@torch.no_grad()
+def test_a_share_whose_loss_is_not_finite_is_not_taken(losses, share, tmp_path, monkeypatch):
+    base = tiny_base("causal")
+    trainer = engine(base, {"wise_ft": {"probe": "memory", "tolerance": 1.0}}, tmp_path)
+    method, values = trainer.methods[0], iter(losses)
+    monkeypatch.setattr(method, "_loss", lambda rows: next(values))
+    assert method.rehearses
+    assert method._share(base.model, snapshot(base.model)) == share
+    monkeypatch.setattr(method, "_loss", lambda rows: float("nan"))
+    with pytest.warns(UserWarning, match="not finite with any share"):
+        assert method._share(base.model, snapshot(base.model)) == 1.0
+
+
+@pytest.mark.parametrize(
     ("given", "config", "kind", "line"),
     [
         ({"tolerance": 0.9}, Config(), "causal", "tolerance must be >= 1, got 0.9"),
@@ -140,10 +160,15 @@ def test_a_probe_without_rows_changes_nothing(tmp_path):
             {"probe": "memory"},
             Config(memory=Memory(ratio=0)),
             "causal",
-            r"memory.ratio is 0; set memory.ratio=0.02, or probe base",
+            "memory.ratio is 0; set memory.ratio=0.02",
         ),
         ({"probe": "base"}, Config(), "encoder", "writes nothing .* use probe memory"),
-        ({"probe": "base"}, Config(adapter=None), "causal", "probe base is .* adapter disabled"),
+        (
+            {"probe": "base"},
+            Config(adapter=None),
+            "causal",
+            "adapter disabled .* set adapter={}, or use probe memory",
+        ),
     ],
 )
 def test_probes_that_cannot_work_are_refused(given, config, kind, line):

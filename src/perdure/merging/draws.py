@@ -20,7 +20,7 @@ def uniform(seed: int, offset: int, count: int) -> Tensor:
         offset: the index of the first element.
         count: the number of elements.
     """
-    numbers = torch.empty(count)
+    numbers = torch.empty(count, dtype=torch.float32)
     for start in range(0, count, PART):
         part = numbers[start : start + PART]
         begin = offset + start + 1

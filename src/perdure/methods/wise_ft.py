@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from perdure.config import Config
 from perdure.data.tokens import Features
 from perdure.errors import PerdureError
-from perdure.methods.shared.teacher import check_base
 from perdure.methods.shared.written_rows import write_rows
 from perdure.models.kinds import Kind
 from perdure.seeds import derive
@@ -50,8 +49,9 @@ class WiSEFT(Method):
 
     Args:
         share: the share of the new weights, 0 to 1; null uses 1/t. With a probe it has no effect.
-        probe: which rows choose the share: `memory`, the remembered rows of old tasks; `base`, 32
-            rows that the base writes with its adapter disabled; null for none.
+        probe: which rows choose the share: `memory`, the remembered rows of old tasks, with those
+            of `general` as one more task; `base`, 32 rows that the base writes with its adapter
+            disabled; null for none.
         tolerance: how much larger than the smallest one the probe's perplexity may be, >= 1.
     """
 
@@ -72,21 +72,22 @@ class WiSEFT(Method):
         if tolerance < 1:
             raise PerdureError(f"wise_ft: tolerance must be >= 1, got {tolerance}")
         self.share, self.probe, self.tolerance = share, probe, tolerance
+        vars(self)["rehearses"] = probe == "memory"  # of this object, not of the class
 
     def check(self, config: Config, kind: Kind) -> None:
         super().check(config, kind)
-        if self.probe == "memory" and not config.memory.ratio:
+        if self.probe != "base":
+            return
+        if kind != "causal":
             raise PerdureError(
-                "wise_ft: probe memory needs remembered rows, and memory.ratio is 0; set "
-                "memory.ratio=0.02, or probe base"
+                f"wise_ft: probe base: a base of kind {kind} writes nothing without a prompt; use "
+                "probe memory"
             )
-        if self.probe == "base":
-            if kind != "causal":
-                raise PerdureError(
-                    f"wise_ft: probe base: a base of kind {kind} writes nothing without a prompt; "
-                    "use probe memory"
-                )
-            check_base(self.name, config, keyword="probe")
+        if config.adapter is None:
+            raise PerdureError(
+                "wise_ft: probe base: the base with its adapter disabled writes the rows, and all "
+                "weights are trained here (adapter: null); set adapter={}, or use probe memory"
+            )
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.labels = context.state.get("labels")
@@ -111,16 +112,21 @@ class WiSEFT(Method):
                 stacklevel=2,
             )
             return 1.0
-        losses = []
+        losses: dict[float, float] = {}
         for share in SHARES:
             self._set(model, learned, share)
-            losses.append(self._loss(rows))
-        least = min(losses)
-        bound = least + math.log(self.tolerance)
-        return next(
-            (s for s, loss in zip(SHARES, losses, strict=True) if loss <= bound),
-            0.0,  # no loss is a number
-        )
+            loss = self._loss(rows)
+            if math.isfinite(loss):
+                losses[share] = loss
+        if not losses:
+            warnings.warn(
+                f"wise_ft: the loss on the rows of probe {self.probe} is not finite with any "
+                "share, so the new weights stay as they are",
+                stacklevel=2,
+            )
+            return 1.0
+        bound = min(losses.values()) + math.log(self.tolerance)
+        return max(share for share, loss in losses.items() if loss <= bound)
 
     def _probe_rows(self) -> list[list[Features]]:
         """The rows of the probe, by task."""
@@ -139,7 +145,10 @@ class WiSEFT(Method):
     def _loss(self, rows: list[list[Features]]) -> float:
         """The mean over tasks of the mean loss of their rows."""
         size = self.engine.args.per_device_train_batch_size
-        return fmean(fmean(surprise(self.engine.base, of_task, size)) for of_task in rows)
+        base, bf16 = self.engine.base, bool(self.engine.args.bf16)
+        device = next(base.model.parameters()).device.type
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):  # as in the scores
+            return fmean(fmean(surprise(base, of_task, size)) for of_task in rows)
 
     def _set(self, model: nn.Module, learned: Named, share: float) -> None:
         """Set the weights to those of a share of the new ones."""

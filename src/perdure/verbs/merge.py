@@ -132,8 +132,7 @@ def lineage_and_checkpoint(names: Sequence[str]) -> tuple[str, str]:
             "--into FOLDER to merge all into a new model"
         )
     first = f"{names[0]}: is no lineage, in which a checkpoint could arrive; " if names[1:] else ""
-    near = lineage_near(Path(names[0])) if names[1:] else None
-    if near is not None:
+    if names[1:] and (near := _lineage_meant(names[0])):
         raise PerdureError(f"{first}did you mean {near}?")
     raise PerdureError(
         f"{first}give --into FOLDER for the merged model, or a lineage and a checkpoint that "
@@ -148,14 +147,18 @@ def lineage_and_moved(names: Sequence[str]) -> tuple[str, str | None]:
         PerdureError: the first name is no lineage, or there are more than two.
     """
     if not names or not is_lineage(names[0]) or len(names) > 2:
-        near = lineage_near(Path(names[0])) if names and not is_lineage(names[0]) else None
-        if near is not None:
+        if names and (near := _lineage_meant(names[0])):
             raise PerdureError(f"undo: {names[0]} is no lineage; did you mean {near}?")
         raise PerdureError(
             "undo: takes an arrival out of a lineage; give the lineage, and if its checkpoint is "
             "elsewhere than it was, the checkpoint"
         )
     return names[0], names[1] if names[1:] else None
+
+
+def _lineage_meant(name: str) -> Path | None:
+    """Return the lineage of a similar name, if there is nothing of this name."""
+    return None if Path(name).exists() else lineage_near(Path(name))
 
 
 def is_lineage(name: str) -> bool:

@@ -177,10 +177,8 @@ def _removal(lineage: Lineage, number: int, name: str | None) -> Removal:
             f"taken out; {_way_back(lineage, entry)}"
         )
     check_understood(lineage, entry)
-    if "after" in last:
-        check_understood(
-            lineage, last
-        )  # its weights were treated, and those without one would not be
+    if "after" in last:  # its weights were treated, and those without one would not be
+        check_understood(lineage, last)
     numbers, steps = arrivals(lineage)
     if number not in numbers:
         later = next((e for e in lineage.stages if _ends_state(e, entry)), last)

@@ -96,7 +96,8 @@ def directions(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
         A A^T = U diag(s^2) U^T,    V = A^T U diag(1 / s),
 
-    in a fifth of the time of an SVD, and with smaller errors than those of an SVD in fp32.
+    for 1024 x 4096 in a third of the time of a thin SVD. The large directions have smaller errors
+    than in an SVD in fp32, the smallest ones similar errors.
     """
     if matrix.dtype == torch.float32 and min(matrix.shape) > 0:
         wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
