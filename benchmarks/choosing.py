@@ -161,10 +161,10 @@ def apart_lines() -> list[dict[str, Any]]:
         line(
             "a chat model: learn in sequence, or merge adapters that were learned apart?",
             "replay",
-            f"five skills, one order: the best of {len(rules)} lines of rules, {best}, OP "
-            f"{apart.op(best)} and KL {apart.kl(best)}; each expert on its own "
-            f"{apart.op('apart')}, plain fine-tuning in sequence "
-            f"{apart.op('sequential')}, all rows at once {apart.op('joint')}",
+            f"five skills, {len(apart.known(best))} orders: the best of {len(rules)} lines of "
+            f"rules, {best}, OP {apart.op(best)} and KL {apart.kl(best)}; plain fine-tuning in "
+            f"sequence {apart.op('sequential')}; on one order, each expert on its own "
+            f"{apart.op('apart')}, all rows at once {apart.op('joint')}",
             apart,
         )
     ]
