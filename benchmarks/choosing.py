@@ -95,7 +95,7 @@ def lines() -> list[dict[str, Any]]:
             f"expert on its own {merged.op('apart')}",
             merged,
         ),
-        *apart_lines(),
+        apart_line(),
         line(
             "no additional time for learning",
             "wise_ft or l2",
@@ -150,24 +150,21 @@ def chat_lines() -> list[dict[str, Any]]:
     ]
 
 
-def apart_lines() -> list[dict[str, Any]]:
-    """What merging experts of the chat model gives, if there is its result file."""
-    if not (RESULTS / f"{APART}.json").exists():
-        return []
+def apart_line() -> dict[str, Any]:
+    """What merging experts of the chat model gives."""
     apart = Results(APART)
     rules = [name for name in apart.methods if name not in ("apart", "joint", "sequential")]
     best = max(rules, key=lambda name: score(apart.known(name))["mean"])
-    return [
-        line(
-            "a chat model: learn in sequence, or merge adapters that were learned apart?",
-            "replay",
-            f"five skills, {len(apart.known(best))} orders: the best of {len(rules)} lines of "
-            f"rules, {best}, OP {apart.op(best)} and KL {apart.kl(best)}; plain fine-tuning in "
-            f"sequence {apart.op('sequential')}; on one order, each expert on its own "
-            f"{apart.op('apart')}, all rows at once {apart.op('joint')}",
-            apart,
-        )
-    ]
+    orders = ("one order", "two orders", "three orders")[len(apart.known(best)) - 1]
+    return line(
+        "a chat model: learn in sequence, or merge adapters that were learned apart?",
+        "replay",
+        f"five skills, {orders}: the best of {len(rules)} lines of rules, {best}, OP "
+        f"{apart.op(best)} and KL {apart.kl(best)}; plain fine-tuning in sequence "
+        f"{apart.op('sequential')}; on one order, each expert on its own {apart.op('apart')}, all "
+        f"rows at once {apart.op('joint')}",
+        apart,
+    )
 
 
 def line(when: str, take: str, because: str, *results: Results) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def main(file: Path) -> None:
         asked = [{"messages": [{"role": "user", "content": text}]} for text in QUESTIONS]
         answers, longer = (
             perdure.answer(f"{folder}/lineage", messages=asked, max_new_tokens=count)
-            for count in (TOKENS, TOKENS + 1)
+            for count in (TOKENS, TOKENS + 8)
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", encoding="utf-8") as lines:

@@ -379,9 +379,8 @@ def with_tables(text: str) -> str:
     """The text with all tables between markers replaced by those of the result files."""
     long_sequence = results("long_sequence")
     compared = [r for r in long_sequence["records"] if r["method"] not in ABLATION]
-    merging = [name for name in MERGED if (HERE / "results" / f"{name}.json").exists()]
     tables = {
-        **{name: merged_table(results(name)["records"]) for name in merging},
+        **{name: merged_table(results(name)["records"]) for name in MERGED},
         "method_list": method_list(),
         "standard_cl": scores_table(results("standard_cl")["records"]),
         "methods": methods_table(results("methods")["records"]),

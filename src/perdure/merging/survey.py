@@ -58,7 +58,7 @@ def survey(base: Model, checkpoints: list[Checkpoint], dtype: torch.dtype) -> Su
     count = len(checkpoints)
     base_square, squares = 0.0, [0.0] * count
     gram = torch.zeros(count, count, dtype=torch.float64)
-    most = max(1 << 14, PIECE // max(1, count // 4))
+    most = max(1 << 14, PIECE // max(1, count // 8))
     with opened(base, checkpoints):
         for place in base.places():
             changed = [c.changes(place.tensor) for c in checkpoints]

@@ -97,7 +97,8 @@ class WiSEFT(Method):
     @torch.no_grad()
     def end_task(self, model: nn.Module) -> None:
         if self.before:
-            learned = snapshot(model)
+            # A probe changes the weights before their share is known.
+            learned: Named = snapshot(model) if self.probe else {**trained(model)}
             self._set(model, learned, self._share(model, learned))
         self.before, self.labels = {}, known_labels(model).get("labels")
 
