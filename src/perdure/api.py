@@ -1237,6 +1237,7 @@ def statistics(
     time; it takes the memory of the model in fp32 and of three gradients. For `regmean`, the mean
     of x x^T of the inputs x of each linear layer is measured, of d x d numbers for d inputs, all in
     memory. The model is computed in fp32. Merging itself reads what was measured tensor by tensor.
+    An encoder is measured with its head, among all labels that the head has.
 
     Args:
         checkpoint: The folder of a model or of a LoRA adapter, a name on the hub that is in its
@@ -1254,7 +1255,8 @@ def statistics(
         What statistics.json says, and the folder.
 
     Raises:
-        PerdureError: the checkpoint does not load, is an encoder, or a row does not fit.
+        PerdureError: the checkpoint does not load, is an encoder without a head, or a row does not
+            fit.
     """
     from perdure.verbs import statistics as verb
 

@@ -1,7 +1,7 @@
 """Tiny checkpoints of one base, on disk."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from perdure.merging import output
 from perdure.merging.model import open_checkpoint
 from perdure.merging.rules import find
 from perdure.merging.statistics import write_statistics
+from perdure.models.stage_files import write_head
 from tiny import tiny_model, tiny_tokenizer
 
 
@@ -45,6 +46,20 @@ def save_adapter(folder: Path | str, seed: int, base: str = "base", **settings: 
                 if parameter.requires_grad:
                     parameter += 0.05 * torch.randn_like(parameter)
     adapted.save_pretrained(folder, save_embedding_layers=False)
+    return Path(folder)
+
+
+def save_encoder(folder: Path | str, seed: int, labels: Sequence[str]) -> Path:
+    """An encoder that differs from the tiny base, with a drawn head for some labels."""
+    model = tiny_model("encoder")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    model.save_pretrained(folder)
+    tiny_tokenizer("encoder").save_pretrained(folder)
+    weight = torch.randn(len(labels), 32, generator=generator)
+    write_head(labels, weight, torch.randn(len(labels), generator=generator), Path(folder))
     return Path(folder)
 
 

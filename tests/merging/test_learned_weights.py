@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch.func import functional_call
-from transformers import AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM
 
 from command import perdure, refused, tree, write_rows
-from merging.models import merged_by_peft, save_adapter, save_expert, weights_of
+from merging.models import merged_by_peft, save_adapter, save_encoder, save_expert, weights_of
 from perdure.api import init, merge, verify
+from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
+from perdure.merging.heads import head_of
 from perdure.merging.rule import Arrived
 from perdure.merging.rules import make
 from perdure.merging.rules.frank_wolfe import FrankWolfe
@@ -115,6 +117,53 @@ def test_the_shares_are_a_point_of_the_simplex():
     assert shares == [0.375, 0.375, 0.25]
     shares = rule.coefficients([Arrived(weight, 1.0) for weight in (0.5, 0.0, 0.5)])
     assert shares == [0.25, 0.0, 0.5]
+
+
+def test_an_encoder_is_asked_among_the_labels_of_a_row(tmp_path, monkeypatch):
+    """Its loss and slope, by autograd; "up" is chosen among the labels of both experts."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny("encoder", Path("base"))
+    labels = {"x": ["up", "down"], "y": ["red", "blue", "up"]}
+    for seed, (name, own) in enumerate(labels.items()):
+        save_encoder(name, seed, labels=own)
+    heads = {name: head_of(Path(name)) for name in labels}
+    rows = [
+        {"prompt": "the cat is", "completion": "down"},
+        {"prompt": "one two", "completion": "red"},
+        {"prompt": "the dog is", "completion": "up"},
+    ]
+    among = [["up", "down"], ["red", "blue", "up"], ["up", "down", "red", "blue"]]
+    head = {**heads["x"], **heads["y"], "up": (heads["x"]["up"] + heads["y"]["up"]) / 2}
+    result = merge(
+        ["x", "y"], "frank_wolfe", base="base", into="out", rows=rows, keywords={"steps": 2}
+    )
+    model = AutoModel.from_pretrained("base", add_pooling_layer=False).eval()
+    tokenizer = load_tokenizer("base")
+    merged = dict(model.state_dict())
+    for number, search in enumerate(result["searches"]):
+        expert = weights_of("xy"[number])
+        for trial in search:
+            w = torch.tensor(trial["weight"], requires_grad=True)
+            mixed = {n: merged[n] + w * (expert[n] - merged[n]) for n in merged}
+            losses = []
+            for row, choices in zip(rows, among, strict=True):
+                ids = torch.tensor([tokenizer(row["prompt"])["input_ids"]])
+                mean = functional_call(model, mixed, (ids,)).last_hidden_state[0].mean(0)
+                logits = torch.stack([head[own][:-1] @ mean + head[own][-1] for own in choices])
+                losses.append(-logits.log_softmax(-1)[choices.index(row["completion"])])
+            loss = torch.stack(losses).mean()
+            (slope,) = torch.autograd.grad(loss, w)
+            assert trial["loss"] == pytest.approx(loss.item(), rel=1e-5)
+            assert trial["slope"] == pytest.approx(slope.item(), rel=1e-3, abs=1e-5)
+        weight = result["checkpoints"][number]["weight"]
+        merged = {n: merged[n] + weight * (expert[n] - merged[n]) for n in merged}
+    assert head_of(Path("out")).keys() == head.keys()
+    save_tiny("encoder", Path("bare"), seed=3)
+    with pytest.raises(PerdureError, match="no checkpoint has the head of an encoder"):
+        merge(["bare", "base"], "frank_wolfe", base="base", into="no", rows=rows)
+    with pytest.raises(PerdureError, match="row 2: 'red' is not one of the answers"):
+        merge(["x", "bare"], "frank_wolfe", base="base", into="no", rows=rows)
+    assert not Path("no").exists()
 
 
 def test_loss_and_slope_are_those_of_the_interpolated_model(bench):

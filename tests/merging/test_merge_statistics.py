@@ -8,10 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from command import perdure, refused, tree, write_rows
-from merging.models import measured_for, save_adapter, save_expert, save_statistics, weights_of
+from merging.models import (
+    measured_for,
+    save_adapter,
+    save_encoder,
+    save_expert,
+    save_statistics,
+    weights_of,
+)
 from perdure.api import init, learn, merge, pack, statistics, verify
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
@@ -20,6 +27,7 @@ from perdure.merging.rules import make
 from perdure.merging.rules.regmean import Regmean
 from perdure.merging.statistics import inputs_of
 from perdure.models.base import load_tokenizer
+from perdure.models.stage_files import read_head, write_head
 from tiny import save_tiny
 from zoo import make as make_base
 
@@ -265,6 +273,40 @@ def test_other_architectures_are_measured_and_merged(name, desk):
         assert measured["transformer.h.0.mlp.c_fc.weight"].shape == (32, 32)
 
 
+def test_encoders_are_measured(tmp_path, monkeypatch):
+    """Against the gradient of each possible answer, and the inputs of the first layer."""
+    monkeypatch.chdir(tmp_path)
+    save_encoder("x", 1, labels=["up", "down"])
+    row = {"prompt": "the red cat is", "completion": "up"}
+    for rule in ("fisher", "regmean"):
+        measured = statistics("x", [row], rule, rule=rule)
+        assert measured["rows"] == 1
+    model = AutoModel.from_pretrained("x", add_pooling_layer=False).eval()
+    _, weight, bias = read_head(Path("x"))
+    ids = torch.tensor([load_tokenizer("x")(row["prompt"])["input_ids"]])
+    outputs = model(ids, output_hidden_states=True)
+    log_p = (weight @ outputs.last_hidden_state[0].mean(0) + bias).log_softmax(-1)
+    names = [name for name, _ in model.named_parameters()]
+    of_answers = [
+        torch.autograd.grad(log_p[label], [*model.parameters()], retain_graph=True)
+        for label in (0, 1)
+    ]
+    found = load_file("fisher/statistics.safetensors")
+    assert set(found) == set(names) == set(weights_of("x")) - {"weight", "bias"}
+    assert any(
+        all(
+            torch.allclose(found[name], gradient.square(), rtol=1e-4, atol=1e-10)
+            for name, gradient in zip(names, gradients, strict=True)
+        )
+        for gradients in of_answers  # the answer is drawn
+    )
+    inputs = outputs.hidden_states[0][0].double()
+    gram = load_file("regmean/statistics.safetensors")[
+        "encoder.layer.0.attention.self.query.weight"
+    ]
+    torch.testing.assert_close(gram.double(), inputs.T @ inputs / len(inputs), rtol=1e-5, atol=1e-6)
+
+
 # --- merging by them -----------------------------------------------------------------------------
 
 
@@ -370,7 +412,14 @@ def test_what_cannot_be_measured_is_refused(desk):
     bad("nothing: no such folder", of=("nothing", "rows.jsonl", "out"))
     bad("no.jsonl", of=("x", "no.jsonl", "out"))
     save_tiny("encoder", desk / "encoder")
-    bad("an encoder cannot generate", of=("encoder", "rows.jsonl", "out"))
+    bad("an encoder answers nothing without a head", of=("encoder", "rows.jsonl", "out"))
+    save_encoder("headed", 1, labels=["up"])
+    bad("headed rows, row 1: 'one two' is not one of the", of=("headed", "rows.jsonl", "out"))
+    shutil.copy("headed/head.safetensors", "encoder")
+    shutil.copytree("encoder", "of-another")
+    stored = torch.zeros(1, 16)
+    write_head(["up"], stored, torch.zeros(1), Path("of-another"))
+    bad("of-another: its head is of another model", of=("of-another", "rows.jsonl", "out"))
 
 
 def test_no_statistics_are_written_of_weights_that_are_not_finite(desk):

@@ -223,10 +223,11 @@ def test_the_weights_of_experts_are_learned_on_a_few_rows_of_each_task(setting):
 
 
 @pytest.mark.slow
-def test_encoders_are_merged_as_well(tmp_path, monkeypatch):
+@pytest.mark.parametrize("rule", ["ties", "fisher", "regmean", "frank_wolfe"])
+def test_encoders_are_merged_as_well(rule, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made = {**setting_for("encoder", tmp_path, n=16), "base": "base", "max_length": 64}
-    lineage = run({**made, "mode": "per_task", "merge": "ties"}, lineage="m")
+    lineage = run({**made, "mode": "per_task", "merge": rule}, lineage="m")
     newest = Lineage("m").folder(Lineage("m").stages[-1])
     assert (newest / WHOLE).is_file()
     assert head_of(newest).keys() == head_of(expert("m", 1)).keys() | head_of(expert("m", 2)).keys()

@@ -6,8 +6,10 @@ from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 
 from perdure.errors import PerdureError, one_line
-from perdure.models.base import Base, load_pretrained, read_base
-from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
+from perdure.models.base import Base, BaseInfo, load_pretrained, read_base
+from perdure.models.classifier import Classifier
+from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, HEAD_WEIGHTS
+from perdure.models.stage_files import read_head
 from perdure.parsing import read_json
 from perdure.say import Say, silent
 
@@ -51,24 +53,45 @@ def base_of_adapter(path: str) -> tuple[str, str | None]:
     return name, revision
 
 
-def load_as_is(path: str, say: Say = silent) -> Base:
+def load_as_is(path: str, say: Say = silent, with_head: bool = False) -> Base:
     """Load a model in the data type of its files, without anything to train.
 
-    The tokenizer of an adapter is its base's. `say` is called with each warning about the files.
+    The tokenizer of an adapter is its base's.
+
+    Args:
+        path: the folder or the name of the model or adapter.
+        say: called with each warning about the files.
+        with_head: whether an encoder is loaded as well, with the head that is beside its weights.
 
     Raises:
-        PerdureError: there is no such model, it is an encoder, or its files do not load.
+        PerdureError: there is no such model, its files do not load, or it is an encoder, unless
+            `with_head` and it has a head.
     """
     name, revision = base_of_adapter(path) if is_adapter(path) else (path, None)
     info = read_base(name, revision)
-    if info.kind == "encoder":
+    if info.kind == "encoder" and not with_head:
         raise PerdureError(f"{path}: an encoder cannot generate; give a model that answers in text")
     network = load_pretrained(name, info.kind, revision=revision, say=say)
     if is_adapter(path):
         network = _with_stored_adapter(network, path)
-    base = Base(path, info.kind, network, info.tokenizer, limits=info.limits, cache=info.cache)
+    model = _with_stored_head(network, path, info) if info.kind == "encoder" else network
+    base = Base(path, info.kind, model, info.tokenizer, limits=info.limits, cache=info.cache)
     base.to_accelerator()
     return base
+
+
+def _with_stored_head(network, path: str, info: BaseInfo) -> Classifier:
+    if not (Path(path) / HEAD_WEIGHTS).is_file():
+        raise PerdureError(
+            f"{path}: an encoder answers nothing without a head; give a stage of a lineage, or a "
+            f"folder with {HEAD_WEIGHTS}"
+        )
+    labels, weight, bias = read_head(Path(path))
+    model = Classifier(network, info.config.hidden_size)
+    if weight.shape[1] != model.weight.shape[1]:
+        raise PerdureError(f"{path}: its head is of another model, and its width is another one")
+    model.set_head(weight, bias, labels)
+    return model
 
 
 def _with_stored_adapter(network, path: str) -> PeftModel:

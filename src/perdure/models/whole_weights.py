@@ -33,7 +33,7 @@ def check_whole(name: str, model: PreTrainedModel, loading: dict[str, Any], kind
     computed = {key for key, _ in model.named_buffers()}
     missing = set(loading["missing_keys"]) - computed
     if kind == "encoder":
-        missing = {key for key in missing if "pooler" not in key.split(".")}
+        missing = {key for key in missing if not is_pooler(key)}
     if not missing:
         return
     line = (
@@ -44,6 +44,11 @@ def check_whole(name: str, model: PreTrainedModel, loading: dict[str, Any], kind
     if unknown := loading["unexpected_keys"]:
         line += f"; {_unknown(unknown)}"
     raise PerdureError(f"{line}; give a whole base, whose config.json belongs to its weights")
+
+
+def is_pooler(key: str) -> bool:
+    """Return whether a weight of an encoder is of its pooler, which the head does not read."""
+    return "pooler" in key.split(".")
 
 
 def warning_of_unused(

@@ -1,15 +1,16 @@
 """The weights of checkpoints that a rule learns on rows, before they are folded."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from perdure.data.rows import answer
 from perdure.data.task import Split
 from perdure.errors import NotFiniteError, PerdureError
 from perdure.merging.magnitude import dot
@@ -19,10 +20,29 @@ from perdure.merging.rules.frank_wolfe import Trial
 from perdure.merging.streamed import Job, in_bytes, towards
 from perdure.merging.survey import Survey
 from perdure.models.base import Base, load_pretrained, read_base
-from perdure.models.head import predicting
+from perdure.models.classifier import Classifier
 from perdure.say import Say
 from perdure.train.losses import count_items, token_loss
-from perdure.verbs.whole_model import batch_of, features_of, file_names
+from perdure.verbs.whole_model import batch_of, features_of, file_names, logits_of, want_gradients
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What an encoder chooses among while weights are learned; nothing for other models.
+
+    The rule works on what checkpoints have in common, so the rows of the labels stay as they are.
+
+    Args:
+        head: the row of each label, [width + 1], the bias last.
+        groups: the labels of each task. A row is answered among those of its tasks.
+    """
+
+    head: Mapping[str, Tensor] = field(default_factory=dict)
+    groups: Sequence[Collection[str]] = ()
+
+    def among(self, label: str) -> set[str]:
+        """Return the labels among which a row with this answer is answered."""
+        return {other for group in self.groups if label in group for other in group}
 
 
 def check_rows(rule: Rule, weights: list[float | None], rows: Split | None) -> None:
@@ -42,7 +62,7 @@ def check_rows(rule: Rule, weights: list[float | None], rows: Split | None) -> N
 
 
 def learned(
-    job: Job, rows: Split, max_memory: int | None, say: Say
+    job: Job, rows: Split, choices: Choices, max_memory: int | None, say: Say
 ) -> tuple[list[Checkpoint], list[list[Trial]]]:
     """Return the checkpoints with their weights, and for each the steps that led to its weight.
 
@@ -51,11 +71,13 @@ def learned(
     Args:
         job: what is merged, after its survey; nothing is written.
         rows: the rows whose loss is lowered.
+        choices: what an encoder chooses among.
         max_memory: the most memory for weights, in bytes.
         say: called with what it takes.
 
     Raises:
-        PerdureError: the memory is not enough, a row does not fit, or the base is an encoder.
+        PerdureError: the memory is not enough, a row does not fit, or no checkpoint of an encoder
+            knows its label.
     """
     assert job.survey is not None
     needed = 8 * sum(prod(place.shape) for place in job.base.places())  # fp32, and its gradient
@@ -69,7 +91,7 @@ def learned(
             "each checkpoint"
         )
     say(f"{line}, beside the plan")
-    subject = _Subject(job.base, rows)
+    subject = _Subject(job.base, rows, choices)
     checkpoints: list[Checkpoint] = []
     searches: list[list[Trial]] = []
     for checkpoint in job.checkpoints:
@@ -90,25 +112,34 @@ class _Subject:
     Args:
         model: the base.
         split: the rows.
+        choices: what an encoder chooses among.
     """
 
-    def __init__(self, model: Model, split: Split):
+    def __init__(self, model: Model, split: Split, choices: Choices):
         info = read_base(model.name, model.revision)
-        if info.kind == "encoder":
+        if info.kind == "encoder" and not choices.head:
             raise PerdureError(
-                f"{model.name}: an encoder has no loss before it has a head; give a weight for "
-                "each checkpoint"
+                f"{model.name}: no checkpoint has the head of an encoder, so that rows have no "
+                "loss; merge stages of a lineage, or give a weight for each checkpoint"
             )
         network = load_pretrained(
             model.name, info.kind, revision=model.revision, dtype=torch.float32
         )
-        network.requires_grad_(True)
-        self.base = Base(
-            model.name, info.kind, network.eval(), info.tokenizer, info.limits, info.cache
-        )
+        want_gradients(network, info.kind)
+        asked: nn.Module = network.eval()
+        if info.kind == "encoder":
+            head = torch.stack([*choices.head.values()])
+            asked = Classifier(asked, info.config.hidden_size)
+            asked.set_head(head[:, :-1], head[:, -1], [*choices.head])
+        self.base = Base(model.name, info.kind, asked, info.tokenizer, info.limits, info.cache)
         self.base.to_accelerator()
         self.rows = features_of(self.base, split.rows, None, model.name)
-        parameters = dict(network.named_parameters())
+        self.choices = [
+            [index for index, label in enumerate(choices.head) if label in among]
+            for among in (choices.among(answer(row).strip()) for row in split.rows)
+            if info.kind == "encoder"
+        ]
+        parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         names = file_names(network, parameters, model.tensors.stored, model.name)
         # A tied weight that is in the files twice counts once.
         self.parameters = {names[name][0]: p for name, p in parameters.items()}
@@ -123,9 +154,12 @@ class _Subject:
         kind, batches = self.base.kind, [batch_of(self.base, row) for row in self.rows]
         count = sum(int(count_items(batch, kind)) for batch in batches)
         total = 0.0
-        for batch in batches:
-            logits = self.base.model(**batch, use_cache=False).logits
-            logits = logits[predicting(batch["labels"], kind)]
+        for number, batch in enumerate(batches):
+            logits = logits_of(self.base, batch)
+            if self.choices:
+                among = torch.full_like(logits, -torch.inf)
+                among[:, self.choices[number]] = 0
+                logits = logits + among
             loss = token_loss(logits, batch["labels"], num_items=count, kind=kind)
             loss.backward()
             total += loss.item()

@@ -42,7 +42,7 @@ from perdure.merging.write import copy_beside, write_card
 from perdure.models.as_is import base_of_adapter
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.say import Say
-from perdure.verbs.learned_weights import check_rows, learned
+from perdure.verbs.learned_weights import Choices, check_rows, learned
 from perdure.writing import publish, writing
 
 
@@ -239,7 +239,7 @@ def open_rule_and_checkpoints(
 
 
 def with_learned_weights(
-    job: Job, rows: Split | None, max_memory: int | None, say: Say
+    job: Job, rows: Split | None, choices: Choices, max_memory: int | None, say: Say
 ) -> tuple[Job, dict[str, Any]]:
     """Return a job whose checkpoints have the weights that its rule learns on rows.
 
@@ -251,12 +251,29 @@ def with_learned_weights(
         return job, {}
     searches: list[list[Trial]] = [[] for _ in job.checkpoints]
     if rows is not None:
-        checkpoints, searches = learned(job, rows, max_memory, say)
+        checkpoints, searches = learned(job, rows, choices, max_memory, say)
         job = replace(job, checkpoints=checkpoints)
     return job, {
         "coefficients": job.rule.coefficients(job.arrived),
         "searches": [[trial._asdict() for trial in trials] for trials in searches],
     }
+
+
+def _choices(checkpoints: Sequence[Checkpoint]) -> Choices:
+    """Return what an encoder chooses among: a row among the labels of the heads that have its own.
+
+    A label that several checkpoints have has, until their weights are learned, the mean row.
+    """
+    groups = [head_of(checkpoint.folder).keys() for checkpoint in checkpoints]
+    return Choices(_heads(checkpoints).rows, groups)
+
+
+def _heads(checkpoints: Sequence[Checkpoint]) -> Heads:
+    """Return the merged heads of encoders."""
+    heads = Heads()
+    for checkpoint in checkpoints:
+        heads = heads.arrive(head_of(checkpoint.folder), factor_of(checkpoint.weight))
+    return heads
 
 
 def check_treatments(after: Sequence[Treatment], base: Model) -> None:
@@ -330,7 +347,8 @@ def _merge_to_model(
         measured = survey(base, checkpoints, rule.dtype)
     for line in measured.warnings([c.name for c in checkpoints], base.name):
         say(f"warning: {line}")
-    job, searches = with_learned_weights(replace(job, survey=measured), rows, max_memory, say)
+    job = replace(job, survey=measured)
+    job, searches = with_learned_weights(job, rows, _choices(checkpoints), max_memory, say)
     checkpoints = job.checkpoints
     of_preset: dict[str, Any] = {}
     if recipe:
@@ -393,7 +411,7 @@ def _merge_to_adapter(
             stack.enter_context(checkpoint.open())
         norms, cosines = norms_and_cosines(adapters)
     job = Job(base, checkpoints, rule, survey=Survey(0.0, norms, cosines))
-    job, searches = with_learned_weights(job, rows, max_memory, say)
+    job, searches = with_learned_weights(job, rows, _choices(checkpoints), max_memory, say)
     checkpoints = job.checkpoints
     with ExitStack() as stack:
         for checkpoint in checkpoints:
@@ -554,9 +572,7 @@ def _publish(
     speaks: Checkpoint | None = None,
 ) -> None:
     """Write the head of an encoder and the card into a folder, and give the folder its name."""
-    heads = Heads()
-    for checkpoint in checkpoints:
-        heads = heads.arrive(head_of(checkpoint.folder), factor_of(checkpoint.weight))
+    heads = _heads(checkpoints)
     if heads.rows:
         heads.write(folder)
     write_card(

@@ -31,9 +31,9 @@ from perdure.prepare import prepare_adopt
 from perdure.say import Say
 from perdure.verbs.advance import Adopted, AdoptedWeights, advance
 from perdure.verbs.init import check_tokenizer
+from perdure.verbs.learned_weights import Choices, check_rows
 from perdure.verbs.merge import (
     After,
-    check_rows,
     check_treatments,
     keywords_of,
     open_rule_and_checkpoints,
@@ -131,7 +131,11 @@ def merge_arrival(
         rule.check_weights([*so_far.weights(rule), arrival.weight])
         if whole:
             job = _job(lineage, rule, arrival, treatments, so_far, max_memory, vocabulary, say)
-            job, searches = with_learned_weights(job, rows, max_memory, say)
+            heads = heads_of(lineage, so_far).arrive(head, factor_of(arrival.weight))
+            tasks = [t for entry in lineage.standing for t in learned_by(entry)]
+            groups = [described["options"] or () for described in tasks]
+            choices = Choices(heads.rows, [*groups, task.options or ()])
+            job, searches = with_learned_weights(job, rows, choices, max_memory, say)
         else:
             base = stage_plan.loader.at(lineage, last or None)
             check_modules(lineage, arrival, base)

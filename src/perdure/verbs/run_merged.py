@@ -47,11 +47,6 @@ def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -
     experts.max_length = plan.config.max_length  # 0 was that of the base
     learned = None if settings.experts is None else learned_experts(experts, plan.tasks)
     needs = settings.make().needs
-    if plan.info.kind == "encoder" and (needs or settings.learns):
-        raise PerdureError(
-            f"merge: {settings.rule} asks the model on rows, which works only with models that "
-            "generate; take another rule"
-        )
     if not (path / "lineage.yaml").exists():
         begin(path, plan, say=say)
     total = len(plan.tasks)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,11 +20,10 @@ from perdure.merging.statistics import Measured, write_statistics
 from perdure.methods.shared.fisher import fisher
 from perdure.models.as_is import base_of_adapter
 from perdure.models.base import Base
-from perdure.models.head import predicting
 from perdure.say import Say
 from perdure.seeds import derive
 from perdure.verbs.merge import open_model
-from perdure.verbs.whole_model import batch_of, features_of, file_names, load_whole
+from perdure.verbs.whole_model import batch_of, features_of, file_names, load_whole, logits_of
 from perdure.writing import sync, writing
 
 
@@ -53,7 +53,7 @@ def statistics(
     rows = limit_rows(split.rows, limit, derive(seed, "statistics"))
     row_features = features_of(base, rows, max_length, name)
     tensors = (_fisher if kind == "fisher" else _grams)(base, row_features, seed)
-    tensors = _by_file_names(tensors, checkpoint, base.model)
+    tensors = _by_file_names(tensors, checkpoint, base.network)
     bad = next((n for n, tensor in tensors.items() if not tensor.isfinite().all()), None)
     if bad is not None:
         raise NotFiniteError(f"{name}: its statistics of {bad} are infinite or not numbers")
@@ -103,7 +103,7 @@ class _Engine:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        return list(self.base.model.parameters())
+        return [p for p in self.base.network.parameters() if p.requires_grad]
 
     def side_gradient(
         self, rows: list[Features], seed: int, loss: Callable[..., Tensor]
@@ -111,11 +111,7 @@ class _Engine:
         """Return the gradient of a loss of the outputs on one row, by parameter."""
         batch = batch_of(self.base, rows[0])
         with torch.enable_grad():
-            outputs = self.base.model(**batch, use_cache=False)
-            outputs.logits = outputs.logits[predicting(batch["labels"], self.base.kind)]
-            if not outputs.logits.isfinite().all():
-                raise NotFiniteError(f"{self.base.name}: its logits are infinite or not numbers")
-            value = loss(batch, outputs)
+            value = loss(batch, SimpleNamespace(logits=logits_of(self.base, batch)))
             parts = torch.autograd.grad(value, self.parameters, allow_unused=True)
         pairs = zip(parts, self.parameters, strict=True)
         return [torch.zeros_like(p) if part is None else part for part, p in pairs]
@@ -124,7 +120,7 @@ class _Engine:
 def _fisher(base: Base, rows: Sequence[Features], seed: int) -> dict[str, Tensor]:
     """Return the diagonal of the Fisher information, by the names of the model's parameters."""
     engine: Any = _Engine(base)
-    return fisher(engine, base.model, rows, seed)
+    return fisher(engine, base.network, rows, seed)
 
 
 @torch.no_grad()
@@ -133,12 +129,14 @@ def _grams(base: Base, rows: Sequence[Features], seed: int) -> dict[str, Tensor]
 
     The mean is over the tokens that reach the layer. The output layer is left out.
     """
-    model: Any = base.model
-    head = model.get_output_embeddings()
+    network: Any = base.network
+    head = network.get_output_embeddings()
     layers = {
         f"{name}.weight": module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not head
+        and module.weight.requires_grad
     }
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -154,7 +152,7 @@ def _grams(base: Base, rows: Sequence[Features], seed: int) -> dict[str, Tensor]
     hooks = [layer.register_forward_pre_hook(added(name)) for name, layer in layers.items()]
     try:
         for row in rows:
-            model(**batch_of(base, row), use_cache=False)
+            logits_of(base, batch_of(base, row))
     finally:
         for hook in hooks:
             hook.remove()

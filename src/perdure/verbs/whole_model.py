@@ -6,37 +6,53 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from perdure.data.columns import is_chat
 from perdure.data.tokens import Features, features
-from perdure.errors import PerdureError
+from perdure.errors import NotFiniteError, PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
 from perdure.measure.predict import MAX_LENGTH
 from perdure.models.as_is import load_as_is
 from perdure.models.base import Base
+from perdure.models.classifier import Classifier
+from perdure.models.head import predicting
+from perdure.models.kinds import Kind
 from perdure.models.merging import merge
+from perdure.models.whole_weights import is_pooler
 from perdure.say import Say
 
 
 def load_whole(name: str, say: Say) -> Base:
-    """Load a checkpoint as one whole model in fp32, all of whose weights have gradients."""
+    """Load a checkpoint as one whole model in fp32, all of whose weights have gradients.
+
+    An encoder has its head, whose weights have none.
+    """
     if (Path(name) / "lineage.yaml").is_file():
         lineage = Lineage(name)
         base = base_at(lineage, lineage.stages[-1])
-        if base.kind == "encoder":
-            raise PerdureError(f"{name}: statistics are those of models that write, not encoders")
         base.to_accelerator()
     else:
-        base = load_as_is(name, say)
+        base = load_as_is(name, say, with_head=True)
     network: Any = base.network
     network.float()
     if isinstance(network, PeftModel):
         network = merge(network)
-    network.requires_grad_(True)
-    base.model = network.eval()
+    if isinstance(base.model, Classifier):
+        base.model.backbone = network
+    else:
+        base.model = network
+    base.model.requires_grad_(False)
+    want_gradients(network, base.kind)
+    base.model.eval()
     return base
+
+
+def want_gradients(network: nn.Module, kind: Kind) -> None:
+    """Let all weights of a model have gradients, but an encoder's pooler, which nothing reads."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(kind != "encoder" or not is_pooler(name))
 
 
 def features_of(
@@ -62,7 +78,7 @@ def features_of(
         kind=base.kind,
         max_length=length,
         max_completion_length=length,
-        labels=None,
+        labels=base.labels,
         where=f"{name} rows",
         cache=base.cache,
     )
@@ -72,8 +88,22 @@ def features_of(
 def batch_of(base: Base, row: Features) -> dict[str, Tensor]:
     """Return a row as a batch of its own, without padding."""
     device = next(base.model.parameters()).device
-    ids, labels = (torch.tensor([list(row[key])], device=device) for key in ("input_ids", "labels"))
+    ids = torch.tensor([list(row["input_ids"])], device=device)
+    label = row["labels"] if base.kind == "encoder" else list(row["labels"])
+    labels = torch.tensor([label], device=device)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def logits_of(base: Base, batch: dict[str, Tensor]) -> Tensor:
+    """Return the logits that predict a label: [positions, tokens], of an encoder [1, labels]."""
+    if base.kind == "encoder":
+        logits = base.model(batch["input_ids"], batch["attention_mask"]).logits
+    else:
+        logits = base.model(**batch, use_cache=False).logits
+        logits = logits[predicting(batch["labels"], base.kind)]
+    if not logits.isfinite().all():
+        raise NotFiniteError(f"{base.name}: its logits are infinite or not numbers")
+    return logits
 
 
 def file_names(
