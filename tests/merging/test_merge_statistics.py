@@ -307,6 +307,24 @@ def test_encoders_are_measured(tmp_path, monkeypatch):
     torch.testing.assert_close(gram.double(), inputs.T @ inputs / len(inputs), rtol=1e-5, atol=1e-6)
 
 
+def test_the_pooler_of_an_encoder_has_no_information(tmp_path, monkeypatch):
+    """No answer depends on it, so its Fisher information is zero."""
+    monkeypatch.chdir(tmp_path)
+    row = {"prompt": "the red cat is", "completion": "up"}
+    experts = []
+    for seed in (1, 2):
+        save_encoder(f"x{seed}", seed, labels=["up", "down"])
+        experts.append(f"pooled{seed}")
+        shutil.copytree(f"x{seed}", experts[-1])
+        AutoModel.from_pretrained(f"x{seed}").save_pretrained(experts[-1])
+    folders = [statistics(e, [row], f"of-{e}")["statistics"] for e in experts]
+    for folder in folders:
+        assert not load_file(f"{folder}/statistics.safetensors")["pooler.dense.weight"].any()
+    merge(experts, "fisher", base=experts[0], into="out", statistics=folders)
+    pooled = [weights_of(expert)["pooler.dense.weight"] for expert in experts]
+    torch.testing.assert_close(weights_of("out")["pooler.dense.weight"], sum(pooled) / 2)
+
+
 # --- merging by them -----------------------------------------------------------------------------
 
 

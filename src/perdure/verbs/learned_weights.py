@@ -23,20 +23,23 @@ from perdure.models.base import Base, load_pretrained, read_base
 from perdure.models.classifier import Classifier
 from perdure.say import Say
 from perdure.train.losses import count_items, token_loss
-from perdure.verbs.whole_model import batch_of, features_of, file_names, logits_of, want_gradients
+from perdure.verbs.whole_model import batch_of, features_of, file_names, logits_of
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What an encoder chooses among while weights are learned; nothing for other models.
-
-    The rule works on what checkpoints have in common, so the rows of the labels stay as they are.
+class Asked:
+    """How rows are asked while weights are learned.
 
     Args:
-        head: the row of each label, [width + 1], the bias last.
-        groups: the labels of each task. A row is answered among those of its tasks.
+        rows: the rows whose loss is lowered.
+        max_length: the most tokens of a row; None is 512, or the positions of the model.
+        head: of an encoder, the row of each label, [width + 1], the bias last. It stays as it is,
+            because the rule works on what checkpoints have in common.
+        groups: of an encoder, the labels of each task. A row is answered among those of its tasks.
     """
 
+    rows: Split
+    max_length: int | None = None
     head: Mapping[str, Tensor] = field(default_factory=dict)
     groups: Sequence[Collection[str]] = ()
 
@@ -62,7 +65,7 @@ def check_rows(rule: Rule, weights: list[float | None], rows: Split | None) -> N
 
 
 def learned(
-    job: Job, rows: Split, choices: Choices, max_memory: int | None, say: Say
+    job: Job, asked: Asked, max_memory: int | None, say: Say
 ) -> tuple[list[Checkpoint], list[list[Trial]]]:
     """Return the checkpoints with their weights, and for each the steps that led to its weight.
 
@@ -70,8 +73,7 @@ def learned(
 
     Args:
         job: what is merged, after its survey; nothing is written.
-        rows: the rows whose loss is lowered.
-        choices: what an encoder chooses among.
+        asked: the rows whose loss is lowered.
         max_memory: the most memory for weights, in bytes.
         say: called with what it takes.
 
@@ -91,7 +93,7 @@ def learned(
             "each checkpoint"
         )
     say(f"{line}, beside the plan")
-    subject = _Subject(job.base, rows, choices)
+    subject = _Subject(job.base, asked)
     checkpoints: list[Checkpoint] = []
     searches: list[list[Trial]] = []
     for checkpoint in job.checkpoints:
@@ -111,13 +113,12 @@ class _Subject:
 
     Args:
         model: the base.
-        split: the rows.
-        choices: what an encoder chooses among.
+        asked: the rows.
     """
 
-    def __init__(self, model: Model, split: Split, choices: Choices):
+    def __init__(self, model: Model, asked: Asked):
         info = read_base(model.name, model.revision)
-        if info.kind == "encoder" and not choices.head:
+        if info.kind == "encoder" and not asked.head:
             raise PerdureError(
                 f"{model.name}: no checkpoint has the head of an encoder, so that rows have no "
                 "loss; merge stages of a lineage, or give a weight for each checkpoint"
@@ -125,24 +126,24 @@ class _Subject:
         network = load_pretrained(
             model.name, info.kind, revision=model.revision, dtype=torch.float32
         )
-        want_gradients(network, info.kind)
-        asked: nn.Module = network.eval()
+        network.requires_grad_(True)
+        answering: nn.Module = network.eval()
         if info.kind == "encoder":
-            head = torch.stack([*choices.head.values()])
-            asked = Classifier(asked, info.config.hidden_size)
-            asked.set_head(head[:, :-1], head[:, -1], [*choices.head])
-        self.base = Base(model.name, info.kind, asked, info.tokenizer, info.limits, info.cache)
+            head = torch.stack([*asked.head.values()])
+            answering = Classifier(answering, info.config.hidden_size)
+            answering.set_head(head[:, :-1], head[:, -1], [*asked.head])
+        self.base = Base(model.name, info.kind, answering, info.tokenizer, info.limits, info.cache)
         self.base.to_accelerator()
-        self.rows = features_of(self.base, split.rows, None, model.name)
+        self.rows = features_of(self.base, asked.rows.rows, asked.max_length, model.name)
         self.choices = [
-            [index for index, label in enumerate(choices.head) if label in among]
-            for among in (choices.among(answer(row).strip()) for row in split.rows)
+            [index for index, label in enumerate(asked.head) if label in among]
+            for among in (asked.among(answer(row).strip()) for row in asked.rows.rows)
             if info.kind == "encoder"
         ]
-        parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        parameters = dict(network.named_parameters())
         names = file_names(network, parameters, model.tensors.stored, model.name)
         # A tied weight that is in the files twice counts once.
-        self.parameters = {names[name][0]: p for name, p in parameters.items()}
+        self.parameters = {names[name][0]: p for name, p in parameters.items() if names[name]}
 
     def gradient(self) -> float:
         """Set `.grad` to the gradient of the mean loss of the rows' labels, and return that loss.

@@ -42,7 +42,7 @@ from perdure.merging.write import copy_beside, write_card
 from perdure.models.as_is import base_of_adapter
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.say import Say
-from perdure.verbs.learned_weights import Choices, check_rows, learned
+from perdure.verbs.learned_weights import Asked, check_rows, learned
 from perdure.writing import publish, writing
 
 
@@ -239,7 +239,7 @@ def open_rule_and_checkpoints(
 
 
 def with_learned_weights(
-    job: Job, rows: Split | None, choices: Choices, max_memory: int | None, say: Say
+    job: Job, asked: Asked | None, max_memory: int | None, say: Say
 ) -> tuple[Job, dict[str, Any]]:
     """Return a job whose checkpoints have the weights that its rule learns on rows.
 
@@ -250,8 +250,8 @@ def with_learned_weights(
     if not job.rule.learns:
         return job, {}
     searches: list[list[Trial]] = [[] for _ in job.checkpoints]
-    if rows is not None:
-        checkpoints, searches = learned(job, rows, choices, max_memory, say)
+    if asked is not None:
+        checkpoints, searches = learned(job, asked, max_memory, say)
         job = replace(job, checkpoints=checkpoints)
     return job, {
         "coefficients": job.rule.coefficients(job.arrived),
@@ -259,13 +259,15 @@ def with_learned_weights(
     }
 
 
-def _choices(checkpoints: Sequence[Checkpoint]) -> Choices:
-    """Return what an encoder chooses among: a row among the labels of the heads that have its own.
+def _asked(rows: Split | None, checkpoints: Sequence[Checkpoint]) -> Asked | None:
+    """Return how rows are asked: an encoder's among the labels of the heads that have its label.
 
     A label that several checkpoints have has, until their weights are learned, the mean row.
     """
+    if rows is None:
+        return None
     groups = [head_of(checkpoint.folder).keys() for checkpoint in checkpoints]
-    return Choices(_heads(checkpoints).rows, groups)
+    return Asked(rows, head=_heads(checkpoints).rows, groups=groups)
 
 
 def _heads(checkpoints: Sequence[Checkpoint]) -> Heads:
@@ -348,7 +350,7 @@ def _merge_to_model(
     for line in measured.warnings([c.name for c in checkpoints], base.name):
         say(f"warning: {line}")
     job = replace(job, survey=measured)
-    job, searches = with_learned_weights(job, rows, _choices(checkpoints), max_memory, say)
+    job, searches = with_learned_weights(job, _asked(rows, checkpoints), max_memory, say)
     checkpoints = job.checkpoints
     of_preset: dict[str, Any] = {}
     if recipe:
@@ -411,7 +413,7 @@ def _merge_to_adapter(
             stack.enter_context(checkpoint.open())
         norms, cosines = norms_and_cosines(adapters)
     job = Job(base, checkpoints, rule, survey=Survey(0.0, norms, cosines))
-    job, searches = with_learned_weights(job, rows, _choices(checkpoints), max_memory, say)
+    job, searches = with_learned_weights(job, _asked(rows, checkpoints), max_memory, say)
     checkpoints = job.checkpoints
     with ExitStack() as stack:
         for checkpoint in checkpoints:

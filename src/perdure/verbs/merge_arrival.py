@@ -1,12 +1,13 @@
 """`merge` into a lineage: one more checkpoint is folded into what was merged so far, as a stage."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from perdure.config import Vocabulary
 from perdure.data.task import Split, Task
@@ -31,7 +32,7 @@ from perdure.prepare import prepare_adopt
 from perdure.say import Say
 from perdure.verbs.advance import Adopted, AdoptedWeights, advance
 from perdure.verbs.init import check_tokenizer
-from perdure.verbs.learned_weights import Choices, check_rows
+from perdure.verbs.learned_weights import Asked, check_rows
 from perdure.verbs.merge import (
     After,
     check_treatments,
@@ -131,11 +132,8 @@ def merge_arrival(
         rule.check_weights([*so_far.weights(rule), arrival.weight])
         if whole:
             job = _job(lineage, rule, arrival, treatments, so_far, max_memory, vocabulary, say)
-            heads = heads_of(lineage, so_far).arrive(head, factor_of(arrival.weight))
-            tasks = [t for entry in lineage.standing for t in learned_by(entry)]
-            groups = [described["options"] or () for described in tasks]
-            choices = Choices(heads.rows, [*groups, task.options or ()])
-            job, searches = with_learned_weights(job, rows, choices, max_memory, say)
+            asked = None if rows is None else _asked(rows, lineage, so_far, task, head)
+            job, searches = with_learned_weights(job, asked, max_memory, say)
         else:
             base = stage_plan.loader.at(lineage, last or None)
             check_modules(lineage, arrival, base)
@@ -287,6 +285,16 @@ def heads_of(lineage: Lineage, so_far: SoFar) -> Heads:
     rows = head_of(lineage.folder(newest))
     counted = newest.get("labels", {}) if so_far.first is None else dict.fromkeys(rows, 1.0)
     return Heads({label: rows[label] for label in counted}, counted)
+
+
+def _asked(
+    rows: Split, lineage: Lineage, so_far: SoFar, task: Task, head: Mapping[str, Tensor]
+) -> Asked:
+    """Return how rows are asked: an encoder's among the labels of the tasks that have its label."""
+    heads = heads_of(lineage, so_far).arrive(head, factor_of(None))
+    learned = [described for entry in lineage.standing for described in learned_by(entry)]
+    groups = [described["options"] or () for described in learned]
+    return Asked(rows, lineage.config.max_length or None, heads.rows, [*groups, task.options or ()])
 
 
 def with_heads(weights: AdoptedWeights, heads: Heads, base: Base) -> AdoptedWeights:

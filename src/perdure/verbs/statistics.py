@@ -103,7 +103,7 @@ class _Engine:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.base.network.parameters() if p.requires_grad]
+        return list(self.base.network.parameters())
 
     def side_gradient(
         self, rows: list[Features], seed: int, loss: Callable[..., Tensor]
@@ -134,9 +134,7 @@ def _grams(base: Base, rows: Sequence[Features], seed: int) -> dict[str, Tensor]
     layers = {
         f"{name}.weight": module
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and module is not head
-        and module.weight.requires_grad
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from perdure.data.columns import is_chat
 from perdure.data.tokens import Features, features
@@ -18,7 +18,6 @@ from perdure.models.as_is import load_as_is
 from perdure.models.base import Base
 from perdure.models.classifier import Classifier
 from perdure.models.head import predicting
-from perdure.models.kinds import Kind
 from perdure.models.merging import merge
 from perdure.models.whole_weights import is_pooler
 from perdure.say import Say
@@ -44,15 +43,9 @@ def load_whole(name: str, say: Say) -> Base:
     else:
         base.model = network
     base.model.requires_grad_(False)
-    want_gradients(network, base.kind)
+    network.requires_grad_(True)
     base.model.eval()
     return base
-
-
-def want_gradients(network: nn.Module, kind: Kind) -> None:
-    """Let all weights of a model have gradients, but an encoder's pooler, which nothing reads."""
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(kind != "encoder" or not is_pooler(name))
 
 
 def features_of(
@@ -111,8 +104,8 @@ def file_names(
 ) -> dict[str, list[str]]:
     """Return under which names weights of a model are in its files.
 
-    Files may leave out the prefix of the model, as those of GPT-2 do, and may have tied weights
-    under both of their names.
+    Files may leave out the prefix of the model, as those of GPT-2 do, may have tied weights under
+    both of their names, and those of an encoder may lack its pooler, which has no name then.
 
     Args:
         model: the model.
@@ -130,7 +123,7 @@ def file_names(
         others = [name, name.removeprefix(prefix), f"{prefix}{name}"]
         others += [target for target, source in tied.items() if source == name]
         result[name] = [other for other in dict.fromkeys(others) if other in stored]
-        if not result[name]:
+        if not result[name] and not is_pooler(name):
             raise PerdureError(
                 f"{where}: transformers names its weights otherwise than its files do, such as "
                 f"{name}, so that what is measured of them belongs to no tensor; merge by another "
