@@ -2,6 +2,7 @@
 
     python benchmarks/tables.py                          # for the READMEs, docs/ and `methods NAME`
     python benchmarks/tables.py --take methods FOLDER... # first make results/methods.json
+    python benchmarks/tables.py --add methods FOLDER... # first add lines to it, or replace them
 
 A result file contains records, one for each run: a method on an order with a seed. `--take` makes
 them from the `compare.json` and `costs.json` of finished comparisons.
@@ -485,12 +486,19 @@ def _order(name: str) -> int | str:
     return int(last) if last.isdigit() else name
 
 
-def take(name: str, folders: list[Path]) -> None:
-    """Write the result file `name` from finished comparisons."""
+def take(name: str, folders: list[Path], adds: bool = False) -> None:
+    """Write the result file `name` from finished comparisons.
+
+    With `adds`, the lines that it has of other methods stay.
+    """
     parts = [taken(folder) for folder in folders]
     records = [record for part, _ in parts for record in part]
     trials = [trial for _, part in parts for trial in part]
-    command = f"python benchmarks/tables.py --take {name} FOLDER..."
+    if adds:
+        new, old = {record["method"] for record in records}, results(name)
+        records = [r for r in old["records"] if r["method"] not in new] + records
+        trials = [t for t in old["trials"] if t["method"] not in new] + trials
+    command = f"python benchmarks/tables.py --{'add' if adds else 'take'} {name} FOLDER..."
     write(
         HERE / "results" / f"{name}.json",
         benchmark=name,
@@ -504,10 +512,12 @@ def take(name: str, folders: list[Path]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make tables and pictures from the result files.")
     parser.add_argument("--take", nargs="+", metavar=("NAME", "FOLDER"))
+    parser.add_argument("--add", nargs="+", metavar=("NAME", "FOLDER"))
     args = parser.parse_args()
-    if args.take:
-        name, *folders = args.take
-        take(name, [Path(folder) for folder in folders])
+    for given, adds in ((args.take, False), (args.add, True)):
+        if given:
+            name, *folders = given
+            take(name, [Path(folder) for folder in folders], adds)
     COSTS.write_text(costs_of_methods(results("methods")["records"]), encoding="utf-8")
     CHOICES.write_text(choosing.text(), encoding="utf-8")
     for name, svg in pictures().items():

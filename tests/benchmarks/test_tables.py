@@ -179,3 +179,21 @@ def test_records_are_taken_from_a_comparison(tmp_path):
     assert (record["cpu_seconds"], record["peak_memory_kib"]) == (4.0, 2)
     assert [trial["overall"] for trial in trials] == [0.1, 0.2]
     assert [trial["keywords"]["replay"]["ratio"] for trial in trials] == [1.0, 2.0]
+
+
+def test_lines_are_added_to_a_result_file(monkeypatch, tmp_path):
+    """Lines of other methods stay, and those of the same method are replaced."""
+
+    def written(adds: bool, *methods: str, overall: float) -> list[tuple[str, float]]:
+        records = [{"method": method, "overall": overall} for method in methods]
+        monkeypatch.setattr(tables, "taken", lambda folder: (records, []))
+        tables.take("some", [tmp_path], adds=adds)
+        found = tables.results("some")
+        assert (" --add " if adds else " --take ") in found["command"]
+        return [(record["method"], record["overall"]) for record in found["records"]]
+
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    assert written(False, "ewc", "er", overall=0.1) == [("ewc", 0.1), ("er", 0.1)]
+    found = written(True, "er", "lwf", overall=0.2)
+    assert found == [("ewc", 0.1), ("er", 0.2), ("lwf", 0.2)]
