@@ -18,6 +18,7 @@ from perdure.methods.recurrent_kif.outer import OuterLearner
 from perdure.methods.recurrent_kif.presets import OPEN, RECURRENT_KIF, TRAINING
 from perdure.methods.recurrent_kif.rates import Rates
 from perdure.methods.recurrent_kif.rounds import Extent, Restore, Rounds, table_of
+from perdure.methods.recurrent_kif.rows import RowRounds
 from perdure.methods.shared.importance import Importance
 from perdure.methods.shared.written_rows import stacked, unstacked, write_rows
 from perdure.models.kinds import Kind
@@ -91,6 +92,10 @@ class RecurrentKIF(StandaloneMethod):
         restore: where a weight that only the old tasks need goes back to before the outer update is
             added: `round`, its value at the start of the round, or `stage`, at the start of the
             task, so that many rounds cannot move it away in small steps.
+        unit: what is identified and fused as one: each `weight`, or each `row` of the product BA of
+            a LoRA adapter, which is what the adapter adds to one output of a layer. The sensitivity
+            of row i is |<B_i, dL/dB_i>|, which is that of the row itself. The rows of W0, WQ and WS
+            are fused as above, and the factors nearest to the result are kept (`fuse_rows`).
         written: how many rows the base itself writes before each task, with its adapter disabled.
             They are one more old task, so that identification protects general ability from the
             first task on, and needs no stored row (`memory.ratio` may be 0). They are written as
@@ -127,6 +132,7 @@ class RecurrentKIF(StandaloneMethod):
     quantile_over: Extent = "all"
     agree: bool = False
     restore: Restore = "round"
+    unit: Literal["weight", "row"] = "weight"
     written: int = 0
     states: Literal["float32", "bfloat16"] = "float32"
     offload: bool = False
@@ -152,6 +158,8 @@ class RecurrentKIF(StandaloneMethod):
                 "recurrent_kif: soft weights have no case of the old tasks alone, so restore: "
                 "stage has nothing to restore; leave out one of the two"
             )
+        if self.unit == "row":
+            self._check_rows()
         if self.written < 0:
             raise PerdureError(f"recurrent_kif: written must be >= 0, got {self.written}")
         rate, rows = self.outer_learning_rate, self.outer_batch_size
@@ -161,7 +169,25 @@ class RecurrentKIF(StandaloneMethod):
                 f"{rate} and {rows}; null uses those of the training"
             )
 
+    def _check_rows(self) -> None:
+        defaults = {"agree": False, "restore": "round", "quantile_over": "all"}
+        defaults |= {"states": "float32", "offload": False}
+        others = [name for name, value in defaults.items() if getattr(self, name) != value]
+        others += ["fusion: soft"] if isinstance(self.table, Soft) else []
+        if others:
+            raise PerdureError(
+                f"recurrent_kif: {others[0]} is of single weights, and unit is row; leave out one "
+                "of the two"
+            )
+
     def check(self, config: Config, kind: Kind) -> None:
+        adapter = config.adapter
+        is_lora = adapter is not None and str(adapter.get("peft_type", "LORA")).upper() == "LORA"
+        if self.unit == "row" and not is_lora:
+            raise PerdureError(
+                f"{self.name}: unit: row fuses the rows of LoRA's products; set adapter={{}}, or "
+                "leave it out"
+            )
         if not self.written:
             return super().check(config, kind)
         if kind != "causal":
@@ -176,7 +202,7 @@ class RecurrentKIF(StandaloneMethod):
             )
 
     def why_not_sharded(self) -> str | None:
-        return None
+        return "fuses whole rows (unit: row)" if self.unit == "row" else None
 
     @property
     def period(self) -> int:
@@ -209,19 +235,9 @@ class RecurrentKIF(StandaloneMethod):
         self.parameters = self.engine.parameters
         trained = model.named_parameters()
         self.names = [name for name, parameter in trained if parameter.requires_grad]
-        self.rounds = Rounds(
-            self.parameters,
-            self.table,
-            score=self.score,
-            quantile=self.quantile,
-            beta_uncertainty=self.beta_uncertainty,
-            momentum=self.momentum,
-            states=getattr(torch, self.states),
-            offload=self.offload,
-            quantile_over=self.quantile_over,
-            agree=self.agree,
-            restore=self.restore,
-        )
+        self.rounds = self._rounds()
+        if isinstance(self.rounds, RowRounds):
+            self.names = self.rounds.names
         self.learner = OuterLearner(
             self.engine,
             self.context,
@@ -234,6 +250,32 @@ class RecurrentKIF(StandaloneMethod):
             shared=self.outer_optimizer == "shared",
             offload=self.offload,
             states=torch.bfloat16 if self.states == "bfloat16" else None,
+        )
+
+    def _rounds(self) -> Rounds | RowRounds:
+        if self.unit == "row":
+            assert isinstance(self.table, FusionTable)
+            return RowRounds(
+                self.parameters,
+                self.names,
+                self.table,
+                score=self.score,
+                quantile=self.quantile,
+                beta_uncertainty=self.beta_uncertainty,
+                momentum=self.momentum,
+            )
+        return Rounds(
+            self.parameters,
+            self.table,
+            score=self.score,
+            quantile=self.quantile,
+            beta_uncertainty=self.beta_uncertainty,
+            momentum=self.momentum,
+            states=getattr(torch, self.states),
+            offload=self.offload,
+            quantile_over=self.quantile_over,
+            agree=self.agree,
+            restore=self.restore,
         )
 
     def _write(self) -> list[Features]:

@@ -26,6 +26,7 @@ RECURRENT_KIF: dict[str, dict[str, Any]] = {
         "quantile_over": "all",
         "agree": False,
         "restore": "round",
+        "unit": "weight",
         "written": 0,
     },
     "release": {
@@ -45,6 +46,7 @@ RECURRENT_KIF: dict[str, dict[str, Any]] = {
         "quantile_over": "all",
         "agree": False,
         "restore": "round",
+        "unit": "weight",
         "written": 0,
     },
 }
