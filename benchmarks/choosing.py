@@ -89,10 +89,10 @@ def lines() -> list[dict[str, Any]]:
         ),
         line(
             "an encoder, and tasks that can be learned apart",
-            "perdure run ... mode=per_task merge=average",
-            f"four tasks, three orders, no old row: OP {merged.op('average')}, learning in "
-            f"sequence {merged.op('sequential')}, all rows at once {merged.op('joint')}, each "
-            f"expert on its own {merged.op('apart')}",
+            "perdure run ... mode=per_task merge=regmean",
+            f"four tasks, three orders, no old row: OP {merged.op('regmean')}, with average "
+            f"{merged.op('average')}, learning in sequence {merged.op('sequential')}, all rows at "
+            f"once {merged.op('joint')}, each expert on its own {merged.op('apart')}",
             merged,
         ),
         apart_line(),
