@@ -12,7 +12,7 @@ from perdure.comparison import processes
 from perdure.comparison.grid import read_grid
 from perdure.measure.statistics import deviation, mean, paired
 from perdure.verbs import compare as verb
-from perdure.verbs import verify
+from perdure.verbs import compare_dry_run, verify
 
 
 pytestmark = pytest.mark.own
@@ -197,7 +197,7 @@ def test_what_is_published_stands_beside(cells_run, tmp_path):
     assert [line["published"] for line in lines] == [None, published["replay"]]
 
 
-def test_a_dry_run_counts_what_is_left_and_writes_nothing(cells_run, tmp_path):
+def test_a_dry_run_counts_what_is_left_and_writes_nothing(cells_run, tmp_path, monkeypatch):
     path = grid_yaml(tmp_path, choose=choosing())
     before = tree(tmp_path)
     result = perdure("compare", path, "--dry-run", "--jobs", 2, "--json")
@@ -213,8 +213,10 @@ def test_a_dry_run_counts_what_is_left_and_writes_nothing(cells_run, tmp_path):
     assert plan["seconds"] == sum(4 * line["seconds"] for line in plan["lines"]) / 2
     assert plan["peak_memory_bytes"] > 2**20
     package.compare(path)
+    monkeypatch.setattr(compare_dry_run, "dry_run_of", lambda *args, **more: pytest.fail("tried"))
     repeated = perdure("compare", path, "--dry-run")
-    assert "for 0 cells, 1 at a time" in repeated.out
+    assert "every cell is finished" in repeated.out
+    assert perdure("compare", path, "--dry-run", "--json").json["seconds"] == 0
     assert len(cells_run) == 8
 
 

@@ -68,6 +68,9 @@ def planned_cells(plan: dict[str, Any]) -> Iterator[RenderableType]:
             f"{line['trainable']:,}",
         )
     yield table
+    if not plan["to_run"]:
+        yield Text("every cell is finished; without --dry-run, the results are printed")
+        return
     yield Text(
         f"device:      {plan['device']}, {counted(plan['threads'], 'thread')} a cell\n"
         f"memory:      {size(plan['peak_memory_bytes'])} at its peak, for one cell\n"

@@ -1,5 +1,6 @@
 """`compare --dry-run` estimates the cost of a comparison from a trial of one cell per line."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +21,10 @@ COSTS = ("steps", "seconds", "trainable", "disk_bytes")
 def dry_run(grid: Grid, jobs: int, say: Say) -> dict[str, Any]:
     """Return what is left to run, and an estimate of its cost.
 
-    `run --dry-run` is applied to the first cell of each line. Its time, memory and disk space are
-    taken for the line's other cells as well, and for its trials, which are a little shorter.
-    `seconds` assumes that `jobs` cells at the same time are as fast as one.
+    `run --dry-run` is applied to the first cell of each line that is not finished. Its time, memory
+    and disk space are taken for the line's other cells as well, and for its trials, which are a
+    little shorter. `seconds` assumes that `jobs` cells at the same time are as fast as one. If
+    every line is finished, device, threads and memory are None.
     """
     check_place(grid.folder, jobs)
     grid = matched(grid)
@@ -31,25 +33,18 @@ def dry_run(grid: Grid, jobs: int, say: Say) -> dict[str, Any]:
     for line in check(grid, trials, bases):
         say(line)
     chosen = _chosen(grid, trials) if trials else {}
-    entries, estimate = [], {}
+    entries, estimate = [], dict.fromkeys(("device", "threads", "peak_memory_bytes"))
     for number, line in enumerate(grid.lines, 1):
         line_trials = trials.cells.get(line.name, []) if trials else []
         cells = grid.cells(line, chosen_settings(chosen, line.name))
-        if line.constant:
-            nothing = dict.fromkeys(("trials", "to_run", *COSTS), 0)
-            entries.append({"name": line.name, "cells": len(cells), **nothing})
+        left = 0 if line.constant else _left([*cells, *line_trials], grid)
+        counts = {"cells": len(cells), "trials": len(line_trials), "to_run": left}
+        if not left:
+            entries.append({"name": line.name, **counts, **dict.fromkeys(COSTS, 0)})
             continue
         say(f"trying {line.name}, {number} of {len(grid.lines)}")  # a line may take a minute
         estimate = _estimate(cells[0], grid, bases)
-        entries.append(
-            {
-                "name": line.name,
-                "cells": len(cells),
-                "trials": len(line_trials),
-                "to_run": sum(cell.record(grid.folder) is None for cell in [*cells, *line_trials]),
-                **{key: estimate[key] for key in COSTS},
-            }
-        )
+        entries.append({"name": line.name, **counts, **{key: estimate[key] for key in COSTS}})
     total = {"disk_bytes": sum(line["disk_bytes"] * line["to_run"] for line in entries)}
     check_disk(grid.folder, total)
     return {
@@ -63,6 +58,11 @@ def dry_run(grid: Grid, jobs: int, say: Say) -> dict[str, Any]:
         "seconds": sum(line["seconds"] * line["to_run"] for line in entries) / jobs,
         **total,
     }
+
+
+def _left(cells: Sequence[Cell], grid: Grid) -> int:
+    """Return how many cells are not finished."""
+    return sum(cell.record(grid.folder) is None for cell in cells)
 
 
 def _chosen(grid: Grid, trials: Trials) -> dict[str, Any]:
