@@ -27,8 +27,8 @@ class Opcm(Rule):
     that together have at most the share `alpha` of their sum. Only matrices are projected; vectors
     and embeddings are added. The norms are those of the whole model.
 
-    The projection is computed from the thin SVD, U_r (U_r^T tau V_r) V_r^T and u_i (u_i^T tau v_i)
-    v_i^T for i > r, which never forms the large factors. Singular values of zero have no
+    What is projected out is U_r (U_r^T tau V_r) V_r^T and u_i (u_i^T tau v_i) v_i^T for i > r, of
+    the thin SVD, whose V is A^T U diag(1 / s) and is never formed. Singular values of zero have no
     directions, so nothing is projected along them.
 
     There is no published result on language models: its authors merge the image encoders of CLIP.
@@ -77,41 +77,41 @@ def clean(tau: Tensor, merged: Tensor, alpha: float) -> Tensor:
     if tau.dim() > 2:
         pairs = zip(tau, merged, strict=True)
         return torch.stack([clean(one, other, alpha) for one, other in pairs])
-    u, s, vh = directions(merged)
+    if tau.shape[0] > tau.shape[1]:
+        return clean(tau.T, merged.T, alpha).T
+    u, s = directions(merged)
     if not len(s):
         return tau
     beyond = s.cumsum(0) / s.sum() > alpha
     r = int(beyond.to(torch.int8).argmax()) if beyond.any() and alpha < 1 else len(s)
-    rotated = u.T @ tau  # [directions, d_in]
-    corner = u[:, :r] @ (rotated[:r] @ vh[:r].T)  # times V_r^T
-    diagonal = (rotated[r:] * vh[r:]).sum(dim=1)  # u_i^T tau v_i
-    return torch.addmm(tau, torch.cat([corner, u[:, r:] * diagonal], dim=1), vh, alpha=-1)
+    # With V^T = diag(1 / s) U^T A, U^T tau V is (U^T tau A^T) U diag(1 / s): V is never made.
+    crossed = u.T @ (tau @ merged.T)  # [directions, d_out]
+    corner = (crossed[:r] @ u[:, :r]) / s[:r]
+    diagonal = (crossed[r:].T * u[:, r:]).sum(dim=0) / s[r:]  # u_i^T tau v_i
+    known = torch.cat([u[:, :r] @ corner, u[:, r:] * diagonal], dim=1)  # times V^T
+    return torch.addmm(tau, (known / s) @ u.T, merged, alpha=-1)
 
 
-def directions(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the thin SVD u, s, vh of a matrix, without its singular values of zero.
+def directions(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return u and s of the SVD of a wide matrix A, without its singular values of zero.
 
-    Singular values below s_1 max(d_out, d_in) eps are rounding errors. In fp32, the others come
-    from the eigenvectors of the smaller Gram matrix in fp64,
+    Singular values below s_1 d_in eps are rounding errors. In fp32, the others come from the
+    eigenvectors of the Gram matrix in fp64,
 
-        A A^T = U diag(s^2) U^T,    V = A^T U diag(1 / s),
+        A A^T = U diag(s^2) U^T
 
-    for 1024 x 4096 in a third of the time of a thin SVD. The large directions have smaller errors
+    for 1024 x 4096 in a fifth of the time of a thin SVD. The large directions have smaller errors
     than in an SVD in fp32, the smallest ones similar errors.
     """
     if matrix.dtype == torch.float32 and min(matrix.shape) > 0:
-        wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-        exact = wide.double()
+        exact = matrix.double()
         gram = exact.new_empty(len(exact), len(exact))
         for start in range(0, len(exact), ROWS):  # the lower triangle, which is all that eigh reads
             rows = slice(start, start + ROWS)
             gram[start:, rows] = exact[start:] @ exact[rows].T
         squares, left = torch.linalg.eigh(gram)
-        s = squares.flip(0).clamp_min(0).sqrt()
-        known = s > s[:1] * max(matrix.shape) * torch.finfo(torch.float32).eps
-        s, left = s[known].float(), left.flip(1)[:, known].float()
-        right = (left.T @ wide) / s[:, None]
-        return (left, s, right) if wide is matrix else (right.T, s, left.T)
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    known = s > s[:1] * max(matrix.shape) * torch.finfo(s.dtype).eps
-    return u[:, known], s[known], vh[known]
+        u, s = left.flip(1).float(), squares.flip(0).clamp_min(0).sqrt()
+    else:
+        u, s, _ = torch.linalg.svd(matrix, full_matrices=False)
+    known = s > s[:1] * max(matrix.shape) * torch.finfo(matrix.dtype).eps
+    return u[:, known], s[known].to(matrix.dtype)
