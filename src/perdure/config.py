@@ -381,4 +381,6 @@ def _in_words(kind: Any) -> str:
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     words |= {dict: "a mapping", list: "a list", type(None): "null"}
     origin = getattr(kind, "__origin__", kind)
+    if origin is Literal:
+        return " or ".join(map(str, get_args(kind)))
     return words.get(origin) or getattr(kind, "__name__", str(kind))

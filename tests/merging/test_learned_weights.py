@@ -18,6 +18,7 @@ from perdure.merging.rule import Arrived
 from perdure.merging.rules import make
 from perdure.merging.rules.frank_wolfe import FrankWolfe
 from perdure.models.base import load_tokenizer
+from perdure.models.stage_files import write_head
 from tiny import save_tiny
 
 
@@ -163,7 +164,33 @@ def test_an_encoder_is_asked_among_the_labels_of_a_row(tmp_path, monkeypatch):
         merge(["bare", "base"], "frank_wolfe", base="base", into="no", rows=rows)
     with pytest.raises(PerdureError, match="row 2: 'red' is not one of the answers"):
         merge(["x", "bare"], "frank_wolfe", base="base", into="no", rows=rows)
+    save_encoder("wide", 4, labels=["up"])
+    write_head(["up"], torch.zeros(1, 16), torch.zeros(1), Path("wide"))
+    for rule in ("frank_wolfe", "average"):
+        given = rows if rule == "frank_wolfe" else None
+        with pytest.raises(PerdureError, match="wide: its head is of another model"):
+            merge(["x", "wide"], rule, base="base", into="no", rows=given)
     assert not Path("no").exists()
+
+
+def test_a_row_whose_answer_no_task_has_is_named(tmp_path, monkeypatch):
+    """The head of an arrival may know more labels than the options of its task."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny("encoder", Path("base"))
+    save_encoder("x", 1, labels=["red", "blue", "up"])
+    init("lineage", base="base", adapter=None)
+    options = {"name": "colours", "options": ["red", "up"], "rule": "frank_wolfe"}
+    with pytest.raises(PerdureError, match="rows, row 2: 'blue' is an answer of no task"):
+        merge(
+            ["lineage", "x"],
+            rows=[{"prompt": "one", "completion": answer} for answer in ("red", "blue")],
+            **options,
+        )
+    assert not Lineage("lineage").stages
+    wide = save_encoder("wide", 2, labels=["up"])
+    write_head(["up"], torch.zeros(1, 16), torch.zeros(1), wide)
+    with pytest.raises(PerdureError, match="wide: its head is of another model"):
+        merge(["lineage", "wide"], rule="average")
 
 
 def test_loss_and_slope_are_those_of_the_interpolated_model(bench):

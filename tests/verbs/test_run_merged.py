@@ -8,9 +8,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModel, BertConfig, BertForMaskedLM, BertForPreTraining
 
 from command import perdure, refused
+from marks import at_least
 from perdure.api import (
     compare,
     dry_run,
@@ -239,6 +240,44 @@ def test_encoders_are_merged_as_well(rule, tmp_path, monkeypatch):
     unpack("packed", "restored")
     for folder in (Path("packed"), Path("restored")):
         assert (folder / HEAD).read_bytes() == (newest / HEAD).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("rule", "adapter", "has_pooler"),
+    at_least(
+        [("fisher", {}, False)],
+        [(rule, a, p) for rule in ("ties", "fisher") for a in ({}, None) for p in (False, True)],
+    ),
+)
+def test_the_files_of_an_encoder_may_have_the_head_of_its_pretraining(
+    rule, adapter, has_pooler, tmp_path, monkeypatch
+):
+    """Then its weights have a prefix there, which those of stages lack, and maybe no pooler."""
+    monkeypatch.chdir(tmp_path)
+    made = {**setting_for("encoder", tmp_path, n=16), "base": "base", "max_length": 64}
+    config = BertConfig.from_pretrained("base")
+    pretrained = (BertForPreTraining if has_pooler else BertForMaskedLM)(config)
+    pretrained.save_pretrained("base")
+    assert {name.partition(".")[0] for name in load_file("base/model.safetensors")} >= {"bert"}
+    said: list[str] = []
+    run(
+        {**made, "mode": "per_task", "merge": rule, "adapter": adapter},
+        lineage="m",
+        say=said.append,
+    )
+    assert any("the head of its pretraining is left out" in line for line in said)
+    newest = Lineage("m").folder(Lineage("m").stages[-1])
+    assert set(load_file(newest / WHOLE)) == set(AutoModel.from_pretrained("base").state_dict())
+    assert (verify("m"), verify("m-experts")) == ([], [])
+    merge([expert("m", 2), newest], into="both", rule="average", base="base")
+    AutoModel.from_pretrained("both")
+    pack(newest, "packed", base="base")
+    unpack("packed", "restored")
+    ours, restored = load_file(newest / WHOLE), load_file("restored/model.safetensors")
+    assert {name for name in ours if name not in restored} == {
+        name for name in ours if "pooler" in name and not has_pooler
+    }
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in restored.items())
 
 
 @pytest.mark.slow

@@ -32,6 +32,8 @@ from perdure.models.limits import skeleton
 from perdure.seeds import digest
 
 
+# Names in old files that transformers changes when it loads them.
+RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 EMBEDDINGS = ("embed", "wte", "wpe")  # parts of the names of tables of embeddings
 
 
@@ -43,17 +45,45 @@ class Model:
         revision: the commit of a base on the hub.
         folder: the folder of its weights, if it is another one than that of its config and
             tokenizer, as of a stage of a lineage.
+        bare: whether an encoder is read without the head of its pretraining and its prefix, under
+            the names that the stages of a lineage have. `left_out` has the names of that head.
 
     Raises:
         PerdureError: there is no such model, or its files cannot be used.
     """
 
-    def __init__(self, name: str, revision: str | None = None, folder: Path | None = None):
+    def __init__(
+        self,
+        name: str,
+        revision: str | None = None,
+        folder: Path | None = None,
+        bare: bool = False,
+    ):
         self.name, self.revision = name, revision
         self.folder = folder or model_folder(name, revision)
         self.tensors = Tensors(model_files(self.folder))
         loaded: tuple[Any, PreTrainedTokenizerBase] = load_config_and_tokenizer(name, revision)
         self.config, self.tokenizer = loaded
+        self.left_out: list[str] = []
+        if bare and self.kind == "encoder":
+            self._leave_out_the_head()
+
+    def _leave_out_the_head(self) -> None:
+        """Keep only the tensors of the encoder, under its own names for them."""
+        model = skeleton(self.config, self.kind)
+        own = model.state_dict().keys() if model is not None else ()
+        prefix = f"{model.base_model_prefix}." if model is not None else ""
+        kept = {}
+        for name, stored in self.tensors.stored.items():
+            bare_name = name.removeprefix(prefix)
+            for older, newer in RENAMED.items():
+                bare_name = bare_name.replace(older, newer)
+            if bare_name in own:
+                kept[bare_name] = stored
+            elif stored.is_float:
+                self.left_out.append(name)
+        if kept:
+            self.tensors.stored = kept
 
     @cached_property
     def hashes(self) -> dict[str, str]:
@@ -153,10 +183,15 @@ class Checkpoint:
     pack: Pack | None = None
     alignment: Alignment | None = None
 
+    @property
+    def has_head(self) -> bool:
+        """Whether it is an encoder with a head, as the stages of a lineage are."""
+        return (self.folder / HEAD_WEIGHTS).is_file()
+
     @cached_property
     def hashes(self) -> dict[str, str]:
         """The SHA-256 of the files that decide its weights, with the head of an encoder."""
-        head = [self.folder / HEAD_WEIGHTS] if (self.folder / HEAD_WEIGHTS).is_file() else []
+        head = [self.folder / HEAD_WEIGHTS] if self.has_head else []
         if self.whole is not None:
             return hashes_of([*self.whole.files, *head])
         if self.pack is not None:

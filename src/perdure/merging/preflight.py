@@ -10,6 +10,7 @@ from perdure.config import Vocabulary
 from perdure.errors import PerdureError, one_line
 from perdure.merging.checkpoint import Tensors
 from perdure.merging.fold import pieces
+from perdure.merging.heads import check_width
 from perdure.merging.model import Checkpoint, Model, opened
 from perdure.merging.pack import Pack
 from perdure.merging.rule import Rule
@@ -17,6 +18,7 @@ from perdure.merging.token_axes import SIZE
 from perdure.merging.vocabulary import align, check_same, short, without_tokens
 from perdure.models.checkpoints import check_base_of
 from perdure.models.pins import pin
+from perdure.models.whole_weights import is_pooler
 
 
 # Keys of a config that change nothing about what the weights mean, or only how a model is asked.
@@ -59,7 +61,7 @@ def check(
     if not any(True for _ in base.places()):
         raise PerdureError(f"{base.name}: has no tensors of numbers to merge; give another base")
     pinned: dict[str, Any] | None = None
-    notes = []
+    notes = _notes_of_encoder(base, checkpoints)
     for checkpoint in checkpoints:
         aligns = vocabulary != "same" and checkpoint.alignment is None
         found = align(base, checkpoint, added=vocabulary == "union") if aligns else []
@@ -79,6 +81,29 @@ def check(
             _check_tensors(base, checkpoint)
         found += check_same(base, checkpoint) if vocabulary == "same" else []
         notes += [] if checkpoint is speaks else found
+    return notes
+
+
+def _notes_of_encoder(base: Model, checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Return notes about what an encoder with a head of our own does not need of files.
+
+    Raises:
+        PerdureError: a head is of another model.
+    """
+    notes = []
+    if base.left_out:
+        notes.append(
+            f"note: {base.name}: the head of its pretraining is left out, {len(base.left_out)} "
+            f"tensors such as {base.left_out[0]}"
+        )
+    for checkpoint in checkpoints:
+        if not checkpoint.has_head:
+            continue
+        if base.kind == "encoder":
+            check_width(checkpoint.name, checkpoint.folder, base.config.hidden_size)
+        stored = checkpoint.whole.stored if checkpoint.whole is not None else {}
+        for name in [n for n in stored if is_pooler(n) and n not in base.tensors.stored]:
+            del stored[name]  # the base's files lack it, so it was drawn, and no answer reads it
     return notes
 
 

@@ -36,11 +36,13 @@ class Identified:
             the old tasks only, neither).
         places: by (layer, module), the shares of weights that are important to the (new, old)
             tasks.
+        of: what was counted: `weights`, or `rows of BA` (`unit: row`).
     """
 
     task: str
     rounds: tuple[tuple[float, ...], ...]
     places: dict[tuple[str, str], tuple[float, float]]
+    of: str = "weights"
 
     @property
     def cases(self) -> tuple[float, ...]:
@@ -79,7 +81,9 @@ def identified(path: Path | None, task: str) -> Identified | None:
         check_shape(counts, dict[str, Annotated[list[int], COUNTS]], f"{path}: important")
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise PerdureError(f"{path}: damaged ({one_line(error)}); restore it from a copy") from None
-    return Identified(task, tuple(map(tuple, rounds)), _shares(counts))
+    of_rows = any("lora_B." in name for name in counts) and not any("lora_A." in n for n in counts)
+    of = "rows of BA" if of_rows else "weights"
+    return Identified(task, tuple(map(tuple, rounds)), _shares(counts), of)
 
 
 def _shares(counts: dict[str, list[int]]) -> dict[tuple[str, str], tuple[float, float]]:

@@ -199,7 +199,7 @@ def _heats(stages: Sequence[Identified]) -> list[tuple[str, list[tuple[str, Mark
 
 
 def _heat(stage: Identified, side: int, highest: float) -> Markup:
-    title = f"Share of weights important to the {SIDES[side]}, while {stage.task} was learned"
+    title = f"Share of {stage.of} important to the {SIDES[side]}, while {stage.task} was learned"
     cells = {place: pair[side] for place, pair in stage.places.items()}
     return figures.heat(
         title, rows=stage.layers, columns=stage.modules, cells=cells, highest=highest

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from perdure.data.rows import answer
 from perdure.data.task import Split
-from perdure.errors import NotFiniteError, PerdureError
+from perdure.errors import NotFiniteError, PerdureError, nearest
 from perdure.merging.magnitude import dot
 from perdure.merging.model import Checkpoint, Model, opened
 from perdure.merging.rule import Rule
@@ -135,6 +135,8 @@ class _Subject:
         self.base = Base(model.name, info.kind, answering, info.tokenizer, info.limits, info.cache)
         self.base.to_accelerator()
         self.rows = features_of(self.base, asked.rows.rows, asked.max_length, model.name)
+        if info.kind == "encoder":
+            self._check_answers(asked)
         self.choices = [
             [index for index, label in enumerate(asked.head) if label in among]
             for among in (asked.among(answer(row).strip()) for row in asked.rows.rows)
@@ -144,6 +146,21 @@ class _Subject:
         names = file_names(network, parameters, model.tensors.stored, model.name)
         # A tied weight that is in the files twice counts once.
         self.parameters = {names[name][0]: p for name, p in parameters.items() if names[name]}
+
+    def _check_answers(self, asked: Asked) -> None:
+        """Check that each row has an answer of a task.
+
+        Raises:
+            PerdureError: one has an answer that only a head knows, so that it has no choices.
+        """
+        known = sorted({label for group in asked.groups for label in group})
+        for number, row in enumerate(asked.rows.rows, start=1):
+            label = answer(row).strip()
+            if label not in known:
+                raise PerdureError(
+                    f"{self.base.name} rows, row {number}: {label!r} is an answer of no task, only "
+                    f"of a head; {nearest(label, known)}, or declare it with --option"
+                )
 
     def gradient(self) -> float:
         """Set `.grad` to the gradient of the mean loss of the rows' labels, and return that loss.

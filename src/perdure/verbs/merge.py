@@ -330,7 +330,7 @@ def _merge_to_model(
 ) -> dict[str, Any]:
     """Merge checkpoints to a whole model."""
     dtype = _dtype(dtype_name)
-    base = Model(*_base_name(base_name, checkpoints))
+    base = Model(*_base_name(base_name, checkpoints), bare=any(c.has_head for c in checkpoints))
     speaks = checkpoints[recipe.speaks] if recipe else None
     notes = check(base, checkpoints, speaks=speaks, vocabulary=vocabulary)
     union = unite(base, checkpoints) if vocabulary == "union" else None
@@ -401,7 +401,7 @@ def _merge_to_adapter(
     adapters = [checkpoint.part for checkpoint in checkpoints]
     for adapter, checkpoint in zip(adapters, checkpoints, strict=True):
         check_only_factors(adapter, checkpoint.name)
-    base = Model(*_base_name(base_name, checkpoints))
+    base = Model(*_base_name(base_name, checkpoints), bare=any(c.has_head for c in checkpoints))
     notes = check(base, checkpoints, vocabulary=vocabulary)
     if vocabulary == "union":
         unite(base, checkpoints)  # adapters have no rows for tokens of their own

@@ -31,6 +31,7 @@ from perdure.merging.factors import (
     sums,
     tensors_of,
 )
+from perdure.merging.heads import check_width
 from perdure.merging.layers import Layers
 from perdure.merging.model import Checkpoint, open_checkpoint
 from perdure.merging.observed import interference
@@ -38,6 +39,7 @@ from perdure.merging.rule import Arrived, Place, Rule
 from perdure.merging.treatment import Treatment
 from perdure.models.base import Base
 from perdure.models.checkpoints import adapter_tensors, check_base_of
+from perdure.models.classifier import Classifier
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, MERGE_STATE
 from perdure.models.stage_files import plain
 from perdure.say import Say
@@ -87,6 +89,8 @@ def check_modules(lineage: Lineage, arrival: Checkpoint, base: Base) -> None:
         PerdureError: it has not.
     """
     path, present = lineage.path, adapter_tensors(base)
+    if isinstance(base.model, Classifier):
+        check_width(arrival.name, arrival.folder, base.model.weight.shape[1])
     ours: Any = base.peft.peft_config["default"]
     if ours.rank_pattern or ours.alpha_pattern:
         raise PerdureError(

@@ -101,7 +101,7 @@ def merge_arrival(
     score = _score_alone(arrival, task, planned)
     alignment_notes: list[str] = []
     if vocabulary != "same":
-        base_model = Model(planned.pin["name"], planned.pin.get("revision"))
+        base_model = Model(planned.pin["name"], planned.pin.get("revision"), bare=True)
         alignment_notes = align(base_model, arrival)
     with locked(planned.path):
         lineage = Lineage(path)
@@ -242,7 +242,7 @@ def _job(
     Raises:
         PerdureError: it cannot, or the memory is not enough.
     """
-    base = Model(lineage.pin["name"], lineage.pin.get("revision"))
+    base = Model(lineage.pin["name"], lineage.pin.get("revision"), bare=True)
     checkpoints = [arrival]
     if so_far.first is not None:
         if rule.needs is not None:

@@ -325,7 +325,7 @@ def _job(lineage: Lineage, removal: Removal, max_memory: int | None, say: Say) -
     Raises:
         PerdureError: it does not fit the base any more, or the memory is not enough.
     """
-    base = Model(lineage.pin["name"], lineage.pin.get("revision"))
+    base = Model(lineage.pin["name"], lineage.pin.get("revision"), bare=True)
     aligned = removal.entry.get("vocabulary")
     notes = check(base, [removal.checkpoint], vocabulary="same" if aligned is None else "base")
     alignment = removal.checkpoint.alignment

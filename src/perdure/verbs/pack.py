@@ -39,7 +39,7 @@ def pack(
         raise PerdureError(f"{name}: is {what}; give a whole model")
     if base_name is None:
         raise PerdureError("base: give the model from which it was trained, as --base BASE")
-    base = Model(base_name)
+    base = Model(base_name, bare=checkpoint.has_head)
     for line in check(base, [checkpoint]):
         say(line)
     work = out.parent / f".{out.name}.packing"
@@ -127,7 +127,8 @@ def unpack(name: str, out: str | Path, base_name: str | None, say: Say) -> dict[
     packed = checkpoint.pack
     if packed is None:
         raise PerdureError(f"{name}: is no pack; `perdure pack` makes one")
-    base = Model(base_name) if base_name else Model(packed.base_name, packed.base_revision)
+    named = (base_name, None) if base_name else (packed.base_name, packed.base_revision)
+    base = Model(*named, bare=checkpoint.has_head)
     for line in check(base, [checkpoint]):
         say(line)
     shapes = {

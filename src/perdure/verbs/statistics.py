@@ -13,8 +13,7 @@ from perdure.data.task import Split, limit_rows
 from perdure.data.tokens import Features
 from perdure.disk import check_new, fresh_folder, usual_modes
 from perdure.errors import NotFiniteError, PerdureError
-from perdure.merging.checkpoint import Tensors, model_files, model_folder
-from perdure.merging.model import Checkpoint
+from perdure.merging.model import Checkpoint, Model
 from perdure.merging.rules import find, names
 from perdure.merging.statistics import Measured, write_statistics
 from perdure.methods.shared.fisher import fisher
@@ -163,6 +162,7 @@ def _by_file_names(
     """Return statistics by the names of the tensors in the files of the checkpoint or its base."""
     whole = checkpoint.whole
     if whole is None:
-        whole = Tensors(model_files(model_folder(*base_of_adapter(str(checkpoint.folder)))))
+        of_base = base_of_adapter(str(checkpoint.folder))
+        whole = Model(*of_base, bare=checkpoint.has_head).tensors
     names = file_names(model, tensors, whole.stored, checkpoint.name)
     return {own: tensor for name, tensor in tensors.items() for own in names[name]}

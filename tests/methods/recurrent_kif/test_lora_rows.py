@@ -1,16 +1,22 @@
 """Recurrent-KIF that identifies and fuses the rows of LoRA's products, against dense products."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from peft import IA3Config, LoraConfig
 from torch import nn
 
 from marks import at_least
 from methods.recurrent_kif.reference import SEQUENTIAL, Importance, Reference
+from perdure.api import report, run
 from perdure.errors import PerdureError
+from perdure.methods import make
 from perdure.methods.recurrent_kif import presets
 from perdure.methods.recurrent_kif.method import RecurrentKIF
 from perdure.methods.recurrent_kif.rounds import table_of
-from perdure.methods.recurrent_kif.rows import Factors, RowRounds, fuse_rows, units_of
+from perdure.methods.recurrent_kif.rows import Factors, RowRounds, check_lora, fuse_rows, units_of
+from place import setting_for
 from train.engine import engine, learned, same, tiny_base, tokenized, weights
 
 
@@ -63,6 +69,38 @@ def test_rows_that_the_weights_cannot_tell_apart_have_a_least_norm():
     assert fused.b.isfinite().all()
 
 
+def test_rounding_errors_of_a_wide_adapter_are_not_divided_by_each_other():
+    """With a rank above d_in, the rows of A depend on each other, but for rounding."""
+    at = Factors(drawn(1, 24, 16) / 4, torch.zeros(9, 24))
+    for number in range(12):
+        inner = Factors(at.a + 0.01 * drawn(3 * number, 24, 16), at.b + 0.01 * drawn(7, 9, 24))
+        outer = Factors(inner.a + 0.01 * drawn(5, 24, 16), inner.b + 0.01 * drawn(number, 9, 24))
+        shares = [(drawn(seed + number, 9) > 0).float() for seed in (100, 200)]
+        at = fuse_rows(at, inner, outer, *shares)
+    assert at.b.abs().max() < 1
+
+
+def test_a_value_that_is_not_finite_is_passed_on_to_the_loss():
+    start = factors(1)
+    broken = Factors(start.a * torch.inf, start.b)
+    fused = fuse_rows(start, start, broken, torch.zeros(5), torch.ones(5))
+    assert not fused.b.isfinite().any()
+
+
+def test_one_quantile_is_of_the_rows_and_one_of_other_weights(tmp_path):
+    """A weight of the head is far less than a row, or far more."""
+    method = {"recurrent_kif": {"inner_steps": 4, "outer_steps": 2, "unit": "row"}}
+    _, trainer = learned("encoder", method, tmp_path, rows=40)
+    state = trainer.methods[0].state_dict()
+    of_rows, of_head = (
+        torch.stack([c for n, c in state.items() if n[:9] == "important" and ("lora" in n) == lora])
+        for lora in (True, False)
+    )
+    for total, inner, outer in (of_rows.sum(0).tolist(), of_head.sum(0).tolist()):
+        assert 0.1 * total < inner <= 0.2 * total + 3
+        assert 0.1 * total < outer <= 0.2 * total + 3
+
+
 def test_the_sensitivity_of_a_row_is_that_of_the_product():
     """|sum_j W_ij dL/dW_ij| with W = BA, by autograd in W; a bias is seen weight by weight."""
     x, y = drawn(7, 4, 7), drawn(8, 4, 5)
@@ -93,7 +131,8 @@ def test_products_are_found_by_their_names():
     names += ["e.lora_embedding_A.default", "e.lora_embedding_B.default"]
     names += ["c.lora_A.default.weight", "c.lora_B.default.weight", "head.bias"]
     found = [(unit.parameters, unit.size) for unit in units_of(names, parameters)]
-    assert found == [((0, 1), 5), ((2, 3), 4), ((4,), 21), ((5,), 15), ((6,), 6)]
+    others = [((2,), 27), ((3,), 12), ((4,), 21), ((5,), 15), ((6,), 6)]
+    assert found == [((0, 1), 5), *others]
 
 
 class RowImportance(Importance):
@@ -111,6 +150,15 @@ class RowImportance(Importance):
                 self.parameters[n] = p
         super().observe()
         self.parameters = seen
+
+    def masks(self):
+        scores, q, masks = self.scores(), self.settings["quantile"], {}
+        for is_row in (True, False):
+            part = {n: s for n, s in scores.items() if ("lora_B" in n) == is_row}
+            if part:
+                threshold = torch.quantile(torch.cat([s.flatten() for s in part.values()]), q)
+                masks |= {n: s > threshold for n, s in part.items()}
+        return masks
 
 
 class RowReference(Reference):
@@ -192,9 +240,28 @@ def test_what_rows_cannot_have_is_refused_in_one_line(tmp_path):
     for keyword in ({"agree": True}, {"restore": "stage"}, {"quantile_over": "parameter"}):
         with pytest.raises(PerdureError, match=rf"{next(iter(keyword))} is of single weights"):
             RecurrentKIF(unit="row", **keyword)
+    with pytest.raises(PerdureError, match="unit takes weight or row, got None"):
+        make({"recurrent_kif": {"unit": None}})
     with pytest.raises(PerdureError, match="fusion: soft is of single weights"):
         RecurrentKIF(unit="row", fusion={"soft": 0.5})
+    base = tiny_base("causal")
+    for settings in (IA3Config(task_type="CAUSAL_LM"), LoraConfig(target_parameters=["x"])):
+        base.peft.peft_config["default"] = settings
+        with pytest.raises(PerdureError, match="leave"):
+            check_lora(base.model)
     bias = nn.Parameter(torch.zeros(3))
     table = table_of(presets.RECURRENT_KIF["paper"]["fusion"])
     with pytest.raises(PerdureError, match="no LoRA adapter is trained"):
         RowRounds([bias], ["bias"], table, "sensitivity", 0.8, 0.5, "keep")
+
+
+def test_the_report_says_that_rows_were_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = {**setting_for("causal", tmp_path, n=16), "guard": None, "max_length": 64}
+    method = {"recurrent_kif": {"inner_steps": 2, "outer_steps": 1, "unit": "row"}}
+    run({**made, "method": method}, lineage="rows")
+    report("rows", out="page.html")
+    page = Path("page.html").read_text()
+    assert "Share of rows of BA important to the" in page
+    assert "the percentages of rows of BA that were above" in page
+    assert "of weights important" not in page

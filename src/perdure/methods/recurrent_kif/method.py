@@ -18,7 +18,7 @@ from perdure.methods.recurrent_kif.outer import OuterLearner
 from perdure.methods.recurrent_kif.presets import OPEN, RECURRENT_KIF, TRAINING
 from perdure.methods.recurrent_kif.rates import Rates
 from perdure.methods.recurrent_kif.rounds import Extent, Restore, Rounds, table_of
-from perdure.methods.recurrent_kif.rows import RowRounds
+from perdure.methods.recurrent_kif.rows import RowRounds, check_lora
 from perdure.methods.shared.importance import Importance
 from perdure.methods.shared.written_rows import stacked, unstacked, write_rows
 from perdure.models.kinds import Kind
@@ -93,9 +93,10 @@ class RecurrentKIF(StandaloneMethod):
             added: `round`, its value at the start of the round, or `stage`, at the start of the
             task, so that many rounds cannot move it away in small steps.
         unit: what is identified and fused as one: each `weight`, or each `row` of the product BA of
-            a LoRA adapter, which is what the adapter adds to one output of a layer. The sensitivity
-            of row i is |<B_i, dL/dB_i>|, which is that of the row itself. The rows of W0, WQ and WS
-            are fused as above, and the factors nearest to the result are kept (`fuse_rows`).
+            a LoRA adapter, which is what the adapter adds to one output of a linear layer. The
+            sensitivity of row i is |<B_i, dL/dB_i>|, which is that of the row itself. The rows of
+            W0, WQ and WS are fused as above, and the factors nearest to the result are kept
+            (`fuse_rows`). Other weights are fused one by one, with a quantile of their own.
         written: how many rows the base itself writes before each task, with its adapter disabled.
             They are one more old task, so that identification protects general ability from the
             first task on, and needs no stored row (`memory.ratio` may be 0). They are written as
@@ -188,6 +189,11 @@ class RecurrentKIF(StandaloneMethod):
                 f"{self.name}: unit: row fuses the rows of LoRA's products; set adapter={{}}, or "
                 "leave it out"
             )
+        if self.unit == "row" and adapter and adapter.get("target_parameters"):
+            raise PerdureError(
+                f"{self.name}: unit: row takes an adapter's product as that of one layer, and "
+                "target_parameters has one for each expert; leave out one of the two"
+            )
         if not self.written:
             return super().check(config, kind)
         if kind != "causal":
@@ -235,6 +241,8 @@ class RecurrentKIF(StandaloneMethod):
         self.parameters = self.engine.parameters
         trained = model.named_parameters()
         self.names = [name for name, parameter in trained if parameter.requires_grad]
+        if self.unit == "row":
+            check_lora(model)
         self.rounds = self._rounds()
         if isinstance(self.rounds, RowRounds):
             self.names = self.rounds.names

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from perdure.errors import PerdureError
@@ -16,9 +17,6 @@ from perdure.methods.recurrent_kif import fusion
 from perdure.methods.recurrent_kif.fusion import FusionTable, KeptShare, Momentum
 from perdure.methods.shared import importance
 from perdure.methods.shared.importance import Importance, ScoreKind
-
-
-OF_EMBEDDINGS = ("lora_embedding_B.", "lora_embedding_A.")
 
 
 class Factors(NamedTuple):
@@ -54,10 +52,14 @@ def fuse_rows(
 
         W'_i = W0_i + w_inner_i (WQ_i - W0_i) + w_outer_i (WS_i - WQ_i),    W = BA
 
-    W' has a higher rank than one product. A' is fused with the mean shares of the rows, and B' is
-    the least-squares solution, B' = W' A'^T (A' A'^T)^+, so that only what is outside the rows of
-    A' is lost. Both factors stay in the basis that the optimizer's moments are about. No matrix of
-    the product's size is made. If every share is (1, 0), the result is `inner`, bit for bit.
+    W' has a higher rank than one product. A' is fused with the mean shares of the rows, and of all
+    B with the least |W' - B A'|, B' is the one nearest to BQ:
+
+        B' = BQ + (W' - BQ A') A'^T (A' A'^T)^+
+
+    So only what is outside the rows of A' is lost. Both factors stay in the basis that the
+    optimizer's moments are about. No matrix of the product's size is made. If every share is
+    (1, 0), the result is `inner`, bit for bit.
 
     Args:
         start: the factors at the start of the round.
@@ -76,7 +78,11 @@ def fuse_rows(
     missing = (w_inner - 1)[:, None] * (onto(inner) - onto(start))
     missing += w_outer[:, None] * (onto(outer) - onto(inner))
     missing += inner.b @ ((inner.a - a) @ a.T)
-    inverse = torch.linalg.pinv((a @ a.T).double(), hermitian=True)
+    gram = a.double() @ a.double().T
+    if not gram.isfinite().all():  # the loss will not be either, and training stops there
+        return Factors(a, inner.b * torch.nan)
+    # Directions of A' that are rounding errors would be divided by rounding errors.
+    inverse = torch.linalg.pinv(gram, rtol=len(a) * torch.finfo(a.dtype).eps, hermitian=True)
     return Factors(a, inner.b + (missing.double() @ inverse).to(inner.b))
 
 
@@ -85,7 +91,8 @@ class RowRounds:
 
     The sensitivity of row i is |<B_i, dL/dB_i>| = |<(BA)_i, dL/d(BA)_i>|, the first-order estimate
     of how much the loss changes if the adapter adds nothing to this output. Trained weights that
-    are no factors, as those of an encoder's head, are identified and fused one by one.
+    are no factors of a linear layer, as those of an encoder's head, are identified and fused one by
+    one. They have a quantile of their own, because one weight is less than a row.
 
     Args:
         parameters: the trained weights.
@@ -151,7 +158,7 @@ class RowRounds:
     @torch.no_grad()
     def end_inner_steps(self) -> None:
         """Compute the inner mask, and store what the inner steps reached."""
-        self.inner_mask = importance.important(importance.score(self.inner), self.quantile)
+        self.inner_mask = self._is_important(self.inner)
         self.reached = importance.flatten(self.parameters)
 
     @torch.no_grad()
@@ -160,7 +167,7 @@ class RowRounds:
 
         The counts are those of each unit.
         """
-        outer_mask = importance.important(importance.score(self.outer), self.quantile)
+        outer_mask = self._is_important(self.outer)
         outer = importance.flatten(self.parameters)
         points = [self._shaped(flat) for flat in (self.start, self.reached, outer)]
         sizes = [unit.size for unit in self.units]
@@ -186,6 +193,12 @@ class RowRounds:
         )
         of_units = torch.cat([torch.tensor(sizes)[:, None], torch.stack(counts).cpu()], dim=1)
         return kept, shares.cpu(), of_units
+
+    def _is_important(self, maps: Importance) -> Tensor:
+        """The mask of the rows above the quantile of all rows, and of the other weights."""
+        rows = sum(unit.size for unit in self.units if unit.is_product)
+        parts = importance.score(maps).split([rows, len(maps.sensitivity) - rows])
+        return torch.cat([importance.important(part, self.quantile) for part in parts if len(part)])
 
     def _fused(
         self, unit: Unit, at: list[list[Tensor]], inner_mask: Tensor, outer_mask: Tensor
@@ -222,18 +235,40 @@ class RowRounds:
 
 
 def units_of(names: Sequence[str], parameters: Sequence[Tensor]) -> list[Unit]:
-    """The products of LoRA adapters among some parameters, and the other parameters."""
+    """The products of LoRA adapters of linear layers, and after them the other parameters.
+
+    The A of an embedding begins at zero and has only the tokens that were seen, so that a fused B
+    would grow without bound; its factors are other parameters here.
+    """
     number_of = {name: number for number, name in enumerate(names)}
-    products = {}
+    products = []
     for name, number in number_of.items():
-        partner = number_of.get(name.replace("lora_B.", "lora_A.").replace(*OF_EMBEDDINGS))
-        if partner not in (None, number) and parameters[number].dim() == 2:
-            products[name] = (partner, number)
-    of_products = {number for pair in products.values() for number in pair}
-    units = []
-    for name, number in number_of.items():
-        if name in products:
-            units.append(Unit(name, products[name], len(parameters[number])))
-        elif number not in of_products:
-            units.append(Unit(name, (number,), parameters[number].numel()))
-    return units
+        partner = number_of.get(name.replace("lora_B.", "lora_A."), number)
+        if partner != number and parameters[number].dim() == 2:
+            products.append(Unit(name, (partner, number), len(parameters[number])))
+    of_products = {number for unit in products for number in unit.parameters}
+    return products + [
+        Unit(name, (number,), parameters[number].numel())
+        for name, number in number_of.items()
+        if number not in of_products
+    ]
+
+
+def check_lora(model: nn.Module) -> None:
+    """Check that the adapters of a model are LoRA adapters of whole layers.
+
+    Raises:
+        PerdureError: one has another product than BA, or one for each expert.
+    """
+    for module in model.modules():
+        for config in module.peft_config.values() if isinstance(module, PeftModel) else ():
+            if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
+                raise PerdureError(
+                    f"recurrent_kif: unit: row fuses the rows of LoRA's products, and the adapter "
+                    f"is {config.peft_type}; leave it out"
+                )
+            if getattr(config, "target_parameters", None):
+                raise PerdureError(
+                    "recurrent_kif: unit: row takes an adapter's product as that of one layer, and "
+                    "target_parameters has one for each expert; leave out one of the two"
+                )
