@@ -160,10 +160,11 @@ def test_an_encoder_is_asked_among_the_labels_of_a_row(tmp_path, monkeypatch):
         merged = {n: merged[n] + weight * (expert[n] - merged[n]) for n in merged}
     assert head_of(Path("out")).keys() == head.keys()
     save_tiny("encoder", Path("bare"), seed=3)
+    save_encoder("z", 5, labels=["left"])
     with pytest.raises(PerdureError, match="no checkpoint has the head of an encoder"):
         merge(["bare", "base"], "frank_wolfe", base="base", into="no", rows=rows)
     with pytest.raises(PerdureError, match="row 2: 'red' is not one of the answers"):
-        merge(["x", "bare"], "frank_wolfe", base="base", into="no", rows=rows)
+        merge(["x", "z"], "frank_wolfe", base="base", into="no", rows=rows)
     save_encoder("wide", 4, labels=["up"])
     write_head(["up"], torch.zeros(1, 16), torch.zeros(1), Path("wide"))
     for rule in ("frank_wolfe", "average"):
@@ -187,6 +188,12 @@ def test_a_row_whose_answer_no_task_has_is_named(tmp_path, monkeypatch):
             **options,
         )
     assert not Lineage("lineage").stages
+    with pytest.raises(PerdureError, match=r"base: has no head\.safetensors, so that an encoder"):
+        merge(["lineage", "base"], rule="average")
+    with pytest.raises(
+        PerdureError, match=r"base: has no head\.safetensors, and other checkpoints"
+    ):
+        merge(["x", "base"], rule="average", base="base", into="no")
     wide = save_encoder("wide", 2, labels=["up"])
     write_head(["up"], torch.zeros(1, 16), torch.zeros(1), wide)
     with pytest.raises(PerdureError, match="wide: its head is of another model"):

@@ -432,7 +432,7 @@ def test_what_cannot_be_measured_is_refused(desk):
     save_tiny("encoder", desk / "encoder")
     bad("an encoder answers nothing without a head", of=("encoder", "rows.jsonl", "out"))
     save_encoder("headed", 1, labels=["up"])
-    bad("headed rows, row 1: 'one two' is not one of the", of=("headed", "rows.jsonl", "out"))
+    bad("rows.jsonl, row 1: 'one two' is not one of the", of=("headed", "rows.jsonl", "out"))
     shutil.copy("headed/head.safetensors", "encoder")
     shutil.copytree("encoder", "of-another")
     stored = torch.zeros(1, 16)

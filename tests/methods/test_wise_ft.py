@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from command import perdure
+from perdure.api import run, show
 from perdure.config import Config, Memory
 from perdure.errors import PerdureError
 from perdure.methods import keywords, make, wise_ft
@@ -13,6 +15,7 @@ from perdure.seeds import derive
 from perdure.train.parameters import snapshot
 from perdure.train.passes import Passes
 from perdure.verbs.methods import spelled
+from place import setting_for
 from tiny import KINDS
 from train.engine import engine, same, tiny_base
 
@@ -179,3 +182,14 @@ def test_probes_that_cannot_work_are_refused(given, config, kind, line):
 def test_the_types_of_its_keywords_are_told_as_a_yaml_has_them():
     types = {keyword["name"]: keyword["type"] for keyword in spelled(keywords("wise_ft"))}
     assert types == {"share": "float | null", "probe": "memory | base | null", "tolerance": "float"}
+
+
+def test_the_share_that_a_probe_chose_is_told(tmp_path, monkeypatch):
+    """By the stage that chose it; the first task has none."""
+    monkeypatch.chdir(tmp_path)
+    made = {**setting_for("causal", tmp_path, n=16), "guard": None, "max_length": 64}
+    run({**made, "method": {"wise_ft": {"probe": "memory"}}}, lineage="probed")
+    assert show("probed", 1)["state"] == {}
+    (share,) = show("probed")["state"].values()
+    assert round(10 * share, 4) in range(11)
+    assert f"wise_ft.share {share:g}" in perdure("show", "probed").out

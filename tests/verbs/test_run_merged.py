@@ -8,7 +8,14 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModel, BertConfig, BertForMaskedLM, BertForPreTraining
+from transformers import (
+    AutoModel,
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    DistilBertConfig,
+    DistilBertModel,
+)
 
 from command import perdure, refused
 from marks import at_least
@@ -30,6 +37,7 @@ from perdure.config import load_config
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.merging.heads import head_of
+from perdure.models.base import load_tokenizer
 from perdure.reporting.rerun import rerun
 from perdure.verbs import run_merged
 from place import setting_for
@@ -41,6 +49,7 @@ pytestmark = pytest.mark.own
 WEIGHTS, STATE, WHOLE = "adapter_model.safetensors", "merge.safetensors", "model.safetensors"
 HEAD = "head.safetensors"
 TASKS = ("colour", "animal")
+ADAPTERS = ({"target_modules": "all-linear"}, {}, None)  # all linear layers, with the pooler's
 
 
 @pytest.fixture
@@ -168,7 +177,10 @@ def test_experts_are_learned_once_for_several_rules_and_orders(setting, monkeypa
     run(unset, lineage="own-length")  # that of the base
     run({**unset, "merge": {**forth, "experts": "own-length"}}, lineage="own")
     for changes, words in (
-        ({"seed": 3}, "the experts in shelf were learned with other settings (seed 0, not 3)"),
+        (
+            {"seed": 3},
+            "the experts in shelf were learned with other settings (seed 0 instead of 3)",
+        ),
         ({"rows": {"train": 8}}, "shelf has not learned the rows of 'colour', but colour, animal"),
         ({"merge": {**forth, "experts": "shelve"}}, "shelve"),
         ({"merge": {**forth, "experts": 3}}, "experts takes the folder of a lineage, got 3"),
@@ -245,8 +257,8 @@ def test_encoders_are_merged_as_well(rule, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("rule", "adapter", "has_pooler"),
     at_least(
-        [("fisher", {}, False)],
-        [(rule, a, p) for rule in ("ties", "fisher") for a in ({}, None) for p in (False, True)],
+        [("fisher", ADAPTERS[0], False)],
+        [(rule, a, p) for rule in ("ties", "fisher") for a in ADAPTERS for p in (False, True)],
     ),
 )
 def test_the_files_of_an_encoder_may_have_the_head_of_its_pretraining(
@@ -278,6 +290,26 @@ def test_the_files_of_an_encoder_may_have_the_head_of_its_pretraining(
         name for name in ours if "pooler" in name and not has_pooler
     }
     assert all(torch.equal(tensor, ours[name]) for name, tensor in restored.items())
+
+
+@pytest.mark.slow
+def test_experts_are_found_on_a_base_whose_layers_peft_does_not_choose(tmp_path, monkeypatch):
+    """Their run has filled in the layers; experts of another base are refused before a write."""
+    monkeypatch.chdir(tmp_path)
+    made = {**setting_for("encoder", tmp_path, n=16), "base": "base", "max_length": 64}
+    shutil.copytree("base", "bert")
+    config = DistilBertConfig(
+        vocab_size=len(load_tokenizer("base")), dim=32, hidden_dim=64, n_layers=2, n_heads=4
+    )
+    DistilBertModel(config).save_pretrained("base")
+    run({**made, "mode": "per_task", "merge": "average"}, lineage="m")
+    experts = {"rule": "ties", "experts": "m-experts"}
+    run({**made, "mode": "per_task", "merge": experts}, lineage="again")
+    assert verify("again") == []
+    for verb in (run, dry_run):
+        with pytest.raises(PerdureError, match="m-experts were learned from another base, 'base'"):
+            verb({**made, "mode": "per_task", "merge": experts, "base": "bert", "lineage": "no"})
+    assert not Path("no").exists()
 
 
 @pytest.mark.slow

@@ -88,6 +88,9 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
     if "general" in stage:
         lines += [("general", _rows(stage["general"]))]
     lines += [("remembers", counted(stage["remembered_rows"], "row"))]
+    if stage["state"]:
+        numbers = (f"{name} {value:g}" for name, value in stage["state"].items())
+        lines += [("state", ", ".join(numbers))]
     if stage["changed"]:
         lines += [("new settings", in_words(stage["changed"]))]
     elsewhere = stage["verb"] in ("adopt", "merge")

@@ -160,6 +160,12 @@ class Adapter:
             shapes |= {name: self.tensors.stored[own].shape for name, own in names.items()}
         return shapes
 
+    def leave_out(self, name: str) -> None:
+        """Count a tensor of the base as unchanged."""
+        self.modules.pop(name.removesuffix(".weight"), None)
+        self.replaced.pop(name, None)
+        self.biases.pop(name, None)
+
     @property
     def stored(self) -> Mapping[str, Stored]:
         return self.tensors.stored

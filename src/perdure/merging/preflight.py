@@ -17,6 +17,7 @@ from perdure.merging.rule import Rule
 from perdure.merging.token_axes import SIZE
 from perdure.merging.vocabulary import align, check_same, short, without_tokens
 from perdure.models.checkpoints import check_base_of
+from perdure.models.layout import HEAD_WEIGHTS
 from perdure.models.pins import pin
 from perdure.models.whole_weights import is_pooler
 
@@ -88,7 +89,7 @@ def _notes_of_encoder(base: Model, checkpoints: Sequence[Checkpoint]) -> list[st
     """Return notes about what an encoder with a head of our own does not need of files.
 
     Raises:
-        PerdureError: a head is of another model.
+        PerdureError: a head is of another model, or only some checkpoints have one.
     """
     notes = []
     if base.left_out:
@@ -96,14 +97,24 @@ def _notes_of_encoder(base: Model, checkpoints: Sequence[Checkpoint]) -> list[st
             f"note: {base.name}: the head of its pretraining is left out, {len(base.left_out)} "
             f"tensors such as {base.left_out[0]}"
         )
+    if base.kind != "encoder" or not any(checkpoint.has_head for checkpoint in checkpoints):
+        return notes
     for checkpoint in checkpoints:
         if not checkpoint.has_head:
-            continue
-        if base.kind == "encoder":
-            check_width(checkpoint.name, checkpoint.folder, base.config.hidden_size)
-        stored = checkpoint.whole.stored if checkpoint.whole is not None else {}
-        for name in [n for n in stored if is_pooler(n) and n not in base.tensors.stored]:
-            del stored[name]  # the base's files lack it, so it was drawn, and no answer reads it
+            raise PerdureError(
+                f"{checkpoint.name}: has no {HEAD_WEIGHTS}, and other checkpoints have a head; "
+                "give a stage of a lineage, or a folder that `perdure export` wrote"
+            )
+        check_width(checkpoint.name, checkpoint.folder, base.config.hidden_size)
+        # A pooler that the base's files lack was drawn, and no answer reads it.
+        whole, adapter = checkpoint.whole, checkpoint.adapter
+        names = [*(whole.stored if whole else ()), *(adapter.changed if adapter else ())]
+        for name in names:
+            if is_pooler(name) and name not in base.tensors.stored:
+                if whole is not None:
+                    del whole.stored[name]
+                if adapter is not None:
+                    adapter.leave_out(name)
     return notes
 
 

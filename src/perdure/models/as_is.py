@@ -89,7 +89,10 @@ def _with_stored_head(network, path: str, info: BaseInfo) -> Classifier:
     labels, weight, bias = read_head(Path(path))
     model = Classifier(network, info.config.hidden_size)
     if weight.shape[1] != model.weight.shape[1]:
-        raise PerdureError(f"{path}: its head is of another model, and its width is another one")
+        raise PerdureError(
+            f"{path}: its head is of another model: it has {weight.shape[1]} numbers for each "
+            f"label, and the encoder {model.weight.shape[1]}; give the head of its stage"
+        )
     model.set_head(weight, bias, labels)
     return model
 

@@ -89,13 +89,18 @@ def read_head(folder: Path) -> tuple[list[str], Tensor, Tensor]:
         return _read_head(folder)
     except (*DAMAGED, SafetensorError) as error:
         reason = one_line(error)
-        raise PerdureError(f"{folder}: its head does not load ({reason})") from error
+        raise PerdureError(
+            f"{folder}: its head does not load ({reason}); restore {HEAD_WEIGHTS} from a copy"
+        ) from error
 
 
 def _read_head(folder: Path) -> tuple[list[str], Tensor, Tensor]:
     stored = load_file(folder / HEAD_WEIGHTS)
     with safe_open(folder / HEAD_WEIGHTS, "pt") as file:  # type: ignore[no-untyped-call]
-        labels = list(parse_json(file.metadata()["id2label"]).values())
+        metadata = file.metadata() or {}
+    if "id2label" not in metadata:
+        raise ValueError("its metadata has no labels, `id2label`")
+    labels = list(parse_json(metadata["id2label"]).values())
     weight, bias = stored["weight"], stored["bias"]
     check_shape(labels, list[str], "its labels")
     if weight.dim() != 2 or bias.shape != (len(labels),) or len(weight) != len(labels):

@@ -19,6 +19,9 @@ from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import differences, in_words, stored
 from perdure.merging.rule import Rule
 from perdure.merging.rules import keywords, make, names
+from perdure.models.base import BaseInfo
+from perdure.models.pins import pin
+from perdure.models.targets import fitting_adapter
 
 
 FORM = "a rule's name, or a mapping such as {rule: ties, density: 0.3}"
@@ -156,18 +159,30 @@ def experts_of(config: Config) -> Config:
     )
 
 
-def learned_experts(config: Config, tasks: Sequence[Task]) -> list[tuple[Lineage, dict[str, Any]]]:
+def learned_experts(
+    config: Config, tasks: Sequence[Task], info: BaseInfo
+) -> list[tuple[Lineage, dict[str, Any]]]:
     """Return the stages in which a lineage of the mode per_task has learned some tasks.
 
     Args:
         config: the settings of the lineage (`experts_of`).
         tasks: the tasks, in any order.
+        info: the base of the run.
 
     Raises:
-        PerdureError: it was learned with other settings, or has not learned one of the tasks.
+        PerdureError: it was learned from another base or with other settings, or has not learned
+            one of the tasks.
     """
     assert config.lineage is not None
     lineage = Lineage(config.lineage)
+    if lineage.pin["files"] != pin(info.name, info.revision)["files"]:
+        raise PerdureError(
+            f"merge: the experts in {lineage.path} were learned from another base, "
+            f"{lineage.pin['name']!r}; set base to that one, or leave experts out"
+        )
+    if config.adapter is not None:  # as their run has filled it in
+        adapter = fitting_adapter(info.config, info.kind, config.adapter)
+        config = replace(config, adapter=adapter)
     found, wanted = (
         {key: settings[key] for key in DECIDES}
         for settings in (lineage.settings, stored(config, lineage.path))
@@ -175,8 +190,8 @@ def learned_experts(config: Config, tasks: Sequence[Task]) -> list[tuple[Lineage
     if changes := differences(found, wanted):
         raise PerdureError(
             f"merge: the experts in {lineage.path} were learned with other settings "
-            f"({in_words(changes, ', not ')}); give those to the run, or leave experts out, so "
-            "that it learns them"
+            f"({in_words(changes, ' instead of ')}); give those to the run, or leave experts out, "
+            "so that it learns them"
         )
     by_rows = {entry["task"].get("train", {}).get("sha256"): entry for entry in lineage.stages}
     for task in tasks:

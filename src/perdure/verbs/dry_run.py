@@ -90,7 +90,7 @@ def _of_learned_experts(config: Config, say: Say, info: BaseInfo | None) -> dict
     with _offline():
         plan = prepare_run(merged_of(config), info)
         experts = replace(experts_of(config), max_length=plan.config.max_length)
-        learned_experts(experts, plan.tasks)
+        learned_experts(experts, plan.tasks, plan.info)
         start = Start(Path(config.lineage or "new-lineage"), plan.loader.fresh(plan.config))
         return _report(start, plan, len(plan.tasks), say)
 

@@ -23,7 +23,7 @@ from perdure.models.base import Base, load_pretrained, read_base
 from perdure.models.classifier import Classifier
 from perdure.say import Say
 from perdure.train.losses import count_items, token_loss
-from perdure.verbs.whole_model import batch_of, features_of, file_names, logits_of
+from perdure.verbs.whole_model import batch_of, features_of, file_names, logits_of, source_of
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,14 @@ class _Subject:
             answering.set_head(head[:, :-1], head[:, -1], [*asked.head])
         self.base = Base(model.name, info.kind, answering, info.tokenizer, info.limits, info.cache)
         self.base.to_accelerator()
-        self.rows = features_of(self.base, asked.rows.rows, asked.max_length, model.name)
+        self.where = source_of(asked.rows, model.name)
+        rows = asked.rows.rows
+        self.rows = features_of(self.base, rows, asked.max_length, model.name, self.where)
         if info.kind == "encoder":
             self._check_answers(asked)
         self.choices = [
             [index for index, label in enumerate(asked.head) if label in among]
-            for among in (asked.among(answer(row).strip()) for row in asked.rows.rows)
+            for among in (asked.among(answer(row).strip()) for row in rows)
             if info.kind == "encoder"
         ]
         parameters = dict(network.named_parameters())
@@ -158,8 +160,8 @@ class _Subject:
             label = answer(row).strip()
             if label not in known:
                 raise PerdureError(
-                    f"{self.base.name} rows, row {number}: {label!r} is an answer of no task, only "
-                    f"of a head; {nearest(label, known)}, or declare it with --option"
+                    f"{self.where}, row {number}: {label!r} is an answer of no task, only of a "
+                    f"head; {nearest(label, known)}, or declare it with --option"
                 )
 
     def gradient(self) -> float:

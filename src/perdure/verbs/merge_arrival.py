@@ -26,7 +26,7 @@ from perdure.merging.survey import survey
 from perdure.merging.treatment import Treatment, values_of
 from perdure.merging.vocabulary import align
 from perdure.models.base import Base
-from perdure.models.layout import ADAPTER_SETTINGS, MERGE_STATE
+from perdure.models.layout import ADAPTER_SETTINGS, HEAD_WEIGHTS, MERGE_STATE
 from perdure.parsing import read_json
 from perdure.prepare import prepare_adopt
 from perdure.say import Say
@@ -98,6 +98,11 @@ def merge_arrival(
     if rank is not None and rank < 1:
         raise PerdureError(f"rank: must be at least 1, got {rank}")
     stage_plan = prepare_adopt(planned, task, merges=True)
+    if stage_plan.info.kind == "encoder" and not head:
+        raise PerdureError(
+            f"{arrival.name}: has no {HEAD_WEIGHTS}, so that an encoder could answer nothing; give "
+            "a stage of a lineage, or a folder that `perdure export` wrote"
+        )
     score = _score_alone(arrival, task, planned)
     alignment_notes: list[str] = []
     if vocabulary != "same":

@@ -45,7 +45,7 @@ def run_merged(config: Config, callbacks: Sequence[TrainerCallback], say: Say) -
         prepare_run(copy.deepcopy(experts))  # before anything is written
     plan = prepare_run(merged_of(config))
     experts.max_length = plan.config.max_length  # 0 was that of the base
-    learned = None if settings.experts is None else learned_experts(experts, plan.tasks)
+    learned = None if settings.experts is None else learned_experts(experts, plan.tasks, plan.info)
     needs = settings.make().needs
     if not (path / "lineage.yaml").exists():
         begin(path, plan, say=say)

@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from perdure.config import DEFAULT_TRAINING, filled_adapter
+from perdure.errors import PerdureError, one_line
 from perdure.lineage.files import line_count
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import differences, stored
-from perdure.models.layout import MEMORY
+from perdure.models.layout import MEMORY, METHOD_STATE
 from perdure.say import Say
 from perdure.train.dev_settings import for_task
 from perdure.verbs.verdict import changed_rows
@@ -63,4 +66,23 @@ def show(
     )
     listed = {"flips": changed_rows(lineage, entry, data, say)} if flips else {}
     details["changed"] = {key: list(values) for key, values in changes.items()}
+    details["state"] = _numbers(lineage, entry)
     return {**details, "settings": settings, "remembered_rows": remembered_rows, **listed}
+
+
+def _numbers(lineage: Lineage, entry: dict[str, Any]) -> dict[str, float]:
+    """Return the single numbers that methods keep after a task, such as a share that was chosen.
+
+    Raises:
+        PerdureError: the file of their state does not load.
+    """
+    dropped = METHOD_STATE in lineage.dropped_files(entry)
+    file = None if dropped else lineage.file(entry, METHOD_STATE)
+    if file is None:
+        return {}
+    try:
+        with safe_open(file, framework="np") as state:
+            names = [name for name in state.keys() if state.get_slice(name).get_shape() == []]  # noqa: SIM118
+            return {name: round(state.get_tensor(name).item(), 6) for name in names}
+    except (OSError, SafetensorError, ValueError) as error:
+        raise PerdureError(f"{file}: damaged ({one_line(error)}); restore it from a copy") from None

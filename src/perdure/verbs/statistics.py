@@ -22,7 +22,14 @@ from perdure.models.base import Base
 from perdure.say import Say
 from perdure.seeds import derive
 from perdure.verbs.merge import open_model
-from perdure.verbs.whole_model import batch_of, features_of, file_names, load_whole, logits_of
+from perdure.verbs.whole_model import (
+    batch_of,
+    features_of,
+    file_names,
+    load_whole,
+    logits_of,
+    source_of,
+)
 from perdure.writing import sync, writing
 
 
@@ -50,7 +57,8 @@ def statistics(
     hashes = checkpoint.hashes  # before its weights are read, so that they are of these files
     base = load_whole(name, say)
     rows = limit_rows(split.rows, limit, derive(seed, "statistics"))
-    row_features = features_of(base, rows, max_length, name)
+    where = source_of(split, name, drawn=len(rows) < len(split.rows))
+    row_features = features_of(base, rows, max_length, name, where)
     tensors = (_fisher if kind == "fisher" else _grams)(base, row_features, seed)
     tensors = _by_file_names(tensors, checkpoint, base.network)
     bad = next((n for n, tensor in tensors.items() if not tensor.isfinite().all()), None)

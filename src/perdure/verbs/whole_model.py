@@ -9,6 +9,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from perdure.data.columns import is_chat
+from perdure.data.task import Split
 from perdure.data.tokens import Features, features
 from perdure.errors import NotFiniteError, PerdureError
 from perdure.lineage.lineage import Lineage
@@ -48,10 +49,24 @@ def load_whole(name: str, say: Say) -> Base:
     return base
 
 
+def source_of(split: Split, name: str, drawn: bool = False) -> str:
+    """Return how rows are named in an error: by their file, or by the model that is asked."""
+    path = (split.source or {}).get("path")
+    where = str(path) if path else f"{name} rows"
+    return f"{where}, drawn rows" if drawn else where
+
+
 def features_of(
-    base: Base, rows: Sequence[Any], max_length: int | None, name: str
+    base: Base, rows: Sequence[Any], max_length: int | None, name: str, where: str
 ) -> list[Features]:
     """Tokenize rows as they are trained.
+
+    Args:
+        base: the model.
+        rows: the rows.
+        max_length: the most tokens of a row; None is 512, or the positions of the model.
+        name: the name of the model, for errors.
+        where: the name of the rows, for errors.
 
     Raises:
         PerdureError: a row does not fit, or the length is more than the model takes.
@@ -72,7 +87,7 @@ def features_of(
         max_length=length,
         max_completion_length=length,
         labels=base.labels,
-        where=f"{name} rows",
+        where=where,
         cache=base.cache,
     )
     return row_features
