@@ -161,8 +161,8 @@ def apart_line() -> dict[str, Any]:
         "replay",
         f"five skills, {orders}: the best of {len(rules)} lines of rules, {best}, OP "
         f"{apart.op(best)} and KL {apart.kl(best)}; plain fine-tuning in sequence "
-        f"{apart.op('sequential')}; on one order, each expert on its own {apart.op('apart')}, all "
-        f"rows at once {apart.op('joint')}",
+        f"{apart.op('sequential')}, each expert on its own {apart.op('apart')}, all rows at once "
+        f"{apart.op('joint')}",
         apart,
     )
 

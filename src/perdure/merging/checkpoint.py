@@ -40,6 +40,8 @@ BUFFERS = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+# Endings of names in old files, which transformers changes when it loads them.
+RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 CODES = {dtype: code for code, dtype in {**FLOATS, **BUFFERS}.items()}
 
 
@@ -61,7 +63,7 @@ class Stored(NamedTuple):
 
 
 class Tensors:
-    """The tensors of some safetensors files.
+    """The tensors of some safetensors files, by the names that transformers has for them.
 
     Args:
         files: the files.
@@ -74,7 +76,11 @@ class Tensors:
         self.files = files
         self.stored: dict[str, Stored] = {}
         for file in files:
-            for name, stored in _header(file).items():
+            for own_name, stored in _header(file).items():
+                name = own_name
+                for old, new in RENAMED.items():
+                    if own_name.endswith(old):
+                        name = f"{own_name.removesuffix(old)}{new}"
                 if name in self.stored:
                     other = self.stored[name].file.name
                     raise PerdureError(

@@ -32,8 +32,6 @@ from perdure.models.limits import skeleton
 from perdure.seeds import digest
 
 
-# Names in old files that transformers changes when it loads them.
-RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 EMBEDDINGS = ("embed", "wte", "wpe")  # parts of the names of tables of embeddings
 
 
@@ -76,8 +74,6 @@ class Model:
         kept = {}
         for name, stored in self.tensors.stored.items():
             bare_name = name.removeprefix(prefix)
-            for older, newer in RENAMED.items():
-                bare_name = bare_name.replace(older, newer)
             if bare_name in own:
                 kept[bare_name] = stored
             elif stored.is_float:
