@@ -5,7 +5,7 @@
     python benchmarks/tables.py --add methods FOLDER... # first add lines to it, or replace them
 
 A result file contains records, one for each run: a method on an order with a seed. `--take` makes
-them from the `compare.json` and `costs.json` of finished comparisons.
+them, and `--add` more of them, from the `compare.json` and `costs.json` of finished comparisons.
 """
 
 import argparse

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from perdure.errors import PerdureError
 from perdure.models.layout import HEAD_WEIGHTS
 from perdure.models.stage_files import read_head, write_head
 
@@ -58,22 +57,6 @@ class Heads:
         """Write them as `head.safetensors`; `width` is that of a head without labels."""
         rows = torch.stack([*self.rows.values()]) if self.rows else torch.zeros(0, width + 1)
         write_head([*self.rows], rows[:, :-1], rows[:, -1], folder)
-
-
-def check_width(name: str, folder: Path, width: int) -> None:
-    """Check that the head of a checkpoint, if it has one, is of a model of this width.
-
-    Raises:
-        PerdureError: it is not, or its file does not load.
-    """
-    if not (folder / HEAD_WEIGHTS).is_file():
-        return
-    _, weight, _ = read_head(folder)
-    if weight.shape[1] != width:
-        raise PerdureError(
-            f"{name}: its head is of another model: it has {weight.shape[1]} numbers for each "
-            f"label, and the base {width}; merge only stages of one base"
-        )
 
 
 def factor_of(weight: float | None) -> float:

@@ -10,7 +10,6 @@ from perdure.config import Vocabulary
 from perdure.errors import PerdureError, one_line
 from perdure.merging.checkpoint import Tensors
 from perdure.merging.fold import pieces
-from perdure.merging.heads import check_width
 from perdure.merging.model import Checkpoint, Model, opened
 from perdure.merging.pack import Pack
 from perdure.merging.rule import Rule
@@ -19,6 +18,7 @@ from perdure.merging.vocabulary import align, check_same, short, without_tokens
 from perdure.models.checkpoints import check_base_of
 from perdure.models.layout import HEAD_WEIGHTS
 from perdure.models.pins import pin
+from perdure.models.stage_files import check_width
 from perdure.models.whole_weights import is_pooler
 
 
@@ -62,7 +62,7 @@ def check(
     if not any(True for _ in base.places()):
         raise PerdureError(f"{base.name}: has no tensors of numbers to merge; give another base")
     pinned: dict[str, Any] | None = None
-    notes = _notes_of_encoder(base, checkpoints)
+    notes = _fit_encoders(base, checkpoints)
     for checkpoint in checkpoints:
         aligns = vocabulary != "same" and checkpoint.alignment is None
         found = align(base, checkpoint, added=vocabulary == "union") if aligns else []
@@ -85,8 +85,8 @@ def check(
     return notes
 
 
-def _notes_of_encoder(base: Model, checkpoints: Sequence[Checkpoint]) -> list[str]:
-    """Return notes about what an encoder with a head of our own does not need of files.
+def _fit_encoders(base: Model, checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """Leave out what encoders with a head of our own do not need of files, and return notes.
 
     Raises:
         PerdureError: a head is of another model, or only some checkpoints have one.

@@ -9,7 +9,7 @@ from perdure.errors import PerdureError, one_line
 from perdure.models.base import Base, BaseInfo, load_pretrained, read_base
 from perdure.models.classifier import Classifier
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, HEAD_WEIGHTS
-from perdure.models.stage_files import read_head
+from perdure.models.stage_files import check_width, read_head
 from perdure.parsing import read_json
 from perdure.say import Say, silent
 
@@ -86,13 +86,9 @@ def _with_stored_head(network, path: str, info: BaseInfo) -> Classifier:
             f"{path}: an encoder answers nothing without a head; give a stage of a lineage, or a "
             f"folder with {HEAD_WEIGHTS}"
         )
+    check_width(path, Path(path), info.config.hidden_size)
     labels, weight, bias = read_head(Path(path))
     model = Classifier(network, info.config.hidden_size)
-    if weight.shape[1] != model.weight.shape[1]:
-        raise PerdureError(
-            f"{path}: its head is of another model: it has {weight.shape[1]} numbers for each "
-            f"label, and the encoder {model.weight.shape[1]}; give the head of its stage"
-        )
     model.set_head(weight, bias, labels)
     return model
 

@@ -94,6 +94,20 @@ def read_head(folder: Path) -> tuple[list[str], Tensor, Tensor]:
         ) from error
 
 
+def check_width(name: str, folder: Path, width: int) -> None:
+    """Check that the head in a folder is of a model of this width.
+
+    Raises:
+        PerdureError: it is not, or its file does not load.
+    """
+    _, weight, _ = read_head(folder)
+    if weight.shape[1] != width:
+        raise PerdureError(
+            f"{name}: its head is of another model: it has {weight.shape[1]} numbers for each "
+            f"label, and the base {width}; give a head that was learned on this base"
+        )
+
+
 def _read_head(folder: Path) -> tuple[list[str], Tensor, Tensor]:
     stored = load_file(folder / HEAD_WEIGHTS)
     with safe_open(folder / HEAD_WEIGHTS, "pt") as file:  # type: ignore[no-untyped-call]

@@ -137,32 +137,30 @@ class _Subject:
         self.where = source_of(asked.rows, model.name)
         rows = asked.rows.rows
         self.rows = features_of(self.base, rows, asked.max_length, model.name, self.where)
-        if info.kind == "encoder":
-            self._check_answers(asked)
-        self.choices = [
-            [index for index, label in enumerate(asked.head) if label in among]
-            for among in (asked.among(answer(row).strip()) for row in rows)
-            if info.kind == "encoder"
-        ]
+        self.choices = self._choices(asked) if info.kind == "encoder" else []
         parameters = dict(network.named_parameters())
         names = file_names(network, parameters, model.tensors.stored, model.name)
         # A tied weight that is in the files twice counts once.
         self.parameters = {names[name][0]: p for name, p in parameters.items() if names[name]}
 
-    def _check_answers(self, asked: Asked) -> None:
-        """Check that each row has an answer of a task.
+    def _choices(self, asked: Asked) -> list[list[int]]:
+        """Return the numbers of the labels among which each row is answered.
 
         Raises:
-            PerdureError: one has an answer that only a head knows, so that it has no choices.
+            PerdureError: a row has an answer that only a head knows, and no task.
         """
-        known = sorted({label for group in asked.groups for label in group})
+        choices = []
         for number, row in enumerate(asked.rows.rows, start=1):
             label = answer(row).strip()
-            if label not in known:
+            among = asked.among(label)
+            if not among:
+                known = sorted({other for group in asked.groups for other in group})
                 raise PerdureError(
                     f"{self.where}, row {number}: {label!r} is an answer of no task, only of a "
                     f"head; {nearest(label, known)}, or declare it with --option"
                 )
+            choices.append([index for index, other in enumerate(asked.head) if other in among])
+        return choices
 
     def gradient(self) -> float:
         """Set `.grad` to the gradient of the mean loss of the rows' labels, and return that loss.

@@ -31,7 +31,6 @@ from perdure.merging.factors import (
     sums,
     tensors_of,
 )
-from perdure.merging.heads import check_width
 from perdure.merging.layers import Layers
 from perdure.merging.model import Checkpoint, open_checkpoint
 from perdure.merging.observed import interference
@@ -41,7 +40,7 @@ from perdure.models.base import Base
 from perdure.models.checkpoints import adapter_tensors, check_base_of
 from perdure.models.classifier import Classifier
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, MERGE_STATE
-from perdure.models.stage_files import plain
+from perdure.models.stage_files import check_width, plain
 from perdure.say import Say
 from perdure.verbs.advance import AdoptedWeights
 from perdure.verbs.merged_so_far import SoFar, first_weight, history_of, ratio_of

@@ -10,12 +10,20 @@ from torch import nn
 from marks import at_least
 from methods.recurrent_kif.reference import SEQUENTIAL, Importance, Reference
 from perdure.api import report, run
+from perdure.config import Config
 from perdure.errors import PerdureError
 from perdure.methods import make
 from perdure.methods.recurrent_kif import presets
 from perdure.methods.recurrent_kif.method import RecurrentKIF
 from perdure.methods.recurrent_kif.rounds import table_of
-from perdure.methods.recurrent_kif.rows import Factors, RowRounds, check_lora, fuse_rows, units_of
+from perdure.methods.recurrent_kif.rows import (
+    Factors,
+    RowRounds,
+    adapters_of,
+    check_lora,
+    fuse_rows,
+    units_of,
+)
 from place import setting_for
 from train.engine import engine, learned, same, tiny_base, tokenized, weights
 
@@ -247,8 +255,11 @@ def test_what_rows_cannot_have_is_refused_in_one_line(tmp_path):
     base = tiny_base("causal")
     for settings in (IA3Config(task_type="CAUSAL_LM"), LoraConfig(target_parameters=["x"])):
         base.peft.peft_config["default"] = settings
+        (adapter,) = adapters_of(base.model)
         with pytest.raises(PerdureError, match="leave"):
-            check_lora(base.model)
+            check_lora(adapter)
+    with pytest.raises(PerdureError, match="the adapter is null; set adapter="):
+        make({"recurrent_kif": {"unit": "row"}})[0].check(Config(base="x", adapter=None), "causal")
     bias = nn.Parameter(torch.zeros(3))
     table = table_of(presets.RECURRENT_KIF["paper"]["fusion"])
     with pytest.raises(PerdureError, match="no LoRA adapter is trained"):

@@ -18,7 +18,7 @@ from perdure.methods.recurrent_kif.outer import OuterLearner
 from perdure.methods.recurrent_kif.presets import OPEN, RECURRENT_KIF, TRAINING
 from perdure.methods.recurrent_kif.rates import Rates
 from perdure.methods.recurrent_kif.rounds import Extent, Restore, Rounds, table_of
-from perdure.methods.recurrent_kif.rows import RowRounds, check_lora
+from perdure.methods.recurrent_kif.rows import RowRounds, adapters_of, check_lora
 from perdure.methods.shared.importance import Importance
 from perdure.methods.shared.written_rows import stacked, unstacked, write_rows
 from perdure.models.kinds import Kind
@@ -182,18 +182,8 @@ class RecurrentKIF(StandaloneMethod):
             )
 
     def check(self, config: Config, kind: Kind) -> None:
-        adapter = config.adapter
-        is_lora = adapter is not None and str(adapter.get("peft_type", "LORA")).upper() == "LORA"
-        if self.unit == "row" and not is_lora:
-            raise PerdureError(
-                f"{self.name}: unit: row fuses the rows of LoRA's products; set adapter={{}}, or "
-                "leave it out"
-            )
-        if self.unit == "row" and adapter and adapter.get("target_parameters"):
-            raise PerdureError(
-                f"{self.name}: unit: row takes an adapter's product as that of one layer, and "
-                "target_parameters has one for each expert; leave out one of the two"
-            )
+        if self.unit == "row":
+            check_lora(config.adapter)
         if not self.written:
             return super().check(config, kind)
         if kind != "causal":
@@ -242,7 +232,8 @@ class RecurrentKIF(StandaloneMethod):
         trained = model.named_parameters()
         self.names = [name for name, parameter in trained if parameter.requires_grad]
         if self.unit == "row":
-            check_lora(model)
+            for adapter in adapters_of(model):
+                check_lora(adapter)
         self.rounds = self._rounds()
         if isinstance(self.rounds, RowRounds):
             self.names = self.rounds.names

@@ -5,11 +5,11 @@ adapter adds to the weights of one output of a layer. Shapes: A [r, d_in], B [d_
 """
 
 import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, PeftType
 from torch import Tensor, nn
 
 from perdure.errors import PerdureError
@@ -138,7 +138,7 @@ class RowRounds:
             parameter = self.parameters[unit.parameters[-1]]
             gradient = parameter.grad
             if unit.is_product and gradient is not None:
-                weight = (parameter.detach() * gradient).float().sum(1)
+                weight = (parameter.detach().float() * gradient.float()).sum(1)
                 gradient = torch.ones_like(weight)
             else:
                 weight = parameter.detach().float().flatten()[: unit.size]
@@ -254,21 +254,27 @@ def units_of(names: Sequence[str], parameters: Sequence[Tensor]) -> list[Unit]:
     ]
 
 
-def check_lora(model: nn.Module) -> None:
-    """Check that the adapters of a model are LoRA adapters of whole layers.
+def check_lora(adapter: Mapping[str, Any] | None) -> None:
+    """Check that an adapter with these settings of PEFT is a LoRA adapter of whole layers.
 
     Raises:
-        PerdureError: one has another product than BA, or one for each expert.
+        PerdureError: there is none, it has another product than BA, or one for each expert.
     """
-    for module in model.modules():
-        for config in module.peft_config.values() if isinstance(module, PeftModel) else ():
-            if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
-                raise PerdureError(
-                    f"recurrent_kif: unit: row fuses the rows of LoRA's products, and the adapter "
-                    f"is {config.peft_type}; leave it out"
-                )
-            if getattr(config, "target_parameters", None):
-                raise PerdureError(
-                    "recurrent_kif: unit: row takes an adapter's product as that of one layer, and "
-                    "target_parameters has one for each expert; leave out one of the two"
-                )
+    kind = "null" if adapter is None else str(adapter.get("peft_type", "LORA")).upper()
+    if adapter is None or kind != "LORA":
+        raise PerdureError(
+            "recurrent_kif: unit: row fuses the rows of LoRA's products, and the adapter is "
+            f"{kind}; set adapter={{}}, or leave unit out"
+        )
+    if adapter.get("target_parameters"):
+        raise PerdureError(
+            "recurrent_kif: unit: row takes an adapter's product as that of one layer, and "
+            "target_parameters has one for each expert; leave out one of the two"
+        )
+
+
+def adapters_of(model: nn.Module) -> list[dict[str, Any]]:
+    """The settings of the adapters of a model."""
+    models = (module for module in model.modules() if isinstance(module, PeftModel))
+    configs = [config for module in models for config in module.peft_config.values()]
+    return [{**vars(config), "peft_type": PeftType(config.peft_type).value} for config in configs]
