@@ -267,7 +267,7 @@ def merge(
         rule: How they are merged; `perdure rules` lists the rules.
         weights: A weight for each checkpoint, in their order.
         base: The model from which the checkpoints were trained. Default: the one that an adapter
-            names.
+            or a lineage names.
         into: A new folder for the merged model.
         rank: The highest rank of a merged LoRA adapter. Default: as many as the sum has, or in a
             lineage those of its adapter.

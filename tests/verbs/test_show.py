@@ -8,6 +8,7 @@ import pytest
 from command import perdure, tree
 from perdure import PerdureError
 from perdure.api import revert, show
+from perdure.reporting.results import method_in_words
 from place import learn, task
 
 
@@ -50,6 +51,14 @@ def test_text_and_json_say_the_same_and_change_nothing(place):
     assert "0 (active)" in perdure("show", "lineage", "--stage", 0).out
     assert "2 (the newest)" in perdure("show", "lineage").out
     assert tree(place) == before
+
+
+def test_a_method_is_shown_with_the_keywords_that_were_set():
+    assert method_in_words("replay") == "replay"
+    both = [{"replay": {"ratio": 0.25, "decay": None}}, {"kl_base": None}, "ewc"]
+    assert method_in_words(both) == "replay (ratio 0.25, decay null) + kl_base + ewc"
+    fused = {"recurrent_kif": {"preset": "paper", "fusion": {"both": [0.5, 1]}}}
+    assert method_in_words(fused) == 'recurrent_kif (preset paper, fusion {"both": [0.5, 1]})'
 
 
 def test_a_reverted_stage_is_said_to_be_one(place):

@@ -1,5 +1,7 @@
 """Whole weights in place of an adapter (`adapter: null`)."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,12 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from perdure import PerdureError
-from perdure.api import evaluate, run, verify
+from perdure.api import evaluate, merge, revert, run, verify
 from perdure.config import load_config
 from perdure.lineage.lineage import Lineage
+from perdure.models.stage_files import read_head
 from perdure.train import stage
+from perdure.verbs import merge as verbs_merge
 from place import init, learn, output, stage_output, task
 from train.engine import Stopped
 
@@ -64,6 +68,30 @@ def test_the_card_loads_it(whole_place, kind):
     exec(code, names)
     assert torch.equal(output(names["model"], names["tokenizer"]), stage_output("lineage", 2))
     assert "peft" not in card.lower()
+
+
+def test_lineages_are_merged_on_the_base_with_which_they_began(whole_place, kind):
+    shutil.copytree("lineage", "other")
+    revert("other", 1)
+    models = ["lineage", "other"]
+    merge(models, into="merged")
+    merge(models, into="told", base="base")
+    weights = [load_file(f"{folder}/model.safetensors") for folder in ("merged", "told")]
+    assert all(torch.equal(weights[0][name], tensor) for name, tensor in weights[1].items())
+    card = Path("merged/README.md").read_text()
+    assert card == Path("told/README.md").read_text()
+    assert ("Labels of the head" in card) == (kind == "encoder")
+    if kind == "encoder":
+        labels, head, _ = read_head(Path("merged"))
+        assert f"in its order: {', '.join(f'`{label}`' for label in labels)}." in card
+        code = card.split("```python\n")[1].split("```")[0]
+        names: dict = {}
+        exec(code.replace('stage = "."', 'stage = "merged"'), names)
+        assert names["label"] in labels
+        assert torch.equal(names["head"]["weight"], head)
+    elsewhere = replace(verbs_merge.open_model("other"), pin={"name": "new", "files": {"w": "1"}})
+    with pytest.raises(PerdureError, match="lineage began with base, and other with new, which"):
+        verbs_merge._base_name(None, [verbs_merge.open_model("lineage"), elsewhere])
 
 
 def test_row_0_is_the_untouched_base(whole_place, kind, monkeypatch):

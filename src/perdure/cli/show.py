@@ -22,7 +22,7 @@ from perdure.lineage.dropped import how_to_restore
 from perdure.lineage.history import COMPACT
 from perdure.lineage.settings import in_words
 from perdure.reporting.interference import interference_of
-from perdure.reporting.results import method_name
+from perdure.reporting.results import method_in_words
 
 
 LONGEST_CURVE = 8  # the most points of a dev curve that are shown, beside the best and the last
@@ -75,7 +75,7 @@ def _lines(stage: dict[str, Any]) -> list[tuple[str, str]]:
         if stage["steps"]:
             took += f"; {counted(stage['steps'], 'step')}"
         lines += [("took", took)]
-    lines += [("method", method_name(stage["method"])), ("mode", stage["mode"])]
+    lines += [("method", method_in_words(stage["method"])), ("mode", stage["mode"])]
     if rehearsed := stage["rehearsed"]:
         rows = counted(rehearsed["rows"], "remembered row")
         mean, most = rehearsed["mean"], rehearsed["most"]

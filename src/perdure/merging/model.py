@@ -1,6 +1,6 @@
 """What is merged: the base, and the checkpoints, which are whole models or LoRA adapters of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -168,6 +168,7 @@ class Checkpoint:
         statistics: what was measured of it, if the rule needs that.
         pack: what it has other than the base, if it is stored so.
         alignment: which of its rows are which of the base's, if its vocabulary is another one.
+        pin: the pin of its base, if it is the newest stage of a lineage.
     """
 
     name: str
@@ -178,6 +179,7 @@ class Checkpoint:
     statistics: Statistics | None = None
     pack: Pack | None = None
     alignment: Alignment | None = None
+    pin: Mapping[str, Any] | None = None
 
     @property
     def has_head(self) -> bool:

@@ -12,7 +12,7 @@ import torch
 from perdure.merging.model import Checkpoint, Model
 from perdure.merging.rule import Rule
 from perdure.merging.treatment import Treatment
-from perdure.models.layout import ADAPTER_SETTINGS, CARD
+from perdure.models.layout import ADAPTER_SETTINGS, CARD, HEAD_WEIGHTS
 from perdure.parsing import read_json
 from perdure.printable import printable
 
@@ -74,6 +74,8 @@ def write_card(
     after: Sequence[Treatment] = (),
     notes: Sequence[str] = (),
     speaks: Checkpoint | None = None,
+    labels: Sequence[str] = (),
+    code: Sequence[str] = (),
 ) -> None:
     """Write the `README.md` of a merged model, which names what it was made of and how.
 
@@ -89,6 +91,8 @@ def write_card(
         notes: further lines.
         speaks: the checkpoint whose config, tokenizer and chat template were copied, None for the
             base.
+        labels: the labels of an encoder's head.
+        code: the lines that show how it is asked, at the end.
     """
     lines = [
         "---",
@@ -116,9 +120,14 @@ def write_card(
         lines += ["", f"Treatment after it: `{treatment.name}` ({keywords}){paper}."]
     for note in notes:
         lines += ["", note]
+    if labels:
+        names = ", ".join(f"`{label}`" for label in labels)
+        lines += ["", f"Labels of the head ({HEAD_WEIGHTS}), in its order: {names}."]
     if not adapter:
         whose = f"`{Path(speaks.name).name}`" if speaks else "the base"
         lines += ["", f"Config, tokenizer and chat template are those of {whose}."]
+    if code:
+        lines += ["", *code]
     (folder / CARD).write_text(printable("\n".join([*lines, ""])), encoding="utf-8")
 
 

@@ -6,6 +6,7 @@
 
 import json
 import platform
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ from perdure.errors import PerdureError
 from perdure.lineage.experts import experts_folder, merge_rule
 from perdure.lineage.files import write_text
 from perdure.lineage.lineage import Lineage
+from perdure.lineage.settings import text
 from perdure.measure.matrix import backward_transfer, forward_transfer, overall
 from perdure.parsing import read_json
 
@@ -35,6 +37,31 @@ def method_name(method: Any, mode: str = "sequential") -> str:
     if mode != "sequential":
         return mode
     names = []
+    for name, keywords in _parts(method):
+        preset = keywords.get("preset")
+        names.append(f"{name}_{preset}" if preset else name)
+    return "+".join(names)
+
+
+def method_in_words(method: Any) -> str:
+    """Return a method with the keywords that were set: `replay (ratio 0.5) + kl_base`.
+
+    Raises:
+        PerdureError: see `method_name`.
+    """
+    words = []
+    for name, keywords in _parts(method):
+        values = ", ".join(f"{keyword} {text(value)}" for keyword, value in keywords.items())
+        words.append(f"{name} ({values})" if values else name)
+    return " + ".join(words)
+
+
+def _parts(method: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name of each method and its keywords.
+
+    Raises:
+        PerdureError: it is not the name of a method, a mapping of its keywords, or a list of these.
+    """
     for part in method if isinstance(method, list) else [method]:
         if not isinstance(part, str | dict):
             raise PerdureError(f"method: expected a name such as replay, got {str(part)[:50]!r}")
@@ -43,9 +70,7 @@ def method_name(method: Any, mode: str = "sequential") -> str:
                 raise PerdureError(
                     f"method: {name} takes a mapping of its keywords, got {str(keywords)[:50]!r}"
                 )
-            preset = (keywords or {}).get("preset")
-            names.append(f"{name}_{preset}" if preset else str(name))
-    return "+".join(names)
+            yield str(name), keywords or {}
 
 
 def method_of(lineage: Lineage) -> str:

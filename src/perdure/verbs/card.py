@@ -11,6 +11,7 @@ from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.models.kinds import Kind
 from perdure.printable import printable
+from perdure.reporting.results import method_in_words
 from perdure.reporting.verdict import words
 
 
@@ -127,6 +128,22 @@ def model_card(
     return printable("\n".join([*text, "```python", *code, "```", ""]))
 
 
+def encoder_code(pinned: dict[str, Any], kind: Form) -> list[str]:
+    """Return the code by which an encoder with a head in the folder of its card is asked.
+
+    Args:
+        pinned: the pin of the base, of which only name and revision are read.
+        kind: how it is stored.
+    """
+    code = [
+        *_imports("encoder", kind, pinned["name"], has_head=True),
+        "",
+        *_loading("encoder", pinned, kind, "."),
+        *HEAD_CODE.strip().splitlines(),
+    ]
+    return ["```python", *code, "```"]
+
+
 def _about(entry: dict[str, Any], description: str, facts: StageFacts) -> list[str]:
     """Return what the stage is, the table of its scores, and its verdict in words."""
     made = {"adopt": "adopted by", "merge": "merged by"}.get(entry["verb"], "trained with")
@@ -136,7 +153,7 @@ def _about(entry: dict[str, Any], description: str, facts: StageFacts) -> list[s
         f"# Stage {entry['stage']}: {'without ' * is_without}{entry['task']['name']}",
         "",
         f"{description}. It was {made} Perdure "
-        f"(mode `{entry['mode']}`, method `{entry['method']}`).",
+        f"(mode `{entry['mode']}`, method `{method_in_words(entry['method'])}`).",
         *["It includes the tasks of all earlier stages."] * includes_earlier,
         "",
         "| task | score after this stage | test rows (n) | metric |",

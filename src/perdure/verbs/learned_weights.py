@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from perdure.data.rows import answer
 from perdure.data.task import Split
 from perdure.errors import NotFiniteError, PerdureError, nearest
+from perdure.measure.batches import feature_batches
 from perdure.merging.magnitude import dot
 from perdure.merging.model import Checkpoint, Model, opened
 from perdure.merging.rule import Rule
@@ -23,7 +24,11 @@ from perdure.models.base import Base, load_pretrained, read_base
 from perdure.models.classifier import Classifier
 from perdure.say import Say
 from perdure.train.losses import count_items, token_loss
-from perdure.verbs.whole_model import batch_of, features_of, file_names, logits_of, source_of
+from perdure.train.step import task_loss
+from perdure.verbs.whole_model import batch_of, features_of, file_names, source_of
+
+
+BATCH = 8  # the most rows of a batch
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ class _Subject:
             model.name, info.kind, revision=model.revision, dtype=torch.float32
         )
         network.requires_grad_(True)
+        network.config.use_cache = False  # no keys and values are kept for a next token
         answering: nn.Module = network.eval()
         if info.kind == "encoder":
             head = torch.stack([*asked.head.values()])
@@ -138,6 +144,11 @@ class _Subject:
         rows = asked.rows.rows
         self.rows = features_of(self.base, rows, asked.max_length, model.name, self.where)
         self.choices = self._choices(asked) if info.kind == "encoder" else []
+        self.batches = [
+            (indices, batch_of(self.base, *(self.rows[index] for index in indices)))
+            for indices in feature_batches(self.base, self.rows, BATCH)
+        ]
+        self.count = sum(int(count_items(batch, info.kind)) for _, batch in self.batches)
         parameters = dict(network.named_parameters())
         names = file_names(network, parameters, model.tensors.stored, model.name)
         # A tied weight that is in the files twice counts once.
@@ -169,16 +180,9 @@ class _Subject:
             NotFiniteError: the loss is infinite or not a number.
         """
         self.base.model.zero_grad()
-        kind, batches = self.base.kind, [batch_of(self.base, row) for row in self.rows]
-        count = sum(int(count_items(batch, kind)) for batch in batches)
         total = 0.0
-        for number, batch in enumerate(batches):
-            logits = logits_of(self.base, batch)
-            if self.choices:
-                among = torch.full_like(logits, -torch.inf)
-                among[:, self.choices[number]] = 0
-                logits = logits + among
-            loss = token_loss(logits, batch["labels"], num_items=count, kind=kind)
+        for indices, batch in self.batches:
+            loss = self._loss(indices, batch)
             loss.backward()
             total += loss.item()
         if not math.isfinite(total):
@@ -186,6 +190,17 @@ class _Subject:
                 f"{self.base.name}: the loss on the rows of --rows is infinite or not a number"
             )
         return total
+
+    def _loss(self, indices: Sequence[int], batch: dict[str, Tensor]) -> Tensor:
+        """Return the share of some rows in the mean loss."""
+        model, kind = self.base.model, self.base.kind
+        if not self.choices:
+            return task_loss(model, model, batch, kind, num_items=self.count)[0]
+        logits = model(batch["input_ids"], batch["attention_mask"]).logits
+        among = torch.full_like(logits, -torch.inf)
+        for place, index in enumerate(indices):
+            among[place, self.choices[index]] = 0
+        return token_loss(logits + among, batch["labels"], num_items=self.count, kind=kind)
 
 
 class _Segment:

@@ -42,6 +42,7 @@ from perdure.merging.write import copy_beside, write_card
 from perdure.models.as_is import base_of_adapter
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.say import Say
+from perdure.verbs.card import encoder_code
 from perdure.verbs.learned_weights import Asked, check_rows, learned
 from perdure.writing import publish, writing
 
@@ -181,7 +182,7 @@ def open_model(name: str, weight: float | None = None) -> Checkpoint:
     check_kept(lineage, entry)
     lineage.check_model(entry)
     checkpoint = open_checkpoint(str(lineage.folder(entry)), weight)
-    return replace(checkpoint, name=name)
+    return replace(checkpoint, name=name, pin=lineage.pin)
 
 
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -297,10 +298,12 @@ def _dtype(name: str | None) -> torch.dtype | None:
 
 
 def _base_name(base: str | None, checkpoints: Sequence[Checkpoint]) -> tuple[str, str | None]:
-    """Return the base, by default the one that an adapter or a pack names, and its revision.
+    """Return the base, by default the one that a checkpoint names, and its revision.
+
+    An adapter or a pack names its base, and so does the lineage of a checkpoint.
 
     Raises:
-        PerdureError: there is none.
+        PerdureError: there is none, or two lineages began with different ones.
     """
     if base is not None:
         return base, None
@@ -308,11 +311,22 @@ def _base_name(base: str | None, checkpoints: Sequence[Checkpoint]) -> tuple[str
     first = next((c for c in checkpoints if c.adapter is not None), None)
     if first is None and packed is not None:
         return packed.base_name, packed.base_revision
-    if first is None:
+    if first is not None:
+        return base_of_adapter(str(first.folder))
+    pins = [(c.name, c.pin) for c in checkpoints if c.pin is not None]
+    if not pins:
         raise PerdureError(
             "base: give the model from which the checkpoints were trained, as --base BASE"
         )
-    return base_of_adapter(str(first.folder))
+    name, pin = pins[0]
+    for other_name, other in pins[1:]:
+        if other["files"] != pin["files"]:
+            raise PerdureError(
+                f"base: {name} began with {pin['name']}, and {other_name} with {other['name']}, "
+                "which has other files; give checkpoints of one base, or the one to merge into as "
+                "--base BASE"
+            )
+    return pin["name"], pin.get("revision")
 
 
 def _merge_to_model(
@@ -577,6 +591,7 @@ def _publish(
     heads = _heads(checkpoints)
     if heads.rows:
         heads.write(folder)
+    named = {"name": base.name, **({"revision": base.revision} if base.revision else {})}
     write_card(
         folder,
         base=base.name,
@@ -588,5 +603,7 @@ def _publish(
         after=after,
         notes=notes,
         speaks=speaks,
+        labels=list(heads.rows),
+        code=encoder_code(named, "adapter" if adapter else "weights") if heads.rows else (),
     )
     publish(folder, out)

@@ -1,4 +1,4 @@
-"""A checkpoint as one whole model in fp32 that is asked row by row, without a Trainer."""
+"""A checkpoint as one whole model in fp32 that is asked without a Trainer."""
 
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from perdure.data.columns import is_chat
 from perdure.data.task import Split
@@ -17,6 +18,7 @@ from perdure.lineage.loading import base_at
 from perdure.measure.predict import MAX_LENGTH
 from perdure.models.as_is import load_as_is
 from perdure.models.base import Base
+from perdure.models.batch import padded
 from perdure.models.classifier import Classifier
 from perdure.models.head import predicting
 from perdure.models.merging import merge
@@ -93,13 +95,17 @@ def features_of(
     return row_features
 
 
-def batch_of(base: Base, row: Features) -> dict[str, Tensor]:
-    """Return a row as a batch of its own, without padding."""
+def batch_of(base: Base, *rows: Features) -> dict[str, Tensor]:
+    """Return rows as one batch: a row alone without padding, others padded on the right."""
     device = next(base.model.parameters()).device
-    ids = torch.tensor([list(row["input_ids"])], device=device)
-    label = row["labels"] if base.kind == "encoder" else list(row["labels"])
-    labels = torch.tensor([label], device=device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    ids, mask = padded([row["input_ids"] for row in rows], base.tokenizer)
+    if base.kind == "encoder":
+        labels = torch.tensor([row["labels"] for row in rows])
+    else:
+        own = [torch.tensor(list(row["labels"])) for row in rows]
+        labels = pad_sequence(own, batch_first=True, padding_value=-100)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def logits_of(base: Base, batch: dict[str, Tensor]) -> Tensor:
