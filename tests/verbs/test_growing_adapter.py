@@ -13,8 +13,18 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from command import tree
-from perdure.api import answer, evaluate, export, revert, run, verify
+from command import perdure, tree
+from perdure.api import (
+    answer,
+    compact,
+    configure,
+    evaluate,
+    export,
+    repair,
+    revert,
+    run,
+    verify,
+)
 from perdure.config import load_config
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
@@ -28,6 +38,7 @@ from train.engine import Stop, Stopped
 
 
 AUTO = {"causal": AutoModelForCausalLM, "encoder": AutoModel}
+WEIGHTS = "adapter_model.safetensors"
 TASKS = ("colour", "animal", "count")
 PLACES = [
     ("causal", "olora"),
@@ -83,7 +94,9 @@ def here(run_of_three, kind, method, tmp_path, monkeypatch):
 def test_a_stage_stores_each_tasks_adapter_once(here, method):
     lineage = Lineage("lineage")
     folders = [lineage.folder(entry) for entry in lineage.stages]
-    adapters = [load_file(folder / "adapter_model.safetensors") for folder in folders]
+    assert [folder for folder in folders if (folder / WEIGHTS).exists()] == folders[-1:]
+    assert [len(entry.get("contains", ())) for entry in lineage.stages] == [0, 1, 2]
+    adapters = [load_file(lineage.file(entry, WEIGHTS)) for entry in lineage.stages]
     for number, (old, new) in enumerate(itertools.pairwise(adapters), start=1):
         assert old.keys() == new.keys()
         for name, tensor in old.items():
@@ -95,15 +108,19 @@ def test_a_stage_stores_each_tasks_adapter_once(here, method):
     assert {name.split(".")[1] for name in names} <= {"rank", "used", "free"}
 
 
-def adapter(stage: int, lineage: str = "lineage") -> Path:
-    return Lineage(lineage).folder(Lineage(lineage).at(stage))
+def adapter(stage: int, folder: str = "lineage") -> Path:
+    """The folder of a stage with the file of its adapter, which a later one may contain."""
+    lineage = Lineage(folder)
+    file = lineage.file(lineage.at(stage), WEIGHTS)
+    assert file is not None
+    return file.parent
 
 
 def test_each_stage_is_one_plain_adapter_that_gives_what_the_live_model_gave(here, kind):
     for number in (1, 2, 3):
         settings = json.loads((adapter(number) / "adapter_config.json").read_text())
         assert (settings["r"], settings["lora_alpha"]) == (2 * number, 4 * number)
-        tensors = load_file(adapter(number) / "adapter_model.safetensors")
+        tensors = load_file(adapter(number) / WEIGHTS)
         ranks = {t.shape["lora_B" in name] for name, t in tensors.items()}
         assert ranks == {2 * number}
         plain = PeftModel.from_pretrained(AUTO[kind].from_pretrained("base"), adapter(number))
@@ -114,7 +131,7 @@ def test_each_stage_is_one_plain_adapter_that_gives_what_the_live_model_gave(her
 
 
 def test_what_old_tasks_learned_stands_in_every_later_stage_bitwise(here):
-    one, two, three = (load_file(adapter(n) / "adapter_model.safetensors") for n in (1, 2, 3))
+    one, two, three = (load_file(adapter(n) / WEIGHTS) for n in (1, 2, 3))
     for earlier, later in ((one, two), (two, three)):
         for name, tensor in earlier.items():
             old = tensor.shape
@@ -186,3 +203,62 @@ def test_another_lineage_goes_on_from_such_a_stage(here):
     assert torch.equal(stage_output("next", 0), stage_output("lineage", 3))
     learn("next", task("colour"))
     assert verify("next") == []
+
+
+def test_an_earlier_adapter_is_cut_out_of_a_later_one_where_it_is_needed(here):
+    def folder_of(number: int) -> Path:
+        lineage = Lineage("lineage")
+        return lineage.folder(lineage.stage_entries[number])
+
+    def stored() -> list[int]:
+        numbers = sorted(Lineage("lineage").stage_entries)[1:]
+        return [n for n in numbers if (folder_of(n) / WEIGHTS).exists()]
+
+    before = tree(Path("lineage"))
+    assert verify("lineage") == []
+    assert tree(Path("lineage")) == before
+    assert stored() == [3]
+    evaluate("lineage", 1)
+    assert stored() == [1, 3]
+    configure("lineage", **{"gate.forgetting": 0.9})
+    assert stored() == [3]
+    revert("lineage", 1)
+    configure("lineage", **{"gate.forgetting": 1.0})
+    assert stored() == [1, 3]  # the newest stage always has its file
+    learn("lineage", task("count"))
+    assert stored() == [3, 4]
+    assert Lineage("lineage").contained == {
+        "stages/0001-colour": "stages/0004-count",
+        "stages/0002-animal": "stages/0003-count",
+    }
+    assert "is within that of stage 4" in perdure("show", "lineage", "--stage", 1).out
+    named = compact("lineage", stages=[3])
+    assert [stage["stage"] for stage in named["dropped"]] == [3]
+    assert stored() == [2, 4]  # stage 2 was within stage 3
+    assert "dropped the weights of stage 3" in perdure("log", "lineage").out
+    assert verify("lineage") == []
+    assert torch.equal(stage_output("lineage", 2), here[1][1])
+
+
+@pytest.mark.slow
+def test_what_is_damaged_is_cut_out_or_learned_again(here):
+    second = Path("lineage/stages/0002-animal")
+    revert("lineage", 2)
+    (second / WEIGHTS).write_bytes(b"damaged")
+    (second / "method.safetensors").write_bytes(b"damaged")
+    assert len(verify("lineage")) == 2
+    done = repair("lineage")
+    assert f"{second / WEIGHTS}: restored from the adapter of a later stage" in done["restored"]
+    assert any("method.safetensors: learned again" in line for line in done["restored"])
+    assert verify("lineage") == []
+    revert("lineage", 3)
+    shutil.move(second, "lineage/stages/0002-other")
+    assert "renamed back" in repair("lineage")["restored"][0]
+    newest = Path("lineage/stages/0003-count") / WEIGHTS
+    (second / WEIGHTS).unlink(missing_ok=True)
+    newest.write_bytes(b"damaged")
+    assert sum(f"{WEIGHTS}: missing" in line for line in verify("lineage")) == 2
+    done = repair("lineage")
+    assert (done["lost"], done["stage"]) == ([], 3)
+    assert verify("lineage") == []
+    assert torch.equal(stage_output("lineage", 3), here[1][2])

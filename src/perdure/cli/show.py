@@ -173,6 +173,11 @@ def _loads(stage: dict[str, Any]) -> list[tuple[str, str]]:
         return [("to load", f"its weights were {how}; {restore}"), ("history", history)]
     if stage.get("kind") == "weights":
         return [("to load", f"{path} (whole weights)"), ("history", history)]
+    if stage["within"] is not None:
+        within = (
+            f"its adapter is within that of stage {stage['within']}; `perdure export` cuts it out"
+        )
+        return [("to load", within), ("history", history)]
     return [
         ("to load", f"{base} with the adapter {path}"),
         ("history", f"{history}; the adapter contains all these stages"),

@@ -3,7 +3,8 @@
 Each line of the ledger has a `verb`. `init` makes stage 0, and each line with a new `stage` makes
 that stage from its `parent`. `revert` goes back to an earlier `stage`, and `rebase` gives the new
 place of the `base`. A line says with `dropped` of which stages files were deleted on purpose, and
-with `restored` of which of them the files are back. All properties are pure functions of the lines.
+with `restored` of which of them the files are back. A stage `contains` the adapters of earlier ones
+(`contained.py`). All properties are pure functions of the lines.
 """
 
 from pathlib import Path
@@ -107,6 +108,25 @@ class History:
         """Return the verb that deleted the weights of a stage: `compact`, `learn`, or None."""
         patterns = self.dropped.get(entry.get("folder", ""))
         return None if patterns is None else COMPACT if patterns == COMPACTED else "learn"
+
+    @property
+    def contained(self) -> dict[str, str]:
+        """The folder of the stage that contains the adapter of another one, by the other's folder.
+
+        It is the newest of several.
+        """
+        folders: dict[str, str] = {}
+        for entry in self.ledger:
+            for folder in entry.get("contains", ()):
+                folders[folder] = entry["folder"]
+            for folder in entry.get("restored", ()):
+                folders.pop(folder, None)
+        return folders
+
+    def contained_through(self, entry: dict[str, Any]) -> list[str]:
+        """Return the folders of a stage and of those that it contains, oldest first."""
+        inside = [other for other, holder in self.contained.items() if holder == entry["folder"]]
+        return [*sorted(inside), entry["folder"]]
 
     @property
     def newest_change(self) -> dict[str, Any]:

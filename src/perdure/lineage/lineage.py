@@ -12,6 +12,7 @@ import yaml
 from perdure.config import Config, deciding_keys
 from perdure.disk import check_can_make, check_tree, fresh_folder, remove, usual_modes
 from perdure.errors import PerdureError, nearest
+from perdure.lineage.contained import contains, cut_out
 from perdure.lineage.dropped import gone
 from perdure.lineage.files import hash_folder, locked, write_text
 from perdure.lineage.history import History, learned_by
@@ -40,6 +41,7 @@ from perdure.lineage.work import WorkFolders, remove_work, work_folders
 from perdure.measure.matrix import ScoreMatrix
 from perdure.models.hashing import file_hash
 from perdure.models.layout import (
+    ADAPTER_WEIGHTS,
     GUARD,
     LM_EVAL,
     MEMORY,
@@ -50,7 +52,7 @@ from perdure.models.layout import (
 )
 from perdure.parsing import LARGEST_YAML, UnreadableError, parse_yaml, read_whole
 from perdure.seeds import digest
-from perdure.writing import sync, writing
+from perdure.writing import sync, write_file, writing
 
 
 FORMAT = 1
@@ -291,7 +293,8 @@ class Lineage(History):
     def file(self, entry: dict[str, Any], name: str) -> Path | None:
         """Return the path of a file of a stage, or None if the ledger names no such file.
 
-        Its hash is compared with the ledger first, so that nothing is used that was changed.
+        Its hash is compared with the ledger first, so that nothing is used that was changed. An
+        adapter that only a later stage contains is written again.
 
         Args:
             entry: the ledger's line of the stage.
@@ -307,18 +310,53 @@ class Lineage(History):
         path = self.folder(entry) / name
         if path.is_file() and file_hash(path) == entry["files"][name]:
             return path
+        if not path.exists() and (content := self._cut_out(entry, name)) is not None:
+            write_file(path, content)
+            return path
         state = "is not as it was written" if path.exists() else "missing"
         raise PerdureError(
             f"{path}: {state}; `perdure repair {self.path}` restores what can be restored, and "
             f"`perdure verify {self.path}` lists what is damaged"
         )
 
+    def _is_contained(self, entry: dict[str, Any], name: str) -> bool:
+        """Return whether a file of a stage is within the adapter of a later one."""
+        return name == ADAPTER_WEIGHTS and entry.get("folder") in self.contained
+
+    def _cut_out(self, entry: dict[str, Any], name: str) -> bytes | None:
+        """Return a file of a stage that a later one contains; None if none does."""
+        if not self._is_contained(entry, name):
+            return None
+        later = self.folder({"folder": self.contained[entry["folder"]]})
+        return cut_out(later, self.folder(entry), entry["files"][name])
+
+    def restore_from_later(self, entry: dict[str, Any], name: str) -> bool:
+        """Write a damaged file of a stage again if a later stage contains it."""
+        content = self._cut_out(entry, name)
+        if content is not None:
+            write_file(self.folder(entry) / name, content)
+        return content is not None
+
+    def restore_contained(self, entry: dict[str, Any]) -> list[str]:
+        """Write the adapters again that only this stage contains, and return their folders.
+
+        Raises:
+            PerdureError: one is not as it was written.
+        """
+        inside = self.contained_through(entry)[:-1]
+        for other in self.ledger:
+            if other.get("folder") in inside:
+                self.file(other, ADAPTER_WEIGHTS)
+        return inside
+
     def is_deleted(self, entry: dict[str, Any]) -> bool:
         """Return whether a line is of a refused stage whose folder was deleted, as it may be."""
         return entry["verb"] == "refused" and not (self.path / entry["folder"]).exists()
 
     def is_intact(self, entry: dict[str, Any], name: str) -> bool:
-        """Return whether a stage has a file, and it is as it was written."""
+        """Return whether a stage has a file, or a later one contains it, as it was written."""
+        if self._is_contained(entry, name) and not (self.folder(entry) / name).exists():
+            return self._cut_out(entry, name) is not None
         try:
             return self.file(entry, name) is not None
         except PerdureError:
@@ -392,11 +430,24 @@ class Lineage(History):
             entry = {**entry, "files": hash_folder(built)}
             if dropped := self.to_drop(entry):
                 entry["dropped"] = dropped
+            if contained := self._to_contain(built, entry):
+                entry["contains"] = contained
             built.rename(folder)
         sync(folder.parent)
         add_timing(self.path / TIMINGS, entry["stage"], timing)
         self.append(entry)
         remove_work(self.path, self.ledger[0])
+
+    def _to_contain(self, built: Path, entry: dict[str, Any]) -> list[str]:
+        """Return the folders of the stages whose adapters a new one contains, with its parent's."""
+        parent = self.stage_entries.get(entry["parent"], {})
+        name = ADAPTER_WEIGHTS
+        if entry["verb"] != "learn" or not parent.get("stage") or self.is_gone(parent):
+            return []
+        if name not in parent["files"] or name not in entry["files"]:
+            return []
+        holds = contains(built, self.folder(parent), parent["files"][name])
+        return self.contained_through(parent) if holds else []
 
     def refuse(self, built: Path, entry: dict[str, Any], reasons: list[str], key: str) -> None:
         """Keep a stage that the gate refused aside, and add a line to the ledger that says so.
@@ -453,7 +504,7 @@ class Lineage(History):
         return next((line for line in lines if line["key"] == key), None)
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add a line to the ledger, and delete the files that it declares as dropped."""
+        """Add a line to the ledger, and delete the files that are dropped or contained by it."""
         append(self.path / "ledger.jsonl", entry)
         self.ledger = read_ledger(self.path / "ledger.jsonl")
         self.settings = self.settings_at(len(self.ledger)) or self.settings
@@ -462,7 +513,7 @@ class Lineage(History):
     def tidy(self) -> None:
         """Bring the files in line with the ledger, if a process stopped after its last line."""
         finish_append(self.path / "ledger.jsonl")
-        for file in self.still_to_delete():
+        for file in [*self.still_to_delete(), *self._contained_files()]:
             file.unlink()
         committed = {e["folder"] for e in self.ledger if e["verb"] in MAKES_A_STAGE}
         for work in (self.path / WORK).glob("*"):
@@ -480,6 +531,21 @@ class Lineage(History):
             for folder, patterns in self.dropped.items()
             for pattern in patterns
             for file in sorted(self.folder({"folder": folder}).glob(pattern))
+        ]
+
+    def _contained_files(self) -> list[Path]:
+        """Return the adapters' files that are within a later one, which is as it was written.
+
+        That of the newest stage stays.
+        """
+        by_folder = {e["folder"]: e for e in self.stage_entries.values() if "folder" in e}
+        newest = self.stage_entries[self.head].get("folder") if self.ledger else None
+        return [
+            self.folder({"folder": folder}) / ADAPTER_WEIGHTS
+            for folder, later in self.contained.items()
+            if folder != newest
+            and (self.path / folder / ADAPTER_WEIGHTS).exists()
+            and self.is_intact(by_folder[later], ADAPTER_WEIGHTS)
         ]
 
     def timings(self) -> dict[str, Any]:

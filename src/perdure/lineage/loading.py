@@ -9,7 +9,7 @@ from perdure.errors import PerdureError
 from perdure.lineage.dropped import gone
 from perdure.lineage.lineage import Lineage
 from perdure.models.base import Base, BaseInfo, is_quantized, load_base
-from perdure.models.layout import ADAPTER_SETTINGS
+from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.models.stage_files import load_weights
 from perdure.models.traces import AsLoaded, traces
 from perdure.parsing import read_json
@@ -180,8 +180,12 @@ def stage_entry(lineage: Lineage, stage: int | None) -> dict[str, Any] | None:
 def check_kept(lineage: Lineage, entry: dict[str, Any]) -> None:
     """Check that the weights of a stage were not deleted on purpose.
 
+    An adapter that only a later stage contains is written again.
+
     Raises:
         PerdureError: they were; the line says how to get them back.
     """
     if lineage.is_gone(entry):
         raise PerdureError(gone(lineage.path, lineage, entry))
+    if entry.get("folder") in lineage.contained:
+        lineage.file(entry, ADAPTER_WEIGHTS)

@@ -178,6 +178,7 @@ class LearnLine(Line, _With):
 
     `sampled` is the most test rows on which the old tasks were scored together, if they were not
     asked all of theirs. `processes` is the number that learned it together, if more than one did.
+    `contains` has the folders of earlier stages whose adapters are the first ranks of its own.
     """
 
     kind: Literal["adapter", "weights"]
@@ -192,6 +193,7 @@ class LearnLine(Line, _With):
     general: NotRequired[Rows]
     processes: NotRequired[Count]
     dropped: NotRequired[list[StageFolder]]
+    contains: NotRequired[list[StageFolder]]
 
 
 class AdoptLine(LearnLine):
@@ -326,9 +328,13 @@ class SetLine(Line):
 
 
 class CompactLine(Line):
-    """Weights that can be learned again were deleted."""
+    """Weights that can be learned again were deleted.
+
+    `restored` has the folders of stages whose adapters were within one that was deleted.
+    """
 
     dropped: list[StageFolder]
+    restored: NotRequired[list[StageFolder]]
     bytes: Count
 
 
@@ -351,6 +357,7 @@ LINES: dict[str, Any] = {
     REPAIR: RepairLine,
 }
 MAKES_A_STAGE = ("learn", "adopt", "merge")
+NAMES_FOLDERS = ("dropped", "restored", "contains")  # the keys with folders of earlier stages
 HOW = "Perdure did not write this line, do not use the lineage"
 
 
@@ -360,7 +367,7 @@ def check_ledger(entries: Sequence[dict[str, Any]], path: Path) -> None:
     Each has the keys of its verb with values of the right types. The first makes stage 0, a new
     stage has a higher number than its parent and leaves no number out, and all other stages that a
     line names are in lines before it. So the parents of each stage lead to stage 0. The folders
-    that a line drops or restores are those of stages in lines before it.
+    that a line drops, restores or contains are those of stages in lines before it.
 
     Raises:
         PerdureError: one has not; the error line has its number and the key.
@@ -411,7 +418,7 @@ def _stage_problem(entry: dict[str, Any], newest: int) -> str | None:
 
 
 def _folder_problem(entry: dict[str, Any], folders: set[str]) -> str | None:
-    """Return which folder a line drops or restores that no line before it has, None if all are."""
-    named = (*entry.get("dropped", ()), *entry.get("restored", ()))
+    """Return which folder a line names that is not the folder of a line before it, None if none."""
+    named = [folder for key in NAMES_FOLDERS for folder in entry.get(key, ())]
     unknown = next((folder for folder in named if folder not in folders), None)
     return None if unknown is None else f"{unknown!r} is not the folder of a stage before it"

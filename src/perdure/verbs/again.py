@@ -35,12 +35,13 @@ from perdure.writing import sync
 class Earlier(Lineage):
     """A lineage as it was before one of its lines was written, in which nothing is committed.
 
-    Only the place of the base is the present one, as `rebase` may have moved it since.
+    Two things are the present ones: the place of the base, as `rebase` may have moved it since, and
+    which adapters are within those of later stages.
     """
 
     def __init__(self, path: Path, lines: int):
         super().__init__(path, edited=True)
-        self.present_pin = super().pin
+        self.present_pin, self.contained_now = super().pin, super().contained
         self.ledger = self.ledger[:lines]
         self.settings = self.settings_at(lines) or self.settings
         self.config = loaded(self.settings, self.pin, self.path)
@@ -49,6 +50,10 @@ class Earlier(Lineage):
     @property
     def pin(self) -> dict[str, Any]:
         return getattr(self, "present_pin", None) or super().pin
+
+    @property
+    def contained(self) -> dict[str, str]:
+        return self.contained_now if hasattr(self, "contained_now") else super().contained
 
     def work(self, name: str, key: str) -> WorkFolders:
         fresh_folder(self.again)

@@ -69,11 +69,14 @@ def compact(
         dropped = finished + [stage.described(stage.lost) for stage in chosen]
         notes = _notes(lineage, chosen, lost)
         if chosen and not dry_run:
+            # First, adapters that are within those that are dropped.
+            restored = [f for stage in chosen for f in lineage.restore_contained(stage.entry)]
             line = {"stage": lineage.head, "verb": COMPACT, "parent": lineage.head}
             folders = sorted(stage.entry["folder"] for stage in chosen)
             size = sum(stage.described(None)["bytes"] for stage in chosen)
             # The line comes first. If the process stops after it, the next one deletes the files.
-            lineage.append({**line, "dropped": folders, "bytes": size})
+            back = {"restored": sorted(restored)} if restored else {}
+            lineage.append({**line, "dropped": folders, **back, "bytes": size})
         return {
             "lineage": str(path),
             "dry_run": dry_run,
@@ -120,6 +123,8 @@ def _stages_with_files(
 ) -> tuple[list[_Stage], dict[int, str | None]]:
     """Return the stages that have files to drop, oldest first.
 
+    A stage whose adapter is within that of a later one takes no space, and is none of them.
+
     The second value says of every stage why it could not be learned again to the same bytes; None
     means that it could.
     """
@@ -140,7 +145,7 @@ def _stages_with_files(
         folder = lineage.folder(entry)
         files = [folder / name for name in entry["files"] if matches(name, COMPACTED)]
         files = [file for file in files if file.exists() and file not in left]
-        if files:
+        if files and entry["folder"] not in lineage.contained:
             stages.append(_Stage(entry, files, lost[stage]))
     return stages, lost
 

@@ -13,7 +13,7 @@ from perdure.lineage.mending import mend_ledger, mend_small_files, replace_links
 from perdure.lineage.names import NEWEST
 from perdure.lineage.schema import check_ledger
 from perdure.models.hashing import file_hash, hash_again
-from perdure.models.layout import CARD
+from perdure.models.layout import ADAPTER_WEIGHTS, CARD
 from perdure.say import Say
 from perdure.verbs.again import learn_again, open_again, parent_learned_from
 from perdure.verbs.verify import base_problems, not_in_the_ledger
@@ -49,6 +49,8 @@ def repair(
                 file = lineage.folder(entry) / name
                 if what := restore_content(file, entry["files"][name]):
                     restored.append(f"{file}: {what} restored")
+                elif lineage.restore_from_later(entry, name):
+                    restored.append(f"{file}: restored from the adapter of a later stage")
         learned, lost = _learn_what_is_missing(lineage, present, wanted, data, say)
         restored += learned
         restored += _back_to_a_good_stage(lineage) or _forward_again(lineage, damaged)
@@ -140,9 +142,13 @@ def _moved_back(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
     if folder.exists():
         return []
     known = {line["folder"] for line in lineage.ledger if "folder" in line}
+    within = entry["folder"] in lineage.contained  # its adapter may not have a file
     for other in sorted((lineage.path / "stages").glob("*")):
         is_known = other.relative_to(lineage.path).as_posix() in known
-        if not is_known and hash_folder(other) == entry["files"]:
+        hashes = {} if is_known else hash_folder(other)
+        if within and hashes:
+            hashes.setdefault(ADAPTER_WEIGHTS, entry["files"][ADAPTER_WEIGHTS])
+        if hashes == entry["files"]:
             other.rename(folder)
             sync(folder.parent)
             return [f"{folder}: renamed back from {other.name}"]

@@ -10,7 +10,7 @@ from perdure.errors import PerdureError, one_line
 from perdure.lineage.files import line_count
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import differences, stored
-from perdure.models.layout import MEMORY, METHOD_STATE
+from perdure.models.layout import ADAPTER_WEIGHTS, MEMORY, METHOD_STATE
 from perdure.say import Say
 from perdure.train.dev_settings import for_task
 from perdure.verbs.verdict import changed_rows
@@ -47,6 +47,7 @@ def show(
         "sampled": lineage.sampled(entry),
         "weights_kept": not lineage.is_gone(entry),
         "weights_dropped_by": lineage.dropped_by(entry),
+        "within": _within(lineage, entry),
     }
     if number == 0:
         return details
@@ -68,6 +69,14 @@ def show(
     details["changed"] = {key: list(values) for key, values in changes.items()}
     details["state"] = _numbers(lineage, entry)
     return {**details, "settings": settings, "remembered_rows": remembered_rows, **listed}
+
+
+def _within(lineage: Lineage, entry: dict[str, Any]) -> int | None:
+    """Return the number of the stage whose adapter contains that of this one, if only it does."""
+    later = lineage.contained.get(entry.get("folder", ""))
+    if later is None or (lineage.folder(entry) / ADAPTER_WEIGHTS).exists():
+        return None
+    return next(n for n, other in lineage.stage_entries.items() if other.get("folder") == later)
 
 
 def _numbers(lineage: Lineage, entry: dict[str, Any]) -> dict[str, float]:

@@ -83,7 +83,11 @@ def _stage(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
         return [str(error)]
     hashes = hash_folder(folder) if folder.is_dir() else {}
     dropped = lineage.dropped_files(entry)
-    missing = [name for name in pinned if name not in hashes and name not in dropped]
+    missing = [
+        name
+        for name in pinned
+        if name not in hashes and name not in dropped and not lineage.is_intact(entry, name)
+    ]
     changed = [name for name in pinned if hashes.get(name, pinned[name]) != pinned[name]]
     return [
         *(f"{folder / name}: missing" for name in missing),

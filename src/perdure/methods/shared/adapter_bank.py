@@ -7,10 +7,10 @@ is called `new`; it is active together with `default`, which holds all earlier o
 After the task the two are joined to a new `default`. A method stores the rank of one task, to
 create the next adapter with it.
 
-Each stage stores the whole joined adapter, so that PEFT can load it without the earlier stages, and
-nothing of it twice: the adapter's file grows by the rank of one task at each stage, and the earlier
-adapters are its first rows of A and columns of B, bit by bit. Checkpoints inside a task hold only
-`new`.
+The newest stage stores the whole joined adapter, so that PEFT can load it without the earlier
+stages. Nothing of it is stored twice: the earlier adapters are its first rows of A and columns of
+B, bit by bit, so their files are deleted and cut out of it when they are needed
+(`lineage/contained.py`). Checkpoints inside a task hold only `new`.
 """
 
 import copy

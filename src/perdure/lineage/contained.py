@@ -1,0 +1,75 @@
+"""Adapters that are stored within those of later stages.
+
+Some methods give each task ranks of its own (`methods/shared/adapter_bank.py`), so the adapter of a
+stage is the first ranks of the next one, bit by bit:
+
+    A_t = [A_{t-1}; A_new],    B_t = [B_{t-1}, B_new]
+
+Stored at each stage, N stages of rank r would take 1 + 2 + ... + N times the space of one task.
+So the file of the earlier stage is deleted once a later one contains it, and is cut out of that
+again where it is needed, to the bytes whose hash the ledger has.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
+
+from perdure.errors import PerdureError
+from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
+from perdure.parsing import read_json
+
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def contains(later: Path, earlier: Path, sha256: str) -> bool:
+    """Return whether the adapter in one stage's folder contains that of an earlier stage.
+
+    Args:
+        later: the folder of the later stage.
+        earlier: the folder of the earlier stage.
+        sha256: the hash of the earlier adapter's file.
+    """
+    rank, later_rank = _rank_of(earlier), _rank_of(later)
+    if rank is None or later_rank is None or rank >= later_rank:
+        return False
+    return cut_out(later, earlier, sha256) is not None
+
+
+def cut_out(later: Path, earlier: Path, sha256: str) -> bytes | None:
+    """Return the file of an earlier stage's adapter, cut out of a later one's.
+
+    None means that it cannot be read, or that the bytes have another hash. See `contains` for the
+    arguments.
+    """
+    from safetensors.torch import load_file, save  # torch is slow to import, and rarely needed here
+
+    rank = _rank_of(earlier)
+    if rank is None:
+        return None
+    try:
+        tensors = load_file(later / ADAPTER_WEIGHTS)
+    except (OSError, SafetensorError):
+        return None
+    parts = {name: _first(name, tensor, rank) for name, tensor in tensors.items()}
+    content = save(parts, metadata={"format": "pt"})
+    return content if hashlib.sha256(content).hexdigest() == sha256 else None
+
+
+def _first(name: str, tensor: "Tensor", rank: int) -> "Tensor":
+    """Return the first ranks of a factor: rows of A, columns of B."""
+    if ".lora_A." in name:
+        return tensor[:rank].contiguous()
+    return tensor[:, :rank].contiguous() if ".lora_B." in name else tensor
+
+
+def _rank_of(stage_folder: Path) -> int | None:
+    """Return the rank of the LoRA adapter in a stage's folder, None if there is none."""
+    try:
+        rank = read_json(stage_folder / ADAPTER_SETTINGS)["r"]
+    except (OSError, ValueError, LookupError, TypeError, PerdureError):
+        return None
+    return rank if isinstance(rank, int) and rank > 0 else None
