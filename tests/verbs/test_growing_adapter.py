@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from command import perdure, tree
+from perdure import PerdureError
 from perdure.api import (
     answer,
     compact,
     configure,
     evaluate,
     export,
+    merge,
     repair,
     revert,
     run,
@@ -219,25 +221,55 @@ def test_an_earlier_adapter_is_cut_out_of_a_later_one_where_it_is_needed(here):
     assert tree(Path("lineage")) == before
     assert stored() == [3]
     evaluate("lineage", 1)
-    assert stored() == [1, 3]
-    configure("lineage", **{"gate.forgetting": 0.9})
-    assert stored() == [3]
+    assert tree(Path("lineage")) == before  # reading a stage writes nothing
+    one, other = Path("lineage/stages/0001-colour"), Path("other")
+    merge([one, one], rule="average", into=other, base="base")
+    assert (other / WEIGHTS).exists()
     revert("lineage", 1)
     configure("lineage", **{"gate.forgetting": 1.0})
     assert stored() == [1, 3]  # the newest stage always has its file
     learn("lineage", task("count"))
     assert stored() == [3, 4]
+    folders = [f"stages/{name}" for name in ("0004-count", "0003-count", "0002-animal")]
     assert Lineage("lineage").contained == {
-        "stages/0001-colour": "stages/0004-count",
-        "stages/0002-animal": "stages/0003-count",
+        "stages/0001-colour": folders,
+        "stages/0002-animal": folders[1:2],
     }
     assert "is within that of stage 4" in perdure("show", "lineage", "--stage", 1).out
-    named = compact("lineage", stages=[3])
-    assert [stage["stage"] for stage in named["dropped"]] == [3]
-    assert stored() == [2, 4]  # stage 2 was within stage 3
-    assert "dropped the weights of stage 3" in perdure("log", "lineage").out
+    kept = {stage["stage"]: stage["reason"] for stage in compact("lineage")["kept"]}
+    assert kept[3] == "the adapter of stage 2 is within its own"
+    with pytest.raises(PerdureError, match="the adapter of stage 2 is within that of stage 3 and"):
+        compact("lineage", stages=[3])
+    with pytest.raises(PerdureError, match="the adapter of stage 1 is within that of stage 4 and"):
+        compact("lineage", stages=[1])
+    # Stage 1 is cut out of stage 3 if stage 4 is damaged.
+    newest = Path("lineage/stages/0004-count") / WEIGHTS
+    whole = newest.read_bytes()
+    save_file({**load_file(newest), "a.lora_A.weight": torch.zeros(())}, newest)
+    assert [line for line in verify("lineage") if WEIGHTS in line] == [f"{newest}: changed"]
+    newest.write_bytes(whole)
+    named = compact("lineage", stages=[2, 3])
+    assert [stage["stage"] for stage in named["dropped"]] == [2, 3]
+    assert stored() == [4]
     assert verify("lineage") == []
+    assert torch.equal(stage_output("lineage", 1), here[1][0])
+    done = repair("lineage", 2)
+    assert done["lost"] == []
+    assert stored() == [2, 4]
     assert torch.equal(stage_output("lineage", 2), here[1][1])
+
+
+def test_an_adapter_that_cannot_be_cut_out_is_not_deleted(here):
+    revert("lineage", 2)
+    file = Path("lineage/stages/0002-animal") / WEIGHTS
+    settings = file.with_name("adapter_config.json")
+    text = settings.read_text()
+    settings.write_text("{}")
+    revert("lineage", 1)
+    assert file.exists()
+    settings.write_text(text)
+    configure("lineage", **{"gate.forgetting": 1.0})
+    assert not file.exists()
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def log(arguments: Arguments, as_json: Json = False) -> None:
             scores += f"; refused: {'; '.join(line['reasons'])}"
         if line["verb"] == COMPACT:
             scores = f"dropped the weights of stage {', '.join(map(str, line['dropped']))}"
-        if line["restored"] and line["verb"] != COMPACT:
+        if line["restored"]:
             scores = f"stage {', '.join(map(str, line['restored']))} has its weights again"
         seconds = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
         cells = (line["task"], line["method"], scores, seconds, line["date"])

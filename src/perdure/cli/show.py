@@ -174,8 +174,10 @@ def _loads(stage: dict[str, Any]) -> list[tuple[str, str]]:
     if stage.get("kind") == "weights":
         return [("to load", f"{path} (whole weights)"), ("history", history)]
     if stage["within"] is not None:
+        number, lineage = stage["stage"], stage["lineage"]
         within = (
-            f"its adapter is within that of stage {stage['within']}; `perdure export` cuts it out"
+            f"its adapter is within that of stage {stage['within']}; `perdure revert {lineage} "
+            f"--to {number}` writes its file again"
         )
         return [("to load", within), ("history", history)]
     return [

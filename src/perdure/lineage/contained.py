@@ -7,10 +7,14 @@ stage is the first ranks of the next one, bit by bit:
 
 Stored at each stage, N stages of rank r would take 1 + 2 + ... + N times the space of one task.
 So the file of the earlier stage is deleted once a later one contains it, and is cut out of that
-again where it is needed, to the bytes whose hash the ledger has.
+again where it is needed, to the bytes whose hash the ledger has. Reading a stage writes nothing
+into the lineage: the file then stands in a temporary folder.
 """
 
 import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +23,14 @@ from safetensors import SafetensorError
 from perdure.errors import PerdureError
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.parsing import read_json
+from perdure.writing import writing
 
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# The temporary folders of this process, by the stage's folder and the hash of its adapter's file.
+_COPIES: dict[tuple[Path, str], tempfile.TemporaryDirectory[str]] = {}
 
 
 def contains(later: Path, earlier: Path, sha256: str) -> bool:
@@ -54,9 +62,15 @@ def cut_out(later: Path, earlier: Path, sha256: str) -> bytes | None:
         tensors = load_file(later / ADAPTER_WEIGHTS)
     except (OSError, SafetensorError):
         return None
+    if any(tensor.dim() != 2 for name, tensor in tensors.items() if _is_factor(name)):
+        return None
     parts = {name: _first(name, tensor, rank) for name, tensor in tensors.items()}
     content = save(parts, metadata={"format": "pt"})
     return content if hashlib.sha256(content).hexdigest() == sha256 else None
+
+
+def _is_factor(name: str) -> bool:
+    return ".lora_A." in name or ".lora_B." in name
 
 
 def _first(name: str, tensor: "Tensor", rank: int) -> "Tensor":
@@ -64,6 +78,25 @@ def _first(name: str, tensor: "Tensor", rank: int) -> "Tensor":
     if ".lora_A." in name:
         return tensor[:rank].contiguous()
     return tensor[:, :rank].contiguous() if ".lora_B." in name else tensor
+
+
+def copy_with(stage_folder: Path, names: Iterable[str], content: bytes) -> Path:
+    """Return a temporary folder with a stage's files and its adapter, until the process ends.
+
+    Args:
+        stage_folder: the stage's folder.
+        names: the names of its files beside the adapter's.
+        content: the file of its adapter.
+    """
+    key = (stage_folder.resolve(), hashlib.sha256(content).hexdigest())
+    if key not in _COPIES:
+        copy = tempfile.TemporaryDirectory(prefix=f"{stage_folder.name}-")
+        with writing(Path(copy.name)):
+            for name in names:
+                shutil.copyfile(stage_folder / name, Path(copy.name) / name)
+            (Path(copy.name) / ADAPTER_WEIGHTS).write_bytes(content)
+        _COPIES[key] = copy
+    return Path(_COPIES[key].name)
 
 
 def _rank_of(stage_folder: Path) -> int | None:

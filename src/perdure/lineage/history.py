@@ -110,23 +110,28 @@ class History:
         return None if patterns is None else COMPACT if patterns == COMPACTED else "learn"
 
     @property
-    def contained(self) -> dict[str, str]:
-        """The folder of the stage that contains the adapter of another one, by the other's folder.
+    def contained(self) -> dict[str, list[str]]:
+        """The folders of the stages that contain the adapter of another one, newest first.
 
-        It is the newest of several.
+        The keys are the folders of the others.
         """
-        folders: dict[str, str] = {}
+        folders: dict[str, list[str]] = {}
+        dropped = self.dropped
         for entry in self.ledger:
             for folder in entry.get("contains", ()):
-                folders[folder] = entry["folder"]
-            for folder in entry.get("restored", ()):
-                folders.pop(folder, None)
+                if entry["folder"] not in dropped:
+                    folders[folder] = [entry["folder"], *folders.get(folder, ())]
         return folders
 
-    def contained_through(self, entry: dict[str, Any]) -> list[str]:
-        """Return the folders of a stage and of those that it contains, oldest first."""
-        inside = [other for other, holder in self.contained.items() if holder == entry["folder"]]
-        return [*sorted(inside), entry["folder"]]
+    def number_of(self, folder: str) -> int:
+        """Return the number of the stage in a folder."""
+        entries = self.stage_entries.items()
+        return next(number for number, entry in entries if entry.get("folder") == folder)
+
+    def within(self, entry: dict[str, Any]) -> list[str]:
+        """Return the folders of the stages whose adapters a stage contains, oldest first."""
+        later = entry["folder"]
+        return sorted(other for other, holders in self.contained.items() if later in holders)
 
     @property
     def newest_change(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 from perdure.config import Config, deciding_keys
 from perdure.disk import check_can_make, check_tree, fresh_folder, remove, usual_modes
 from perdure.errors import PerdureError, nearest
-from perdure.lineage.contained import contains, cut_out
+from perdure.lineage.contained import contains, copy_with, cut_out
 from perdure.lineage.dropped import gone
 from perdure.lineage.files import hash_folder, locked, write_text
 from perdure.lineage.history import History, learned_by
@@ -294,7 +295,7 @@ class Lineage(History):
         """Return the path of a file of a stage, or None if the ledger names no such file.
 
         Its hash is compared with the ledger first, so that nothing is used that was changed. An
-        adapter that only a later stage contains is written again.
+        adapter that only a later stage contains is in a temporary folder.
 
         Args:
             entry: the ledger's line of the stage.
@@ -310,14 +311,44 @@ class Lineage(History):
         path = self.folder(entry) / name
         if path.is_file() and file_hash(path) == entry["files"][name]:
             return path
-        if not path.exists() and (content := self._cut_out(entry, name)) is not None:
-            write_file(path, content)
-            return path
+        if not path.exists() and self._cut_out(entry, name) is not None:
+            return self.loadable(entry) / name
         state = "is not as it was written" if path.exists() else "missing"
         raise PerdureError(
             f"{path}: {state}; `perdure repair {self.path}` restores what can be restored, and "
             f"`perdure verify {self.path}` lists what is damaged"
         )
+
+    def loadable(self, entry: dict[str, Any]) -> Path:
+        """Return the folder from which the model of a stage is loaded.
+
+        It is a temporary one if the adapter is only within that of a later stage.
+
+        Raises:
+            PerdureError: the adapter was within one that is damaged.
+        """
+        folder, name = self.folder(entry), ADAPTER_WEIGHTS
+        if not self._is_contained(entry, name) or (folder / name).exists():
+            return folder
+        content = self._cut_out(entry, name)
+        if content is None:
+            self.file(entry, name)  # raises
+        others = [other for other in entry["files"] if other not in (name, *RECORDS)]
+        return copy_with(folder, others, content or b"")
+
+    def write_contained(self, entry: dict[str, Any]) -> bool:
+        """Write the file of a stage's adapter into its folder if a later stage contains it.
+
+        Returns:
+            Whether one does, and the file was missing or damaged.
+        """
+        path = self.folder(entry) / ADAPTER_WEIGHTS
+        if path.is_file() and file_hash(path) == entry["files"][ADAPTER_WEIGHTS]:
+            return False
+        content = self._cut_out(entry, ADAPTER_WEIGHTS)
+        if content is not None:
+            write_file(path, content)
+        return content is not None
 
     def _is_contained(self, entry: dict[str, Any], name: str) -> bool:
         """Return whether a file of a stage is within the adapter of a later one."""
@@ -327,27 +358,12 @@ class Lineage(History):
         """Return a file of a stage that a later one contains; None if none does."""
         if not self._is_contained(entry, name):
             return None
-        later = self.folder({"folder": self.contained[entry["folder"]]})
-        return cut_out(later, self.folder(entry), entry["files"][name])
-
-    def restore_from_later(self, entry: dict[str, Any], name: str) -> bool:
-        """Write a damaged file of a stage again if a later stage contains it."""
-        content = self._cut_out(entry, name)
-        if content is not None:
-            write_file(self.folder(entry) / name, content)
-        return content is not None
-
-    def restore_contained(self, entry: dict[str, Any]) -> list[str]:
-        """Write the adapters again that only this stage contains, and return their folders.
-
-        Raises:
-            PerdureError: one is not as it was written.
-        """
-        inside = self.contained_through(entry)[:-1]
-        for other in self.ledger:
-            if other.get("folder") in inside:
-                self.file(other, ADAPTER_WEIGHTS)
-        return inside
+        folder, sha256 = self.folder(entry), entry["files"][name]
+        for later in self.contained[entry["folder"]]:
+            content = cut_out(self.folder({"folder": later}), folder, sha256)
+            if content is not None:
+                return content
+        return None
 
     def is_deleted(self, entry: dict[str, Any]) -> bool:
         """Return whether a line is of a refused stage whose folder was deleted, as it may be."""
@@ -447,7 +463,7 @@ class Lineage(History):
         if name not in parent["files"] or name not in entry["files"]:
             return []
         holds = contains(built, self.folder(parent), parent["files"][name])
-        return self.contained_through(parent) if holds else []
+        return [*self.within(parent), parent["folder"]] if holds else []
 
     def refuse(self, built: Path, entry: dict[str, Any], reasons: list[str], key: str) -> None:
         """Keep a stage that the gate refused aside, and add a line to the ledger that says so.
@@ -513,8 +529,9 @@ class Lineage(History):
     def tidy(self) -> None:
         """Bring the files in line with the ledger, if a process stopped after its last line."""
         finish_append(self.path / "ledger.jsonl")
-        for file in [*self.still_to_delete(), *self._contained_files()]:
+        for file in self.still_to_delete():
             file.unlink()
+        self._delete_contained()
         committed = {e["folder"] for e in self.ledger if e["verb"] in MAKES_A_STAGE}
         for work in (self.path / WORK).glob("*"):
             folder = f"stages/{work.name.rpartition('-')[0]}"
@@ -533,20 +550,21 @@ class Lineage(History):
             for file in sorted(self.folder({"folder": folder}).glob(pattern))
         ]
 
-    def _contained_files(self) -> list[Path]:
-        """Return the adapters' files that are within a later one, which is as it was written.
+    def _delete_contained(self) -> None:
+        """Delete the files of adapters that can be cut out of a later one, but the newest stage's.
 
-        That of the newest stage stays.
+        Nothing is lost if one cannot be deleted.
         """
-        by_folder = {e["folder"]: e for e in self.stage_entries.values() if "folder" in e}
         newest = self.stage_entries[self.head].get("folder") if self.ledger else None
-        return [
-            self.folder({"folder": folder}) / ADAPTER_WEIGHTS
-            for folder, later in self.contained.items()
-            if folder != newest
-            and (self.path / folder / ADAPTER_WEIGHTS).exists()
-            and self.is_intact(by_folder[later], ADAPTER_WEIGHTS)
-        ]
+        for entry in self.stage_entries.values():
+            folder = entry.get("folder")
+            if folder not in self.contained or folder == newest:
+                continue
+            file = self.path / folder / ADAPTER_WEIGHTS
+            with suppress(OSError, PerdureError):
+                file.with_name(f".{ADAPTER_WEIGHTS}.new").unlink(missing_ok=True)
+                if file.is_file() and self._cut_out(entry, ADAPTER_WEIGHTS) is not None:
+                    file.unlink()
 
     def timings(self) -> dict[str, Any]:
         """Return the timings of each stage, by its number as text; none if they are damaged."""

@@ -43,7 +43,7 @@ def base_at(lineage: Lineage, entry: dict[str, Any] | None, info: BaseInfo | Non
         info=info,
     )
     if entry:
-        load_weights(base, lineage.folder(entry), head=entry["verb"] != "init")
+        load_weights(base, lineage.loadable(entry), head=entry["verb"] != "init")
     base.to_accelerator()
     return base
 
@@ -77,7 +77,7 @@ class BaseLoader:
             base = base_at(lineage, entry, self.info)
             self.keep(base, adapter, begins=entry is None)
         elif entry:
-            load_weights(base, lineage.folder(entry), head=entry["verb"] != "init")
+            load_weights(base, lineage.loadable(entry), head=entry["verb"] != "init")
         return self._to_learn(base)
 
     def fresh(self, config: Config) -> Base:
@@ -171,6 +171,23 @@ def _adapter(lineage: Lineage, entry: dict[str, Any] | None) -> dict[str, Any] |
         raise PerdureError(f"{file}: not the settings of a LoRA adapter ({error})") from error
 
 
+def stage_folder(name: str | Path) -> Path:
+    """Return the folder of a model that is given by its folder.
+
+    If it is a stage whose adapter is within that of a later one, the folder is a temporary one with
+    its adapter.
+    """
+    folder = Path(name)
+    path = folder.parent.parent
+    is_stage = folder.parent.name == "stages" and (path / "lineage.yaml").is_file()
+    if not is_stage or (folder / ADAPTER_WEIGHTS).exists():
+        return folder
+    lineage = Lineage(path)
+    entries = [e for e in lineage.stage_entries.values() if e.get("folder") in lineage.contained]
+    entry = next((e for e in entries if Path(e["folder"]).name == folder.name), None)
+    return folder if entry is None else lineage.loadable(entry)
+
+
 def stage_entry(lineage: Lineage, stage: int | None) -> dict[str, Any] | None:
     """Return the line of a stage, or of the newest one for None; the base has no line (None)."""
     number = lineage.head if stage is None else stage
@@ -180,12 +197,8 @@ def stage_entry(lineage: Lineage, stage: int | None) -> dict[str, Any] | None:
 def check_kept(lineage: Lineage, entry: dict[str, Any]) -> None:
     """Check that the weights of a stage were not deleted on purpose.
 
-    An adapter that only a later stage contains is written again.
-
     Raises:
         PerdureError: they were; the line says how to get them back.
     """
     if lineage.is_gone(entry):
         raise PerdureError(gone(lineage.path, lineage, entry))
-    if entry.get("folder") in lineage.contained:
-        lineage.file(entry, ADAPTER_WEIGHTS)

@@ -328,13 +328,9 @@ class SetLine(Line):
 
 
 class CompactLine(Line):
-    """Weights that can be learned again were deleted.
-
-    `restored` has the folders of stages whose adapters were within one that was deleted.
-    """
+    """Weights that can be learned again were deleted."""
 
     dropped: list[StageFolder]
-    restored: NotRequired[list[StageFolder]]
     bytes: Count
 
 

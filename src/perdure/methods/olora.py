@@ -28,8 +28,9 @@ class OLoRA(Method):
     After a task, its adapter is joined to the old ones by rank, which is exact: a stage is one
     plain adapter of rank r times the number of tasks, and inference does not need to know the task.
     Each task's factors are stored once: only the newest stage has a file of its adapter, whose
-    first ranks are the adapters of the earlier stages. A verb that needs one of these cuts it out,
-    bit by bit, and `perdure export --stage N` does so for other programs.
+    first ranks are the adapters of the earlier stages, and what damages it damages them too. A verb
+    that needs one of these cuts it out, bit by bit. For another program, `perdure revert --to N`
+    writes the file of stage N again, and `perdure export --stage N` a whole model.
 
     State: the rank of one task; the adapter grows, O(tasks). Old rows: none. Cost: one product of
     small matrices for each layer. The first task is plain fine-tuning. There are no neutral

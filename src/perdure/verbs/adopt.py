@@ -7,6 +7,7 @@ from perdure.data.task import Task
 from perdure.errors import PerdureError
 from perdure.lineage.files import locked
 from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import stage_folder
 from perdure.models.checkpoints import check_base_of, check_fit, hashes, weight_files
 from perdure.prepare import prepare_adopt
 from perdure.say import Say
@@ -18,7 +19,7 @@ def adopt(
     path: str | Path, checkpoint: str | Path, task: Task, data: str | Path | None, say: Say
 ) -> dict[str, Any]:
     """Record a checkpoint as the next stage and return its ledger line. See `perdure.api.adopt`."""
-    folder, planned = Path(checkpoint), Lineage(path)
+    folder, planned = stage_folder(checkpoint), Lineage(path)
     whole = planned.config.adapter is None
     weight_files(folder, whole)  # first, because it is the likeliest mistake
     plan = prepare_adopt(planned, task)

@@ -52,7 +52,7 @@ class Earlier(Lineage):
         return getattr(self, "present_pin", None) or super().pin
 
     @property
-    def contained(self) -> dict[str, str]:
+    def contained(self) -> dict[str, list[str]]:
         return self.contained_now if hasattr(self, "contained_now") else super().contained
 
     def work(self, name: str, key: str) -> WorkFolders:

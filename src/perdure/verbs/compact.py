@@ -12,7 +12,7 @@ from perdure.lineage.files import locked
 from perdure.lineage.history import COMPACT, matches
 from perdure.lineage.lineage import Lineage
 from perdure.models.hashing import hash_again
-from perdure.models.layout import COMPACTED
+from perdure.models.layout import ADAPTER_WEIGHTS, COMPACTED
 from perdure.verbs.again import open_again, parent_learned_from, why_not_the_same
 
 
@@ -55,11 +55,11 @@ def compact(
     with nullcontext() if dry_run else locked(Lineage(path).path):
         lineage = Lineage(path)
         for number in stages:
-            _check_named(lineage, number)
+            _check_named(lineage, number, stages)
         finished = _unfinished(lineage)
         if not dry_run:
             lineage.tidy()
-        present, lost = _stages_with_files(lineage, data)
+        present, lost = _stages_with_files(lineage, data, stages)
         if stages:
             chosen, kept = [stage for stage in present if stage.number in stages], []
         else:
@@ -69,14 +69,11 @@ def compact(
         dropped = finished + [stage.described(stage.lost) for stage in chosen]
         notes = _notes(lineage, chosen, lost)
         if chosen and not dry_run:
-            # First, adapters that are within those that are dropped.
-            restored = [f for stage in chosen for f in lineage.restore_contained(stage.entry)]
             line = {"stage": lineage.head, "verb": COMPACT, "parent": lineage.head}
             folders = sorted(stage.entry["folder"] for stage in chosen)
             size = sum(stage.described(None)["bytes"] for stage in chosen)
             # The line comes first. If the process stops after it, the next one deletes the files.
-            back = {"restored": sorted(restored)} if restored else {}
-            lineage.append({**line, "dropped": folders, **back, "bytes": size})
+            lineage.append({**line, "dropped": folders, "bytes": size})
         return {
             "lineage": str(path),
             "dry_run": dry_run,
@@ -87,11 +84,12 @@ def compact(
         }
 
 
-def _check_named(lineage: Lineage, number: int) -> None:
+def _check_named(lineage: Lineage, number: int, named: Sequence[int]) -> None:
     """Check that a stage that the user names may be dropped.
 
     Raises:
-        PerdureError: there is no such stage, or the next task begins with its weights.
+        PerdureError: there is no such stage, the next task begins with its weights, or the adapter
+            of one that was not named is within its adapter.
     """
     path = lineage.path
     if number == 0:
@@ -105,6 +103,49 @@ def _check_named(lineage: Lineage, number: int) -> None:
             f"{path}: stage {number} is the newest, with which the next task begins, so its "
             "weights stay; name earlier stages"
         )
+    folder = lineage.stage_entries[number]["folder"]
+    if (later := _holder(lineage, folder, named)) is not None:
+        raise PerdureError(
+            f"{path}: the adapter of stage {number} is within that of stage {later} and takes no "
+            "space of its own; name other stages"
+        )
+    for other in lineage.within({"folder": folder}):
+        inside = lineage.number_of(other)
+        is_held = inside not in named and _holder(lineage, other) == number
+        if is_held and _holder(lineage, other, named) is None:
+            raise PerdureError(
+                f"{path}: the adapter of stage {inside} is within that of stage {number} and would "
+                "be lost; name it as well, or keep both"
+            )
+
+
+def _holder(lineage: Lineage, folder: str, without: Sequence[int] = ()) -> int | None:
+    """Return the number of the stage out of which the adapter of another one is cut.
+
+    Args:
+        lineage: the lineage.
+        folder: the folder of the other stage; if it has a file of its adapter, the result is None.
+        without: the numbers of stages that are not looked at.
+    """
+
+    def has_file(folder: str) -> bool:
+        return (lineage.path / folder / ADAPTER_WEIGHTS).exists()
+
+    if has_file(folder):
+        return None
+    holders = (later for later in lineage.contained.get(folder, ()) if has_file(later))
+    numbers = (lineage.number_of(later) for later in holders)
+    return next((number for number in numbers if number not in without), None)
+
+
+def _held(lineage: Lineage, entry: dict[str, Any]) -> list[int]:
+    """Return the numbers of the stages whose adapters are cut out of that of a stage."""
+    folders = [f for f in lineage.within(entry) if _holder(lineage, f) == entry["stage"]]
+    return [lineage.number_of(folder) for folder in folders]
+
+
+def _stages(numbers: Sequence[int]) -> str:
+    return f"stage{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
 def _unfinished(lineage: Lineage) -> list[dict[str, Any]]:
@@ -119,11 +160,12 @@ def _unfinished(lineage: Lineage) -> list[dict[str, Any]]:
 
 
 def _stages_with_files(
-    lineage: Lineage, data: str | Path | None
+    lineage: Lineage, data: str | Path | None, named: Sequence[int]
 ) -> tuple[list[_Stage], dict[int, str | None]]:
     """Return the stages that have files to drop, oldest first.
 
-    A stage whose adapter is within that of a later one takes no space, and is none of them.
+    A stage whose adapter is within that of a later one takes no space, and is none of them, unless
+    the user has named both.
 
     The second value says of every stage why it could not be learned again to the same bytes; None
     means that it could.
@@ -145,7 +187,8 @@ def _stages_with_files(
         folder = lineage.folder(entry)
         files = [folder / name for name in entry["files"] if matches(name, COMPACTED)]
         files = [file for file in files if file.exists() and file not in left]
-        if files and entry["folder"] not in lineage.contained:
+        is_within = _holder(lineage, entry["folder"]) is not None
+        if stage in named if is_within else files:
             stages.append(_Stage(entry, files, lost[stage]))
     return stages, lost
 
@@ -179,6 +222,8 @@ def _why_kept(lineage: Lineage, stage: _Stage) -> str | None:
         return "`perdure revert` goes back to it"
     if lineage.config.mode == "per_task" and stage.entry in lineage.stages:
         return "it answers its own task (mode per_task)"
+    if inside := _held(lineage, stage.entry):
+        return f"the adapter of {_stages(inside)} is within its own"
     return f"cannot be learned again to the same bytes: {stage.lost}" if stage.lost else None
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from perdure.config import DEFAULT_ADAPTER, Config
 from perdure.errors import PerdureError, one_line
 from perdure.lineage.lineage import Lineage
+from perdure.lineage.loading import stage_folder
 from perdure.models.as_is import settings_file
 from perdure.models.base import load_base, load_tokenizer, read_base
 from perdure.models.finite_weights import check_weights
@@ -63,9 +64,10 @@ def init(
         )
     Lineage.check_vacant(path)
     if adapter:
-        config.adapter = adapter_settings(Path(adapter), config)
+        adapter = stage_folder(adapter)
+        config.adapter = adapter_settings(adapter, config)
         if config.base == Config.base:
-            written = _read(Path(adapter))
+            written = _read(adapter)
             config.base = written.get("base_model_name_or_path") or config.base
             config.revision = config.revision or written.get("revision")
     info = None

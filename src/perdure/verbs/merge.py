@@ -16,7 +16,7 @@ from perdure.disk import check_folder, check_new, fresh_folder, remove
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.files import dump, locked
 from perdure.lineage.lineage import Lineage, lineage_near
-from perdure.lineage.loading import check_kept
+from perdure.lineage.loading import check_kept, stage_folder
 from perdure.merging.after import make as make_treatments
 from perdure.merging.factors import (
     check_only_factors,
@@ -174,14 +174,14 @@ def open_model(name: str, weight: float | None = None) -> Checkpoint:
         PerdureError: there is no such checkpoint, or the lineage has no stages.
     """
     if not is_lineage(name):
-        return open_checkpoint(name, weight)
+        return replace(open_checkpoint(str(stage_folder(name)), weight), name=name)
     lineage = Lineage(name)
     if not lineage.stages:
         raise PerdureError(f"{name}: a lineage without stages, which is only its base")
     entry = lineage.stages[-1]
     check_kept(lineage, entry)
     lineage.check_model(entry)
-    checkpoint = open_checkpoint(str(lineage.folder(entry)), weight)
+    checkpoint = open_checkpoint(str(lineage.loadable(entry)), weight)
     return replace(checkpoint, name=name, pin=lineage.pin)
 
 

@@ -49,7 +49,7 @@ def repair(
                 file = lineage.folder(entry) / name
                 if what := restore_content(file, entry["files"][name]):
                     restored.append(f"{file}: {what} restored")
-                elif lineage.restore_from_later(entry, name):
+                elif name == ADAPTER_WEIGHTS and lineage.write_contained(entry):
                     restored.append(f"{file}: restored from the adapter of a later stage")
         learned, lost = _learn_what_is_missing(lineage, present, wanted, data, say)
         restored += learned

@@ -57,7 +57,7 @@ def copy_shareable(
     Raises:
         PerdureError: a file is missing, is not a file, or has another hash than in the ledger.
     """
-    folder, of_tokenizer = lineage.folder(entry), tokenizer_files(tokenizer)
+    folder, of_tokenizer = lineage.loadable(entry), tokenizer_files(tokenizer)
     to.mkdir()
     for name, sha256 in sorted(entry["files"].items()):
         if not is_shareable(name, of_tokenizer):

@@ -73,10 +73,10 @@ def show(
 
 def _within(lineage: Lineage, entry: dict[str, Any]) -> int | None:
     """Return the number of the stage whose adapter contains that of this one, if only it does."""
-    later = lineage.contained.get(entry.get("folder", ""))
-    if later is None or (lineage.folder(entry) / ADAPTER_WEIGHTS).exists():
+    folder = entry.get("folder", "")
+    if folder not in lineage.contained or (lineage.folder(entry) / ADAPTER_WEIGHTS).exists():
         return None
-    return next(n for n, other in lineage.stage_entries.items() if other.get("folder") == later)
+    return lineage.number_of(lineage.contained[folder][0])
 
 
 def _numbers(lineage: Lineage, entry: dict[str, Any]) -> dict[str, float]:
