@@ -136,17 +136,28 @@ def chat_lines() -> list[dict[str, Any]]:
         return []
     screen = Results(CHAT)
     plain = "sequential, training.learning_rate=0.002"
+    others = (
+        f"replay alone {screen.op('replay')} with {screen.kl('replay')}, recurrent_kif alone "
+        f"{screen.op('kif_paper')} with {screen.kl('kif_paper')}, [replay, kl_base] "
+        f"{screen.op('replay_kl')} with {screen.kl('replay_kl')}, plain fine-tuning "
+        f"{screen.op(plain)} with {screen.kl(plain)}, all rows at once {screen.op('joint')}"
+    )
     return [
         line(
             "a chat model whose skills matter more than its general ability",
-            "replay",
-            f"five skills, one order, 60 old rows: OP {screen.op('replay')}, KL to the base "
-            f"{screen.kl('replay')}; recurrent_kif {screen.op('kif_paper')}, [replay, kl_base] "
-            f"{screen.op('replay_kl')} with KL {screen.kl('replay_kl')}, at strength 0.05 "
-            f"{screen.op('replay_kl_weak')} with {screen.kl('replay_kl_weak')}, plain fine-tuning "
-            f"{screen.op(plain)}, all rows at once {screen.op('joint')}",
+            "[replay, {kl_base: {strength: 0.05}}]",
+            f"five skills, one order, 60 old rows: OP {screen.op('replay_kl_weak')}, KL to the "
+            f"base {screen.kl('replay_kl_weak')}; {others}",
             screen,
-        )
+        ),
+        line(
+            "a chat model, and learning may take twice as long",
+            "[{replay: {ratio: 2.0}}, kl_base]",
+            f"the same skills: OP {screen.op('replay_kl_4x')}, KL {screen.kl('replay_kl_4x')}, "
+            "with 12 rows in a step where [replay, kl_base] has 6; recurrent_kif with as many old "
+            f"rows and kl_base {screen.op('kif_kl_lasting')} with {screen.kl('kif_kl_lasting')}",
+            screen,
+        ),
     ]
 
 
@@ -224,7 +235,12 @@ IDENTIFIED = (
     (
         CHAT,
         "chat model, 5 tasks, 40 steps, 60 rows in all",
-        [("kif_paper", "replay", "mask_free"), ("kif_kl_kept", "replay_kl", None)],
+        [
+            ("kif_paper", "replay", "mask_free"),
+            ("kif_parameter", "replay", "mask_free"),
+            ("kif_half_kl_weak", "replay_kl_weak", "mask_free_kl_weak"),
+            ("kif_kl_lasting", "replay_kl_4x", "mask_free_kl_4x"),
+        ],
     ),
 )
 
