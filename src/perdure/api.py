@@ -1025,8 +1025,9 @@ def compact(
     again: the rows that it was learned from are in their files with their hashes, the base, the
     versions of the libraries and the machine are those recorded, and the stage that it began with
     is there or can be learned again as well. The newest stage always stays, and the one before it,
-    to which `revert` goes back, stays unless it is named. `perdure repair FOLDER --stage N` learns
-    a dropped stage again.
+    to which `revert` goes back, stays unless it is named. A stage within whose adapter those of
+    earlier ones are stored (`olora`, `inflora`) stays unless these are named with it. `perdure
+    repair FOLDER --stage N` learns a dropped stage again.
 
     Args:
         folder: The lineage.

@@ -311,10 +311,14 @@ class Lineage(History):
         path = self.folder(entry) / name
         if path.is_file() and file_hash(path) == entry["files"][name]:
             return path
-        if not path.exists() and self._cut_out(entry, name) is not None:
+        if not path.exists() and self._is_contained(entry, name):
             return self.loadable(entry) / name
+        raise self._damaged(path)
+
+    def _damaged(self, path: Path) -> PerdureError:
+        """Return the error for a file of a stage that is missing or not as it was written."""
         state = "is not as it was written" if path.exists() else "missing"
-        raise PerdureError(
+        return PerdureError(
             f"{path}: {state}; `perdure repair {self.path}` restores what can be restored, and "
             f"`perdure verify {self.path}` lists what is damaged"
         )
@@ -332,9 +336,9 @@ class Lineage(History):
             return folder
         content = self._cut_out(entry, name)
         if content is None:
-            self.file(entry, name)  # raises
+            raise self._damaged(folder / name)
         others = [other for other in entry["files"] if other not in (name, *RECORDS)]
-        return copy_with(folder, others, content or b"")
+        return copy_with(folder, others, content)
 
     def write_contained(self, entry: dict[str, Any]) -> bool:
         """Write the file of a stage's adapter into its folder if a later stage contains it.

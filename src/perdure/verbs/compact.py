@@ -103,16 +103,15 @@ def _check_named(lineage: Lineage, number: int, named: Sequence[int]) -> None:
             f"{path}: stage {number} is the newest, with which the next task begins, so its "
             "weights stay; name earlier stages"
         )
-    folder = lineage.stage_entries[number]["folder"]
-    if (later := _holder(lineage, folder, named)) is not None:
+    entry = lineage.stage_entries[number]
+    if (later := _holder(lineage, entry["folder"], named)) is not None:
         raise PerdureError(
             f"{path}: the adapter of stage {number} is within that of stage {later} and takes no "
             "space of its own; name other stages"
         )
-    for other in lineage.within({"folder": folder}):
-        inside = lineage.number_of(other)
-        is_held = inside not in named and _holder(lineage, other) == number
-        if is_held and _holder(lineage, other, named) is None:
+    for inside in _held(lineage, entry):
+        folder = lineage.stage_entries[inside]["folder"]
+        if inside not in named and _holder(lineage, folder, named) is None:
             raise PerdureError(
                 f"{path}: the adapter of stage {inside} is within that of stage {number} and would "
                 "be lost; name it as well, or keep both"
