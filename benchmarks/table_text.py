@@ -18,11 +18,12 @@ def spread_text(value: Mapping[str, Any], form: str) -> str:
     return f"{value['mean']:{form}}" + ("" if deviation is None else f" ± {deviation:.3f}")
 
 
-def difference_text(value: Mapping[str, Any] | None) -> str:
+def difference_text(value: Mapping[str, Any] | None, form: str = ".3f") -> str:
     """A difference with its interval, and a mark for significance or noise."""
     if value is None or value["mean"] is None:
         return "-"
     if value["within_noise"] is None:
-        return f"{value['mean']:+.3f}"
+        return f"{value['mean']:+{form}}"
     mark = " *" if value.get("differs") else " (noise)" if value["within_noise"] else ""
-    return f"{value['mean']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]{mark}"
+    mean, low, high = (f"{value[key]:+{form}}" for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]{mark}"

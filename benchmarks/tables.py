@@ -54,6 +54,11 @@ ABLATION: dict[str, tuple[float, float] | None] = {
     "slow_map": None,
 }
 REFERENCES = {"replay": "OP - replay [95 %]", "mask_free": "OP - mask-free [95 %]"}
+CARRIED = tuple(
+    name
+    for name in ("smollm2_assistant", "smollm2_superni", "smollm2_standard_cl")
+    if (HERE / "results" / f"{name}.json").exists()
+)
 MERGED = ("standard_cl_merge", "smollm2_assistant_merge", "smollm2_assistant_merge_rates")
 Records = list[dict[str, Any]]
 
@@ -292,6 +297,46 @@ def screen_table(records: Records) -> str:
     return markdown(heads, lines)
 
 
+def carried_table(records: Records) -> str:
+    """The lines of a stream that a chat model learned in several orders, the best OP first.
+
+    OP and the checks that fell are compared with `replay_kl`, the default, order by order.
+    """
+    methods = by_method(records)
+    compared = {
+        key: {
+            method: difference(known(cells, key), known(methods["replay_kl"], key))
+            for method, cells in methods.items()
+            if method != "replay_kl"
+        }
+        for key in ("overall", "flips")
+    }
+    for differences in compared.values():
+        mark_what_differs(list(differences.values()))
+    lines = []
+    for method in sorted(methods, key=lambda m: -score(known(methods[m], "overall"))["mean"]):
+        cells = methods[method]
+        losses = lost([*cells.values()])
+        lines.append(
+            [
+                f"`{method}`",
+                str(len(cells)),
+                spread_text(score(known(cells, "overall")), ".3f"),
+                difference_text(compared["overall"].get(method)),
+                spread_text(score(known(cells, "learning_accuracy")), ".3f"),
+                _number(losses["tasks"], "d"),
+                f"{losses['fell']} of {losses['passed_by_reference']}",
+                difference_text(compared["flips"].get(method), ".1f"),
+                _number(losses["kl"], ".2f"),
+                str(max(r["remembered_rows"] * r["rehearses"] for r in cells.values())),
+                _number(mean([r["seconds"] for r in cells.values()]), ".0f"),
+            ]
+        )
+    heads = ["line", "orders", "OP", "OP - `replay_kl`", "learned", "tasks lost"]
+    heads += ["checks that fell", "fell - `replay_kl`", "KL", "rows kept", "CPU s"]
+    return markdown(heads, lines)
+
+
 def merged_table(records: Records) -> str:
     """What merging keeps beside learning in sequence and all rows at once, the best OP first.
 
@@ -381,6 +426,7 @@ def with_tables(text: str) -> str:
     long_sequence = results("long_sequence")
     compared = [r for r in long_sequence["records"] if r["method"] not in ABLATION]
     tables = {
+        **{name: carried_table(results(name)["records"]) for name in CARRIED},
         **{name: merged_table(results(name)["records"]) for name in MERGED},
         "method_list": method_list(),
         "standard_cl": scores_table(results("standard_cl")["records"]),
