@@ -1054,6 +1054,7 @@ def export(
     out: str | Path,
     stage: int | None = None,
     dtype: Dtype | None = None,
+    adapter: bool = False,
 ) -> Path:
     """Write a stage as one plain model with the adapter merged in, for `from_pretrained`.
 
@@ -1062,21 +1063,31 @@ def export(
     `head.safetensors`; the remembered rows are not. If the base was quantised for learning, the
     export uses the unquantised base.
 
+    With `adapter`, the adapter is not merged, and `out` is what PEFT's `save_pretrained` writes,
+    with a card and an encoder's head. This is the folder of a stage without what only the lineage
+    needs; of `olora` and `inflora`, whose earlier stages have no file of their own, it is the way
+    to an earlier adapter.
+
     Args:
         folder: The lineage.
         out: A new folder for the model.
         stage: The number of the stage; 0 is the base. Default: the newest.
         dtype: The data type of the weights. Default: that of the base.
+        adapter: Write the adapter as it is, on its own.
 
     Returns:
         The folder of the model.
 
     Raises:
-        PerdureError: the stage does not exist, `out` is not empty, the adapter cannot be merged, or
-            the model's outputs change when it is saved and loaded.
+        PerdureError: the stage does not exist, `out` is not empty, the adapter cannot be merged,
+            the model's outputs change when it is saved and loaded, or there is no `adapter`.
     """
     from perdure.verbs import export as verb
 
+    if adapter and dtype is not None:
+        raise PerdureError("dtype: an adapter is written as it is; leave out --dtype or --adapter")
+    if adapter:
+        return verb.export_adapter(folder, out, stage=stage)
     return verb.export(folder, out, stage=stage, dtype=dtype)
 
 

@@ -90,8 +90,11 @@ def write_file(path: Path, content: bytes) -> None:
     `path` is replaced by the file.
 
     Raises:
-        PerdureError: the file cannot be written. The old one is still there.
+        PerdureError: the file cannot be written, or a folder has its name. The old one is still
+            there.
     """
+    if path.is_dir() and not path.is_symlink():
+        raise PerdureError(f"{path}: is a folder, where a file belongs; move it away")
     new_file = path.with_name(f".{path.name}.new")
     if not new_file.is_symlink():
         check_file(new_file)

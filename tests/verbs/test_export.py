@@ -1,6 +1,7 @@
 """`export`: a plain model that needs neither Perdure nor PEFT and gives what the stage gives."""
 
 import contextlib
+import json
 import shutil
 import subprocess
 import sys
@@ -163,6 +164,30 @@ def test_an_adapter_that_does_not_merge(place):
     with pytest.raises(PerdureError, match="a PREFIX_TUNING adapter cannot be merged"):
         export("other", "out")
     assert tree(place) == before
+
+
+@pytest.mark.parametrize("kind", ["causal", "encoder"])
+def test_an_adapter_on_its_own_is_the_stages_and_its_card_runs(place, kind):
+    before = tree(place)
+    result = perdure("export", "lineage", "out", "--adapter", "--stage", 1, "--json")
+    assert json.loads(result.out)["model"] == "out"
+    stage = next(Path("lineage/stages").glob("0001-*"))
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert Path("out", name).read_bytes() == (stage / name).read_bytes()
+    code = Path("out/README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    assert 'stage = "out"' in code
+    exec(compile(code, "README.md", "exec"), {})
+    shutil.rmtree("out")
+    assert tree(place) == before
+    with pytest.raises(PerdureError, match="dtype: an adapter is written as it is"):
+        export("lineage", "out", dtype="float32", adapter=True)
+
+
+@causal
+def test_whole_weights_have_no_adapter_to_export(whole_place, kind):
+    with pytest.raises(PerdureError, match=r"stage 2 has no adapter; leave out --adapter"):
+        export("lineage", "out", adapter=True)
+    assert not Path("out").exists()
 
 
 @causal

@@ -25,15 +25,17 @@ from perdure.api import (
     repair,
     revert,
     run,
+    statistics,
     verify,
 )
 from perdure.config import load_config
 from perdure.lineage.lineage import Lineage
-from perdure.lineage.loading import base_at
+from perdure.lineage.loading import base_at, stage_folder
 from perdure.say import silent
 from perdure.train import stage
 from perdure.train.stage import score
 from perdure.verbs.dry_run import dry_run_of_learn
+from perdure.verbs.whole_model import load_whole
 from place import init, learn, output, setting_for, stage_output, task
 from tiny import tiny_rows
 from train.engine import Stop, Stopped
@@ -257,6 +259,71 @@ def test_an_earlier_adapter_is_cut_out_of_a_later_one_where_it_is_needed(here):
     assert done["lost"] == []
     assert stored() == [2, 4]
     assert torch.equal(stage_output("lineage", 2), here[1][1])
+
+
+def test_an_earlier_adapter_is_taken_by_its_folder_and_written_apart(here, kind):
+    one = Path("lineage/stages/0001-colour")
+    expected = stage_output("lineage", 1)
+    assert not (one / WEIGHTS).exists()
+    assert "--adapter --stage 1" in (one / "README.md").read_text()
+    apart = export("lineage", "apart", stage=1, adapter=True).resolve()
+    head = {"head.safetensors"} if kind == "encoder" else set()
+    assert {f.name for f in apart.iterdir()} == {WEIGHTS, "adapter_config.json", "README.md", *head}
+    plain = PeftModel.from_pretrained(AUTO[kind].from_pretrained("base"), apart)
+    assert torch.equal(output(plain, AutoTokenizer.from_pretrained("base")), expected)
+    with pytest.raises(PerdureError, match="stage 0 is the base, which has no adapter"):
+        export("lineage", "other", stage=0, adapter=True)
+    with contextlib.chdir(one.parent):  # from within the lineage
+        assert (stage_folder(one.name) / WEIGHTS).read_bytes() == (apart / WEIGHTS).read_bytes()
+    statistics(one, "colour-train.jsonl", "measured", limit=2)
+    settings = one / "adapter_config.json"
+    text = settings.read_text()
+    settings.write_text(text.replace('"lora_alpha": 4', '"lora_alpha": 400'))
+    with pytest.raises(PerdureError, match=r"adapter_config.json: is not as it was written"):
+        load_whole(str(one), silent)
+    settings.write_text(text)
+    assert torch.equal(whole_output(str(one)), whole_output("apart"))
+
+
+def whole_output(name: str) -> torch.Tensor:
+    """The output of a checkpoint that a verb takes by its folder."""
+    base = load_whole(name, silent)
+    return output(base.network, base.tokenizer)
+
+
+def test_where_an_arrival_is_does_not_depend_on_who_stores_its_adapter(here):
+    rows = {k: v for k, v in here[0].items() if k not in ("tasks", "method")}
+    init("into", load_config(rows))
+    learn("into", task("animal"))
+    arrived = merge(["into", "lineage/stages/0001-colour"], name="colour", test="colour-test.jsonl")
+    assert arrived["place"] == {"path": "../lineage/stages/0001-colour"}
+    assert arrived["alone"] == Lineage("lineage").at(1)["scores"]["colour"]
+    merge(["into"], undo=2)
+    assert torch.allclose(stage_output("into"), stage_output("into", 1), atol=1e-4)
+
+
+def test_a_reader_finds_what_another_process_has_just_put_into_a_later_stage(here):
+    lineage = Lineage("lineage")
+    lineage.ledger = lineage.ledger[:3]  # as it was read before the third stage was learned
+    assert lineage.contained == {"stages/0001-colour": ["stages/0002-animal"]}
+    assert lineage.file(lineage.at(2), WEIGHTS)
+    base_at(lineage, lineage.at(2))
+
+
+def test_repair_goes_back_to_a_stage_with_a_file_of_its_adapter(here):
+    second, newest = (Path("lineage/stages") / name for name in ("0002-animal", "0003-count"))
+    (newest / "scores.json").unlink()
+    Path("count-train.jsonl").rename("away.jsonl")
+    (second / WEIGHTS).mkdir()
+    with pytest.raises(PerdureError, match="is a folder, where a file belongs"):
+        repair("lineage")
+    (second / WEIGHTS).rmdir()
+    (second / WEIGHTS).write_bytes(b"damaged")
+    done = repair("lineage")
+    assert f"{second / WEIGHTS}: was damaged and is deleted" in done["restored"][0]
+    assert done["stage"] == 2
+    assert (second / WEIGHTS).exists()
+    assert torch.equal(stage_output("lineage"), here[1][1])
 
 
 def test_an_adapter_that_cannot_be_cut_out_is_not_deleted(here):

@@ -1,4 +1,4 @@
-"""`perdure export`: write a stage as one plain model."""
+"""`perdure export`: write a stage as one plain model, or its adapter on its own."""
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command
@@ -13,4 +13,5 @@ def export(arguments: Arguments, as_json: Json = False) -> None:
     if as_json:
         print_json({"lineage": str(arguments["folder"]), "model": str(written)})
         return
-    stdout().print(f"{written}: a plain model; its README.md shows how to load it")
+    what = "an adapter for PEFT" if arguments["adapter"] else "a plain model"
+    stdout().print(f"{written}: {what}; its README.md shows how to load it")

@@ -176,8 +176,8 @@ def _loads(stage: dict[str, Any]) -> list[tuple[str, str]]:
     if stage["within"] is not None:
         number, lineage = stage["stage"], stage["lineage"]
         within = (
-            f"its adapter is within that of stage {stage['within']}; `perdure revert {lineage} "
-            f"--to {number}` writes its file again"
+            f"its adapter is within that of stage {stage['within']}; `perdure export {lineage} OUT "
+            f"--adapter --stage {number}` writes it into a folder of its own"
         )
         return [("to load", within), ("history", history)]
     return [

@@ -14,13 +14,14 @@ into the lineage: the file then stands in a temporary folder.
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from perdure.errors import PerdureError
+from perdure.models.hashing import file_hash
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.parsing import read_json
 from perdure.writing import writing
@@ -29,8 +30,8 @@ from perdure.writing import writing
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The temporary folders of this process, by the stage's folder and the hash of its adapter's file.
-_COPIES: dict[tuple[Path, str], tempfile.TemporaryDirectory[str]] = {}
+# The temporary folders of this process, by the stage's folder and the hashes of its files.
+_COPIES: dict[tuple[Path, tuple[str, ...]], tempfile.TemporaryDirectory[str]] = {}
 
 
 def contains(later: Path, earlier: Path, sha256: str) -> bool:
@@ -53,34 +54,30 @@ def cut_out(later: Path, earlier: Path, sha256: str) -> bytes | None:
     None means that it cannot be read, or that the bytes have another hash. See `contains` for the
     arguments.
     """
-    from safetensors.torch import load_file, save  # torch is slow to import, and rarely needed here
+    from safetensors.torch import save  # torch is slow to import, and rarely needed here
 
     rank = _rank_of(earlier)
     if rank is None:
         return None
     try:
-        tensors = load_file(later / ADAPTER_WEIGHTS)
-    except (OSError, SafetensorError):
+        with safe_open(later / ADAPTER_WEIGHTS, framework="pt") as file:
+            parts = {name: _first(file, name, rank) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, IndexError):  # an IndexError: a factor without two dimensions
         return None
-    if any(tensor.dim() != 2 for name, tensor in tensors.items() if _is_factor(name)):
-        return None
-    parts = {name: _first(name, tensor, rank) for name, tensor in tensors.items()}
     content = save(parts, metadata={"format": "pt"})
     return content if hashlib.sha256(content).hexdigest() == sha256 else None
 
 
-def _is_factor(name: str) -> bool:
-    return ".lora_A." in name or ".lora_B." in name
-
-
-def _first(name: str, tensor: "Tensor", rank: int) -> "Tensor":
-    """Return the first ranks of a factor: rows of A, columns of B."""
+def _first(file: safe_open, name: str, rank: int) -> "Tensor":
+    """Return the first ranks of a factor, without reading the others: rows of A, columns of B."""
     if ".lora_A." in name:
-        return tensor[:rank].contiguous()
-    return tensor[:, :rank].contiguous() if ".lora_B." in name else tensor
+        return file.get_slice(name)[:rank]
+    if ".lora_B." in name:
+        return file.get_slice(name)[:, :rank].contiguous()
+    return file.get_tensor(name)
 
 
-def copy_with(stage_folder: Path, names: Iterable[str], content: bytes) -> Path:
+def copy_with(stage_folder: Path, names: Collection[str], content: bytes) -> Path:
     """Return a temporary folder with a stage's files and its adapter, until the process ends.
 
     Args:
@@ -88,8 +85,9 @@ def copy_with(stage_folder: Path, names: Iterable[str], content: bytes) -> Path:
         names: the names of its files beside the adapter's.
         content: the file of its adapter.
     """
-    key = (stage_folder.resolve(), hashlib.sha256(content).hexdigest())
-    if key not in _COPIES:
+    hashes = [file_hash(stage_folder / name) for name in names]
+    key = (stage_folder.resolve(), (hashlib.sha256(content).hexdigest(), *hashes))
+    if key not in _COPIES or not (Path(_COPIES[key].name) / ADAPTER_WEIGHTS).exists():
         copy = tempfile.TemporaryDirectory(prefix=f"{stage_folder.name}-")
         with writing(Path(copy.name)):
             for name in names:

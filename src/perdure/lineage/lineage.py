@@ -345,7 +345,12 @@ class Lineage(History):
 
         Returns:
             Whether one does, and the file was missing or damaged.
+
+        Raises:
+            PerdureError: the file cannot be written.
         """
+        if ADAPTER_WEIGHTS not in entry.get("files", {}):
+            return False
         path = self.folder(entry) / ADAPTER_WEIGHTS
         if path.is_file() and file_hash(path) == entry["files"][ADAPTER_WEIGHTS]:
             return False
@@ -356,14 +361,28 @@ class Lineage(History):
 
     def _is_contained(self, entry: dict[str, Any], name: str) -> bool:
         """Return whether a file of a stage is within the adapter of a later one."""
-        return name == ADAPTER_WEIGHTS and entry.get("folder") in self.contained
+        return name == ADAPTER_WEIGHTS and bool(self._holders(entry))
+
+    def _holders(self, entry: dict[str, Any]) -> list[str]:
+        """Return the folders of the stages that contain the adapter of another one, newest first.
+
+        If the file of the other's adapter is gone without one, another process may have learned
+        the next stage since the ledger was read.
+        """
+        folder = entry.get("folder", "")
+        known = self.contained.get(folder, [])
+        if known or not folder or (self.path / folder / ADAPTER_WEIGHTS).exists():
+            return known
+        now = History()
+        now.ledger = read_ledger(self.path / "ledger.jsonl")
+        return now.contained.get(folder, [])
 
     def _cut_out(self, entry: dict[str, Any], name: str) -> bytes | None:
         """Return a file of a stage that a later one contains; None if none does."""
         if not self._is_contained(entry, name):
             return None
         folder, sha256 = self.folder(entry), entry["files"][name]
-        for later in self.contained[entry["folder"]]:
+        for later in self._holders(entry):
             content = cut_out(self.folder({"folder": later}), folder, sha256)
             if content is not None:
                 return content

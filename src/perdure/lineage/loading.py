@@ -9,7 +9,7 @@ from perdure.errors import PerdureError
 from perdure.lineage.dropped import gone
 from perdure.lineage.lineage import Lineage
 from perdure.models.base import Base, BaseInfo, is_quantized, load_base
-from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
+from perdure.models.layout import ADAPTER_SETTINGS
 from perdure.models.stage_files import load_weights
 from perdure.models.traces import AsLoaded, traces
 from perdure.parsing import read_json
@@ -172,20 +172,27 @@ def _adapter(lineage: Lineage, entry: dict[str, Any] | None) -> dict[str, Any] |
 
 
 def stage_folder(name: str | Path) -> Path:
-    """Return the folder of a model that is given by its folder.
+    """Return the folder of a model that is given by its folder or name.
 
     If it is a stage whose adapter is within that of a later one, the folder is a temporary one with
     its adapter.
+
+    Raises:
+        PerdureError: it is a stage whose weights were deleted, or are not as they were written.
     """
-    folder = Path(name)
+    folder = Path(name).resolve()  # a stage may be given from within its lineage, or by a link
     path = folder.parent.parent
-    is_stage = folder.parent.name == "stages" and (path / "lineage.yaml").is_file()
-    if not is_stage or (folder / ADAPTER_WEIGHTS).exists():
-        return folder
-    lineage = Lineage(path)
-    entries = [e for e in lineage.stage_entries.values() if e.get("folder") in lineage.contained]
+    if folder.parent.name != "stages" or not (path / "lineage.yaml").is_file():
+        return Path(name)
+    lineage = Lineage(path, edited=True)
+    entries = [entry for entry in lineage.stage_entries.values() if "folder" in entry]
     entry = next((e for e in entries if Path(e["folder"]).name == folder.name), None)
-    return folder if entry is None else lineage.loadable(entry)
+    if entry is None:
+        return Path(name)
+    check_kept(lineage, entry)
+    lineage.check_model(entry)
+    loadable = lineage.loadable(entry)
+    return Path(name) if loadable == lineage.folder(entry) else loadable
 
 
 def stage_entry(lineage: Lineage, stage: int | None) -> dict[str, Any] | None:

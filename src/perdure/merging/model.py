@@ -162,13 +162,14 @@ class Checkpoint:
     Args:
         name: its folder or name, as it was given.
         weight: its weight, None if none was given.
-        folder: the folder of its files.
+        folder: the folder from which its files are read.
         whole: its tensors, if it is a whole model.
         adapter: its adapter, if it is one.
         statistics: what was measured of it, if the rule needs that.
         pack: what it has other than the base, if it is stored so.
         alignment: which of its rows are which of the base's, if its vocabulary is another one.
         pin: the pin of its base, if it is the newest stage of a lineage.
+        place: the folder that it is in, if its files are read from a copy.
     """
 
     name: str
@@ -180,6 +181,7 @@ class Checkpoint:
     pack: Pack | None = None
     alignment: Alignment | None = None
     pin: Mapping[str, Any] | None = None
+    place: Path | None = None
 
     @property
     def has_head(self) -> bool:

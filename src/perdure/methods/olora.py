@@ -29,8 +29,8 @@ class OLoRA(Method):
     plain adapter of rank r times the number of tasks, and inference does not need to know the task.
     Each task's factors are stored once: only the newest stage has a file of its adapter, whose
     first ranks are the adapters of the earlier stages, and what damages it damages them too. A verb
-    that needs one of these cuts it out, bit by bit. For another program, `perdure revert --to N`
-    writes the file of stage N again, and `perdure export --stage N` a whole model.
+    that needs one of these cuts it out, bit by bit. For another program, `perdure export FOLDER OUT
+    --adapter --stage N` writes the adapter of stage N into a folder of its own.
 
     State: the rank of one task; the adapter grows, O(tasks). Old rows: none. Cost: one product of
     small matrices for each layer. The first task is plain fine-tuning. There are no neutral

@@ -197,7 +197,8 @@ def advance(
                 undone=entry.get("undone"),
                 alone=entry.get("alone"),
             )
-            _write_card(lineage, base, entry, cells=after, judged=judged, built=built)
+            reshaped = adopted is None and any(method.reshapes for method in plan.methods)
+            _write_card(lineage, base, entry, after, judged, built, reshaped=reshaped)
     except NotFiniteError:
         remove(work)  # a checkpoint in it would lead to the same step again
         raise
@@ -261,6 +262,7 @@ def _write_card(
     cells: Mapping[str, Any],
     judged: dict[str, Any],
     built: Path,
+    reshaped: bool,
 ) -> None:
     """Write the card of a stage into the folder of its files."""
     facts = StageFacts(
@@ -268,6 +270,7 @@ def _write_card(
         verdict=judged,
         max_new_tokens=lineage.config.max_completion_length,
         has_template=bool(base.tokenizer.chat_template),
+        reshaped=reshaped,
     )
     card = model_card(base.kind, lineage.pin, entry, entry["kind"], place=".", facts=facts)
     (built / CARD).write_text(card, encoding="utf-8")

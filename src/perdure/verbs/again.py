@@ -159,6 +159,8 @@ def _put_back(built: Path, folder: Path, names: list[str]) -> None:
     """Move files of a stage that was learned again into the stage's folder."""
     folder.mkdir(parents=True, exist_ok=True)  # stages/ may be gone as well
     for name in names:
+        if (folder / name).is_dir():
+            raise PerdureError(f"{folder / name}: is a folder, where a file belongs; move it away")
         sync(built / name)
         (folder / name).parent.mkdir(exist_ok=True)
         (built / name).replace(folder / name)

@@ -26,6 +26,10 @@ WHAT = {
     "weights": "This is `{base}` with all of its weights trained",
     "merged": "This is `{base}` with everything that was learned in its weights",
 }
+WITHIN = """\
+If this folder has no `adapter_model.safetensors`, the adapter is within that of a later stage of
+its lineage; `perdure export LINEAGE OUT --adapter --stage {stage}` writes it into a folder of its
+own."""
 HEAD_CODE = """
 path = cached_file(stage, "head.safetensors")
 head = load_file(path)
@@ -69,12 +73,14 @@ class StageFacts:
         verdict: the verdict on the stage, None if it has none.
         max_new_tokens: the most tokens of an answer.
         has_template: whether the base has a chat template.
+        reshaped: whether the next stage may contain its adapter, so that its file is deleted.
     """
 
     cells: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     verdict: dict[str, Any] | None = None
     max_new_tokens: int = 128
     has_template: bool = False
+    reshaped: bool = False
 
 
 def facts_of(lineage: Lineage, entry: dict[str, Any] | None, tokenizer: Any) -> StageFacts:
@@ -119,6 +125,8 @@ def model_card(
     else:
         text += _about(learned, description, facts)
     text += ["## How to use it", "", *_asked(base_kind, learned, facts), ""]
+    if facts.reshaped and learned is not None:
+        text += [WITHIN.format(stage=learned["stage"]), ""]
     code = [
         *_imports(base_kind, kind, name, has_head=base_kind == "encoder" and learned is not None),
         "",

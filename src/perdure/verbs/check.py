@@ -10,7 +10,7 @@ import torch
 from perdure.config import GuardSettings, LmEvalSettings
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
-from perdure.lineage.loading import base_at, is_untouched, stage_entry
+from perdure.lineage.loading import base_at, is_untouched, stage_entry, stage_folder
 from perdure.measure.guard.guard import guard, has_template
 from perdure.measure.guard.lm_eval_result import compare_tasks
 from perdure.measure.guard.lm_eval_tasks import LmEvalTasks
@@ -102,7 +102,8 @@ def _task_settings(
 
 def _models(name: str, against: str | None, say: Say) -> tuple[Subject, Subject]:
     """Return a model and the one to compare it with; an adapter's is its base by default."""
-    base_name = base_of_adapter(name)[0] if is_adapter(name) else None
+    folder = str(stage_folder(name))
+    base_name = base_of_adapter(folder)[0] if is_adapter(folder) else None
     if against is None and base_name is None:
         if not Path(name).is_dir():
             raise PerdureError(
@@ -113,13 +114,13 @@ def _models(name: str, against: str | None, say: Say) -> tuple[Subject, Subject]
             f"{name}: give the model to compare it with, the one from which it was trained, as "
             "--against BASE"
         )
-    base = load_as_is(name, say)
+    base = load_as_is(folder, say)
     subject = Subject(name, base)
     if against in (None, base_name):
         # One network is both: with its adapter, and without.
         return Subject(f"the base {base_name}", base, base.peft.disable_adapter), subject
     assert against is not None
-    return Subject(against, load_as_is(against, say)), subject
+    return Subject(against, load_as_is(str(stage_folder(against)), say)), subject
 
 
 def _stages(
@@ -145,7 +146,7 @@ def _stages(
     torch.set_num_threads(config.threads or torch.get_num_threads())
     subject = _of_stage(lineage, entry, base_at(lineage, entry))
     if not is_stage:
-        return Subject(str(other), load_as_is(str(other))), subject
+        return Subject(str(other), load_as_is(str(stage_folder(str(other))))), subject
     if is_untouched(lineage, reference_entry, subject.base):
         # The stage's own network without its adapter is the base.
         return _of_stage(lineage, reference_entry, subject.base), subject

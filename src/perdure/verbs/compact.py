@@ -106,8 +106,8 @@ def _check_named(lineage: Lineage, number: int, named: Sequence[int]) -> None:
     entry = lineage.stage_entries[number]
     if (later := _holder(lineage, entry["folder"], named)) is not None:
         raise PerdureError(
-            f"{path}: the adapter of stage {number} is within that of stage {later} and takes no "
-            "space of its own; name other stages"
+            f"{path}: the adapter of stage {number} is within that of stage {later} and can only "
+            "be dropped with it; name other stages"
         )
     for inside in _held(lineage, entry):
         folder = lineage.stage_entries[inside]["folder"]

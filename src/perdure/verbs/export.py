@@ -9,11 +9,11 @@ from peft import PeftModel, PeftType
 from torch import Tensor
 
 from perdure.config import Dtype
-from perdure.disk import check_new, fresh_folder, usual_modes
+from perdure.disk import check_new, fresh_folder, remove, usual_modes
 from perdure.errors import PerdureError, nearest, one_line
 from perdure.lineage.lineage import Lineage
-from perdure.lineage.loading import as_stored, base_at, is_untouched, stage_entry
-from perdure.models.base import Base, load_pretrained
+from perdure.lineage.loading import as_stored, base_at, check_kept, is_untouched, stage_entry
+from perdure.models.base import Base, kind_of, load_config_and_tokenizer, load_pretrained
 from perdure.models.classifier import Classifier
 from perdure.models.layout import CARD
 from perdure.models.merging import merge
@@ -21,8 +21,38 @@ from perdure.models.pins import check_pin
 from perdure.models.sample import alike, sample_output
 from perdure.models.stage_files import save_head
 from perdure.verbs.card import facts_of, model_card
-from perdure.verbs.shareable import check_shareable
+from perdure.verbs.shareable import check_shareable, copy_shareable
 from perdure.writing import writing
+
+
+def export_adapter(path: str | Path, out: str | Path, stage: int | None) -> Path:
+    """Write the adapter of a stage apart, and return its folder. See `perdure.api.export`."""
+    out, lineage = Path(out), Lineage(path)
+    check_new(out)
+    entry = stage_entry(lineage, stage)
+    if entry is None:
+        raise PerdureError(f"{path}: stage 0 is the base, which has no adapter")
+    if entry["kind"] != "adapter":
+        raise PerdureError(
+            f"{path}: all weights are trained (adapter: null), so stage {entry['stage']} has no "
+            "adapter; leave out --adapter"
+        )
+    check_kept(lineage, entry)
+    name, revision = lineage.config.base, lineage.pin.get("revision")
+    settings, tokenizer = load_config_and_tokenizer(name, revision)
+    facts = facts_of(lineage, entry, tokenizer)
+    base_kind = kind_of(settings, name)
+    card = model_card(base_kind, lineage.pin, entry, kind="adapter", place=str(out), facts=facts)
+    unfinished = out.parent / f".{out.name}.new"
+    with writing(out, unfinished=unfinished):
+        remove(unfinished)
+        copy_shareable(lineage, entry, tokenizer, unfinished)
+        (unfinished / CARD).write_text(card, encoding="utf-8")
+        usual_modes(unfinished)
+        if out.exists():
+            out.rmdir()
+        unfinished.rename(out)
+    return out
 
 
 def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | None) -> Path:

@@ -174,7 +174,9 @@ def open_model(name: str, weight: float | None = None) -> Checkpoint:
         PerdureError: there is no such checkpoint, or the lineage has no stages.
     """
     if not is_lineage(name):
-        return replace(open_checkpoint(str(stage_folder(name)), weight), name=name)
+        folder = stage_folder(name)
+        place = None if folder == Path(name) else Path(name)
+        return replace(open_checkpoint(str(folder), weight), name=name, place=place)
     lineage = Lineage(name)
     if not lineage.stages:
         raise PerdureError(f"{name}: a lineage without stages, which is only its base")
@@ -182,7 +184,7 @@ def open_model(name: str, weight: float | None = None) -> Checkpoint:
     check_kept(lineage, entry)
     lineage.check_model(entry)
     checkpoint = open_checkpoint(str(lineage.loadable(entry)), weight)
-    return replace(checkpoint, name=name, pin=lineage.pin)
+    return replace(checkpoint, name=name, pin=lineage.pin, place=lineage.folder(entry))
 
 
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

@@ -328,13 +328,13 @@ def _with_labels(task: Task, head: Collection[str], name: str) -> Task:
 def _place(lineage: Lineage, checkpoint: Checkpoint) -> dict[str, str]:
     """Return where a checkpoint is, as the ledger stores it: what takes it out needs it again."""
     if Path(checkpoint.name).is_dir():
-        return {"path": os.path.relpath(checkpoint.folder, lineage.path)}
+        return {"path": os.path.relpath(checkpoint.place or checkpoint.folder, lineage.path)}
     return {"hub": checkpoint.name}
 
 
 def _score_alone(arrival: Checkpoint, task: Task, into: Lineage) -> float | None:
     """Return the score that a stage of another lineage has on the same test rows, if it has one."""
-    folder = arrival.folder.resolve()
+    folder = (arrival.place or arrival.folder).resolve()
     own = folder.parent.parent  # of stages/0001-name
     if task.test is None or not (own / "lineage.yaml").is_file():
         return None

@@ -54,7 +54,7 @@ def so_far_of(lineage: Lineage, rule: Rule, rule_line: dict[str, Any]) -> SoFar:
         f"note: stage {entry['stage']} was not made by {rule.name} with these keywords, and counts "
         "as the first checkpoint"
     )
-    return SoFar([], first=lineage.folder(entry), notes=(note,))
+    return SoFar([], first=lineage.loadable(entry), notes=(note,))
 
 
 def first_weight(rule: Rule) -> float | None:

@@ -1,6 +1,5 @@
 """`push` uploads a stage to the hub."""
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from perdure.errors import PerdureError, one_line
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import check_kept, stage_entry
 from perdure.models.base import kind_of, load_config_and_tokenizer
-from perdure.models.layout import ADAPTER_SETTINGS, CARD
-from perdure.parsing import read_json
+from perdure.models.layout import CARD
 from perdure.verbs.card import facts_of, model_card
 from perdure.verbs.export import export
 from perdure.verbs.shareable import copy_shareable
@@ -51,7 +49,6 @@ def push(path: str | Path, repository: str, stage: int | None, merged: bool, pri
             export(path, upload, stage=entry["stage"], dtype=None)
         else:
             copy_shareable(lineage, entry, tokenizer, upload)
-            _name_base(upload / ADAPTER_SETTINGS, lineage.pin["name"])
         kind = "merged" if merged else entry["kind"]
         base_kind = kind_of(settings, lineage.config.base)
         facts = facts_of(lineage, entry, tokenizer)
@@ -72,13 +69,3 @@ def push(path: str | Path, repository: str, stage: int | None, merged: bool, pri
                 "log in with `hf auth login`, and check the name and the connection"
             ) from error
     return f"{hub.endpoint}/{repository}"
-
-
-def _name_base(settings: Path, name: str) -> None:
-    """Write the base's current name into an adapter's settings; it may have moved since."""
-    if not settings.exists():
-        return
-    written = read_json(settings)
-    if written["base_model_name_or_path"] != name:
-        text = json.dumps(written | {"base_model_name_or_path": name}, sort_keys=True, indent=2)
-        settings.write_text(text + "\n", encoding="utf-8")

@@ -40,7 +40,13 @@ def repair(
         lineage = Lineage(path, edited=True)
         wanted = [] if stage is None else [lineage.at(stage)]
         restored += _already_there(lineage, wanted)
+        damaged_within = _damaged_within(lineage)
         lineage.tidy()
+        restored += [
+            f"{file}: was damaged and is deleted; the adapter is within that of a later stage"
+            for file in damaged_within
+            if not file.exists()
+        ]
         present = [e for e in lineage.ledger if "folder" in e and not lineage.is_deleted(e)]
         damaged = {entry["folder"] for entry in present if _damaged(lineage, entry)}
         for entry in present:
@@ -56,6 +62,17 @@ def repair(
         restored += _back_to_a_good_stage(lineage) or _forward_again(lineage, damaged)
         lost += [*not_in_the_ledger(lineage), *base_problems(lineage.pin)]
         return {"restored": restored, "lost": lost, "stage": lineage.head}
+
+
+def _damaged_within(lineage: Lineage) -> list[Path]:
+    """Return the damaged files of adapters that later stages contain."""
+    entries = [e for e in lineage.stage_entries.values() if e.get("folder") in lineage.contained]
+    files = {lineage.folder(entry) / ADAPTER_WEIGHTS: entry for entry in entries}
+    return [
+        file
+        for file, entry in files.items()
+        if file.is_file() and file_hash(file) != entry["files"][ADAPTER_WEIGHTS]
+    ]
 
 
 def _damaged(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
@@ -187,6 +204,7 @@ def _back_to_a_good_stage(lineage: Lineage) -> list[str]:
     if good == lineage.head:
         return []
     head = lineage.head
+    lineage.write_contained(lineage.stage_entries[good])
     lineage.append({"stage": good, "verb": "revert", "parent": head})
     return [
         f"{lineage.path}: went back from stage {head} to stage {good}, from which the next task is "

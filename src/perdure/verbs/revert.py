@@ -7,7 +7,6 @@ from perdure.errors import PerdureError, nearest
 from perdure.lineage.files import locked
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import check_kept
-from perdure.models.layout import ADAPTER_WEIGHTS
 
 
 def revert(path: str | Path, to: int | None) -> dict[str, Any]:
@@ -33,7 +32,6 @@ def revert(path: str | Path, to: int | None) -> dict[str, Any]:
         if "folder" in stage_entry:
             lineage.check_model(stage_entry)
         lineage.check_records(lineage.line(target))
-        if ADAPTER_WEIGHTS in stage_entry.get("files", ()):
-            lineage.write_contained(stage_entry)
+        lineage.write_contained(stage_entry)
         lineage.append({"stage": target, "verb": "revert", "parent": lineage.head})
         return lineage.ledger[-1]

@@ -5,6 +5,7 @@ encoder's head, and the card. Everything else stays: rows, answers to them, scor
 further learning needs, the ledger, and files that somebody has put into the stage's folder.
 """
 
+import json
 import re
 import shutil
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.models.hashing import file_hash
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS, CARD, HEAD_WEIGHTS
+from perdure.parsing import read_json
 
 
 MODEL = (
@@ -54,14 +56,18 @@ def copy_shareable(
 ) -> None:
     """Copy the files of a stage that may leave the lineage into a new folder.
 
+    The settings of an adapter name the base by its present name, which may have changed.
+
     Raises:
         PerdureError: a file is missing, is not a file, or has another hash than in the ledger.
     """
-    folder, of_tokenizer = lineage.loadable(entry), tokenizer_files(tokenizer)
+    of_tokenizer = tokenizer_files(tokenizer)
     to.mkdir()
     for name, sha256 in sorted(entry["files"].items()):
         if not is_shareable(name, of_tokenizer):
             continue
+        # Only the adapter may be in a temporary folder.
+        folder = lineage.loadable(entry) if name == ADAPTER_WEIGHTS else lineage.folder(entry)
         copy = to / name
         copy.parent.mkdir(exist_ok=True)
         try:
@@ -73,6 +79,17 @@ def copy_shareable(
             raise PerdureError(
                 f"{folder / name}: is not as the ledger says; restore it from a copy"
             )
+    _name_base(to / ADAPTER_SETTINGS, lineage.pin["name"])
+
+
+def _name_base(settings: Path, name: str) -> None:
+    """Write the base's present name into an adapter's settings."""
+    if not settings.exists():
+        return
+    written = read_json(settings)
+    if written["base_model_name_or_path"] != name:
+        text = json.dumps(written | {"base_model_name_or_path": name}, sort_keys=True, indent=2)
+        settings.write_text(text + "\n", encoding="utf-8")
 
 
 def check_shareable(folder: Path, of_tokenizer: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ from perdure.data.task import Split
 from perdure.data.tokens import Features, features
 from perdure.errors import NotFiniteError, PerdureError
 from perdure.lineage.lineage import Lineage
-from perdure.lineage.loading import base_at
+from perdure.lineage.loading import base_at, stage_folder
 from perdure.measure.predict import MAX_LENGTH
 from perdure.models.as_is import load_as_is
 from perdure.models.base import Base
@@ -36,7 +36,7 @@ def load_whole(name: str, say: Say) -> Base:
         base = base_at(lineage, lineage.stages[-1])
         base.to_accelerator()
     else:
-        base = load_as_is(name, say, with_head=True)
+        base = load_as_is(str(stage_folder(name)), say, with_head=True)
     network: Any = base.network
     network.float()
     if isinstance(network, PeftModel):
