@@ -7,9 +7,9 @@ Linux only. A record of `peak` is the peak memory of a training on the decoder o
 memory between the first and the last step, less that of the process before it loads the model. So
 imports do not count; weights, gradients, moments and activations do.
 
-A record of `functions` scores, masks and fuses N random weights without a model. `extra_mb` is the
-most resident memory during it, less that before, when all buffers are there already. It does not
-depend on N.
+A record of `functions` scores, masks and fuses N random weights without a model, in fp32 or, from
+a billion on, with weights, gradients and `states` in bf16. `held_mb` is the memory of all buffers,
+and `extra_mb` the most resident memory in addition to it, which does not depend on N.
 """
 
 import argparse
@@ -42,7 +42,8 @@ METHODS: dict[str, Any] = {
     },
 }
 ROWS = rows_of(["red " * 10 + "cat dog"] * 32, ["one two"] * 32)
-WEIGHTS = (100_000_000, 300_000_000)
+WEIGHTS = (100_000_000, 300_000_000, 1_000_000_000)
+IN_HALF = 1_000_000_000  # from so many weights on, all but the start of a round is in bf16
 TENSOR = 10_000_000  # weights of a tensor
 MB = 2**20
 
@@ -109,13 +110,15 @@ def peaks() -> list[dict[str, Any]]:
 
 
 def functions(n: int) -> dict[str, Any]:
-    """A record of one round of two scores and a fusion on n fp32 weights."""
-    count = n // TENSOR
-    parameters = [torch.nn.Parameter(torch.randn(TENSOR)) for _ in range(count)]
+    """A record of one round of two scores and a fusion on n weights."""
+    count, dtype = n // TENSOR, torch.bfloat16 if n >= IN_HALF else torch.float32
+    parameters = [torch.nn.Parameter(torch.randn(TENSOR, dtype=dtype)) for _ in range(count)]
     for parameter in parameters:
-        parameter.grad = torch.randn(TENSOR)
+        parameter.grad = torch.randn(TENSOR, dtype=dtype)
     table = table_of(RECURRENT_KIF["paper"]["fusion"])
-    rounds = Rounds(parameters, table, "sensitivity", quantile=0.8, beta_uncertainty=0.55)
+    rounds = Rounds(
+        parameters, table, "sensitivity", quantile=0.8, beta_uncertainty=0.55, states=dtype
+    )
     parts = {
         "score": lambda: (rounds.observe(rounds.inner, 0.55), rounds.observe(rounds.outer, 0.55)),
         "mask": rounds.end_inner_steps,
@@ -132,7 +135,9 @@ def functions(n: int) -> dict[str, Any]:
         seconds[name] = (time.perf_counter() - began) / n * 1e9 / (2 if name == "score" else 1)
     times = {f"{name}_ns_per_weight": round(value, 2) for name, value in seconds.items()}
     extra = (status("VmHWM") - before) / MB
-    return {"what": "functions", "n": count * TENSOR, "extra_mb": round(extra, 1), **times}
+    about = {"n": count * TENSOR, "dtype": str(dtype).removeprefix("torch.")}
+    memory = {"held_mb": round(before / MB), "extra_mb": round(extra, 1)}
+    return {"what": "functions", **about, **memory, **times}
 
 
 def main() -> None:

@@ -390,6 +390,33 @@ def speed_table(records: Records) -> str:
     return markdown(("record", "what is timed", "ratio", "quartiles"), lines, text_columns=2)
 
 
+def peaks_table(records: Records) -> str:
+    """The peak memory of learning all weights, relative to plain training."""
+    lines = [
+        [f"`{r['name']}`", f"{r['peak_mb']:.0f}", f"{r['ratio']:.2f}"]
+        for r in records
+        if r["what"] == "peak"
+    ]
+    return markdown(("training", "peak MiB", "of plain"), lines)
+
+
+def functions_table(records: Records) -> str:
+    """The memory and the times of Recurrent-KIF's functions on many weights."""
+    parts = ("score", "mask", "fuse")
+    lines = [
+        [
+            f"{r['n'] / 1e6:,.0f} million",
+            r["dtype"],
+            *(f"{r[key]:,.0f}" for key in ("held_mb", "extra_mb")),
+            *(f"{r[f'{part}_ns_per_weight']:.1f}" for part in parts),
+        ]
+        for r in records
+        if r["what"] == "functions"
+    ]
+    heads = ("weights", "data type", "held MiB", "more MiB", *(f"{part}, ns" for part in parts))
+    return markdown(heads, lines, text_columns=2)
+
+
 def likeness_table(records: Records) -> str:
     """The similarity of all texts in the encoder after some stages."""
     base, *methods = records
@@ -436,6 +463,8 @@ def with_tables(text: str) -> str:
         "long_sequence_trials": trials_table(long_sequence["trials"]),
         "long_sequence_why": likeness_table(results("long_sequence_why")["records"]),
         "speed": speed_table(results("speed")["records"]),
+        "full_weights_peaks": peaks_table(results("full_weights")["records"]),
+        "full_weights_functions": functions_table(results("full_weights")["records"]),
         "defaults": defaults.markdown(results("defaults")["records"]),
         "chat_orders": losses_table(results("chat_orders")["records"]),
         "chat_strength": losses_table(results("chat_strength")["records"]),
