@@ -17,6 +17,8 @@ from perdure.measure.statistics import mean
 RESULTS = Path(__file__).parent / "results"
 CHAT = "smollm2_assistant_screen"  # the records of the chat model that the lines below use
 APART = "smollm2_assistant_merge"  # the records of its merged experts
+WITHOUT_ROWS = ("ewc", "wise_ft", "self_replay", "lwf", "kl_base", "kif_rehearsal_free")
+IN_WORDS = "no method"  # how what to take begins, if it is no setting
 Cells = dict[Any, dict[str, Any]]
 
 
@@ -44,9 +46,9 @@ class Results:
         return difference_text(difference(self.known(method), self.known(other)))
 
     def time(self, method: str, other: str) -> str:
-        """The seconds of learning, divided by those of another method in the same cells."""
-        ours, theirs = self.known(method, "seconds"), self.known(other, "seconds")
-        return f"{mean([ours[pair] / theirs[pair] for pair in ours if pair in theirs]):.2f}"
+        """The CPU seconds of learning, divided by those of another method in the same cells."""
+        ours, theirs = self.methods[method], self.methods[other]
+        return f"{times([(ours[pair], theirs[pair]) for pair in ours if pair in theirs]):.2f}"
 
     def kl(self, method: str) -> str:
         """The mean KL from the base, in nats per token."""
@@ -56,6 +58,21 @@ class Results:
         """What is left of general ability: how many of the base's checks fell, and the KL."""
         losses = lost([*self.methods[method].values()])
         return f"{losses['fell']} of {losses['passed_by_reference']} checks fell"
+
+
+def times(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> float:
+    """The CPU seconds of learning relative to those of the plain run, the mean over the cells.
+
+    These are `cpu_seconds`, in the cells that have them. Others only have `seconds`, those of the
+    training steps: a plain run is taken to need as many beside them as where both are known.
+    """
+    beside = mean([p["cpu_seconds"] - p["seconds"] for _, p in pairs if "cpu_seconds" in p]) or 0.0
+    ratios = [
+        ours["cpu_seconds"] / plain.get("cpu_seconds", plain["seconds"] + beside)
+        for ours, plain in pairs
+        if "cpu_seconds" in ours
+    ]
+    return mean(ratios or [ours["seconds"] / plain["seconds"] for ours, plain in pairs]) or 0.0
 
 
 def lines() -> list[dict[str, Any]]:
@@ -147,7 +164,10 @@ def chat_lines() -> list[dict[str, Any]]:
             "a chat model whose skills matter more than its general ability",
             "[replay, {kl_base: {strength: 0.05}}]",
             f"five skills, one order, 60 old rows: OP {screen.op('replay_kl_weak')}, KL to the "
-            f"base {screen.kl('replay_kl_weak')}; {others}",
+            f"base {screen.kl('replay_kl_weak')}; recurrent_kif's fusion with the same anchor "
+            f"{screen.op('kif_half_kl_weak')} with {screen.kl('kif_half_kl_weak')}, without "
+            f"identification {screen.op('mask_free_kl_weak')} with "
+            f"{screen.kl('mask_free_kl_weak')}, which is level; {others}",
             screen,
         ),
         line(
@@ -158,23 +178,32 @@ def chat_lines() -> list[dict[str, Any]]:
             f"rows and kl_base {screen.op('kif_kl_lasting')} with {screen.kl('kif_kl_lasting')}",
             screen,
         ),
+        line(
+            "a chat model, and no old row may be kept",
+            "no method: keep a few rows of each task",
+            "each line without old rows lost three or four of four old skills: "
+            + ", ".join(f"{name} OP {screen.op(name)}" for name in WITHOUT_ROWS)
+            + f"; replay of 60 rows {screen.op('replay')}",
+            screen,
+        ),
     ]
 
 
 def apart_line() -> dict[str, Any]:
     """What merging experts of the chat model gives."""
-    apart = Results(APART)
+    apart, screen = Results(APART), Results(CHAT)
     rules = [name for name in apart.methods if name not in ("apart", "joint", "sequential")]
     best = max(rules, key=lambda name: score(apart.known(name))["mean"])
     orders = ("one order", "two orders", "three orders")[len(apart.known(best)) - 1]
     return line(
         "a chat model: learn in sequence, or merge adapters that were learned apart?",
-        "replay",
+        "[replay, kl_base]",
         f"five skills, {orders}: the best of {len(rules)} lines of rules, {best}, OP "
         f"{apart.op(best)} and KL {apart.kl(best)}; plain fine-tuning in sequence "
         f"{apart.op('sequential')}, each expert on its own {apart.op('apart')}, all rows at once "
-        f"{apart.op('joint')}",
+        f"{apart.op('joint')}; with old rows {screen.op('replay_kl')} on one order and dev rows",
         apart,
+        screen,
     )
 
 
@@ -193,7 +222,7 @@ def table() -> str:
     cells = [
         [
             entry["when"],
-            f"`{entry['take']}`",
+            entry["take"] if entry["take"].startswith(IN_WORDS) else f"`{entry['take']}`",
             entry["because"],
             ", ".join(map(_name, entry["files"])),
         ]

@@ -23,7 +23,7 @@ from table_text import difference_text, markdown, spread_text
 from perdure.comparison.grid import with_overrides
 from perdure.comparison.summary import difference, lost, mark_what_differs, score
 from perdure.measure.statistics import mean
-from perdure.methods import find, make, names
+from perdure.methods import SHORT, find, make, names
 from perdure.reporting.measured import COLUMNS as MEASURED
 from perdure.reporting.measured import measured
 from perdure.reporting.results import write
@@ -41,7 +41,8 @@ CHOICES = COSTS.with_name("choosing.json")
 COSTS_SETTING = (
     "the benchmark `methods`, an encoder of 22.7 M parameters with LoRA on four tasks of 400 rows, "
     "one thread, two seeds of two orders; time, memory and OP relative to `sequential`, on these "
-    "orders"
+    "orders. The strengths of `ewc`, `mas` and `feature_distillation` had another meaning then: "
+    "10,000 of `ewc` was about 5"
 )
 # arXiv 2502.17510: T5-large, order 1, OP and BWT in per cent; None if not in the paper's table.
 ABLATION: dict[str, tuple[float, float] | None] = {
@@ -144,7 +145,7 @@ def methods_lines(records: Records) -> list[dict[str, str]]:
             "OP - sequential": difference_text(differences[first["whole"]].get(method)),
             "BWT": spread_text(score(known(cells, "backward_transfer")), "+.3f"),
             "learned": spread_text(score(known(cells, "learning_accuracy")), ".3f"),
-            "time x": f"{_times(pairs):.2f}",
+            "time x": f"{choosing.times(pairs):.2f}",
             "peak MB +": f"{peak:+.0f}",
             "state MB": f"{state:.1f}",
             "rows kept": str(first["remembered_rows"] if first["rehearses"] else 0),
@@ -156,15 +157,6 @@ def methods_lines(records: Records) -> list[dict[str, str]]:
 def methods_table(records: Records) -> str:
     lines = methods_lines(records)
     return markdown([*lines[0]], [[*line.values()] for line in lines], text_columns=2)
-
-
-def _times(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> float | None:
-    """The CPU seconds relative to the plain run: of all learning or, if unknown, of training."""
-    for key in ("cpu_seconds", "seconds"):
-        ratios = [r[key] / plain[key] for r, plain in pairs if key in r and key in plain]
-        if ratios:
-            return mean(ratios)
-    return None
 
 
 def _keywords(method: Any, changed: dict[str, Any]) -> str:
@@ -443,6 +435,10 @@ def method_list() -> str:
         ends = dict.fromkeys([differences[0], differences[-1]]) if differences else ["-"]
         old_rows = "needed" if method.rehearses else "none"
         lines.append([f"`{name}`", summary.removesuffix("."), old_rows, " to ".join(ends)])
+        for short, (of, preset) in SHORT.items():
+            if of == name:
+                what = f"`{of}` with its preset `{preset}`: the old model is the base"
+                lines.append([f"`{short}`", what, old_rows, "-"])
     return markdown(
         ("method", "what it does", "old rows", "OP - sequential"), lines, text_columns=3
     )

@@ -124,7 +124,7 @@ def _type_and_default(field: dataclasses.Field) -> tuple[str, str]:
     default: Any = field.default
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
-    text = json.dumps(default) if default in (True, False, {}) else value(default)
+    text = json.dumps(default) if default in (True, False, {}, ()) else value(default)
     return _kind(field.type), text
 
 
@@ -135,7 +135,8 @@ def _kind(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(f"`{word}`" for word in get_args(kind))
     words = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "mapping"}
-    return words.get(get_origin(kind) or kind) or {"Any": "anything"}.get(spell(kind), spell(kind))
+    words[Any] = "text, mapping or list"
+    return words.get(get_origin(kind) or kind) or spell(kind)
 
 
 def defaults() -> str:

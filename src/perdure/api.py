@@ -840,7 +840,7 @@ def log(folder: str | Path) -> list[dict[str, Any]]:
 
     Returns:
         A mapping for each line of the ledger. `active` says whether the stage is part of the
-        current history.
+        current history; lines of `set` and `rebase` always are, because a `revert` leaves them.
     """
     from perdure.verbs import log as verb
 
@@ -865,7 +865,7 @@ def show(
         folder: The lineage.
         stage: The number of the stage; 0 is the base. Default: the newest.
         flips: Also list the test rows whose score changed, with the answers before and after.
-        data: Folder of the benchmarks' rows; PERDURE_DATA names it otherwise.
+        data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
         say: Called with each warning, such as that the test rows of a task are gone.
 
     Raises:

@@ -104,6 +104,32 @@ def test_a_rate_that_a_grid_varies_is_that_of_its_records():
     assert {r["learning_rate"] for r in records if not r["method"].startswith("seq")} == {2e-3}
 
 
+def test_a_time_is_the_mean_over_cells_of_all_that_learning_takes():
+    plain, short = {"seconds": 10.0, "cpu_seconds": 12.0}, {"seconds": 8.0}
+    known = [({"cpu_seconds": 24.0, "seconds": 1.0}, plain), ({"cpu_seconds": 30.0}, short)]
+    assert choosing.times(known) == (24.0 / 12.0 + 30.0 / (8.0 + 2.0)) / 2
+    assert choosing.times([*known, ({"seconds": 90.0}, short)]) == choosing.times(known)
+    assert choosing.times([({"seconds": 20.0}, plain), ({"seconds": 8.0}, short)]) == 1.5
+
+
+def test_a_stream_in_several_orders_is_compared_with_the_default_order_by_order():
+    def record(method: str, order: int, overall: float, fell: int) -> dict:
+        general = {"fell": fell, "rose": 0, "passed_by_reference": 22, "kl": 0.5}
+        general |= {"judged": True, "lost": False}
+        scores = {"overall": overall, "learning_accuracy": 0.8, "flips": fell, "seconds": 60.0}
+        about = {"method": method, "order": order, "seed": 0, "lost_tasks": ["a"]}
+        return about | scores | {"general": general, "rehearses": True, "remembered_rows": 60}
+
+    records = [record("replay_kl", order, 0.5, 10) for order in (1, 2, 3)]
+    records += [record("other", order, 0.6, 8 + order) for order in (1, 2, 3)]
+    first, second = tables.carried_table(records).splitlines()[2:]
+    assert first.startswith(
+        "| `other` | 3 | 0.600 ± 0.000 | +0.100 [+0.100, +0.100] * | 0.800 ± 0.000 | 3 | "
+        "30 of 66 | +0.0 [-2.5, +2.5] (noise) | 0.50 | 60 | 60 |"
+    )
+    assert second.split(" | ")[3] == "-"
+
+
 def test_what_is_recommended_stands_on_the_result_files_and_can_be_taken():
     entries = recommended()
     assert entries == choosing.lines()  # `python benchmarks/tables.py` writes them
@@ -112,7 +138,7 @@ def test_what_is_recommended_stands_on_the_result_files_and_can_be_taken():
             assert (FOLDER.parent / file).is_file()
         assert any(character.isdigit() for character in entry["because"])
         for take in entry["take"].split(" or "):
-            if take != "LoRA" and not take.startswith(("mode:", "perdure ")):
+            if take != "LoRA" and not take.startswith(("mode:", "perdure ", choosing.IN_WORDS)):
                 make(yaml.safe_load(take))
 
 

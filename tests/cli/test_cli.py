@@ -143,6 +143,9 @@ def test_init_learn_log_and_evaluate(place):
     assert learned.json["task"]["id"] == "colour"
     again = perdure("learn", folder, "colour", *rows)
     assert "already learned, as stage 1" in again.err
+    assert "other test rows" not in again.err
+    again = perdure("learn", folder, "colour", rows[0], "--test", rows[0])
+    assert "warning: colour: stage 1 was scored on other test rows" in again.err
     log = perdure("log", folder, "--json").json
     assert [line["verb"] for line in log] == ["init", "learn"]
     assert log[1]["scores"] == learned.json["scores"]

@@ -19,7 +19,7 @@ SHOWN = (
 
 @command(api.init, config="--config FILE.yaml", from_adapter="--adapter FOLDER")
 def init(arguments: Arguments, as_json: Json = False) -> None:
-    """Example: perdure init my-model --base Qwen/Qwen3-0.6B method=recurrent_kif"""
+    """Example: perdure init my-model --base Qwen/Qwen3-0.6B"""
     settings = arguments.pop("settings", None)
     config = read_settings(arguments.pop("config", {}), settings)
     quiet()

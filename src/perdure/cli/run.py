@@ -113,7 +113,7 @@ def _report(
         *([f"results:      {results}"] if results else []),
         f"lineage:      {lineage.path}",
         f"its history:  perdure log {lineage.path}",
-        "your own:     perdure init my-model --base FOLDER_OR_NAME method=recurrent_kif",
+        "your own:     perdure init my-model --base FOLDER_OR_NAME",
         "              perdure learn my-model my-task train.jsonl --test test.jsonl",
     ]
     return [*parts, Text("\n".join(lines))]

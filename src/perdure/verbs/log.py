@@ -10,6 +10,7 @@ from perdure.models.layout import SCORES, VERDICT
 from perdure.reporting.results import method_name
 
 
+ALWAYS = ("set", "rebase")  # the verbs whose lines `revert` does not take back
 GENERAL_ABILITY = "general ability"  # its name among the names of lost tasks
 
 
@@ -25,7 +26,8 @@ def log(path: str | Path) -> list[dict[str, Any]]:
         timing = timings.get(str(entry["stage"]), {}) if "task" in entry and not is_refused else {}
         seconds = {k: v for k, v in timing.get("seconds", {}).items() if k not in ("loss", "cpu")}
         scores = entry.get("scores", {})
-        is_active = entry["stage"] in active and not is_refused
+        # Settings and the place of the base hold whatever stage is gone back to.
+        is_active = entry["verb"] in ALWAYS or (entry["stage"] in active and not is_refused)
         # A stage that is no longer active may be damaged, which should not hide the others.
         is_readable = is_active or ("folder" in entry and lineage.is_intact(entry, VERDICT))
         verdict = lineage.verdict(entry) if is_readable else None
