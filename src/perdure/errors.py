@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 
 LOST = 3  # the exit status when something was lost, or a stage was refused
+# The folder that an error names in place of a temporary copy of it, by the path of the copy.
+SHOWN_AS: dict[str, str] = {}
 
 
 class PerdureError(ValueError):
@@ -13,6 +15,12 @@ class PerdureError(ValueError):
     The command line prints the line without a traceback and exits with status 2. Nothing on disk
     has changed when it is raised.
     """
+
+    def __str__(self) -> str:
+        line = super().__str__()
+        for copy, folder in SHOWN_AS.items():
+            line = line.replace(copy, folder)
+        return line
 
 
 class NotFiniteError(PerdureError):

@@ -283,6 +283,8 @@ def test_an_earlier_adapter_is_taken_by_its_folder_and_written_apart(here, kind)
         load_whole(str(one), silent)
     settings.write_text(text)
     assert torch.equal(whole_output(str(one)), whole_output("apart"))
+    with pytest.raises(PerdureError, match=r"lineage/stages/0001-colour brings its own settings"):
+        init("next", load_config({"adapter": {"r": 8}}), one)
 
 
 def whole_output(name: str) -> torch.Tensor:

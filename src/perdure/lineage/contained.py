@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from perdure.errors import PerdureError
+from perdure.errors import SHOWN_AS, PerdureError
 from perdure.models.hashing import file_hash
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.parsing import read_json
@@ -94,6 +94,7 @@ def copy_with(stage_folder: Path, names: Collection[str], content: bytes) -> Pat
                 shutil.copyfile(stage_folder / name, Path(copy.name) / name)
             (Path(copy.name) / ADAPTER_WEIGHTS).write_bytes(content)
         _COPIES[key] = copy
+        SHOWN_AS[copy.name] = str(stage_folder)
     return Path(_COPIES[key].name)
 
 
