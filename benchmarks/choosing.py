@@ -16,8 +16,13 @@ from perdure.measure.statistics import mean
 
 RESULTS = Path(__file__).parent / "results"
 CHAT = "smollm2_assistant_screen"  # the records of the chat model that the lines below use
+CARRIED = "smollm2_assistant"  # those of its lines that were run in several orders
 APART = "smollm2_assistant_merge"  # the records of its merged experts
 WITHOUT_ROWS = ("ewc", "wise_ft", "self_replay", "lwf", "kl_base", "kif_rehearsal_free")
+LASTING = (  # the keywords of `kif_kl_lasting`
+    "{fusion: {both: [1, 1], inner: [1, 0], outer: [0, 1], neither: [1, 0]}, beta_outer: 0.95, "
+    "outer_batch_size: 16}"
+)
 IN_WORDS = "no method"  # how what to take begins, if it is no setting
 Cells = dict[Any, dict[str, Any]]
 
@@ -170,14 +175,7 @@ def chat_lines() -> list[dict[str, Any]]:
             f"{screen.kl('mask_free_kl_weak')}, which is level; {others}",
             screen,
         ),
-        line(
-            "a chat model, and learning may take twice as long",
-            "[{replay: {ratio: 2.0}}, kl_base]",
-            f"the same skills: OP {screen.op('replay_kl_4x')}, KL {screen.kl('replay_kl_4x')}, "
-            "with 12 rows in a step where [replay, kl_base] has 6; recurrent_kif with as many old "
-            f"rows and kl_base {screen.op('kif_kl_lasting')} with {screen.kl('kif_kl_lasting')}",
-            screen,
-        ),
+        *carried_lines(),
         line(
             "a chat model, and no old row may be kept",
             "no method: keep a few rows of each task",
@@ -186,6 +184,32 @@ def chat_lines() -> list[dict[str, Any]]:
             + f"; replay of 60 rows {screen.op('replay')}",
             screen,
         ),
+    ]
+
+
+def carried_lines() -> list[dict[str, Any]]:
+    """What three orders of the same skills say of learning that may take longer."""
+    if not (RESULTS / f"{CARRIED}.json").exists():
+        return []
+    carried, ours = Results(CARRIED), "kif_kl_lasting"
+    others = ", ".join(
+        f"{what} {carried.op(name)} with {carried.kl(name)}, {carried.kept(name)}"
+        for name, what in (
+            ("replay_kl_4x", "[{replay: {ratio: 2.0}}, kl_base]"),
+            ("replay", "replay alone"),
+            ("replay_kl", "[replay, kl_base]"),
+        )
+    )
+    return [
+        line(
+            "a chat model, and learning may take twice as long",
+            f"[{{recurrent_kif: {LASTING}}}, kl_base]",
+            f"five skills, three orders: OP {carried.op(ours)}, KL {carried.kl(ours)}, "
+            f"{carried.kept(ours)}; {others}. OP against replay alone "
+            f"{carried.against(ours, 'replay')}, against replay with as many old rows and the "
+            f"anchor {carried.against(ours, 'replay_kl_4x')}",
+            carried,
+        )
     ]
 
 
@@ -270,6 +294,11 @@ IDENTIFIED = (
             ("kif_half_kl_weak", "replay_kl_weak", "mask_free_kl_weak"),
             ("kif_kl_lasting", "replay_kl_4x", "mask_free_kl_4x"),
         ],
+    ),
+    (
+        CARRIED,
+        "the same chat model and skills, test rows",
+        [("recurrent_kif", "replay", None), ("kif_kl_lasting", "replay_kl_4x", None)],
     ),
 )
 
