@@ -1063,17 +1063,16 @@ def export(
     `head.safetensors`; the remembered rows are not. If the base was quantised for learning, the
     export uses the unquantised base.
 
-    With `adapter`, the adapter is not merged, and `out` is what PEFT's `save_pretrained` writes,
-    with a card and an encoder's head. This is the folder of a stage without what only the lineage
-    needs; of `olora` and `inflora`, whose earlier stages have no file of their own, it is the way
-    to an earlier adapter.
+    With `adapter`, the adapter is not merged: `out` has the files that PEFT's `save_pretrained`
+    writes, a card, and an encoder's head. The folder of a stage has these as well, except for
+    earlier stages of `olora` and `inflora`, whose adapters are stored within the newest one.
 
     Args:
         folder: The lineage.
         out: A new folder for the model.
         stage: The number of the stage; 0 is the base. Default: the newest.
         dtype: The data type of the weights. Default: that of the base.
-        adapter: Write the adapter as it is, on its own.
+        adapter: Write the adapter on its own, without merging it.
 
     Returns:
         The folder of the model.

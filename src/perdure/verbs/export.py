@@ -9,7 +9,7 @@ from peft import PeftModel, PeftType
 from torch import Tensor
 
 from perdure.config import Dtype
-from perdure.disk import check_new, fresh_folder, remove, usual_modes
+from perdure.disk import check_new, fresh_folder, remove
 from perdure.errors import PerdureError, nearest, one_line
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import as_stored, base_at, check_kept, is_untouched, stage_entry
@@ -22,11 +22,11 @@ from perdure.models.sample import alike, sample_output
 from perdure.models.stage_files import save_head
 from perdure.verbs.card import facts_of, model_card
 from perdure.verbs.shareable import check_shareable, copy_shareable
-from perdure.writing import writing
+from perdure.writing import publish, writing
 
 
 def export_adapter(path: str | Path, out: str | Path, stage: int | None) -> Path:
-    """Write the adapter of a stage apart, and return its folder. See `perdure.api.export`."""
+    """Write a stage's adapter without merging it; return its folder. See `perdure.api.export`."""
     out, lineage = Path(out), Lineage(path)
     check_new(out)
     entry = stage_entry(lineage, stage)
@@ -48,10 +48,7 @@ def export_adapter(path: str | Path, out: str | Path, stage: int | None) -> Path
         remove(unfinished)
         copy_shareable(lineage, entry, tokenizer, unfinished)
         (unfinished / CARD).write_text(card, encoding="utf-8")
-        usual_modes(unfinished)
-        if out.exists():
-            out.rmdir()
-        unfinished.rename(out)
+        publish(unfinished, out)
     return out
 
 
@@ -92,10 +89,7 @@ def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | No
             save_head(base.model, unfinished)
         (unfinished / CARD).write_text(card, encoding="utf-8")
         check_shareable(unfinished, of_tokenizer)
-        usual_modes(unfinished)
-        if out.exists():
-            out.rmdir()
-        unfinished.rename(out)
+        publish(unfinished, out)
     return out
 
 

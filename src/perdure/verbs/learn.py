@@ -54,10 +54,10 @@ def learn(
         (task,) = plan.tasks
         if lineage.stages and _has_learned(lineage.stages[-1]["task"], task):
             say(f"{task.name}: already learned, as stage {lineage.head}")
-            if task.test and not _has_tested(lineage.stages[-1]["task"], task):
+            if not _has_tested(lineage.stages[-1]["task"], task):
                 say(
                     f"warning: {task.name}: stage {lineage.head} was scored on other test rows, or "
-                    f"by another metric, and keeps its scores; to change them, go back with "
+                    "by another metric, and keeps its scores; to change them, go back with "
                     f"`perdure revert {path}` and learn the task again"
                 )
             return lineage.stages[-1]
@@ -68,9 +68,11 @@ def learn(
 
 
 def _has_tested(described: dict[str, Any], task: Task) -> bool:
-    """Return whether a stage was scored on the test rows that the task has now, by its metric."""
+    """Return whether a stage was scored on the test rows that the task has now, if it has any."""
+    if task.test is None:
+        return True
     rows = described.get("test", {}).get("sha256")
-    return task.test is not None and (rows, described["metric"]) == (task.test.sha256, task.metric)
+    return (rows, described["metric"]) == (task.test.sha256, task.metric)
 
 
 def _has_learned(described: dict[str, Any], task: Task) -> bool:

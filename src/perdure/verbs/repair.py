@@ -66,13 +66,10 @@ def repair(
 
 def _damaged_within(lineage: Lineage) -> list[Path]:
     """Return the damaged files of adapters that later stages contain."""
-    entries = [e for e in lineage.stage_entries.values() if e.get("folder") in lineage.contained]
-    files = {lineage.folder(entry) / ADAPTER_WEIGHTS: entry for entry in entries}
-    return [
-        file
-        for file, entry in files.items()
-        if file.is_file() and file_hash(file) != entry["files"][ADAPTER_WEIGHTS]
-    ]
+    contained, name = lineage.contained, ADAPTER_WEIGHTS
+    entries = [e for e in lineage.stage_entries.values() if e.get("folder") in contained]
+    files = [(lineage.folder(entry) / name, entry["files"][name]) for entry in entries]
+    return [file for file, sha256 in files if file.is_file() and file_hash(file) != sha256]
 
 
 def _damaged(lineage: Lineage, entry: dict[str, Any]) -> list[str]:

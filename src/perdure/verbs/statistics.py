@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from perdure.data.task import Split, limit_rows
 from perdure.data.tokens import Features
-from perdure.disk import check_new, fresh_folder, usual_modes
+from perdure.disk import check_new, fresh_folder
 from perdure.errors import NotFiniteError, PerdureError
 from perdure.merging.model import Checkpoint, Model
 from perdure.merging.rules import find, names
@@ -30,7 +30,7 @@ from perdure.verbs.whole_model import (
     logits_of,
     source_of,
 )
-from perdure.writing import sync, writing
+from perdure.writing import publish, writing
 
 
 def statistics(
@@ -75,13 +75,7 @@ def statistics(
     with writing(out, unfinished=unfinished):
         fresh_folder(unfinished)
         written = write_statistics(unfinished, kind, tensors, about)
-        usual_modes(unfinished)
-        for path in [*unfinished.iterdir(), unfinished]:
-            sync(path)
-        if out.exists():
-            out.rmdir()
-        unfinished.rename(out)
-        sync(out.parent)
+        publish(unfinished, out)
     return {"statistics": str(out), "of": name, "tensors": len(tensors), **written}
 
 
