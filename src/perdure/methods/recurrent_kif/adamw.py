@@ -7,20 +7,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from perdure.methods.shared.importance import chunk_size, pieces_of, put
+from perdure.methods.shared.importance import chunk_size, put
 from perdure.models.sharded import local
 
 
-Place = slice | None  # in the flattened tensor; None is the whole tensor
+Place = slice | None  # in the flattened tensor; None is a whole tensor that is not contiguous
 
 
 class PiecewiseAdamW(torch.optim.AdamW):
     """AdamW that needs no temporary tensor larger than a piece; the result is bitwise torch's.
 
-    Of weights that are spread over several processes, each process changes its own part.
+    Only a piece of the moments must be on the device and in the weights' data type. On a CPU the
+    result is that of torch's fused kernel, which reads and writes each value once; elsewhere, and
+    for tensors that are not contiguous, it is that of the default ones.
 
-    A piece stays in the cache from one kernel to the next, which is faster on a CPU if the model is
-    large. So only a piece of the moments must be on the device and in the weights' data type.
+    Of weights that are spread over several processes, each process changes its own part.
 
     Args:
         params: as in torch.
@@ -67,6 +68,7 @@ class PiecewiseAdamW(torch.optim.AdamW):
         self, piece: Sequence[tuple[nn.Parameter, Place]], group: dict[str, Any]
     ) -> None:
         states = [self.state[parameter] for parameter, _ in piece]
+        is_flat = all(place is not None for _, place in piece)
         weights = [_at(local(parameter.detach()), place) for parameter, place in piece]
         gradients = [_at(local(parameter.grad), place) for parameter, place in piece]  # type: ignore[arg-type]
         stored = [
@@ -84,6 +86,9 @@ class PiecewiseAdamW(torch.optim.AdamW):
             second,
             max_exp_avg_sqs=[],
             state_steps=[state["step"].clone() for state in states],  # adamw adds one to each
+            # The fused kernel reads all tensors in the order in which they are stored, and on a
+            # GPU it needs the steps there.
+            fused=True if is_flat and weights[0].is_cpu else None,
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -97,18 +102,27 @@ class PiecewiseAdamW(torch.optim.AdamW):
 
 
 def _pieces(parameters: Sequence[nn.Parameter]) -> list[list[tuple[nn.Parameter, Place]]]:
-    """The pieces of parameters with gradients; one that cannot be flattened is a piece alone."""
-    flat: list[nn.Parameter] = []
-    other: list[nn.Parameter] = []
-    for p in parameters:
-        is_flat = p.grad is not None and all(local(t).is_contiguous() for t in (p, p.grad))
-        (flat if is_flat else other).append(p)
-    own = [local(parameter) for parameter in flat]
-    pieces = pieces_of(own, chunk_size(own[0].device)) if own else []
-    placed: list[list[tuple[nn.Parameter, Place]]] = [[(parameter, None)] for parameter in other]
-    for piece in pieces:
-        placed.append([(flat[number], place) for number, place, _ in piece.parts])
-    return placed
+    """The pieces of parameters with gradients; one that cannot be flattened is a piece alone.
+
+    Each tensor is cut at the same places whatever stands before it, as kernels round the last few
+    values of a part, which do not fill a register, differently.
+    """
+    pieces: list[list[tuple[nn.Parameter, Place]]] = []
+    size = used = chunk_size(local(parameters[0]).device) if parameters else 0
+    for parameter in parameters:
+        own, gradient = local(parameter), local(parameter.grad)  # type: ignore[arg-type]
+        if not (own.is_contiguous() and gradient.is_contiguous()):
+            pieces.append([(parameter, None)])
+            used = size
+            continue
+        for begin in range(0, own.numel(), size):
+            part = slice(begin, min(begin + size, own.numel()))
+            if used + part.stop - part.start > size:
+                pieces.append([])
+                used = 0
+            pieces[-1].append((parameter, part))
+            used += part.stop - part.start
+    return pieces
 
 
 def _at(tensor: Tensor, place: Place) -> Tensor:

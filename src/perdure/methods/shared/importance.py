@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from perdure.models.sharded import Shards, local
 
@@ -182,27 +183,22 @@ def update(
     size = min(chunk_size(device), state.sensitivity.numel())
     weights = [local(weight) for weight in weights]
     pieces = pieces_of(weights, size, apart=True)
-    dense = [_zeros(w) if g is None else local(g) for w, g in zip(weights, gradients, strict=True)]
+    given = [gradient if gradient is None else local(gradient) for gradient in gradients]
+    dense = [_zeros(w) if g is None else g for w, g in zip(weights, given, strict=True)]
     w_piece, g_piece, sensitivity_piece = torch.empty(3, size, device=device).unbind()
-
-    ends = torch.zeros(2, max(len(pieces), 1), device=device)
-
-    def largest(tensors: Sequence[Tensor]) -> Tensor:
-        for i, piece in enumerate(pieces):
-            ends[0, i], ends[1, i] = read(tensors, piece, w_piece).aminmax()
-        return ends.abs().amax()  # NaN if there is one
 
     def sensitivity_of(piece: Piece) -> Tensor:
         w, g = read(weights, piece, w_piece), read(dense, piece, g_piece)
         return torch.mul(w, g, out=sensitivity_piece[: len(w)]).abs_()
 
-    # If the largest weight times the largest gradient is finite, all products are, and need not be
-    # computed twice.
-    is_finite = (largest(weights) * largest(dense)).isfinite()
+    # |w g| <= |w| |g|, the norms: if that is finite, so are all products, which are then computed
+    # only once. The norms are rounded, hence the factor.
+    weight_norm = get_total_norm(weights).to(device, torch.float32)
+    gradient_norm = get_total_norm([g for g in given if g is not None]).to(device, torch.float32)
+    is_finite = (2 * weight_norm * gradient_norm).isfinite()
     if not is_finite:
-        for i, piece in enumerate(pieces):
-            ends[0, i] = sensitivity_of(piece).amax()
-        is_finite = ends[0].isfinite().all()
+        largest = [sensitivity_of(piece).amax() for piece in pieces]
+        is_finite = torch.stack(largest).isfinite().all()
     if shards.most((~is_finite).float()):
         return False
     for piece in pieces:
