@@ -1,7 +1,7 @@
 """What to take for which model and data, each line with its number and the file that has it.
 
 `tables.py` writes the lines to docs/choosing.md and to the file that `perdure methods --recommend`
-prints. A line whose result file does not exist yet is left out.
+prints.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 from table_text import difference_text, markdown
 
-from perdure.comparison.summary import difference, lost, score
+from perdure.comparison.summary import difference, lost, mark_what_differs, score
 from perdure.measure.statistics import mean
 
 
@@ -23,6 +23,7 @@ LASTING = (  # the keywords of `kif_kl_lasting`
     "{fusion: {both: [1, 1], inner: [1, 0], outer: [0, 1], neither: [1, 0]}, beta_outer: 0.95, "
     "outer_batch_size: 16}"
 )
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 IN_WORDS = "no method"  # how what to take begins, if it is no setting
 Cells = dict[Any, dict[str, Any]]
 
@@ -42,6 +43,11 @@ class Results:
         cells = self.methods[method]
         return {pair: r[key] for pair, r in cells.items() if r.get(key) is not None}
 
+    def orders(self, method: str) -> str:
+        """In how many orders of the tasks a method was run, in words."""
+        count = len({order for order, _ in self.methods[method]})
+        return f"{NUMBERS[count]} order{'s' * (count > 1)}"
+
     def op(self, method: str) -> str:
         """The mean OP of a method over the orders."""
         return f"{score(self.known(method))['mean']:.3f}"
@@ -51,7 +57,7 @@ class Results:
         return difference_text(difference(self.known(method), self.known(other)))
 
     def time(self, method: str, other: str) -> str:
-        """The CPU seconds of learning, divided by those of another method in the same cells."""
+        """The time of learning, divided by that of another method in the same cells."""
         ours, theirs = self.methods[method], self.methods[other]
         return f"{times([(ours[pair], theirs[pair]) for pair in ours if pair in theirs]):.2f}"
 
@@ -63,6 +69,10 @@ class Results:
         """What is left of general ability: how many of the base's checks fell, and the KL."""
         losses = lost([*self.methods[method].values()])
         return f"{losses['fell']} of {losses['passed_by_reference']} checks fell"
+
+    def scores(self, method: str) -> str:
+        """The OP of a method, and what is left of general ability."""
+        return f"OP {self.op(method)}, KL {self.kl(method)}, {self.kept(method)}"
 
 
 def times(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> float:
@@ -81,32 +91,128 @@ def times(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> float:
 
 
 def lines() -> list[dict[str, Any]]:
-    """The lines: `when`, `take`, `because` and `files`."""
-    standard, methods = Results("standard_cl"), Results("methods")
-    long, orders = Results("long_sequence"), Results("chat_orders")
-    merged = Results("standard_cl_merge")
-    made = [
-        *chat_lines(),
+    """The lines: `when`, `take`, `because` and `files`.
+
+    Those of the chat model come first, and of either kind of model first what to begin with.
+    """
+    return [*chat_lines(), *encoder_lines(), *either_lines()]
+
+
+def chat_lines() -> list[dict[str, Any]]:
+    """What was measured on the chat model."""
+    carried, orders, screen = Results(CARRIED), Results("chat_orders"), Results(CHAT)
+    plain = "sequential, training.learning_rate=0.002"
+    return [
         line(
             "a chat model, and some rows of each old task may be kept",
             "[replay, kl_base]",
-            f"three orders of three tasks: OP {orders.op('default')}, {orders.kept('default')}; "
-            f"plain fine-tuning {orders.op('sequential')}, {orders.kept('sequential')}",
+            f"five skills, {carried.orders('replay_kl')}: {carried.scores('replay_kl')}; replay "
+            f"alone {carried.scores('replay')}; plain fine-tuning "
+            f"{carried.scores('sequential')}. Three tasks, three orders: OP "
+            f"{orders.op('default')}, {orders.kept('default')}; plain fine-tuning "
+            f"{orders.op('sequential')}, {orders.kept('sequential')}",
+            carried,
             orders,
         ),
+        longer_line(carried),
+        line(
+            "a chat model with old rows, whose skills matter more than its general ability",
+            "[replay, {kl_base: {strength: 0.05}}]",
+            f"five skills, one order of a screen: OP {screen.op('replay_kl_weak')}, KL "
+            f"{screen.kl('replay_kl_weak')}; [replay, kl_base] {screen.op('replay_kl')} with "
+            f"{screen.kl('replay_kl')}, replay alone {screen.op('replay')} with "
+            f"{screen.kl('replay')}, plain fine-tuning {screen.op(plain)} with "
+            f"{screen.kl(plain)}, all rows at once {screen.op('joint')}",
+            screen,
+        ),
+        line(
+            "a chat model, and no old row may be kept",
+            "no method: keep a few rows of each task",
+            "five skills, one order of a screen: each line without old rows lost three or four of "
+            "four old skills: "
+            + ", ".join(f"{name} OP {screen.op(name)}" for name in WITHOUT_ROWS)
+            + f"; replay of 60 rows {screen.op('replay')}",
+            screen,
+        ),
+        apart_line(carried),
+    ]
+
+
+def longer_line(carried: Results) -> dict[str, Any]:
+    """What the orders of five skills say of learning that may take longer."""
+    ours, default = "kif_kl_lasting", "replay_kl"
+    others = {
+        default: "[replay, kl_base]",
+        "replay_kl_4x": "[{replay: {ratio: 2.0}}, kl_base] (as many old rows)",
+        "replay": "replay alone",
+    }
+    differences = [difference(carried.known(ours), carried.known(other)) for other in others]
+    mark_what_differs(differences)
+    compared = "; ".join(
+        f"that of {what}: {difference_text(one)}"
+        for what, one in zip(others.values(), differences, strict=True)
+    )
+    return line(
+        "a chat model with old rows, and learning may take twice as long",
+        f"[{{recurrent_kif: {LASTING}}}, kl_base]",
+        f"five skills, {carried.orders(ours)}, {carried.time(ours, default)} times the CPU seconds "
+        f"of [replay, kl_base]: {carried.scores(ours)}. Its OP minus {compared}",
+        carried,
+    )
+
+
+def apart_line(carried: Results) -> dict[str, Any]:
+    """What merging experts of the chat model gives."""
+    apart = Results(APART)
+    rules = [name for name in apart.methods if name not in ("apart", "joint", "sequential")]
+    best = max(rules, key=lambda name: score(apart.known(name))["mean"])
+    return line(
+        "a chat model: learn in sequence, or merge adapters that were learned apart?",
+        "[replay, kl_base]",
+        f"five skills, {apart.orders(best)}: OP {carried.op('replay_kl')}; the best of "
+        f"{len(rules)} lines of rules, {best}, {apart.op(best)}; plain fine-tuning in sequence "
+        f"{apart.op('sequential')}, each expert on its own {apart.op('apart')}, all rows at once "
+        f"{apart.op('joint')}",
+        carried,
+        apart,
+    )
+
+
+def encoder_lines() -> list[dict[str, Any]]:
+    """What was measured on the encoder."""
+    standard, methods = Results("standard_cl"), Results("methods")
+    long, merged = Results("long_sequence"), Results("standard_cl_merge")
+    return [
         line(
             "an encoder, and some rows of each old task may be kept",
             "replay",
-            f"four tasks: OP {standard.op('replay')}, plain fine-tuning "
+            f"four tasks, three orders: OP {standard.op('replay')}, plain fine-tuning "
             f"{standard.op('sequential')}, all tasks at once {standard.op('joint')}; "
             f"recurrent_kif - replay: {standard.against('recurrent_kif_paper', 'replay')}",
             standard,
+        ),
+        line(
+            "an encoder, and many tasks (fifteen)",
+            "replay",
+            f"three orders: OP {long.op('replay')}; recurrent_kif "
+            f"{long.op('recurrent_kif_paper')}, ewc {long.op('ewc')}, olora {long.op('olora')}, "
+            f"plain fine-tuning {long.op('sequential')}",
+            long,
         ),
         line(
             "an encoder, and no old row may be kept",
             "ewc",
             f"four tasks, two orders: OP {methods.op('ewc')}, plain fine-tuning "
             f"{methods.op('sequential')}, replay {methods.op('replay')}",
+            methods,
+        ),
+        line(
+            "an encoder, and no additional time for learning",
+            "wise_ft or l2",
+            f"four tasks, two orders: {methods.time('wise_ft', 'sequential')} and "
+            f"{methods.time('l2', 'sequential')} times plain fine-tuning; OP "
+            f"{methods.op('wise_ft')} and {methods.op('l2')} where that has "
+            f"{methods.op('sequential')}",
             methods,
         ),
         line(
@@ -117,118 +223,30 @@ def lines() -> list[dict[str, Any]]:
             f"once {merged.op('joint')}, each expert on its own {merged.op('apart')}",
             merged,
         ),
-        apart_line(),
         line(
-            "no additional time for learning",
-            "wise_ft or l2",
-            f"{methods.time('wise_ft', 'sequential')} and {methods.time('l2', 'sequential')} times "
-            f"plain fine-tuning; OP {methods.op('wise_ft')} and {methods.op('l2')} where that has "
-            f"{methods.op('sequential')} (an encoder, two orders)",
-            methods,
-        ),
-        line(
-            "many tasks (fifteen)",
-            "replay",
-            f"OP {long.op('replay')}; recurrent_kif {long.op('recurrent_kif_paper')}, ewc "
-            f"{long.op('ewc')}, olora {long.op('olora')}, plain fine-tuning "
-            f"{long.op('sequential')} (an encoder, three orders)",
-            long,
-        ),
-        line(
-            "all weights or an adapter?",
+            "an encoder: all weights or an adapter?",
             "LoRA",
-            f"plain fine-tuning with LoRA {methods.op('sequential')}, of all weights "
-            f"{methods.op('sequential_whole')}, osf {methods.op('osf')} (an encoder, two orders)",
+            f"four tasks, two orders: plain fine-tuning with LoRA {methods.op('sequential')}, of "
+            f"all weights {methods.op('sequential_whole')}, osf {methods.op('osf')}",
             methods,
         ),
+    ]
+
+
+def either_lines() -> list[dict[str, Any]]:
+    """What was measured on both."""
+    standard, carried = Results("standard_cl"), Results(CARRIED)
+    return [
         line(
-            "the rows of all tasks are there at once",
+            "either kind of model, and the rows of all tasks are there at once",
             "mode: union",
-            f"OP {standard.op('joint')}, one task after another with replay "
-            f"{standard.op('replay')} (an encoder, three orders)",
-            standard,
-        ),
-    ]
-    return made
-
-
-def chat_lines() -> list[dict[str, Any]]:
-    """What the screen on the chat model says of skills alone, if there is its result file."""
-    if not (RESULTS / f"{CHAT}.json").exists():
-        return []
-    screen = Results(CHAT)
-    plain = "sequential, training.learning_rate=0.002"
-    others = (
-        f"replay alone {screen.op('replay')} with {screen.kl('replay')}, recurrent_kif alone "
-        f"{screen.op('kif_paper')} with {screen.kl('kif_paper')}, [replay, kl_base] "
-        f"{screen.op('replay_kl')} with {screen.kl('replay_kl')}, plain fine-tuning "
-        f"{screen.op(plain)} with {screen.kl(plain)}, all rows at once {screen.op('joint')}"
-    )
-    return [
-        line(
-            "a chat model whose skills matter more than its general ability",
-            "[replay, {kl_base: {strength: 0.05}}]",
-            f"five skills, one order, 60 old rows: OP {screen.op('replay_kl_weak')}, KL to the "
-            f"base {screen.kl('replay_kl_weak')}; recurrent_kif's fusion with the same anchor "
-            f"{screen.op('kif_half_kl_weak')} with {screen.kl('kif_half_kl_weak')}, without "
-            f"identification {screen.op('mask_free_kl_weak')} with "
-            f"{screen.kl('mask_free_kl_weak')}, which is level; {others}",
-            screen,
-        ),
-        *carried_lines(),
-        line(
-            "a chat model, and no old row may be kept",
-            "no method: keep a few rows of each task",
-            "each line without old rows lost three or four of four old skills: "
-            + ", ".join(f"{name} OP {screen.op(name)}" for name in WITHOUT_ROWS)
-            + f"; replay of 60 rows {screen.op('replay')}",
-            screen,
-        ),
-    ]
-
-
-def carried_lines() -> list[dict[str, Any]]:
-    """What three orders of the same skills say of learning that may take longer."""
-    if not (RESULTS / f"{CARRIED}.json").exists():
-        return []
-    carried, ours = Results(CARRIED), "kif_kl_lasting"
-    others = ", ".join(
-        f"{what} {carried.op(name)} with {carried.kl(name)}, {carried.kept(name)}"
-        for name, what in (
-            ("replay_kl_4x", "[{replay: {ratio: 2.0}}, kl_base]"),
-            ("replay", "replay alone"),
-            ("replay_kl", "[replay, kl_base]"),
-        )
-    )
-    return [
-        line(
-            "a chat model, and learning may take twice as long",
-            f"[{{recurrent_kif: {LASTING}}}, kl_base]",
-            f"five skills, three orders: OP {carried.op(ours)}, KL {carried.kl(ours)}, "
-            f"{carried.kept(ours)}; {others}. OP against replay alone "
-            f"{carried.against(ours, 'replay')}, against replay with as many old rows and the "
-            f"anchor {carried.against(ours, 'replay_kl_4x')}",
+            f"three orders: on the chat model {carried.scores('joint')}, one skill after another "
+            f"with [replay, kl_base] {carried.scores('replay_kl')}; on the encoder OP "
+            f"{standard.op('joint')}, one task after another with replay {standard.op('replay')}",
             carried,
+            standard,
         )
     ]
-
-
-def apart_line() -> dict[str, Any]:
-    """What merging experts of the chat model gives."""
-    apart, screen = Results(APART), Results(CHAT)
-    rules = [name for name in apart.methods if name not in ("apart", "joint", "sequential")]
-    best = max(rules, key=lambda name: score(apart.known(name))["mean"])
-    orders = ("one order", "two orders", "three orders")[len(apart.known(best)) - 1]
-    return line(
-        "a chat model: learn in sequence, or merge adapters that were learned apart?",
-        "[replay, kl_base]",
-        f"five skills, {orders}: the best of {len(rules)} lines of rules, {best}, OP "
-        f"{apart.op(best)} and KL {apart.kl(best)}; plain fine-tuning in sequence "
-        f"{apart.op('sequential')}, each expert on its own {apart.op('apart')}, all rows at once "
-        f"{apart.op('joint')}; with old rows {screen.op('replay_kl')} on one order and dev rows",
-        apart,
-        screen,
-    )
 
 
 def line(when: str, take: str, because: str, *results: Results) -> dict[str, Any]:
@@ -307,8 +325,6 @@ def identification() -> str:
     """Recurrent-KIF beside replay and beside fusion without identification, in all results."""
     cells = []
     for name, setting, compared in IDENTIFIED:
-        if not (RESULTS / f"{name}.json").exists():
-            continue
         results = Results(name)
         for ours, replay, mask_free in compared:
             if ours not in results.methods:

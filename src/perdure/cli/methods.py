@@ -14,6 +14,14 @@ from perdure.cli.output import Json, grid, print_described, quiet
 from perdure.reporting.measured import measured_rows, setting
 
 
+CHOICES_NOTE = (
+    "OP is the mean score of all tasks at the end; KL is that from the base, in nats per token. "
+    "An interval is Student's 95 % over the orders: (noise) says that it contains 0, and * that "
+    "the difference survives Holm's correction. The numbers are in benchmarks/results/FILE.json "
+    "of the source, and docs/choosing.md says what they do not tell."
+)
+
+
 @command(api.methods, name="[NAME]")
 def methods(arguments: Arguments, as_json: Json = False) -> None:
     """Example: perdure methods recurrent_kif"""
@@ -42,7 +50,7 @@ def _choices(recommended: list[dict[str, Any]]) -> list[RenderableType]:
     for entry in recommended:
         names = ", ".join(Path(file).stem for file in entry["files"])
         table.add_row(*map(Text, (entry["when"], entry["take"], entry["because"], names)))
-    return [table, Text("the numbers are in benchmarks/results/FILE.json of the source")]
+    return [table, Text(CHOICES_NOTE)]
 
 
 def _description(described: dict[str, Any]) -> list[RenderableType]:
