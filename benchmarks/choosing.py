@@ -5,7 +5,9 @@ prints.
 """
 
 import json
+from itertools import groupby
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from table_text import difference_text, markdown
@@ -24,6 +26,7 @@ LASTING = (  # the keywords of `kif_kl_lasting`
     "outer_batch_size: 16}"
 )
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+CHAT_MODEL, ENCODER, EITHER = "A chat model", "An encoder that classifies", "Either"
 IN_WORDS = "no method"  # how what to take begins, if it is no setting
 Cells = dict[Any, dict[str, Any]]
 
@@ -91,9 +94,10 @@ def times(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> float:
 
 
 def lines() -> list[dict[str, Any]]:
-    """The lines: `when`, `take`, `because` and `files`.
+    """The lines: `kind` of model, `when`, `take`, `number`, `because` and `files`.
 
-    Those of the chat model come first, and of either kind of model first what to begin with.
+    `number` is what decides, in short, and `because` the numbers beside it. Of each kind of model
+    the first line is what to begin with.
     """
     return [*chat_lines(), *encoder_lines(), *either_lines()]
 
@@ -102,10 +106,13 @@ def chat_lines() -> list[dict[str, Any]]:
     """What was measured on the chat model."""
     carried, orders, screen = Results(CARRIED), Results("chat_orders"), Results(CHAT)
     plain = "sequential, training.learning_rate=0.002"
+    without_rows = {name: screen.op(name) for name in WITHOUT_ROWS}
     return [
         line(
-            "a chat model, and some rows of each old task may be kept",
+            CHAT_MODEL,
+            "some rows of each old task may be kept",
             "[replay, kl_base]",
+            f"{carried.scores('replay_kl')}; plain fine-tuning {carried.scores('sequential')}",
             f"five skills, {carried.orders('replay_kl')}: {carried.scores('replay_kl')}; replay "
             f"alone {carried.scores('replay')}; plain fine-tuning "
             f"{carried.scores('sequential')}. Three tasks, three orders: OP "
@@ -116,8 +123,11 @@ def chat_lines() -> list[dict[str, Any]]:
         ),
         longer_line(carried),
         line(
-            "a chat model with old rows, whose skills matter more than its general ability",
+            CHAT_MODEL,
+            "old rows, and skills matter more than general ability",
             "[replay, {kl_base: {strength: 0.05}}]",
+            f"OP {screen.op('replay_kl_weak')}, KL {screen.kl('replay_kl_weak')}; at the default "
+            f"strength {screen.op('replay_kl')} and {screen.kl('replay_kl')} (one order)",
             f"five skills, one order of a screen: OP {screen.op('replay_kl_weak')}, KL "
             f"{screen.kl('replay_kl_weak')}; [replay, kl_base] {screen.op('replay_kl')} with "
             f"{screen.kl('replay_kl')}, replay alone {screen.op('replay')} with "
@@ -126,11 +136,25 @@ def chat_lines() -> list[dict[str, Any]]:
             screen,
         ),
         line(
-            "a chat model, and no old row may be kept",
-            "no method: keep a few rows of each task",
+            CHAT_MODEL,
+            "old rows: rows of a general kind in place of the anchor?",
+            "[replay, kl_base]",
+            f"OP {screen.op('replay_kl')}, KL {screen.kl('replay_kl')}; general rows in its place "
+            f"{screen.op('general_10')} and {screen.kl('general_10')} (one order)",
+            f"five skills, one order of a screen: [replay, kl_base] {screen.scores('replay_kl')}; "
+            f"replay and general rows, a tenth as many as new ones, {screen.scores('general_10')}; "
+            f"half as many {screen.scores('general_50')}. Both together were not measured",
+            screen,
+        ),
+        line(
+            CHAT_MODEL,
+            "no old row may be kept",
+            f"{IN_WORDS}: keep a few rows of each task",
+            f"OP at most {max(without_rows.values())} of {NUMBERS[len(without_rows)]} methods; "
+            f"with 60 rows replay has {screen.op('replay')} (one order)",
             "five skills, one order of a screen: each line without old rows lost three or four of "
             "four old skills: "
-            + ", ".join(f"{name} OP {screen.op(name)}" for name in WITHOUT_ROWS)
+            + ", ".join(f"{name} OP {op}" for name, op in without_rows.items())
             + f"; replay of 60 rows {screen.op('replay')}",
             screen,
         ),
@@ -153,8 +177,11 @@ def longer_line(carried: Results) -> dict[str, Any]:
         for what, one in zip(others.values(), differences, strict=True)
     )
     return line(
-        "a chat model with old rows, and learning may take twice as long",
+        CHAT_MODEL,
+        "old rows, and learning may take twice as long",
         f"[{{recurrent_kif: {LASTING}}}, kl_base]",
+        f"{carried.scores(ours)}; OP minus that of [replay, kl_base] "
+        f"{difference_text(differences[0])}",
         f"five skills, {carried.orders(ours)}, {carried.time(ours, default)} times the CPU seconds "
         f"of [replay, kl_base]: {carried.scores(ours)}. Its OP minus {compared}",
         carried,
@@ -167,8 +194,10 @@ def apart_line(carried: Results) -> dict[str, Any]:
     rules = [name for name in apart.methods if name not in ("apart", "joint", "sequential")]
     best = max(rules, key=lambda name: score(apart.known(name))["mean"])
     return line(
-        "a chat model: learn in sequence, or merge adapters that were learned apart?",
+        CHAT_MODEL,
+        "adapters that were learned apart: merge them?",
         "[replay, kl_base]",
+        f"OP {carried.op('replay_kl')}; merged at best {apart.op(best)}",
         f"five skills, {apart.orders(best)}: OP {carried.op('replay_kl')}; the best of "
         f"{len(rules)} lines of rules, {best}, {apart.op(best)}; plain fine-tuning in sequence "
         f"{apart.op('sequential')}, each expert on its own {apart.op('apart')}, all rows at once "
@@ -184,31 +213,40 @@ def encoder_lines() -> list[dict[str, Any]]:
     long, merged = Results("long_sequence"), Results("standard_cl_merge")
     return [
         line(
-            "an encoder, and some rows of each old task may be kept",
+            ENCODER,
+            "some rows of each old task may be kept",
             "replay",
+            f"OP {standard.op('replay')}; plain fine-tuning {standard.op('sequential')}",
             f"four tasks, three orders: OP {standard.op('replay')}, plain fine-tuning "
             f"{standard.op('sequential')}, all tasks at once {standard.op('joint')}; "
             f"recurrent_kif - replay: {standard.against('recurrent_kif_paper', 'replay')}",
             standard,
         ),
         line(
-            "an encoder, and many tasks (fifteen)",
+            ENCODER,
+            "old rows, and many tasks (fifteen)",
             "replay",
+            f"OP {long.op('replay')}; recurrent_kif {long.op('recurrent_kif_paper')}",
             f"three orders: OP {long.op('replay')}; recurrent_kif "
             f"{long.op('recurrent_kif_paper')}, ewc {long.op('ewc')}, olora {long.op('olora')}, "
             f"plain fine-tuning {long.op('sequential')}",
             long,
         ),
         line(
-            "an encoder, and no old row may be kept",
+            ENCODER,
+            "no old row may be kept",
             "ewc",
+            f"OP {methods.op('ewc')}; plain fine-tuning {methods.op('sequential')}",
             f"four tasks, two orders: OP {methods.op('ewc')}, plain fine-tuning "
             f"{methods.op('sequential')}, replay {methods.op('replay')}",
             methods,
         ),
         line(
-            "an encoder, and no additional time for learning",
+            ENCODER,
+            "learning may not take longer",
             "wise_ft or l2",
+            f"{methods.time('wise_ft', 'sequential')} and {methods.time('l2', 'sequential')} times "
+            f"plain fine-tuning; OP {methods.op('wise_ft')} and {methods.op('l2')}",
             f"four tasks, two orders: {methods.time('wise_ft', 'sequential')} and "
             f"{methods.time('l2', 'sequential')} times plain fine-tuning; OP "
             f"{methods.op('wise_ft')} and {methods.op('l2')} where that has "
@@ -216,16 +254,21 @@ def encoder_lines() -> list[dict[str, Any]]:
             methods,
         ),
         line(
-            "an encoder, and tasks that can be learned apart",
+            ENCODER,
+            "tasks that can be learned apart: merge them?",
             "perdure run ... mode=per_task merge=regmean",
+            f"OP {merged.op('regmean')}; learning in sequence {merged.op('sequential')}",
             f"four tasks, three orders, no old row: OP {merged.op('regmean')}, with average "
             f"{merged.op('average')}, learning in sequence {merged.op('sequential')}, all rows at "
             f"once {merged.op('joint')}, each expert on its own {merged.op('apart')}",
             merged,
         ),
         line(
-            "an encoder: all weights or an adapter?",
+            ENCODER,
+            "all weights or an adapter?",
             "LoRA",
+            f"plain fine-tuning with LoRA {methods.op('sequential')}, of all weights "
+            f"{methods.op('sequential_whole')}",
             f"four tasks, two orders: plain fine-tuning with LoRA {methods.op('sequential')}, of "
             f"all weights {methods.op('sequential_whole')}, osf {methods.op('osf')}",
             methods,
@@ -238,8 +281,11 @@ def either_lines() -> list[dict[str, Any]]:
     standard, carried = Results("standard_cl"), Results(CARRIED)
     return [
         line(
-            "either kind of model, and the rows of all tasks are there at once",
+            EITHER,
+            "the rows of all tasks are there at once",
             "mode: union",
+            f"OP {carried.op('joint')} (chat model) and {standard.op('joint')} (encoder); one task "
+            f"after another {carried.op('replay_kl')} and {standard.op('replay')}",
             f"three orders: on the chat model {carried.scores('joint')}, one skill after another "
             f"with [replay, kl_base] {carried.scores('replay_kl')}; on the encoder OP "
             f"{standard.op('joint')}, one task after another with replay {standard.op('replay')}",
@@ -249,9 +295,18 @@ def either_lines() -> list[dict[str, Any]]:
     ]
 
 
-def line(when: str, take: str, because: str, *results: Results) -> dict[str, Any]:
+def line(
+    kind: str, when: str, take: str, number: str, because: str, *results: Results
+) -> dict[str, Any]:
     files = [f"benchmarks/results/{r.name}.json" for r in results]
-    return {"when": when, "take": take, "because": because, "files": files}
+    return {
+        "kind": kind,
+        "when": when,
+        "take": take,
+        "number": number,
+        "because": because,
+        "files": files,
+    }
 
 
 def text() -> str:
@@ -260,21 +315,36 @@ def text() -> str:
 
 
 def table() -> str:
-    """The lines as a table of docs/choosing.md."""
-    cells = [
-        [
-            entry["when"],
-            entry["take"] if entry["take"].startswith(IN_WORDS) else f"`{entry['take']}`",
-            entry["because"],
-            ", ".join(map(_name, entry["files"])),
+    """The lines as tables of docs/choosing.md, one for each kind of model."""
+    parts = []
+    for kind, entries in groupby(lines(), key=lambda entry: entry["kind"]):
+        cells = [
+            [entry["when"], _code(entry["take"]), entry["number"], _names(entry["files"])]
+            for entry in entries
         ]
-        for entry in lines()
-    ]
-    return markdown(("you have", "take", "because", "file"), cells, text_columns=4)
+        heads = ("you have", "take", "measured", "file")
+        parts.append(f"### {kind}\n\n{markdown(heads, cells, text_columns=4)}")
+    return "\n\n".join(parts)
 
 
-def _name(file: str) -> str:
-    return f"`{Path(file).stem}`"
+def reasons() -> str:
+    """The numbers beside those of the tables, as a list of docs/choosing.md."""
+    items = []
+    for entry in lines():
+        item = (
+            f"- **{entry['kind']}, {entry['when']}** {entry['because'][0].upper()}"
+            f"{entry['because'][1:]} ({_names(entry['files'])})."
+        )
+        items += wrap(item, 110, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(items)
+
+
+def _code(take: str) -> str:
+    return take if take.startswith(IN_WORDS) else f"`{take}`"
+
+
+def _names(files: list[str]) -> str:
+    return ", ".join(f"`{Path(file).stem}`" for file in files)
 
 
 # The result file, what it is about, and its lines: Recurrent-KIF, replay of as many rows, the same

@@ -467,6 +467,7 @@ def with_tables(text: str) -> str:
         "smollm2_assistant_screen": screen_table(results("smollm2_assistant_screen")["records"]),
         "merge": merge_table(results("merge")["records"]),
         "choosing": choosing.table(),
+        "choosing_reasons": choosing.reasons(),
         "identification": choosing.identification(),
         "ablation": ablation_table(long_sequence["records"]),
     }

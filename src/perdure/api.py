@@ -1149,7 +1149,8 @@ def methods(name: str | None = None, recommend: bool = False) -> list[dict[str, 
 
     Returns:
         A mapping for each method. The methods themselves are in the package `perdure.methods`.
-        With `recommend`, a mapping for each recommendation: `when`, `take`, `because`, `files`.
+        With `recommend`, a mapping for each recommendation: the `kind` of model, `when`, what to
+        `take`, the `number` that decides, `because` (the numbers beside it) and `files`.
 
     Raises:
         PerdureError: there is no method of that name, or a name is given with `recommend`.

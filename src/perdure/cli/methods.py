@@ -2,6 +2,7 @@
 
 import inspect
 import textwrap
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from perdure.reporting.measured import measured_rows, setting
 CHOICES_NOTE = (
     "OP is the mean score of all tasks at the end; KL is that from the base, in nats per token. "
     "An interval is Student's 95 % over the orders: (noise) says that it contains 0, and * that "
-    "the difference survives Holm's correction. The numbers are in benchmarks/results/FILE.json "
-    "of the source, and docs/choosing.md says what they do not tell."
+    "the difference survives Holm's correction. docs/choosing.md has the numbers beside these, and "
+    "says what they do not tell; they are in benchmarks/results/FILE.json of the source."
 )
 
 
@@ -46,11 +47,14 @@ def _table(described: list[dict[str, Any]]) -> list[RenderableType]:
 
 
 def _choices(recommended: list[dict[str, Any]]) -> list[RenderableType]:
-    table = grid("you have", "take", "because", "file")
-    for entry in recommended:
-        names = ", ".join(Path(file).stem for file in entry["files"])
-        table.add_row(*map(Text, (entry["when"], entry["take"], entry["because"], names)))
-    return [table, Text(CHOICES_NOTE)]
+    parts: list[RenderableType] = []
+    for kind, entries in groupby(recommended, key=lambda entry: entry["kind"]):
+        table = grid("you have", "take", "measured", "file")
+        for entry in entries:
+            names = ", ".join(Path(file).stem for file in entry["files"])
+            table.add_row(*map(Text, (entry["when"], entry["take"], entry["number"], names)))
+        parts += [Text(kind, style="bold"), table]
+    return [*parts, Text(CHOICES_NOTE)]
 
 
 def _description(described: dict[str, Any]) -> list[RenderableType]:

@@ -9,6 +9,10 @@ from typing import Any
 
 
 def recommended() -> list[dict[str, Any]]:
-    """Return the lines: `when`, what to `take`, `because` of which numbers, in which `files`."""
+    """Return the lines, for a `kind` of model: `when`, and what to `take`.
+
+    `number` is what decides, in short, `because` has the numbers beside it, and `files` where they
+    are.
+    """
     text = (files("perdure.reporting") / "choosing.json").read_text(encoding="utf-8")
     return json.loads(text)
