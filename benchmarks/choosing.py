@@ -21,10 +21,7 @@ CHAT = "smollm2_assistant_screen"  # the records of the chat model that the line
 CARRIED = "smollm2_assistant"  # those of its lines that were run in several orders
 APART = "smollm2_assistant_merge"  # the records of its merged experts
 WITHOUT_ROWS = ("ewc", "wise_ft", "self_replay", "lwf", "kl_base", "kif_rehearsal_free")
-LASTING = (  # the keywords of `kif_kl_lasting`
-    "{fusion: {both: [1, 1], inner: [1, 0], outer: [0, 1], neither: [1, 0]}, beta_outer: 0.95, "
-    "outer_batch_size: 16}"
-)
+LASTING = "{preset: lasting, outer_batch_size: 16}"  # the keywords of `kif_kl_lasting`
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 CHAT_MODEL, ENCODER, EITHER = "A chat model", "An encoder that classifies", "Either"
 IN_WORDS = "no method"  # how what to take begins, if it is no setting

@@ -17,7 +17,8 @@ from table_text import difference_text, markdown, spread_text
 
 from perdure.comparison.grid import read_grid
 from perdure.comparison.summary import difference, mark_what_differs, score
-from perdure.methods import make
+from perdure.methods import keywords, make
+from perdure.methods.recurrent_kif.method import RecurrentKIF
 from perdure.reporting.choosing import recommended
 
 
@@ -149,6 +150,17 @@ def test_the_numbers_of_a_recommendation_are_those_of_the_records():
     entry = next(e for e in recommended() if "standard_cl" in e["files"][0])
     assert f"OP {by_hand:.3f}" in entry["number"]
     assert f"OP {by_hand:.3f}" in entry["because"]
+
+
+def test_the_preset_that_is_recommended_is_the_line_that_was_measured():
+    grid = yaml.safe_load((FOLDER / "grids" / "smollm2_assistant.yaml").read_text())["grid"]
+    measured = make(grid["method"]["kif_kl_lasting"])[0]
+    taken = make({"recurrent_kif": yaml.safe_load(choosing.LASTING)})[0]
+    assert isinstance(measured, RecurrentKIF)
+    assert isinstance(taken, RecurrentKIF)
+    assert measured.table == taken.table
+    for key in {*keywords("recurrent_kif")} - {"fusion"}:
+        assert getattr(measured, key) == getattr(taken, key)
 
 
 GRIDS = {

@@ -67,9 +67,10 @@ class Reference:
         return rate / base * sum(rates) / len(rates)
 
     def outer_step(self, observing):
-        """On the next four rows of memory."""
-        self.backward(self.memory.draw(self.drawn, 4))
-        self.drawn += 4
+        """On the next rows of memory, as many as in an inner step if nothing else is set."""
+        count = self.settings["outer_batch_size"] or 4
+        self.backward(self.memory.draw(self.drawn, count))
+        self.drawn += count
         if observing:
             self.outer_importance.observe()
         self.clipped_step(self.outer)

@@ -29,6 +29,7 @@ CASES = [
     ("release", {"fusion": {"soft": 0.25}}),
     ("release", {"quantile_over": "parameter"}),
     ("release", {"agree": True, "restore": "stage"}),
+    ("lasting", {"outer_batch_size": 5}),
 ]
 
 
@@ -66,11 +67,11 @@ def test_the_constructor_defaults_are_the_papers_keywords():
     assert defaults == paper
 
 
-@pytest.mark.parametrize("preset", ["paper", "release"])
+@pytest.mark.parametrize("preset", ["paper", "release", "lasting"])
 def test_a_preset_names_every_keyword_and_what_is_open_is_among_them(preset):
     of_neither = {"refresh", "states", "offload"}
     assert set(presets.RECURRENT_KIF[preset]) == set(keywords("recurrent_kif")) - of_neither
-    assert set(presets.OPEN[preset]) <= set(presets.RECURRENT_KIF[preset])
+    assert set(presets.OPEN.get(preset, {})) <= set(presets.RECURRENT_KIF[preset])
 
 
 @pytest.mark.parametrize("fusion", [{"soft": 0}, {"soft": "much"}, {"both": (1, 1)}])

@@ -1,8 +1,13 @@
-"""The keywords of Recurrent-KIF according to its two sources.
+"""The keywords of Recurrent-KIF according to its two sources, and a set of our own.
 
 `paper` follows the paper. `release` has the fusion table, betas, score and learning rate of the
 released code, but not its faults. OPEN lists what a source leaves open, with the reason for our
 value.
+
+`lasting` is from this project: the old tasks' map hardly fades from round to round, and a weight
+that neither side needs keeps the new update, so only what the old tasks need is protected. It was
+measured on a chat model beside `kl_base`, with an `outer_batch_size` of four times the batch
+(docs/identification.md).
 """
 
 from typing import Any
@@ -49,6 +54,10 @@ RECURRENT_KIF: dict[str, dict[str, Any]] = {
         "unit": "weight",
         "written": 0,
     },
+}
+RECURRENT_KIF["lasting"] = RECURRENT_KIF["paper"] | {
+    "fusion": {"both": (1, 1), "inner": (1, 0), "outer": (0, 1), "neither": (1, 0)},
+    "beta_outer": 0.95,
 }
 
 # The sources' settings of `training:`, which users can copy; a preset does not set them. The paper
