@@ -116,3 +116,22 @@ def test_a_place_where_no_folder_can_be_made_is_refused_before_any_work(tmp_path
                 begin(place)
     check_new(tmp_path / "deep" / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "file"]
+
+
+def test_an_empty_folder_that_cannot_be_replaced_is_refused_before_any_work(tmp_path, monkeypatch):
+    for name in ("empty", "mounted", "here"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    (tmp_path / "dangling").symlink_to("nothing")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "mounted")
+    for place, words in {
+        tmp_path / "link": "is a symbolic link",
+        tmp_path / "dangling": "is a symbolic link",
+        tmp_path / "mounted": "is where a disk is mounted, and cannot be replaced",
+        tmp_path / "here": "is the working folder, and cannot be replaced",
+        Path(): "is the working folder, and cannot be replaced",
+    }.items():
+        with pytest.raises(PerdureError, match=f"{place}: {words}.*give a new folder"):
+            check_new(place)
+    check_new(tmp_path / "empty")

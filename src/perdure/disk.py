@@ -29,11 +29,21 @@ def check_file(path: Path) -> None:
 def check_new(out: Path) -> None:
     """Check that a folder is new or empty, and that folders can be made beside it.
 
+    What is written is made beside it and renamed, so that an empty folder is replaced: it may be
+    neither a symbolic link, nor a place where a disk is mounted, nor the working folder.
+
     Raises:
         PerdureError: it is not, or they cannot.
     """
+    if out.is_symlink():
+        raise PerdureError(
+            f"{out}: is a symbolic link, in whose place no folder is made; give a new folder"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PerdureError(f"{out}: exists and is not empty; give a new folder")
+    if os.path.ismount(out) or (out.exists() and out.samefile(Path())):
+        what = "the working folder" if out.samefile(Path()) else "where a disk is mounted"
+        raise PerdureError(f"{out}: is {what}, and cannot be replaced; give a new folder in it")
     check_can_make(out)
 
 

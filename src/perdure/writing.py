@@ -24,6 +24,7 @@ REASONS = {
     errno.EPERM: "the operation is not permitted",
     errno.EIO: "the disk reports an error",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.EBUSY: "it is in use",
     errno.EMFILE: "too many files are open",
     errno.ENFILE: "too many files are open",
 }

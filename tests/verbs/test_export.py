@@ -208,8 +208,10 @@ def test_a_folder_that_is_not_empty_or_no_folder(place):
     Path("new").mkdir()
     export("lineage", "new")
     export("lineage", "deep/er/out")
+    export("lineage", "deeper/still/out", adapter=True)
     assert Path("new/model.safetensors").exists()
     assert Path("deep/er/out/model.safetensors").exists()
+    assert Path("deeper/still/out/adapter_model.safetensors").exists()
     assert not list(Path().rglob(".*.new"))
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from command import perdure, tree
 from perdure import PerdureError
-from perdure.api import answer, evaluate, export, rebase, revert, run, verify
+from perdure.api import answer, evaluate, export, push, rebase, revert, run, verify
 from perdure.config import load_config
 from perdure.lineage import lineage as module
 from perdure.lineage.lineage import Lineage
@@ -36,6 +36,8 @@ def test_a_base_that_moved_is_found_again(place):
         lambda: evaluate("lineage"),
         lambda: answer("lineage", ["red"]),
         lambda: export("lineage", "out"),
+        lambda: export("lineage", "out", adapter=True),
+        lambda: push("lineage", "me/mine"),
     ):
         with pytest.raises(
             PerdureError, match=r"'base': no such folder.* `perdure rebase`"

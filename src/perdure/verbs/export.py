@@ -29,7 +29,7 @@ def export_adapter(path: str | Path, out: str | Path, stage: int | None) -> Path
     """Write a stage's adapter without merging it; return its folder. See `perdure.api.export`."""
     out, lineage = Path(out), Lineage(path)
     check_new(out)
-    entry = stage_entry(lineage, stage)
+    entry = stage_entry(lineage, stage) or lineage.origin
     if entry is None:
         raise PerdureError(f"{path}: stage 0 is the base, which has no adapter")
     if entry["kind"] != "adapter":
@@ -38,6 +38,7 @@ def export_adapter(path: str | Path, out: str | Path, stage: int | None) -> Path
             "adapter; leave out --adapter"
         )
     check_kept(lineage, entry)
+    check_pin(lineage.pin)
     name, revision = lineage.config.base, lineage.pin.get("revision")
     settings, tokenizer = load_config_and_tokenizer(name, revision)
     facts = facts_of(lineage, entry, tokenizer)

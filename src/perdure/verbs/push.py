@@ -12,6 +12,7 @@ from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import check_kept, stage_entry
 from perdure.models.base import kind_of, load_config_and_tokenizer
 from perdure.models.layout import CARD
+from perdure.models.pins import check_pin
 from perdure.verbs.card import facts_of, model_card
 from perdure.verbs.export import export
 from perdure.verbs.shareable import copy_shareable
@@ -40,6 +41,7 @@ def push(path: str | Path, repository: str, stage: int | None, merged: bool, pri
     if entry is None:
         raise PerdureError(f"{path}: stage 0 is the base; learn a task before you push")
     check_kept(lineage, entry)
+    check_pin(lineage.pin)
     with tempfile.TemporaryDirectory() as folder:
         upload = Path(folder) / "stage"
         settings, tokenizer = load_config_and_tokenizer(

@@ -62,7 +62,7 @@ def copy_shareable(
         PerdureError: a file is missing, is not a file, or has another hash than in the ledger.
     """
     of_tokenizer = tokenizer_files(tokenizer)
-    to.mkdir()
+    to.mkdir(parents=True)
     for name, sha256 in sorted(entry["files"].items()):
         if not is_shareable(name, of_tokenizer):
             continue
