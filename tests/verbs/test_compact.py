@@ -181,6 +181,15 @@ def test_stages_that_are_named_are_dropped_for_good(here):
     assert result["stage"] == 3
 
 
+def test_a_folder_in_the_place_of_weights_stays(here):
+    weights = FIRST / "adapter_model.safetensors"
+    weights.unlink()
+    (weights / "own").mkdir(parents=True)
+    assert [stage["stage"] for stage in compact("lineage")["dropped"]] == [1]
+    assert (weights / "own").is_dir()
+    assert learn("lineage", task("colour"))["stage"] == 4
+
+
 def test_bad_input(here):
     for arguments, words in (
         (("compact", "lineage", 7), "no stage 7"),

@@ -1,5 +1,6 @@
 """Nothing of a lineage is used before its hash is compared with the ledger."""
 
+import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -113,6 +114,21 @@ def test_a_file_beside_whole_weights_is_not_loaded_with_them(whole_place):
     (STAGE / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(PerdureError, match=r"index\.json: is not in the ledger"):
         answer()
+
+
+def test_a_file_that_another_process_deletes_meanwhile_is_an_error_of_one_line(place, monkeypatch):
+    missing = {"name": "lineage/stages/0001-colour/model.safetensors"}
+
+    def deleted(*arguments, **keywords):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", missing["name"])
+
+    monkeypatch.setattr("perdure.verbs.show.show", deleted)
+    result = perdure("show", "lineage")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert f"{missing['name']}: missing; another process may have just deleted it" in result.err
+    missing["name"] = "elsewhere/stages/0001-colour/model.safetensors"
+    with pytest.raises(FileNotFoundError):
+        perdure("show", "lineage")
 
 
 def test_a_damaged_stage_that_was_reverted_stops_nothing(place):

@@ -29,11 +29,14 @@ from perdure.api import (
     verify,
 )
 from perdure.config import load_config
+from perdure.lineage import lineage as lineage_module
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at, stage_folder
+from perdure.models import hashing
 from perdure.say import silent
 from perdure.train import stage
 from perdure.train.stage import score
+from perdure.verbs import verify as verify_module
 from perdure.verbs.dry_run import dry_run_of_learn
 from perdure.verbs.whole_model import load_whole
 from place import init, learn, output, setting_for, stage_output, task
@@ -205,6 +208,9 @@ def test_another_lineage_goes_on_from_such_a_stage(here):
     few = {"training": here[0]["training"], "max_completion_length": 4, "max_length": 64}
     init("next", load_config({**few, "method": here[0]["method"], "threads": 1}), adapter(3))
     assert torch.equal(stage_output("next", 0), stage_output("lineage", 3))
+    begun = export("next", "begun", adapter=True)
+    assert (begun / WEIGHTS).read_bytes() == (adapter(3) / WEIGHTS).read_bytes()
+    assert "no task has been learned yet" in (begun / "README.md").read_text()
     learn("next", task("colour"))
     assert verify("next") == []
 
@@ -308,8 +314,47 @@ def test_a_reader_finds_what_another_process_has_just_put_into_a_later_stage(her
     lineage = Lineage("lineage")
     lineage.ledger = lineage.ledger[:3]  # as it was read before the third stage was learned
     assert lineage.contained == {"stages/0001-colour": ["stages/0002-animal"]}
-    assert lineage.file(lineage.at(2), WEIGHTS)
-    base_at(lineage, lineage.at(2))
+    for number in (1, 2):
+        assert lineage.file(lineage.at(number), WEIGHTS)
+        base_at(lineage, lineage.at(number))
+
+
+def test_a_reader_takes_what_is_deleted_before_it_is_read_out_of_a_later_stage(here, monkeypatch):
+    lineage = Lineage("lineage")
+    lineage.write_contained(lineage.at(2))
+
+    def file_hash(path: Path) -> str:
+        if path.name == WEIGHTS:
+            path.unlink()  # by another process
+        return hashing.file_hash(path)
+
+    monkeypatch.setattr(lineage_module, "file_hash", file_hash)
+    file = lineage.file(lineage.at(2), WEIGHTS)
+    assert file is not None
+    assert file.parent != lineage.folder(lineage.at(2))
+
+
+def test_verify_lists_a_link_beside_the_adapter_that_contains_the_others(here):
+    newest = Path("lineage/stages/0003-count")
+    (newest / "own").symlink_to("nowhere")
+    lines = verify("lineage")
+    assert [line for line in lines if "is a symbolic link" in line]
+    assert sum(f"{WEIGHTS}: missing" in line for line in lines) == 2
+
+
+def test_verify_reads_a_ledger_again_that_has_grown_meanwhile(here, monkeypatch):
+    counts = iter([3, 4])
+
+    class Then(Lineage):
+        """The lineage before its newest stage was learned, and then as it is."""
+
+        def __init__(self, *arguments, **keywords):
+            super().__init__(*arguments, **keywords)
+            self.ledger = self.ledger[: next(counts)]
+
+    monkeypatch.setattr(verify_module, "Lineage", Then)
+    assert verify("lineage") == []
+    assert list(counts) == []
 
 
 def test_repair_goes_back_to_a_stage_with_a_file_of_its_adapter(here):

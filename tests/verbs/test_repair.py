@@ -76,7 +76,9 @@ def test_ledger_settings_times_and_small_files(place):
     repair("lineage")
     assert Path("lineage/timings.json.damaged").read_text() == "{"
     assert verify("lineage") == []
+    Path("lineage/.work/repair/checkpoints").mkdir(parents=True)  # of one that was killed
     assert repair("lineage") == {"restored": [], "lost": [], "stage": 2}
+    assert not Path("lineage/.work").exists()
 
 
 @causal

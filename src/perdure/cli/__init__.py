@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from perdure import processes
 from perdure.errors import LOST, PerdureError, RefusedError
+from perdure.lineage.dropped import just_deleted
 from perdure.places import where_it_goes
 from perdure.stopping import Terminated, handled
 from perdure.writing import flush_output, in_one_line
@@ -104,7 +105,7 @@ class _Verbs(TyperGroup):
             status = stopped.status if isinstance(stopped, Terminated) else 130
             raise typer.Exit(status) from None
         except Exception as error:
-            line = in_one_line(error, OUTPUT)
+            line = in_one_line(error, OUTPUT) or just_deleted(error)
             if line is None:
                 raise
             _complain(f"error: {line}")

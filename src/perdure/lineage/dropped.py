@@ -36,3 +36,18 @@ def gone(path: Path, history: History, entry: dict[str, Any]) -> str:
         f"{path}: the weights of stage {entry['stage']} were {how}; "
         f"{how_to_restore(path, entry['stage'], entry['verb'])}; available: {stages}the base (0)"
     )
+
+
+def just_deleted(error: BaseException) -> str | None:
+    """Return the error line for a file that another process has deleted while a verb read it.
+
+    A new stage deletes weights of earlier ones. None means that the error is of another kind.
+    """
+    if not isinstance(error, FileNotFoundError) or not isinstance(error.filename, str | Path):
+        return None
+    folder = Path(error.filename).parent
+    path = folder.parent.parent
+    if folder.parent.name != "stages" or not (path / "lineage.yaml").is_file():
+        return None
+    name = error.filename
+    return f"{name}: missing; another process may have just deleted it, repeat the command"

@@ -309,8 +309,9 @@ class Lineage(History):
         if name in self.dropped_files(entry):
             raise PerdureError(gone(self.path, self, entry))
         path = self.folder(entry) / name
-        if path.is_file() and file_hash(path) == entry["files"][name]:
-            return path
+        with suppress(FileNotFoundError):  # another process may have just deleted it
+            if path.is_file() and file_hash(path) == entry["files"][name]:
+                return path
         if not path.exists() and self._is_contained(entry, name):
             return self.loadable(entry) / name
         raise self._damaged(path)
@@ -366,26 +367,30 @@ class Lineage(History):
     def _holders(self, entry: dict[str, Any]) -> list[str]:
         """Return the folders of the stages that contain the adapter of another one, newest first.
 
-        If the file of the other's adapter is gone without one, another process may have learned
-        the next stage since the ledger was read.
+        If neither the other nor one of them has the file of its adapter, another process may have
+        learned further stages since the ledger was read, and those of the present ledger follow.
         """
         folder = entry.get("folder", "")
         known = self.contained.get(folder, [])
-        if known or not folder or (self.path / folder / ADAPTER_WEIGHTS).exists():
+        if not folder or any((self.path / f / ADAPTER_WEIGHTS).exists() for f in [folder, *known]):
             return known
         now = History()
         now.ledger = read_ledger(self.path / "ledger.jsonl")
-        return now.contained.get(folder, [])
+        return [*known, *(f for f in now.contained.get(folder, ()) if f not in known)]
 
     def _cut_out(self, entry: dict[str, Any], name: str) -> bytes | None:
         """Return a file of a stage that a later one contains; None if none does."""
         if not self._is_contained(entry, name):
             return None
         folder, sha256 = self.folder(entry), entry["files"][name]
-        for later in self._holders(entry):
-            content = cut_out(self.folder({"folder": later}), folder, sha256)
-            if content is not None:
-                return content
+        tried: list[str] = []
+        # Once more, as another process may delete the file of a later stage while it is read.
+        while untried := [later for later in self._holders(entry) if later not in tried]:
+            for later in untried:
+                content = cut_out(self.folder({"folder": later}), folder, sha256)
+                if content is not None:
+                    return content
+            tried += untried
         return None
 
     def is_deleted(self, entry: dict[str, Any]) -> bool:
@@ -394,9 +399,9 @@ class Lineage(History):
 
     def is_intact(self, entry: dict[str, Any], name: str) -> bool:
         """Return whether a stage has a file, or a later one contains it, as it was written."""
-        if self._is_contained(entry, name) and not (self.folder(entry) / name).exists():
-            return self._cut_out(entry, name) is not None
         try:
+            if self._is_contained(entry, name) and not (self.folder(entry) / name).exists():
+                return self._cut_out(entry, name) is not None
             return self.file(entry, name) is not None
         except PerdureError:
             return False
@@ -571,6 +576,7 @@ class Lineage(History):
             for folder, patterns in self.dropped.items()
             for pattern in patterns
             for file in sorted(self.folder({"folder": folder}).glob(pattern))
+            if not file.is_dir()  # none of Perdure's
         ]
 
     def _delete_contained(self) -> None:

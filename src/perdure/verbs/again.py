@@ -16,7 +16,7 @@ from perdure.data.task import Split, Task
 from perdure.disk import fresh_folder, remove, usual_modes
 from perdure.errors import PerdureError
 from perdure.lineage.files import hash_folder
-from perdure.lineage.history import learned_by
+from perdure.lineage.history import REPAIR, learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.names import WORK
 from perdure.lineage.settings import loaded
@@ -45,7 +45,7 @@ class Earlier(Lineage):
         self.ledger = self.ledger[:lines]
         self.settings = self.settings_at(lines) or self.settings
         self.config = loaded(self.settings, self.pin, self.path)
-        self.again = self.path / WORK / "repair"
+        self.again = self.path / WORK / REPAIR
 
     @property
     def pin(self) -> dict[str, Any]:
@@ -150,9 +150,15 @@ def learn_again(again: Again, wanted: list[str], data: str | Path | None, say: S
             raise PerdureError(f"learned again, {other[0]} has other bytes{why}")
         _put_back(built, earlier.path / entry["folder"], wanted)
     finally:
-        remove(earlier.again)
-        with suppress(OSError):  # it has the checkpoints of a task that was stopped
-            earlier.again.parent.rmdir()
+        remove_unfinished(earlier.path)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Delete the working folder of `learn_again`, which a stopped process has left."""
+    folder = path / WORK / REPAIR
+    remove(folder)
+    with suppress(OSError):  # it has the checkpoints of a task that was stopped
+        folder.parent.rmdir()
 
 
 def _put_back(built: Path, folder: Path, names: list[str]) -> None:

@@ -128,7 +128,7 @@ def _holder(lineage: Lineage, folder: str, without: Sequence[int] = ()) -> int |
     """
 
     def has_file(folder: str) -> bool:
-        return (lineage.path / folder / ADAPTER_WEIGHTS).exists()
+        return (lineage.path / folder / ADAPTER_WEIGHTS).is_file()
 
     if has_file(folder):
         return None
@@ -185,7 +185,7 @@ def _stages_with_files(
         lost[stage] = lost[stage] or _why_not_from_its_parent(lineage, entry, lost)
         folder = lineage.folder(entry)
         files = [folder / name for name in entry["files"] if matches(name, COMPACTED)]
-        files = [file for file in files if file.exists() and file not in left]
+        files = [file for file in files if file.is_file() and file not in left]
         is_within = _holder(lineage, entry["folder"]) is not None
         if stage in named if is_within else files:
             stages.append(_Stage(entry, files, lost[stage]))

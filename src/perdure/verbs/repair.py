@@ -15,7 +15,12 @@ from perdure.lineage.schema import check_ledger
 from perdure.models.hashing import file_hash, hash_again
 from perdure.models.layout import ADAPTER_WEIGHTS, CARD
 from perdure.say import Say
-from perdure.verbs.again import learn_again, open_again, parent_learned_from
+from perdure.verbs.again import (
+    learn_again,
+    open_again,
+    parent_learned_from,
+    remove_unfinished,
+)
 from perdure.verbs.verify import base_problems, not_in_the_ledger
 from perdure.writing import sync
 
@@ -38,6 +43,7 @@ def repair(
         restored += replace_links(path, entries)
         restored += mend_small_files(path, entries)
         lineage = Lineage(path, edited=True)
+        remove_unfinished(path)
         wanted = [] if stage is None else [lineage.at(stage)]
         restored += _already_there(lineage, wanted)
         damaged_within = _damaged_within(lineage)

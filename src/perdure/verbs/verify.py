@@ -5,7 +5,7 @@ from typing import Any
 
 from perdure.errors import PerdureError
 from perdure.lineage.files import hash_folder
-from perdure.lineage.ledger import differences_from_newest, line_ends_changed
+from perdure.lineage.ledger import differences_from_newest, line_ends_changed, read_ledger
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.mending import has_only_other_line_ends
 from perdure.lineage.names import REFUSED, REFUSED_STAGE, STAGE, TIMINGS
@@ -29,6 +29,14 @@ def verify(path: str | Path) -> list[str]:
     """
     hash_again()
     lineage = Lineage(path, edited=True)
+    problems = _problems(lineage)
+    # Another process may have written to the lineage meanwhile.
+    is_older = problems and read_ledger(lineage.path / "ledger.jsonl") != lineage.ledger
+    return verify(path) if is_older else problems
+
+
+def _problems(lineage: Lineage) -> list[str]:
+    """Return a line for each difference from a ledger that was read before."""
     problems = differences_from_newest(lineage.path / "ledger.jsonl")
     for entry in lineage.ledger:
         if "folder" in entry and not lineage.is_deleted(entry):
