@@ -194,8 +194,10 @@ def test_whole_weights_have_no_adapter_to_export(whole_place, kind):
 def test_an_adapter_for_each_task_is_exported_one_by_one(place):
     settings = Lineage("lineage").config.to_dict() | {"mode": "per_task", "lineage": "each"}
     run(load_config(settings))
-    with pytest.raises(PerdureError, match=r"per_task has one adapter per task.* with --stage"):
+    with pytest.raises(PerdureError, match=r"per_task has one adapter for each.* with --stage"):
         export("each", "out")
+    with pytest.raises(PerdureError, match=r"per_task has one adapter for each.* with --stage"):
+        export("each", "out", adapter=True)
     export("each", "out", 1)
     torch.testing.assert_close(plain_output("causal"), stage_output("each", 1))
 

@@ -29,6 +29,7 @@ def export_adapter(path: str | Path, out: str | Path, stage: int | None) -> Path
     """Write a stage's adapter without merging it; return its folder. See `perdure.api.export`."""
     out, lineage = Path(out), Lineage(path)
     check_new(out)
+    _check_is_one(lineage, stage)
     entry = stage_entry(lineage, stage) or lineage.origin
     if entry is None:
         raise PerdureError(f"{path}: stage 0 is the base, which has no adapter")
@@ -61,11 +62,7 @@ def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | No
         raise PerdureError(f"dtype {dtype!r} is not a choice; {nearest(dtype, get_args(Dtype))}")
     lineage = Lineage(path)
     entry = stage_entry(lineage, stage)
-    if lineage.config.mode == "per_task" and stage is None and len(lineage.stages) > 1:
-        raise PerdureError(
-            f"{path}: mode per_task has one adapter per task, and they cannot be merged into one "
-            "model; choose one with --stage"
-        )
+    _check_is_one(lineage, stage)
     check_pin(lineage.pin)
     lineage.config.quantization = None
     base = base_at(lineage, entry)
@@ -92,6 +89,15 @@ def export(path: str | Path, out: str | Path, stage: int | None, dtype: str | No
         check_shareable(unfinished, of_tokenizer)
         publish(unfinished, out)
     return out
+
+
+def _check_is_one(lineage: Lineage, stage: int | None) -> None:
+    """Refuse to choose a stage if each answers a task of its own."""
+    if lineage.config.mode == "per_task" and stage is None and len(lineage.stages) > 1:
+        raise PerdureError(
+            f"{lineage.path}: mode per_task has one adapter for each task, and they do not make up "
+            "one model; choose one with --stage"
+        )
 
 
 def _merged(base: Base, where: str) -> Any:

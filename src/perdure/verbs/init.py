@@ -16,6 +16,7 @@ from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import stage_folder
 from perdure.models.as_is import settings_file
 from perdure.models.base import load_base, load_tokenizer, read_base
+from perdure.models.checkpoints import check_base_of
 from perdure.models.finite_weights import check_weights
 from perdure.models.layout import ADAPTER_SETTINGS, ADAPTER_WEIGHTS
 from perdure.models.pins import pin
@@ -66,10 +67,14 @@ def init(
     if adapter:
         adapter = stage_folder(adapter)
         config.adapter = adapter_settings(adapter, config)
+        written = _read(adapter)
+        trained_on = written.get("base_model_name_or_path")
         if config.base == Config.base:
-            written = _read(adapter)
-            config.base = written.get("base_model_name_or_path") or config.base
+            config.base = trained_on or config.base
             config.revision = config.revision or written.get("revision")
+        elif trained_on and Path(trained_on).is_dir():  # a name of the hub may have a copy here
+            pinned = pin(config.base, config.revision)
+            check_base_of(Path(adapter), pinned, whose=pinned["name"])
     info = None
     if chosen is not None:
         check_values(config)
