@@ -18,7 +18,8 @@ from perdure.measure.statistics import mean
 
 RESULTS = Path(__file__).parent / "results"
 CHAT = "smollm2_assistant_screen"  # the records of the chat model that the lines below use
-CARRIED = "smollm2_assistant"  # those of its lines that were run in several orders
+CARRIED = "smollm2_assistant"  # those of its lines that were run in three orders
+CONFIRMED = "smollm2_assistant_confirm"  # the candidate and three others in six orders
 APART = "smollm2_assistant_merge"  # the records of its merged experts
 WITHOUT_ROWS = ("ewc", "wise_ft", "self_replay", "lwf", "kl_base", "kif_rehearsal_free")
 LASTING = "{preset: lasting, outer_batch_size: 16}"  # the keywords of `kif_kl_lasting`
@@ -118,7 +119,7 @@ def chat_lines() -> list[dict[str, Any]]:
             carried,
             orders,
         ),
-        longer_line(carried),
+        longer_line(Results(CONFIRMED)),
         line(
             CHAT_MODEL,
             "old rows, and skills matter more than general ability",
@@ -159,15 +160,15 @@ def chat_lines() -> list[dict[str, Any]]:
     ]
 
 
-def longer_line(carried: Results) -> dict[str, Any]:
-    """What the orders of five skills say of learning that may take longer."""
+def longer_line(confirmed: Results) -> dict[str, Any]:
+    """What six orders of five skills say of learning that may take longer."""
     ours, default = "kif_kl_lasting", "replay_kl"
     others = {
         default: "[replay, kl_base]",
         "replay_kl_4x": "[{replay: {ratio: 2.0}}, kl_base] (as many old rows)",
         "replay": "replay alone",
     }
-    differences = [difference(carried.known(ours), carried.known(other)) for other in others]
+    differences = [difference(confirmed.known(ours), confirmed.known(other)) for other in others]
     mark_what_differs(differences)
     compared = "; ".join(
         f"that of {what}: {difference_text(one)}"
@@ -177,11 +178,11 @@ def longer_line(carried: Results) -> dict[str, Any]:
         CHAT_MODEL,
         "old rows, and learning may take twice as long",
         f"[{{recurrent_kif: {LASTING}}}, kl_base]",
-        f"{carried.scores(ours)}; OP minus that of [replay, kl_base] "
+        f"{confirmed.scores(ours)}; OP minus that of [replay, kl_base] "
         f"{difference_text(differences[0])}",
-        f"five skills, {carried.orders(ours)}, {carried.time(ours, default)} times the CPU seconds "
-        f"of [replay, kl_base]: {carried.scores(ours)}. Its OP minus {compared}",
-        carried,
+        f"five skills, {confirmed.orders(ours)}, {confirmed.time(ours, default)} times the CPU "
+        f"seconds of [replay, kl_base]: {confirmed.scores(ours)}. Its OP minus {compared}",
+        confirmed,
     )
 
 
@@ -383,7 +384,12 @@ IDENTIFIED = (
     (
         CARRIED,
         "the same chat model and skills, test rows",
-        [("recurrent_kif", "replay", None), ("kif_kl_lasting", "replay_kl_4x", None)],
+        [("recurrent_kif", "replay", None), ("kif_kl_lasting", "replay_kl_4x", "mask_free_kl_4x")],
+    ),
+    (
+        CONFIRMED,
+        "the same, with the reverses of these orders",
+        [("kif_kl_lasting", "replay_kl_4x", None)],
     ),
 )
 

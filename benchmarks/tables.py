@@ -57,7 +57,10 @@ ABLATION: dict[str, tuple[float, float] | None] = {
 REFERENCES = {"replay": "OP - replay [95 %]", "mask_free": "OP - mask-free [95 %]"}
 CARRIED = tuple(
     name
-    for name in ("smollm2_assistant", "smollm2_superni", "smollm2_standard_cl")
+    for name in (
+        *("smollm2_assistant", "smollm2_assistant_confirm"),
+        *("smollm2_superni", "smollm2_standard_cl"),
+    )
     if (HERE / "results" / f"{name}.json").exists()
 )
 MERGED = ("standard_cl_merge", "smollm2_assistant_merge", "smollm2_assistant_merge_rates")
