@@ -23,7 +23,7 @@ def test_the_tables_are_made_from_the_result_files(monkeypatch):
 
     for path in tables.PAGES:
         text = path.read_text(encoding="utf-8")
-        assert "-->\n| " in text
+        assert "\n| ---" in text
         assert tables.with_tables(text) == text
     for name, drawn in tables.pictures().items():
         assert (ROOT / "docs" / f"{name}.svg").read_text(encoding="utf-8") == drawn

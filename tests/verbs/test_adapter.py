@@ -251,18 +251,17 @@ def test_settings_besides_the_adapters_own(bare):
 def test_an_adapter_of_another_base(bare):
     save_tiny("seq2seq", Path("t5"))
     plain_adapter("seq2seq", "of-t5", "t5")
-    refused("PEFT refuses these settings|do not load|trained on another base", "of-t5", base="base")
+    refused(
+        "PEFT refuses these settings|do not load|belongs to another model", "of-t5", base="base"
+    )
     model = AutoModelForCausalLM.from_pretrained("base")
     model.config.num_hidden_layers = 1
     del model.model.layers[1]
     model.save_pretrained("short")
     AutoTokenizer.from_pretrained("base").save_pretrained("short")
     plain_adapter("causal", "of-short", "short")
-    shutil.move("short", "gone")  # so that the two bases cannot be compared
     refused("of-short: the adapter belongs to another model", "of-short", base="base")
-    shutil.move("base", "base-gone")
-    refused("mine: the adapter belongs to another model", base="gone")
-    shutil.move("base-gone", "base")
+    refused("mine: the adapter belongs to another model", base="short")
     tensors = load_file("mine/adapter_model.safetensors")
     narrow = {name: tensor[:, :-1].contiguous() for name, tensor in tensors.items()}
     save_file(narrow, "mine/adapter_model.safetensors", metadata={"format": "pt"})

@@ -67,14 +67,10 @@ def init(
     if adapter:
         adapter = stage_folder(adapter)
         config.adapter = adapter_settings(adapter, config)
-        written = _read(adapter)
-        trained_on = written.get("base_model_name_or_path")
         if config.base == Config.base:
-            config.base = trained_on or config.base
+            written = _read(adapter)
+            config.base = written.get("base_model_name_or_path") or config.base
             config.revision = config.revision or written.get("revision")
-        elif trained_on and Path(trained_on).is_dir():  # a name of the hub may have a copy here
-            pinned = pin(config.base, config.revision)
-            check_base_of(Path(adapter), pinned, whose=pinned["name"])
     info = None
     if chosen is not None:
         check_values(config)
@@ -96,12 +92,13 @@ def begin(
     config, files = plan.config, None
     config.threads = config.threads or torch.get_num_threads()
     try_base(plan, adapter, say)
-    if adapter:
-        files = {
-            name: (Path(adapter) / name).read_bytes()
-            for name in (ADAPTER_WEIGHTS, ADAPTER_SETTINGS)
-        }
     pinned = pin(config.base, config.revision)
+    if adapter:
+        folder = Path(adapter)
+        trained_on = _read(folder).get("base_model_name_or_path")
+        if trained_on and Path(trained_on).is_dir():  # of a name on the hub, the base may be a copy
+            check_base_of(folder, pinned, whose=pinned["name"])
+        files = {name: (folder / name).read_bytes() for name in (ADAPTER_WEIGHTS, ADAPTER_SETTINGS)}
     config.revision = pinned.get("revision")
     return Lineage.create(path, config, pinned, files)
 
