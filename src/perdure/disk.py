@@ -41,8 +41,9 @@ def check_new(out: Path) -> None:
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PerdureError(f"{out}: exists and is not empty; give a new folder")
-    if os.path.ismount(out) or (out.exists() and out.samefile(Path())):
-        what = "the working folder" if out.samefile(Path()) else "where a disk is mounted"
+    is_working_folder = out.exists() and out.samefile(Path())
+    if is_working_folder or os.path.ismount(out):
+        what = "the working folder" if is_working_folder else "where a disk is mounted"
         raise PerdureError(f"{out}: is {what}, and cannot be replaced; give a new folder in it")
     check_can_make(out)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from perdure.methods.shared.importance import chunk_size, put
+from perdure.methods.shared.importance import chunk_size, pieces_of, put
 from perdure.models.sharded import local
 
 
@@ -104,25 +104,20 @@ class PiecewiseAdamW(torch.optim.AdamW):
 def _pieces(parameters: Sequence[nn.Parameter]) -> list[list[tuple[nn.Parameter, Place]]]:
     """The pieces of parameters with gradients; one that cannot be flattened is a piece alone.
 
-    Each tensor is cut at the same places whatever stands before it, as kernels round the last few
-    values of a part, which do not fill a register, differently.
+    They are cut apart, as kernels round the last few values of a part, which do not fill a
+    register, differently.
     """
-    pieces: list[list[tuple[nn.Parameter, Place]]] = []
-    size = used = chunk_size(local(parameters[0]).device) if parameters else 0
-    for parameter in parameters:
-        own, gradient = local(parameter), local(parameter.grad)  # type: ignore[arg-type]
-        if not (own.is_contiguous() and gradient.is_contiguous()):
-            pieces.append([(parameter, None)])
-            used = size
-            continue
-        for begin in range(0, own.numel(), size):
-            part = slice(begin, min(begin + size, own.numel()))
-            if used + part.stop - part.start > size:
-                pieces.append([])
-                used = 0
-            pieces[-1].append((parameter, part))
-            used += part.stop - part.start
-    return pieces
+    flat: list[nn.Parameter] = []
+    other: list[nn.Parameter] = []
+    for p in parameters:
+        is_flat = p.grad is not None and all(local(t).is_contiguous() for t in (p, p.grad))
+        (flat if is_flat else other).append(p)
+    own = [local(parameter) for parameter in flat]
+    pieces = pieces_of(own, chunk_size(own[0].device), apart=True) if own else []
+    placed: list[list[tuple[nn.Parameter, Place]]] = [[(parameter, None)] for parameter in other]
+    for piece in pieces:
+        placed.append([(flat[number], place) for number, place, _ in piece.parts])
+    return placed
 
 
 def _at(tensor: Tensor, place: Place) -> Tensor:

@@ -87,12 +87,14 @@ def pieces_of(tensors: Sequence[Tensor], size: int, apart: bool = False) -> list
     """The pieces of the flat buffer of some tensors, all of `size` values but the last.
 
     With `apart`, large tensors share no piece with others, so that `read` need not copy them, and
-    more pieces have fewer values.
+    small ones are not cut: each is cut at the same places whatever stands before it. More pieces
+    then have fewer values.
     """
     pieces, begin, used = [], 0, size
     for number, tensor in enumerate(tensors):
         is_apart = apart and tensor.numel() * 4 > size
-        used = size if is_apart else used
+        begins_piece = is_apart or (apart and used + tensor.numel() > size)
+        used = size if begins_piece else used
         done = 0
         while done < tensor.numel():
             if used == size:
