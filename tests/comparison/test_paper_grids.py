@@ -75,6 +75,8 @@ def test_a_dry_run_finds_nothing_to_mend(name, data, bases, tmp_path, monkeypatc
     command = ("compare", FOLDER / f"{name}.yaml", f"base={base}", *SMALL, *([] if whole else few))
     result = perdure(*command, "--data", data, "--dry-run", "--json")
     assert result.status == 0, result.err
+    assert "a train row" in result.err
+    assert "a dev row" not in result.err  # those of a benchmark are not measured unless asked for
     plan = result.json
     settings = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     orders, seeds = (settings["grid"][key] for key in ("tasks", "seed"))

@@ -19,6 +19,7 @@ from perdure.lineage.files import dump, locked, write_text
 from perdure.models.base import BaseInfo
 from perdure.models.targets import check_carries
 from perdure.prepare import Plan, check_general, check_tasks, prepare
+from perdure.prepare.dev import with_dev_rows
 from perdure.prepare.merged import check_merge
 from perdure.prepare.settings import check_values
 from perdure.say import Say
@@ -166,5 +167,6 @@ def _check_rows(grid: Grid, bases: Bases) -> list[str]:
     lines = []
     for cell in grid.cells(grid.lines[0], {})[:: len(grid.seeds)]:
         plan = prepared(cell, bases)
-        lines += check_tasks(plan, load_stream(plan.config))
+        tasks = [with_dev_rows(plan.config, task) for task in load_stream(plan.config)]
+        lines += check_tasks(plan, tasks)
     return list(dict.fromkeys(lines))
