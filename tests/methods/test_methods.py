@@ -35,8 +35,9 @@ from train.engine import (
 
 pytestmark = pytest.mark.own
 EVERY = methods.names()
-# The factors A of inflora are chosen and frozen there; self_replay rehearses what the base writes.
-FROM_THE_FIRST_TASK = ("inflora", "self_replay")
+# There, inflora chooses and freezes the factors A, self_replay rehearses what the base writes, and
+# finch has rates of its own.
+FROM_THE_FIRST_TASK = ("finch", "inflora", "self_replay")
 # Together they rehearse, take side gradients, edit gradients and measure the weights they end with.
 ON_EVERY_KIND = ("sequential", "replay", "recurrent_kif", "ewc")
 
