@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import choosing
+import confirmed
 import defaults
 import picture
 from table_text import difference_text, markdown, spread_text
@@ -59,7 +60,7 @@ CARRIED = tuple(
     name
     for name in (
         *("smollm2_assistant", "smollm2_assistant_confirm"),
-        *("smollm2_superni", "smollm2_standard_cl"),
+        *("smollm2_superni", "smollm2_superni_confirm", "smollm2_standard_cl"),
     )
     if (HERE / "results" / f"{name}.json").exists()
 )
@@ -472,6 +473,7 @@ def with_tables(text: str) -> str:
         "choosing": choosing.table(),
         "choosing_reasons": choosing.reasons(),
         "identification": choosing.identification(),
+        "confirmed": confirmed.table(),
         "ablation": ablation_table(long_sequence["records"]),
     }
     for name, table in tables.items():

@@ -73,9 +73,11 @@ class FINCH(Method):
     def on_pre_optimizer_step(self, args, state, control, optimizer: Any = None, **kwargs):
         total, items = self.engine.of_all_processes(self.sums[None]).sum(0).tolist()
         self.sums.zero_()
-        loss = total / items
-        self.mean = loss if self.mean is None else self.beta * self.mean + (1 - self.beta) * loss
-        factor = min(self.most, math.sqrt(self.loss / (self.mean + EPSILON)))
+        mean = loss = total / items
+        if self.mean is not None:
+            mean = self.beta * self.mean + (1 - self.beta) * loss
+        factor = min(self.most, math.sqrt(self.loss / (mean + EPSILON)))
+        self.mean = mean
         self.rates = [(group["lr"], factor * group["lr"]) for group in optimizer.param_groups]
         for group, (_, rate) in zip(optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate

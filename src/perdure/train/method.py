@@ -68,6 +68,8 @@ class Engine(Steps, Protocol):
 
     def next_start(self) -> dict[str, Tensor]: ...
 
+    def of_all_processes(self, tensor: Tensor) -> Tensor: ...
+
 
 @dataclass
 class TaskContext:
