@@ -159,7 +159,8 @@ def test_the_preset_that_is_recommended_is_the_line_that_was_measured():
     assert isinstance(measured, RecurrentKIF)
     assert isinstance(taken, RecurrentKIF)
     assert measured.table == taken.table
-    for key in {*keywords("recurrent_kif")} - {"fusion"}:
+    assert measured.outer_rows(4) == taken.outer_rows(4)  # the batches had 4 rows
+    for key in {*keywords("recurrent_kif")} - {"fusion", "outer_batch_size", "outer_ratio"}:
         assert getattr(measured, key) == getattr(taken, key)
 
 

@@ -45,6 +45,7 @@ NUMBERS = [  # a key, and what it refuses besides text, lists and numbers that a
     ("method.recurrent_kif.beta_inner", "-0.1 1"),
     ("method.recurrent_kif.outer_learning_rate", "-1"),
     ("method.recurrent_kif.outer_batch_size", "0 -1"),
+    ("method.recurrent_kif.outer_ratio", "0 -1 null"),
     ("method.recurrent_kif.fusion", "{both: 1, inner: [1, 0], outer: [0, 1], neither: [0, 0]}"),
 ]
 VALUES = [

@@ -39,7 +39,7 @@ def ratio(line: Line) -> float | None:
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
     for method in methods:
         if isinstance(method, RecurrentKIF):
-            rows = method.outer_steps * (method.outer_batch_size or batch)
+            rows = method.outer_steps * method.outer_rows(batch)
             return rows / (method.inner_steps * batch)
     return None
 

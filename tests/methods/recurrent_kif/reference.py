@@ -67,8 +67,8 @@ class Reference:
         return rate / base * sum(rates) / len(rates)
 
     def outer_step(self, observing):
-        """On the next rows of memory, as many as in an inner step if nothing else is set."""
-        count = self.settings["outer_batch_size"] or 4
+        """On the next rows of memory, by default as many as in an inner step."""
+        count = self.settings["outer_batch_size"] or round(4 * self.settings["outer_ratio"])
         self.backward(self.memory.draw(self.drawn, count))
         self.drawn += count
         if observing:

@@ -29,7 +29,8 @@ CASES = [
     ("release", {"fusion": {"soft": 0.25}}),
     ("release", {"quantile_over": "parameter"}),
     ("release", {"agree": True, "restore": "stage"}),
-    ("lasting", {"outer_batch_size": 5}),
+    ("lasting", {"outer_ratio": 1.25}),
+    ("lasting", {"outer_batch_size": 3}),
 ]
 
 

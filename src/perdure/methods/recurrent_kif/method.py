@@ -25,6 +25,7 @@ from perdure.models.kinds import Kind
 from perdure.seeds import derive
 from perdure.train.memory import Memory
 from perdure.train.method import Family, Keeps, TaskContext
+from perdure.train.step import rows_of_a_step
 
 
 WRITTEN = "(written)"  # the name of the base's own rows among the old tasks
@@ -60,8 +61,8 @@ class RecurrentKIF(StandaloneMethod):
 
     The presets `paper` and `release` are those of the two sources. `lasting` is this project's: the
     outer map hardly fades from round to round, and a weight that neither side needs keeps the new
-    update. It was measured on a chat model beside `kl_base`, with an `outer_batch_size` of four
-    times the batch (docs/identification.md).
+    update, and a memory step has four times the rows of a training step. It was measured on a chat
+    model beside `kl_base` (docs/identification.md).
 
     It is also a callback of any `transformers.Trainer`, including SFTTrainer:
     `RecurrentKIF(memory=...)`, with a dataset of features or raw rows, or a mapping of task names
@@ -83,8 +84,9 @@ class RecurrentKIF(StandaloneMethod):
         outer_learning_rate: the rate of the memory steps; null uses that of the training.
         outer_schedule: `inner` (the rate times the mean of the training's schedule over the steps
             of the round) or `constant`.
-        outer_batch_size: the number of remembered rows in a memory step; null uses that of a full
-            training step, over all processes.
+        outer_batch_size: the number of remembered rows in a memory step; null uses `outer_ratio`.
+        outer_ratio: the remembered rows in a memory step for each row of a full training step, over
+            all processes, above 0. A memory of fewer rows is learned as a whole in each step.
         outer_optimizer: `own`, or `shared`: the training's optimizer takes the memory steps, at the
             mean rate of the round, and its moments mix both sides. This is a control, for a fault
             of the released code.
@@ -133,6 +135,7 @@ class RecurrentKIF(StandaloneMethod):
     outer_learning_rate: float | None = None
     outer_schedule: Literal["inner", "constant"] = "inner"
     outer_batch_size: int | None = None
+    outer_ratio: float = 1.0
     outer_optimizer: Literal["own", "shared"] = "own"
     momentum: Momentum = "keep"
     quantile_over: Extent = "all"
@@ -173,6 +176,11 @@ class RecurrentKIF(StandaloneMethod):
             raise PerdureError(
                 "recurrent_kif: needs outer_learning_rate >= 0 and outer_batch_size >= 1, got "
                 f"{rate} and {rows}; null uses those of the training"
+            )
+        if self.outer_ratio <= 0:
+            raise PerdureError(
+                f"recurrent_kif: outer_ratio must be above 0, got {self.outer_ratio}; 1 takes as "
+                "many remembered rows in a memory step as a training step has"
             )
 
     def _check_rows(self) -> None:
@@ -250,11 +258,15 @@ class RecurrentKIF(StandaloneMethod):
             steps=self.outer_steps,
             rate=self.outer_learning_rate,
             constant=self.outer_schedule == "constant",
-            rows=self.outer_batch_size,
+            rows=self.outer_rows(rows_of_a_step(args)),
             shared=self.outer_optimizer == "shared",
             offload=self.offload,
             states=torch.bfloat16 if self.states == "bfloat16" else None,
         )
+
+    def outer_rows(self, training_rows: int) -> int:
+        """The remembered rows in a memory step, where a full training step has `training_rows`."""
+        return self.outer_batch_size or max(round(self.outer_ratio * training_rows), 1)
 
     def _rounds(self) -> Rounds | RowRounds:
         if self.unit == "row":

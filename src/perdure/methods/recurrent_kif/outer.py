@@ -12,7 +12,6 @@ from perdure.methods.recurrent_kif.adamw import PiecewiseAdamW
 from perdure.methods.recurrent_kif.rates import initial_rates_of
 from perdure.seeds import derive
 from perdure.train.method import Steps, TaskContext
-from perdure.train.step import rows_of_a_step
 
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -32,8 +31,7 @@ class OuterLearner:
         steps: the number of steps in a round.
         rate: the learning rate; None uses that of each of the training's groups.
         constant: whether the rate is constant or follows the training's schedule.
-        rows: the number of remembered rows in a step, or all if the memory has fewer; None uses
-            that of a full training step.
+        rows: the number of remembered rows in a step, or all if the memory has fewer.
         shared: whether the training's optimizer takes these steps too, at its own rates.
         offload: whether the moments are in host memory.
         states: the data type of the first moment; None is that of the weights.
@@ -49,7 +47,7 @@ class OuterLearner:
         steps: int,
         rate: float | None,
         constant: bool,
-        rows: int | None,
+        rows: int,
         shared: bool,
         offload: bool = False,
         states: torch.dtype | None = None,
@@ -57,7 +55,7 @@ class OuterLearner:
         self.engine, self.context, self.steps, self.shared = engine, context, steps, shared
         self.memory = context.memory
         self.rate, self.constant, self.offload = rate, constant, offload
-        self.rows = rows or rows_of_a_step(args)
+        self.rows = rows
         self.initial = initial_rates_of(training)  # by group of the training's optimizer
         self.groups = _groups(engine.parameters, training, self.initial)
         self.optimizer: Optimizer = training

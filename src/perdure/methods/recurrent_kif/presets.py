@@ -4,9 +4,9 @@
 released code, but not its faults. OPEN lists what a source leaves open, with the reason for our
 value.
 
-`lasting` is from this project: the old tasks' map hardly fades from round to round, and a weight
-that neither side needs keeps the new update, so only what the old tasks need is protected. It was
-measured on a chat model beside `kl_base`, with an `outer_batch_size` of four times the batch
+`lasting` is from this project: the old tasks' map hardly fades from round to round, a weight that
+neither side needs keeps the new update, so only what the old tasks need is protected, and a memory
+step has four times the rows of a training step. It was measured on a chat model beside `kl_base`
 (docs/identification.md).
 """
 
@@ -26,6 +26,7 @@ RECURRENT_KIF: dict[str, dict[str, Any]] = {
         "outer_learning_rate": None,
         "outer_schedule": "inner",
         "outer_batch_size": None,
+        "outer_ratio": 1.0,
         "outer_optimizer": "own",
         "momentum": "keep",
         "quantile_over": "all",
@@ -46,6 +47,7 @@ RECURRENT_KIF: dict[str, dict[str, Any]] = {
         "outer_learning_rate": 1e-3,
         "outer_schedule": "constant",
         "outer_batch_size": None,
+        "outer_ratio": 1.0,
         "outer_optimizer": "own",
         "momentum": "keep",
         "quantile_over": "all",
@@ -58,6 +60,7 @@ RECURRENT_KIF: dict[str, dict[str, Any]] = {
 RECURRENT_KIF["lasting"] = RECURRENT_KIF["paper"] | {
     "fusion": {"both": (1, 1), "inner": (1, 0), "outer": (0, 1), "neither": (1, 0)},
     "beta_outer": 0.95,
+    "outer_ratio": 4.0,
 }
 
 # The sources' settings of `training:`, which users can copy; a preset does not set them. The paper
@@ -80,7 +83,8 @@ OPEN: dict[str, dict[str, str]] = {
         "beta_uncertainty": "not used, as the score has no uncertainty",
         "outer_learning_rate": "not given; null uses that of the training",
         "outer_schedule": "not given; both sides decay together",
-        "outer_batch_size": "not given; null uses that of the training",
+        "outer_batch_size": "not given; null uses outer_ratio",
+        "outer_ratio": "not given; a memory step has as many rows as a training step",
         "momentum": "not given; the inner optimizer keeps its moments",
     },
     "release": {
