@@ -20,6 +20,8 @@ RESULTS = Path(__file__).parent / "results"
 CHAT = "smollm2_assistant_screen"  # the records of the chat model that the lines below use
 CARRIED = "smollm2_assistant"  # those of its lines that were run in three orders
 CONFIRMED = "smollm2_assistant_confirm"  # the candidate and three others in six orders
+ELSEWHERE = "smollm2_superni_confirm"  # the candidate and two others in six orders of other tasks
+CHEAPER = "[replay, kl_base]"
 APART = "smollm2_assistant_merge"  # the records of its merged experts
 WITHOUT_ROWS = ("ewc", "wise_ft", "self_replay", "lwf", "kl_base", "kif_rehearsal_free")
 LASTING = "{preset: lasting}"  # the keywords of `kif_kl_lasting`
@@ -106,20 +108,8 @@ def chat_lines() -> list[dict[str, Any]]:
     plain = "sequential, training.learning_rate=0.002"
     without_rows = {name: screen.op(name) for name in WITHOUT_ROWS}
     return [
-        line(
-            CHAT_MODEL,
-            "some rows of each old task may be kept",
-            "[replay, kl_base]",
-            f"{carried.scores('replay_kl')}; plain fine-tuning {carried.scores('sequential')}",
-            f"five skills, {carried.orders('replay_kl')}: {carried.scores('replay_kl')}; replay "
-            f"alone {carried.scores('replay')}; plain fine-tuning "
-            f"{carried.scores('sequential')}. Three tasks, three orders: OP "
-            f"{orders.op('default')}, {orders.kept('default')}; plain fine-tuning "
-            f"{orders.op('sequential')}, {orders.kept('sequential')}",
-            carried,
-            orders,
-        ),
-        longer_line(Results(CONFIRMED)),
+        kept_line(Results(CONFIRMED), Results(ELSEWHERE), carried),
+        cheaper_line(Results(CONFIRMED), Results(ELSEWHERE), carried, orders),
         line(
             CHAT_MODEL,
             "old rows, and skills matter more than general ability",
@@ -160,29 +150,61 @@ def chat_lines() -> list[dict[str, Any]]:
     ]
 
 
-def longer_line(confirmed: Results) -> dict[str, Any]:
-    """What six orders of five skills say of learning that may take longer."""
+def kept_line(confirmed: Results, elsewhere: Results, carried: Results) -> dict[str, Any]:
+    """What six orders of two streams say of the candidate."""
     ours, default = "kif_kl_lasting", "replay_kl"
     others = {
-        default: "[replay, kl_base]",
+        default: CHEAPER,
         "replay_kl_4x": "[{replay: {ratio: 2.0}}, kl_base] (as many old rows)",
         "replay": "replay alone",
     }
-    differences = [difference(confirmed.known(ours), confirmed.known(other)) for other in others]
-    mark_what_differs(differences)
-    compared = "; ".join(
-        f"that of {what}: {difference_text(one)}"
-        for what, one in zip(others.values(), differences, strict=True)
-    )
     return line(
         CHAT_MODEL,
-        "old rows, and learning may take twice as long",
+        "some rows of each old task may be kept",
         f"[{{recurrent_kif: {LASTING}}}, kl_base]",
-        f"{confirmed.scores(ours)}; OP minus that of [replay, kl_base] "
-        f"{difference_text(differences[0])}",
-        f"five skills, {confirmed.orders(ours)}, {confirmed.time(ours, default)} times the CPU "
-        f"seconds of [replay, kl_base]: {confirmed.scores(ours)}. Its OP minus {compared}",
+        f"{confirmed.scores(ours)}; replay alone {confirmed.scores('replay')}; plain fine-tuning "
+        f"OP {carried.op('sequential')}",
+        f"five skills, {confirmed.orders(ours)}: {confirmed.scores(ours)}. Its OP minus "
+        f"{_compared(confirmed, ours, others)}. Five SuperNI tasks, {elsewhere.orders(ours)}: "
+        f"{elsewhere.scores(ours)}. Its OP minus {_compared(elsewhere, ours, others)}",
         confirmed,
+        elsewhere,
+        carried,
+    )
+
+
+def _compared(results: Results, ours: str, others: dict[str, str]) -> str:
+    """The difference of a line's OP and that of each other one that was run."""
+    known = {name: what for name, what in others.items() if name in results.methods}
+    differences = [difference(results.known(ours), results.known(other)) for other in known]
+    mark_what_differs(differences)
+    return "; ".join(
+        f"that of {what}: {difference_text(one)}"
+        for what, one in zip(known.values(), differences, strict=True)
+    )
+
+
+def cheaper_line(
+    confirmed: Results, elsewhere: Results, carried: Results, orders: Results
+) -> dict[str, Any]:
+    """What a cheaper anchored line keeps."""
+    cheaper, longer = "replay_kl", "kif_kl_lasting"
+    return line(
+        CHAT_MODEL,
+        "old rows, and learning must be cheaper",
+        CHEAPER,
+        f"{confirmed.time(cheaper, longer)} of the time; {confirmed.scores(cheaper)}",
+        f"five skills, {confirmed.orders(cheaper)}, {confirmed.time(cheaper, longer)} of the CPU "
+        f"seconds of the line above: {confirmed.scores(cheaper)}. Five SuperNI tasks, "
+        f"{elsewhere.orders(cheaper)}, {elsewhere.time(cheaper, longer)} of the CPU seconds: "
+        f"{elsewhere.scores(cheaper)}. Three tasks, three orders: OP {orders.op(cheaper)}, "
+        f"{orders.kept(cheaper)}; plain fine-tuning {orders.op('sequential')}, "
+        f"{orders.kept('sequential')}. Five skills, {carried.orders('sequential')}: plain "
+        f"fine-tuning {carried.scores('sequential')}",
+        confirmed,
+        elsewhere,
+        orders,
+        carried,
     )
 
 
@@ -390,6 +412,11 @@ IDENTIFIED = (
         CONFIRMED,
         "the same, with the reverses of these orders",
         [("kif_kl_lasting", "replay_kl_4x", None)],
+    ),
+    (
+        ELSEWHERE,
+        "the same chat model, 5 SuperNI tasks, fewer rows in replay",
+        [("kif_kl_lasting", "replay_kl", None)],
     ),
 )
 

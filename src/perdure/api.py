@@ -61,8 +61,9 @@ def init(
         perdure.init("my-model", base="Qwen/Qwen3-0.6B", adapter=None)  # all weights
 
     Settings that are left out of `config` and `settings` get the values that a practitioner would
-    choose for a language model: `method=["replay", "kl_base"]`, LoRA on all linear layers, and a
-    learning rate for it. All of them are in the lineage's settings. A `Config` is used as it is.
+    choose for a language model: Recurrent-KIF with an anchor to the base, LoRA on all linear
+    layers, and a learning rate for it. All of them are in the lineage's settings. A `Config` is
+    used as it is.
 
     Write a key with a dot as `**{"training.learning_rate": 1e-4}`.
 

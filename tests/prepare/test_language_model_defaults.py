@@ -10,6 +10,7 @@ from place import setting_for
 
 
 pytestmark = pytest.mark.own
+LASTING = [{"recurrent_kif": {"preset": "lasting"}}, "kl_base"]
 
 
 def test_everything_is_chosen_and_written(tmp_path):
@@ -17,7 +18,7 @@ def test_everything_is_chosen_and_written(tmp_path):
     output = perdure("init", tmp_path / "lineage", "--base", setting["base"])
     assert output.status == 0, output.err
     written = yaml.safe_load((tmp_path / "lineage/lineage.yaml").read_text())
-    assert written["method"] == ["replay", "kl_base"]
+    assert written["method"] == LASTING
     assert written["adapter"] == {
         "peft_type": "LORA",
         "r": 16,
@@ -33,10 +34,14 @@ def test_everything_is_chosen_and_written(tmp_path):
     }
     assert written["memory"]["ratio"] == 0.05
     assert written["guard"]["share"] == 0.2
-    for words in ("replay, kl_base", "target_modules all-linear", "learning_rate 0.0002"):
+    for words in (
+        "recurrent_kif (preset lasting) + kl_base",
+        "target_modules all-linear",
+        "learning_rate 0.0002",
+    ):
         assert words in output.out
     task = setting["tasks"][0]
-    assert learn(tmp_path / "lineage", "colour", task["train"])["method"] == ["replay", "kl_base"]
+    assert learn(tmp_path / "lineage", "colour", task["train"])["method"] == LASTING
     assert verify(tmp_path / "lineage") == []
 
 
@@ -44,10 +49,10 @@ def test_everything_is_chosen_and_written(tmp_path):
     ("kind", "chosen", "method", "rate"),
     [
         ("causal", {"method": "sequential"}, "sequential", 2e-4),
-        ("causal", {"training.learning_rate": 1e-3}, ["replay", "kl_base"], 1e-3),
+        ("causal", {"training.learning_rate": 1e-3}, LASTING, 1e-3),
         ("causal", {"adapter": None}, "replay", 2e-5),
         ("causal", {"mode": "per_task"}, "sequential", 2e-4),
-        ("seq2seq", {}, ["replay", "kl_base"], 2e-4),
+        ("seq2seq", {}, LASTING, 2e-4),
         ("encoder", {}, "replay", 2e-4),
     ],
 )

@@ -9,6 +9,7 @@ from perdure.cli.from_api import Arguments, command
 from perdure.cli.output import Json, grid, print_json, quiet, stderr_line, stdout
 from perdure.config import read_settings
 from perdure.lineage.settings import text
+from perdure.reporting.results import method_in_words
 
 
 SHOWN = (
@@ -32,7 +33,9 @@ def init(arguments: Arguments, as_json: Json = False) -> None:
     table = grid("", "")
     table.show_header = False
     for key in SHOWN:
-        table.add_row(f"  {key}", Text(_in_words(lineage.settings[key])))
+        value = lineage.settings[key]
+        words = method_in_words(value) if key == "method" else _in_words(value)
+        table.add_row(f"  {key}", Text(words))
     stdout().print(table)
     stdout().print(
         f"change one:   perdure set {folder} training.learning_rate=1e-4\n"
@@ -45,6 +48,4 @@ def _in_words(value: Any) -> str:
     if isinstance(value, dict):
         parts = [f"{key} {text(part)}" for key, part in value.items() if part is not None]
         return ", ".join(parts) or "none"
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return ", ".join(value)
     return "none" if value is None else text(value)

@@ -1,6 +1,7 @@
 """The settings that `init` chooses for a language model where its user has chosen none."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 from perdure.config import DEFAULT_TRAINING, GROUPED, Config
@@ -18,14 +19,17 @@ ADAPTER = {
 }
 LORA_RATE, WHOLE_RATE = 2e-4, 2e-5
 MEMORY_RATIO = 0.05
+# Chosen by benchmarks/grids/smollm2_assistant_confirm.yaml and smollm2_superni_confirm.yaml.
+METHOD = [{"recurrent_kif": {"preset": "lasting"}}, "kl_base"]
 
 
 def choose_defaults(config: Config, chosen: Mapping[str, Any], info: BaseInfo) -> None:
     """Fill in the method, the adapter, the training and the memory of a new lineage, in place.
 
-    Old rows are rehearsed, and a model that writes is kept near its base (`kl_base`), which needs
-    an adapter; its rows are in batches with others of about their length. The settings are
-    complete, so that later releases do not change a lineage.
+    Old rows are remembered. A model that writes, with an adapter, learns them by Recurrent-KIF and
+    is kept near its base (`kl_base`), and its rows are in batches with others of about their
+    length; the other models rehearse them. The settings are complete, so that later releases do not
+    change a lineage.
 
     Args:
         config: the settings.
@@ -34,7 +38,7 @@ def choose_defaults(config: Config, chosen: Mapping[str, Any], info: BaseInfo) -
     """
     if "method" not in chosen and config.mode == "sequential":
         writes_with_adapter = info.kind != "encoder" and config.adapter is not None
-        config.method = ["replay", "kl_base"] if writes_with_adapter else "replay"
+        config.method = deepcopy(METHOD) if writes_with_adapter else "replay"
     if config.adapter is not None and config.adapter.get("peft_type", "LORA") == "LORA":
         config.adapter = {**ADAPTER, **config.adapter}
         if not any(key in config.adapter for key in ("target_modules", "target_parameters")):
