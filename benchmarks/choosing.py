@@ -114,10 +114,12 @@ def chat_lines() -> list[dict[str, Any]]:
             CHAT_MODEL,
             "old rows, and skills matter more than general ability",
             "[replay, {kl_base: {strength: 0.05}}]",
-            f"OP {screen.op('replay_kl_weak')}, KL {screen.kl('replay_kl_weak')}; at the default "
-            f"strength {screen.op('replay_kl')} and {screen.kl('replay_kl')} (one order)",
+            f"OP {screen.op('replay_kl_weak')}, KL {screen.kl('replay_kl_weak')}; with the whole "
+            f"anchor {screen.op('replay_kl')} and {screen.kl('replay_kl')}, the first line "
+            f"{screen.op('kif_kl_lasting')} and {screen.kl('kif_kl_lasting')} (one order)",
             f"five skills, one order of a screen: OP {screen.op('replay_kl_weak')}, KL "
-            f"{screen.kl('replay_kl_weak')}; [replay, kl_base] {screen.op('replay_kl')} with "
+            f"{screen.kl('replay_kl_weak')}; the first line {screen.op('kif_kl_lasting')} with "
+            f"{screen.kl('kif_kl_lasting')}, [replay, kl_base] {screen.op('replay_kl')} with "
             f"{screen.kl('replay_kl')}, replay alone {screen.op('replay')} with "
             f"{screen.kl('replay')}, plain fine-tuning {screen.op(plain)} with "
             f"{screen.kl(plain)}, all rows at once {screen.op('joint')}",
@@ -126,7 +128,7 @@ def chat_lines() -> list[dict[str, Any]]:
         line(
             CHAT_MODEL,
             "old rows: rows of a general kind in place of the anchor?",
-            "[replay, kl_base]",
+            "kl_base",
             f"OP {screen.op('replay_kl')}, KL {screen.kl('replay_kl')}; general rows in its place "
             f"{screen.op('general_10')} and {screen.kl('general_10')} (one order)",
             f"five skills, one order of a screen: [replay, kl_base] {screen.scores('replay_kl')}; "
@@ -162,11 +164,13 @@ def kept_line(confirmed: Results, elsewhere: Results, carried: Results) -> dict[
         CHAT_MODEL,
         "some rows of each old task may be kept",
         f"[{{recurrent_kif: {LASTING}}}, kl_base]",
-        f"{confirmed.scores(ours)}; replay alone {confirmed.scores('replay')}; plain fine-tuning "
-        f"OP {carried.op('sequential')}",
+        f"{confirmed.scores(ours)}; replay alone {confirmed.scores('replay')}. On SuperNI "
+        f"{elsewhere.scores(ours)}; replay alone {elsewhere.scores('replay')}",
         f"five skills, {confirmed.orders(ours)}: {confirmed.scores(ours)}. Its OP minus "
         f"{_compared(confirmed, ours, others)}. Five SuperNI tasks, {elsewhere.orders(ours)}: "
-        f"{elsewhere.scores(ours)}. Its OP minus {_compared(elsewhere, ours, others)}",
+        f"{elsewhere.scores(ours)}. Its OP minus {_compared(elsewhere, ours, others)}. Plain "
+        f"fine-tuning has OP {carried.op('sequential')} in {carried.orders('sequential')} of the "
+        "five skills",
         confirmed,
         elsewhere,
         carried,
@@ -193,7 +197,8 @@ def cheaper_line(
         CHAT_MODEL,
         "old rows, and learning must be cheaper",
         CHEAPER,
-        f"{confirmed.time(cheaper, longer)} of the time; {confirmed.scores(cheaper)}",
+        f"{confirmed.time(cheaper, longer)} of the time; {confirmed.scores(cheaper)}. On SuperNI "
+        f"{elsewhere.scores(cheaper)}",
         f"five skills, {confirmed.orders(cheaper)}, {confirmed.time(cheaper, longer)} of the CPU "
         f"seconds of the line above: {confirmed.scores(cheaper)}. Five SuperNI tasks, "
         f"{elsewhere.orders(cheaper)}, {elsewhere.time(cheaper, longer)} of the CPU seconds: "
@@ -216,9 +221,9 @@ def apart_line(carried: Results) -> dict[str, Any]:
     return line(
         CHAT_MODEL,
         "adapters that were learned apart: merge them?",
-        "[replay, kl_base]",
-        f"OP {carried.op('replay_kl')}; merged at best {apart.op(best)}",
-        f"five skills, {apart.orders(best)}: OP {carried.op('replay_kl')}; the best of "
+        f"[{{recurrent_kif: {LASTING}}}, kl_base]",
+        f"OP {carried.op('kif_kl_lasting')}; merged at best {apart.op(best)}",
+        f"five skills, {apart.orders(best)}: OP {carried.op('kif_kl_lasting')}; the best of "
         f"{len(rules)} lines of rules, {best}, {apart.op(best)}; plain fine-tuning in sequence "
         f"{apart.op('sequential')}, each expert on its own {apart.op('apart')}, all rows at once "
         f"{apart.op('joint')}",
@@ -305,9 +310,9 @@ def either_lines() -> list[dict[str, Any]]:
             "the rows of all tasks are there at once",
             "mode: union",
             f"OP {carried.op('joint')} (chat model) and {standard.op('joint')} (encoder); one task "
-            f"after another {carried.op('replay_kl')} and {standard.op('replay')}",
+            f"after another {carried.op('kif_kl_lasting')} and {standard.op('replay')}",
             f"three orders: on the chat model {carried.scores('joint')}, one skill after another "
-            f"with [replay, kl_base] {carried.scores('replay_kl')}; on the encoder OP "
+            f"with the first line {carried.scores('kif_kl_lasting')}; on the encoder OP "
             f"{standard.op('joint')}, one task after another with replay {standard.op('replay')}",
             carried,
             standard,
@@ -351,8 +356,9 @@ def reasons() -> str:
     """The numbers beside those of the tables, as a list of docs/choosing.md."""
     items = []
     for entry in lines():
+        end = "" if entry["when"].endswith("?") else "."
         item = (
-            f"- **{entry['kind']}, {entry['when']}** {entry['because'][0].upper()}"
+            f"- **{entry['kind']}, {entry['when']}{end}** {entry['because'][0].upper()}"
             f"{entry['because'][1:]} ({_names(entry['files'])})."
         )
         items += wrap(item, 110, subsequent_indent="  ", break_on_hyphens=False)

@@ -285,7 +285,7 @@ def screen_table(records: Records) -> str:
                 str(len(record["lost_tasks"])) if "lost_tasks" in record else "-",
                 f"{record['flips']} of {general['passed_by_reference']}",
                 _number(record["kl"], ".2f"),
-                str(record["remembered_rows"] if record["rehearses"] else 0),
+                _rows_kept([record]),
                 f"{record['seconds']:.0f}",
             ]
         )
@@ -293,10 +293,17 @@ def screen_table(records: Records) -> str:
     return markdown(heads, lines)
 
 
+def _rows_kept(runs: Records) -> str:
+    """The most rows that a run kept for its last stage."""
+    if any(run["method"] == "joint" for run in runs):
+        return "all"
+    return str(max(run["remembered_rows"] * run["rehearses"] for run in runs))
+
+
 def carried_table(records: Records) -> str:
     """The lines of a stream that a chat model learned in several orders, the best OP first.
 
-    OP and the checks that fell are compared with `replay_kl`, the default, order by order.
+    OP and the checks that fell are compared with `replay_kl`, order by order.
     """
     methods = by_method(records)
     compared = {
@@ -324,7 +331,7 @@ def carried_table(records: Records) -> str:
                 f"{losses['fell']} of {losses['passed_by_reference']}",
                 difference_text(compared["flips"].get(method), ".1f"),
                 _number(losses["kl"], ".2f"),
-                str(max(r["remembered_rows"] * r["rehearses"] for r in cells.values())),
+                _rows_kept([*cells.values()]),
                 _number(mean([r["seconds"] for r in cells.values()]), ".0f"),
             ]
         )
