@@ -417,7 +417,7 @@ IDENTIFIED = (
     (
         CONFIRMED,
         "the same, with the reverses of these orders",
-        [("kif_kl_lasting", "replay_kl_4x", None)],
+        [("kif_kl_lasting", "replay_kl_4x", "mask_free_kl_4x")],
     ),
     (
         ELSEWHERE,
