@@ -412,7 +412,7 @@ IDENTIFIED = (
     (
         CARRIED,
         "the same chat model and skills, test rows",
-        [("recurrent_kif", "replay", None), ("kif_kl_lasting", "replay_kl_4x", "mask_free_kl_4x")],
+        [("recurrent_kif", "replay", None), ("kif_kl_lasting", "replay_kl_4x", None)],
     ),
     (
         CONFIRMED,
