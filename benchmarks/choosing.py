@@ -19,7 +19,7 @@ from perdure.measure.statistics import mean
 RESULTS = Path(__file__).parent / "results"
 CHAT = "smollm2_assistant_screen"  # the records of the chat model that the lines below use
 CARRIED = "smollm2_assistant"  # those of its lines that were run in three orders
-CONFIRMED = "smollm2_assistant_confirm"  # the candidate and three others in six orders
+CONFIRMED = "smollm2_assistant_confirm"  # the candidate and four others in six orders
 ELSEWHERE = "smollm2_superni_confirm"  # the candidate and two others in six orders of other tasks
 CHEAPER = "[replay, kl_base]"
 APART = "smollm2_assistant_merge"  # the records of its merged experts
@@ -154,9 +154,9 @@ def chat_lines() -> list[dict[str, Any]]:
 
 def kept_line(confirmed: Results, elsewhere: Results, carried: Results) -> dict[str, Any]:
     """What six orders of two streams say of the candidate."""
-    ours, default = "kif_kl_lasting", "replay_kl"
+    ours = "kif_kl_lasting"
     others = {
-        default: CHEAPER,
+        "replay_kl": CHEAPER,
         "replay_kl_4x": "[{replay: {ratio: 2.0}}, kl_base] (as many old rows)",
         "replay": "replay alone",
     }

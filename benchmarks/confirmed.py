@@ -3,21 +3,17 @@
 `tables.py` writes the answer to benchmarks/README.md, from the grids that confirm the candidate.
 """
 
-import json
-from pathlib import Path
-from typing import Any
-
 import numpy as np
+from choosing import RESULTS, Results
 from scipy import stats
 from table_text import difference_text, markdown
 
 from perdure.comparison.summary import difference, mark_what_differs
 
 
-RESULTS = Path(__file__).parent / "results"
 CANDIDATE = "kif_kl_lasting"
 STREAMS = {"smollm2_assistant_confirm": "assistant", "smollm2_superni_confirm": "SuperNI"}
-Cells = dict[Any, dict[str, Any]]
+KEYS = ("overall", "flips")  # OP, and the checks that fell
 
 
 def together(differences: np.ndarray) -> float | None:
@@ -52,27 +48,24 @@ def table() -> str:
 
 
 def _lines(name: str, stream: str) -> list[list[str]]:
-    methods: dict[str, Cells] = {}
-    for record in json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["records"]:
-        cells = methods.setdefault(record["method"], {})
-        cells[record["order"], record["seed"]] = record
-    ours = methods.pop(CANDIDATE)
+    results = Results(name)
+    others = [method for method in results.methods if method != CANDIDATE]
+    ours = {key: results.known(CANDIDATE, key) for key in KEYS}
     compared = {
-        key: [_difference(ours, cells, key) for cells in methods.values()]
-        for key in ("overall", "flips")
+        key: [difference(ours[key], results.known(other, key)) for other in others] for key in KEYS
     }
     for differences in compared.values():
         mark_what_differs(differences)
     lines = []
-    for number, (method, theirs) in enumerate(methods.items()):
-        overall, fell = (compared[key][number] for key in ("overall", "flips"))
-        pairs = [pair for pair in ours if pair in theirs]
-        both = [[ours[pair][k] - theirs[pair][k] for k in ("overall", "flips")] for pair in pairs]
-        p = together(np.array(both))
+    for number, other in enumerate(others):
+        overall, fell = (compared[key][number] for key in KEYS)
+        theirs = {key: results.known(other, key) for key in KEYS}
+        pairs = [pair for pair in ours["overall"] if pair in theirs["overall"]]
+        p = together(np.array([[ours[k][pair] - theirs[k][pair] for k in KEYS] for pair in pairs]))
         lines.append(
             [
                 stream,
-                f"`{method}`",
+                f"`{other}`",
                 str(overall["orders"]),
                 difference_text(overall),
                 difference_text(fell, ".1f"),
@@ -80,8 +73,3 @@ def _lines(name: str, stream: str) -> list[list[str]]:
             ]
         )
     return lines
-
-
-def _difference(ours: Cells, theirs: Cells, key: str) -> dict[str, Any]:
-    values = ({pair: r[key] for pair, r in cells.items()} for cells in (ours, theirs))
-    return difference(*values)

@@ -253,6 +253,11 @@ def test_an_unknown_preset(place):
         *("run", place / "run.yaml", "method={recurrent_kif: {preset: papr}}"),
         names=("recurrent_kif: unknown preset 'papr'", "did you mean 'paper'?"),
     )
+    refused(
+        place,
+        *("run", place / "run.yaml", "method={replay: {preset: paper}}"),
+        names=("replay: has no presets, so leave out preset='paper'",),
+    )
 
 
 def test_an_override_without_a_value(place):

@@ -88,6 +88,20 @@ def test_a_step_that_takes_too_long_is_not_waited_for(place, lineage, monkeypatc
     assert Lineage(lineage).stages == []
 
 
+def test_a_dry_run_that_is_stopped_says_that_nothing_is_kept(place, monkeypatch):
+    training_step, before = ContinualTrainer.training_step, tree(place)
+
+    def signalled(self, *arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return training_step(self, *arguments)
+
+    monkeypatch.setattr(ContinualTrainer, "training_step", signalled)
+    result = perdure("run", place / "run.yaml", "--dry-run")
+    assert (result.status, result.out) == (143, "")
+    assert result.err.splitlines()[-1] == "perdure: stopped; nothing was written"
+    assert tree(place) == before
+
+
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
 
 

@@ -112,6 +112,14 @@ def test_a_setting_that_is_wrong_or_cannot_change(place, settings, words):
     refused(place, "set", "lineage", *settings, names=words)
 
 
+def test_what_cannot_change_is_told_before_what_does_not_fit_it(place):
+    """`adapter=null` does not fit an anchor to the base, and a mode takes no method."""
+    configure("lineage", method=["replay", "kl_base"])
+    refused(place, "set", "lineage", "adapter=null", names=("adapter: cannot change",))
+    refused(place, "set", "lineage", "mode=per_task", names=("mode: cannot change",))
+    refused(place, "set", "lineage", "memory.ratio=0", names=("remembers rows",))
+
+
 def test_before_the_first_stage_all_but_the_base_can_change(tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     setting = setting_for("causal", tmp_path, n=16)

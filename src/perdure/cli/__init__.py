@@ -53,6 +53,7 @@ OPTIONS: dict[str, Any] = {
     "pretty_exceptions_enable": False,
 }
 RESUMED = ("learn", "run", "compare", "merge", "pack", "unpack")
+DRY_RUN = "--dry-run"
 TRAINS = ("learn", "run")  # under a launcher, the other verbs are done by the main process alone
 WITH_SETTINGS = ("init", "learn", "run", "compare", "set")
 OUTPUT = "the output or a temporary file"  # if an error does not name what cannot be written
@@ -78,6 +79,10 @@ class _Verbs(TyperGroup):
         with formatter.section("Commands"):
             formatter.write_dl(list(VERBS.items()))
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[DRY_RUN] = DRY_RUN in args
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -99,9 +104,12 @@ class _Verbs(TyperGroup):
                 _complain(f"error: {verb}: {_no_option(error, option)}")
             raise typer.Exit(2) from None
         except (KeyboardInterrupt, Terminated) as stopped:
-            can_resume = ctx.invoked_subcommand in RESUMED
-            hint = "; repeat the same command to continue" if can_resume else ""
-            _complain(f"{' '.join(['stopped', str(stopped)]).rstrip()}{hint}")
+            if ctx.meta[DRY_RUN]:
+                _complain("stopped; nothing was written")
+            else:
+                can_resume = ctx.invoked_subcommand in RESUMED
+                hint = "; repeat the same command to continue" if can_resume else ""
+                _complain(f"{' '.join(['stopped', str(stopped)]).rstrip()}{hint}")
             status = stopped.status if isinstance(stopped, Terminated) else 130
             raise typer.Exit(status) from None
         except Exception as error:
@@ -181,7 +189,7 @@ def _run_once(arguments: Sequence[str] | None) -> None:
     words = sys.argv[1:] if arguments is None else arguments
     verb = next((word for word in words if not word.startswith("-")), "")
     try:
-        if processes.count() == 1 or (verb in TRAINS and "--dry-run" not in words):
+        if processes.count() == 1 or (verb in TRAINS and DRY_RUN not in words):
             _run(arguments)
         elif verb == "compare":
             raise PerdureError(

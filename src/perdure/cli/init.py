@@ -37,8 +37,9 @@ def init(arguments: Arguments, as_json: Json = False) -> None:
         words = method_in_words(value) if key == "method" else _in_words(value)
         table.add_row(f"  {key}", Text(words))
     stdout().print(table)
+    lower_rate = lineage.settings["training"]["learning_rate"] / 2
     stdout().print(
-        f"change one:   perdure set {folder} training.learning_rate=1e-4\n"
+        f"change one:   perdure set {folder} training.learning_rate={lower_rate:g}\n"
         f"next:         perdure learn {folder} NAME train.jsonl --test test.jsonl"
     )
 

@@ -38,7 +38,7 @@ FIXED = {
     "scoring.mode": "scores of different modes cannot be compared",
 }
 MAY_CHANGE = ("adapter.lora_dropout",)  # has no effect on an adapter's shape
-LONGEST = 60  # the longest value that an error line shows, in characters
+LONGEST = 100  # the longest value that a line shows, in characters
 Changes = dict[str, tuple[Any, Any]]  # from a dotted key to its old and its new value
 
 

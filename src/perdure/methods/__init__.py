@@ -107,6 +107,8 @@ def _make_one(name: str, settings: dict[str, Any]) -> Method:
         name, preset = SHORT[name]
         settings = {"preset": preset, **settings}
     if (preset := settings.pop("preset", None)) is not None:
+        if not method.presets:
+            raise PerdureError(f"{name}: has no presets, so leave out preset={preset!r}")
         if preset not in method.presets:
             raise PerdureError(
                 f"{name}: unknown preset {preset!r}; {nearest(preset, method.presets)}"

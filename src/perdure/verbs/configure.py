@@ -1,5 +1,6 @@
 """`set` changes the settings of a lineage, from its next stage on."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,18 @@ def configure(
         lineage = Lineage(path, edited=True)
         new_config = _changed(lineage, config, settings)
         check_pin(lineage.pin)
-        plan = prepare(new_config)
+        try:
+            plan = prepare(new_config)
+        except PerdureError:  # what cannot change at all is told before what does not fit it
+            _check_fixed(lineage, stored(new_config, lineage.path), only=settings)
+            raise
         new = stored(plan.config, lineage.path)
         changes = differences(lineage.settings, new)
         if any(key.partition(".")[0] == "merge" for key in changes):
             raise PerdureError(
                 "merge: is that of `perdure run`, which merges its stages; leave it out"
             )
-        if fixed := lineage.why_fixed(changes, new):
-            key, reason = next(iter(fixed.items()))
-            raise PerdureError(
-                f"{key}: cannot change in {path} any more, because {reason}; make a new lineage"
-            )
+        _check_fixed(lineage, new)
         _check_edits(lineage, new, settings)
         check_general(plan)
         if any(key.partition(".")[0] in ("adapter", "quantization", "seed") for key in changes):
@@ -67,6 +68,26 @@ def configure(
             }
         )
         return lineage.ledger[-1]
+
+
+def _check_fixed(
+    lineage: Lineage, new: dict[str, Any], only: Collection[str] | None = None
+) -> None:
+    """Check that the settings that change may still change; `only` those keys, if it is given.
+
+    Raises:
+        PerdureError: one may not; the line names it with the reason.
+    """
+    changes = {
+        key: values
+        for key, values in differences(lineage.settings, new).items()
+        if only is None or key in only or key.partition(".")[0] in only
+    }
+    if fixed := lineage.why_fixed(changes, new):
+        key, reason = next(iter(fixed.items()))
+        raise PerdureError(
+            f"{key}: cannot change in {lineage.path} any more, because {reason}; make a new lineage"
+        )
 
 
 def _changed(

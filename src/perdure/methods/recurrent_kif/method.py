@@ -57,12 +57,15 @@ class RecurrentKIF(StandaloneMethod):
     `states: bfloat16`, and none of them on the device with `offload`. Beyond these, neither a step
     nor a fusion needs more memory for more weights. After the task only counts are stored: the
     shares of the four cases in each round, and how many weights of each parameter were important to
-    either side. Old rows: needed. Cost: S/Q more steps, 1.5 times the passes of `sequential`.
+    either side. Old rows: needed. Cost: S/Q more steps, each on `outer_ratio` times the rows of a
+    training step: 1.5 times the passes of `sequential`, and up to 3 times with the preset
+    `lasting`. The last round of a task has S steps on memory, too, however short it is.
 
     The presets `paper` and `release` are those of the two sources. `lasting` is this project's: the
-    outer map hardly fades from round to round, and a weight that neither side needs keeps the new
+    outer map hardly fades from round to round, a weight that neither side needs keeps the new
     update, and a memory step has four times the rows of a training step. It was measured on a chat
-    model beside `kl_base` (docs/identification.md).
+    model beside `kl_base` (docs/identification.md), and `[{recurrent_kif: {preset: lasting}},
+    kl_base]` is what `perdure init` chooses for a model that writes.
 
     It is also a callback of any `transformers.Trainer`, including SFTTrainer:
     `RecurrentKIF(memory=...)`, with a dataset of features or raw rows, or a mapping of task names
@@ -84,7 +87,8 @@ class RecurrentKIF(StandaloneMethod):
         outer_learning_rate: the rate of the memory steps; null uses that of the training.
         outer_schedule: `inner` (the rate times the mean of the training's schedule over the steps
             of the round) or `constant`.
-        outer_batch_size: the number of remembered rows in a memory step; null uses `outer_ratio`.
+        outer_batch_size: the number of remembered rows in a memory step, whatever `outer_ratio` is;
+            null uses that.
         outer_ratio: the remembered rows in a memory step for each row of a full training step, over
             all processes, above 0. A memory of fewer rows is learned as a whole in each step.
         outer_optimizer: `own`, or `shared`: the training's optimizer takes the memory steps, at the
