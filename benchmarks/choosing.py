@@ -114,11 +114,11 @@ def chat_lines() -> list[dict[str, Any]]:
             CHAT_MODEL,
             "old rows, and skills matter more than general ability",
             "[replay, {kl_base: {strength: 0.05}}]",
-            f"OP {screen.op('replay_kl_weak')}, KL {screen.kl('replay_kl_weak')}; with the whole "
-            f"anchor {screen.op('replay_kl')} and {screen.kl('replay_kl')}, the first line "
+            f"OP {screen.op('replay_kl_weak')}, KL {screen.kl('replay_kl_weak')}; [replay, "
+            f"kl_base] {screen.op('replay_kl')} and {screen.kl('replay_kl')}, the default "
             f"{screen.op('kif_kl_lasting')} and {screen.kl('kif_kl_lasting')} (one order)",
             f"five skills, one order of a screen: OP {screen.op('replay_kl_weak')}, KL "
-            f"{screen.kl('replay_kl_weak')}; the first line {screen.op('kif_kl_lasting')} with "
+            f"{screen.kl('replay_kl_weak')}; the default {screen.op('kif_kl_lasting')} with "
             f"{screen.kl('kif_kl_lasting')}, [replay, kl_base] {screen.op('replay_kl')} with "
             f"{screen.kl('replay_kl')}, replay alone {screen.op('replay')} with "
             f"{screen.kl('replay')}, plain fine-tuning {screen.op(plain)} with "
@@ -200,7 +200,7 @@ def cheaper_line(
         f"{confirmed.time(cheaper, longer)} of the time; {confirmed.scores(cheaper)}. On SuperNI "
         f"{elsewhere.scores(cheaper)}",
         f"five skills, {confirmed.orders(cheaper)}, {confirmed.time(cheaper, longer)} of the CPU "
-        f"seconds of the line above: {confirmed.scores(cheaper)}. Five SuperNI tasks, "
+        f"seconds of the default: {confirmed.scores(cheaper)}. Five SuperNI tasks, "
         f"{elsewhere.orders(cheaper)}, {elsewhere.time(cheaper, longer)} of the CPU seconds: "
         f"{elsewhere.scores(cheaper)}. Three tasks, three orders: OP {orders.op(cheaper)}, "
         f"{orders.kept(cheaper)}; plain fine-tuning {orders.op('sequential')}, "
@@ -312,7 +312,7 @@ def either_lines() -> list[dict[str, Any]]:
             f"OP {carried.op('joint')} (chat model) and {standard.op('joint')} (encoder); one task "
             f"after another {carried.op('kif_kl_lasting')} and {standard.op('replay')}",
             f"three orders: on the chat model {carried.scores('joint')}, one skill after another "
-            f"with the first line {carried.scores('kif_kl_lasting')}; on the encoder OP "
+            f"with the default {carried.scores('kif_kl_lasting')}; on the encoder OP "
             f"{standard.op('joint')}, one task after another with replay {standard.op('replay')}",
             carried,
             standard,

@@ -842,6 +842,8 @@ def log(folder: str | Path) -> list[dict[str, Any]]:
     Returns:
         A mapping for each line of the ledger. `active` says whether the stage is part of the
         current history; lines of `set` and `rebase` always are, because a `revert` leaves them.
+        `method` is the name of the method and its preset, and `method_in_words` has the other
+        keywords as well.
     """
     from perdure.verbs import log as verb
 

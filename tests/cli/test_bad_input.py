@@ -258,6 +258,11 @@ def test_an_unknown_preset(place):
         *("run", place / "run.yaml", "method={replay: {preset: paper}}"),
         names=("replay: has no presets, so leave out preset='paper'",),
     )
+    refused(
+        place,
+        *("run", place / "run.yaml", "method=recurrent_kif_paper"),  # the name of a record
+        names=("unknown method", "write '{recurrent_kif: {preset: paper}}'"),
+    )
 
 
 def test_an_override_without_a_value(place):

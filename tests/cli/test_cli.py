@@ -137,6 +137,10 @@ def test_init_learn_log_and_evaluate(place):
     result = perdure("init", folder, "--base", place / "base", *settings)
     assert result.status == 0, result.err
     assert f"perdure learn {folder}" in result.out
+    assert "recurrent_kif (preset lasting) + kl_base" in result.out
+    assert "stored:       5 % of the rows of each task" in result.out
+    assert f"cheaper:      perdure set {folder} 'method=[replay,kl_base]'" in result.out
+    assert re.search(r"general +none", result.out)
     rows = (place / "colour.jsonl", "--test", place / "colour-test.jsonl")
     learned = perdure("learn", folder, "colour", *rows, "--json")
     assert learned.json["stage"] == 1

@@ -85,3 +85,13 @@ def test_a_verdict_that_contradicts_itself_is_still_put_in_words():
     lines = [line for line, _ in words(judged, 2)]
     assert any("general ability: not measured, because it was off" in line for line in lines)
     assert any("acc no value -> 0.400" in line for line in lines)
+
+
+def test_a_task_that_was_never_right_has_nothing_to_lose():
+    change = {**valid.VERDICT["old"]["colour"], "fell": 0, "rose": 0, "collapse": None, "p": 1.0}
+    scores = (("never", 0.0), ("half", 0.5))
+    old = {name: {**change, "before": score, "after": score} for name, score in scores}
+    judged = {**valid.VERDICT, "old": old, "lost": [], "lost_before": []}
+    text = "\n".join(line for line, _ in words(judged, 2))
+    assert "nothing to lose: never 0.000 -> 0.000" in text
+    assert "kept: half 0.500 -> 0.500" in text

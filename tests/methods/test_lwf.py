@@ -107,19 +107,38 @@ def test_the_teacher_has_no_dropout_and_the_student_is_left_as_it_was(teacher, t
 
 def test_kl_base_is_short_for_the_preset_and_its_keywords_can_be_changed():
     short, long = make("kl_base")[0], make({"lwf": {"preset": "kl_base"}})[0]
-    assert vars(short) == vars(long)
+    assert (short.called, long.called) == ("kl_base", "lwf")
+    assert {**vars(short), "called": None} == {**vars(long), "called": None}
     assert isinstance(short, LwF)
     assert (short.source, short.temperature, short.name) == ("base", 1.0, "lwf")
     (changed,) = make({"kl_base": {"strength": 0.5}})
     assert isinstance(changed, LwF)
     assert (changed.strength, changed.source) == (0.5, "base")
     assert [m.name for m in make(["replay", "kl_base"])] == ["replay", "lwf"]
-    with pytest.raises(PerdureError, match="the same method is named twice"):
+    with pytest.raises(PerdureError, match="lwf and kl_base are the same one; name it once"):
         make(["lwf", "kl_base"])
+    with pytest.raises(PerdureError, match="the same method is named twice"):
+        make(["kl_base", "kl_base"])
     with pytest.raises(PerdureError, match="kl_base"):
         find("kl_bas")
 
 
 def test_kl_base_needs_an_adapter_to_disable():
     with pytest.raises(PerdureError, match=r"set adapter=\{\} or teacher previous"):
+        make("kl_base")[0].check(Config(adapter=None), "causal")
+
+
+@pytest.mark.parametrize(
+    ("keywords", "line"),
+    [
+        ({"strenght": 1}, "^kl_base has no keyword 'strenght'; did you mean 'strength'"),
+        ({"strength": "much"}, "^kl_base: strength takes a number, got 'much'"),
+        ({"strength": -1}, "^kl_base: needs strength >= 0"),
+        ({"preset": "bas"}, "^kl_base: unknown preset 'bas'"),
+    ],
+)
+def test_an_error_has_the_name_that_the_user_wrote(keywords, line):
+    with pytest.raises(PerdureError, match=line):
+        make({"kl_base": keywords})
+    with pytest.raises(PerdureError, match="^kl_base: teacher base is the base"):
         make("kl_base")[0].check(Config(adapter=None), "causal")

@@ -163,7 +163,7 @@ def test_a_share_whose_loss_is_not_finite_is_not_taken(losses, share, tmp_path, 
             {"probe": "memory"},
             Config(memory=Memory(ratio=0)),
             "causal",
-            "memory.ratio is 0; set memory.ratio=0.02",
+            "memory.ratio is 0; set memory.ratio=0.05",
         ),
         ({"probe": "base"}, Config(), "encoder", "writes nothing .* use probe memory"),
         (

@@ -50,8 +50,15 @@ def test_the_next_stage_is_learned_with_the_new_settings_and_the_others_keep_the
     history = perdure("log", "lineage").out
     assert 'method sequential -> ["replay"]; training.learning_rate 0.01 -> 0.001' in history
     assert 'method sequential -> ["replay"]' in perdure("show", "lineage", "--stage", 3).out
+    keywords = {"preset": "lasting", "quantile": 0.9}
+    configure("lineage", method=[{"recurrent_kif": keywords}, "kl_base"], **{"memory.ratio": 0.5})
+    learn_again("once")
+    line = log("lineage")[-1]
+    assert line["method"] == "recurrent_kif_lasting+kl_base"
+    assert line["method_in_words"] == "recurrent_kif (preset lasting, quantile 0.9) + kl_base"
+    assert line["method_in_words"] in perdure("log", "lineage").out
     lineage = Lineage("lineage")
-    methods = [lineage.config_at(stage).method for stage in lineage.stages]
+    methods = [lineage.config_at(stage).method for stage in lineage.stages[:3]]
     assert methods == ["sequential", "sequential", ["replay"]]
 
 
@@ -104,7 +111,7 @@ def test_what_is_set_already_adds_no_line(place):
         (["base=default"], ("base: a lineage keeps its base", "perdure rebase")),
         (["lineage=x"], ("lineage: is the folder",)),
         (["data=x"], ("data: is given with each command", "--data")),
-        (["method=osf"], ("osf: works on whole weights; set adapter=null",)),
+        (["method=osf"], ("osf: works on whole weights; adapter cannot change", "new lineage")),
         (["--config", "missing.yaml"], ("missing.yaml: no such file",)),
     ],
 )
@@ -132,6 +139,7 @@ def test_before_the_first_stage_all_but_the_base_can_change(tmp_path, monkeypatc
     assert lineage.config.adapter["r"] == 2
     assert verify("lineage") == []
     refused(tmp_path, "set", "lineage", "adapter.lora_alpah=3", names=("did you mean",))
+    refused(tmp_path, "set", "lineage", "method=osf", names=("weights; set adapter=null",))
     entry = learn("lineage", "colour", "colour-train.jsonl")
     assert '"r": 2,' in (lineage.folder(entry) / "adapter_config.json").read_text()
 

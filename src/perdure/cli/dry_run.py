@@ -8,7 +8,7 @@ from rich.text import Text
 
 from perdure.cli.output import counted, grid
 from perdure.config import GROUPED
-from perdure.reporting.results import method_name
+from perdure.reporting.results import method_in_words
 
 
 COLUMNS = ("rows", "tokens", "longest", "truncated", "padding", "steps", "learning", "scoring")
@@ -36,7 +36,7 @@ def planned(plan: dict[str, Any]) -> Iterator[RenderableType]:
     lines = [
         f"base:        {plan['base']} ({plan['kind']}), on {plan['device']}, "
         f"{counted(plan['threads'], 'thread')}",
-        f"method:      {method_name(plan['method'], plan['mode'])}",
+        f"method:      {method_in_words(plan['method'], plan['mode'])}",
         f"parameters:  {plan['trainable']:,} of {plan['parameters']:,} are trained "
         f"({f'{trained_percent:.2g}' if trained_percent < 99 else f'{trained_percent:.0f}'} %)",
         f"memory:      {size(plan['peak_memory_bytes'])} at its peak, on the longest rows",

@@ -16,6 +16,7 @@ SHOWN = (
     *("method", "adapter", "training", "memory", "general", "guard", "gate"),
     *("max_length", "max_completion_length", "seed", "threads"),
 )
+CHEAPER = "about 0.6 of the time (docs/choosing.md)"  # smollm2_assistant_confirm.json
 
 
 @command(api.init, config="--config FILE.yaml", from_adapter="--adapter FOLDER")
@@ -35,13 +36,29 @@ def init(arguments: Arguments, as_json: Json = False) -> None:
     for key in SHOWN:
         value = lineage.settings[key]
         words = method_in_words(value) if key == "method" else _in_words(value)
+        if key == "general" and value["file"] is None:
+            words = "none"
         table.add_row(f"  {key}", Text(words))
     stdout().print(table)
-    lower_rate = lineage.settings["training"]["learning_rate"] / 2
-    stdout().print(
-        f"change one:   perdure set {folder} training.learning_rate={lower_rate:g}\n"
-        f"next:         perdure learn {folder} NAME train.jsonl --test test.jsonl"
-    )
+    stdout().print("\n".join(_notes(str(folder), lineage.settings)))
+
+
+def _notes(folder: str, settings: dict[str, Any]) -> list[str]:
+    """Return what to know of the settings, and what to type next."""
+    from perdure.prepare.defaults import METHOD
+
+    notes = []
+    if settings["memory"]["ratio"]:
+        percent = 100 * settings["memory"]["ratio"]
+        notes.append(f"stored:       {percent:g} % of the rows of each task, in the folder, as text")
+    if settings["method"] == METHOD:
+        notes.append(f"cheaper:      perdure set {folder} 'method=[replay,kl_base]', {CHEAPER}")
+    lower_rate = settings["training"]["learning_rate"] / 2
+    return [
+        *notes,
+        f"change one:   perdure set {folder} training.learning_rate={lower_rate:g}",
+        f"next:         perdure learn {folder} NAME train.jsonl --test test.jsonl",
+    ]
 
 
 def _in_words(value: Any) -> str:

@@ -1,5 +1,7 @@
 """`perdure log`: show the history of a lineage."""
 
+from textwrap import shorten
+
 from rich.text import Text
 
 from perdure import api
@@ -9,6 +11,8 @@ from perdure.lineage.history import COMPACT
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import in_words
 
+
+LONGEST = 60  # characters of a method with its keywords; `show` has all of them
 
 @command(api.log)
 def log(arguments: Arguments, as_json: Json = False) -> None:
@@ -39,7 +43,8 @@ def log(arguments: Arguments, as_json: Json = False) -> None:
         if line["restored"]:
             scores = f"stage {', '.join(map(str, line['restored']))} has its weights again"
         seconds = "-" if line["seconds"] is None else f"{line['seconds']:.1f}"
-        cells = (line["task"], line["method"], scores, seconds, line["date"])
+        method = shorten(line["method_in_words"] or "-", LONGEST, placeholder=" ...")
+        cells = (line["task"], method, scores, seconds, line["date"])
         stage = f"{line['stage']}" if line["active"] else f"({line['stage']})"
         verb = line["verb"] if line["undone"] is None else f"undo {line['undone']}"
         table.add_row(stage, verb, *(Text(str(cell or "-")) for cell in cells))

@@ -28,13 +28,25 @@ def find(name: str) -> type[Method]:
     """
     name = SHORT.get(name, (name,))[0]
     if name not in names():
-        valid = [*names(), *SHORT]
-        raise PerdureError(f"unknown method {name!r}; {where_it_goes(name, 'method', valid)}")
+        raise PerdureError(f"unknown method {name!r}; {_what_to_write(name)}")
     module = importlib.import_module(f"{__name__}.{name}")
     if hasattr(module, "__path__"):  # a folder
         module = importlib.import_module(f"{module.__name__}.method")
     classes = [c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, Method)]
     return next(c for c in classes if c.__module__ == module.__name__)
+
+
+def _what_to_write(name: str) -> str:
+    """The end of the error line about an unknown method.
+
+    A record is named after a method and its preset, `recurrent_kif_lasting`, which is not a name
+    that the settings know.
+    """
+    for known in names():
+        preset = name.removeprefix(f"{known}_")
+        if preset != name and preset in find(known).presets:
+            return f"write '{{{known}: {{preset: {preset}}}}}'"
+    return where_it_goes(name, "method", [*names(), *SHORT])
 
 
 def keywords(name: str) -> dict[str, inspect.Parameter]:
@@ -68,7 +80,11 @@ def make(spec: Any) -> list[Method]:
             if not isinstance(settings, dict | None):
                 raise PerdureError(_not_keywords(name, settings))
             methods.append(_make_one(str(name), dict(settings or {})))
-    if len({type(m) for m in methods}) < len(methods):
+    labels: dict[type[Method], str] = {}
+    for method in methods:
+        if (first := labels.setdefault(type(method), method.label)) != method.label:
+            raise PerdureError(f"method: {first} and {method.label} are the same one; name it once")
+    if len(labels) < len(methods):
         raise PerdureError("method: the same method is named twice; name it once")
     _check_shapes(methods)
     return methods
@@ -77,13 +93,13 @@ def make(spec: Any) -> list[Method]:
 def _not_keywords(name: Any, value: Any) -> str:
     """The error message for `method: {NAME: VALUE}` where VALUE is not a mapping of keywords."""
     if name not in (*names(), *SHORT):
-        return f"unknown method {name!r}; {where_it_goes(str(name), 'method', [*names(), *SHORT])}"
+        return f"unknown method {name!r}; {_what_to_write(str(name))}"
     return f"method: {name} takes {{keyword: value}}, got {value!r}; see `perdure methods {name}`"
 
 
 def _check_shapes(methods: list[Method]) -> None:
     """Refuse lists in which one method replaces weights that another one needs."""
-    reshaping = [m.name for m in methods if m.reshapes]
+    reshaping = [m.label for m in methods if m.reshapes]
     if len(reshaping) > 1:
         raise PerdureError(
             f"method: {' and '.join(reshaping)} each change which weights the model has; use only "
@@ -92,8 +108,8 @@ def _check_shapes(methods: list[Method]) -> None:
     for method in methods if reshaping else ():
         if method.follows:
             raise PerdureError(
-                f"method: {reshaping[0]} makes new weights for each task, but {method.name} "
-                f"needs the same ones in every task; leave {method.name} out"
+                f"method: {reshaping[0]} makes new weights for each task, but {method.label} "
+                f"needs the same ones in every task; leave {method.label} out"
             )
     if reshaping and not methods[0].reshapes:
         raise PerdureError(
@@ -101,22 +117,29 @@ def _check_shapes(methods: list[Method]) -> None:
         )
 
 
-def _make_one(name: str, settings: dict[str, Any]) -> Method:
-    method, valid = find(name), keywords(name)
-    if name in SHORT:
-        name, preset = SHORT[name]
+def _make_one(written: str, settings: dict[str, Any]) -> Method:
+    """Create a method. Errors have the name that the user wrote, which may be short for a preset."""
+    method, valid = find(written), keywords(written)
+    name = written
+    if written in SHORT:
+        name, preset = SHORT[written]
         settings = {"preset": preset, **settings}
     if (preset := settings.pop("preset", None)) is not None:
         if not method.presets:
-            raise PerdureError(f"{name}: has no presets, so leave out preset={preset!r}")
+            raise PerdureError(f"{written}: has no presets, so leave out preset={preset!r}")
         if preset not in method.presets:
             raise PerdureError(
-                f"{name}: unknown preset {preset!r}; {nearest(preset, method.presets)}"
+                f"{written}: unknown preset {preset!r}; {nearest(preset, method.presets)}"
             )
         settings = {**method.presets[preset], **settings}
     for key, value in settings.items():
         if key not in valid:
             hint = where_it_goes(str(key), f"method.{name}", valid)
-            raise PerdureError(f"{name} has no keyword {key!r}; {hint}")
-        settings[key] = checked(key, value, valid[key].annotation, name)
-    return method(**settings)
+            raise PerdureError(f"{written} has no keyword {key!r}; {hint}")
+        settings[key] = checked(key, value, valid[key].annotation, written)
+    try:
+        made = method(**settings)
+    except PerdureError as error:
+        raise PerdureError(written + str(error).removeprefix(name)) from None
+    made.called = written
+    return made

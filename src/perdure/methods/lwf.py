@@ -66,7 +66,7 @@ class LwF(Method):
     def check(self, config: Config, kind: Kind) -> None:
         super().check(config, kind)
         if self.source == "base":
-            check_base(self.name, config, logits_of=kind)
+            check_base(self.label, config, logits_of=kind)
 
     def why_not_sharded(self) -> str | None:
         if self.source == "base":

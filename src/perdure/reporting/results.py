@@ -43,12 +43,16 @@ def method_name(method: Any, mode: str = "sequential") -> str:
     return "+".join(names)
 
 
-def method_in_words(method: Any) -> str:
+def method_in_words(method: Any, mode: str = "sequential") -> str:
     """Return a method with the keywords that were set: `replay (ratio 0.5) + kl_base`.
+
+    A mode other than sequential replaces it.
 
     Raises:
         PerdureError: see `method_name`.
     """
+    if mode != "sequential":
+        return mode
     words = []
     for name, keywords in _parts(method):
         values = ", ".join(f"{keyword} {text(value)}" for keyword, value in keywords.items())

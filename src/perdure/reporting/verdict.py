@@ -46,6 +46,8 @@ def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tu
             label = "scored" if change["before"] is None else "kept"
             if change["before"] is not None and change["after"] < change["before"]:
                 label = "unclear"
+            elif change["before"] == change["after"] == 0:
+                label = "nothing to lose"
             label = "collapsed" if change["collapse"] else label
             noise = change["p"] < SIGNIFICANCE and not change["collapse"]
             by_chance = ", within noise for this many tasks" if noise else ""

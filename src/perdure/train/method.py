@@ -158,6 +158,12 @@ class Method(TrainerCallback):
 
     context: TaskContext
     engine: Engine
+    called: str | None = None  # its name in the settings, which may be short for a preset
+
+    @property
+    def label(self) -> str:
+        """Its name in messages: the one that the settings use."""
+        return self.called or self.name
 
     @property
     def name(self) -> str:
@@ -180,17 +186,18 @@ class Method(TrainerCallback):
         """
         if kind not in self.kinds:
             raise PerdureError(
-                f"{self.name}: works only on a base of kind {' or '.join(self.kinds)}, and this "
+                f"{self.label}: works only on a base of kind {' or '.join(self.kinds)}, and this "
                 f"one is of kind {kind}; choose another method or base"
             )
         lora = config.adapter is not None and config.adapter.get("peft_type", "LORA") == "LORA"
         if self.needs == "whole" and config.adapter is not None:
-            raise PerdureError(f"{self.name}: works on whole weights; set adapter=null")
+            raise PerdureError(f"{self.label}: works on whole weights; set adapter=null")
         if self.needs == "lora" and not lora:
-            raise PerdureError(f"{self.name}: works on LoRA's factors; set adapter={{}}")
+            raise PerdureError(f"{self.label}: works on LoRA's factors; set adapter={{}}")
         if self.rehearses and not config.memory.ratio and config.general.file is None:
             raise PerdureError(
-                f"{self.name}: remembers rows, and memory.ratio is 0; set memory.ratio=0.02"
+                f"{self.label}: remembers rows, and memory.ratio is 0; set memory.ratio=0.05, or take "
+                "a method without old rows (`perdure methods --recommend`)"
             )
 
     def why_not_sharded(self) -> str | None:

@@ -41,9 +41,9 @@ def configure(
         check_pin(lineage.pin)
         try:
             plan = prepare(new_config)
-        except PerdureError:  # what cannot change at all is told before what does not fit it
+        except PerdureError as error:  # what cannot change at all is told before what does not fit
             _check_fixed(lineage, stored(new_config, lineage.path), only=settings)
-            raise
+            raise PerdureError(_without_fixed_advice(lineage, str(error))) from None
         new = stored(plan.config, lineage.path)
         changes = differences(lineage.settings, new)
         if any(key.partition(".")[0] == "merge" for key in changes):
@@ -68,6 +68,16 @@ def configure(
             }
         )
         return lineage.ledger[-1]
+
+
+def _without_fixed_advice(lineage: Lineage, line: str) -> str:
+    """Return an error line that does not advise to set what can no longer change."""
+    problem, advice, setting = line.partition("; set ")
+    key = setting.partition("=")[0]
+    reasons = lineage.why_fixed({key: ()}, lineage.settings) if advice else {}
+    if key not in reasons:
+        return line
+    return f"{problem}; {key} cannot change any more, because {reasons[key]}; make a new lineage"
 
 
 def _check_fixed(

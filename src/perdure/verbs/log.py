@@ -7,7 +7,7 @@ from typing import Any
 from perdure.lineage.lineage import Lineage
 from perdure.measure.verdict import TOGETHER, lost_now
 from perdure.models.layout import SCORES, VERDICT
-from perdure.reporting.results import method_name
+from perdure.reporting.results import method_in_words, method_name
 
 
 ALWAYS = ("set", "rebase")  # the verbs whose lines `revert` does not take back
@@ -40,6 +40,9 @@ def log(path: str | Path) -> list[dict[str, Any]]:
                 "active": is_active,
                 "task": entry.get("task", {}).get("id"),
                 "method": method_name(entry["method"], entry["mode"])
+                if "method" in entry
+                else None,
+                "method_in_words": method_in_words(entry["method"], entry["mode"])
                 if "method" in entry
                 else None,
                 "lost": lost,
