@@ -81,7 +81,7 @@ def test_an_output_that_is_full_is_one_line(arguments):
     assert end.value.code == 2
     (line,) = errors.getvalue().splitlines()
     assert line.startswith("perdure: error: ")
-    assert line.endswith(f": {REASONS[errno.ENOSPC]}; mend that, and repeat the command")
+    assert line.endswith(f": {REASONS[errno.ENOSPC]}; fix that, and repeat the command")
 
 
 def test_a_file_that_may_not_be_read_is_one_line(monkeypatch):
@@ -92,6 +92,6 @@ def test_a_file_that_may_not_be_read_is_one_line(monkeypatch):
     status, out, err = perdure("log", "my-model")
     assert (status, out) == (2, "")
     assert err == (
-        "perdure: error: my-model/lineage.yaml: permission is denied; mend that, and repeat the "
+        "perdure: error: my-model/lineage.yaml: permission is denied; fix that, and repeat the "
         "command\n"
     )

@@ -124,7 +124,7 @@ class LmEvalSettings:
 
 @dataclass
 class GuardSettings:
-    """How general ability is measured after each stage of a base that writes.
+    """How general ability is measured after each stage of a generative base.
 
     `guard: null` switches it off.
 
@@ -263,7 +263,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = parse_yaml(read_whole(path, LARGEST_YAML), _Loader)
     except UnreadableError as error:
-        raise PerdureError(f"{path}: {error}; mend that line") from error
+        raise PerdureError(f"{path}: {error}; fix that line") from error
     if not isinstance(values, dict):
         got = "nothing" if values is None else _in_words(type(values))
         raise PerdureError(f"{path}: expected `key: value` lines, got {got}")

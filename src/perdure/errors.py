@@ -10,7 +10,7 @@ SHOWN_AS: dict[str, str] = {}
 
 
 class PerdureError(ValueError):
-    """A mistake of the user's. Its one line says what is wrong, where, and how to mend it.
+    """A mistake of the user's. Its one line says what is wrong, where, and how to fix it.
 
     The command line prints the line without a traceback and exits with status 2. Nothing on disk
     has changed when it is raised.

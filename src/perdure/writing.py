@@ -58,7 +58,7 @@ def in_one_line(error: BaseException, path: Path | str | None = None) -> str | N
         return None
     named = getattr(error, "filename", None) or path
     place = f"{named}: " if named else ""
-    return f"{place}{reason}; mend that, and repeat the command"
+    return f"{place}{reason}; fix that, and repeat the command"
 
 
 @contextmanager

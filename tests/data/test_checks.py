@@ -90,7 +90,7 @@ def test_answers_that_only_the_test_has():
     mails = task(rows(*SENT), rows(("x", "good"), ("y", "Good"), ("z", "Good"), ("v", "spam")))
     assert checks.unlearned(mails) == [
         "mails: 3 of 4 test rows have an answer that no train row has, so it cannot be learned: "
-        "'Good' (did you mean 'good') and 1 more (first: b.csv, row 3); mend it or add train rows"
+        "'Good' (did you mean 'good') and 1 more (first: b.csv, row 3); fix it or add train rows"
     ]
     declared = task(rows(("a", "good")), rows(("b", "bad")), options=("good", "bad"))
     assert (
@@ -106,7 +106,7 @@ def test_answers_that_only_the_test_has():
 def test_one_prompt_with_different_answers():
     mails = task(rows(("a", "x"), ("b", "x"), ("a ", "y"), ("a", "z"), ("b", "x ")))
     assert checks.contradictions(mails) == [
-        "mails: 1 prompt of train has different answers (first: a.csv, row 4, and row 2); mend "
+        "mails: 1 prompt of train has different answers (first: a.csv, row 4, and row 2); fix "
         "them, or give further correct answers as references"
     ]
     right = [*rows(("a", "x")), {"prompt": "a", "completion": "y", "references": ["x"]}]

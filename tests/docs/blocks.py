@@ -13,14 +13,24 @@ from command import perdure
 from perdure.models.pins import DEFAULT
 
 
-BLOCK = re.compile(r"(?:^<!-- exits (\d+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"(?:^<!-- (?:exits (\d+)|(prints)) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
+NUMBER = re.compile(r"[-+]?\d[\d,.]*(?:e-?\d+)?(?: (?:[KMG]i)?B\b| s\b| min\b)?")
+PRINTED = "printed"  # the language of a block that the commands before it print
 SHELL = set("|<>&;$`*?")  # a line with one of these is for bash
 
 
 def blocks(page: Path) -> list[tuple[int, str, str]]:
-    """A page's blocks: the exit status that each is said to have, its language, its text."""
+    """A page's blocks: the exit status that each is said to have, its language, its text.
+
+    The language of a ```text block after `<!-- prints -->` is PRINTED.
+    """
     matches = BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [(int(status or 0), language, text) for status, language, text in matches]
+    return [
+        (int(status or 0), PRINTED if prints else language, text)
+        for status, prints, language, text in matches
+    ]
 
 
 def blocks_of(page: Path, language: str) -> list[str]:
@@ -44,16 +54,25 @@ def commands(text: str) -> Iterator[str]:
             yield command + "\n"
 
 
-def run_block(text: str, status: int = 0) -> None:
-    """Run a block of bash: the verbs in this process, everything else by bash."""
+def words(output: str) -> str:
+    """An output without what differs from run to run: numbers, plurals, the widths of columns."""
+    text = NUMBER.sub("0", output.replace("─", ""))
+    return " ".join(re.sub(r"\b0 (\w+)s\b", r"0 \1", text).split())
+
+
+def run_block(text: str, status: int = 0) -> str:
+    """Run a block of bash, the verbs in this process and everything else by bash.
+
+    Returns what its last command prints.
+    """
     *before, last = commands(text)
     for command in before:
         run_command(command, 0)
-    run_command(last, status)
+    return run_command(last, status)
 
 
-def run_command(command: str, status: int) -> None:
-    """Run a command, and check the status it ends with."""
+def run_command(command: str, status: int) -> str:
+    """Run a command, check the status it ends with, and return what it prints."""
     if command.startswith("perdure ") and not SHELL & set(command):
         result = perdure(*shlex.split(command)[1:])
         exit_status, output = result.status, result.out + result.err
@@ -67,6 +86,7 @@ def run_command(command: str, status: int) -> None:
     assert exit_status == status, (
         f"{command}ended with status {exit_status}, not {status}:\n{output}"
     )
+    return output
 
 
 def put_base(folder: Path) -> None:

@@ -3,7 +3,8 @@
 Each page has an empty folder of its own. There its ```bash and ```python blocks are run in their
 order, the latter as one script; its ```yaml blocks are settings that a run takes. A base such as
 Qwen/Qwen3-0.6B is a folder with the embedded model. `<!-- exits 2 -->` before a block says how its
-last command ends. What is not run here: ```text (output), ```console (`pip install`, and `make`,
+last command ends, and `<!-- prints -->` before a ```text block that this command prints it, but for
+the numbers. What is not run here: other ```text (output), ```console (`pip install`, and `make`,
 which continuous integration runs itself), and the scripts of trl.md, which
 tests/methods/recurrent_kif/test_trl.py runs. The cells of a comparison run in this process; what
 tests `compare` runs them in processes of their own.
@@ -22,7 +23,7 @@ import yaml
 from huggingface_hub import constants
 
 from comparison.grids import run_here
-from docs.blocks import blocks, blocks_of, put_base, run_block
+from docs.blocks import PRINTED, blocks, blocks_of, put_base, run_block, words
 from hub import Hub, serving
 from marks import at_least
 from perdure.comparison import processes
@@ -64,12 +65,15 @@ def place(tmp_path, monkeypatch):
 )
 def test_the_commands_of_a_page_run(page, place, monkeypatch):
     names = {"__name__": "__main__"}
+    output = ""
     for status, language, text in blocks(page):
         if language == "bash":
             # Only a push may talk to the hub; everything else is offline.
             with monkeypatch.context() as patch:
                 patch.setattr(constants, "HF_HUB_OFFLINE", not text.startswith("perdure push"))
-                run_block(text, status)
+                output = run_block(text, status)
+        elif language == PRINTED:
+            assert words(text) in words(output), f"{page} prints\n{text}, and not\n{output}"
         elif language == "python" and page.stem != "trl":
             exec(compile(text, str(page), "exec"), names)
     assert bool(place.files) == (page.stem == "verbs")
@@ -112,7 +116,6 @@ def test_the_commands_of_the_readme_run(place):
     assert len(verbs) >= 4
     assert len(inline) >= 2
     run_block("\n".join([*verbs, *inline]))
-    Path("my-model").rename("first")  # the script makes it again
     (script,) = blocks_of(README, "python")
     exec(compile(script, "README.md", "exec"), {"__name__": "__main__"})
 

@@ -140,5 +140,5 @@ def test_kl_base_needs_an_adapter_to_disable():
 def test_an_error_has_the_name_that_the_user_wrote(keywords, line):
     with pytest.raises(PerdureError, match=line):
         make({"kl_base": keywords})
-    with pytest.raises(PerdureError, match="^kl_base: teacher base is the base"):
+    with pytest.raises(PerdureError, match=r"^kl_base: teacher base is the base"):
         make("kl_base")[0].check(Config(adapter=None), "causal")

@@ -50,7 +50,7 @@ def _notes(folder: str, settings: dict[str, Any]) -> list[str]:
     notes = []
     if settings["memory"]["ratio"]:
         percent = 100 * settings["memory"]["ratio"]
-        notes.append(f"stored:       {percent:g} % of the rows of each task, in the folder, as text")
+        notes.append(f"stored:       {percent:g} % of the rows of each task, in the folder")
     if settings["method"] == METHOD:
         notes.append(f"cheaper:      perdure set {folder} 'method=[replay,kl_base]', {CHEAPER}")
     lower_rate = settings["training"]["learning_rate"] / 2

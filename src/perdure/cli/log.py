@@ -14,6 +14,7 @@ from perdure.lineage.settings import in_words
 
 LONGEST = 60  # characters of a method with its keywords; `show` has all of them
 
+
 @command(api.log)
 def log(arguments: Arguments, as_json: Json = False) -> None:
     """Reverted and refused stages are in brackets. `~` is a score of a sample of the test rows.

@@ -403,4 +403,4 @@ def _dated(template: str) -> str:
 
 def _refused(error: Exception, where: str) -> PerdureError:
     reason = one_line(error)
-    return PerdureError(f"{where}: the chat template refuses the row ({reason}); mend the row")
+    return PerdureError(f"{where}: the chat template refuses the row ({reason}); fix the row")

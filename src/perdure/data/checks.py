@@ -115,7 +115,7 @@ def contradictions(task: Task) -> list[str]:
     have = "prompt of train has" if len(contradicting) == 1 else "prompts of train have"
     return [
         f"{task.name}: {len(contradicting)} {have} different answers (first: "
-        f"{task.train.place(index)}, and row {task.train.number(earlier)}); mend them, or give "
+        f"{task.train.place(index)}, and row {task.train.number(earlier)}); fix them, or give "
         "further correct answers as references"
     ]
 
@@ -141,7 +141,7 @@ def unlearned(task: Task) -> list[str]:
             lines.append(
                 f"{task.name}: {count} of {len(split.rows)} {name} rows have an answer that no "
                 f"train row has, so it cannot be learned: {label!r}{suggestion}{others} (first: "
-                f"{split.place(missing[label][0])}); mend it or add train rows"
+                f"{split.place(missing[label][0])}); fix it or add train rows"
             )
     return lines
 
@@ -224,13 +224,13 @@ def truncated(
     cut = list(rows)
     if not cut:
         return []
-    limit, mend = f"max_length: {max_length}", "raise max_length"
+    limit, remedy = f"max_length: {max_length}", "raise max_length"
     if room is not None and room < max_length:
         limit = f"the {room} positions that the answer leaves to them"
-        mend = "lower max_completion_length"
+        remedy = "lower max_completion_length"
     return [
         f"{where}: {len(cut)} of {len(split.rows)} rows are longer than {limit} "
-        f"(first: {split.place(cut[0])}), so the middle of their prompt is cut out; {mend}, or "
+        f"(first: {split.place(cut[0])}), so the middle of their prompt is cut out; {remedy}, or "
         "shorten them"
     ]
 

@@ -201,7 +201,7 @@ def check_known(
         where: the beginning of the error line.
 
     Raises:
-        PerdureError: an id has no embedding; the line names the token and says how to mend it.
+        PerdureError: an id has no embedding; the line names the token and says how to fix it.
     """
     largest = max(ids, default=0)
     if tokens is None or largest < tokens:

@@ -118,7 +118,7 @@ def _check_shapes(methods: list[Method]) -> None:
 
 
 def _make_one(written: str, settings: dict[str, Any]) -> Method:
-    """Create a method. Errors have the name that the user wrote, which may be short for a preset."""
+    """Create a method; errors have the name that the user wrote, which may be a short one."""
     method, valid = find(written), keywords(written)
     name = written
     if written in SHORT:

@@ -90,7 +90,7 @@ def _tried(network: Any, kind: Kind, tokenizer: PreTrainedTokenizerBase, limits:
         reason = one_line(error)
         raise PerdureError(
             f"base: a short text cannot be run through it ({type(error).__name__}: {reason}); "
-            "mend its config, or choose another base"
+            "fix its config, or choose another base"
         ) from error
 
 

@@ -40,7 +40,7 @@ def check_gate_fits(config: Config, kind: Kind) -> None:
     for key in ("general", "kl"):
         if kind == "encoder" and getattr(config.gate, key) is not None:
             raise PerdureError(
-                f"gate: {key} is a limit for a base that writes, and base {config.base!r} is an "
+                f"gate: {key} is a limit for a generative base, and base {config.base!r} is an "
                 "encoder; set gate.forgetting instead"
             )
 
@@ -55,7 +55,7 @@ def guard_tasks(config: Config, info: BaseInfo) -> LmEvalTasks | None:
         return None
     if info.kind == "encoder":
         raise PerdureError(
-            f"guard.lm_eval: it is for a base that writes, and base {config.base!r} is an encoder; "
+            f"guard.lm_eval: it is for a generative base, and base {config.base!r} is an encoder; "
             "leave it out"
         )
     tasks = LmEvalTasks(config.guard.lm_eval)

@@ -83,7 +83,7 @@ def _check_metric(task: Task, split: str = "test") -> None:
         if task.metric == "json_fields" and not json_valid(references(row)[0], ""):
             raise PerdureError(
                 f"{task.name} {split}, row {number}: its answer is not JSON, so metric json_fields "
-                "cannot compare with it; mend the row or choose another metric"
+                "cannot compare with it; fix the row or choose another metric"
             )
 
 

@@ -51,7 +51,7 @@ def check_settings(config: Config) -> tuple[list[Method], TrainingArguments]:
     Returns the methods, and the training arguments of a task without its own `training:`.
 
     Raises:
-        PerdureError: a setting is wrong; the line names the key and says how to mend it.
+        PerdureError: a setting is wrong; the line names the key and says how to fix it.
     """
     check_processes()
     check_values(config)

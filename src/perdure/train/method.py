@@ -196,8 +196,8 @@ class Method(TrainerCallback):
             raise PerdureError(f"{self.label}: works on LoRA's factors; set adapter={{}}")
         if self.rehearses and not config.memory.ratio and config.general.file is None:
             raise PerdureError(
-                f"{self.label}: remembers rows, and memory.ratio is 0; set memory.ratio=0.05, or take "
-                "a method without old rows (`perdure methods --recommend`)"
+                f"{self.label}: remembers rows, and memory.ratio is 0; set memory.ratio=0.05, or "
+                "take a method without old rows (`perdure methods --recommend`)"
             )
 
     def why_not_sharded(self) -> str | None:

@@ -226,7 +226,7 @@ def _check_yaml(file: str) -> None:
     try:
         parse_yaml(read_whole(Path(file), LARGEST_YAML), _AnyTags)
     except UnreadableError as error:
-        raise PerdureError(f"{file}: {error}; mend that line") from error
+        raise PerdureError(f"{file}: {error}; fix that line") from error
 
 
 def _loaded(manager: Any, name: str) -> dict[str, Any]:
@@ -237,7 +237,7 @@ def _loaded(manager: Any, name: str) -> dict[str, Any]:
     except Exception as error:  # the code of a task, and what reads its documents, raise anything
         raise PerdureError(
             f"{SECTION}.tasks: {name} cannot be loaded: {type(error).__name__}: {one_line(error)}; "
-            "mend the task, or make its documents available (paths in it are relative to the "
+            "fix the task, or make its documents available (paths in it are relative to the "
             "working directory)"
         ) from error
 

@@ -65,7 +65,7 @@ class RecurrentKIF(StandaloneMethod):
     outer map hardly fades from round to round, a weight that neither side needs keeps the new
     update, and a memory step has four times the rows of a training step. It was measured on a chat
     model beside `kl_base` (docs/identification.md), and `[{recurrent_kif: {preset: lasting}},
-    kl_base]` is what `perdure init` chooses for a model that writes.
+    kl_base]` is what `perdure init` chooses for a generative model.
 
     It is also a callback of any `transformers.Trainer`, including SFTTrainer:
     `RecurrentKIF(memory=...)`, with a dataset of features or raw rows, or a mapping of task names
