@@ -579,3 +579,9 @@ def test_a_file_that_is_not_as_its_name_says(name, content, error_line, tmp_path
     assert error_line in str(error.value)
     assert name in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, False, 5])
+def test_an_input_that_is_no_text_is_refused_and_not_left_out(value):
+    with pytest.raises(PerdureError, match="input"):
+        as_row({"instruction": "Is it even?", "input": value, "output": "yes"}, "a.jsonl, row 1")

@@ -1,9 +1,13 @@
 import pytest
 import torch
-from tokenizers import normalizers
+from tokenizers import Tokenizer, normalizers
+from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
+from transformers import NllbTokenizer, PreTrainedTokenizerFast
 
 from families import llama_like
 from perdure.data import tokens as tokens_module
+from perdure.data.special import special_tokens
 from perdure.data.tokens import (
     Collator,
     completion_text,
@@ -346,3 +350,39 @@ def test_packed_features_are_the_features_in_four_bytes_a_token(kind, monkeypatc
     long = {**ROW, "completion": " red" * 9}
     with pytest.raises(PerdureError, match="toy, row 5"):
         packed_features([*rows[:4], long], tokenizer, labels=labels, **settings)
+
+
+def test_the_target_of_a_translation_has_its_own_language():
+    vocabulary = {t: i for i, t in enumerate(["<s>", "<pad>", "</s>", "<unk>", "▁", *"actdog"])}
+    nllb = NllbTokenizer(
+        vocab=dict.fromkeys(vocabulary) | vocabulary,
+        merges=[],
+        src_lang="eng_Latn",
+        tgt_lang="fra_Latn",
+    )
+    row = encode({"prompt": "dog", "completion": "cat"}, nllb, "seq2seq", 64, 8)
+    assert nllb.convert_ids_to_tokens(row.prompt)[0] == "eng_Latn"
+    expected = nllb(text_target="cat")["input_ids"]
+    assert list(row.completion) == expected
+    assert nllb.convert_ids_to_tokens(expected)[0] == "fra_Latn"
+
+
+def test_special_tokens_are_found_if_the_tokenizer_knows_no_letter_a():
+    bases = {t: i for i, t in enumerate(["<s>", "</s>", "A", "C", "G", "T"])}
+    letters = Tokenizer(BPE(vocab=bases, merges=[]))
+    letters.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=letters, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+    assert special_tokens(tokenizer) == ([0], [1])
+    row = encode({"prompt": "ACGT", "completion": "GG"}, tokenizer, "seq2seq", 64, 8)
+    assert words(tokenizer, row.prompt) == words(tokenizer, tokenizer("ACGT")["input_ids"])
+
+
+def test_an_end_token_within_a_target_is_not_its_end():
+    tokenizer = tiny_tokenizer("seq2seq")
+    end = tokenizer.eos_token
+    row = encode({"prompt": "cat", "completion": f"red {end} dog"}, tokenizer, "seq2seq", 64, 8)
+    assert row.completion[-1] == tokenizer.eos_token_id

@@ -9,8 +9,9 @@ from tokenizers import processors
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
 from measure.test_evaluate import base_of, rows_of_many_lengths
-from perdure.measure.predict import predict
+from perdure.measure.predict import predict, room_for_prompt
 from perdure.models.base import Base
+from perdure.models.limits import Limits
 from tiny import tiny_tokenizer
 
 
@@ -124,3 +125,10 @@ def test_a_forced_first_token_stays_where_the_answers_begin_with_it(learned):
     free, _ = predict(base, rows, "generate", None, 64, 4)
     assert (answers != free) == learned
     assert all(text.startswith("red") for text in answers) == learned
+
+
+def test_the_prompt_of_an_encoder_decoder_fits_into_its_positions():
+    limits = Limits(positions=128, answer_positions=64)
+    assert room_for_prompt("seq2seq", limits, 4096, 32) == 128
+    assert room_for_prompt("seq2seq", Limits(), 4096, 32) == 4096
+    assert room_for_prompt("causal", limits, 4096, 32) == 96

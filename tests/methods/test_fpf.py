@@ -1,5 +1,7 @@
 """FPF: which modules a burst trains, on which rows, and that nothing else hears of it."""
 
+import math
+
 import pytest
 import torch
 
@@ -150,6 +152,25 @@ def test_the_burst_goes_through_the_trainings_schedule(schedule, keyword, expect
     trainer.fit_step = watched
     trainer.methods[0].end_task(base.model)
     assert rates == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("rate", [1e-4, 5e-3])
+def test_a_lowest_rate_is_that_of_the_training(rate, tmp_path):
+    """Transformers writes these as a share of the optimizer's own rate."""
+    settings = {"learning_rate": rate, "lr_scheduler_type": "cosine_with_min_lr"}
+    settings |= {"lr_scheduler_kwargs": {"min_lr": rate / 2}}
+    trainer = engine(tiny_base("causal"), {"fpf": {"steps": 5}}, tmp_path, rows=12, **settings)
+    trainer.learn()
+    rates, fit = [], trainer.fit_step
+
+    def watched(rows, optimizer, *rest):
+        rates.append(optimizer.param_groups[0]["lr"])
+        fit(rows, optimizer, *rest)
+
+    trainer.fit_step = watched
+    trainer.methods[0].end_task(trainer.base.model)
+    cosines = [(1 + math.cos(math.pi * i / 5)) / 2 for i in range(5)]
+    assert rates == pytest.approx([rate * (0.5 + 0.5 * cosine) for cosine in cosines])
 
 
 def test_it_lowers_the_loss_on_remembered_rows(tmp_path):

@@ -247,3 +247,11 @@ def test_the_more_strength_the_nearer_to_the_old_weights(method, tmp_path):
 def test_what_cannot_be_is_told(spec):
     with pytest.raises(PerdureError):
         methods.make(spec)
+
+
+def test_a_pull_is_part_of_the_loss_whose_importance_recurrent_kif_reads(tmp_path):
+    """The outer map sees the pull in the steps on memory, so the inner one has to see it."""
+    pull = {"ewc": {"strength": 10.0}}
+    first, _ = learned("causal", ["recurrent_kif", pull], tmp_path / "a")
+    second, _ = learned("causal", [pull, "recurrent_kif"], tmp_path / "b")
+    assert same(first, second)

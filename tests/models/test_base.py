@@ -5,7 +5,13 @@ import json
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    LlamaForCausalLM,
+)
 
 from perdure.errors import PerdureError
 from perdure.models.base import kind_of, load_base, with_adapter
@@ -169,3 +175,26 @@ def test_the_tokenizer_of_a_prompt_adapter_runs_no_code(tmp_path, monkeypatch):
     with pytest.raises(PerdureError, match="custom code"):
         with_adapter(tiny_model("seq2seq"), "seq2seq", adapter, seed=0)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"r": 2, "modules_to_save": ["lm_head"]},
+        {"r": 2, "bias": "lora_only"},
+        {"peft_type": "LN_TUNING"},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Unsupported layer type")  # of PEFT, for LN_TUNING
+def test_weights_of_a_base_that_an_adapter_trains_are_fp32(adapter, tmp_path):
+    """Small updates of a bf16 weight would be rounded away."""
+    config = tiny_model("causal").config
+    config.update({"attention_bias": True})
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    tiny_tokenizer("causal").save_pretrained(tmp_path)
+    base = load_base(str(tmp_path), adapter, seed=0)
+    assert {p.dtype for p in base.model.parameters()} == {torch.float32}
+    plain = load_base(str(tmp_path), {"r": 2}, seed=0)
+    trained = {p.dtype for p in plain.model.parameters() if p.requires_grad}
+    assert trained == {torch.float32}
+    assert torch.bfloat16 in {p.dtype for p in plain.model.parameters()}

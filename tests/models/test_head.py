@@ -124,3 +124,14 @@ def test_the_engine_computes_no_more(kind, tmp_path):
     most = max(sum(label != -100 for label in row["labels"]) for row in rows) * len(rows)
     assert shapes
     assert all(rows == 1 and positions <= most for rows, positions, _ in shapes)
+
+
+@pytest.mark.parametrize("name", ["mbart", "plbart", "fsmt", "bart", "t5"])
+def test_a_decoder_learns_to_begin_with_the_token_with_which_generation_begins(name, tmp_path):
+    """Translation models begin with a language, which is not what their labels end with."""
+    model = load_base(str(make(name, tmp_path)), None, 0).model
+    for settings in (model.config, model.generation_config):
+        settings.decoder_start_token_id = 4
+    inputs = decoder_inputs(model, LABELS)
+    assert inputs[:, 0].tolist() == [4, 4, 4]
+    assert inputs[1, 1:].tolist()[1:] == [7, 8, 9]

@@ -228,6 +228,8 @@ def _about_question(missing: list[str], record: Mapping[str, Any], row: Row) -> 
     lost = f"{', '.join(missing)} would be left out of the question"
     if is_chat(row):
         return f"{lost}; put {them} into the message with the question, or remove {them}"
+    if any(isinstance(record[key], list | dict) for key in missing):
+        return f"{lost}; write {them} into the question as text, or remove {them}"
     questions, answer = _parts(record)
     questions = [key for key in record if key in (*questions, *missing)]
     return f"{lost}; write {_templates(questions, [answer])} next to path or hub, or remove {them}"

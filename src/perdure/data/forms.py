@@ -204,7 +204,7 @@ def _says(messages: list[Row], value: Any, first: bool) -> bool:
 
 def _alpaca(record: Mapping[str, Any], where: str) -> Row:
     prompt = checked_text(record["instruction"], f"{where}: instruction")
-    if record.get("input"):
+    if record.get("input") not in (None, ""):
         prompt += "\n" + checked_text(record["input"], f"{where}: input")
     completion, others = _completion(record.get("output"), f"{where}: output")
     return {"prompt": prompt, "completion": completion, **others}

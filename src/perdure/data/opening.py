@@ -60,6 +60,11 @@ def open_split(source: Mapping[str, Any], data: str | Path | None = None) -> Spl
         return Split(tuple(generated_rows(**settings)), dict(source))
     if "hub" in source:
         return hub.hub_split(source)
+    if not source:
+        raise PerdureError(
+            "no rows can be opened: they were given in Python, and only their hash is stored; give "
+            "them as a file to score them again"
+        )
     if "path" not in source:
         raise PerdureError(
             f"no rows can be opened from {source}: expected path, hub, benchmark or stream"

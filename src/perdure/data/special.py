@@ -1,6 +1,8 @@
 """The special tokens around a text: added where they are missing, and never twice."""
 
+import string
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -41,11 +43,33 @@ def check_tokens(
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     """Return the special tokens that the tokenizer puts before and after every text."""
-    bare = ids_of(["a"], tokenizer)[0]
-    encoded: Any = tokenizer(["a"], verbose=False)
+    return _around(tokenizer, target=False)
+
+
+def target_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the special tokens before and after a target of an encoder-decoder.
+
+    The tokenizers of translation models put that of the target's language there, and around other
+    texts that of the source's.
+    """
+    return _around(tokenizer, target=True)
+
+
+def _around(tokenizer: PreTrainedTokenizerBase, target: bool) -> tuple[list[int], list[int]]:
+    text = _text_with_tokens(tokenizer)
+    bare = ids_of([text], tokenizer)[0]
+    texts: dict[str, Any] = {"text_target" if target else "text": [text]}
+    encoded: Any = tokenizer(**texts, verbose=False)
     whole = encoded["input_ids"][0]
     at = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
     return whole[:at], whole[at + len(bare) :]
+
+
+def _text_with_tokens(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a text of which the tokenizer makes tokens: some know neither letters nor digits."""
+    known = (tokenizer.convert_tokens_to_string([token]) for token in tokenizer.get_vocab())
+    candidates = chain("a", string.ascii_letters + string.digits, known)
+    return next(text for text in candidates if text.strip() and ids_of([text], tokenizer)[0])
 
 
 def missing_around(

@@ -22,7 +22,14 @@ from transformers import DataCollatorWithFlattening, PreTrainedTokenizerBase
 from perdure.data.causal import CausalRow, causal_prompts, causal_rows, shorten
 from perdure.data.columns import is_chat
 from perdure.data.rows import Row, answer
-from perdure.data.special import check_tokens, end_token, ids_of, missing_around, special_tokens
+from perdure.data.special import (
+    check_tokens,
+    end_token,
+    ids_of,
+    missing_around,
+    special_tokens,
+    target_tokens,
+)
 from perdure.data.text import completion_text, prompt_text, row_texts
 from perdure.data.truncate import cut_middle, token_lines
 from perdure.errors import PerdureError, nearest
@@ -444,12 +451,15 @@ def _targets(
     """Tokenize targets for an encoder-decoder, with special tokens before and an end token."""
     if not rows:
         return []
-    before, (_, end) = special_tokens(tokenizer)[0], end_token(tokenizer)
+    (before, after), (_, end) = target_tokens(tokenizer), end_token(tokenizer)
+    # What follows the end token, such as the language of MBart's targets.
+    behind = after[after.index(end) + 1 :] if end in after else []
     bare_ids = ids_of(texts, tokenizer)
     check_tokens(texts, bare_ids, lines=lines, part="the completion")
     targets = []
     for row, ids in zip(rows, bare_ids, strict=True):
         start = [] if is_chat(row) else missing_around(ids, before, [])[0]
         # A chat template may have written the end token, and a line break after it.
-        targets.append([*start, *ids] if end in ids[-2:] else [*start, *ids, end])
+        has_end = end in (ids[-2:] if is_chat(row) else ids[-1:])
+        targets.append([*start, *ids] if has_end else [*start, *ids, end, *behind])
     return targets

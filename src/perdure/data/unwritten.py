@@ -4,7 +4,6 @@ A part that is not written is not learned.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -15,12 +14,12 @@ from perdure.data.rows import Row
 from perdure.errors import PerdureError
 
 
-TRIED = 20  # rows rendered for each key, because a template may write it only in some places
+TRIED = 20  # rows rendered for each key and role; a template may write them in some places only
 OF_THE_PROJECT = ("role", "content", "weight", "train")  # keys that are not checked
 
 
 def unwritten(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, where: str) -> list[str]:
-    """Return a warning for each key of chat rows that does not change the template's text.
+    """Return a warning for each key and each role of chat rows that the template does not write.
 
     Args:
         rows: rows that can be learned.
@@ -34,9 +33,18 @@ def unwritten(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, where: st
     chats = [(number, row) for number, row in enumerate(rows, 1) if is_chat(row)]
     lines = []
     for key in sorted({key for _, row in chats for key in _keys(row)}):
-        numbers = [number for number, row in chats if key in _keys(row)]
-        tried = islice(((n, row) for n, row in chats if key in _keys(row)), TRIED)
-        if any(_written(row, key, tokenizer, f"{where}, row {n}") for n, row in tried):
+        having = [(number, row) for number, row in chats if key in _keys(row)]
+        tried = _spread(having)
+        lost = [n for n, row in tried if not _written(row, key, tokenizer, f"{where}, row {n}")]
+        if not lost:
+            continue
+        if len(lost) < len(tried):
+            lines.append(
+                f"{where}: the base's chat template does not write {key} in {len(lost)} of "
+                f"{len(tried)} rows that have it and were tried (first: row {lost[0]}), so the "
+                "model learns these without it; use a base whose template writes it, or write it "
+                "into the content"
+            )
             continue
         empty = [n for n, row in chats if key == "tool_calls" and _calls_alone(row)]
         if empty:
@@ -46,13 +54,46 @@ def unwritten(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, where: st
                 "tools, or write the call into the content"
             )
         lines.append(
-            f"{where}: the base's chat template does not write {key} ({len(numbers)} of "
-            f"{len(rows)} rows, first: row {numbers[0]}), so the model learns the rows without it; "
-            "use a base whose template writes it, or write it into the content"
+            f"{where}: the base's chat template does not write {key} ({len(having)} of "
+            f"{len(rows)} rows, first: row {having[0][0]}), so the model learns the rows without "
+            "it; use a base whose template writes it, or write it into the content"
         )
+    for role in sorted({role for _, row in chats for role in _roles(row)}):
+        having = [(number, row) for number, row in chats if role in _roles(row)]
+        tried = _spread(having)
+        lost = [n for n, row in tried if _loses(row, role, tokenizer, f"{where}, row {n}")]
+        if lost:
+            lines.append(
+                f"{where}: the base's chat template does not write the turns of the role {role} "
+                f"({len(lost)} of {len(tried)} rows that have them and were tried, first: row "
+                f"{lost[0]}), so the model learns the rows without them; use a base whose template "
+                "writes them, or write their text into the turn of the user"
+            )
     for number, row in chats[:1]:
         _check_content(row, tokenizer, f"{where}, row {number}")
     return lines
+
+
+def _spread(rows: Sequence[tuple[int, Row]]) -> list[tuple[int, Row]]:
+    """Return at most TRIED of the rows, evenly spread, the first one among them."""
+    return [rows[i * len(rows) // min(TRIED, len(rows))] for i in range(min(TRIED, len(rows)))]
+
+
+def _roles(row: Row) -> set[str]:
+    """Return the roles, other than the assistant's, whose turns have a text."""
+    messages = conversation(row)
+    return {m["role"] for m in messages if m.get("content") and m["role"] != "assistant"}
+
+
+def _loses(row: Row, role: str, tokenizer: PreTrainedTokenizerBase, where: str) -> bool:
+    """Return whether the template leaves out any turn of a role."""
+    messages = conversation(row)
+    for i, message in enumerate(messages):
+        if message["role"] == role and message.get("content"):
+            changed = [*messages[:i], {**message, "content": "qxzOTHERzxq"}, *messages[i + 1 :]]
+            if not _differs(messages, changed, row=row, tokenizer=tokenizer, where=where):
+                return True
+    return False
 
 
 def _keys(row: Row) -> set[str]:

@@ -88,5 +88,5 @@ def open_limits(gate: Gate, judged: dict[str, Any]) -> list[str]:
         lines.append("gate.kl cannot hold: the KL from the base was not measured")
     if gate.forgetting is not None and judged["unmeasured"]:
         names = ", ".join(judged["unmeasured"])
-        lines.append(f"gate.forgetting cannot hold for tasks without test rows: {names}")
+        lines.append(f"gate.forgetting cannot hold for tasks whose test rows are missing: {names}")
     return lines

@@ -523,10 +523,13 @@ def _pairs(
 def room_for_prompt(kind: Kind, limits: Limits, max_length: int, max_completion_length: int) -> int:
     """Return how many tokens a prompt may have so that a causal model's answer fits after it.
 
-    If the base has few positions, at most half of them are reserved for the answer.
+    If the base has few positions, at most half of them are reserved for the answer. The answer of
+    an encoder-decoder has positions of its own.
     """
-    if kind != "causal" or limits.positions is None:
+    if limits.positions is None:
         return max_length
+    if kind != "causal":
+        return min(max_length, limits.positions)
     reserved = min(max_completion_length, limits.positions // 2)
     return min(max_length, limits.positions - reserved)
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 SIGNIFICANCE = 0.05  # a result that is less probable than this by chance is beyond noise
 FEWEST_ORDERS = 3  # the fewest orders for an interval
+ROUNDING = 1e-12  # means that differ by less are equal
 Pair = tuple[Any, Any]  # an order and a seed
 Name = TypeVar("Name", bound=Hashable)
 
@@ -41,8 +42,9 @@ class Estimate:
         cells: the number of cells.
         orders: the number of orders.
         mean: the mean over the orders, None without cells.
-        interval: Student's interval over the orders, None below three orders.
-        p: the two-sided p of a t-test of whether the mean is 0, None below three orders.
+        interval: Student's interval over the orders, None below three orders, and if all orders
+            have the same mean, other than 0.
+        p: the two-sided p of a t-test of whether the mean is 0, None where the interval is.
     """
 
     cells: int
@@ -82,18 +84,20 @@ def over_orders(cells: Mapping[Pair, float], level: float = 0.95) -> Estimate:
     """Return the mean of the orders' means, and Student's interval if there are three orders.
 
     The interval over n orders is mean -+ t_{n-1} s / sqrt(n), where s is the standard deviation
-    (n - 1) of the orders' means. It is valid for few orders if their means are close to normal.
+    (n - 1) of the orders' means. It is valid for few orders if their means are close to normal. If
+    all means are equal and not zero, the orders do not tell how much a mean varies (scores are
+    shares of a few rows, so that means are often equal by chance): interval and p are then unknown.
     """
     means = list(by_order(cells).values())
     center, spread, count = mean(means), deviation(means), len(means)
     if center is None or spread is None or count < FEWEST_ORDERS:
         return Estimate(cells=len(cells), orders=count, mean=center, interval=None, p=None)
-    error = spread / math.sqrt(count)
+    is_equal = spread < ROUNDING * max(1.0, *map(abs, means))
+    if is_equal and any(means):
+        return Estimate(cells=len(cells), orders=count, mean=center, interval=None, p=None)
+    error = 0.0 if is_equal else spread / math.sqrt(count)
     half_width = student_quantile((1 + level) / 2, count - 1) * error
-    if error == 0:
-        p = float(center == 0)
-    else:
-        p = 1 - _student_within(abs(center) / error, count - 1)
+    p = 1 - _student_within(abs(center) / error, count - 1) if error else 1.0
     interval = Interval(center - half_width, center + half_width)
     return Estimate(cells=len(cells), orders=count, mean=center, interval=interval, p=p)
 

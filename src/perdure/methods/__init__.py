@@ -36,6 +36,13 @@ def find(name: str) -> type[Method]:
     return next(c for c in classes if c.__module__ == module.__name__)
 
 
+def names_in(spec: Any) -> set[str]:
+    """The names of the methods in a setting `method:`, with the whole names of short ones."""
+    parts = spec if isinstance(spec, list) else [spec]
+    written = {name for part in parts for name in (part if isinstance(part, dict) else [part])}
+    return {SHORT.get(name, (name,))[0] for name in written}
+
+
 def _what_to_write(name: str) -> str:
     """The end of the error line about an unknown method.
 

@@ -13,7 +13,7 @@ from perdure.seeds import derive
 from perdure.train.losses import positions_per_row
 from perdure.train.memory import Memory
 from perdure.train.method import Engine, Family, Keeps, Loss, Method, TaskContext
-from perdure.train.parameters import Named, known_labels
+from perdure.train.parameters import Named, known_labels, old_labels
 from perdure.train.step import rows_of_a_step
 
 
@@ -166,6 +166,7 @@ class DER(Method):
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.load_state_dict(context.state)
+        self.labels = old_labels(context)
         self.others = Memory(context.memory.tasks, derive(context.seed, "others"))
         return super().begin_task(model, context)
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from perdure.errors import PerdureError
 from perdure.methods.shared.rehearsal_schedule import RehearsalSchedule
+from perdure.methods.shared.shares import floor_share
 from perdure.seeds import derive
 from perdure.train.method import Family, Keeps, Method, TaskContext
 
@@ -44,7 +45,7 @@ class DMT(Method):
         self.share = share
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
-        count = int(self.share * len(context.memory))
+        count = floor_share(self.share, len(context.memory))
         self.rows = context.memory.sample(count, derive(context.seed, "share"))
         return super().begin_task(model, context)
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from perdure.errors import PerdureError
+from perdure.methods.shared.shares import floor_share
 from perdure.seeds import derive
 from perdure.train.method import Family, Keeps, Method, TaskContext
 from perdure.train.parameters import trained
@@ -48,7 +49,7 @@ class HFT(Method):
         if context.stage > 1 or self.first:
             for kind, layers in _kinds(list(parameters)).items():
                 draw = random.Random(derive(context.seed, "freeze", kind))
-                for layer in draw.sample(sorted(layers), int(self.share * len(layers))):
+                for layer in draw.sample(sorted(layers), floor_share(self.share, len(layers))):
                     self.frozen += [parameters[name] for name in layers[layer]]
         for parameter in self.frozen:
             parameter.requires_grad_(False)

@@ -4,9 +4,10 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
+from perdure.errors import PerdureError
 from perdure.methods.shared.quadratic_pull import Parabola, QuadraticPull
 from perdure.train.method import Keeps, TaskContext
-from perdure.train.parameters import snapshot
+from perdure.train.parameters import HEAD_NAMES, Named, old_labels, snapshot
 
 
 class L2(QuadraticPull):
@@ -42,10 +43,28 @@ class L2(QuadraticPull):
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         model = super().begin_task(model, context)
-        if self.towards == "base" and not context.state:  # the first task of the lineage
-            self.parabola = Parabola(snapshot(model), None)
+        if self.towards == "previous":
+            if not context.is_newest:  # the weights of a stage that was made without this method
+                self.parabola = Parabola(_without_new_rows(snapshot(model), context), None)
+        elif not context.state:
+            if not context.is_newest:
+                raise PerdureError(
+                    f"{self.label}: towards base needs the weights with which the lineage began, "
+                    "so it must be there from the first task on; use towards previous, or make a "
+                    "new lineage"
+                )
+            self.parabola = Parabola(_without_new_rows(snapshot(model), context), None)
         return model
 
     def end_task(self, model: nn.Module) -> None:
         if self.towards == "previous":
             super().end_task(model)
+
+
+def _without_new_rows(weights: Named, context: TaskContext) -> Named:
+    """The weights without the rows that an encoder's head has grown for this task."""
+    labels = old_labels(context)
+    return {
+        name: tensor if labels is None or name not in HEAD_NAMES else tensor[: int(labels)]
+        for name, tensor in weights.items()
+    }

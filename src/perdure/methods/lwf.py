@@ -9,7 +9,7 @@ from perdure.errors import PerdureError
 from perdure.methods.shared.teacher import Source, Teacher, check_base
 from perdure.models.kinds import Kind
 from perdure.train.method import Family, Keeps, Method, TaskContext
-from perdure.train.parameters import known_labels
+from perdure.train.parameters import known_labels, old_labels
 
 
 KL_BASE_STRENGTH = "our value, tried against 0.05, 0.1 and 0.4 on held-out rows of one order"
@@ -74,7 +74,7 @@ class LwF(Method):
         return "of the previous stage needs its whole weights a second time (teacher base does not)"
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
-        self.labels = context.state.get("labels")
+        self.labels = old_labels(context)
         has_teacher = context.stage > 1 or self.source == "base"
         self.teacher = Teacher(model, self.source) if has_teacher else None
         return super().begin_task(model, context)

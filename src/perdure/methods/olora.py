@@ -58,7 +58,7 @@ class OLoRA(Method):
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         stored_rank = adapter_bank.rank(model)  # at the first task, that of one task
         self.rank = context.state.get("rank", torch.tensor(stored_rank))
-        if context.state:
+        if context.state or not context.is_newest:  # an adapter that another method trained is old
             adapter_bank.add(model, int(self.rank), context.seed)
         return super().begin_task(model, context)
 

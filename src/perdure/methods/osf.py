@@ -1,5 +1,6 @@
 """Orthogonal subspace fine-tuning."""
 
+from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from perdure.errors import PerdureError
+from perdure.methods.shared.shares import floor_share
 from perdure.methods.shared.subspace import without
 from perdure.models.classifier import without_head
 from perdure.train.method import Family, Keeps, Method, TaskContext
@@ -66,8 +68,8 @@ class OSF(Method):
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         share = self.share if context.stage > 1 or self.first else 0.0
         if self.tasks and context.stage > 1:
-            share = (min(context.stage, self.tasks) - 1) / self.tasks
-        ranks = [(p, int(share * min(p.shape))) for p in matrices(model)]
+            share = Fraction(min(context.stage, self.tasks) - 1, self.tasks)
+        ranks = [(p, floor_share(share, min(p.shape))) for p in matrices(model)]
         self.constrained = [(p, Directions.of(p.detach(), k)) for p, k in ranks if k]
         return super().begin_task(model, context)
 

@@ -52,7 +52,7 @@ class SLAO(Method):
 
     @torch.no_grad()
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
-        self.load_state_dict(context.state)
+        self._load_last(context)
         self.merged: Named = {}
         for name, (a, b, _) in factors(model).items():
             if len(a) > a.shape[1]:
@@ -98,6 +98,12 @@ class SLAO(Method):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.tasks = state.get("tasks", torch.tensor(0))
         self.tuned = {name[2:]: b for name, b in state.items() if name.startswith("b.")}
+
+    def _load_last(self, context: TaskContext) -> None:
+        """Load the state; after stages without this method, B is what these have made of it."""
+        self.load_state_dict(context.state)
+        if not context.is_newest:
+            self.tasks, self.tuned = torch.tensor(context.stage - 1), {}
 
 
 def orthonormal_rows(a: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from perdure.methods.shared.written_rows import write_rows
 from perdure.models.kinds import Kind
 from perdure.seeds import derive
 from perdure.train.method import Family, Keeps, Method, TaskContext
-from perdure.train.parameters import HEAD_NAMES, Named, known_labels, snapshot, trained
+from perdure.train.parameters import HEAD_NAMES, Named, known_labels, old_labels, snapshot, trained
 from perdure.train.surprise import surprise
 
 
@@ -92,7 +92,7 @@ class WiSEFT(Method):
             )
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
-        self.labels = context.state.get("labels")
+        self.labels = old_labels(context)
         self.chosen: Tensor | None = None
         self.before: Named = snapshot(model) if context.stage > 1 else {}
         return super().begin_task(model, context)

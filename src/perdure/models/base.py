@@ -147,6 +147,7 @@ def load_base(
     see: Callable[[PreTrainedModel, PreTrainedTokenizerBase], None] | None = None,
     info: BaseInfo | None = None,
     say: Say = silent,
+    dtype: torch.dtype | None = None,
 ) -> Base:
     """Load a base and put a fresh adapter on it; an encoder also gets an empty head.
 
@@ -161,6 +162,9 @@ def load_base(
         see: called with the model and the tokenizer before the adapter is put on.
         info: the result of `read_base` for this base, if there is one already.
         say: called with a warning if the files have tensors that the model does not use.
+        dtype: the data type of the weights; None is fp32 without an adapter, and also with one that
+            trains weights of the base (`modules_to_save`, `bias`, LN_TUNING), and otherwise that of
+            the files.
 
     Raises:
         PerdureError: the base does not exist, does not load or lacks weights, or PEFT or
@@ -176,7 +180,7 @@ def load_base(
             kind,
             revision=revision,
             weights=weights,
-            dtype=torch.float32 if adapter is None else "auto",
+            dtype=dtype or (torch.float32 if adapter is None else "auto"),
             say=say,
             **where,
         )
@@ -190,6 +194,19 @@ def load_base(
     if see is not None and adapter is not None:
         see(model, tokenizer)
     network: Any = model if adapter is None else with_adapter(model, kind, adapter, seed)
+    trained = [parameter.dtype for parameter in network.parameters() if parameter.requires_grad]
+    if not quantization and dtype is None and {torch.bfloat16, torch.float16} & set(trained):
+        del model, network
+        return load_base(
+            name,
+            adapter,
+            seed,
+            revision=revision,
+            weights=weights,
+            see=see,
+            info=info,
+            dtype=torch.float32,
+        )
     if kind == "encoder":
         network = Classifier(network, info.config.hidden_size)
     return Base(name, kind, network, tokenizer, limits=info.limits, cache=info.cache)

@@ -81,8 +81,12 @@ class TaskContext:
             Reverted stages do not count.
         seed: the seed of this stage and method; random draws use `derive(seed, purpose)`.
         memory: the remembered rows of earlier tasks, as features.
-        state: the tensors that the method stored with the previous stage (`Method.state_dict`), on
-            the CPU; empty at the first task.
+        state: the tensors that the method stored last (`Method.state_dict`), on the CPU; empty
+            before it has stored any.
+        is_newest: whether the state is of the previous stage. It is not if stages were made since
+            without the method, by `adopt`, `merge` or another method.
+        labels: the number of labels that an encoder's head had before it grew for this task; None
+            for other models.
     """
 
     task: str
@@ -90,6 +94,8 @@ class TaskContext:
     seed: int
     memory: Memory
     state: dict[str, Tensor]
+    is_newest: bool = True
+    labels: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +136,8 @@ class Method(TrainerCallback):
         reshapes: whether it changes which weights the model has. At most one method of a list may
             do so; it must come first, and no method of the list may be one that `follows`.
         follows: whether it compares weights with those of an earlier task, by their names.
+        pulls: whether `edit_gradients` adds the gradient of a term of the loss that depends on the
+            weights alone; it is then called before that of methods that do not.
         begin_phase, end_phase: the order in which `begin_task` and `end_task` of several methods
             are called (`train/lifecycle.py`).
         neutral: keywords with which the method's code runs and the result is bitwise that of
@@ -148,6 +156,7 @@ class Method(TrainerCallback):
     needs: ClassVar[Literal["lora", "whole"] | None] = None
     reshapes: ClassVar[bool] = False
     follows: ClassVar[bool] = False
+    pulls: ClassVar[bool] = False
     begin_phase: ClassVar[Literal[0, 1]] = 0
     end_phase: ClassVar[Literal[0, 1, 2]] = 0
     neutral: ClassVar[dict[str, Any] | None] = None

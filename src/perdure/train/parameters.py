@@ -1,5 +1,7 @@
 """The trained parameters of a model by name, and copies of them."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,13 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def snapshot(model: nn.Module) -> Named:
     """Copies of the trained weights, by name."""
     return {name: p.detach().clone() for name, p in trained(model).items()}
+
+
+def old_labels(context: Any) -> Tensor | None:
+    """The number of labels of an encoder's head before the task (`TaskContext`), else None."""
+    if context.labels is None:
+        return context.state.get("labels")
+    return torch.tensor(context.labels)
 
 
 def known_labels(model: nn.Module) -> Named:

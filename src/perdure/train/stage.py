@@ -91,6 +91,7 @@ class StagePlan:
         methods: the methods, which may have learned other tasks before.
         arguments: the Trainer's arguments; the folder and the seed are replaced by the stage's.
         previous: the folder of the previous stage; None for the first.
+        states: by the name of a method, the folder of the newest stage with a state of it.
         learned: how many tasks the model has learned before.
         cells: scores after training that are known beforehand, by task.
         samples: the old tasks of which only some test rows are asked, by task.
@@ -109,6 +110,7 @@ class StagePlan:
     methods: Sequence[Method]
     arguments: TrainingArguments
     previous: Path | None = None
+    states: Mapping[str, Path] = field(default_factory=dict)
     learned: int = 0
     cells: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[str, Sample] = field(default_factory=dict)
@@ -151,13 +153,14 @@ def learn_stage(
     clock = _Clock()
     scores_before, base_scores, before = _scores_before(base, plan)
     clock.lap("score")
+    old_labels = None if base.labels is None else len(base.labels)
     train_features, remembered, truncated = _features(base, plan)
     passes, rehearsals = Passes(), Rehearsals(remembered)
     with passes.through(base.model):
         new_memory = _rows_to_remember(
             base, plan, train_features, batch_size=args.per_device_train_batch_size
         )
-    _begin_task(base, plan, remembered)
+    _begin_task(base, plan, remembered, old_labels)
     dev = _dev_evaluation(base, plan, say)
     damaged: list[str] = []
     newest = processes.from_main(lambda: str(last_checkpoint(work, damaged.append) or ""))
@@ -303,17 +306,22 @@ def _warn_of_padding(base: Base, plan: StagePlan, say: Say) -> None:
         )
 
 
-def _begin_task(base: Base, plan: StagePlan, remembered: dict[str, list[dict]]) -> None:
+def _begin_task(
+    base: Base, plan: StagePlan, remembered: dict[str, list[dict]], labels: int | None
+) -> None:
     """Call `begin_task` of all methods; `base` has the model to train afterwards."""
     memory = Memory(remembered, seed=derive(plan.seed, "memory"))
 
     def context(method: Method) -> TaskContext:
+        folder = plan.states.get(method.name)
         return TaskContext(
             task=plan.task,
             stage=plan.learned + 1,
             seed=derive(plan.seed, method.name),
             memory=memory,
-            state=load_state(method, plan.previous) if plan.previous else {},
+            state=load_state(method, folder) if folder else {},
+            is_newest=folder == plan.previous,
+            labels=labels,
         )
 
     base.model = lifecycle.begin_task(plan.methods, base.model, context)

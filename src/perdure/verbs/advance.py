@@ -35,7 +35,7 @@ from perdure.measure.predictions import Predictions
 from perdure.measure.sampling import sampled_rows, shares
 from perdure.measure.statistics import can_show_a_loss
 from perdure.models.base import Base, BaseInfo
-from perdure.models.layout import CARD, MERGE_STATE, METHOD_STATE, SCORES
+from perdure.models.layout import CARD, MERGE_STATE, SCORES
 from perdure.prepare import Plan
 from perdure.reporting.verdict import losses
 from perdure.say import Say
@@ -47,7 +47,7 @@ from perdure.train.tracking import StageCallback, steps_before
 from perdure.verbs.card import StageFacts, model_card
 from perdure.verbs.follow import Order
 from perdure.verbs.general import measure_general
-from perdure.verbs.inputs import memory_of, training_of
+from perdure.verbs.inputs import memory_of, states_of, training_of
 from perdure.verbs.verdict import judge
 from perdure.writing import writing
 
@@ -136,8 +136,6 @@ def advance(
     }
     base = plan.loader.at(lineage, previous)
     lineage.check_records(stages)  # now, because some are read only after the training
-    if previous:
-        lineage.file(previous, METHOD_STATE)
     first = first_answers(lineage, stages)
     stage_plan = StagePlan(
         stage=number,
@@ -149,6 +147,7 @@ def advance(
         methods=[] if adopted else plan.methods,
         arguments=plan.arguments(training_of(config, learned)),
         previous=lineage.folder(previous) if previous else None,
+        states={} if adopted or not previous else states_of(lineage, plan.methods, say),
         learned=len(stages) if previous else 0,
         cells=_unchanged_scores(lineage),
         samples={} if full else _samples(config, old_tasks, first, say),
@@ -445,7 +444,9 @@ def _entry(
 
 def _unused(name: str, ids: Sequence[str], number: int) -> str:
     """Return a task's id: its name, with its number in the stream if another task has the name."""
-    return f"{name}@{number}" if name in ids else name
+    while name in ids:
+        name = f"{name}@{number}"
+    return name
 
 
 def beginning_of(lineage: Lineage, base: Base, info: BaseInfo) -> Callable[[], Base] | None:

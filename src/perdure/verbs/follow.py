@@ -15,7 +15,7 @@ from perdure.lineage.sources import general_rows
 from perdure.prepare import Plan
 from perdure.say import silent
 from perdure.train.stage import StagePlan, learn_stage
-from perdure.verbs.inputs import memory_of, training_of
+from perdure.verbs.inputs import memory_of, states_of, training_of
 
 
 class Order(TypedDict):
@@ -96,6 +96,7 @@ def _stage_plan(
         methods=plan.methods,
         arguments=plan.arguments(training_of(config, learned)),
         previous=lineage.folder(previous) if previous else None,
+        states=states_of(lineage, plan.methods, silent) if previous else {},
         learned=len(lineage.stages) if previous else 0,
         callbacks=callbacks,
     )

@@ -1,6 +1,7 @@
 """What a stage learns from, which every process of a launch reads for itself."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from perdure.config import Config
@@ -8,8 +9,12 @@ from perdure.data.rows import Row
 from perdure.data.task import Task
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.sources import remembered
-from perdure.models.layout import GENERAL
+from perdure.methods import names_in
+from perdure.models.layout import GENERAL, METHOD_STATE
+from perdure.say import Say
 from perdure.train.dev_settings import for_task, with_strategy
+from perdure.train.method import Method
+from perdure.train.trainer import has_state
 
 
 def training_of(config: Config, learned: Sequence[Task]) -> dict[str, Any]:
@@ -24,3 +29,28 @@ def memory_of(lineage: Lineage, general: list[Row], with_old_tasks: bool) -> dic
     if with_old_tasks:
         memory |= {entry["task"]["id"]: remembered(lineage, entry) for entry in lineage.standing}
     return memory
+
+
+def states_of(lineage: Lineage, methods: Sequence[Method], say: Say) -> dict[str, Path]:
+    """Return the folder of the newest active stage that has a state of each method.
+
+    It is not always the previous stage: `adopt`, `merge` and other methods make stages without it.
+    """
+    folders = {}
+    for method in methods:
+        for entry in reversed(lineage.stages):
+            if METHOD_STATE not in entry["files"]:
+                continue
+            if METHOD_STATE in lineage.dropped_files(entry):
+                if method.name in names_in(entry["method"]):
+                    say(
+                        f"warning: {method.label}: what it stored with stage {entry['stage']} was "
+                        "deleted by `perdure compact`, so it protects only what comes from now on"
+                    )
+                    break
+                continue
+            file = lineage.file(entry, METHOD_STATE)
+            if file and has_state(method, file.parent):
+                folders[method.name] = file.parent
+                break
+    return folders

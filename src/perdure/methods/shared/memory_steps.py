@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments, get_scheduler
 
 from perdure.errors import PerdureError
+from perdure.methods.shared.shares import floor_share
 from perdure.seeds import derive
 from perdure.train.method import Engine, TaskContext
 from perdure.train.parameters import Named, trained
@@ -39,7 +40,7 @@ def changed_most(now: Named, start: Named, share: float) -> list[str]:
         size = sum(start[name].numel() for name in names)
         moved = sum((now[name].float() - start[name].float()).abs().sum() for name in names)
         change[module] = float(moved) / size
-    count = max(1, int(share * len(change)))
+    count = max(1, floor_share(share, len(change)))
     chosen = sorted(change, key=lambda module: -change[module])[:count]
     return [name for module in chosen for name in modules(start)[module]]
 
@@ -120,6 +121,7 @@ class MemorySteps:
             by_rate.setdefault(scheduled if self.rate is None else self.rate, []).append(p)
         optimizer = torch.optim.AdamW(
             [{"params": group, "lr": rate} for rate, group in by_rate.items()],
+            lr=args.learning_rate,  # to which schedules with a lowest rate relate it
             betas=(args.adam_beta1, args.adam_beta2),
             eps=args.adam_epsilon,
             weight_decay=0,

@@ -95,6 +95,7 @@ class QuadraticPull(Method):
 
     family: ClassVar[Family] = "regularisation"
     follows: ClassVar[bool] = True
+    pulls: ClassVar[bool] = True
     end_phase: ClassVar[Literal[2]] = 2
     neutral: ClassVar[dict[str, Any]] = {"strength": 0.0}
     uniform: ClassVar[bool] = False
