@@ -56,3 +56,16 @@ def test_a_token_that_spans_the_end_of_a_generation_prompt_is_remarked():
     row = {"messages": [user_turn, {"role": "assistant", "content": "red"}]}
     lines = remarked([row], chat_tokenizer(template), "causal")
     assert any("a token spans the end of the prompt" in line for line in lines)
+
+
+def test_a_text_that_the_template_writes_before_its_marks_is_remarked():
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}answer red {% generation %}"
+        "{{ m.content }}</s>{% endgeneration %}{% else %}question {{ m.content }} {% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}answer {% endif %}"
+    )
+    chat = [{"role": "user", "content": "cat ?"}, {"role": "assistant", "content": "blue"}]
+    (line,) = remarked([{"messages": chat}], chat_tokenizer(template), "causal")
+    assert "the chat template's generation prompt does not fit the answer" in line
+    inside = template.replace("answer red {% generation %}", "answer {% generation %}red ")
+    assert remarked([{"messages": chat}], chat_tokenizer(inside), "causal") == []

@@ -214,6 +214,9 @@ def _chat(
         learned = [place >= first for place in range(len(ids))]
     else:
         learned = _assistant(row, encoded, tokenizer=tokenizer, where=where, follows=follows)
+        # Marks of the template may begin after a text that it writes itself.
+        if any(learned[encoded.last :]) and not learned[encoded.last]:
+            encoded.parted = True
     left_out = [
         i
         for i, message in enumerate(messages)

@@ -83,8 +83,9 @@ def _parted(encoded_rows: Sequence[Tokens], where: str) -> list[str]:
     return [
         f"{where}: in {len(affected)} of {len(encoded_rows)} rows (first: row {affected[0] + 1}) "
         "the chat template's generation prompt does not fit the answer that is learned (because "
-        "the answer has no reasoning, or follows tool calls that the template later drops), so "
-        "that the answer follows other tokens in training than in scoring; set "
+        "the answer has no reasoning, follows tool calls that the template later drops, or begins "
+        "after a text that the template writes outside of its {% generation %} marks), so that the "
+        "answer follows other tokens in training than in scoring; set "
         "chat_template_kwargs, such as enable_thinking, so that both agree"
     ]
 
