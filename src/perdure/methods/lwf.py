@@ -24,7 +24,8 @@ class LwF(Method):
     is the model with the weights of the previous stage, or (`base`) the base with its adapter
     disabled, which protects what was learned in pre-training, from the first task on. The teacher
     runs in evaluation mode. New labels of an encoder are left out. Many implementations leave out
-    T^2; with T = 2, the same strength is four times weaker there. With `previous`, the term and its
+    T^2; with T = 2, the same strength is four times weaker there. The default of the strength is
+    this project's own (benchmarks/README.md, `defaults.py`). With `previous`, the term and its
     gradient are zero at the start of a task.
 
     The preset `kl_base` anchors the answers to the base without tempering (2512.22337). It is meant

@@ -10,7 +10,7 @@ from torch import nn
 from marks import at_least
 from methods.recurrent_kif.reference import SEQUENTIAL, Reference
 from perdure.errors import PerdureError
-from perdure.methods import keywords
+from perdure.methods import keywords, make
 from perdure.methods.recurrent_kif import presets
 from perdure.methods.recurrent_kif.method import RecurrentKIF
 from perdure.methods.shared import importance
@@ -383,3 +383,12 @@ def test_the_shares_of_the_four_cases_are_kept_for_every_round(tmp_path):
     assert shares.shape == (3, 4)
     torch.testing.assert_close(shares.sum(1), torch.ones(3))
     assert (shares[:, 0] + shares[:, 1] <= 0.2 + 1e-6).all()
+
+
+def test_a_callback_can_have_the_keywords_of_a_preset():
+    made = RecurrentKIF.from_preset("lasting", quantile=0.9, memory=[1])
+    (ours,) = make({"recurrent_kif": {"preset": "lasting", "quantile": 0.9}})
+    different = {name for name in vars(made) if vars(made)[name] != vars(ours).get(name)}
+    assert different == {"memory_rows"}
+    with pytest.raises(PerdureError, match="unknown preset 'lastin'; did you mean 'lasting'"):
+        RecurrentKIF.from_preset("lastin")

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from perdure.config import Config
 from perdure.data.tokens import Features
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, nearest
 from perdure.methods.recurrent_kif.callback import StandaloneMethod
 from perdure.methods.recurrent_kif.fusion import FusionTable, Momentum, Soft, after_fusion
 from perdure.methods.recurrent_kif.outer import OuterLearner
@@ -151,6 +151,23 @@ class RecurrentKIF(StandaloneMethod):
     offload: bool = False
     _: KW_ONLY
     memory: InitVar[Any] = None
+
+    @classmethod
+    def from_preset(cls, preset: str, **keywords: Any) -> "RecurrentKIF":
+        """The method with the keywords of a preset, such as `lasting`.
+
+        Args:
+            preset: `paper`, `release` or `lasting`.
+            keywords: further keywords, `memory` among them, which override those of the preset.
+
+        Raises:
+            PerdureError: there is no such preset.
+        """
+        if preset not in cls.presets:
+            raise PerdureError(
+                f"recurrent_kif: unknown preset {preset!r}; {nearest(preset, cls.presets)}"
+            )
+        return cls(**{**cls.presets[preset], **keywords})
 
     def __post_init__(self, memory: Any):
         self.memory_rows = memory
