@@ -35,7 +35,7 @@ from perdure.measure.predictions import Predictions
 from perdure.measure.sampling import sampled_rows, shares
 from perdure.measure.statistics import can_show_a_loss
 from perdure.models.base import Base, BaseInfo
-from perdure.models.layout import CARD, MERGE_STATE, SCORES
+from perdure.models.layout import CARD, MERGE_STATE, METHOD_STATE, SCORES
 from perdure.prepare import Plan
 from perdure.reporting.verdict import losses
 from perdure.say import Say
@@ -136,6 +136,8 @@ def advance(
     }
     base = plan.loader.at(lineage, previous)
     lineage.check_records(stages)  # now, because some are read only after the training
+    if previous:
+        lineage.file(previous, METHOD_STATE)
     first = first_answers(lineage, stages)
     stage_plan = StagePlan(
         stage=number,

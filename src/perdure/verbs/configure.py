@@ -74,7 +74,7 @@ def _without_fixed_advice(lineage: Lineage, line: str) -> str:
     """Return an error line that does not advise to set what can no longer change."""
     problem, advice, setting = line.partition("; set ")
     key = setting.partition("=")[0]
-    reasons = lineage.why_fixed({key: ()}, lineage.settings) if advice else {}
+    reasons = lineage.why_fixed({key: (None, None)}, lineage.settings) if advice else {}
     if key not in reasons:
         return line
     return f"{problem}; {key} cannot change any more, because {reasons[key]}; make a new lineage"
