@@ -1,6 +1,6 @@
 # Needs Python 3.11, make and a package index; everything else goes into .venv folders here.
 PYTHON ?= python3.11
-METHODS = sequential replay recurrent_kif
+METHODS = sequential replay
 # Bytecode is made, and kept, when a module is first imported: most of what is installed never is.
 unexport PYTHONDONTWRITEBYTECODE
 PIP = -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
@@ -19,6 +19,8 @@ quickstart: .venv/ready
 	  HF_HUB_OFFLINE=1 .venv/bin/perdure run examples/quickstart.yaml method=$$method \
 	    lineage=quickstart/$$method --results quickstart/results.json || exit 1; \
 	done
+	HF_HUB_OFFLINE=1 .venv/bin/perdure run examples/quickstart.yaml \
+	  lineage=quickstart/default --results quickstart/results.json
 	.venv/bin/python examples/plot_forgetting.py quickstart quickstart/forgetting.svg
 
 # Three small tasks on a real chat model: what they cost it, unprotected and with the default method.

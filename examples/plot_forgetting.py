@@ -20,7 +20,12 @@ from perdure import Lineage
 from perdure.measure.matrix import overall
 
 
-NAMES = {"recurrent_kif": "Recurrent-KIF", "replay": "replay", "sequential": "plain fine-tuning"}
+NAMES = {
+    "default": "Recurrent-KIF, anchored",  # that of `perdure init`
+    "recurrent_kif": "Recurrent-KIF",
+    "replay": "replay",
+    "sequential": "plain fine-tuning",
+}
 MARKERS = "os^Dv*PX"
 
 
