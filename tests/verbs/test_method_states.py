@@ -75,7 +75,7 @@ def test_a_state_that_was_deleted_is_told(tmp_path, monkeypatch):
     lines: list[str] = []
     learn("lineage", "more", **ROWS, say=lines.append)
     (line,) = [line for line in lines if "ewc" in line]
-    assert line.startswith("warning: ewc: what it stored with stage 2 was deleted")
+    assert line.startswith("warning: ewc: its state of stage 2 was deleted by `perdure compact`")
 
 
 @pytest.mark.parametrize("method", ["olora", "inflora"])
@@ -189,3 +189,12 @@ def test_a_task_named_like_an_id_is_not_hidden_by_another_one(tmp_path, monkeypa
     names = [entry["task"]["id"] for entry in Lineage("lineage").stages]
     assert names == ["colour", "colour@3", "colour@3@3"]
     assert len(Lineage("lineage").matrix().tasks) == 3
+
+
+def test_nothing_is_told_of_a_method_that_took_part_in_the_previous_stage(tmp_path, monkeypatch):
+    lineage(tmp_path, monkeypatch, method=["replay", "ewc"])
+    learn("lineage", "more", **ROWS)
+    compact("lineage", [1, 2])
+    lines: list[str] = []
+    learn("lineage", "next", **ROWS, say=lines.append)
+    assert not any("compact" in line for line in lines)

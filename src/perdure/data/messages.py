@@ -183,9 +183,8 @@ def _message(raw: Any, number: int, where: str) -> Message:
     message = {"role": message["role"]}
     if message["role"] == "tool" and content == "":  # a tool may return nothing
         message["content"] = content
-    elif (
-        content in (None, "", []) and "tool_calls" in others
-    ):  # every template treats null as empty
+    # Every template treats null as empty.
+    elif content in (None, "", []) and "tool_calls" in others:
         message["content"] = ""
     else:
         message["content"] = checked_text(content, inside)

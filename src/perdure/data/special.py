@@ -1,7 +1,7 @@
 """The special tokens around a text: added where they are missing, and never twice."""
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -41,21 +41,14 @@ def check_tokens(
             )
 
 
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the special tokens that the tokenizer puts before and after every text."""
-    return _around(tokenizer, target=False)
+def special_tokens(
+    tokenizer: PreTrainedTokenizerBase, target: bool = False
+) -> tuple[list[int], list[int]]:
+    """Return the special tokens that the tokenizer puts before and after every text.
 
-
-def target_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the special tokens before and after a target of an encoder-decoder.
-
-    The tokenizers of translation models put that of the target's language there, and around other
-    texts that of the source's.
+    With `target`, those around a target of an encoder-decoder: the tokenizers of translation models
+    put the token of the target's language there, and that of the source's around other texts.
     """
-    return _around(tokenizer, target=True)
-
-
-def _around(tokenizer: PreTrainedTokenizerBase, target: bool) -> tuple[list[int], list[int]]:
     text = _text_with_tokens(tokenizer)
     bare = ids_of([text], tokenizer)[0]
     texts: dict[str, Any] = {"text_target" if target else "text": [text]}
@@ -66,10 +59,14 @@ def _around(tokenizer: PreTrainedTokenizerBase, target: bool) -> tuple[list[int]
 
 
 def _text_with_tokens(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a text of which the tokenizer makes tokens: some know neither letters nor digits."""
-    known = (tokenizer.convert_tokens_to_string([token]) for token in tokenizer.get_vocab())
-    candidates = chain("a", string.ascii_letters + string.digits, known)
+    """Return a text of which the tokenizer makes tokens; some do not know every letter."""
+    candidates = chain(string.ascii_letters, string.digits, _texts_of_tokens(tokenizer))
     return next(text for text in candidates if text.strip() and ids_of([text], tokenizer)[0])
+
+
+def _texts_of_tokens(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    for token in tokenizer.get_vocab():  # slow, so only if no letter and no digit is known
+        yield tokenizer.convert_tokens_to_string([token])
 
 
 def missing_around(

@@ -22,14 +22,7 @@ from transformers import DataCollatorWithFlattening, PreTrainedTokenizerBase
 from perdure.data.causal import CausalRow, causal_prompts, causal_rows, shorten
 from perdure.data.columns import is_chat
 from perdure.data.rows import Row, answer
-from perdure.data.special import (
-    check_tokens,
-    end_token,
-    ids_of,
-    missing_around,
-    special_tokens,
-    target_tokens,
-)
+from perdure.data.special import check_tokens, end_token, ids_of, missing_around, special_tokens
 from perdure.data.text import completion_text, prompt_text, row_texts
 from perdure.data.truncate import cut_middle, token_lines
 from perdure.errors import PerdureError, nearest
@@ -451,7 +444,8 @@ def _targets(
     """Tokenize targets for an encoder-decoder, with special tokens before and an end token."""
     if not rows:
         return []
-    (before, after), (_, end) = target_tokens(tokenizer), end_token(tokenizer)
+    before, after = special_tokens(tokenizer, target=True)
+    _, end = end_token(tokenizer)
     # What follows the end token, such as the language of MBart's targets.
     behind = after[after.index(end) + 1 :] if end in after else []
     bare_ids = ids_of(texts, tokenizer)

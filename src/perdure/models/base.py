@@ -196,6 +196,7 @@ def load_base(
     network: Any = model if adapter is None else with_adapter(model, kind, adapter, seed)
     trained = [parameter.dtype for parameter in network.parameters() if parameter.requires_grad]
     if not quantization and dtype is None and {torch.bfloat16, torch.float16} & set(trained):
+        # `say` has been called already, and `see` has to see these weights.
         del model, network
         return load_base(
             name,

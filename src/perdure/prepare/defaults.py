@@ -26,7 +26,7 @@ METHOD = [{"recurrent_kif": {"preset": "lasting"}}, "kl_base"]
 def choose_defaults(config: Config, chosen: Mapping[str, Any], info: BaseInfo) -> None:
     """Fill in the method, the adapter, the training and the memory of a new lineage, in place.
 
-    Old rows are remembered. A generative model with an adapter, learns them by Recurrent-KIF and
+    Old rows are remembered. A generative model with an adapter learns them by Recurrent-KIF and
     is kept near its base (`kl_base`), and its rows are in batches with others of about their
     length; the other models rehearse them. The settings are complete, so that later releases do not
     change a lineage.

@@ -83,8 +83,8 @@ class TaskContext:
         memory: the remembered rows of earlier tasks, as features.
         state: the tensors that the method stored last (`Method.state_dict`), on the CPU; empty
             before it has stored any.
-        is_newest: whether the state is of the previous stage. It is not if stages were made since
-            without the method, by `adopt`, `merge` or another method.
+        is_newest: whether the method took part in the previous stage, whose state it then is. It
+            did not if `adopt`, `merge` or another method has made a stage since.
         labels: the number of labels that an encoder's head had before it grew for this task; None
             for other models.
     """

@@ -1,11 +1,10 @@
 """The trained parameters of a model by name, and copies of them."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from perdure.models.classifier import Classifier
+from perdure.train.method import TaskContext
 
 
 Named = dict[str, Tensor]
@@ -22,7 +21,7 @@ def snapshot(model: nn.Module) -> Named:
     return {name: p.detach().clone() for name, p in trained(model).items()}
 
 
-def old_labels(context: Any) -> Tensor | None:
+def old_labels(context: TaskContext) -> Tensor | None:
     """The number of labels of an encoder's head before the task (`TaskContext`), else None."""
     if context.labels is None:
         return context.state.get("labels")

@@ -91,7 +91,7 @@ class StagePlan:
         methods: the methods, which may have learned other tasks before.
         arguments: the Trainer's arguments; the folder and the seed are replaced by the stage's.
         previous: the folder of the previous stage; None for the first.
-        states: by the name of a method, the folder of the newest stage with a state of it.
+        states: by the name of a method, the folder of the newest stage that it took part in.
         learned: how many tasks the model has learned before.
         cells: scores after training that are known beforehand, by task.
         samples: the old tasks of which only some test rows are asked, by task.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -574,29 +574,14 @@ def load_state(method: Stateful, folder: Path) -> dict[str, Tensor]:
     Raises:
         PerdureError: the file does not load.
     """
-    with _opened_state(folder) as file:
-        names = _names_of(method, file)
-        return {name: file.get_tensor(key) for name, key in names.items()}
-
-
-def has_state(method: Stateful, folder: Path) -> bool:
-    """Whether `save_state` wrote any tensor for this method."""
-    with _opened_state(folder) as file:
-        return bool(_names_of(method, file))
-
-
-def _names_of(method: Stateful, file: Any) -> dict[str, str]:
-    """The keys of a method's tensors in the file, by their names in the method."""
-    prefix = f"{method.name}."
-    keys: list[str] = file.keys()
-    return {key.removeprefix(prefix): key for key in keys if key.startswith(prefix)}
-
-
-@contextmanager
-def _opened_state(folder: Path) -> Iterator[Any]:
     try:
-        with safe_open(folder / METHOD_STATE, framework="pt") as file:
-            yield file
+        state = load_file(folder / METHOD_STATE)
     except (OSError, ValueError, SafetensorError) as error:
         file = folder / METHOD_STATE
         raise PerdureError(f"{file}: damaged ({one_line(error)}); restore it from a copy") from None
+    prefix = f"{method.name}."
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }

@@ -14,7 +14,6 @@ from perdure.models.layout import GENERAL, METHOD_STATE
 from perdure.say import Say
 from perdure.train.dev_settings import for_task, with_strategy
 from perdure.train.method import Method
-from perdure.train.trainer import has_state
 
 
 def training_of(config: Config, learned: Sequence[Task]) -> dict[str, Any]:
@@ -32,25 +31,23 @@ def memory_of(lineage: Lineage, general: list[Row], with_old_tasks: bool) -> dic
 
 
 def states_of(lineage: Lineage, methods: Sequence[Method], say: Say) -> dict[str, Path]:
-    """Return the folder of the newest active stage that has a state of each method.
+    """Return, by the name of a method, the folder of the newest active stage that it took part in.
 
     It is not always the previous stage: `adopt`, `merge` and other methods make stages without it.
     """
     folders = {}
     for method in methods:
-        for entry in reversed(lineage.stages):
-            if METHOD_STATE not in entry["files"]:
-                continue
-            if METHOD_STATE in lineage.dropped_files(entry):
-                if method.name in names_in(entry["method"]):
-                    say(
-                        f"warning: {method.label}: what it stored with stage {entry['stage']} was "
-                        "deleted by `perdure compact`, so it protects only what comes from now on"
-                    )
-                    break
-                continue
+        learned_with = (e for e in lineage.stages[::-1] if method.name in names_in(e["method"]))
+        entry = next(learned_with, None)
+        if entry is None or METHOD_STATE not in entry["files"]:
+            continue
+        if METHOD_STATE not in lineage.dropped_files(entry):
             file = lineage.file(entry, METHOD_STATE)
-            if file and has_state(method, file.parent):
-                folders[method.name] = file.parent
-                break
+            assert file is not None
+            folders[method.name] = file.parent
+        elif type(method).state_dict is not Method.state_dict:
+            say(
+                f"warning: {method.label}: its state of stage {entry['stage']} was deleted by "
+                "`perdure compact`, so it begins without it"
+            )
     return folders
