@@ -21,7 +21,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from typer.models import OptionInfo
 
-from perdure import cli, config
+import perdure
+from perdure import api, cli, config
+from perdure.cli import from_api
 from perdure.cli.methods import preset_notes, preset_rows, value
 from perdure.cli.output import quiet
 from perdure.cli.rules import facts_of
@@ -32,12 +34,14 @@ from perdure.reporting.measured import measured_rows, setting
 quiet()  # before the libraries below are imported
 from transformers import TrainingArguments  # noqa: E402
 
+from perdure.measure.matrix import ScoreMatrix  # noqa: E402
 from perdure.merging import after  # noqa: E402
 from perdure.merging.rules import find as find_rule  # noqa: E402
 from perdure.merging.rules import keywords as rule_keywords  # noqa: E402
 from perdure.merging.rules import names as rules_of_merging  # noqa: E402
 from perdure.methods import find, keywords, names  # noqa: E402
 from perdure.train import arguments  # noqa: E402
+from perdure.verbs.chat import Chat  # noqa: E402
 from perdure.verbs.methods import describe, spell  # noqa: E402
 from perdure.verbs.rules import describe_rule, describe_treatment  # noqa: E402
 
@@ -47,6 +51,12 @@ MARK = re.compile(r"(<!-- made: (\w+)(?: (\w+))? -->\n).*?(<!-- /made -->)", re.
 KEYS = re.compile(r"<!-- keys: (\w+) -->\n+((?:\|.*\n)+)")
 EMPTY = (None, False, inspect.Parameter.empty)
 VERBS = {verb: cli.handler(verb) for verb in cli.VERBS}
+CLASSES = {"Lineage": perdure.Lineage, "ScoreMatrix": ScoreMatrix, "Chat": Chat}
+MEMBERS = {
+    "Lineage": ("head", "stages", "at", "line", "matrix", "scores", "verdict", "timings"),
+    "ScoreMatrix": ("tasks", "learned_at", "rows", "numbers"),
+    "Chat": ("ask", "again", "switch", "reset", "turns", "stage"),
+}
 
 
 def with_tables(page: str) -> str:
@@ -205,6 +215,80 @@ def treatments() -> str:
     return table(*rows) + "".join(sections)
 
 
+def function(name: str) -> str:
+    """What Python's form of a verb has other than its command, which `verb` shows."""
+    described = getattr(api, name)
+    about, sections = _docstring(described)
+    meanings = from_api.described(described)[1]
+    parameters = list(inspect.signature(described).parameters.values())
+    extra = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    spelled_each = [*map(_parameter, parameters)]
+    if extra:
+        spelled_each.insert(next(i for i, p in enumerate(parameters) if p.name == extra[0]), "*")
+    spelled = ", ".join(spelled_each)
+    place = "perdure" if name in perdure.__all__ else "perdure.api"
+    parts = [
+        f"{about}\n",
+        f"```text\n{fill(f'{place}.{name}({spelled})', 104, subsequent_indent='    ')}\n```\n",
+    ]
+    if extra != ["say"]:  # the page explains it once
+        rows = [[f"`{name}`", meanings[name]] for name in extra if name != "say"]
+        parts += [table(["only in Python", "meaning"], *rows)] if rows else []
+    parts.append("".join(_wrapped(f"- {text}", "  ") for text in sections))
+    return "\n".join(parts)
+
+
+def _docstring(described: Any) -> tuple[str, list[str]]:
+    """The text of a Google-style docstring before its sections, and what it returns and raises."""
+    text = inspect.getdoc(described) or ""
+    parts = re.split(r"^(Args|Returns|Raises|Attributes):\n", text, flags=re.MULTILINE)
+    sections = dict(zip(parts[1::2], map(dedent, parts[2::2]), strict=True))
+    kept = []
+    if "Returns" in sections:
+        kept.append(f"**Returns** {_lower(' '.join(sections['Returns'].split()))}")
+    raised = re.findall(r"^(\w+): (.*(?:\n +.*)*)", sections.get("Raises", ""), re.MULTILINE)
+    kept += [f"**Raises** `{error}`: {' '.join(when.split())}" for error, when in raised]
+    return parts[0].strip(), kept
+
+
+def _lower(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    """A parameter as it is written in a call, without its type."""
+    if parameter.kind is parameter.VAR_KEYWORD:
+        return f"**{parameter.name}"
+    default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+    return parameter.name + (default if "<" not in default else "=...")
+
+
+def members(name: str) -> str:
+    """What a user needs of a class: the members that MEMBERS names, and what they are."""
+    cls = CLASSES[name]
+    rows = []
+    for member in MEMBERS[name]:
+        described = getattr(cls, member, None)
+        is_method = inspect.isfunction(described)
+        signature = str(inspect.signature(described)) if is_method else ""
+        given = ", ".join(p for p in re.findall(r"(\w+): ", signature) if p != "self")
+        rows.append([f"`{member}({given})`" if is_method else f"`{member}`", _about(cls, member)])
+    return table(["member", "meaning"], *rows)
+
+
+def _about(cls: type, member: str) -> str:
+    """The first paragraph of a member's docstring, or its meaning in that of the class."""
+    described = getattr(cls, member, None)
+    if inspect.isfunction(described) or isinstance(described, property):
+        text = inspect.getdoc(described) or ""
+    else:
+        in_class = rf"^    {member}: (.*(?:\n     +.*)*)"
+        *_, text = re.findall(in_class, inspect.getdoc(cls) or "", re.MULTILINE)
+    first = " ".join(text.partition("\n\n")[0].split()).rstrip(".")
+    meaning = first.removeprefix("Return ").partition(" (see ")[0] + "."
+    return meaning[0].upper() + meaning[1:]
+
+
 def _rule(description: dict[str, Any]) -> str:
     """The section of a rule."""
     name = description["name"]
@@ -276,7 +360,11 @@ def _wrapped(text: str, indent: str = "") -> str:
 
 
 MAKERS: dict[str, Callable[..., str]] = {
-    maker.__name__: maker for maker in (verb, defaults, owned, refused, methods, rules, treatments)
+    maker.__name__: maker
+    for maker in (
+        *(verb, defaults, owned, refused, methods, rules, treatments),
+        *(function, members),
+    )
 }
 
 

@@ -452,6 +452,9 @@ def run(
         say: Called with each note and each warning.
         **settings: Settings that override the YAML's.
 
+    Returns:
+        The lineage, with all tasks learned.
+
     Raises:
         PerdureError: as for `init` and `learn`, or the settings differ from those of the existing
             lineage.
@@ -476,7 +479,16 @@ def dry_run(
 ) -> dict[str, Any]:
     """Report what `run` would do and cost: rows, tokens, steps, seconds, memory, disk.
 
-    Nothing is written.
+    Nothing is written. On the command line this is `perdure run --dry-run`.
+
+    Args:
+        config: The settings of the run.
+        data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
+        say: Called with each note and each warning.
+        **settings: Settings that override the YAML's.
+
+    Returns:
+        The findings, with a mapping for each task in `tasks`; `--json` prints the same.
 
     Raises:
         PerdureError: something would stop the run, at its start or later.
@@ -556,6 +568,10 @@ def compare(
         dry_run: Report what it would do and cost, without writing anything.
         say: Called with each note and each warning.
         **settings: Settings that override the YAML's.
+
+    Returns:
+        What `comparison.json` says: `lines` with the numbers of each line of the grid, `cells`
+        with those of each cell, and `baseline`; or the findings of a dry run.
 
     Raises:
         PerdureError: no cell could run with the settings, the rows or the base, or another process
@@ -641,6 +657,9 @@ def probe(
             the one before it are probed as well.
         stages: Probe only these stages. Default: all active stages.
         say: Called with each note and each warning.
+
+    Returns:
+        `stages`, a mapping with the numbers of each stage that was probed, and what was asked.
 
     Raises:
         PerdureError: a stage does not exist or its weights were removed, or the rows cannot be used
@@ -759,6 +778,9 @@ def answer(
             with such `messages`.
         say: Called with each note and each warning.
 
+    Returns:
+        The answers, one for each prompt or conversation.
+
     Raises:
         PerdureError: the stage does not exist, a prompt is empty, a conversation does not end with
             a user's message, there is no chat template for it, or an encoder has not learned any
@@ -860,16 +882,17 @@ def show(
 ) -> dict[str, Any]:
     """Show a stage: what it learned, gained and lost, its settings, and how to load it.
 
-    In the returned mapping, `rehearsed` says how many rows of earlier tasks were rehearsed and how
-    often, `active` whether the stage is part of the current history, and `line_of` which stages
-    lead from the base to it.
-
     Args:
         folder: The lineage.
         stage: The number of the stage; 0 is the base. Default: the newest.
         flips: Also list the test rows whose score changed, with the answers before and after.
         data: Folder with the benchmarks' rows. Default: the environment variable PERDURE_DATA.
         say: Called with each warning, such as that the test rows of a task are gone.
+
+    Returns:
+        A mapping with everything that the lineage records about the stage. In it `rehearsed` says
+        how many rows of earlier tasks were rehearsed and how often, `active` whether the stage is
+        part of the current history, and `line_of` which stages lead from the base to it.
 
     Raises:
         PerdureError: the stage does not exist.

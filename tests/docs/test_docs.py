@@ -22,6 +22,7 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
+import perdure
 from comparison.grids import run_here
 from docs.blocks import PRINTED, blocks, blocks_of, put_base, run_block, words
 from hub import Hub, serving
@@ -129,6 +130,19 @@ def test_the_page_of_metrics_has_them_all():
 def test_the_page_of_checks_has_them_all():
     page = (ROOT / "docs" / "check.md").read_text(encoding="utf-8")
     assert re.findall(r"^\| `(\w+)` \| (?:a |`)", page, re.MULTILINE) == list(CHECKS)
+
+
+def test_the_page_of_python_has_every_function_and_every_variable_of_the_environment():
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    functions = {name for name in perdure.__all__ if name.islower()} - {"load_config"}
+    assert set(re.findall(r"<!-- made: function (\w+) -->", page)) == functions | {
+        *("methods", "rules"),
+    }
+    assert not [name for name in perdure.__all__ if f"perdure.{name}" not in page]
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py")]
+    read = set(re.findall(r"environ\S*?\W\"(PERDURE_\w+)\"", "\n".join(sources)))
+    assert len(read) >= 4
+    assert set(re.findall(r"^\| `(PERDURE_\w+)` ", page, re.MULTILINE)) == read
 
 
 class Loaded(HTMLParser):
