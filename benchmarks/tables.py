@@ -35,7 +35,10 @@ HERE = Path(__file__).parent
 DOCS = HERE.parent / "docs"
 PAGES = (
     *(HERE.parent / "README.md", HERE / "README.md"),
-    *(DOCS / "check.md", DOCS / "choosing.md", DOCS / "identification.md", DOCS / "merge.md"),
+    *(
+        DOCS / name
+        for name in ("check.md", "choosing.md", "identification.md", "merge.md", "results.md")
+    ),
 )
 COSTS = HERE.parent / "src" / "perdure" / "reporting" / "measured.json"
 CHOICES = COSTS.with_name("choosing.json")

@@ -19,9 +19,9 @@ asks for the same facts in other words. Choose settings on dev rows, and read te
 All words are written for this project and have its licence.
 """
 
+import argparse
 import json
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,4 +253,11 @@ def main(folder: Path, train: int = 160, dev: int = 40, test: int = 40) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("train", type=int, nargs="?", default=160)
+    parser.add_argument("dev", type=int, nargs="?", default=40)
+    parser.add_argument("test", type=int, nargs="?", default=40)
+    main(**vars(parser.parse_args()))

@@ -11,10 +11,10 @@ answers are single words, as in many small fine-tuning sets, which is what makes
 how it used to answer. Test messages are about things that no train message names.
 """
 
+import argparse
 import itertools
 import json
 import random
-import sys
 from pathlib import Path
 
 
@@ -107,4 +107,10 @@ def write(file: Path, rows_of_file: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:4]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("train_count", type=int, nargs="?", default=24)
+    parser.add_argument("held_count", type=int, nargs="?", default=0)
+    main(**vars(parser.parse_args()))

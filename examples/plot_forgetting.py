@@ -5,7 +5,7 @@
 All lineages in a folder are plotted side by side, with the same axes.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import matplotlib
@@ -55,4 +55,9 @@ def main(folder: Path, output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("output", type=Path)
+    main(**vars(parser.parse_args()))
