@@ -1,6 +1,7 @@
 """`try`: a stage answers prompts as it answers test rows."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import AutoTokenizer
 
 from command import perdure, refused, tree, write_rows
 from perdure import PerdureError
-from perdure.api import answer, evaluate
+from perdure.api import answer, chat, check, evaluate
 from perdure.api import learn as perdure_learn
 from perdure.config import load_config
 from perdure.data.rows import read_rows
@@ -209,6 +210,25 @@ def test_a_system_prompt_stands_before_the_question(here):
     assert answer("chat", messages=conversation) == with_it
     result = perdure("try", "plain", "red", "--system", "blue", "--stage", 0)
     assert result.err == f"{IN_TEMPLATE}\n"
+
+
+def test_a_system_prompt_that_the_template_leaves_out_is_said(chat_place, tmp_path):
+    base = shutil.copytree(chat_place / "base", tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    only_users = "{% if m['role'] == 'user' %}question {{ m['content'] }} {% endif %}"
+    tokenizer.chat_template = f"{{% for m in messages %}}{only_users}{{% endfor %}}"
+    tokenizer.save_pretrained(base)
+    init(tmp_path / "new", load_config({"base": str(base)}))
+    lines: list[str] = []
+    answer(tmp_path / "new", "red", system="blue", say=lines.append)
+    chat(tmp_path / "new", system="blue", say=lines.append)
+    check(base, against=base, system="blue", limit=7, say=lines.append)
+    said = [line for line in lines if "does not write the turns of the role system" in line]
+    assert len(said) == 3
+    answer(tmp_path / "new", "red", say=lines.append)
+    chat(tmp_path / "new", say=lines.append)
+    check(base, against=base, limit=7, say=lines.append)
+    assert len([line for line in lines if line.startswith("warning")]) == 3
 
 
 def test_a_conversation_is_answered_from_a_file(here, asked, tmp_path):

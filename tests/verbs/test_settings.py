@@ -221,6 +221,21 @@ def test_a_file_an_option_and_a_tasks_own_training_say_it_too(base, tmp_path):
     refused(tmp_path, "log", "new", "--lr", "1", names=("log: no option --lr; valid: --json",))
 
 
+def test_init_says_which_settings_it_does_not_use(base):
+    given = ("lineage=elsewhere", "revision=main", "tasks=generated")
+    result = perdure("init", "new", "--base", "base", *given)
+    assert result.status == 0
+    for line in (
+        "warning: lineage: elsewhere is not used; init makes new",
+        "warning: revision: main is not used; base is no name on the hub",
+        "note: init learns none of tasks:",
+    ):
+        assert line in result.err
+    result = perdure("init", "other", "--base", "base", "lineage=other")
+    assert "not used" not in result.err
+    assert "note" not in result.err
+
+
 def test_a_task_that_no_batch_would_be_made_of(base, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "red", "completion": "blue"}\n')
     drop = ("learn", "new", "a", "a.jsonl", "training.dataloader_drop_last=true")

@@ -3,7 +3,7 @@
 A part that is not written is not learned.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -72,6 +72,24 @@ def unwritten(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, where: st
     for number, row in chats[:1]:
         _check_content(row, tokenizer, f"{where}, row {number}")
     return lines
+
+
+def unwritten_roles(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, where: str
+) -> list[str]:
+    """Return a warning for each role whose turns the template leaves out when the rows are asked.
+
+    Args:
+        rows: rows that are asked, not learned.
+        tokenizer: the base's tokenizer, with a chat template.
+        where: the beginning of an error line.
+    """
+    left_out = {role for row in rows for role in _roles(row) if _loses(row, role, tokenizer, where)}
+    return [
+        f"warning: the base's chat template does not write the turns of the role {role}, so the "
+        "model does not read them; write their text into the turn of the user"
+        for role in sorted(left_out)
+    ]
 
 
 def _spread(rows: Sequence[tuple[int, Row]]) -> list[tuple[int, Row]]:

@@ -13,6 +13,7 @@ from perdure.data.conversations import (
     with_system,
 )
 from perdure.data.rows import Row
+from perdure.data.unwritten import unwritten_roles
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at, stage_entry
@@ -52,6 +53,8 @@ def answer(
     in_template = _in_template(
         lineage, lineage.head if stage is None else stage, base, wanted, plain=plain, say=say
     )
+    for line in unwritten_roles(conversations if in_template else (), base.tokenizer, "messages"):
+        say(line)
     with as_scored(lineage, entry, base):
         answers, truncated = predict(
             base,

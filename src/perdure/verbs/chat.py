@@ -10,6 +10,7 @@ import torch
 from perdure.data.conversations import unanswered, waiting, with_system
 from perdure.data.messages import Message
 from perdure.data.rows import Row
+from perdure.data.unwritten import unwritten_roles
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import BaseLoader, is_untouched, stage_entry
@@ -81,6 +82,7 @@ class Chat:
             )
         has_template = bool(info.tokenizer.chat_template)
         self.in_template = has_template and not plain
+        self._tokenizer = info.tokenizer
         self.system = system
         torch.set_num_threads(config.threads or torch.get_num_threads())
         self._loader = BaseLoader(info)
@@ -105,6 +107,10 @@ class Chat:
         if text is not None and not text.strip():
             raise PerdureError("the system prompt is empty; leave it out")
         self._system = text
+        if text is not None:
+            row = self._row("?", [])
+            for line in unwritten_roles([row], self._tokenizer, "the conversation"):
+                self.say(line)
 
     def check_stage(self, stage: int) -> None:
         """Check that there is such a stage.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from perdure.config import GuardSettings, LmEvalSettings
+from perdure.data.unwritten import unwritten_roles
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at, is_untouched, stage_entry, stage_folder
@@ -56,13 +57,18 @@ def check(
     else:
         reference, subject = _models(name, None if against is None else str(against), say)
     _share_template(reference, subject, say)
+    system = settings.system if system is None else system
+    if has_template(reference):
+        asked_rows = [row.as_chat(system) for row in guard_rows]
+        for line in unwritten_roles(asked_rows, reference.base.tokenizer, "the rows"):
+            say(line)
     if tasks:
         tasks.try_on(reference.base)
     result = guard(
         reference,
         subject,
         guard_rows,
-        system=settings.system if system is None else system,
+        system=system,
         max_new_tokens=max_new_tokens or settings.max_new_tokens,
     )
     if tasks is None:

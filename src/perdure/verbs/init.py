@@ -64,6 +64,10 @@ def init(
             "merge: is of `perdure run`; leave it out, and merge with `perdure merge`"
         )
     Lineage.check_vacant(path)
+    if config.lineage is not None and Path(config.lineage) != Path(path):
+        say(f"warning: lineage: {config.lineage} is not used; init makes {path}")
+    if config.tasks:
+        say("note: init learns none of tasks:; `perdure run` with the same settings does")
     if adapter:
         adapter = stage_folder(adapter)
         config.adapter = adapter_settings(adapter, config)
@@ -93,6 +97,11 @@ def begin(
     config.threads = config.threads or torch.get_num_threads()
     try_base(plan, adapter, say)
     pinned = pin(config.base, config.revision)
+    if config.revision and "revision" not in pinned:
+        say(
+            f"warning: revision: {config.revision} is not used; {config.base} is no name on the "
+            "hub, and its files are pinned by their hashes"
+        )
     if adapter:
         folder = Path(adapter)
         trained_on = _read(folder).get("base_model_name_or_path")
