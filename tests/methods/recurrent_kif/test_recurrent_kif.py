@@ -64,13 +64,14 @@ def test_the_constructor_defaults_are_the_papers_keywords():
     assert defaults.pop("refresh")  # a control, of neither source
     assert defaults.pop("states") == "float32"  # where and how the state is kept is of neither
     assert not defaults.pop("offload")
+    assert not defaults.pop("shuffled")  # a control, too
     paper = {k: v for k, v in presets.RECURRENT_KIF["paper"].items() if k != "fusion"}
     assert defaults == paper
 
 
 @pytest.mark.parametrize("preset", ["paper", "release", "lasting"])
 def test_a_preset_names_every_keyword_and_what_is_open_is_among_them(preset):
-    of_neither = {"refresh", "states", "offload"}
+    of_neither = {"refresh", "shuffled", "states", "offload"}
     assert set(presets.RECURRENT_KIF[preset]) == set(keywords("recurrent_kif")) - of_neither
     assert set(presets.OPEN.get(preset, {})) <= set(presets.RECURRENT_KIF[preset])
 

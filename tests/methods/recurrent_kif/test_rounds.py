@@ -60,8 +60,9 @@ def step(parameters: list[nn.Parameter], seed: int, bad: float | None = None) ->
 class Whole:
     """The state and the fusion of `Rounds` on whole buffers, as one writes it down first."""
 
-    def __init__(self, parameters, table, score, momentum="keep"):
+    def __init__(self, parameters, table, score, momentum="keep", order=None):
         self.parameters, self.table, self.momentum = parameters, table, momentum
+        self.order = order
         self.start = flatten(parameters)
         uncertain = score == "sensitivity_uncertainty"
         self.inner, self.outer = ([torch.zeros_like(self.start)] * (1 + uncertain),) * 2
@@ -82,6 +83,8 @@ class Whole:
     def fuse(self) -> tuple[Tensor, Tensor, Tensor]:
         """The fused weights, the shares of the four cases, and the counts of each parameter."""
         scores = [torch.stack(side).prod(0) for side in (self.inner, self.outer)]
+        if self.order is not None:
+            scores = [side[self.order] for side in scores]
         rank = int(QUANTILE * 100) * (len(self.start) - 1) // 100
         inner, outer = (s > s.sort().values[rank] for s in scores)
         points = self.start, self.reached, flatten(self.parameters)
@@ -158,6 +161,65 @@ def test_two_rounds_in_pieces_are_bitwise_those_on_whole_buffers(name, score, dt
         assert all(torch.equal(a, b) for a, b in zip(parameters, others, strict=True))
 
     two_rounds(rounds, whole, parameters, others, check)
+
+
+@pytest.mark.parametrize("score", ["sensitivity", "sensitivity_uncertainty"])
+@pytest.mark.parametrize("name", TABLES)
+def test_shuffled_scores_mask_as_many_other_weights(name, score):
+    parameters, others, table = *(parameters_of(torch.float32) for _ in range(2)), TABLES[name]
+    rounds = Rounds(parameters, table_of(table), score, QUANTILE, BETA_UNCERTAINTY, shuffle=1)
+    assert rounds.order is not None
+    n = len(rounds.start)
+    assert torch.equal(rounds.order.sort().values, torch.arange(n))
+    assert (rounds.order != torch.arange(n)).float().mean() > 0.9
+    whole = Whole(others, table_of(table), score, order=rounds.order)
+    own = parameters_of(torch.float32)
+    identified = Rounds(own, table_of(table), score, QUANTILE, BETA_UNCERTAINTY)
+
+    def check(ours, theirs):
+        assert same_bits(rounds.start, theirs[0])
+        assert torch.equal(ours[1], theirs[1])
+        assert torch.equal(ours[2], theirs[2])
+
+    two_rounds(rounds, whole, parameters, others, check)
+    # In a first round, from the same weights, the four cases are as many as those identified.
+    again = Rounds(
+        others := parameters_of(torch.float32),
+        table_of(table),
+        score,
+        QUANTILE,
+        BETA_UNCERTAINTY,
+        shuffle=1,
+    )
+    fused = []
+    for one, its in ((identified, own), (again, others)):
+        step(its, 2)
+        one.observe(one.inner, BETA)
+        one.end_inner_steps()
+        step(its, 4)
+        one.observe(one.outer, BETA)
+        fused.append((one.fuse()[1], one.start))
+    assert torch.equal(fused[0][0], fused[1][0])
+    assert not torch.equal(fused[0][1], fused[1][1])
+
+
+def test_with_a_quantile_of_each_parameter_scores_are_shuffled_in_it():
+    parameters = parameters_of(torch.float32)
+    rounds = Rounds(
+        parameters,
+        table_of(TABLES["paper"]),
+        "sensitivity",
+        QUANTILE,
+        BETA_UNCERTAINTY,
+        quantile_over="parameter",
+        shuffle=1,
+    )
+    assert rounds.order is not None
+    begin = 0
+    for parameter in parameters:
+        end = begin + parameter.numel()
+        assert torch.equal(rounds.order[begin:end].sort().values, torch.arange(begin, end))
+        begin = end
 
 
 def test_the_share_of_the_inner_update_that_was_kept_is_that_of_whole_buffers():

@@ -103,6 +103,10 @@ class RecurrentKIF(StandaloneMethod):
         restore: where a weight that only the old tasks need goes back to before the outer update is
             added: `round`, its value at the start of the round, or `stage`, at the start of the
             task, so that many rounds cannot move it away in small steps.
+        shuffled: whether each score is given to another weight at random, to the same one in all
+            rounds of a task: among all weights, or among those of its parameter with
+            `quantile_over: parameter`. As many weights are masked, for as long, but not those that
+            were identified. This is a control: what is lost with it is what identification gains.
         unit: what is identified and fused as one: each `weight`, or each `row` of the product BA of
             a LoRA adapter, which is what the adapter adds to one output of a linear layer. The
             sensitivity of row i is |<B_i, dL/dB_i>|, which is that of the row itself. The rows of
@@ -145,6 +149,7 @@ class RecurrentKIF(StandaloneMethod):
     quantile_over: Extent = "all"
     agree: bool = False
     restore: Restore = "round"
+    shuffled: bool = False
     unit: Literal["weight", "row"] = "weight"
     written: int = 0
     states: Literal["float32", "bfloat16"] = "float32"
@@ -205,7 +210,7 @@ class RecurrentKIF(StandaloneMethod):
             )
 
     def _check_rows(self) -> None:
-        defaults = {"agree": False, "restore": "round", "quantile_over": "all"}
+        defaults = {"agree": False, "restore": "round", "quantile_over": "all", "shuffled": False}
         defaults |= {"states": "float32", "offload": False}
         others = [name for name, value in defaults.items() if getattr(self, name) != value]
         others += ["fusion: soft"] if isinstance(self.table, Soft) else []
@@ -232,6 +237,8 @@ class RecurrentKIF(StandaloneMethod):
             )
 
     def why_not_sharded(self) -> str | None:
+        if self.shuffled:
+            return "gives scores to other weights (shuffled)"
         return "fuses whole rows (unit: row)" if self.unit == "row" else None
 
     @property
@@ -301,6 +308,7 @@ class RecurrentKIF(StandaloneMethod):
                 beta_uncertainty=self.beta_uncertainty,
                 momentum=self.momentum,
             )
+        shuffle = derive(self.context.seed, "recurrent_kif", "shuffle") if self.shuffled else None
         return Rounds(
             self.parameters,
             self.table,
@@ -313,6 +321,7 @@ class RecurrentKIF(StandaloneMethod):
             quantile_over=self.quantile_over,
             agree=self.agree,
             restore=self.restore,
+            shuffle=shuffle,
         )
 
     def _write(self) -> list[Features]:

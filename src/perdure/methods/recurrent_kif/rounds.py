@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -78,6 +79,9 @@ class Rounds:
             by them, counts as important to the outer side only.
         restore: where a weight that is important to the outer side only goes back to, before the
             outer update is added: the start of the round, or the weights when the task began.
+        shuffle: a seed with which the scores are given to other weights at random, always to the
+            same ones: among all weights, or among those of each parameter if each has a threshold.
+            None gives each weight its own.
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Rounds:
         quantile_over: Extent = "all",
         agree: bool = False,
         restore: Restore = "round",
+        shuffle: int | None = None,
     ):
         self.parameters, self.quantile, self.table = parameters, quantile, table
         self.quantile_over, self.agree = quantile_over, agree
@@ -120,10 +125,32 @@ class Rounds:
         for piece in self.pieces:
             self.start[piece.place] = self._weights(piece)
         self.stage = self.start.clone() if restore == "stage" else None
+        self.order = None if shuffle is None else self._shuffled(shuffle)
 
     def _own(self) -> list[Tensor]:
         """The parameters; of sharded ones, the parts of this process."""
         return [local(parameter) for parameter in self.parameters]
+
+    def _shuffled(self, seed: int) -> Tensor:
+        """For each weight of the buffer the place of that whose score it gets."""
+        sizes = [part.numel() for part in self._own()]
+        sizes = sizes if self.quantile_over == "parameter" else [sum(sizes)]
+        generator = torch.Generator().manual_seed(seed)
+        begins = [0, *accumulate(sizes)]
+        return torch.cat(
+            [
+                begin + torch.randperm(size, generator=generator)
+                for begin, size in zip(begins, sizes, strict=False)
+            ]
+        )
+
+    def _scores(self, maps: Importance, piece: Piece) -> Tensor:
+        """The scores of a piece, in fp32 on the device of the weights."""
+        if self.order is None:
+            return importance.score_of(maps, piece.place, self.device)
+        places = self.order[piece.place].to(maps.sensitivity.device)
+        own = Importance(*(None if buffer is None else buffer[places] for buffer in maps))
+        return importance.score_of(own, slice(None), self.device)
 
     def _weights(self, piece: Piece) -> Tensor:
         return importance.read(self._own(), piece, self.buffer)
@@ -145,13 +172,20 @@ class Rounds:
     def end_inner_steps(self) -> None:
         """Compute the inner mask, and store what the inner steps reached."""
         thresholds = self._thresholds(self.inner)
+        if self.order is not None:  # any score may be needed until all masks are made
+            for piece in self.pieces:
+                self._mask_inner(piece, thresholds)
         for piece in self.pieces:
-            mask = self._is_important(self.inner, piece, thresholds)
-            self.inner_mask[_bytes(piece)] = pack(mask)
+            if self.order is None:
+                self._mask_inner(piece, thresholds)
             reached = self._weights(piece)
             if self.reached.dtype != torch.float32:
                 reached = reached - self.start[piece.place].to(self.device)
             self.reached[piece.place] = reached
+
+    def _mask_inner(self, piece: Piece, thresholds: Tensor) -> None:
+        mask = self._is_important(self.inner, piece, thresholds)
+        self.inner_mask[_bytes(piece)] = pack(mask)
 
     @torch.no_grad()
     def fuse(self) -> tuple[KeptShare, Tensor, Tensor]:
@@ -201,7 +235,7 @@ class Rounds:
 
     def _is_important(self, maps: Importance, piece: Piece, thresholds: Tensor) -> Tensor:
         """The mask of the scores of a piece that are above the threshold, or their parameter's."""
-        scores = importance.score_of(maps, piece.place, self.device)
+        scores = self._scores(maps, piece)
         if self.quantile_over == "all":
             return scores > thresholds
         numbers = torch.tensor([number for number, *_ in piece.parts], device=self.device)
@@ -239,8 +273,8 @@ class Rounds:
                 start,
                 inner=reached,
                 outer=outer,
-                inner_scores=importance.score_of(self.inner, piece.place, self.device),
-                outer_scores=importance.score_of(self.outer, piece.place, self.device),
+                inner_scores=self._scores(self.inner, piece),
+                outer_scores=self._scores(self.outer, piece),
                 temperature=self.table.temperature,
                 inner_range=ranges[0],
                 outer_range=ranges[1],
