@@ -62,8 +62,7 @@ def open_split(source: Mapping[str, Any], data: str | Path | None = None) -> Spl
         return hub.hub_split(source)
     if not source:
         raise PerdureError(
-            "no rows can be opened: they were given in Python, and only their hash is stored; give "
-            "them as a file to score them again"
+            "no rows can be opened: they were given in Python, and only their hash is stored"
         )
     if "path" not in source:
         raise PerdureError(

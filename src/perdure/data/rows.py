@@ -38,6 +38,7 @@ __all__ = [
     "read",
     "read_rows",
     "references",
+    "write_rows",
 ]
 
 
@@ -48,6 +49,12 @@ class Read:
     rows: list[Row] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
     notes: tuple[str, ...] = ()
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as JSON lines, from which `read_rows` returns the same rows."""
+    lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def read_rows(path: str | Path, to_row: Callable[[Any, str], Row] | None = None) -> list[Row]:

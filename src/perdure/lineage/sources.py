@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from perdure.config import Config
 from perdure.data.columns import is_chat
-from perdure.data.rows import Row, read_rows
+from perdure.data.rows import Row, read_rows, write_rows
 from perdure.data.stream import file_split, open_split
 from perdure.data.task import Split, Task
 from perdure.errors import PerdureError
@@ -57,6 +58,27 @@ def describe_split(lineage: Lineage, rows: Split) -> dict[str, Any]:
     if source and "path" in source:  # relative, so that a lineage and its data can move together
         source["path"] = os.path.relpath(source["path"], lineage.path)
     return {"source": source, "rows": len(rows.rows), "sha256": rows.sha256}
+
+
+def to_keep(task: Task) -> dict[str, Split]:
+    """Return the test and dev rows that no file has, because they were given in Python."""
+    splits = {"test": task.test, "dev": task.dev}
+    return {name: rows for name, rows in splits.items() if rows and rows.source is None}
+
+
+def with_kept_rows(task: Task, folder: Path) -> Task:
+    """Return a task whose test and dev rows are all in files: those of `to_keep` in a folder."""
+    kept = {}
+    for name, rows in to_keep(task).items():
+        source = {"path": str(folder / f"{name}.jsonl"), "limit": None, "seed": 0}
+        kept[name] = replace(rows, source=source)
+    return replace(task, **kept)
+
+
+def write_kept_rows(task: Task, folder: Path) -> None:
+    """Write the rows of `to_keep`, so that later stages can be scored on them."""
+    for name, rows in to_keep(task).items():
+        write_rows(folder / f"{name}.jsonl", rows.rows)
 
 
 def general_rows(config: Config, task: Task, stage: int) -> Split:

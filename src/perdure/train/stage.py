@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from perdure import processes
 from perdure.config import GROUPED, PADDING_FREE, Config
-from perdure.data.rows import Row
+from perdure.data.rows import Row, write_rows
 from perdure.data.task import Split, Task
 from perdure.data.tokens import packed_features
 from perdure.errors import PerdureError
@@ -535,8 +535,7 @@ def _write(
     stage_folder.mkdir()
     save_weights(base, stage_folder)
     write_state(state, stage_folder)
-    lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in new_memory]
-    (stage_folder / MEMORY).write_text("".join(lines), encoding="utf-8")
+    write_rows(stage_folder / MEMORY, new_memory)
     text = json.dumps(scores, sort_keys=True, ensure_ascii=False, indent=2)
     (stage_folder / SCORES).write_text(text + "\n", encoding="utf-8")
     write_predictions(stage_folder / PREDICTIONS, predictions)

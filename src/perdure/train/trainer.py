@@ -146,6 +146,8 @@ class ContinualTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = True  # `token_loss` divides by the accumulated items
         self.remove_callback(PrinterCallback)
+        # For callbacks such as `Guard`. The trainer has none, so that no checkpoint stores it.
+        self.callback_handler.processing_class = base.tokenizer
         for method in methods:
             method.engine = self
         if dev:

@@ -28,7 +28,14 @@ from perdure.lineage.history import KEPT
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
 from perdure.lineage.scored import scored_before
-from perdure.lineage.sources import describe, describe_split, general_rows, reopen
+from perdure.lineage.sources import (
+    describe,
+    describe_split,
+    general_rows,
+    reopen,
+    with_kept_rows,
+    write_kept_rows,
+)
 from perdure.lineage.work import WorkFolders
 from perdure.measure.gate import beyond, open_limits
 from perdure.measure.predictions import Predictions
@@ -183,6 +190,7 @@ def advance(
                 seconds, counts = learn_stage(base, stage_plan, work, built, say)
                 if (count := counts.pop("processes")) > 1:
                     entry["processes"] = count
+            write_kept_rows(task, built)
             after = json.loads((built / SCORES).read_text(encoding="utf-8"))["after"]
             entry |= _results(after, config)
             judged = _judged(
@@ -423,15 +431,16 @@ def _entry(
             ids.append(_unused(other.name, ids, position))
             others.append(describe(lineage, other, ids[-1]))
     name = _unused(task.name, ids, number + len(others))
+    folder = f"stages/{number:04d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', task.name)}"
     entry = {
         "stage": number,
         "verb": "learn",
         "parent": lineage.head,
         "kind": "weights" if config.adapter is None else "adapter",
-        "folder": f"stages/{number:04d}-{re.sub(r'[^A-Za-z0-9._-]+', '-', task.name)}",
+        "folder": folder,
         "mode": config.mode,
         "method": config.method,
-        "task": describe(lineage, task, name),
+        "task": describe(lineage, with_kept_rows(task, lineage.path / folder), name),
         **({"with": others} if others else {}),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
     }

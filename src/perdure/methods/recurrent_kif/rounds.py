@@ -149,8 +149,9 @@ class Rounds:
         if self.order is None:
             return importance.score_of(maps, piece.place, self.device)
         places = self.order[piece.place].to(maps.sensitivity.device)
-        own = Importance(*(None if buffer is None else buffer[places] for buffer in maps))
-        return importance.score_of(own, slice(None), self.device)
+        uncertainty = None if maps.uncertainty is None else maps.uncertainty[places]
+        given = Importance(maps.sensitivity[places], uncertainty)
+        return importance.score_of(given, slice(None), self.device)
 
     def _weights(self, piece: Piece) -> Tensor:
         return importance.read(self._own(), piece, self.buffer)
