@@ -62,8 +62,8 @@ def init(
 
     Settings that are left out of `config` and `settings` get the values that a practitioner would
     choose for a language model: Recurrent-KIF with an anchor to the base, LoRA on all linear
-    layers, and a learning rate for it. All of them are in the lineage's settings. A `Config` is
-    used as it is.
+    layers, and a learning rate for it; without an adapter, and for an encoder, the method is
+    `replay`. All of them are in the lineage's settings. A `Config` is used as it is.
 
     Write a key with a dot as `**{"training.learning_rate": 1e-4}`.
 
@@ -74,6 +74,9 @@ def init(
         from_adapter: A PEFT adapter to continue from. It names its base, and its settings are used.
         say: Called with each warning about the base.
         **settings: Settings that override the YAML's.
+
+    Returns:
+        The new lineage.
 
     Raises:
         PerdureError: the folder is not empty, the base or the adapter does not exist, the base
@@ -570,8 +573,9 @@ def compare(
         **settings: Settings that override the YAML's.
 
     Returns:
-        What `comparison.json` says: `lines` with the numbers of each line of the grid, `cells`
-        with those of each cell, and `baseline`; or the findings of a dry run.
+        What `compare.json` and `costs.json` say, and the folder: `lines` with the numbers of each
+        line of the grid, `cells` with those of each cell, `baseline` and `costs`; or the findings
+        of a dry run.
 
     Raises:
         PerdureError: no cell could run with the settings, the rows or the base, or another process
