@@ -2,14 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from command import perdure
 from perdure.api import evaluate, log, revert, show, verify
+from perdure.config import Config
 from perdure.lineage.files import hash_folder
 from perdure.lineage.lineage import Lineage
 from perdure.measure.predictions import read_predictions
+from perdure.methods import make
+from perdure.verbs.verdict import suggestion
 from place import learn, learned, setting_for, task
 
 
@@ -40,6 +45,26 @@ def test_a_stage_says_what_it_cost(forgetful):
     assert "perdure revert FOLDER --to 1" in second["suggestion"]
     assert [line["lost"] for line in log(forgetful)] == [[], [], ["colour"]]
     assert show(forgetful, 0)["verdict"] is None
+
+
+@pytest.mark.parametrize(
+    ("method", "lost", "general", "change"),
+    [
+        ("sequential", [], True, "'method=[replay,kl_base]'` before the next try"),
+        (["replay", "kl_base"], [], True, "or a larger strength of kl_base (now 0.2),"),
+        (["replay", {"kl_base": {"strength": 0.5}}], [], True, "strength of kl_base (now 0.5),"),
+        (["replay", "kl_base"], ["colour"], False, "a larger memory.ratio (now 0.02),"),
+        (["replay", "kl_base"], ["colour"], True, "a larger memory.ratio (now 0.02),"),
+        ("kl_base", ["colour"], False, "method=replay` (or recurrent_kif) before the next try"),
+    ],
+)
+def test_what_is_suggested_fits_what_was_lost(method, lost, general, change):
+    lineage: Any = SimpleNamespace(config=Config(), head=2)
+    judged = {"learned": None, "lost": lost, "general": {"lost": general}}
+    text = suggestion(lineage, judged, make(method), "learn")
+    assert text is not None
+    assert text.startswith("`perdure revert FOLDER --to 2` undoes the stage; ")
+    assert text.endswith(f"{change} may keep more")
 
 
 def test_a_stage_with_a_loss_has_the_same_bytes_wherever_it_lies(forgetful, tmp_path):

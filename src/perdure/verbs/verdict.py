@@ -149,9 +149,16 @@ def suggestion(
             return undo
         if verb == "merge":
             return f"{undo}; `perdure merge` with a smaller --weight, or --search, may keep more"
-        anchored = any(getattr(method, "source", None) == "base" for method in methods)
-        if general_lost and not anchored:
+        anchors = [method for method in methods if getattr(method, "source", None) == "base"]
+        if general_lost and not anchors:
             change = "`perdure set FOLDER 'method=[replay,kl_base]'` before the next try"
+        elif not tasks_lost:
+            (anchor, *_) = anchors
+            strength = getattr(anchor, "strength", None)
+            more = (
+                f", or a larger strength of {anchor.label} (now {strength:g})," if strength else ""
+            )
+            change = f"`perdure set FOLDER training.learning_rate=...` (lower){more}"
         elif any(method.rehearses for method in methods):
             more = f"or a new lineage with a larger memory.ratio (now {config.memory.ratio:g})"
             change = f"`perdure set FOLDER training.learning_rate=...` (lower), {more},"
