@@ -942,8 +942,8 @@ def configure(
     On the command line this is `perdure set`. It appends a line to the ledger, which decides, and
     rewrites `lineage.yaml`, which shows the settings. A stage keeps those that it was learned with,
     and `revert` leaves the newest settings in force. Once there are stages, the settings that all
-    of them share cannot change: base, mode, seed, adapter, quantization, the rows of the tasks, and
-    `scoring.mode`.
+    of them share cannot change: base and revision, mode, merge, seed, adapter (but for
+    `lora_dropout`), quantization, rows, instruction, the tasks learned, and `scoring.mode`.
 
     Args:
         folder: The lineage.
@@ -1199,16 +1199,16 @@ def pack(
     *,
     say: Say = silent,
 ) -> dict[str, Any]:
-    """Store a checkpoint as what it has other than its base, in a folder that `merge` takes.
+    """Store a checkpoint as its difference from its base, in a folder that `merge` takes.
 
         perdure.pack("sft", "sft-pack", base="Qwen/Qwen3-0.6B")
         perdure.merge(["sft-pack", "code"], "ties", base="Qwen/Qwen3-0.6B", into="merged")
 
     What is the base's is not stored. With `sparse`, the elements that differ are stored with their
-    places, where that is smaller than the tensor; in 16 bits, a gentle training leaves many as they
-    were. With `raw`, each tensor that differs is stored. Both restore the checkpoint bit by bit.
-    With `lowrank`, the change of a matrix is stored as the fewest directions that keep the share
-    `energy` of its sum of squares, in fp32, where that is smaller; it takes a singular value
+    places, where that is smaller than the tensor; in 16 bits, a training with a small rate changes
+    few of them. With `raw`, each tensor that differs is stored. Both restore the checkpoint bit by
+    bit. With `lowrank`, the change of a matrix is stored as the fewest directions that keep the
+    share `energy` of its sum of squares, in fp32, where that is smaller; it takes a singular value
     decomposition of each, and everything else is stored as with `sparse`.
 
     Args:

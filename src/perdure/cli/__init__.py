@@ -24,7 +24,7 @@ VERBS = {
     "adopt": "Record a checkpoint that was trained elsewhere as a stage.",
     "merge": "Merge checkpoints into a new model, or one more into a lineage.",
     "statistics": "Measure a checkpoint on rows, for rules of merging that weigh by it.",
-    "pack": "Store a checkpoint as what it has other than its base.",
+    "pack": "Store a checkpoint as its difference from its base.",
     "unpack": "Restore a checkpoint from a pack.",
     "run": "Learn a stream of tasks one after another.",
     "compare": "Run methods on the same task orders and seeds.",

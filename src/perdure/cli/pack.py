@@ -1,4 +1,4 @@
-"""`perdure pack`: store a checkpoint as what it has other than its base."""
+"""`perdure pack`: store a checkpoint as its difference from its base."""
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command

@@ -1,4 +1,4 @@
-"""A checkpoint stored as what it has other than its base: a pack.
+"""A checkpoint stored as its difference from its base: a pack.
 
 pack.json has the codec of each tensor of the checkpoint, `same` for one that is the base's, with
 its shape and data type, and the hashes of all files. pack.safetensors has tensors of these names:
@@ -162,7 +162,9 @@ def is_pack(folder: Path) -> bool:
 
 
 class Packer:
-    """What a checkpoint has other than its base, tensor by tensor. The files of both must be open.
+    """The difference of a checkpoint from its base, tensor by tensor.
+
+    The files of both must be open.
 
     Args:
         base: the tensors of the base.

@@ -1,4 +1,4 @@
-"""`pack` stores a checkpoint as what it has other than its base, and `unpack` restores it."""
+"""`pack` stores a checkpoint as its difference from its base, and `unpack` restores it."""
 
 import json
 import shutil
