@@ -8,6 +8,7 @@ import pytest
 from command import perdure, tree
 from perdure import PerdureError
 from perdure.api import revert, verify
+from perdure.lineage.files import locked
 from perdure.verbs.verify import NO_PLACE
 from place import learn, task
 
@@ -38,6 +39,27 @@ def test_whole_weights_of_which_the_older_are_gone(whole_place):
     assert verify("lineage") == []
     (STAGE / "scores.json").unlink()
     assert verify("lineage") == [f"{STAGE}/scores.json: missing"]
+
+
+@pytest.mark.parametrize("kind", ["causal"])
+def test_a_stage_that_another_process_is_committing_is_no_difference(place, monkeypatch):
+    files = [Path("lineage") / name for name in ("ledger.jsonl", "newest.json")]
+    before = [file.read_bytes() for file in files]
+    learn("lineage", task("colour"))
+    after = [file.read_bytes() for file in files]
+    for file, content in zip(files, before, strict=True):
+        file.write_bytes(content)
+
+    def commit(seconds: float) -> None:
+        for file, content in zip(files, after, strict=True):
+            file.write_bytes(content)
+
+    monkeypatch.setattr("time.sleep", commit)
+    with locked(Path("lineage")):
+        assert verify("lineage") == []
+    for file, content in zip(files, before, strict=True):
+        file.write_bytes(content)
+    assert "of no stage in the ledger" in verify("lineage")[0]
 
 
 def change(path: Path, at: int = -1) -> None:

@@ -55,6 +55,18 @@ def locked(folder: Path, what: str = "lineage") -> Iterator[None]:
         yield
 
 
+def is_locked(folder: Path) -> bool:
+    """Return whether another process holds the folder's `lock`."""
+    if not (folder / "lock").exists():
+        return False
+    with open_file(folder / "lock", "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def line_count(path: Path) -> int:
     """Return how many lines a file has. It is read in pieces, as a line may have any length."""
     with path.open("rb") as file:

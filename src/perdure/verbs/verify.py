@@ -1,10 +1,11 @@
 """`verify` compares a lineage with the hashes in its ledger."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 from perdure.errors import PerdureError
-from perdure.lineage.files import hash_folder
+from perdure.lineage.files import hash_folder, is_locked
 from perdure.lineage.ledger import differences_from_newest, line_ends_changed, read_ledger
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.mending import has_only_other_line_ends
@@ -16,6 +17,7 @@ from perdure.models.layout import SCORES
 from perdure.models.pins import differing, pin
 
 
+COMMIT = 1.0  # seconds in which a process that commits a stage has written its line
 NO_PLACE = "it does not belong there, delete it or move it away"
 
 
@@ -30,7 +32,10 @@ def verify(path: str | Path) -> list[str]:
     hash_again()
     lineage = Lineage(path, edited=True)
     problems = _problems(lineage)
-    # Another process may have written to the lineage meanwhile.
+    # Another process may have written to the lineage meanwhile, or be about to: the folder of a
+    # stage is there a moment before its line.
+    if problems and is_locked(lineage.path):
+        time.sleep(COMMIT)
     is_older = problems and read_ledger(lineage.path / "ledger.jsonl") != lineage.ledger
     return verify(path) if is_older else problems
 
