@@ -14,7 +14,7 @@ ROOT = Path(perdure.__file__).parent
 ORDER = (
     *("cli", "api", "keys", "verbs", "comparison", "reporting", "prepare", "lineage", "methods"),
     *("merging", "train", "measure", "data", "models", "config", "places", "writing", "disk"),
-    *("shapes", "parsing", "seeds", "processes", "printable", "say", "stopping", "errors"),
+    *("shapes", "parsing", "seeds", "processes", "printable", "say", "stopping", "calls", "errors"),
 )
 
 

@@ -100,6 +100,10 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"perdure.{HOMES[name]}"), name)
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def _every_key() -> tuple[places.Place, ...]:
     """Return all keys of the settings. Their modules are imported only when a key is wrong."""
     from perdure.keys import every_key

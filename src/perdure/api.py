@@ -5,12 +5,12 @@ and their meanings in its `Args`. Keyword-only parameters take Python objects, s
 does not have them.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perdure import processes
+from perdure.calls import checked, leaves_no_trace
 from perdure.config import (
     Codec,
     Config,
@@ -45,6 +45,8 @@ Rows = str | Path | Sequence[Row]
 TaskRows = Rows | Mapping[str, Any]  # a mapping has path or hub, and templates
 
 
+@checked
+@leaves_no_trace
 def init(
     folder: str | Path,
     base: str | None = None,
@@ -91,6 +93,8 @@ def init(
     return verb.init(folder, config, adapter=from_adapter, chosen=chosen, say=say)
 
 
+@checked
+@leaves_no_trace
 @processes.in_python()
 def learn(
     folder: str | Path,
@@ -169,6 +173,8 @@ def learn(
     return verb.learn(folder, task, data=data, callbacks=callbacks, say=say, full=full)
 
 
+@checked
+@leaves_no_trace
 def adopt(
     folder: str | Path,
     checkpoint: str | Path,
@@ -214,6 +220,8 @@ def adopt(
     return verb.adopt(folder, checkpoint, task, data=data, say=say)
 
 
+@checked
+@leaves_no_trace
 def merge(
     models: str | Path | Sequence[str | Path],
     rule: str = "average",
@@ -430,6 +438,8 @@ def merge(
     return entry
 
 
+@checked
+@leaves_no_trace
 @processes.in_python()
 def run(
     config: Config | str | Path | dict[str, Any],
@@ -473,6 +483,8 @@ def run(
     return verb.run(config, callbacks=callbacks, say=say)
 
 
+@checked
+@leaves_no_trace
 def dry_run(
     config: Config | str | Path | dict[str, Any],
     data: str | Path | None = None,
@@ -538,10 +550,12 @@ def _with_settings(
         ]
         config = {**config, "tasks": tasks}
     if isinstance(config, Config):
-        return load_config(config.to_dict(), settings) if settings else copy.deepcopy(config)
+        return load_config(config.to_dict(), settings, "the Config")
     return load_config(config, settings)
 
 
+@checked
+@leaves_no_trace
 def compare(
     grid: str | Path | dict[str, Any],
     /,
@@ -594,6 +608,8 @@ def compare(
     return verb.compare(lines, jobs=jobs, say=say, begin=starter(ray) if ray else None)
 
 
+@checked
+@leaves_no_trace
 def evaluate(
     folder: str | Path,
     stage: int | None = None,
@@ -638,6 +654,8 @@ def evaluate(
     )
 
 
+@checked
+@leaves_no_trace
 def probe(
     folder: str | Path,
     rows: Rows,
@@ -674,6 +692,8 @@ def probe(
     return verb.probe(folder, rows, learned=learned, stages=stages, say=say)
 
 
+@checked
+@leaves_no_trace
 def check(
     model: str | Path,
     against: str | Path | int | None = None,
@@ -743,6 +763,8 @@ def check(
     )
 
 
+@checked
+@leaves_no_trace
 def answer(
     folder: str | Path,
     prompts: str | Sequence[str] = (),
@@ -806,6 +828,7 @@ def answer(
     )
 
 
+@checked
 def chat(
     folder: str | Path,
     stage: int | None = None,
@@ -857,6 +880,7 @@ def chat(
     )
 
 
+@checked
 def log(folder: str | Path) -> list[dict[str, Any]]:
     """List the history of a lineage, newest last, including reverted stages.
 
@@ -876,6 +900,7 @@ def log(folder: str | Path) -> list[dict[str, Any]]:
     return verb.log(folder)
 
 
+@checked
 def show(
     folder: str | Path,
     stage: int | None = None,
@@ -906,6 +931,8 @@ def show(
     return verb.show(folder, stage, flips=flips, data=data, say=say)
 
 
+@checked
+@leaves_no_trace
 def report(
     folders: str | Path | Sequence[str | Path], out: str | Path = "report.html"
 ) -> "tuple[list[Run], list[Path]]":
@@ -926,9 +953,13 @@ def report(
     """
     from perdure.reporting.making import report as make
 
-    return make([folders] if isinstance(folders, str | Path) else folders, out)
+    chosen = [folders] if isinstance(folders, str | Path) else folders
+    if not chosen:
+        raise PerdureError("report: no folder is given; name a lineage, or a folder with lineages")
+    return make(chosen, out)
 
 
+@checked
 def configure(
     folder: str | Path,
     config: Config | str | Path | dict[str, Any] | None = None,
@@ -961,6 +992,7 @@ def configure(
     return verb.configure(folder, config or {}, settings)
 
 
+@checked
 def revert(folder: str | Path, to: int | None = None) -> dict[str, Any]:
     """Go back to an earlier stage. Nothing is deleted, and reverting to a later stage also works.
 
@@ -983,6 +1015,7 @@ def revert(folder: str | Path, to: int | None = None) -> dict[str, Any]:
     return verb.revert(folder, to)
 
 
+@checked
 def verify(folder: str | Path) -> list[str]:
     """Check every hash of a lineage: the ledger, the stages' files, the base. Nothing is changed.
 
@@ -1001,6 +1034,8 @@ def verify(folder: str | Path) -> list[str]:
     return verb.verify(folder)
 
 
+@checked
+@leaves_no_trace
 def repair(
     folder: str | Path,
     stage: int | None = None,
@@ -1039,6 +1074,8 @@ def repair(
     return verb.repair(folder, stage, data, say)
 
 
+@checked
+@leaves_no_trace
 def compact(
     folder: str | Path,
     stages: Sequence[int] = (),
@@ -1079,6 +1116,8 @@ def compact(
     return verb.compact(folder, stages, dry_run, data)
 
 
+@checked
+@leaves_no_trace
 def export(
     folder: str | Path,
     out: str | Path,
@@ -1120,6 +1159,8 @@ def export(
     return verb.export(folder, out, stage=stage, dtype=dtype)
 
 
+@checked
+@leaves_no_trace
 def push(
     folder: str | Path,
     repository: str,
@@ -1148,6 +1189,8 @@ def push(
     return verb.push(folder, repository, stage=stage, merged=merged, private=private)
 
 
+@checked
+@leaves_no_trace
 def rebase(folder: str | Path, base: str, revision: str | None = None) -> dict[str, Any]:
     """Record a new location of the base. Its files must be those that the lineage was made with.
 
@@ -1170,6 +1213,7 @@ def rebase(folder: str | Path, base: str, revision: str | None = None) -> dict[s
     return verb.rebase(folder, base, revision)
 
 
+@checked
 def methods(name: str | None = None, recommend: bool = False) -> list[dict[str, Any]]:
     """List the methods, or show one: what it does, its keywords, its presets.
 
@@ -1190,6 +1234,8 @@ def methods(name: str | None = None, recommend: bool = False) -> list[dict[str, 
     return verb.recommended(name) if recommend else verb.methods(name)
 
 
+@checked
+@leaves_no_trace
 def pack(
     checkpoint: str | Path,
     out: str | Path,
@@ -1232,6 +1278,8 @@ def pack(
     return verb.pack(str(checkpoint), out, base_name=base, codec=codec, energy=energy, say=say)
 
 
+@checked
+@leaves_no_trace
 def unpack(
     folder: str | Path, out: str | Path, base: str | None = None, *, say: Say = silent
 ) -> dict[str, Any]:
@@ -1258,6 +1306,8 @@ def unpack(
     return verb.unpack(str(folder), out, base_name=base, say=say)
 
 
+@checked
+@leaves_no_trace
 def statistics(
     checkpoint: str | Path,
     rows: TaskRows,
@@ -1315,6 +1365,7 @@ def statistics(
     )
 
 
+@checked
 def rules(name: str | None = None) -> list[dict[str, Any]]:
     """List the rules of `perdure merge` and the treatments after them, or show one of them.
 
@@ -1363,5 +1414,7 @@ def _split(rows: TaskRows, split: str, seed: int, where: str) -> Split:
     if isinstance(rows, str | Path | Mapping):
         return file_split(rows, None, seed, split)
     notes = Notes()
-    checked = [as_row(row, f"{where}, row {n}", notes) for n, row in enumerate(rows, 1)]
-    return Split(tuple(checked), notes=notes.lines(where))
+    if not rows:
+        raise PerdureError(f"{where}: the list holds no rows")
+    given = [as_row(row, f"{where}, row {n}", notes) for n, row in enumerate(rows, 1)]
+    return Split(tuple(given), notes=notes.lines(where))

@@ -3,11 +3,12 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from perdure.calls import plain
 from perdure.errors import PerdureError, nearest
 from perdure.parsing import LARGEST_YAML, CheckedLoader, UnreadableError, parse_yaml, read_whole
 
@@ -246,9 +247,13 @@ def read_settings(
     source: str | Path | dict[str, Any], over: list[str] | dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Read the keys and values of `load_config` without checking them."""
-    values = dict(source) if isinstance(source, dict) else _read_yaml(Path(source))
+    if not isinstance(source, Mapping | str | Path):
+        raise PerdureError(
+            f"settings are a mapping or the path of a YAML, not {type(source).__name__}"
+        )
+    values = plain(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
     for key, value in (over if isinstance(over, dict) else overrides(over)).items():
-        _set(values, key, value)
+        _set(values, key, plain(value))
     return values
 
 
@@ -324,6 +329,9 @@ def unknown_key(key: Any, value: Any, section: str, valid: Iterable[str]) -> str
     """
     from perdure.places import where_it_goes  # imports modules that import this one
 
+    first, dot, rest = str(key).partition(".")
+    if dot and not section and first in valid:
+        return f"unknown key {key!r}; write it as a mapping, {first}: {{{rest}: ...}}"
     if isinstance(value, dict) and value and not section:
         inner = next(iter(value))
         return f"unknown key '{key}.{inner}'; {where_it_goes(str(inner), str(key), valid)}"

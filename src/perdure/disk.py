@@ -113,6 +113,8 @@ def _check(path: Path, is_right: Any, wanted: str) -> None:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
+    except NotADirectoryError:
+        raise PerdureError(f"{path.parent}: is a file, and a folder is needed") from None
     if stat.S_ISLNK(mode):
         raise PerdureError(
             f"{path}: is a symbolic link, which Perdure does not follow in a folder of its own; "

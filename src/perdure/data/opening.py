@@ -32,6 +32,11 @@ def file_split(
     Raises:
         PerdureError: a key is unknown, a template is not valid, or the rows cannot be read.
     """
+    if not isinstance(location, str | Path | Mapping):
+        raise PerdureError(
+            f"rows: expected a file, hub:OWNER/NAME or a mapping, not {type(location).__name__}; "
+            "rows that are given in Python are for `perdure.learn`"
+        )
     source = (
         _source(location, role) if isinstance(location, Mapping) else _place(str(location), role)
     )

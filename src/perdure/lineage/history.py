@@ -10,6 +10,7 @@ with `restored` of which of them the files are back. A stage `contains` the adap
 from pathlib import Path
 from typing import Any
 
+from perdure.errors import PerdureError, nearest
 from perdure.models.layout import COMPACTED, MERGE_STATE, WHOLE
 
 
@@ -48,8 +49,14 @@ class History:
         return self.line(self.head)
 
     def line(self, stage: int) -> list[dict[str, Any]]:
-        """Return the lines of a stage and its ancestors, oldest first, without stage 0."""
+        """Return the lines of a stage and its ancestors, oldest first, without stage 0.
+
+        Raises:
+            PerdureError: there is no such stage.
+        """
         entries, ancestors = self.stage_entries, []
+        if stage and stage not in entries:
+            raise PerdureError(f"no stage {stage}; {nearest(str(stage), map(str, entries))}")
         while stage:
             ancestors.append(entries[stage])
             stage = entries[stage]["parent"]

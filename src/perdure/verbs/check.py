@@ -46,7 +46,8 @@ def check(
     lineage = Lineage(name) if (Path(name) / "lineage.yaml").is_file() else None
     settings = (lineage and lineage.config.guard) or GuardSettings()
     guard_rows = sampled(
-        read_guard_rows(rows or settings.rows), settings.limit if limit is None else limit
+        read_guard_rows(settings.rows if rows is None else rows),
+        settings.limit if limit is None else limit,
     )
     task_settings = _task_settings(settings, lm_eval, lm_eval_path, lm_eval_limit)
     tasks = LmEvalTasks(task_settings) if task_settings else None

@@ -45,7 +45,7 @@ def evaluate(
         if name not in ids:
             raise PerdureError(f"{path}: no task {name!r} was learned; {nearest(name, ids)}")
     if predictions:
-        _check_place(Path(predictions))
+        _check_place(Path(predictions), lineage)
     learned_with = lineage.config_at(entry)
     config = replace(lineage.config, method=learned_with.method, training=learned_with.training)
     if mode:
@@ -70,9 +70,21 @@ def evaluate(
     return cells
 
 
-def _check_place(file: Path) -> None:
+def _check_place(file: Path, lineage: Lineage) -> None:
     """Check before the scoring that the file can be written, since it is written last."""
-    folder = file.absolute().parent
+    folder, place = file.absolute().parent, file.resolve()
+    if place.is_relative_to(lineage.path.resolve()):
+        raise PerdureError(
+            f"{file}: is in the lineage, which evaluate does not change; give another"
+        )
+    for entry in lineage.stages:
+        for described in learned_by(entry):
+            for split in ("train", "dev", "test"):
+                source = (described.get(split) or {}).get("source") or {}
+                if "path" in source and (lineage.path / source["path"]).resolve() == place:
+                    raise PerdureError(
+                        f"{file}: has the {split} rows of {described['id']}; give another file"
+                    )
     if not folder.is_dir():
         raise PerdureError(f"{file}: there is no folder {folder}; create it or give another file")
     if file.is_dir() or not os.access(folder, os.W_OK):
