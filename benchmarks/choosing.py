@@ -21,6 +21,7 @@ CHAT = "smollm2_assistant_screen"  # the records of the chat model that the line
 CARRIED = "smollm2_assistant"  # those of its lines that were run in three orders
 CONFIRMED = "smollm2_assistant_confirm"  # the candidate and four others in six orders
 ELSEWHERE = "smollm2_superni_confirm"  # the candidate and two others in six orders of other tasks
+THIRD = "smollm2_standard_cl"  # seven lines in three orders of further tasks
 CHEAPER = "[replay, kl_base]"
 APART = "smollm2_assistant_merge"  # the records of its merged experts
 WITHOUT_ROWS = (
@@ -111,8 +112,8 @@ def chat_lines() -> list[dict[str, Any]]:
     plain = "sequential, training.learning_rate=0.002"
     without_rows = {name: screen.op(name) for name in WITHOUT_ROWS}
     return [
-        kept_line(Results(CONFIRMED), Results(ELSEWHERE), carried),
-        cheaper_line(Results(CONFIRMED), Results(ELSEWHERE), carried, orders),
+        kept_line(Results(CONFIRMED), Results(ELSEWHERE), Results(THIRD), carried),
+        cheaper_line(Results(CONFIRMED), Results(ELSEWHERE), Results(THIRD), carried, orders),
         line(
             CHAT_MODEL,
             "old rows, and skills matter more than general ability",
@@ -155,8 +156,10 @@ def chat_lines() -> list[dict[str, Any]]:
     ]
 
 
-def kept_line(confirmed: Results, elsewhere: Results, carried: Results) -> dict[str, Any]:
-    """What six orders of two streams say of the candidate."""
+def kept_line(
+    confirmed: Results, elsewhere: Results, third: Results, carried: Results
+) -> dict[str, Any]:
+    """What six orders of two streams, and three of a third, say of the candidate."""
     ours = "kif_kl_lasting"
     others = {
         "replay_kl": CHEAPER,
@@ -168,14 +171,18 @@ def kept_line(confirmed: Results, elsewhere: Results, carried: Results) -> dict[
         "some rows of each old task may be kept",
         f"[{{recurrent_kif: {LASTING}}}, kl_base]",
         f"{confirmed.scores(ours)}; replay alone {confirmed.scores('replay')}. On SuperNI "
-        f"{elsewhere.scores(ours)}; replay alone {elsewhere.scores('replay')}",
+        f"{elsewhere.scores(ours)}; replay alone {elsewhere.scores('replay')}. On Standard CL "
+        f"{third.scores(ours)}; replay alone {third.scores('replay')}",
         f"five skills, {confirmed.orders(ours)}: {confirmed.scores(ours)}. Its OP minus "
         f"{_compared(confirmed, ours, others)}. Five SuperNI tasks, {elsewhere.orders(ours)}: "
-        f"{elsewhere.scores(ours)}. Its OP minus {_compared(elsewhere, ours, others)}. Plain "
-        f"fine-tuning has OP {carried.op('sequential')} in {carried.orders('sequential')} of the "
-        "five skills",
+        f"{elsewhere.scores(ours)}. Its OP minus {_compared(elsewhere, ours, others)}. Five tasks "
+        f"of Standard CL, {third.orders(ours)}: {third.scores(ours)}. Its OP minus "
+        f"{_compared(third, ours, others)}. Plain fine-tuning has OP {carried.op('sequential')} in "
+        f"{carried.orders('sequential')} of the five skills, and {third.op('sequential')} on "
+        "Standard CL",
         confirmed,
         elsewhere,
+        third,
         carried,
     )
 
@@ -192,7 +199,7 @@ def _compared(results: Results, ours: str, others: dict[str, str]) -> str:
 
 
 def cheaper_line(
-    confirmed: Results, elsewhere: Results, carried: Results, orders: Results
+    confirmed: Results, elsewhere: Results, third: Results, carried: Results, orders: Results
 ) -> dict[str, Any]:
     """What a cheaper anchored line keeps."""
     cheaper, longer = "replay_kl", "kif_kl_lasting"
@@ -201,16 +208,18 @@ def cheaper_line(
         "old rows, and learning must be cheaper",
         CHEAPER,
         f"{confirmed.time(cheaper, longer)} of the time; {confirmed.scores(cheaper)}. On SuperNI "
-        f"{elsewhere.scores(cheaper)}",
+        f"{elsewhere.scores(cheaper)}. On Standard CL {third.scores(cheaper)}",
         f"five skills, {confirmed.orders(cheaper)}, {confirmed.time(cheaper, longer)} of the CPU "
         f"seconds of the default: {confirmed.scores(cheaper)}. Five SuperNI tasks, "
         f"{elsewhere.orders(cheaper)}, {elsewhere.time(cheaper, longer)} of the CPU seconds: "
-        f"{elsewhere.scores(cheaper)}. Three tasks, three orders: OP {orders.op(cheaper)}, "
+        f"{elsewhere.scores(cheaper)}. Five tasks of Standard CL, {third.orders(cheaper)}: "
+        f"{third.scores(cheaper)}. Three tasks, three orders: OP {orders.op(cheaper)}, "
         f"{orders.kept(cheaper)}; plain fine-tuning {orders.op('sequential')}, "
         f"{orders.kept('sequential')}. Five skills, {carried.orders('sequential')}: plain "
         f"fine-tuning {carried.scores('sequential')}",
         confirmed,
         elsewhere,
+        third,
         orders,
         carried,
     )
@@ -426,6 +435,16 @@ IDENTIFIED = (
         ELSEWHERE,
         "the same chat model, 5 SuperNI tasks, fewer rows in replay",
         [("kif_kl_lasting", "replay_kl", None)],
+    ),
+    (
+        "smollm2_superni",
+        "the same tasks and rows, fewer orders",
+        [("recurrent_kif", "replay", None), ("kif_kl_lasting", "replay_kl_4x", None)],
+    ),
+    (
+        "smollm2_standard_cl",
+        "the same chat model, 5 tasks of Standard CL",
+        [("recurrent_kif", "replay", None), ("kif_kl_lasting", "replay_kl_4x", None)],
     ),
 )
 
