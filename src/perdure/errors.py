@@ -41,8 +41,8 @@ class RefusedError(PerdureError):
 def nearest(word: str, valid: Iterable[str]) -> str:
     """Return the end of an error line: the valid name closest to `word`, or all valid names."""
     valid = sorted(valid)
-    is_number = word.lstrip("-").isdigit()  # numbers with the same digits are not alike
-    close = [] if is_number else difflib.get_close_matches(word, valid, n=1)
+    is_negative = word.startswith("-") and word[1:].isdigit()  # -1 is not a misspelt 1
+    close = [] if is_negative else difflib.get_close_matches(word, valid, n=1)
     return f"did you mean {close[0]!r}?" if close else f"valid: {', '.join(valid)}"
 
 

@@ -185,7 +185,7 @@ def test_after_another_trainer_it_works_in_perdures_engine(tmp_path):
     method = perdure_engine(base, tmp_path, ROUNDS).methods[0]
     assert method.steps is None
     keywords = methods.keywords("recurrent_kif").keys()
-    of_neither = {"refresh", "states", "offload"}  # and not `memory`, as for a Trainer
+    of_neither = {"refresh", "shuffled", "states", "offload"}  # not `memory`, as for a Trainer
     assert keywords == {*RecurrentKIF.presets["paper"], *of_neither}
     with pytest.raises(PerdureError, match="no keyword 'memory'"):
         methods.make({"recurrent_kif": {"memory": []}})
