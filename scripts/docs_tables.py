@@ -55,7 +55,7 @@ CLASSES = {"Lineage": perdure.Lineage, "ScoreMatrix": ScoreMatrix, "Chat": Chat}
 MEMBERS = {
     "Lineage": ("head", "stages", "at", "line", "matrix", "scores", "verdict", "timings"),
     "ScoreMatrix": ("tasks", "learned_at", "rows", "numbers"),
-    "Chat": ("ask", "again", "switch", "reset", "turns", "stage"),
+    "Chat": ("ask", "again", "switch", "reset", "system", "turns", "stage"),
 }
 
 
@@ -269,10 +269,11 @@ def members(name: str) -> str:
     rows = []
     for member in MEMBERS[name]:
         described = getattr(cls, member, None)
-        is_method = inspect.isfunction(described)
-        signature = str(inspect.signature(described)) if is_method else ""
-        given = ", ".join(p for p in re.findall(r"(\w+): ", signature) if p != "self")
-        rows.append([f"`{member}({given})`" if is_method else f"`{member}`", _about(cls, member)])
+        written = member
+        if inspect.isfunction(described):
+            _, *parameters = inspect.signature(described).parameters.values()
+            written += f"({', '.join(map(_parameter, parameters))})"
+        rows.append([f"`{written}`", _about(cls, member)])
     return table(["member", "meaning"], *rows)
 
 

@@ -1,5 +1,6 @@
 """What the functions of the verbs do with the arguments of a call, and what they leave behind."""
 
+import errno
 import inspect
 import random
 import threading
@@ -165,6 +166,22 @@ def test_verbs_of_several_threads_wait_for_each_other():
     for thread in threads:
         thread.join()
     assert most == [1] * 4
+
+
+def test_a_file_that_cannot_be_used_is_one_line_in_python_too(tmp_path):
+    @checked
+    def written(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "denied", str(folder / "lock"))
+
+    with pytest.raises(PerdureError, match=r"lock: permission is denied; fix that"):
+        written(tmp_path)
+
+    @checked
+    def failed(folder: Path) -> None:
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError):
+        failed(tmp_path)
 
 
 def test_what_is_there_is_listed():

@@ -13,8 +13,9 @@ ROOT = Path(perdure.__file__).parent
 # is `perdure/__main__.py`.
 ORDER = (
     *("cli", "api", "keys", "verbs", "comparison", "reporting", "prepare", "lineage", "methods"),
-    *("merging", "train", "measure", "data", "models", "config", "places", "writing", "disk"),
-    *("shapes", "parsing", "seeds", "processes", "printable", "say", "stopping", "calls", "errors"),
+    *("merging", "train", "measure", "data", "models", "config", "places", "calls"),
+    *("writing", "disk"),
+    *("shapes", "parsing", "seeds", "processes", "printable", "say", "stopping", "errors"),
 )
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from perdure.errors import PerdureError
+from perdure.writing import in_one_line
 
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
@@ -56,7 +57,8 @@ def checked(verb: Verb) -> Verb:
     stands for its folder.
 
     Raises:
-        PerdureError: when it is called, if an argument has another type.
+        PerdureError: when it is called, if an argument has another type, or a file of its cannot be
+            written or read.
     """
     signature = inspect.signature(verb)
 
@@ -68,7 +70,13 @@ def checked(verb: Verb) -> Verb:
             if parameter.kind is parameter.VAR_KEYWORD:
                 continue
             bound.arguments[name] = _argument(value, parameter, verb.__name__)
-        return verb(*bound.args, **bound.kwargs)
+        try:
+            return verb(*bound.args, **bound.kwargs)
+        except Exception as error:
+            line = None if isinstance(error, PerdureError) else in_one_line(error)
+            if line is None:
+                raise
+            raise PerdureError(line) from error
 
     return cast(Verb, call)
 
