@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 
 import perdure
 from command import refused
@@ -117,6 +118,12 @@ def test_settings_are_as_yaml_has_them_and_copied():
     assert settings == {"training": {"max_steps": 3}}
     with pytest.raises(PerdureError, match=r"training: {learning_rate: \.\.\.}"):
         perdure.load_config({"training.learning_rate": 1})
+    lora = LoraConfig(target_modules=["q_proj"] * 99)
+    for adapter in (lora, [1] * 999):
+        with pytest.raises(PerdureError, match="adapter takes a mapping") as error:
+            perdure.load_config({"adapter": adapter})
+        assert len(str(error.value)) < 200
+        assert "\n" not in str(error.value)
     for source in (None, [], 3):
         with pytest.raises(PerdureError, match="settings are a mapping or the path of a YAML"):
             perdure.load_config(source)  # type: ignore[arg-type]

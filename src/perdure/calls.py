@@ -40,10 +40,15 @@ IN_WORDS = {
 }
 SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 60
-SHORT.maxdict = SHORT.maxlist = SHORT.maxtuple = 2
+SHORT.maxdict = SHORT.maxlist = SHORT.maxtuple = 4
 FRESH_TORCH = 67280421310721  # the seed of torch's generators in a new process
 
 _one_at_a_time = threading.RLock()
+
+
+def short(value: Any) -> str:
+    """Return a value as Python writes it, in one line and cut if it is long."""
+    return " ".join(SHORT.repr(value).split())
 
 
 class _WrongTypeError(Exception):
@@ -98,7 +103,7 @@ def _argument(value: Any, parameter: inspect.Parameter, verb: str) -> Any:
         except _WrongTypeError:
             continue
     wanted = " or ".join(dict.fromkeys(_in_words(kind) for kind in kinds))
-    raise PerdureError(f"{where} must be {wanted}, got {SHORT.repr(value)}")
+    raise PerdureError(f"{where} must be {wanted}, got {short(value)}")
 
 
 def _kinds(annotation: Any) -> list[Any]:
@@ -146,7 +151,7 @@ def _as_list(value: Any, items: tuple[Any, ...], where: str) -> list[Any]:
     except _WrongTypeError:
         wanted = _in_words(items[0])
         raise PerdureError(
-            f"{where} must be a list, each of it {wanted}; got {SHORT.repr(values)}"
+            f"{where} must be a list, each of it {wanted}; got {short(values)}"
         ) from None
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from perdure.calls import plain
+from perdure.calls import plain, short
 from perdure.errors import PerdureError, nearest
 from perdure.parsing import LARGEST_YAML, CheckedLoader, UnreadableError, parse_yaml, read_whole
 
@@ -309,7 +309,7 @@ def _build(cls: type, values: dict[str, Any], where: str, section: str) -> Any:
             built[key] = None  # switched off
         elif section_class:
             if not isinstance(value, dict):
-                raise PerdureError(f"{where}: {key} takes a mapping, got {value!r}")
+                raise PerdureError(f"{where}: {key} takes a mapping, got {short(value)}")
             built[key] = _build(section_class, value, f"{where}: {key}", key)
         else:
             built[key] = checked(key, value, kind, where)
@@ -381,7 +381,7 @@ def checked(key: str, value: Any, kind: Any, where: str) -> Any:
     if isinstance(value, str) and names:
         raise PerdureError(f"{where}: {key}: {value!r} is not a choice; {nearest(value, names)}")
     wanted = " or ".join(_in_words(option) for option in options or (kind,))
-    raise PerdureError(f"{where}: {key} takes {wanted}, got {value!r}")
+    raise PerdureError(f"{where}: {key} takes {wanted}, got {short(value)}")
 
 
 def _in_words(kind: Any) -> str:

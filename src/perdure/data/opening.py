@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from perdure.calls import short
 from perdure.data import hub, templates
 from perdure.data.benchmarks import benchmark_split
 from perdure.data.generated import generated_rows
@@ -139,7 +140,7 @@ def _source(location: Mapping[str, Any], role: str) -> dict[str, Any]:
     keys = (*(hub.KEYS if kind == "hub" else ("path",)), *templates.KEYS)
     if not isinstance(location.get(kind), str):
         raise PerdureError(
-            f"rows: expected path or hub, such as {{path: a.csv}}, got {dict(location)}"
+            f"rows: expected path or hub, such as {{path: a.csv}}, got {short(dict(location))}"
         )
     for key in location:
         if key not in keys:
