@@ -62,7 +62,7 @@ def checked(verb: Verb) -> Verb:
     stands for its folder.
 
     Raises:
-        PerdureError: when it is called, if an argument has another type, or a file of its cannot be
+        PerdureError: when it is called, if an argument has another type, or if a file cannot be
             written or read.
     """
     signature = inspect.signature(verb)
@@ -151,7 +151,7 @@ def _as_list(value: Any, items: tuple[Any, ...], where: str) -> list[Any]:
     except _WrongTypeError:
         wanted = _in_words(items[0])
         raise PerdureError(
-            f"{where} must be a list, each of it {wanted}; got {short(values)}"
+            f"{where} must be a list, and each item {wanted}; got {short(values)}"
         ) from None
 
 

@@ -106,7 +106,7 @@ class RecurrentKIF(StandaloneMethod):
         shuffled: whether each score is given to another weight at random, to the same one in all
             rounds of a task: among all weights, or among those of its parameter with
             `quantile_over: parameter`. As many weights are masked, for as long, but not those that
-            were identified. This is a control: what is lost with it is what identification gains.
+            were identified. It is a control: the score that it costs is what identification gains.
         unit: what is identified and fused as one: each `weight`, or each `row` of the product BA of
             a LoRA adapter, which is what the adapter adds to one output of a linear layer. The
             sensitivity of row i is |<B_i, dL/dB_i>|, which is that of the row itself. The rows of
