@@ -1,5 +1,6 @@
 """A base is pinned by its files, and on the hub by its commit."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from huggingface_hub import constants
 
 from command import perdure
 from perdure import Lineage, PerdureError
+from perdure.models.base import load_config_and_tokenizer
 from perdure.models.pins import check_pin, differing, pin
 from place import setting_for
 from tiny import save_tiny
@@ -87,3 +89,21 @@ def test_a_commit_that_is_not_there_is_told(hub):
     wrong = perdure("init", "m", "--base", "me/tiny", f"revision={NEW}")
     assert wrong.status == 2
     assert wrong.err.startswith("perdure: error: base 'me/tiny': no model could be loaded")
+
+
+@pytest.mark.parametrize(
+    ("file", "hint"),
+    [
+        ("ledger.jsonl", "it is a lineage, and `perdure export here FOLDER` writes its newest"),
+        ("adapter_config.json", "it is an adapter: give the model that it was trained on"),
+        ("notes.txt", "did you mean 'there'?"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_told_what_it_is(tmp_path, monkeypatch, file, hint):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / file).touch()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "config.json").touch()
+    with pytest.raises(PerdureError, match=re.escape(hint)):
+        load_config_and_tokenizer("here")

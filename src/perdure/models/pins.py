@@ -78,11 +78,16 @@ def check_weights(folder: Path, name: str) -> None:
 
 
 def meant(name: str) -> str:
-    """Return the end of an error line about a model: a built-in model or folder of a like name."""
+    """Return the end of an error line about a model: what its folder is, or a name like it."""
+    folder = Path(name)
+    if (folder / "ledger.jsonl").is_file():
+        return f"; it is a lineage, and `perdure export {name} FOLDER` writes its newest model"
+    if (folder / "adapter_config.json").is_file():
+        return "; it is an adapter: give the model that it was trained on (`init --adapter FOLDER`)"
     close = difflib.get_close_matches(name.lower(), BUILT_IN, n=1)
-    parent = Path(name).parent
+    parent = folder.parent
     if not close and parent.is_dir():
-        folders = [entry.name for entry in parent.iterdir() if entry.is_dir()]
+        folders = [one.parent.name for one in parent.glob("*/config.json") if one.parent != folder]
         close = [
             str(parent / one) for one in difflib.get_close_matches(Path(name).name, folders, n=1)
         ]
