@@ -20,6 +20,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
+from perdure.data.files import without_nulls
 from perdure.errors import PerdureError
 from perdure.writing import in_one_line
 
@@ -144,6 +145,8 @@ def _as_list(value: Any, items: tuple[Any, ...], where: str) -> list[Any]:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
         raise _WrongTypeError
     values = list(value)
+    if hasattr(value, "features"):  # a `datasets.Dataset`, whose columns have a type
+        values = [without_nulls(record) for record in values]
     if not items or items[0] not in (int, float, str):
         return values
     try:

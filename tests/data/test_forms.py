@@ -2,16 +2,20 @@
 
 import gzip
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datasets import Dataset
 from hub_folder import write_dataset
 
+from perdure.calls import checked
 from perdure.data.forms import as_row, mapping
 from perdure.data.messages import learned
 from perdure.data.opening import file_split
-from perdure.data.rows import answer, answered, hash_rows, read, read_rows, references
+from perdure.data.rows import answer, answered, hash_rows, read, read_rows, references, write_rows
 from perdure.errors import PerdureError
 
 
@@ -585,3 +589,53 @@ def test_a_file_that_is_not_as_its_name_says(name, content, error_line, tmp_path
 def test_an_input_that_is_no_text_is_refused_and_not_left_out(value):
     with pytest.raises(PerdureError, match="input"):
         as_row({"instruction": "Is it even?", "input": value, "output": "yes"}, "a.jsonl, row 1")
+
+
+def test_the_keys_of_tools_and_calls_are_written_in_the_order_in_which_they_were(tmp_path):
+    """A chat template writes them in that order, so another one would be another prompt."""
+    call = {"type": "function", "function": {"name": "book", "arguments": {"to": "x", "from": "y"}}}
+    messages = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    tool = {"type": "function", "function": {"name": "book", "description": "Books."}}
+    row = as_row({"messages": messages, "tools": [tool]}, "row 1")
+    write_rows(tmp_path / "rows.jsonl", [row])
+    (again,) = read_rows(tmp_path / "rows.jsonl")
+    assert json.dumps(again) == json.dumps(dict(sorted(row.items())))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label\nfine film,good\nwe waited,\n"),
+        ("a.csv", "text,label\nfine film,good\nwe waited\n"),
+        ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": "we waited", "label": null}\n'),
+    ],
+)
+def test_a_text_whose_label_is_empty_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(PerdureError, match=r"row 2: label is empty; fill it in, remove the row"):
+        read_rows(tmp_path / name)
+    table = pyarrow.table({"text": ["a", "we waited"], "label": ["b", None]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(PerdureError, match=r"a\.parquet, row 2: label is empty"):
+        read_rows(tmp_path / "a.parquet")
+    write_dataset(tmp_path / "acme" / "set", {"train": table.to_pylist()})
+    with pytest.raises(PerdureError, match=r"row 2: label is empty"):
+        file_split(f"hub:{tmp_path}/acme/set", None, 0)
+
+
+def test_a_dataset_in_memory_has_the_rows_that_its_file_has(tmp_path):
+    def calling(arguments):
+        call = {"type": "function", "function": {"name": "go", "arguments": arguments}}
+        return {"messages": [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+
+    dataset = Dataset.from_list([calling({"city": "B"}), calling({"id": 1})])
+    dataset.to_parquet(tmp_path / "rows.parquet")
+    given = checked(_rows_of)(dataset)
+    assert [as_row(row, "r") for row in given] == read_rows(tmp_path / "rows.parquet")
+    (first, _) = read_rows(tmp_path / "rows.parquet")
+    called = first["messages"][1]["tool_calls"][0]["function"]
+    assert called["arguments"] == {"city": "B"}
+
+
+def _rows_of(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
+    return list(rows)

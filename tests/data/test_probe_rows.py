@@ -80,3 +80,13 @@ def test_no_rows(tmp_path):
         read_probes(written(tmp_path))
     with pytest.raises(PerdureError, match=r"did you mean 'rows\.jsonl'"):
         read_probes(tmp_path / "row.jsonl")
+
+
+def test_a_foil_needs_an_answer_in_words(tmp_path):
+    call = {"type": "function", "function": {"name": "go", "arguments": {}}}
+    chat = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    with pytest.raises(PerdureError, match="row 1: foil needs an answer in words"):
+        read_probes(written(tmp_path, {"messages": chat, "foil": "bye"}))

@@ -4,6 +4,7 @@ import pytest
 from hub_folder import write_dataset
 
 from perdure.config import load_config
+from perdure.data.opening import open_split
 from perdure.data.stream import load_stream
 from perdure.errors import PerdureError
 
@@ -68,3 +69,24 @@ def test_a_task_may_have_training_settings_of_its_own(place):
 def test_a_task_that_is_none_is_an_error(place, task, error_line):
     with pytest.raises(PerdureError, match=error_line):
         stream(task)
+
+
+@pytest.mark.parametrize("metric", [["rouge_l", "token_f1"], 5])
+def test_a_metric_is_one_name(place, metric):
+    with pytest.raises(PerdureError, match=r"task reviews: metric takes the name of one metric"):
+        stream({"train": "reviews.jsonl", "metric": metric})
+
+
+def test_options_are_compared_without_white_space_around_them(place):
+    (task,) = stream({"train": "reviews.jsonl", "options": [" a", "b "]})
+    assert task.answers() == ("a", "b")
+
+
+def test_the_limit_of_test_rows_holds_for_rows_that_are_held_out(place):
+    given = {"train": "reviews.jsonl", "hold_out": 0.5}
+    (whole,), (few,) = stream(given), stream(given, rows={"test": 1})
+    assert few.train == whole.train
+    assert len(whole.test.rows) == 3
+    assert few.test.rows[0] in whole.test.rows
+    assert len(few.test.rows) == 1
+    assert open_split(few.test.source).rows == few.test.rows

@@ -29,6 +29,8 @@ def test_an_empty_cell_is_no_text_and_an_empty_prompt_an_error():
     assert row({"text": None, "label": 0})["prompt"] == "Text: \nMood {x}:"
     with pytest.raises(PerdureError, match="row 1: prompt is empty"):
         row({"text": None, "label": 0}, prompt="{text}")
+    with pytest.raises(PerdureError, match="row 1: completion is empty"):
+        row({"text": "fine", "label": float("nan")}, labels=None)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,7 @@ def test_nothing_but_a_columns_name_stands_in_braces(field):
         ({"prompt": 3}, "prompt is 3"),
         ({"prompt": "{text"}, "t: prompt: expected '}'"),
         ({"labels": "bad"}, "a list of names or a mapping"),
+        ({"labels": 5}, "a list of names or a mapping to names, got 5"),
         ({"labels": [False, True]}, "labels: False is not text; put the names in quotes"),
     ],
 )

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from command import perdure, workplace
+from data.hub_folder import write_dataset
+from perdure.api import evaluate
+from perdure.lineage.files import relative
 from perdure.lineage.lineage import Lineage
+from tiny import tiny_rows
 
 
 pytestmark = pytest.mark.own
@@ -84,3 +88,36 @@ def test_a_folder_in_the_place_of_the_next_stage_is_not_replaced(place):
     (place / "lineage" / ".work" / "0002-animal-1234").mkdir(parents=True)
     assert perdure("learn", place / "lineage", "animal", place / "animal.jsonl").status == 0
     assert not (foreign / "mine.txt").exists()
+
+
+def test_rows_are_found_again_when_the_lineage_is_reached_through_a_link(tmp_path, monkeypatch):
+    """`..` after a link is the folder above its target."""
+    home, scratch = tmp_path / "home", tmp_path / "disks" / "scratch"
+    scratch.mkdir(parents=True)
+    home.mkdir()
+    workplace(home)
+    (home / "link").symlink_to(scratch)
+    monkeypatch.chdir(home)
+    write_dataset(home / "rows" / "animal", {"train": tiny_rows("animal", 8)})
+    made = perdure("init", "link/lineage", "--base", home / "base", "adapter={r: 2}", "threads=1")
+    assert made.status == 0, made.err
+    for name, test in (("colour", "colour-test.jsonl"), ("animal", "hub:./rows/animal:train")):
+        learn = perdure("learn", "link/lineage", name, f"{name}.jsonl", "--test", test)
+        assert learn.status == 0, learn.err
+    monkeypatch.chdir(scratch)
+    lines: list[str] = []
+    scores = evaluate("lineage", say=lines.append)
+    assert None not in (scores["colour"]["score"], scores["animal"]["score"]), lines
+    assert not [line for line in lines if "not scored" in line]
+
+
+def test_a_relative_path_leads_where_it_should(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "named.jsonl").symlink_to(tmp_path / "rows.jsonl")
+    for path in ("rows.jsonl", "named.jsonl", "a", "link"):
+        written = relative(tmp_path / path, tmp_path / "link")
+        assert (tmp_path / "link" / written).samefile(tmp_path / path)
+    assert relative(tmp_path / "named.jsonl", tmp_path) == "named.jsonl"
+    assert relative(tmp_path / "a" / "..", tmp_path / "a") == ".."

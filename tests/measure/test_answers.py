@@ -6,6 +6,7 @@ from data.templates import UNMARKED, chat_tokenizer
 from perdure.data.chat import frame
 from perdure.data.tokens import encode
 from perdure.measure.answers import answer_text, special_in, stop_tokens, without_reasoning
+from tiny import tiny_tokenizer
 
 
 pytestmark = pytest.mark.own
@@ -108,3 +109,13 @@ def test_special_tokens_of_a_right_answer_are_a_part_of_it():
     special_ids = special_in(right, tokenizer)
     assert answer_text(ids, None, tokenizer, set(), special_ids) == "<call>red"
     assert answer_text(ids, None, tokenizer, set()) == "red"
+
+
+def test_the_space_before_a_mark_stays_as_it_was_learned():
+    tokenizer = tiny_tokenizer("causal")
+    tokenizer.clean_up_tokenization_spaces = True
+    assert tokenizer.decode(tokenizer("red .")["input_ids"]) == "red."
+    learned = encode({"prompt": "the cat ?", "completion": " red ."}, tokenizer, "causal", 9, 9)
+    assert answer_text(learned.completion, None, tokenizer, set()) == "red ."
+    kept = tokenizer.convert_tokens_to_ids(["<s>"])
+    assert answer_text([*kept, *learned.completion], None, tokenizer, set(), kept) == "<s> red ."

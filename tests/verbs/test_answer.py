@@ -13,7 +13,8 @@ from perdure import PerdureError
 from perdure.api import answer, chat, check, evaluate
 from perdure.api import learn as perdure_learn
 from perdure.config import load_config
-from perdure.data.rows import read_rows
+from perdure.data.conversations import unanswered
+from perdure.data.rows import in_place_of, read_rows
 from perdure.lineage.lineage import Lineage
 from perdure.measure import predict
 from place import init, learned, setting_for
@@ -283,3 +284,11 @@ def test_a_base_without_a_template(place):
 def test_an_empty_prompt(place):
     with pytest.raises(PerdureError, match="the prompt is empty"):
         answer("lineage", ["red", " "])
+
+
+def test_an_option_follows_a_plain_prompt_as_it_does_in_a_row():
+    """Most tokenizers attach the space to the answer's first token."""
+    for prompt, given in (("mood :", " good"), ("mood : ", "good"), ("mood\n", "good")):
+        row = unanswered(prompt)
+        assert in_place_of(row["completion"], "good") == given
+        assert in_place_of(row["completion"], " good") == given

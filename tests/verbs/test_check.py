@@ -173,3 +173,18 @@ def test_a_system_prompt_needs_a_template_that_takes_one(here):
 def test_a_path_without_a_model_is_named(here):
     for name in ("nothing", "rows.jsonl"):
         refused(here, "check", name, names=(f"{name}: no such folder",))
+
+
+@pytest.mark.parametrize("changed", ["init_lora_weights", "bias"])
+def test_an_adapter_that_changes_its_base_is_compared_with_the_base_itself(here, changed):
+    """Without its adapter, the loaded network is not the base then."""
+    adapter_on(here / "base", here / "adapter")
+    settings = here / "adapter" / "adapter_config.json"
+    value = {"init_lora_weights": "pissa", "bias": "all"}[changed]
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), changed: value}))
+    alone = package.check("adapter", rows=ROWS, max_new_tokens=4)
+    save_tiny("causal", here / "copy")
+    other = package.check("adapter", against="copy", rows=ROWS, max_new_tokens=4)
+    assert alone["reference"] == f"the base {here / 'base'}"
+    assert [flip["before"] for flip in alone["flips"]] == [f["before"] for f in other["flips"]]
+    assert alone["kl"] == other["kl"]

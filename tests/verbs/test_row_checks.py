@@ -1,12 +1,16 @@
 """What is said of rows before they are learned, by every verb that learns."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from command import perdure, refused
 from perdure.config import load_config
 from perdure.data.stream import load_stream
+from perdure.data.task import Split
+from perdure.lineage.lineage import Lineage
+from perdure.lineage.sources import reopen
 from perdure.prepare import check_tasks, prepare
 from tiny import save_tiny, tiny_rows
 
@@ -88,3 +92,14 @@ def test_test_rows_that_cannot_be_scored_are_refused_before_training(folder):
     refused(folder, *learn, names=("its answer calls a tool",))
     write(folder / "b.jsonl", [{"prompt": [{"role": "user", "content": "a"}], "completion": ["b"]}])
     refused(folder, *learn, names=("colour test, row 1", "chat template"))
+
+
+@pytest.mark.parametrize("kind", ["causal"])
+def test_test_rows_that_a_run_finds_changed_are_not_compared_with_earlier_scores(place):
+    lineage, lines = Lineage("lineage"), []
+    described = lineage.stages[0]["task"]
+    (opened,) = (task for task in load_stream(lineage.config) if task.name == described["name"])
+    assert reopen(lineage, described, None, lines.append, opened=opened) is opened
+    other = replace(opened, test=Split(opened.test.rows[1:] + opened.test.rows[:1]))
+    assert reopen(lineage, described, None, lines.append, opened=other) is None
+    assert lines == ["warning: colour is not scored: its test rows have changed"]

@@ -31,7 +31,7 @@ def check_task(task: Task) -> None:
     check_name(task.name)
     if task.options is None:
         return
-    options = [option.strip() for option in task.options]
+    options = task.options
     for option, times in Counter(options).items():
         if not option:
             raise PerdureError(f"task {task.name!r}: an option is empty; write its text")

@@ -17,8 +17,12 @@ Conversations = str | Path | Sequence[Any]
 
 
 def unanswered(prompt: str) -> Row:
-    """Return the row that asks a plain text."""
-    return {"prompt": prompt, "completion": UNANSWERED}
+    """Return the row that asks a plain text.
+
+    Its answer begins with a space, as answers in rows of tasks do, unless the prompt ends in one.
+    """
+    space = "" if prompt[-1:].isspace() else " "
+    return {"prompt": prompt, "completion": space + UNANSWERED}
 
 
 def waiting(record: Mapping[str, Any], where: str) -> Row:

@@ -77,15 +77,19 @@ def suffix_of(name: str) -> str | None:
     return next((s for s in SUFFIXES if name.lower().endswith(s)), None)
 
 
-def without_nulls(value: Any) -> Any:
-    """Remove from a table's record the keys that are there only because of the column's type.
+def without_nulls(record: dict[str, Any]) -> dict[str, Any]:
+    """Remove the keys within a table's cells that are there only because of the column's type.
 
     In a column of lists of messages, each message has the keys of all the messages, and those that
-    it does not set itself are null.
+    it does not set itself are null. An empty cell stays null.
     """
+    return {column: _set_keys(cell) for column, cell in record.items()}
+
+
+def _set_keys(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _set_keys(inner) for key, inner in value.items() if inner is not None}
+    return [_set_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 from perdure.data.columns import (
     ANSWERS,
     ASKED,
+    LABELS,
     PREFERENCES,
     SYSTEM,
     Row,
@@ -91,6 +92,12 @@ def as_row(raw: Any, where: str, notes: Notes | None = None) -> Row:
         )
     _refuse(record, where)
     row, used = _row(record, where)
+    empty = [key for key, value in raw.items() if value is None and plain(key) in LABELS]
+    if empty and "text" in row:
+        raise PerdureError(
+            f"{where}: {empty[0]} is empty; fill it in, remove the row, or remove the column to "
+            "learn the text itself"
+        )
     row |= _beside(record, row, used, where)
     check_left_out(record, row, used, where)
     if notes is not None:

@@ -110,7 +110,7 @@ def _named(record: Any, names: Mapping[str, list[str]]) -> dict[str, Any]:
     labels = {
         column: label_names[record[column]]
         for column, label_names in names.items()
-        if record.get(column, -1) >= 0
+        if (record[column] if record.get(column) is not None else -1) >= 0
     }
     return record | labels
 

@@ -1,7 +1,7 @@
 """Opening splits: from a user's description of the rows, and again from their `source`."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,11 @@ def open_split(source: Mapping[str, Any], data: str | Path | None = None) -> Spl
         PerdureError: the file or folder no longer exists, or the source is of an unknown kind.
     """
     if "held_out" in source:
-        held_out = source["held_out"]
+        part, settings = source["held_out"]["part"], dict(source["held_out"])
+        del settings["part"]
         whole = open_split({k: v for k, v in source.items() if k != "held_out"}, data)
-        train, test = hold_out(whole, share=held_out["share"], seed=held_out["seed"])
-        return train if held_out["part"] == "train" else test
+        train, test = hold_out(whole, **settings)
+        return train if part == "train" else test
     if "benchmark" in source:
         settings = {key: value for key, value in source.items() if key not in ("benchmark", "from")}
         form = source.get("from", "folder")
@@ -86,7 +87,11 @@ def open_split(source: Mapping[str, Any], data: str | Path | None = None) -> Spl
 
 
 def hold_out(
-    rows: Split, share: float, seed: int, where: str = "the train rows"
+    rows: Split,
+    share: float,
+    seed: int,
+    where: str = "the train rows",
+    limit: int | None = None,
 ) -> tuple[Split, Split]:
     """Hold a share of the train rows out, as test rows.
 
@@ -97,12 +102,13 @@ def hold_out(
         share: the share to hold out, above 0 and below 1.
         seed: the seed of the draw.
         where: the name of the rows, with which an error line begins.
+        limit: how many of the rows that are held out become test rows; None for all.
 
     Returns:
         The rows that are left and those held out, both in their order.
 
     Raises:
-        PerdureError: the share is out of bounds, or no row would be left.
+        PerdureError: the share or the limit is out of bounds, or no row would be left.
     """
     if not 0 < share < 1:
         raise PerdureError(f"{where}: the share held out must be between 0 and 1, got {share}")
@@ -114,11 +120,14 @@ def hold_out(
             "hold out fewer"
         )
     drawn = set(random.Random(seed).sample(range(total), count))
+    tested = limit_rows(sorted(drawn), limit, seed)
 
-    def part(name: str, indices: list[int]) -> Split:
+    def part(name: str, indices: Sequence[int]) -> Split:
         source = rows.source
         if source is not None:
-            source = {**source, "held_out": {"share": share, "seed": seed, "part": name}}
+            held_out = {"share": share, "seed": seed, "part": name}
+            is_limited = name == "test" and len(tested) < count
+            source = {**source, "held_out": held_out | ({"limit": limit} if is_limited else {})}
         return Split(
             rows=tuple(rows.rows[i] for i in indices),
             source=source,
@@ -127,7 +136,7 @@ def hold_out(
         )
 
     left = [i for i in range(total) if i not in drawn]
-    return part("train", left), part("test", sorted(drawn))
+    return part("train", left), part("test", tested)
 
 
 def _place(text: str, role: str) -> dict[str, Any]:

@@ -52,4 +52,6 @@ def _as_probe(raw: Any, where: str) -> dict[str, Any]:
     foil = checked_text(foil, f"{where}: foil")
     if "text" in row:
         return {"row": row, "foil": {"text": foil}}
+    if not answer(row).strip():
+        raise PerdureError(f"{where}: foil needs an answer in words, and the row's calls a tool")
     return {"row": row, "foil": answered(row, in_place_of(answer(row), foil))}

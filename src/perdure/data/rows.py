@@ -52,8 +52,11 @@ class Read:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as JSON lines, from which `read_rows` returns the same rows."""
-    lines = [json.dumps(row, sort_keys=True, ensure_ascii=False) + "\n" for row in rows]
+    """Write rows as JSON lines, from which `read_rows` returns the same rows.
+
+    The keys within tools and their calls stay in order, because a chat template writes them so.
+    """
+    lines = [json.dumps(dict(sorted(row.items())), ensure_ascii=False) + "\n" for row in rows]
     path.write_text("".join(lines), encoding="utf-8")
 
 

@@ -18,6 +18,17 @@ def ids_of(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[lis
     return encoded["input_ids"]
 
 
+def text_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, special: bool = True) -> str:
+    """Decode tokens, with the special ones or without.
+
+    The text keeps its spaces. Many tokenizers would otherwise remove those of "a ." and "do n't".
+    """
+    text = tokenizer.decode(
+        list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False
+    )
+    return str(text)
+
+
 def check_tokens(
     texts: Sequence[str], ids: Sequence[Sequence[int]], lines: Sequence[str], part: str
 ) -> None:

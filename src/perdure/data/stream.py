@@ -116,6 +116,9 @@ def _check_task(entry: Any) -> str:
         raise PerdureError(f"task {name}: hold_out takes a share such as 0.1, got {share!r}")
     if share is not None and (entry.get("test") or entry.get("benchmark")):
         raise PerdureError(f"task {name}: has test rows of its own; leave out hold_out")
+    metric = entry.get("metric")
+    if metric is not None and not isinstance(metric, str):
+        raise PerdureError(f"task {name}: metric takes the name of one metric, got {metric!r}")
     options = entry.get("options")
     if options is not None and (not isinstance(options, list | tuple) or not options):
         raise PerdureError(f"task {name}: options takes a list of answers, got {options!r}")
@@ -135,7 +138,9 @@ def _task(entry: Any, config: Config, splits: Collection[str]) -> Task:
     if entry.get("hold_out") is not None:
         seed = derive(config.seed, "held out", name)
         share, where = float(entry["hold_out"]), f"task {name}: hold_out"
-        train, test = hold_out(fields["train"], share=share, seed=seed, where=where)
+        train, test = hold_out(
+            fields["train"], share=share, seed=seed, where=where, limit=config.rows.get("test")
+        )
         fields |= {"train": train} | ({"test": test} if "test" in splits else {})
     if entry.get("metric"):
         fields["metric"] = entry["metric"]

@@ -90,6 +90,10 @@ class Task:
     options: tuple[str, ...] | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.options is not None:  # as answers are compared: without white space around them
+            object.__setattr__(self, "options", tuple(option.strip() for option in self.options))
+
     def answers(self) -> tuple[str, ...] | None:
         """Return the possible answers: the options, or else the distinct training answers, sorted.
 

@@ -77,7 +77,8 @@ class Templates:
         return value if isinstance(value, list) else []
 
     def _value(self, column: str, value: Any, labelled: set[str | None], where: str) -> str:
-        if value is None:  # an empty cell; `as_row` refuses a prompt or completion that is empty
+        # An empty cell, which pandas writes as NaN. `as_row` refuses an empty prompt or completion.
+        if value is None or value != value:
             return ""
         if self.labels and column in labelled:
             # A table with an empty cell in a column of integers may write them as 1.0.
@@ -127,12 +128,11 @@ def make_labels(labels: Any, where: str) -> dict[str, str]:
     Raises:
         PerdureError: it is not a list or a mapping, or YAML did not read a name as text.
     """
-    pairs = labels.items() if isinstance(labels, Mapping) else enumerate(labels or ())
     if labels is not None and not isinstance(labels, Mapping | list | tuple):
         raise PerdureError(
             f"{where}: labels takes a list of names or a mapping to names, got {labels!r}"
         )
-    pairs = list(pairs)
+    pairs = list(labels.items() if isinstance(labels, Mapping) else enumerate(labels or ()))
     for _, name in pairs:
         if not isinstance(name, str):
             raise PerdureError(f"{where}: labels: {name!r} is not text; put the names in quotes")

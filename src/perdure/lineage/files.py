@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,18 @@ def dump(value: Any) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a text as UTF-8, atomically (`write_file`)."""
     write_file(path, text.encode())
+
+
+def relative(path: str | Path, folder: str | Path) -> str:
+    """Return a path relative to a folder, as the system follows it.
+
+    After a symbolic link, `..` is the folder above the link's target. `os.path.relpath` takes it
+    for the one above the link.
+    """
+    path = Path(path)
+    is_name = path.name not in ("", "..")  # its last part, which may itself be a link, stays
+    real = path.parent.resolve() / path.name if is_name else path.resolve()
+    return os.path.relpath(real, Path(folder).resolve())
 
 
 def hash_folder(folder: Path) -> dict[str, str]:

@@ -4,7 +4,6 @@ The ledger decides. `lineage.yaml` only shows the settings of the newest line, f
 """
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from perdure.config import (
     overrides,
 )
 from perdure.errors import PerdureError
+from perdure.lineage.files import relative
 
 
 # Keys that may differ between runs of one lineage, because they have no effect on its bytes.
@@ -188,4 +188,4 @@ def moved(file: Any, start: Path, end: Path) -> Any:
         return {**file, "path": moved(file["path"], start, end)}
     if not isinstance(file, str) or file.startswith("hub:") or Path(file).is_absolute():
         return file
-    return os.path.relpath(start / file, end)
+    return relative(start / file, end)

@@ -1,6 +1,5 @@
 """How the ledger describes a task, and how the task's rows are read again from it."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from perdure.data.rows import Row, read_rows, write_rows
 from perdure.data.stream import file_split, open_split
 from perdure.data.task import Split, Task
 from perdure.errors import PerdureError
+from perdure.lineage.files import relative
 from perdure.lineage.lineage import Lineage
 from perdure.measure.custom_metric import is_custom, metric_source
 from perdure.measure.known_metrics import is_known
@@ -55,9 +55,30 @@ def _has_system(row: Row) -> bool:
 def describe_split(lineage: Lineage, rows: Split) -> dict[str, Any]:
     """Return the description of a split in the ledger."""
     source = dict(rows.source) if rows.source else None
-    if source and "path" in source:  # relative, so that a lineage and its data can move together
-        source["path"] = os.path.relpath(source["path"], lineage.path)
+    for key in _places(source or {}):  # relative, so that a lineage and its data can move together
+        source[key] = relative(source[key], lineage.path)
+        if key == "hub" and not source[key].startswith("."):
+            source[key] = f"./{source[key]}"
     return {"source": source, "rows": len(rows.rows), "sha256": rows.sha256}
+
+
+def source_of(lineage: Lineage, described: dict[str, Any]) -> dict[str, Any]:
+    """Return the source of a described split, with paths as they are from the working directory."""
+    source = dict(described["source"] or {})
+    for key in _places(source):
+        place = lineage.path / source[key]
+        if key == "path" or place.is_dir():
+            source[key] = str(place)
+    return source
+
+
+def _places(source: dict[str, Any]) -> list[str]:
+    """Return the keys of a source that hold paths: a file's, and a local dataset's such as ./rows.
+
+    A dataset OWNER/NAME is one on the hub, or the copy of it in the working directory.
+    """
+    is_folder = str(source.get("hub")).startswith((".", "/"))
+    return [key for key in ("path", "hub") if key in source and (key == "path" or is_folder)]
 
 
 def to_keep(task: Task) -> dict[str, Split]:
@@ -112,6 +133,10 @@ def reopen(
     split = opened.test if opened else reopen_rows(lineage, described, data, say)
     if split is None:
         return opened
+    stored = described.get("test")
+    if stored and split.sha256 != stored["sha256"]:
+        say(f"warning: {described['id']} is not scored: its test rows have changed")
+        return None
     if change := _metric_change(described):
         metric, reason, usable = described["metric"], *change
         if not (alone and usable):
@@ -159,9 +184,7 @@ def reopen_rows(
     stored = described.get(split)
     if stored is None:
         return None
-    source = dict(stored["source"] or {})
-    if "path" in source:
-        source["path"] = str(lineage.path / source["path"])
+    source = source_of(lineage, stored)
     what = f"warning: {described['id']} is not scored{' on its dev rows' * (split == 'dev')}"
     try:
         rows = open_split(source, data)

@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from perdure.data.chat import Frame
-from perdure.data.special import ids_of
+from perdure.data.special import ids_of, text_of
 
 
 def stop_tokens(frames: Collection[Frame], tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -91,16 +91,16 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 def _text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, kept: Collection[int]) -> str:
     if not kept:
-        return str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+        return text_of(ids, tokenizer, special=False).strip()
     dropped = special_ids(tokenizer) - set(kept)
-    return str(tokenizer.decode([i for i in ids if i not in dropped])).strip()
+    return text_of([i for i in ids if i not in dropped], tokenizer).strip()
 
 
 def _text_after(frame: Frame, tokenizer: PreTrainedTokenizerBase, stops: set[int]) -> str:
     """Return the plain text that the template writes after an answer, up to the end token."""
     ids, ends = ids_of([frame.after], tokenizer)[0], special_ids(tokenizer) | stops
     stop = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-    return str(tokenizer.decode(ids[:stop])).strip()
+    return text_of(ids[:stop], tokenizer).strip()
 
 
 def _begins(ids: Sequence[int], text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -129,4 +129,4 @@ def _count_through(
 
 def dense(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """Return tokens as text without white space; special tokens are included."""
-    return "".join(str(tokenizer.decode(list(ids))).split())
+    return "".join(text_of(ids, tokenizer).split())

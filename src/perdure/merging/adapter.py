@@ -18,8 +18,8 @@ from torch import Tensor
 from perdure.errors import PerdureError, one_line
 from perdure.merging.checkpoint import Stored, Tensors
 from perdure.merging.fold import Piece
+from perdure.models.adapter_disabled import HARMLESS
 from perdure.models.as_is import settings_file
-from perdure.models.checkpoints import HARMLESS
 from perdure.models.layout import ADAPTER_WEIGHTS
 from perdure.parsing import read_json
 

@@ -53,7 +53,9 @@ def base_of_adapter(path: str) -> tuple[str, str | None]:
     return name, revision
 
 
-def load_as_is(path: str, say: Say = silent, with_head: bool = False) -> Base:
+def load_as_is(
+    path: str, say: Say = silent, with_head: bool = False, revision: str | None = None
+) -> Base:
     """Load a model in the data type of its files, without anything to train.
 
     The tokenizer of an adapter is its base's.
@@ -62,12 +64,13 @@ def load_as_is(path: str, say: Say = silent, with_head: bool = False) -> Base:
         path: the folder or the name of the model or adapter.
         say: called with each warning about the files.
         with_head: whether an encoder is loaded as well, with the head that is beside its weights.
+        revision: the commit of a model on the hub. An adapter names that of its base.
 
     Raises:
         PerdureError: there is no such model, its files do not load, or it is an encoder, unless
             `with_head` and it has a head.
     """
-    name, revision = base_of_adapter(path) if is_adapter(path) else (path, None)
+    name, revision = base_of_adapter(path) if is_adapter(path) else (path, revision)
     info = read_base(name, revision)
     if info.kind == "encoder" and not with_head:
         raise PerdureError(f"{path}: an encoder cannot generate; give a model that answers in text")

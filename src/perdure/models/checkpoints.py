@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from perdure.errors import PerdureError, one_line
+from perdure.models.adapter_disabled import HARMLESS
 from perdure.models.as_is import base_of_adapter
 from perdure.models.base import Base, with_adapter
 from perdure.models.classifier import Classifier
@@ -25,8 +26,6 @@ NOT_COMPARED = {
     *("peft_version", "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform"),
     *("layers_pattern", "init_lora_weights", "eva_config", "ensure_weight_tying"),
 }
-# Ways to initialise a LoRA that leave the base's weights as they are.
-HARMLESS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 def weight_files(folder: Path, whole: bool) -> list[Path]:

@@ -13,6 +13,7 @@ from perdure.config import DEFAULT_TRAINING, TOGETHER, Config, filled_adapter
 from perdure.data.stream import task_count
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import FREE, command, loaded, moved
+from perdure.lineage.sources import source_of
 
 
 FILE = "again.yaml"
@@ -158,5 +159,5 @@ def _rows(lineage: Lineage, split: dict[str, Any]) -> str | None:
     """Return the rows of a split as an argument; paths are relative to the working directory."""
     source = split.get("source") or {}
     if "hub" in source:
-        return f"hub:{source['hub']}:{source['split']}"
+        return f"hub:{source_of(lineage, split)['hub']}:{source['split']}"
     return moved(source["path"], lineage.path, Path.cwd()) if "path" in source else None

@@ -20,7 +20,7 @@ from perdure.lineage.history import REPAIR, learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.names import WORK
 from perdure.lineage.settings import loaded
-from perdure.lineage.sources import describe, describe_split, general_rows
+from perdure.lineage.sources import describe, describe_split, general_rows, source_of
 from perdure.lineage.work import WorkFolders
 from perdure.measure.custom_metric import is_custom
 from perdure.measure.known_metrics import is_known
@@ -246,11 +246,9 @@ def _task(lineage: Lineage, described: dict[str, Any], data: str | Path | None) 
     splits: dict[str, Split] = {}
     for split in ("train", "dev", "test"):
         if split in described:
-            source = dict(described[split]["source"] or {})
+            source = source_of(lineage, described[split])
             if not source:
                 raise PerdureError(f"its {split} rows were given in Python, and are in no file")
-            if "path" in source:
-                source["path"] = str(lineage.path / source["path"])
             splits[split] = open_split(source, data)
             if splits[split].sha256 != described[split]["sha256"]:
                 raise PerdureError(f"its {split} rows have changed")

@@ -19,6 +19,7 @@ from perdure.measure.guard.loss import with_lm_eval
 from perdure.measure.guard.rows import read_guard_rows, sampled
 from perdure.measure.guard.subject import Subject
 from perdure.measure.guard.words import words
+from perdure.models.adapter_disabled import base_is_kept
 from perdure.models.as_is import base_of_adapter, is_adapter, load_as_is
 from perdure.models.base import Base, read_base
 from perdure.models.pins import check_pin
@@ -124,8 +125,12 @@ def _models(name: str, against: str | None, say: Say) -> tuple[Subject, Subject]
     base = load_as_is(folder, say)
     subject = Subject(name, base)
     if against in (None, base_name):
-        # One network is both: with its adapter, and without.
-        return Subject(f"the base {base_name}", base, base.peft.disable_adapter), subject
+        assert base_name is not None
+        if base_is_kept(base.peft):  # one network is both: with its adapter, and without
+            return Subject(f"the base {base_name}", base, base.peft.disable_adapter), subject
+        revision = base_of_adapter(folder)[1]
+        untouched = load_as_is(base_name, say, revision=revision)
+        return Subject(f"the base {base_name}", untouched), subject
     assert against is not None
     return Subject(against, load_as_is(str(stage_folder(against)), say)), subject
 

@@ -1,6 +1,5 @@
 """`merge` into a lineage: one more checkpoint is folded into what was merged so far, as a stage."""
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor
 from perdure.config import Vocabulary
 from perdure.data.task import Split, Task
 from perdure.errors import PerdureError
-from perdure.lineage.files import locked
+from perdure.lineage.files import locked, relative
 from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.merging.after import make as make_treatments
@@ -328,7 +327,7 @@ def _with_labels(task: Task, head: Collection[str], name: str) -> Task:
 def _place(lineage: Lineage, checkpoint: Checkpoint) -> dict[str, str]:
     """Return where a checkpoint is, as the ledger stores it: what takes it out needs it again."""
     if Path(checkpoint.name).is_dir():
-        return {"path": os.path.relpath(checkpoint.place or checkpoint.folder, lineage.path)}
+        return {"path": relative(checkpoint.place or checkpoint.folder, lineage.path)}
     return {"hub": checkpoint.name}
 
 

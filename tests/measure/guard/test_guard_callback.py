@@ -167,6 +167,7 @@ def test_a_base_of_which_weights_are_trained_too_is_not_untouched():
     partly = adapted()
     partly.get_parameter("base_model.model.encoder.final_layer_norm.weight").requires_grad_(True)
     assert not has_untouched_base(partly)
+    assert not has_untouched_base(adapted(init_lora_weights="pissa"))
 
 
 def test_its_metrics_go_where_the_trainer_reports_to(tmp_path):

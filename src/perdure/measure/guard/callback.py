@@ -31,7 +31,7 @@ from perdure.measure.guard.guard import (
 from perdure.measure.guard.rows import GuardRow, read_guard_rows, sampled
 from perdure.measure.guard.subject import Subject
 from perdure.measure.predict import Generated
-from perdure.models.adapter_disabled import adapter_disabled
+from perdure.models.adapter_disabled import adapter_disabled, base_is_kept
 from perdure.models.base import Base
 from perdure.models.kinds import kind_of
 from perdure.models.limits import limits
@@ -51,11 +51,12 @@ class Guard(TrainerCallback):
 
     - With a PEFT adapter, the reference is the base: the same network with the adapter disabled.
     - If weights of the model itself are trained (all weights, or biases or embeddings beside an
-      adapter), the reference is the model as it is when training begins. Its answers are taken
-      then. Afterwards its log-probabilities can no longer be computed, because a second copy of
-      the weights would be needed, so **the KL is not measured** (`kl` is None). The checks and the
-      form of the answers are. A training that is resumed is compared with the checkpoint from
-      which it goes on, and a line says so.
+      adapter) or are changed by the adapter's initialisation (PiSSA, OLoRA), the reference is the
+      model as it is when training begins. Its answers are taken then. Afterwards its
+      log-probabilities can no longer be computed, because a second copy of the weights would be
+      needed, so **the KL is not measured** (`kl` is None). The checks and the form of the answers
+      are. A training that is resumed is compared with the checkpoint from which it goes on, and a
+      line says so.
 
     If the outputs of the model are not finite, general ability is lost (`is_finite` is false).
     Training is bitwise the same as without the callback, unless `stop` or `keep_best` acts. The
@@ -311,7 +312,7 @@ def has_untouched_base(model: nn.Module) -> bool:
     It is not if weights are trained that do not belong to the adapter, as with PEFT's `bias`. They
     are the trainable ones that stay trainable while the adapter is disabled.
     """
-    if not isinstance(model, PeftModel):
+    if not isinstance(model, PeftModel) or not base_is_kept(model):
         return False
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with without_adapter(model):

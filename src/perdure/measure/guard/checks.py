@@ -194,5 +194,5 @@ def _json(answer: str) -> Any:
     block = re.fullmatch(r"\s*```(?:json)?\s*(.*?)\s*```\s*", answer, re.DOTALL)
     try:
         return json.loads(block[1] if block else answer)
-    except ValueError:
+    except (ValueError, RecursionError):  # such as a thousand brackets
         return None

@@ -9,7 +9,7 @@ import torch
 
 from perdure.data.chat import first_user_turn, frame
 from perdure.data.conversations import waiting
-from perdure.data.special import ids_of
+from perdure.data.special import ids_of, text_of
 from perdure.data.tokens import IGNORED, Features, prompts
 from perdure.measure.answers import special_ids, stop_tokens
 from perdure.measure.batches import evaluating
@@ -101,11 +101,11 @@ class Writer:
         stops = set(close[:1]) & special_ids(tokenizer)
         ends = {*end_ids(self.base), *stops}
         # The template's text after the message, as far as the model writes it before it stops.
-        end_text = str(tokenizer.decode(sorted(stops))) if stops else after.strip() or after
+        end_text = text_of(sorted(stops), tokenizer) if stops else after.strip() or after
         messages = []
         for ids, ended in self._continue([start] * count, ends, self._special_but(ends)):
             if end_text:
-                message, end, _ = str(tokenizer.decode(ids)).partition(end_text)
+                message, end, _ = text_of(ids, tokenizer).partition(end_text)
             else:  # the template writes nothing after a message
                 message, end = self._plain(ids), ended
             if end and is_varied(ids):
@@ -137,7 +137,7 @@ class Writer:
         return special_ids(self.base.tokenizer) - set(ends)
 
     def _plain(self, ids: list[int]) -> str:
-        return str(self.base.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return text_of(ids, self.base.tokenizer, special=False).strip()
 
 
 def is_varied(ids: Sequence[int]) -> bool:
