@@ -45,8 +45,7 @@ CHOICES = COSTS.with_name("choosing.json")
 COSTS_SETTING = (
     "the benchmark `methods`, an encoder of 22.7 M parameters with LoRA on four tasks of 400 rows, "
     "one thread, two seeds of two orders; time, memory and OP relative to `sequential`, on these "
-    "orders. The strengths of `ewc`, `mas` and `feature_distillation` had another meaning then: "
-    "10,000 of `ewc` was about 5"
+    "orders"
 )
 # arXiv 2502.17510: T5-large, order 1, OP and BWT in per cent; None if not in the paper's table.
 ABLATION: dict[str, tuple[float, float] | None] = {
