@@ -1,6 +1,8 @@
 """The lines of the benchmarks' tables."""
 
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from table_text import difference_text, markdown, spread_text
 
 from perdure.comparison.grid import read_grid
 from perdure.comparison.summary import difference, mark_what_differs, score
+from perdure.config import load_config
 from perdure.methods import keywords, make
 from perdure.methods.recurrent_kif.method import RecurrentKIF
 from perdure.reporting.choosing import recommended
@@ -241,3 +244,19 @@ def test_lines_are_added_to_a_result_file(monkeypatch, tmp_path):
     assert written(False, "ewc", "er", overall=0.1) == [("ewc", 0.1), ("er", 0.1)]
     found = written(True, "er", "lwf", overall=0.2)
     assert found == [("ewc", 0.1), ("er", 0.2), ("lwf", 0.2)]
+
+
+@pytest.mark.parametrize("file", sorted((FOLDER / "grids").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_grid_has_a_smaller_version(file):
+    head = " ".join(line.lstrip("# ") for line in file.read_text().splitlines() if line[:1] == "#")
+    found = re.search(r"A smaller version runs in minutes: add (\S+=.+?)(,|\.?$)", head)
+    assert found, head
+    overrides = shlex.split(found[1])
+    if "grid" not in yaml.safe_load(file.read_text()):  # of `perdure run`
+        assert load_config(file, overrides).rows["train"] <= 100
+        return
+    grid, small = read_grid(file), read_grid(file, overrides)
+    assert [line.name for line in small.lines] == [line.name for line in grid.lines]
+    (few, *_), (many, *_) = (g.cells(g.lines[0], {}) for g in (small, grid))
+    assert few.config.rows["train"] <= 100
+    assert few.config.rows["train"] < many.config.rows.get("train", 1000)
