@@ -198,6 +198,7 @@ def training_arguments(
             remove_unused_columns=False,
             **settings,
         )
+        use_one_gpu(args)
         _try_optimizer(args)
     except Exception as error:  # the libraries raise errors of many types
         message = one_line(error) or type(error).__name__
@@ -211,7 +212,17 @@ def arguments_for_stage(args: TrainingArguments, work: Path, seed: int) -> Train
     Creating the copy also resets the state that accelerate shares in the process, so that the
     stage's Trainer does not use the state of the previous Trainer.
     """
-    return dataclasses.replace(args, output_dir=str(work), seed=seed % 2**32)
+    copied = dataclasses.replace(args, output_dir=str(work), seed=seed % 2**32)
+    use_one_gpu(copied)
+    return copied
+
+
+def use_one_gpu(args: TrainingArguments) -> None:
+    """Use the first GPU only, however many the process sees; a launcher's process has one as well.
+
+    Otherwise the Trainer wraps the model in `nn.DataParallel`, and its batches are larger.
+    """
+    args._n_gpu = min(args.n_gpu, 1)
 
 
 def _try_optimizer(args: TrainingArguments) -> None:

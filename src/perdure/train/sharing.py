@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from perdure.errors import PerdureError
+from perdure.train.arguments import use_one_gpu
 
 
 class Shares:
@@ -46,4 +47,6 @@ class Shares:
                 f"on with {self.count} or with 1, or delete {Path(str(args.output_dir))} to begin "
                 "the task again"
             )
-        return dataclasses.replace(args, gradient_accumulation_steps=each)
+        divided = dataclasses.replace(args, gradient_accumulation_steps=each)
+        use_one_gpu(divided)
+        return divided

@@ -19,13 +19,13 @@ from perdure.train.losses import count_items, token_loss
 
 
 def rows_of_a_step(args: TrainingArguments) -> int:
-    """The number of new rows in a full optimizer step, over all micro-batches and processes.
+    """The number of new rows in a full optimizer step, over all micro-batches and devices.
 
     The steps that a method takes on memory have as many rows by default. All processes use the same
     rows in them, so two processes learn the same as one process with twice the batch size.
     """
     micro_batches = args.gradient_accumulation_steps * args.world_size
-    return args.per_device_train_batch_size * micro_batches
+    return args.train_batch_size * micro_batches  # of all GPUs of a process in `nn.DataParallel`
 
 
 def task_loss(
