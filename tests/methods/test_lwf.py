@@ -8,6 +8,8 @@ from perdure.errors import PerdureError
 from perdure.methods import find, make
 from perdure.methods.lwf import LwF
 from perdure.models.classifier import Classifier
+from perdure.train.memory import Memory
+from perdure.train.method import TaskContext
 from perdure.train.parameters import known_labels, trained
 from tiny import KINDS
 from train.engine import engine, tiny_base, tokenized
@@ -142,3 +144,12 @@ def test_an_error_has_the_name_that_the_user_wrote(keywords, line):
         make({"kl_base": keywords})
     with pytest.raises(PerdureError, match=r"^kl_base: teacher base is the base"):
         make("kl_base")[0].check(Config(adapter=None), "causal")
+
+
+def test_an_adapter_with_which_the_lineage_began_teaches_but_an_empty_head_does_not():
+    """Its head is not taken over, so that an encoder has no old label at its first task."""
+    for kind, labels, teaches in (("causal", None, True), ("encoder", 0, False)):
+        method = make("lwf")[0]
+        context = TaskContext("colour", 2, 3, Memory({}, 5), {}, is_newest=False, labels=labels)
+        method.begin_task(tiny_base(kind).model, context)
+        assert (method.teacher is not None) == teaches

@@ -25,6 +25,7 @@ from perdure.lineage.lineage import Lineage
 from perdure.lineage.loading import base_at
 from perdure.seeds import forked
 from perdure.train import stage
+from perdure.train.method import Method
 from place import init, learn, output, setting_for, stage_output, task
 from tiny import save_tiny
 from train.engine import TARGETS, Stopped
@@ -149,6 +150,42 @@ def test_a_revert_to_stage_0_is_back_on_the_adapter(bare):
     merged = AutoModelForCausalLM.from_pretrained("out")
     near = output(merged, AutoTokenizer.from_pretrained("out"))
     torch.testing.assert_close(near, peft_output("causal"))
+
+
+@causal
+def test_for_methods_it_is_a_task_that_was_learned_before(bare, monkeypatch):
+    seen, begin = [], Method.begin_task
+
+    def begin_task(self, model, context):
+        seen.append((context.stage, context.is_newest, context.is_first))
+        return begin(self, model, context)
+
+    monkeypatch.setattr(Method, "begin_task", begin_task)
+    for folder, adapter in (("on-base", None), ("on-mine", "mine")):
+        settings = {**FEW, "base": "base", "method": "sequential"}
+        init(folder, load_config(settings), adapter)
+        for name in ("colour", "animal"):
+            learn(folder, task(name))
+    assert seen[:2] == [(1, True, True), (2, True, False)]
+    assert seen[2:] == [(2, False, True), (3, True, False)]
+
+
+@causal
+def test_olora_freezes_it_from_the_first_task_on(bare):
+    plain_adapter("causal", "plain", use_rslora=False)
+    init("lineage", load_config({**FEW, "method": "olora"}), "plain")
+    learn("lineage", task("colour"))
+    lineage = Lineage("lineage")
+    file = lineage.file(lineage.at(1), "adapter_model.safetensors")
+    assert file is not None
+    after = load_file(file)
+    for name, before in load_file("plain/adapter_model.safetensors").items():
+        old, new = after[name].split(3, int("lora_B" in name))
+        assert torch.equal(old, before)
+        assert new.any()
+    assert verify("lineage") == []
+    learn("lineage", task("animal"))
+    assert verify("lineage") == []
 
 
 @causal

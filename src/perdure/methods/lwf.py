@@ -77,6 +77,7 @@ class LwF(Method):
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.labels = old_labels(context)
         has_teacher = context.stage > 1 or self.source == "base"
+        has_teacher &= self.labels is None or bool(self.labels)  # an encoder's first head has none
         self.teacher = Teacher(model, self.source) if has_teacher else None
         return super().begin_task(model, context)
 

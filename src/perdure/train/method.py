@@ -78,15 +78,18 @@ class TaskContext:
     Args:
         task: the name of the task.
         stage: how many tasks the model will have learned with this one; 1 is the first task.
-            Reverted stages do not count.
+            Reverted stages do not count. An adapter with which the lineage began
+            (`init --adapter`) counts as one task.
         seed: the seed of this stage and method; random draws use `derive(seed, purpose)`.
         memory: the remembered rows of earlier tasks, as features.
         state: the tensors that the method stored last (`Method.state_dict`), on the CPU; empty
             before it has stored any.
         is_newest: whether the method took part in the previous stage, whose state it then is. It
-            did not if `adopt`, `merge` or another method has made a stage since.
+            did not if `adopt`, `merge` or another method has made a stage since, or if this is the
+            first stage after an adapter with which the lineage began.
         labels: the number of labels that an encoder's head had before it grew for this task; None
             for other models.
+        is_first: whether the model has the weights with which the lineage began.
     """
 
     task: str
@@ -96,6 +99,7 @@ class TaskContext:
     state: dict[str, Tensor]
     is_newest: bool = True
     labels: int | None = None
+    is_first: bool = False
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,7 @@ class StagePlan:
         previous: the folder of the previous stage; None for the first.
         states: by the name of a method, the folder of the newest stage that it took part in.
         learned: how many tasks the model has learned before.
+        has_origin: whether the lineage began with an adapter that was trained elsewhere.
         cells: scores after training that are known beforehand, by task.
         samples: the old tasks of which only some test rows are asked, by task.
         before: the new task's scores before training, if a stage has stored them.
@@ -112,6 +113,7 @@ class StagePlan:
     previous: Path | None = None
     states: Mapping[str, Path] = field(default_factory=dict)
     learned: int = 0
+    has_origin: bool = False
     cells: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[str, Sample] = field(default_factory=dict)
     before: Before = field(default_factory=Before)
@@ -316,12 +318,13 @@ def _begin_task(
         folder = plan.states.get(method.name)
         return TaskContext(
             task=plan.task,
-            stage=plan.learned + 1,
+            stage=plan.has_origin + plan.learned + 1,
             seed=derive(plan.seed, method.name),
             memory=memory,
             state=load_state(method, folder) if folder else {},
-            is_newest=folder == plan.previous,
+            is_newest=folder == plan.previous and (folder is not None or not plan.has_origin),
             labels=labels,
+            is_first=plan.previous is None,
         )
 
     base.model = lifecycle.begin_task(plan.methods, base.model, context)

@@ -158,6 +158,7 @@ def advance(
         previous=lineage.folder(previous) if previous else None,
         states={} if adopted or not previous else states_of(lineage, plan.methods, say),
         learned=len(stages) if previous else 0,
+        has_origin=lineage.origin is not None,
         cells=_unchanged_scores(lineage),
         samples={} if full else _samples(config, old_tasks, first, say),
         before=scored_before(lineage, entry, plan.methods),

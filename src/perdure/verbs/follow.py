@@ -98,5 +98,6 @@ def _stage_plan(
         previous=lineage.folder(previous) if previous else None,
         states=states_of(lineage, plan.methods, silent) if previous else {},
         learned=len(lineage.stages) if previous else 0,
+        has_origin=lineage.origin is not None,
         callbacks=callbacks,
     )
