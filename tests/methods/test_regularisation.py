@@ -1,6 +1,8 @@
 """The pull that L2, EWC, MAS and SI share, and the precisions of EWC and MAS."""
 
 import copy
+import json
+import warnings
 
 import pytest
 import torch
@@ -8,11 +10,14 @@ from transformers import TrainerCallback
 
 from perdure import methods
 from perdure.errors import PerdureError
+from perdure.methods.shared import adapter_bank
 from perdure.methods.shared.fisher import fisher, relative, sampled, sensitivity
 from perdure.methods.shared.quadratic_pull import Parabola
+from perdure.train.memory import Memory
+from perdure.train.method import TaskContext
 from perdure.train.parameters import snapshot, trained
 from tiny import KINDS
-from train.engine import engine, learned, same, tiny_base, tokenized
+from train.engine import engine, first_stage, learned, same, tiny_base, tokenized
 
 
 pytestmark = pytest.mark.own
@@ -168,13 +173,13 @@ def test_l2_towards_the_base_keeps_the_weights_that_the_lineage_began_with(tmp_p
     trainer = engine(base, {"l2": {"towards": "base"}}, tmp_path, memory=0)
     trainer.learn()
     trainer.methods[0].end_task(base.model)
-    assert same(trainer.methods[0].state_dict(), began)
+    assert same(trainer.methods[0].parabola.moment, began)
     again = methods.make({"l2": {"towards": "base"}})[0]
     context = copy.copy(trainer.methods[0].context)
     context.state = trainer.methods[0].state_dict()
     again.begin_task(base.model, context)
     again.end_task(base.model)
-    assert same(again.state_dict(), began)
+    assert same(again.parabola.moment, began)
 
 
 def test_l2_towards_the_base_pulls_in_the_first_task(tmp_path):
@@ -255,3 +260,101 @@ def test_a_pull_is_part_of_the_loss_whose_importance_recurrent_kif_reads(tmp_pat
     first, _ = learned("causal", ["recurrent_kif", pull], tmp_path / "a")
     second, _ = learned("causal", [pull, "recurrent_kif"], tmp_path / "b")
     assert same(first, second)
+
+
+def begun(spec, base, state, **known):
+    """A method that has begun a third task on this base, with the state of an earlier stage."""
+    method = methods.make(spec)[0]
+    state = {name: tensor.clone() for name, tensor in state.items()}
+    method.begin_task(base.model, TaskContext("count", 3, 3, Memory({}, 5), state, **known))
+    method.on_train_begin(None, None, None, model=base.model)
+    return method
+
+
+def of_another_rank():
+    """A base whose adapter has twice the rank that the other bases' have."""
+    base = tiny_base("causal")
+    adapter_bank.add(base.model, 4, 0)
+    adapter_bank.join(base.model)
+    return base
+
+
+@pytest.mark.parametrize("name", ["ewc", "mas", "si"])
+def test_what_was_measured_at_another_rank_is_dropped_with_a_warning(name):
+    base, state = of_another_rank(), first_stage("causal", json.dumps(name))[name]
+    with pytest.warns(UserWarning, match=f"{name}: the weights have other shapes"):
+        method = begun(name, base, state, is_newest=False)
+    for p in trained(base.model).values():
+        p.grad = torch.zeros_like(p)
+    method.add_penalty(base.model)
+    assert not any(p.grad.any() for p in trained(base.model).values())
+    assert not method.parabola.moment
+
+
+def test_l2_pulls_towards_the_weights_of_another_rank_but_not_towards_a_base_of_another(tmp_path):
+    base, state = of_another_rank(), first_stage("causal", json.dumps("l2"))["l2"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method = begun("l2", base, state, is_newest=False)
+    assert same(method.parabola.moment, snapshot(base.model))
+    spec = {"l2": {"towards": "base"}}
+    state = first_stage("causal", json.dumps(spec))["l2"]
+    with pytest.raises(PerdureError, match="the adapter must keep its rank") as caught:
+        begun(spec, base, state, is_newest=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_a_head_may_have_grown():
+    of_head = Parabola({"weight": torch.zeros(2, 3)}, None)
+    assert of_head.fits({"weight": torch.zeros(5, 3)})
+    assert not of_head.fits({"weight": torch.zeros(5, 4)})
+    assert not of_head.fits({"weight": torch.zeros(1, 3)})
+    of_factor = Parabola({"q.lora_A.default.weight": torch.zeros(2, 3)}, None)
+    assert of_factor.fits({"q.lora_A.default.weight": torch.zeros(2, 3)})
+    assert not of_factor.fits({"q.lora_A.default.weight": torch.zeros(5, 3)})
+
+
+@pytest.mark.parametrize("kind", ["causal", "encoder"])
+@pytest.mark.parametrize("name", ["ewc", "mas", "si"])
+def test_after_a_stage_without_it_the_centre_is_where_the_task_begins(name, kind):
+    base, state = tiny_base(kind), first_stage(kind, json.dumps(name))[name]
+    if kind == "encoder":
+        base.model.grow(("one",), seed=1)
+    for newest in (True, False):
+        method = begun(name, base, state, is_newest=newest)
+        assert same(method.parabola.precision, {n[2:]: p for n, p in state.items() if n[0] == "p"})
+        for n, moment in method.parabola.moment.items():
+            centre = trained(base.model)[n].detach()[: len(moment)]
+            expected = state[f"m.{n}"] if newest else state[f"p.{n}"] * centre
+            assert torch.equal(moment, expected)
+    assert any(not torch.equal(m, state[f"m.{n}"]) for n, m in method.parabola.moment.items())
+
+
+def test_each_task_keeps_its_centre_after_a_stage_without_ewc():
+    spec = {"ewc": {"tasks": "each"}}
+    state = first_stage("causal", json.dumps(spec))["ewc"]
+    moment = begun(spec, tiny_base("causal"), state, is_newest=False).parabola.moment
+    assert same(moment, {n[2:]: m for n, m in state.items() if n[0] == "m"})
+
+
+BASE, PREVIOUS = {"l2": {"towards": "base"}}, {"l2": {"towards": "previous"}}
+
+
+def test_the_centre_of_l2_follows_a_changed_setting_where_it_is_known():
+    base = tiny_base("causal")
+    here = snapshot(base.model)
+    of_base, of_previous = (first_stage("causal", json.dumps(s))["l2"] for s in (BASE, PREVIOUS))
+    for spec, state in ((BASE, of_base), (PREVIOUS, of_previous)):
+        kept = begun(spec, base, state).parabola.moment
+        assert same(kept, {name: state[name] for name in here})
+        assert same(begun(spec, base, kept).parabola.moment, kept)  # as older versions stored it
+    with pytest.raises(PerdureError, match="it must be there from the first task on"):
+        begun(BASE, base, of_previous)
+    assert same(begun(PREVIOUS, base, of_base).parabola.moment, here)
+    assert not same({name: of_previous[name] for name in here}, here)
+
+
+def test_l2_towards_the_base_begins_on_an_adapter_with_which_the_lineage_began():
+    base = tiny_base("causal")
+    method = begun(BASE, base, {}, is_newest=False, is_first=True)
+    assert same(method.parabola.moment, snapshot(base.model))

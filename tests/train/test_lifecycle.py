@@ -80,7 +80,7 @@ def test_what_is_kept_are_the_weights_with_which_the_next_task_begins(pair, tmp_
     _, states = begin_next(trainer)
     start = {n: p.detach() for n, p in base.model.named_parameters() if n in trained}
     if "l2" in states:
-        assert same(states["l2"], start)
+        assert same({name: states["l2"][name] for name in start}, start)
     for name, precision in measured.items():
         old = before[name]
         for n, tensor in start.items():
@@ -117,6 +117,8 @@ OLD = {
 @pytest.mark.parametrize("changes", ["slao", "hft"])
 @pytest.mark.parametrize("name", OLD)
 def test_what_compares_with_the_stage_before_sees_it_whole(name, changes, tmp_path):
+    if not allowed((name, changes)):
+        pytest.skip("they do not go together")
     for pair in ((name, changes), (changes, name)):
         base = tiny_base("causal")
         previous = weights(base)
@@ -137,4 +139,4 @@ def test_a_base_to_return_to_is_kept_whole_by_the_first_task(tmp_path):
         trainer.learn()
         lifecycle.end_task(trainer.methods, base.model)
         l2 = next(m for m in trainer.methods if m.name == "l2")
-        assert same(l2.state_dict(), began)
+        assert same({name: l2.state_dict()[name] for name in began}, began)

@@ -58,6 +58,7 @@ class SI(QuadraticPull):
         self.start: Named = {}  # the weights with which training on the task started
 
     def on_train_begin(self, args, state, control, model: Any = None, **kwargs):
+        super().on_train_begin(args, state, control, model=model, **kwargs)
         # If a run is resumed, `load_state_dict` is called after this and replaces both.
         self.start = snapshot(model)
         self.path = {

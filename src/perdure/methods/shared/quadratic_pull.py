@@ -6,6 +6,8 @@
 `L2`, `EWC`, `MAS` and `SI` differ only in the precision.
 """
 
+import warnings
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -14,14 +16,14 @@ from torch import Tensor, nn
 from perdure.errors import PerdureError
 from perdure.models.sharded import as_sharded
 from perdure.train.method import Family, Method, TaskContext
-from perdure.train.parameters import Named, trained
+from perdure.train.parameters import HEAD_NAMES, Named, trained
 
 
 class Parabola:
     """The sum of the penalties of all tasks, without the strength; it is one parabola.
 
-    The tensors are named after the parameters. If a parameter has grown since then (an encoder's
-    head), its new rows are not pulled.
+    The tensors are named after the parameters. If an encoder's head has grown since then, its new
+    rows are not pulled (`fits`).
 
     Args:
         moment: precision times centre, summed over the tasks.
@@ -61,9 +63,32 @@ class Parabola:
                 weighted = precision * weights
             gradient += strength * (weighted - moment)
 
+    def fits(self, parameters: Mapping[str, Tensor]) -> bool:
+        """Whether its tensors have the shapes of the parameters; a head may have more rows."""
+        shapes = {name: parameters[name].shape for name in self.moment if name in parameters}
+        return all(
+            old.shape[1:] == shapes[name][1:] and len(old) <= shapes[name][0]
+            if name in HEAD_NAMES
+            else old.shape == shapes[name]
+            for name, old in self.moment.items()
+            if name in shapes
+        )
+
+    @torch.no_grad()
+    def recentre(self, model: nn.Module) -> None:
+        """Move the parabola to the present weights of the model, with the same precision."""
+        assert self.precision is not None
+        parameters = dict(model.named_parameters())
+        for name in self.moment:
+            if name in parameters:
+                rows, weights = len(self.moment[name]), parameters[name]
+                weights = weights if rows == len(weights) else weights[:rows]  # of a head that grew
+                precision = as_sharded(self.precision[name], weights)
+                self.precision[name], self.moment[name] = precision, precision * weights
+
 
 def _sum(old: Tensor | None, new: Tensor) -> Tensor:
-    """The sum of two tensors, of which the new one may have more rows."""
+    """The sum of two tensors, of which the new one may have more rows (an encoder's head)."""
     total = new.clone()
     if old is not None:
         total[: len(old)] += old.to(new.device)
@@ -75,8 +100,12 @@ class QuadraticPull(Method):
 
     The gradient of the penalty is added in closed form, once in each optimizer step and before
     clipping, so it does not depend on gradient accumulation. It also holds in the steps that other
-    methods take on memory. The centre is the weights with which
-    the next task begins (`Engine.next_start`), after the changes by other methods.
+    methods take on memory. The centre is the weights with which the next task begins
+    (`Engine.next_start`), after the changes by other methods. After stages that were made without
+    the method, `newest` pulls towards the weights with which this task begins.
+
+    If the weights have other shapes than those that were measured (a merge has given a LoRA another
+    rank), nothing is left to be pulled. The method then warns and begins anew.
 
     A subclass overrides `measure_precision`, or sets `uniform`: then every weight is pulled with
     the same strength, and the stored state is the centre, under the names of the parameters.
@@ -119,7 +148,25 @@ class QuadraticPull(Method):
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.load_state_dict(context.state)
+        if not self.parabola.fits(dict(model.named_parameters())):
+            self._start_anew()
         return super().begin_task(model, context)
+
+    def _start_anew(self) -> None:
+        """Drop a state whose tensors do not fit the weights."""
+        warnings.warn(
+            f"{self.label}: the weights have other shapes than those it has measured (a merge or "
+            "another method has changed the rank of the adapter), so what was learned before this "
+            "task is not protected",
+            stacklevel=2,
+        )
+        self.load_state_dict({})
+
+    def on_train_begin(self, args, state, control, model: Any = None, **kwargs):
+        # All methods have begun the task. If a run is resumed, `load_state_dict` is called after
+        # this and replaces the centre.
+        if self.centre == "newest" and not self.uniform and not self.context.is_newest:
+            self.parabola.recentre(model)
 
     def add_penalty(self, model: nn.Module) -> None:
         self.parabola.add_gradient(model, self.factor * self.strength)
