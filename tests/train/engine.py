@@ -120,7 +120,7 @@ def engine(
     arguments = {"per_device_train_batch_size": 4, "num_train_epochs": 1, **STRICT, **training}
     args = training_arguments(arguments, work, 7, every)
     for m in methods:
-        m.check(Config(adapter=None if base.whole else {}), base.kind)
+        m.check(Config(adapter=None if base.whole else {"r": 4}), base.kind)
 
     def context(method) -> TaskContext:
         state = {name: t.clone() for name, t in states.get(method.name, {}).items()}  # it is cached

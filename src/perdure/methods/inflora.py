@@ -88,13 +88,16 @@ class InfLoRA(Method):
                 f"inflora: needs 0 < threshold < 1 and rows >= 1, got {threshold} and {rows}"
             )
         self.threshold, self.rows = threshold, rows
+        self.rank_of_task: int | None = None
 
     def check(self, config: Config, kind: Kind) -> None:
         super().check(config, kind)
         adapter_bank.check(self.name, config)
+        self.rank_of_task = adapter_bank.rank_of_task(config)
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
-        self.rank = context.state.get("rank", torch.tensor(adapter_bank.rank(model)))
+        stored_rank = adapter_bank.rank(model)  # of all tasks, if other methods have joined some
+        self.rank = context.state.get("rank", torch.tensor(self.rank_of_task or stored_rank))
         self.spans = _spans(context.state)
         learned = context.state or any(f.b.any() for f in factors(model).values())
         if learned:

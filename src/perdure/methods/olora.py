@@ -50,14 +50,16 @@ class OLoRA(Method):
         if strength < 0:
             raise PerdureError(f"olora: strength must be >= 0, got {strength}")
         self.strength = strength
+        self.rank_of_task: int | None = None
 
     def check(self, config: Config, kind: Kind) -> None:
         super().check(config, kind)
         adapter_bank.check(self.name, config)
+        self.rank_of_task = adapter_bank.rank_of_task(config)
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
-        stored_rank = adapter_bank.rank(model)  # at the first task, that of one task
-        self.rank = context.state.get("rank", torch.tensor(stored_rank))
+        stored_rank = adapter_bank.rank(model)  # of all tasks, if other methods have joined some
+        self.rank = context.state.get("rank", torch.tensor(self.rank_of_task or stored_rank))
         if context.state or not context.is_newest:  # an adapter that another method trained is old
             adapter_bank.add(model, int(self.rank), context.seed)
         return super().begin_task(model, context)

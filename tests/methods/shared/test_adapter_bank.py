@@ -7,11 +7,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from marks import at_least
 from perdure import methods
-from perdure.config import load_config
+from perdure.config import Config, load_config
 from perdure.errors import PerdureError
 from perdure.methods.shared import adapter_bank
 from perdure.methods.shared.lora import factors
 from perdure.models.base import Base
+from perdure.train.memory import Memory
+from perdure.train.method import TaskContext
 from perdure.train.parameters import snapshot, trained
 from place import output
 from tiny import KINDS, tiny_model, tiny_tokenizer
@@ -181,3 +183,20 @@ def test_it_composes_with_rehearsal_and_distillation(name, more, tmp_path):
         outputs.append(said(base))
     assert not torch.allclose(*outputs)
     assert outputs[1].isfinite().all()
+
+
+@pytest.mark.parametrize("name", BANKS)
+def test_a_task_has_the_rank_of_the_settings_whatever_was_joined_before(name):
+    base = tiny_base("causal")
+    for _ in range(2):
+        adapter_bank.add(base.model, 4, 0)
+        adapter_bank.join(base.model)
+    assert adapter_bank.rank(base.model) == 12
+    for settings, rank in (({"r": 4}, 4), ({}, 8)):
+        method = methods.make(name)[0]
+        method.check(Config(adapter=settings), "causal")
+        context = TaskContext("next", 4, 3, Memory({}, 5), {}, is_newest=False)
+        method.begin_task(base.model, context)
+        assert method.rank == rank
+        assert {len(f.a) for f in factors(base.model, adapter_bank.NEW).values()} == {rank}
+        base.peft.delete_adapter(adapter_bank.NEW)

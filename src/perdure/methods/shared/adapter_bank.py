@@ -20,7 +20,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from perdure.config import Config
+from perdure.config import DEFAULT_ADAPTER, Config, filled_adapter
 from perdure.errors import PerdureError
 from perdure.methods.shared.lora import factors, layers
 from perdure.models.classifier import without_head
@@ -51,6 +51,11 @@ def check(name: str, config: Config) -> None:
                 f"{name}: joins LoRA adapters by rank, which adapter.{key}={value} does not allow; "
                 "leave it out"
             )
+
+
+def rank_of_task(config: Config) -> int:
+    """The rank of the adapter of one task, which the settings of a lineage always are about."""
+    return (filled_adapter(config.adapter) or DEFAULT_ADAPTER)["r"]
 
 
 def rank(model: nn.Module) -> int:
