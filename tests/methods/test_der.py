@@ -9,7 +9,7 @@ from perdure.train.memory import Memory
 from perdure.train.method import TaskContext
 from perdure.train.parameters import trained
 from tiny import KINDS
-from train.engine import Stop, Stopped, engine, same, tiny_base, tokenized
+from train.engine import Stop, Stopped, engine, same, tiny_base, tokenized, weights
 
 
 pytestmark = pytest.mark.own
@@ -170,6 +170,17 @@ def test_each_tasks_logits_are_those_of_the_time_when_it_had_ended(tmp_path):
     for row, (values, choices) in zip(count, new, strict=True):
         now = own_logits(trainer, row).gather(1, choices.long())
         torch.testing.assert_close(values, now, rtol=1e-4, atol=1e-5)
+
+
+def test_a_method_that_changes_the_weights_before_a_task_changes_no_logits(tmp_path):
+    alone = engine(tiny_base("causal"), "der", tmp_path)
+    both = engine(tiny_base("causal"), ["slao", "der"], tmp_path)
+    begun = weights(both.base)
+    assert not same(begun, weights(alone.base))
+    for trainer in (alone, both):
+        trainer.methods[-1].on_step_begin(trainer.args, trainer.state, None)
+    assert same(alone.methods[0].state_dict(), both.methods[1].state_dict())
+    assert same(begun, weights(both.base))
 
 
 def test_rows_that_changed_are_looked_at_again_and_rows_that_are_gone_are_dropped(tmp_path):

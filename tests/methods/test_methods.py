@@ -308,6 +308,10 @@ def test_replay_passes_as_many_memory_rows_as_recurrent_kif(tmp_path):
         ({"recurrent_kif": {"fusion": {"both": [1, 1]}}}, "takes the cases"),
         ({"recurrent_kif": {"quantile": 2}}, "quantile"),
         (["replay", "replay"], "named twice"),
+        (["hft", "slao"], "slao changes every LoRA pair .*, also those that hft freezes"),
+        (["slao", "fpf"], "slao rotates every A before a task, which fpf would take"),
+        (["slao", {"k_fpf": {"k": 2}}], "which k_fpf would take for changes of the task"),
+        (["inflora", {"recurrent_kif": {"unit": "row"}}], "inflora trains no A; leave unit out"),
         (3, "expected a name"),
     ],
 )

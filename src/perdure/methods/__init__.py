@@ -13,6 +13,13 @@ from perdure.train.method import Method
 
 # Names under `method:` that are short for a preset of a method.
 SHORT = {"kl_base": ("lwf", "kl_base")}
+# What slao does to these methods, so that they cannot be in one list with it.
+_MOST_CHANGED = "rotates every A before a task, which {} would take for changes of the task"
+NOT_WITH_SLAO = {
+    "hft": "changes every LoRA pair before and after a task, also those that {} freezes",
+    "fpf": _MOST_CHANGED,
+    "k_fpf": _MOST_CHANGED,
+}
 
 
 def names() -> list[str]:
@@ -94,6 +101,7 @@ def make(spec: Any) -> list[Method]:
     if len(labels) < len(methods):
         raise PerdureError("method: the same method is named twice; name it once")
     _check_shapes(methods)
+    _check_pairs(methods)
     return methods
 
 
@@ -121,6 +129,19 @@ def _check_shapes(methods: list[Method]) -> None:
     if reshaping and not methods[0].reshapes:
         raise PerdureError(
             f"method: {reshaping[0]} makes the weights that the other methods use; name it first"
+        )
+
+
+def _check_pairs(methods: list[Method]) -> None:
+    """Refuse lists in which what one method does defeats another one."""
+    by_name = {method.name: method for method in methods}
+    for name, reason in NOT_WITH_SLAO.items() if "slao" in by_name else ():
+        if name in by_name:
+            raise PerdureError(f"method: slao {reason.format(name)}; leave one of the two out")
+    if "inflora" in by_name and getattr(by_name.get("recurrent_kif"), "unit", None) == "row":
+        raise PerdureError(
+            "method: recurrent_kif with unit: row fuses the rows of B A, but inflora trains no A; "
+            "leave unit out"
         )
 
 

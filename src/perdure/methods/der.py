@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from perdure.seeds import derive
 from perdure.train.losses import positions_per_row
 from perdure.train.memory import Memory
 from perdure.train.method import Engine, Family, Keeps, Loss, Method, TaskContext
-from perdure.train.parameters import Named, known_labels, old_labels
+from perdure.train.parameters import Named, known_labels, old_labels, snapshot
 from perdure.train.step import rows_of_a_step
 
 
@@ -136,9 +137,10 @@ class DER(Method):
     logits than theirs; the defaults are within the ranges of their code for images. A row that
     enters the memory later (for example a general row) gets the logits of the previous stage.
 
-    State: 8 bytes for each stored logit, O(remembered rows x positions x top_k). Old rows: needed.
-    Cost: two more forward and backward passes on `rows` rows in each step, or one if beta is 0; one
-    forward pass on the newest task's remembered rows.
+    State: 8 bytes for each stored logit, O(remembered rows x positions x top_k); until the first
+    step of a task also a copy of the trained weights. Old rows: needed. Cost: two more forward and
+    backward passes on `rows` rows in each step, or one if beta is 0; one forward pass on the newest
+    task's remembered rows.
 
     Args:
         alpha: the weight of the distance of the logits, >= 0.
@@ -168,19 +170,37 @@ class DER(Method):
         self.load_state_dict(context.state)
         self.labels = old_labels(context)
         self.others = Memory(context.memory.tasks, derive(context.seed, "others"))
+        self.previous: Named = snapshot(model) if context.memory else {}
         return super().begin_task(model, context)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.step = state.global_step
         self.count = self.rows or rows_of_a_step(args)
-        if not self.complete:  # the first step, with the weights of the previous stage
-            self.logits.complete(
-                self.context.memory.tasks,
-                self.engine,
-                top=sys.maxsize if self.engine.kind == "encoder" else self.top_k,
-                labels=None if self.labels is None else int(self.labels),
-            )
-            self.complete = True
+        if not self.complete:  # the first step; the engine was not there in `begin_task`
+            with self._previous_stage():
+                self.logits.complete(
+                    self.context.memory.tasks,
+                    self.engine,
+                    top=sys.maxsize if self.engine.kind == "encoder" else self.top_k,
+                    labels=None if self.labels is None else int(self.labels),
+                )
+            self.complete, self.previous = True, {}
+
+    @contextmanager
+    def _previous_stage(self) -> Iterator[None]:
+        """A context in which the model has the weights with which the previous stage ended.
+
+        Another method of the list may have changed them for the start of the task.
+        """
+        parameters = dict(self.engine.base.model.named_parameters())
+        present = {name: parameters[name].detach().clone() for name in self.previous}
+        with torch.no_grad():
+            for name, weights in self.previous.items():
+                parameters[name].copy_(weights)
+        yield
+        with torch.no_grad():
+            for name, weights in present.items():
+                parameters[name].copy_(weights)
 
     def edit_gradients(self, model: nn.Module) -> None:
         if not self.context.memory:

@@ -18,7 +18,8 @@ class FPF(Method):
     `steps` steps on memory; the other modules do not change (Zhao et al. 2023, 2304.04158). A
     module is any part of the model that holds a weight: a matrix with its bias, a norm, an
     encoder's head; the two matrices of a LoRA pair are one module. The paper adds this to any other
-    method: name it last in the list.
+    method: name it last in the list. It cannot be combined with `slao`, which rotates every A
+    before a task.
 
     The paper studies vision models with batch norms, and compares the changes within tasks with
     those across task boundaries; here only the latter count. The threshold, the number of steps and

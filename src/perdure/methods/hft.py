@@ -22,8 +22,8 @@ class HFT(Method):
     feed-forward matrices in every layer, by their names in Llama; drawing over the layers freezes
     as many and needs no names. The two matrices of a LoRA pair are frozen together. Weights that
     the model has only once (embeddings, heads) are trained. Frozen weights do not change at all,
-    because they are not in the optimizer. With grouped queries, half of the matrices is not half of
-    the parameters.
+    because they are not in the optimizer; `slao`, which changes every LoRA pair between tasks, is
+    refused beside it. With grouped queries, half of the matrices is not half of the parameters.
 
     State: none. Old rows: none. Cost: less than `sequential`, as frozen weights have no moments.
 

@@ -59,7 +59,8 @@ class InfLoRA(Method):
     needs to hold the share `threshold` of ||C||^2, as in the authors' code. This is the sum of C's
     squared eigenvalues; GPM takes the share of the sum of the eigenvalues, which needs more
     directions. If a span has more than half of the dimensions, its complement is stored (DualGPM).
-    The adapters are joined by rank and stored as in `olora`.
+    The adapters are joined by rank and stored as in `olora`. As A is not trained, `recurrent_kif`
+    with `unit: row` is refused beside it.
 
     The authors raise the threshold to 1 over the tasks; here the number of tasks is not known. They
     adapt keys and values; here `target_modules` decides. They do not scale the adapter; here it is

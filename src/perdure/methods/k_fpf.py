@@ -19,7 +19,7 @@ class KFPF(Method):
     At each stop the `share` of the modules that changed most so far is trained for `steps` steps;
     the other modules do not change. Nothing is rehearsed between the stops (Zhao et al. 2023,
     2304.04158). A module is any part of the model that holds a weight; the two matrices of a LoRA
-    pair are one module.
+    pair are one module. It cannot be combined with `slao`, which rotates every A before a task.
 
     The paper spaces its k stops over the whole stream, without regard to tasks. Here the length of
     a stream is not known beforehand, so k is the number of stops in one task. The last stop is at

@@ -25,7 +25,8 @@ class SLAO(Method):
     orthonormal and keep their span; but B Q^T is not B A, so the model's outputs jump when a task
     starts. We found no code by the authors; the equations are taken from accounts of the paper.
     Other trained weights, such as an encoder's head, stay as trained. The first task is plain
-    fine-tuning.
+    fine-tuning. Because every A is rotated before a task, it cannot be combined with `fpf` and
+    `k_fpf`, which look for the largest changes, and with `hft`, which freezes some pairs.
 
     State: the last task's B before merging, if merging changed it, and i: O(1) in tasks. Old rows:
     none. Cost: a QR decomposition of each A in each task.
