@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from perdure.config import Config
 from perdure.errors import PerdureError
 from perdure.methods import make
 from perdure.methods.feature_distillation import relative_distance
@@ -161,3 +162,15 @@ def test_without_an_adapter_there_is_no_base_to_switch_to(tmp_path):
         )
     with pytest.raises(PerdureError, match="strength must be >= 0"):
         make({"feature_distillation": {"strength": -1.0}})
+
+
+def test_biases_that_are_trained_do_not_let_an_encoder_teach_as_the_base():
+    spec = {"feature_distillation": {"teacher": "base"}}
+    (base,), (previous,) = make(spec), make("feature_distillation")
+    trained = Config(adapter={"bias": "lora_only"})
+    with pytest.raises(PerdureError, match=r"adapter\.bias=lora_only.*teacher previous") as caught:
+        base.check(trained, "encoder")
+    assert "\n" not in str(caught.value)
+    previous.check(trained, "encoder")
+    base.check(Config(adapter={"bias": "none"}), "encoder")
+    base.check(trained, "causal")  # `init` tries such an adapter

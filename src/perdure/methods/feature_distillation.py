@@ -52,7 +52,7 @@ class FeatureDistillation(Method):
     def check(self, config: Config, kind: Kind) -> None:
         super().check(config, kind)
         if self.source == "base":
-            check_base(self.name, config)
+            check_base(self.name, config, kind)
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         has_teacher = context.stage > 1 or self.source == "base"

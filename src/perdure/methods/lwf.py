@@ -67,7 +67,7 @@ class LwF(Method):
     def check(self, config: Config, kind: Kind) -> None:
         super().check(config, kind)
         if self.source == "base":
-            check_base(self.label, config, logits_of=kind)
+            check_base(self.label, config, kind, needs_logits=True)
 
     def why_not_sharded(self) -> str | None:
         if self.source == "base":

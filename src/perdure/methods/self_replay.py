@@ -90,7 +90,7 @@ class SelfReplay(Method):
     def check(self, config: Config, kind: Kind) -> None:
         super().check(config, kind)
         if self.source == "base":
-            check_base(self.name, config, keyword="source")
+            check_base(self.name, config, kind, keyword="source")
 
     def begin_task(self, model: nn.Module, context: TaskContext) -> nn.Module:
         self.written: list[Features] = []
@@ -98,7 +98,7 @@ class SelfReplay(Method):
         return super().begin_task(model, context)
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        self.schedule.begin(args, train_dataloader)
+        self.schedule.begin(args, train_dataloader, state.max_steps)
         # A resumed run gets the rows of its checkpoint: its model is no longer the one that wrote.
         if self.rows and state.global_step == 0:
             self._remember(self._write())

@@ -85,23 +85,39 @@ def head(model: Any) -> nn.Module:
 
 
 def check_base(
-    name: str, config: Config, logits_of: Kind | None = None, keyword: str = "teacher"
+    name: str,
+    config: Config,
+    kind: Kind,
+    keyword: str = "teacher",
+    needs_logits: bool = False,
 ) -> None:
     """Refuse settings with which the base cannot be the teacher.
 
-    `logits_of` is the kind of the model, if the method compares logits. `keyword` is the method's
-    keyword that says `base`.
+    Args:
+        name: the name of the method.
+        config: the settings of the lineage.
+        kind: the kind of the model.
+        keyword: the method's keyword that says `base`.
+        needs_logits: whether the method compares logits.
 
     Raises:
-        PerdureError: there is no adapter to disable, or the base has no head.
+        PerdureError: there is no adapter to disable, disabling it does not give the base, or the
+            base has no head.
     """
     if config.adapter is None:
         raise PerdureError(
             f"{name}: {keyword} base is the base with its adapter disabled, and all weights are "
             f"trained here (adapter: null); set adapter={{}} or {keyword} previous"
         )
-    if logits_of == "encoder":
+    if kind == "encoder" and needs_logits:
         raise PerdureError(
             f"{name}: teacher base needs logits, which an encoder's base does not have; use "
             "teacher previous"
+        )
+    bias = config.adapter.get("bias", "none")
+    if kind == "encoder" and bias != "none":  # `init` tries the adapters of other kinds
+        raise PerdureError(
+            f"{name}: {keyword} base is the base with its adapter disabled, and biases that are "
+            f"trained (adapter.bias={bias}) stay as trained; leave bias out, or use {keyword} "
+            "previous"
         )
