@@ -1,5 +1,6 @@
 """A memory smaller than a batch: no remembered row comes twice in one step."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -68,3 +69,31 @@ def test_a_run_that_stopped_goes_on_with_the_same_rows(method, tmp_path):
     whole, _ = learned("causal", method, tmp_path / "whole", checkpoint_every=2, **settings)
     again, _ = stopped_and_resumed("causal", method, tmp_path / "again", 4, 2, **settings)
     assert same(whole, again)
+
+
+@pytest.mark.parametrize("memory", [2, 12])
+@pytest.mark.parametrize(("rows", "ratio"), [(1, 0.5), (2, 0.25), (3, 0.01)])
+def test_a_task_smaller_than_a_batch_rehearses_its_share_of_rows_at_least_one(
+    memory, rows, ratio, tmp_path
+):
+    settings = {"rows": rows, "memory": memory, "per_device_train_batch_size": 8}
+    batches = rehearsed({"replay": {"ratio": ratio}}, tmp_path, num_train_epochs=4, **settings)
+    assert [len(new) for new, _ in batches] == [rows] * 4
+    expected = 4 * rows * min(ratio, memory / 8)
+    assert sum(len(old) for _, old in batches) == math.ceil(expected) >= 1
+
+
+def test_a_run_in_which_some_batch_has_an_old_row_is_as_it_was(tmp_path):
+    settings = {"rows": 9, "memory": 12, "per_device_train_batch_size": 8, "num_train_epochs": 2}
+    batches = rehearsed({"replay": {"ratio": 0.5}}, tmp_path, **settings)
+    assert [(len(new), len(old)) for new, old in batches] == [(8, 4), (1, 0)] * 2
+
+
+def test_a_small_task_that_stopped_goes_on_with_the_same_rows(tmp_path):
+    method = {"replay": {"ratio": 0.5}}
+    settings = {"rows": 1, "per_device_train_batch_size": 8, "num_train_epochs": 4}
+    whole, _ = learned("causal", method, tmp_path / "whole", checkpoint_every=2, **settings)
+    again, _ = stopped_and_resumed("causal", method, tmp_path / "again", 3, 2, **settings)
+    assert same(whole, again)
+    plain, _ = learned("causal", "sequential", tmp_path / "plain", **settings)
+    assert not same(whole, plain)

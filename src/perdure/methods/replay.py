@@ -36,8 +36,9 @@ class Replay(Method):
     State: none beyond the memory. Old rows: needed.
 
     Args:
-        ratio: the number of remembered rows for each new row, >= 0; fractions carry over from batch
-            to batch.
+        ratio: the number of remembered rows for each new row, >= 0; fractions carry over from one
+            full batch to the next. A batch that is not full has its share, rounded, but in a task
+            whose batches would all have none, fractions carry over from row to row.
         decay: the exponent of the power law, >= 0; with 0 all old tasks are drawn equally often.
         max_repeats: how often a remembered row is rehearsed in one task at most, >= 1; null for no
             limit.
@@ -66,7 +67,7 @@ class Replay(Method):
         return None
 
     def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        self.schedule.begin(args, train_dataloader)
+        self.schedule.begin(args, train_dataloader, state.max_steps)
 
     def rehearse(self, batch: int, size: int) -> list[dict[str, Any]]:
         return self.schedule.draw(self.context.memory, self.engine.args, batch=batch, size=size)
