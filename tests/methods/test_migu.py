@@ -148,8 +148,7 @@ def test_strict_rows_keep_their_bits_under_adamw_with_weight_decay(kind, more, t
                 assert moved.all()
                 continue
             assert int(moved.sum()) == math.ceil(0.3 * len(moved))
-            if more != "l2":  # whose pull comes after the mask
-                assert torch.equal(moved, ~masked)
+            assert torch.equal(moved, ~masked)  # the pull of l2 is masked as well
 
 
 def test_without_strict_momentum_and_decay_move_them_as_in_the_authors_code(tmp_path):

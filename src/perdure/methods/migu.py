@@ -119,8 +119,9 @@ class MIGU(Method):
     are not masked; the authors mask the head over the vocabulary and the weights tied to it.
 
     By default only gradients are masked, as the authors do: Adam's momentum and weight decay still
-    change the other rows. `strict` restores those rows after the step. Gradients that are added by
-    methods later in the list are not masked.
+    change the other rows. `strict` restores those rows after the step. Pulls (`l2`, `ewc`, `mas`,
+    `si`) are masked wherever they are in the list; what other methods later in the list add to the
+    gradient (`agem`, `der`) is not.
 
     State: none. Old rows: none. Cost: a sum over the outputs of each layer; with `strict` a copy of
     the masked rows. The first task is plain fine-tuning.

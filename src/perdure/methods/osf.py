@@ -36,8 +36,8 @@ class OSF(Method):
     tensor are not constrained. The paper chooses the rank by a layer's importance; this is left
     out, as it is commented out in the authors' code. Changes that other methods make to the weights
     between steps are projected at the next step; at the end of a task, those of methods earlier in
-    the list are projected. A pull by a method later in the list, such as `l2`, is part of the
-    gradient that is clipped, and is projected only after the step. With weights in bf16, the
+    the list are projected. A pull, such as that of `l2`, is added before, wherever it is in the
+    list, and projected with the rest of the gradient before clipping. With weights in bf16, the
     equations hold to the precision of bf16.
 
     State: none; while a task is learned W_0, U_h and V_h, 1 + k (out + in) / (out in) copies of the

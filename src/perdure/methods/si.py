@@ -22,10 +22,12 @@ class SI(QuadraticPull):
 
     with w* the weights at the start of the task (Zenke, Poole & Ganguli 2017, 1703.04200). g is the
     gradient of the whole accumulated batch at the weights before the step, before clipping. It
-    includes what methods earlier in the list add, but not the pull of this method. dw is the full
-    change by the optimizer's step, with momentum and weight decay, because the paper integrates
-    along the path that the weights really took. To first order, omega adds up to the decrease of
-    the loss during the task. It needs no further pass over the data and no labels.
+    includes the pulls of `l2`, `ewc` and `mas` if they are earlier in the list, but not the pull of
+    this method, nor what `agem`, `der`, `migu` and `osf` make of the gradient, which comes after
+    all pulls. dw is the full change by the optimizer's step, with momentum and weight decay,
+    because the paper integrates along the path that the weights really took. To first order, omega
+    adds up to the decrease of the loss during the task. It needs no further pass over the data and
+    no labels.
 
     Both means are over all trained weights, and both are ours. The paper's xi is a constant (0.1 or
     0.001 in the authors' code), which is larger than most d^2 in fine-tuning. With xi and Omega
