@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -17,10 +18,11 @@ from perdure.lineage.settings import loaded, stored
 from perdure.measure.gate import beyond
 from perdure.measure.guard import lm_eval_tasks
 from perdure.measure.guard.lm_eval_model import AskedModel
-from perdure.measure.guard.lm_eval_result import read_kept
+from perdure.measure.guard.lm_eval_result import Asked, Metric, read_kept
 from perdure.measure.guard.lm_eval_tasks import LmEvalTasks
 from perdure.measure.guard.subject import Subject
 from perdure.models.as_is import load_as_is
+from perdure.verbs import lm_eval
 from place import learned, setting_for
 
 
@@ -92,6 +94,22 @@ def test_what_was_lost_before_is_not_lost_again(lineage):
     assert write["lost_before"]
     text = perdure("show", lineage, "--stage", 2).out
     assert "lost before this stage already" in text
+
+
+def test_a_stage_that_was_not_measured_hides_no_earlier_loss(lineage, tmp_path, monkeypatch):
+    """A task is compared with the newest stage that was asked it."""
+    stored = Lineage(lineage)
+    first = stored.stages[0]
+    verdicts = {1: stored.verdict(first), 2: {"general": {"unmeasured": "it was switched off"}}}
+    monkeypatch.setattr(stored, "verdict", lambda entry: verdicts[entry["stage"]])
+    task = show(lineage, 1)["verdict"]["general"]["lm_eval"]["write"]
+    metric = Metric(task["metric"], task["filter"], task["higher_is_better"])
+    now = read_kept(kept_file(lineage)).values["write"]
+    answers = iter((Asked({}, {"write": dict.fromkeys(now, 1.0)}), Asked({}, {"write": now})))
+    tasks = SimpleNamespace(metrics={"write": metric}, ask=lambda *given: next(answers))
+    measured = lm_eval.measure_tasks(stored, tasks, None, None, tmp_path)["write"]
+    assert measured["lost"]
+    assert measured["lost_before"]
 
 
 def test_the_base_is_asked_only_once(lineage, setting, tmp_path, monkeypatch):

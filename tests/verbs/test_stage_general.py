@@ -13,7 +13,9 @@ from perdure.errors import PerdureError, RefusedError
 from perdure.lineage.files import hash_folder
 from perdure.lineage.lineage import Lineage
 from perdure.measure.guard.kept import read_answers
+from perdure.measure.guard.rows import read_guard_rows
 from perdure.measure.statistics import sign_test
+from perdure.verbs import general as general_verb
 from place import learned, setting_for
 
 
@@ -92,6 +94,19 @@ def test_what_was_lost_before_is_not_lost_again(lost):
     assert general["lost"]
     assert general["lost_before"]
     assert "lost before this stage already" in perdure("show", lost, "--stage", 2).out
+
+
+def test_a_stage_that_was_not_measured_hides_no_earlier_loss(lost, monkeypatch):
+    """A further stage is compared with the newest one that was measured, in the guard's rows."""
+    lineage = Lineage(lost)
+    first = lineage.stages[0]
+    skipped = {"general": {"unmeasured": "the stage was so short"}}
+    verdicts = {1: lineage.verdict(first), 2: skipped}
+    monkeypatch.setattr(lineage, "verdict", lambda entry: verdicts[entry["stage"]])
+    monkeypatch.setattr(lineage, "file", lambda entry, name: lineage.folder(first) / name)
+    rows, kept = read_guard_rows(lineage.config.guard.rows), read_answers(guard_file(lost))
+    asked = general_verb._since_the_last_stage(lineage, rows, kept, lost=True)
+    assert asked == {"since": {"fell": 0, "rose": 0, "p": 1.0}, "lost_before": True}
 
 
 def test_the_numbers_are_those_of_check(lost):

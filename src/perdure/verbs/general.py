@@ -57,10 +57,10 @@ def measure_general(
 
     Returns:
         The result of the guard without the rows that flipped, with `since` (how many of its rows
-        fell and rose since the stage before, and p) and `lost_before` (whether the stage before had
-        lost it already, and this one lost nothing more beyond noise). If its rows are not asked,
-        only `unmeasured`, the reason. With lm-eval's tasks also `lm_eval` and `checks`
-        (`with_lm_eval`).
+        fell and rose since the newest earlier stage that was measured, and p) and `lost_before`
+        (whether that stage had lost it already, and this one lost nothing more beyond noise). If
+        its rows are not asked, only `unmeasured`, the reason. With lm-eval's tasks also `lm_eval`
+        and `checks` (`with_lm_eval`).
     """
     settings = lineage.config.guard
     if settings is None:
@@ -219,14 +219,19 @@ def _known_answers(lineage: Lineage, questions: Collection[str]) -> dict[str, Ge
 def _since_the_last_stage(
     lineage: Lineage, rows: Sequence[GuardRow], kept: Mapping[str, Kept], lost: bool
 ) -> dict[str, Any]:
-    """Return what changed since the stage before, as far as it was asked the same rows."""
+    """Return what changed since the newest stage that was measured, in the rows of both."""
     if not lineage.stages:
         return {"since": None, "lost_before": False}
-    last = lineage.stages[-1]
-    fell, rose = fallen_and_risen(rows, stored_guard_answers(lineage, last), kept)
+    before: Mapping[str, Kept] = {}
+    had_lost = False
+    for entry in reversed(lineage.stages):
+        general = (lineage.verdict(entry) or {}).get("general") or {}
+        if general.get("judged"):
+            before = stored_guard_answers(lineage, entry)
+            had_lost = checks_of(general).get("lost", False)
+            break
+    fell, rose = fallen_and_risen(rows, before, kept)
     p = sign_test(fell, rose)
-    general = (lineage.verdict(last) or {}).get("general") or {}
-    had_lost = checks_of(general).get("lost", False)
     return {
         "since": {"fell": fell, "rose": rose, "p": p},
         "lost_before": lost and had_lost and p >= SIGNIFICANCE,

@@ -6,6 +6,7 @@ from typing import Any
 from perdure.lineage.lineage import Lineage
 from perdure.measure.guard.lm_eval_result import (
     KeptHarness,
+    OfDocuments,
     compare_tasks,
     read_kept,
     since,
@@ -39,12 +40,16 @@ def measure_tasks(
     now = tasks.ask(subject)
     write_kept(built / LM_EVAL, before, now)
     compared = compare_tasks(tasks.metrics, before.values, now.values)
-    last, last_tasks = KeptHarness(), {}
-    if lineage.stages:
-        last = _kept(lineage, lineage.stages[-1])
-        general = (lineage.verdict(lineage.stages[-1]) or {}).get("general") or {}
-        last_tasks = general.get("lm_eval", {})
-    return since(compared, tasks.metrics, last.values, last_tasks, now.values)
+    last_values: dict[str, OfDocuments] = {}
+    last_tasks: dict[str, dict[str, Any]] = {}
+    for entry in reversed(lineage.stages):
+        if last_tasks.keys() >= compared.keys():
+            break
+        general = (lineage.verdict(entry) or {}).get("general") or {}
+        if measured := general.get("lm_eval"):
+            last_values = {**_kept(lineage, entry).values, **last_values}
+            last_tasks = {**measured, **last_tasks}
+    return since(compared, tasks.metrics, last_values, last_tasks, now.values)
 
 
 def _kept(lineage: Lineage, entry: dict[str, Any]) -> KeptHarness:

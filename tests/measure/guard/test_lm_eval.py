@@ -186,8 +186,9 @@ def test_a_document_without_a_finite_value_any_more_has_fallen():
     metrics = {"a": Metric("acc", "none", higher_is_better=True)}
     before, now = {"a": {"x": 1.0, "y": 0.0, "z": None}}, {"a": {"x": 1.0, "y": None, "z": 1.0}}
     task = compare_tasks(metrics, before, now)["a"]
-    assert (task["documents"], task["before"], task["now"]) == (2, 0.5, 1.0)
+    assert (task["documents"], task["before"], task["now"]) == (2, 0.5, None)
     assert (task["fell"], task["rose"]) == (1, 0)
+    assert len(beyond(Gate(general=1.0), {"old": {}, "general": general_of({"a": task})})) == 1
     nothing = compare_tasks(metrics, before, {"a": dict.fromkeys("xyz")})
     assert (nothing["a"]["now"], nothing["a"]["fell"]) == (None, 2)
     assert "acc 0.500 -> no value, 2 of 2 documents fell" in task_words(nothing)["a"]

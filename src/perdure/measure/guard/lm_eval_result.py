@@ -84,7 +84,8 @@ def compare_tasks(
 
     Returns:
         For each task `metric`, `filter`, `higher_is_better`, `documents` (those of which the first
-        model has a value), `before` and `now` (the means), `fell` and `rose` (how many documents
+        model has a value), `before` and `now` (the means; None if the second model has no value of
+        one of them), `fell` and `rose` (how many documents
         are worse, or have no value any more, and how many are better), `p` (of the one-sided exact
         sign test), `net` (the share of documents lost net) and `lost` (`is_loss`, with as many
         comparisons as there are tasks).
@@ -109,13 +110,18 @@ def _compared(
     return {
         "documents": count,
         "before": _mean(before, documents),
-        "now": _mean(now, documents),
+        "now": None if _has_lost_a_value(now, documents) else _mean(now, documents),
         "fell": fell,
         "rose": rose,
         "p": sign_test(fell, rose),
         "net": (fell - rose) / count if count else 0.0,
         "lost": bool(count) and is_loss(fell, rose, count, comparisons=comparisons),
     }
+
+
+def _has_lost_a_value(values: OfDocuments, documents: Sequence[str]) -> bool:
+    """Return whether a document that was asked has no value. A mean of the others may be higher."""
+    return any(document in values and values[document] is None for document in documents)
 
 
 def _mean(values: OfDocuments, documents: Sequence[str]) -> float | None:
@@ -146,13 +152,13 @@ def since(
     last_tasks: Mapping[str, Mapping[str, Any]],
     now: Values,
 ) -> dict[str, dict[str, Any]]:
-    """Add what changed since the stage before: `since` and `lost_before`, as for the checks.
+    """Add what changed since a task was asked before: `since` and `lost_before`, as for the checks.
 
     Args:
         tasks: the result of `compare_tasks` with the base.
         metrics: the metric of each task.
-        last_values: the values of the stage before, as far as it was asked the same documents.
-        last_tasks: the results of the stage before.
+        last_values: the values of each task at the newest stage that was asked it.
+        last_tasks: the results of these stages.
         now: the values of the stage.
     """
     added = {}
