@@ -5,6 +5,7 @@ import pytest
 from perdure.errors import PerdureError
 from perdure.measure.predictions import Predictions, read_predictions, write_predictions
 from perdure.measure.verdict import Asked, collapsed, compare, verdict
+from perdure.reporting.verdict import words
 
 
 pytestmark = pytest.mark.own
@@ -117,3 +118,15 @@ def test_predictions_are_read_as_they_were_written_and_always_in_the_same_bytes(
     second.write_bytes(first.read_bytes()[:-9])
     with pytest.raises(PerdureError, match="damaged"):
         read_predictions(second)
+
+
+def test_what_is_below_its_first_score_on_few_rows_is_told():
+    zeros = scored(0, 0, 0, 0)
+    after = {"new": scored(1), "old": zeros, "never": zeros}
+    judged = verdict("new", after, after, {}, first={"old": scored(1, 1, 1, 1), "never": zeros})
+    assert judged["lost_before"] == []
+    assert judged["old"]["old"]["first"] == 1.0
+    assert "first" not in judged["old"]["never"]
+    text = "\n".join(line for line, _ in words({**judged, "suggestion": None}, 2))
+    assert "below its first score, 1.000, on too few rows to judge: old 0.000 -> 0.000" in text
+    assert "nothing to lose: never 0.000 -> 0.000" in text

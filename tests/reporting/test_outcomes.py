@@ -110,6 +110,60 @@ def test_general_ability_stands_among_the_tasks(measured, status, label):
         assert "KL 0.250" in outcome.evidence
 
 
+def test_general_ability_stays_lost_while_no_stage_measures_it():
+    skipped = judged("blue", change(0.0, 1.0), general={"unmeasured": "the stage was so short"})
+    task = {"metric": "acc", "before": 1.0, "now": 0.1, "documents": 60, "fell": 54, "rose": 0}
+    tasks = {"arc": {**task, "p": 0.0, "lost": True, "lost_before": False}}
+    measured = general(12, lost=True, checks={"lost": True, "lost_before": False}, lm_eval=tasks)
+    lost = judged("red", change(0.0, 0.9, rose=9), general=measured)
+    verdict, stages = stage_verdicts([(1, lost), (2, skipped)])
+    assert verdict.status == "lost"
+    assert verdict.headline == "Lost: general ability, general ability (lm-eval's arc)"
+    assert outcomes(stages[1])["general ability"] == ("unmeasured", "not measured")
+    regained = judged("green", change(0.0, 1.0), general=general(0, rose=0))
+    verdict, _ = stage_verdicts([(1, lost), (2, skipped), (3, regained)])
+    assert verdict.headline == "Lost: general ability (lm-eval's arc)"
+
+
+def test_the_old_tasks_together_stay_lost_while_none_is_scored():
+    first = judged("red", change(0.0, 0.9, rose=9))
+    together = {**change(0.9, 0.5, fell=5), "lost": True, "lost_before": False}
+    second = judged("blue", change(0.0, 1.0), old={"red": change(0.9, 0.5)}, together=together)
+    unscored = judged("green", change(0.0, 1.0), unmeasured=["red", "blue"])
+    verdict, _ = stage_verdicts([(1, first), (2, second), (3, unscored)])
+    assert verdict.headline == "Lost: the old tasks together"
+    scored = judged("last", change(0.0, 1.0), old={"red": change(0.5, 0.9), "blue": change(1, 1)})
+    verdict, _ = stage_verdicts([(1, first), (2, second), (3, scored)])
+    assert verdict.headline == "Nothing lost beyond noise"
+
+
+def test_a_fall_on_few_rows_is_told_at_later_stages_too():
+    first = judged("red", change(0.0, 1.0, rose=4, rows=4))
+    fallen = judged("blue", change(0.0, 1.0), old={"red": change(1.0, 0.0, fell=4, rows=4)})
+    still = judged("green", change(0.0, 1.0), old={"red": change(0.0, 0.0, rows=4)})
+    unscored = judged("last", change(0.0, 1.0), unmeasured=["red"])
+    stages = list(enumerate((first, fallen, still, unscored), 1))
+    for count in (2, 3, 4):
+        verdict, _ = stage_verdicts(stages[:count])
+        assert verdict.status == "noise", count
+        assert verdict.headline == "Nothing lost beyond noise, but too few rows to tell of red"
+    red = stage_verdicts(stages[:3])[1][2].outcomes[1]
+    assert (red.status, red.label) == ("noise", "below its first score")
+    words = "1.000 right after it was learned; in this stage no change in 4 test rows"
+    assert red.evidence == f"{words}: so few rows cannot show a loss"
+    regained = judged("green", change(0.0, 1.0), old={"red": change(0.0, 1.0, rose=4, rows=4)})
+    verdict, _ = stage_verdicts([*stages[:2], (3, regained)])
+    assert verdict.headline == "Nothing lost beyond noise"
+
+
+@pytest.mark.parametrize(("right", "told"), [(4, True), (5, False)])
+def test_no_more_rows_can_have_fallen_than_were_right(right, told):
+    first = judged("red", change(0.0, right / 20, rose=right, rows=20))
+    fallen = judged("blue", change(0.0, 1.0), old={"red": change(0.0, 0.0, rows=20)})
+    verdict, _ = stage_verdicts([(1, first), (2, fallen)])
+    assert ("too few rows" in verdict.headline) == told
+
+
 def test_what_is_not_measured():
     nothing = judged("red", None, unmeasured=["red"])
     verdict, stages = stage_verdicts([(1, nothing)])

@@ -144,6 +144,19 @@ def could_show_a_loss(change: Mapping[str, Any]) -> bool:
     return can_show_a_loss(change["fell"] if change["after"] == 0 else change["rows"])
 
 
+def could_show_a_loss_since(first: float, change: Mapping[str, Any]) -> bool:
+    """Whether the fall of a score since an earlier one could have been beyond noise.
+
+    If the score is 0 now, no more rows can have fallen than were right then.
+
+    Args:
+        first: the earlier score of the rows.
+        change: `rows` and `after`, as in a stored verdict (`measure.verdict`).
+    """
+    rows = change["rows"]
+    return can_show_a_loss(math.ceil(first * rows - ROUNDING) if change["after"] == 0 else rows)
+
+
 def sign_test(worse: int, better: int) -> float:
     """Return the exact one-sided p of a sign test: how likely at least `worse` of the pairs fall.
 

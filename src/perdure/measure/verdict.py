@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from perdure.measure.predictions import Predictions, on_common_rows
-from perdure.measure.statistics import SIGNIFICANCE, holm, sign_test
+from perdure.measure.statistics import SIGNIFICANCE, could_show_a_loss_since, holm, sign_test
 
 
 # Answers have collapsed if this share of them is equal, or empty or another task's.
@@ -47,7 +47,8 @@ class Change:
         collapse: what is wrong with the answers as a whole, None if nothing is.
         of: the number of all test rows, if only a sample of them is compared. Every mean is one
             over the sample then.
-        first: the mean score of the sample right after the task was learned, if it is known.
+        first: the mean score of these rows right after the task was learned, if it is known, and if
+            they are a sample or so few that a fall since then cannot be beyond noise.
     """
 
     before: float | None
@@ -210,6 +211,9 @@ def verdict(
         changes[name] = replace(change, collapse=collapse)
     learned = changes.pop(new, None)
     since_learned = {name: compare((first or {}).get(name), after[name]) for name in changes}
+    for name, since in since_learned.items():
+        if since is not None and _fell_unseen(since):
+            changes[name] = replace(changes[name], first=since.before)
     is_sampled = any(change.of is not None for change in changes.values())
     pooled = together(changes.values()) if is_sampled else None
     pooled_since = together(c for c in since_learned.values() if c) if is_sampled else None
@@ -243,7 +247,7 @@ def verdict(
 
 
 def plain(change: Change) -> dict[str, Any]:
-    """Return a change as it is stored; only that of a sample has `of` and `first`."""
+    """Return a change as it is stored; `of` and `first` are only there if they are known."""
     plain = asdict(change)
     return {k: v for k, v in plain.items() if v is not None or k not in ("of", "first")}
 
@@ -265,6 +269,14 @@ def _fallen(changes: Mapping[str, Change | None]) -> list[str]:
 
 def _fell(change: Change) -> bool:
     return change.before is not None and not change.after >= change.before
+
+
+def _fell_unseen(change: Change) -> bool:
+    """Return whether a score fell on too few rows for a fall beyond noise."""
+    before, after = change.before, change.after
+    if before is None or not after < before:
+        return False
+    return not could_show_a_loss_since(before, {"rows": change.rows, "after": after})
 
 
 def lost_now(general: Mapping[str, Any]) -> bool:

@@ -5,7 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from perdure.measure.guard.loss import checks_of
-from perdure.measure.statistics import SIGNIFICANCE, can_show_a_loss, could_show_a_loss
+from perdure.measure.statistics import (
+    SIGNIFICANCE,
+    can_show_a_loss,
+    could_show_a_loss,
+    could_show_a_loss_since,
+)
 from perdure.measure.verdict import TOGETHER
 
 
@@ -13,7 +18,7 @@ from perdure.measure.verdict import TOGETHER
 Status = Literal["lost", "noise", "kept", "unmeasured"]
 ORDER: tuple[Status, ...] = ("lost", "noise", "kept", "unmeasured")
 LOST, LOST_BEFORE, COLLAPSED = "lost", "lost before", "collapsed"
-NOT_MEASURED, WITHIN_NOISE = "not measured", "within noise"
+NOT_MEASURED, WITHIN_NOISE, BELOW = "not measured", "within noise", "below its first score"
 GENERAL = "general ability"  # stands where the name of a task does
 
 
@@ -86,7 +91,8 @@ Verdicts = tuple[LineageVerdict, tuple[StageVerdict, ...]]
 def stage_verdicts(judged_stages: Sequence[tuple[int, Mapping[str, Any]]]) -> Verdicts:
     """Return stored verdicts (`measure.verdict`) as what the report shows of them.
 
-    A task stays lost until a stage scores at least as right after it was learned.
+    A task stays lost until a stage scores at least as right after it was learned. What a stage did
+    not measure is as the newest stage that measured it has left it.
 
     Args:
         judged_stages: the number of each active stage with its stored verdict, in order.
@@ -96,45 +102,69 @@ def stage_verdicts(judged_stages: Sequence[tuple[int, Mapping[str, Any]]]) -> Ve
     right_after: dict[str, float] = {}
     lost: dict[str, None] = {}  # the names of tasks in the order of their loss
     measured: dict[str, None] = {}
-    verdicts = []
+    few: dict[str, None] = {}  # the tasks that are below their first score on too few rows to judge
+    parts: dict[str, Outcome] = {}  # of general ability, and the old tasks together
+    verdicts: list[StageVerdict] = []
     for stage, judged in judged_stages:
         for name, change in judged["old"].items():
             if change["before"] is not None:
                 measured[name] = None
             at_first = right_after.setdefault(name, change["after"])
-            if change["after"] >= change.get("first", at_first):  # of a sample's own rows
+            first = change.get("first", at_first)  # of a sample's own rows
+            if change["after"] >= first:
                 lost.pop(name, None)
+            few.pop(name, None)
+            if _fell_unseen(change, first):
+                few[name] = None
         for name in (*judged["lost"], *judged["lost_before"]):
             lost.setdefault(name)
         verdicts.append(
             _stage_verdict(stage, judged, still_lost=list(lost), right_after=right_after)
         )
+        if judged["old"]:  # these are judged anew
+            parts.pop(TOGETHER, None)
+        for outcome in verdicts[-1].outcomes:
+            is_part = outcome.is_general or outcome.task == TOGETHER
+            if is_part and outcome.status != "unmeasured":
+                parts[outcome.task] = outcome
         if "undone" in judged:
             lost.pop(judged["task"], None)
+            few.pop(judged["task"], None)
         elif judged["learned"]:
             right_after[judged["task"]] = judged["learned"]["after"]
-    newest = judged_stages[-1][1]["old"]
-    few = [name for name, change in newest.items() if _fell_unseen(change)]
-    return _lineage_verdict(verdicts, list(lost), len(measured), few), tuple(verdicts)
+    lost_parts = [name for name, outcome in parts.items() if outcome.status == "lost"]
+    verdict = _lineage_verdict(verdicts, list(lost), lost_parts, len(measured), list(few))
+    return verdict, tuple(verdicts)
 
 
-def _fell_unseen(change: Mapping[str, Any]) -> bool:
-    """Return whether a score fell on so few rows that no fall could have been beyond noise."""
-    before = change["before"]
-    return before is not None and change["after"] < before and not could_show_a_loss(change)
+def _fell_unseen(change: Mapping[str, Any], first: float) -> bool:
+    """Return whether a score is below its first one on too few rows for a fall beyond noise.
+
+    Args:
+        change: what a stage did to the answers to the task.
+        first: the score right after the task was learned, of the same rows.
+    """
+    return change["after"] < first and not could_show_a_loss_since(first, change)
 
 
 def _lineage_verdict(
-    verdicts: Sequence[StageVerdict], lost: Sequence[str], measured: int, few: Sequence[str]
+    verdicts: Sequence[StageVerdict],
+    lost: Sequence[str],
+    lost_parts: Sequence[str],
+    measured: int,
+    few: Sequence[str],
 ) -> LineageVerdict:
-    """Return the verdict on all stages; `few` are tasks that fell on too few rows to judge."""
-    general = [
-        outcome
-        for outcome in verdicts[-1].outcomes
-        if (outcome.is_general or outcome.task == TOGETHER) and outcome.status == "lost"
-    ]
-    if lost or general:
-        names = ", ".join([*lost, *(outcome.task for outcome in general)])
+    """Return the verdict on all stages.
+
+    Args:
+        verdicts: the verdicts on them.
+        lost: the tasks that are lost.
+        lost_parts: what is lost of general ability, and of the old tasks together.
+        measured: how many old tasks were measured.
+        few: the tasks that are below their first score on too few rows to judge.
+    """
+    if lost or lost_parts:
+        names = ", ".join([*lost, *lost_parts])
         return LineageVerdict("lost", f"Lost: {names}", tuple(lost), measured)
     if measured and few:
         headline = f"Nothing lost beyond noise, but too few rows to tell of {', '.join(few)}"
@@ -248,6 +278,9 @@ def _old(
         return _outcome("unmeasured", "first measured", name, change)
     if after < before:
         return _outcome("noise", WITHIN_NOISE, name, change)
+    if _fell_unseen(change, right_after):
+        outcome = _outcome("noise", BELOW, name, change, right_after)
+        return replace(outcome, evidence=f"{outcome.evidence}: so few rows cannot show a loss")
     return _outcome("kept", "kept", name, change)
 
 
