@@ -3,18 +3,21 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import perdure as package
 from command import perdure, tree
 from perdure.api import check, log, run, show, verify
+from perdure.config import load_config
 from perdure.errors import PerdureError, RefusedError
 from perdure.lineage.files import hash_folder
 from perdure.lineage.lineage import Lineage
 from perdure.measure.guard.kept import read_answers
 from perdure.measure.guard.rows import read_guard_rows
 from perdure.measure.statistics import sign_test
+from perdure.verbs import advance
 from perdure.verbs import general as general_verb
 from place import learned, setting_for
 
@@ -229,6 +232,30 @@ def test_the_same_command_does_not_train_a_refused_stage_again(setting, tmp_path
     assert perdure("run", yaml).status == 0
     assert len(Lineage(tmp_path / "lineage").stages) == 2
     assert verify(tmp_path / "lineage") == []
+
+
+def test_what_the_verdict_depends_on_is_part_of_what_was_refused(setting, tmp_path):
+    """A stage that was refused on a sample, or by other rows of the guard, is learned again."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "check": {"says": ["b"]}}\n')
+    config = load_config({**setting, "guard": {"rows": str(rows)}, "scoring": {"sample": 5}})
+    lineage = Lineage.create(tmp_path / "lineage", config, {"name": "b", "files": {}})
+    plan = SimpleNamespace(info=SimpleNamespace(kind="causal"), lm_eval=None)
+
+    def key(full: bool = False, **old_tasks: object) -> str:
+        judged_on = advance._judged_on(config, plan, old_tasks, full=full)
+        return lineage.decided_by({"stage": 2}, judged_on)
+
+    keys = [key(colour="rows"), key(colour="rows", full=True), key(colour=None)]
+    rows.write_text('{"prompt": "a", "check": {"says": ["c"]}}\n')
+    keys.append(key(colour="rows"))
+    plan.lm_eval = SimpleNamespace(documents={"arc": "0f"})
+    keys.append(key(colour="rows"))
+    assert len(set(keys)) == len(keys)
+    assert key(colour="rows") == key(colour="other objects of the same rows")
+    plain = load_config({**setting, "guard": None})
+    plan.lm_eval = None
+    assert advance._judged_on(plain, plan, {"colour": "rows"}, full=True) == {}
 
 
 def test_the_gate_for_general_ability_refuses(setting, tmp_path):

@@ -534,13 +534,17 @@ class Lineage(History):
         self.append(line)
         remove_work(self.path, self.ledger[0])
 
-    def decided_by(self, entry: dict[str, Any]) -> str:
-        """Return the hash of everything that decides a stage: its line without results, settings.
+    def decided_by(self, entry: dict[str, Any], judged_on: dict[str, Any]) -> str:
+        """Return the hash of everything that decides a stage and the verdict on it.
 
         It depends neither on the place of any folder nor on earlier refusals.
+
+        Args:
+            entry: the line of the ledger that the stage would have, without results.
+            judged_on: what decides the verdict beside the line and the settings.
         """
         deciding = {**self.settings, "training": deciding_keys(self.settings["training"])}
-        return digest(entry, deciding)
+        return digest(entry, deciding, *([judged_on] if judged_on else []))
 
     def refusal(self, key: str) -> dict[str, Any] | None:
         """Return the ledger's line of a refused stage with this key, None if there is none."""

@@ -8,7 +8,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from perdure.lineage.sources import (
 )
 from perdure.lineage.work import WorkFolders
 from perdure.measure.gate import beyond, open_limits
+from perdure.measure.guard.rows import read_guard_rows
 from perdure.measure.predictions import Predictions
 from perdure.measure.sampling import sampled_rows, shares
 from perdure.measure.statistics import can_show_a_loss
@@ -134,10 +135,10 @@ def advance(
     stages, number = lineage.stages, lineage.next_stage
     previous = stages[-1] if stages and config.mode == "sequential" else None
     entry, general_memory = _entry(lineage, learned, number, adopted)
-    key = lineage.decided_by(entry)
-    _check_not_refused(lineage, key)
     task_id = entry["task"]["id"]
     old_tasks = _old_tasks(lineage, open_tasks or {}, data, say) if old else {}
+    key = lineage.decided_by(entry, _judged_on(config, plan, old_tasks, full=full))
+    _check_not_refused(lineage, key)
     learned_with = {
         e["id"]: other for e, other in zip(entry.get("with", ()), learned, strict=False)
     }
@@ -301,6 +302,26 @@ def _warn_of_processes(previous: dict[str, Any], plan: StagePlan, say: Say) -> N
 
 def _several(processes: int) -> str:
     return "one process" if processes == 1 else f"{processes} processes"
+
+
+def _judged_on(
+    config: Config, plan: Plan, old_tasks: Mapping[str, Task | None], full: bool
+) -> dict[str, Any]:
+    """Return what decides the verdict on a stage beside its line and the settings.
+
+    It has only what is not the same for every stage of a lineage: nothing with the guard's bundled
+    rows, and if all test rows of all old tasks are asked as the settings say.
+    """
+    judged_on: dict[str, Any] = {}
+    if full and config.scoring.sample is not None:
+        judged_on["full"] = True
+    if unscored := [name for name, task in old_tasks.items() if task is None]:
+        judged_on["unscored"] = unscored
+    if config.guard is not None and config.guard.rows is not None and plan.info.kind != "encoder":
+        judged_on["guard"] = digest([asdict(row) for row in read_guard_rows(config.guard.rows)])
+    if plan.lm_eval is not None:
+        judged_on["lm_eval"] = plan.lm_eval.documents
+    return judged_on
 
 
 def _check_not_refused(lineage: Lineage, key: str) -> None:

@@ -173,6 +173,13 @@ def test_examples_and_the_chat_template_are_in_the_prompt(models, folder, tmp_pa
     assert all(prompt.count("question") == 2 for prompt in prompts)
 
 
+def test_other_documents_have_another_hash(models, folder, tmp_path):
+    base, _ = models
+    first = loaded(folder[0], base.base, tasks=["write"]).documents
+    assert loaded(folder[0], base.base, tasks=["write"]).documents == first
+    assert loaded(folder[0], base.base, tasks=["write"], limit=2).documents != first
+
+
 def test_a_metric_of_which_less_is_better_falls_when_it_rises():
     metrics = {"a": Metric("error", "none", higher_is_better=False)}
     before = {"a": {str(i): 1.0 for i in range(20)}}

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict
 from difflib import get_close_matches
 from functools import cache
 from importlib.machinery import ModuleSpec
@@ -52,6 +53,7 @@ class LmEvalTasks:
         _check(settings)
         self.settings = settings
         self.metrics: dict[str, Metric] = {}
+        self.documents: dict[str, str] = {}  # a hash of what each task asks and scores
         names = list(dict.fromkeys(settings.tasks))
         with _isolated():
             manager = _manager(settings, names)
@@ -79,6 +81,9 @@ class LmEvalTasks:
             trial = TrialModel(base.tokenizer)
             samples = self._samples({name: task}, trial)[name]
             self.metrics[name] = _metric(name, task, samples[0])
+            hashes = ("doc_hash", "prompt_hash", "target_hash")
+            asked = [[sample[key] for key in hashes] for sample in samples]
+            self.documents[name] = digest(asked, asdict(self.metrics[name]))
             _check_room(name, trial.requests, base)
 
     def ask(self, subject: Subject, known: Mapping[str, Any] | None = None) -> Asked:
