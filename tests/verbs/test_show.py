@@ -7,7 +7,8 @@ import pytest
 
 from command import perdure, tree
 from perdure import PerdureError
-from perdure.api import revert, show
+from perdure.api import configure, revert, show
+from perdure.lineage.lineage import Lineage
 from perdure.reporting.results import method_in_words
 from place import learn, task
 
@@ -68,6 +69,17 @@ def test_a_reverted_stage_is_said_to_be_one(place):
     assert "2 (reverted)" in perdure("show", "lineage", "--stage", 2).out
     assert show("lineage")["stage"] == 1
     assert show("lineage", 1)["newest"]
+
+
+@pytest.mark.parametrize("kind", ["causal"])
+def test_the_settings_of_the_base_are_those_it_was_made_with(place):
+    assert show("lineage", 1)["changed"] == {}
+    configure("lineage", method="replay")
+    assert show("lineage", 1)["changed"] == {}
+    assert perdure("init", "other", "--base", "base", "method=sequential").status == 0
+    configure("other", method="replay")
+    other = Lineage("other")
+    assert other.config_at(other.ledger[0]).method == "sequential"
 
 
 @pytest.mark.parametrize("kind", ["causal"])

@@ -224,8 +224,11 @@ class Lineage(History):
         return stored(loaded(lines[-1], self.pin, self.path, where), self.path)
 
     def config_at(self, entry: dict[str, Any] | None) -> Config:
-        """Return the settings with which a stage was made; None means the newest settings."""
-        settings = self.settings_at(self.ledger.index(entry)) if entry else None
+        """Return the settings with which a stage was made; None means the newest settings.
+
+        Stage 0 was made with the settings of its own line, the first one.
+        """
+        settings = self.settings_at(self.ledger.index(entry) or 1) if entry else None
         return loaded(settings, self.pin, self.path) if settings else self.config
 
     def why_fixed(self, changes: Changes, new: dict[str, Any]) -> dict[str, str]:
