@@ -14,6 +14,7 @@ from perdure.lineage.lineage import Lineage
 from perdure.lineage.sources import describe_split
 from perdure.measure.predictions import Predictions, write_predictions
 from perdure.measure.statistics import sign_test
+from perdure.seeds import digest
 
 
 Cell = float | None
@@ -77,6 +78,7 @@ def cell(score: Cell, mode: str) -> dict[str, Any]:
 
 def entry(config: Any, head: int, number: int, task: str) -> dict[str, Any]:
     split = {"rows": 40, "sha256": f"{number:064x}", "source": None}
+    test = {**split, "sha256": digest("test rows", task)}
     described = {"id": task, "name": task, "metric": "exact_match", "options": None}
     return {
         "stage": number,
@@ -86,7 +88,7 @@ def entry(config: Any, head: int, number: int, task: str) -> dict[str, Any]:
         "folder": f"stages/{number:04d}-task",
         "mode": config.mode,
         "method": config.method,
-        "task": {**described, "train": split, "test": split},
+        "task": {**described, "train": split, "test": test},
         "versions": VERSIONS,
     }
 

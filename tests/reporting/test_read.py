@@ -4,16 +4,22 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from lineages import BETTER, ROWS, UNKNOWN, kif_state, lineage
+from lineages import BETTER, ROWS, UNKNOWN, entry, kif_state, lineage, timing
+from rich.console import Console
 
+from perdure.api import log
+from perdure.cli.run import summary as shown
+from perdure.data.task import Split
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.measure.matrix import summary
 from perdure.reporting.groups import sets
 from perdure.reporting.importance import places
 from perdure.reporting.read import read
+from perdure.reporting.results import merge, record
 
 
 pytestmark = pytest.mark.own
@@ -135,6 +141,35 @@ def test_modes_tasks_and_bases_are_never_mixed(tmp_path):
     assert [one.mode for one in run_sets] == ["generate", "options", "generate"]
 
 
+def test_lineages_whose_tasks_only_share_their_names_are_not_averaged(tmp_path):
+    source = {"path": "../../reviews.jsonl", "limit": None, "seed": 0}
+    for name, row in (("a", "one"), ("b", "other")):
+        test = Split(({"prompt": row, "completion": "x"},), {**source, "path": f"{name}.jsonl"})
+        lineage(tmp_path / name, ROWS, test=test)
+    assert [[run.label for run in one.runs] for one in sets(read([tmp_path]))] == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_rows_that_the_seed_has_drawn_from_the_same_file_are_averaged(tmp_path, held_out):
+    for seed in (0, 1):
+        source = {"path": str(tmp_path / "rows.jsonl"), "limit": None if held_out else 5}
+        if held_out:
+            source["held_out"] = {"share": 0.1, "seed": 7 + seed, "part": "test"}
+        rows = ({"prompt": f"row {seed}", "completion": "x"},)
+        lineage(tmp_path / f"r{seed}", ROWS, seed=seed, test=Split(rows, {**source, "seed": seed}))
+    (one,) = sets(read([tmp_path]))
+    assert [len(method.runs) for method in one.methods] == [2]
+
+
+def test_a_moved_file_with_the_same_rows_is_the_same(tmp_path):
+    for place in ("here", "there"):
+        source = {"path": str(tmp_path / place / "rows.jsonl"), "limit": 5, "seed": 0}
+        test = Split(({"prompt": "row", "completion": "x"},), source)
+        lineage(tmp_path / "runs" / place, ROWS, test=test)
+    (one,) = sets(read([tmp_path / "runs"]))
+    assert len(one.runs) == 2
+
+
 def test_an_unknown_cell_makes_its_numbers_unknown_and_those_of_its_method(tmp_path):
     lineage(tmp_path / "a", UNKNOWN, seed=0)
     lineage(tmp_path / "b", ROWS, seed=1)
@@ -189,3 +224,32 @@ def test_a_report_needs_no_torch(tmp_path):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     assert (tmp_path / "r.html").stat().st_size > 1000
     assert Lineage(stored.path).matrix() == stored.matrix()
+
+
+def test_a_result_file_keeps_the_runs_of_one_method_with_other_settings(tmp_path):
+    records = []
+    for name, rate in (("a", 1e-3), ("b", 2e-3), ("b", 2e-3)):
+        path = tmp_path / name
+        shutil.rmtree(path, ignore_errors=True)
+        run = lineage(path, ROWS, training={"learning_rate": rate})
+        records = merge(records, record(run, f"perdure run {name}.yaml"))
+    assert [Path(one["lineage"]).name for one in records] == ["a", "b"]
+    console = Console(width=200)
+    for both, column in ((records, True), (records[:1], False)):
+        with console.capture() as captured:
+            console.print(shown(both))
+        assert ("lineage" in captured.get()) == column
+
+
+def test_log_has_the_scores_of_all_tasks_that_one_stage_has_learned(tmp_path):
+    writer = lineage(tmp_path / "one", ROWS[:1], mode="union")
+    line = entry(writer.config, writer.head, 1, "blue")
+    line |= {"with": [{**line["task"], "id": "red", "name": "red"}]}
+    line |= {"scores": {"blue": 0.5, "red": 0.25}}
+    built = writer.path / ".work" / "stage"
+    built.mkdir(parents=True)
+    scores = {"after": {}, "before": {}, "base": {}}
+    (built / "scores.json").write_text(json.dumps(scores))
+    (built / "memory.jsonl").write_text("")
+    writer.commit(built, line, timing(1))
+    assert log(writer.path)[-1]["scores"] == {"red": 0.25, "blue": 0.5}

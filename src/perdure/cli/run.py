@@ -120,14 +120,19 @@ def _report(
 
 
 def summary(records: list[dict[str, Any]]) -> RenderableType:
-    """All records in one table; order and seed have columns only if they differ."""
+    """All records in one table; order and seed have columns only if they differ.
+
+    The lineage has one if records differ in nothing else, as those of a method with other keywords.
+    """
     varied = [key for key in ("order", "seed") if len({str(r[key]) for r in records}) > 1]
+    if len({tuple(str(r[key]) for key in report.KEY) for r in records}) < len(records):
+        varied.append("lineage")
     right = ["OP", "BWT", "FWT", "seconds"]
     table = grid("method", *varied, *right, right=right)
     for record in records:
         table.add_row(
             record["method"],
-            *(str(record[key]) for key in varied),
+            *(str(record.get(key, "-")) for key in varied),
             score(record["overall"]),
             score(record["backward_transfer"], sign=True),
             score(record.get("forward_transfer"), sign=True),

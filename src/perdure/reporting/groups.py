@@ -75,7 +75,9 @@ class MethodRuns:
 
 @dataclass(frozen=True)
 class Set:
-    """Lineages with the same tasks, base and scoring, whose scores may be compared.
+    """Lineages with the same tasks, test rows, base and scoring, whose scores may be compared.
+
+    Test rows that were drawn by the seed are the same if they were drawn from the same rows.
 
     Args:
         base: the base.
@@ -137,13 +139,21 @@ class Set:
 def sets(runs: Sequence[Run]) -> list[Set]:
     """Group the lineages that have learned something into sets, the largest first."""
     groups: dict[Any, list[Run]] = {}
+    drawn_from: dict[
+        tuple[str, str], str
+    ] = {}  # by task and hash, so that a moved file is the same
     for run in runs:
         if run.stages:
             scoring = sorted((task, *run.scoring.get(task, ("", ""))) for task in run.matrix.tasks)
-            groups.setdefault((run.base, tuple(scoring)), []).append(run)
+            rows = tuple(
+                drawn_from.setdefault((task, run.tests[task].sha256), run.tests[task].drawn_from)
+                for task in sorted(run.matrix.tasks)
+                if task in run.tests
+            )
+            groups.setdefault((run.base, tuple(scoring), rows), []).append(run)
     run_sets = [
         Set(base=base, scoring=scoring, methods=_methods(group))
-        for (base, scoring), group in groups.items()
+        for (base, scoring, _), group in groups.items()
     ]
     return sorted(run_sets, key=lambda run_set: -len(run_set.runs))
 

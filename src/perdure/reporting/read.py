@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from perdure.config import DEFAULT_TRAINING, filled_adapter
 from perdure.errors import PerdureError, nearest
 from perdure.lineage.experts import merged_folder
 from perdure.lineage.files import line_count
+from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.measure.matrix import ScoreMatrix, summary
 from perdure.models.layout import MEMORY, METHOD_STATE
@@ -25,6 +26,7 @@ from perdure.reporting.outcomes import (
 from perdure.reporting.rerun import Rerun, rerun
 from perdure.reporting.results import method_of, stage_seconds
 from perdure.reporting.samples import TaskSamples, sample_answers
+from perdure.seeds import digest
 
 
 # Settings that the page shows elsewhere: the tasks are in the ledger, and the base at the top.
@@ -92,6 +94,20 @@ class DevCurve:
 
 
 @dataclass(frozen=True)
+class TestRows:
+    """The test rows of a task.
+
+    Args:
+        sha256: the hash of the rows.
+        drawn_from: what does not change with the seed: of rows that were drawn by it, a hash of
+            what they were drawn from, and how many; of others, the hash of the rows.
+    """
+
+    sha256: str
+    drawn_from: str
+
+
+@dataclass(frozen=True)
 class Run:
     """The data of a lineage.
 
@@ -105,6 +121,7 @@ class Run:
         samples: sample answers to each task.
         dev: what was measured on dev rows, for each stage that had some.
         interference: that of each checkpoint that was merged into something.
+        tests: the test rows of each task that has some.
     """
 
     path: Path
@@ -128,6 +145,7 @@ class Run:
     samples: tuple[TaskSamples, ...]
     dev: tuple[DevCurve, ...] = ()
     interference: tuple[Interference, ...] = ()
+    tests: dict[str, TestRows] = field(default_factory=dict)
 
     @property
     def stages(self) -> list[Line]:
@@ -281,7 +299,27 @@ def _read(path: Path, label: str) -> Run:
         samples=sample_answers(lineage),
         dev=_dev_curves(lineage),
         interference=tuple(found for entry in stages if (found := interference_of(entry))),
+        tests={
+            task["id"]: _drawn(lineage, task["test"])
+            for entry in stages
+            for task in learned_by(entry)
+            if "test" in task
+        },
     )
+
+
+def _drawn(lineage: Lineage, split: dict[str, Any]) -> TestRows:
+    """Return the test rows that a ledger line describes."""
+    source, sha256 = dict(split["source"] or {}), split["sha256"]
+    held_out = source.get("held_out")
+    if held_out is None and source.get("limit") is None:
+        return TestRows(sha256, drawn_from=sha256)
+    source.pop("seed", None)
+    if held_out is not None:
+        source["held_out"] = {k: v for k, v in held_out.items() if k != "seed"}
+    if "path" in source:
+        source["path"] = os.path.normpath(lineage.path.resolve() / source["path"])
+    return TestRows(sha256, drawn_from=digest(source))
 
 
 def _dev_curves(lineage: Lineage) -> tuple[DevCurve, ...]:

@@ -21,7 +21,8 @@ from perdure.measure.matrix import backward_transfer, forward_transfer, overall
 from perdure.parsing import read_json
 
 
-KEY = ("method", "order", "seed")  # the keys that identify a record
+KEY = ("method", "order", "seed")  # the keys that every record has
+IDENTITY = (*KEY, "lineage")  # those that identify it
 PACKAGES = ("perdure", "torch", "transformers", "peft")
 
 
@@ -168,9 +169,9 @@ def load(path: Path) -> list[dict[str, Any]]:
 
 
 def merge(records: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the records with `new`, which replaces the one with the same KEY or comes last."""
-    new_key = [new[k] for k in KEY]
-    merged = [new if [old[k] for k in KEY] == new_key else old for old in records]
+    """Return the records with `new`, which replaces the one of the same lineage or comes last."""
+    new_key = [new.get(k) for k in IDENTITY]
+    merged = [new if [old.get(k) for k in IDENTITY] == new_key else old for old in records]
     return merged if new in merged else [*merged, new]
 
 

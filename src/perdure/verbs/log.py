@@ -4,6 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from perdure.lineage.history import learned_by
 from perdure.lineage.lineage import Lineage
 from perdure.measure.verdict import TOGETHER, lost_now
 from perdure.models.layout import SCORES, VERDICT
@@ -19,7 +20,8 @@ def log(path: str | Path) -> list[dict[str, Any]]:
     lineage = Lineage(path)
     timings = lineage.timings()
     active = {0, *(stage["stage"] for stage in lineage.stages)}
-    learned = list(dict.fromkeys(e["task"]["id"] for e in lineage.ledger if "task" in e))
+    learning = [entry for entry in lineage.ledger if "task" in entry]
+    learned = dict.fromkeys(task["id"] for e in learning for task in [*learned_by(e), e["task"]])
     lines = []
     for entry in lineage.ledger:
         is_refused = entry["verb"] == "refused"
