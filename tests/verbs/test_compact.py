@@ -8,12 +8,14 @@ import pytest
 
 from command import perdure, refused, write_rows
 from perdure import PerdureError
-from perdure.api import compact, log, repair, revert, show, verify
+from perdure.api import adopt, compact, log, repair, revert, show, verify
+from perdure.api import learn as learn_rows
 from perdure.lineage.files import hash_folder
 from perdure.lineage.history import History
 from perdure.lineage.lineage import Lineage
 from perdure.verbs import again
-from place import learn, task
+from perdure.verbs.compact import _why_not_from_its_sources
+from place import learn, learned, setting_for, task
 from tiny import tiny_rows
 
 
@@ -230,6 +232,55 @@ def test_a_ledger_that_restores_another_folder_is_refused(here):
     Path("lineage/ledger.jsonl").write_text("\n".join([*lines[:-1], line]) + "\n")
     with pytest.raises(PerdureError, match=r"restored\.0 must be a stage's folder"):
         Lineage("lineage")
+
+
+def test_a_state_with_which_a_later_stage_begins_stays_or_is_learned_again(tmp_path, monkeypatch):
+    """The state of `ewc` is that of the newest stage that was learned with it."""
+    monkeypatch.chdir(tmp_path)
+    setting = setting_for("causal", tmp_path, n=8)
+    setting |= {"tasks": setting["tasks"][:1], "scoring": {"forward": False}, "guard": None}
+    learned(setting, "lineage", method="ewc")
+    for name in ("b", "c"):
+        adopt("lineage", FIRST, name)
+    (kept,) = [stage for stage in compact("lineage")["kept"] if stage["stage"] == 1]
+    assert kept["reason"] == "the next task begins with its state of ewc"
+    (note,) = compact("lineage", [1], dry_run=True)["notes"]
+    assert note == "the next task begins without the state of ewc, which stage 1 has"
+    for name in ("d", "e", "f"):
+        learn_rows("lineage", name, train="colour-train.jsonl")
+    before = stages()
+    assert [stage["stage"] for stage in compact("lineage")["dropped"]] == [1, 4]
+    result = repair("lineage", stage=4)
+    assert (len(result["restored"]), result["lost"]) == (2, [])
+    assert stages() == before
+    Path("colour-train.jsonl").unlink()
+    colour = compact("lineage", [1, 4], dry_run=True)
+    assert "stage 4 is gone for good" in colour["notes"][1]
+
+
+def test_a_stage_is_lost_with_the_state_that_it_began_with():
+    def line(stage: int, verb: str = "learn", **more: object) -> dict:
+        files = {"adapter_model.safetensors": "0", "method.safetensors": "1"}
+        made = {"parent": stage - 1, "folder": f"stages/{stage}", "files": files}
+        method = "ewc" if verb == "learn" else "adopted"
+        return {"stage": stage, "verb": verb, **made, "mode": "sequential", "method": method} | more
+
+    lines = [{"stage": 0, "verb": "init", "parent": None}, line(1), line(2, "adopt"), line(3)]
+    history = History()
+    history.ledger = lines
+    sources = again.sources_of(history, lines[3])
+    assert [source.words for source in sources] == ["stage 2", "the state of stage 1"]
+    dropped = {"stage": 2, "verb": "compact", "parent": 2, "dropped": ["stages/1"]}
+    history.ledger = [*lines[:3], dropped, line(3)]  # then it began without the state
+    assert [source.number for source in again.sources_of(history, line(3))] == [2]
+    history.ledger = [*lines, {**dropped, "stage": 3}]
+    assert sources[1].is_dropped(history)
+    why = {0: None, 1: "its train rows have changed", 2: "it was adopted"}
+    history.is_intact = lambda entry, name: True
+    assert _why_not_from_its_sources(history, lines[3], why) == (
+        "it began with the state of stage 1, which was dropped and cannot be learned again "
+        "(its train rows have changed)"
+    )
 
 
 @pytest.mark.slow

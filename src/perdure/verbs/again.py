@@ -16,7 +16,7 @@ from perdure.data.task import Split, Task
 from perdure.disk import fresh_folder, remove, usual_modes
 from perdure.errors import PerdureError
 from perdure.lineage.files import hash_folder
-from perdure.lineage.history import REPAIR, learned_by
+from perdure.lineage.history import REPAIR, History, learned_by, matches
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.names import WORK
 from perdure.lineage.settings import loaded
@@ -25,10 +25,12 @@ from perdure.lineage.work import WorkFolders
 from perdure.measure.custom_metric import is_custom
 from perdure.measure.known_metrics import is_known
 from perdure.models.base import BaseInfo
+from perdure.models.layout import COMPACTED, METHOD_STATE
 from perdure.models.pins import check_pin
 from perdure.prepare import Plan, prepare
 from perdure.say import Say
 from perdure.verbs.advance import advance
+from perdure.verbs.inputs import begun_with_state
 from perdure.writing import sync
 
 
@@ -179,6 +181,50 @@ def parent_learned_from(lineage: Lineage, entry: dict[str, Any]) -> dict[str, An
     if entry.get("mode") != "sequential" or not entry["parent"]:
         return None
     return lineage.stage_entries[entry["parent"]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stage with whose weights or state another one began.
+
+    Args:
+        entry: its line of the ledger.
+        files: the names of its files with which the other one began.
+        words: what it is called in an error line.
+    """
+
+    entry: dict[str, Any]
+    files: tuple[str, ...]
+    words: str
+
+    @property
+    def number(self) -> int:
+        return self.entry["stage"]
+
+    def is_dropped(self, lineage: Lineage) -> bool:
+        """Return whether the files were deleted on purpose."""
+        dropped = lineage.dropped_files(self.entry)
+        return any(name in dropped for name in self.files)
+
+
+def sources_of(lineage: Lineage, entry: dict[str, Any]) -> list[Source]:
+    """Return the stages with whose weights or method state a stage began; none if with stage 0.
+
+    The state of a method may be that of an older stage than the parent (`stages_with_state`).
+    """
+    parent = parent_learned_from(lineage, entry)
+    if parent is None:
+        return []
+    weights = tuple(name for name in parent["files"] if matches(name, COMPACTED))
+    sources = {parent["stage"]: Source(parent, weights, f"stage {parent['stage']}")}
+    if entry["verb"] == "learn":
+        then = History()
+        then.ledger = lineage.ledger[: lineage.ledger.index(entry)]
+        states = begun_with_state(then, parent["stage"], entry["method"], entry["mode"])
+        for line in states.values():
+            words = f"the state of stage {line['stage']}"
+            sources.setdefault(line["stage"], Source(line, (METHOD_STATE,), words))
+    return list(sources.values())
 
 
 def changed_versions(entry: dict[str, Any]) -> list[str]:

@@ -13,7 +13,8 @@ from perdure.lineage.history import COMPACT, matches
 from perdure.lineage.lineage import Lineage
 from perdure.models.hashing import hash_again
 from perdure.models.layout import ADAPTER_WEIGHTS, COMPACTED
-from perdure.verbs.again import open_again, parent_learned_from, why_not_the_same
+from perdure.verbs.again import open_again, sources_of, why_not_the_same
+from perdure.verbs.inputs import begun_with_state
 
 
 _FOR_GOOD = (
@@ -182,7 +183,7 @@ def _stages_with_files(
             lost[stage] = why_not_the_same(again, timings.get(str(stage), {}).get("host"))
         except PerdureError as error:
             lost[stage] = one_line(error)
-        lost[stage] = lost[stage] or _why_not_from_its_parent(lineage, entry, lost)
+        lost[stage] = lost[stage] or _why_not_from_its_sources(lineage, entry, lost)
         folder = lineage.folder(entry)
         files = [folder / name for name in entry["files"] if matches(name, COMPACTED)]
         files = [file for file in files if file.is_file() and file not in left]
@@ -192,38 +193,66 @@ def _stages_with_files(
     return stages, lost
 
 
-def _why_not_from_its_parent(
+def _why_not_from_its_sources(
     lineage: Lineage, entry: dict[str, Any], lost: dict[int, str | None]
 ) -> str | None:
-    """Return why a stage could not begin again with the weights that it began with.
+    """Return why a stage could not begin again with the weights and states that it began with.
 
     Args:
         lineage: the lineage.
         entry: the ledger's line of the stage.
         lost: why earlier stages could not be learned again.
     """
-    parent = parent_learned_from(lineage, entry)
-    if parent is None or lost[parent["stage"]] is None:
-        return None
-    began = f"it began with stage {parent['stage']}, which"
-    if lineage.is_gone(parent):
-        return f"{began} was dropped and cannot be learned again ({lost[parent['stage']]})"
-    needed = [name for name in parent["files"] if matches(name, COMPACTED)]
-    damaged = [name for name in needed if not lineage.is_intact(parent, name)]
-    return f"{began} is damaged" if damaged else None
+    for source in sources_of(lineage, entry):
+        why = lost[source.number]
+        began = f"it began with {source.words}, which"
+        if why is not None and source.is_dropped(lineage):
+            return f"{began} was dropped and cannot be learned again ({why})"
+        if why is not None and not all(lineage.is_intact(source.entry, n) for n in source.files):
+            return f"{began} is damaged"
+    return None
 
 
 def _why_kept(lineage: Lineage, stage: _Stage) -> str | None:
     """Return why the weights of a stage are kept unless the user names it, None if they are not."""
     if stage.number == lineage.head:
         return "the newest stage, with which the next task begins"
-    if stage.number == lineage.stage_entries[lineage.head]["parent"]:
+    if stage.number == _parent_of_head(lineage):
         return "`perdure revert` goes back to it"
     if lineage.config.mode == "per_task" and stage.entry in lineage.stages:
         return "it answers its own task (mode per_task)"
+    if stage.number in (states := _states_of_next(lineage, lineage.head)):
+        return f"the next task begins with its state of {states[stage.number]}"
+    if stage.number in (states := _states_of_next(lineage, _parent_of_head(lineage))):
+        return (
+            f"after `perdure revert`, the next task begins with its state of {states[stage.number]}"
+        )
     if inside := _held(lineage, stage.entry):
         return f"the adapter of {_stages(inside)} is within its own"
     return f"cannot be learned again to the same bytes: {stage.lost}" if stage.lost else None
+
+
+def _parent_of_head(lineage: Lineage) -> int | None:
+    """Return the number of the stage to which `perdure revert` goes back, None at stage 0."""
+    return lineage.stage_entries[lineage.head]["parent"]
+
+
+def _states_of_next(lineage: Lineage, stage: int | None) -> dict[int, str]:
+    """Return the stages with whose method state the next task would begin.
+
+    Args:
+        lineage: the lineage.
+        stage: the stage after which that task is learned; None for none.
+
+    Returns:
+        The names of the methods, by the stage's number.
+    """
+    config = lineage.config
+    states = begun_with_state(lineage, stage or 0, config.method, config.mode)
+    by_stage: dict[int, list[str]] = {}
+    for name, entry in states.items():
+        by_stage.setdefault(entry["stage"], []).append(name)
+    return {number: " and ".join(names) for number, names in by_stage.items()}
 
 
 def _notes(lineage: Lineage, chosen: Sequence[_Stage], lost: dict[int, str | None]) -> list[str]:
@@ -239,7 +268,11 @@ def _notes(lineage: Lineage, chosen: Sequence[_Stage], lost: dict[int, str | Non
         number = stage.number
         if stage.lost:
             notes.append(f"stage {number} {_FOR_GOOD.format(stage.lost)}")
-        if number == lineage.stage_entries[lineage.head]["parent"] and not stage.lost:
+        if states := _states_of_next(lineage, lineage.head).get(number):
+            notes.append(
+                f"the next task begins without the state of {states}, which stage {number} has"
+            )
+        if number == _parent_of_head(lineage) and not stage.lost:
             restore = how_to_restore(lineage.path, number, stage.entry["verb"])
             notes.append(f"before `perdure revert` can go back to stage {number}: {restore}")
         if lineage.config.mode == "per_task" and stage.entry in lineage.stages:
@@ -247,11 +280,12 @@ def _notes(lineage: Lineage, chosen: Sequence[_Stage], lost: dict[int, str | Non
     numbers = {stage.number for stage in chosen}
     for_good = {number for number in numbers if lost[number]}
     for number, entry in sorted(lineage.stage_entries.items()):
-        parent = parent_learned_from(lineage, entry) if number else None
-        if parent is None or parent["stage"] not in for_good or lost[number]:
+        sources = sources_of(lineage, entry) if number else []
+        needed = next((source for source in sources if source.number in for_good), None)
+        if needed is None or lost[number]:
             continue
         if lineage.is_gone(entry) or number in numbers:
             for_good.add(number)
-            reason = f"it can only be learned again from stage {parent['stage']}"
+            reason = f"it can only be learned again from {needed.words}"
             notes.append(f"stage {number} {_FOR_GOOD.format(reason)}")
     return notes

@@ -1,15 +1,16 @@
 """What a stage learns from, which every process of a launch reads for itself."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from perdure.config import Config
 from perdure.data.rows import Row
 from perdure.data.task import Task
+from perdure.lineage.history import History
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.sources import remembered
-from perdure.methods import names_in
+from perdure.methods import find, names, names_in
 from perdure.models.layout import GENERAL, METHOD_STATE
 from perdure.say import Say
 from perdure.train.dev_settings import for_task, with_strategy
@@ -30,22 +31,65 @@ def memory_of(lineage: Lineage, general: list[Row], with_old_tasks: bool) -> dic
     return memory
 
 
-def states_of(lineage: Lineage, methods: Sequence[Method], say: Say) -> dict[str, Path]:
-    """Return, by the name of a method, the folder of the newest active stage that it took part in.
+def stages_with_state(
+    stages: Sequence[dict[str, Any]], names: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """Return, by the name of a method, the line of the newest stage that it took part in.
 
-    It is not always the previous stage: `adopt`, `merge` and other methods make stages without it.
+    It is not always the last one: `adopt`, `merge` and other methods make stages without it. A
+    method is left out if the stage has stored no state.
+
+    Args:
+        stages: the lines of the active stages, in order.
+        names: the names of the methods.
     """
-    folders = {}
-    for method in methods:
-        learned_with = (e for e in lineage.stages[::-1] if method.name in names_in(e["method"]))
+    newest = {}
+    for name in names:
+        learned_with = (e for e in reversed(stages) if name in names_in(e["method"]))
         entry = next(learned_with, None)
-        if entry is None or METHOD_STATE not in entry["files"]:
+        if entry is not None and METHOD_STATE in entry["files"]:
+            newest[name] = entry
+    return newest
+
+
+def begun_with_state(
+    history: History, stage: int, method: Any, mode: str
+) -> dict[str, dict[str, Any]]:
+    """Return, by the name of a method, the line of the stage with whose state a next one begins.
+
+    Args:
+        history: the lineage, as it is when the next stage is learned.
+        stage: the number of the stage after which it is learned.
+        method: the setting `method:` with which it is learned.
+        mode: the mode in which it is learned.
+    """
+    if mode != "sequential":
+        return {}
+    stateful = [n for n in names_in(method) if n not in names() or _has_state(find(n))]
+    return {
+        name: entry
+        for name, entry in stages_with_state(history.line(stage), sorted(stateful)).items()
+        if METHOD_STATE not in history.dropped_files(entry)
+    }
+
+
+def _has_state(method: type[Method]) -> bool:
+    return method.state_dict is not Method.state_dict
+
+
+def states_of(lineage: Lineage, methods: Sequence[Method], say: Say) -> dict[str, Path]:
+    """Return, by the name of a method, the folder of its state (`stages_with_state`)."""
+    folders = {}
+    newest = stages_with_state(lineage.stages, [method.name for method in methods])
+    for method in methods:
+        entry = newest.get(method.name)
+        if entry is None:
             continue
         if METHOD_STATE not in lineage.dropped_files(entry):
             file = lineage.file(entry, METHOD_STATE)
             assert file is not None
             folders[method.name] = file.parent
-        elif type(method).state_dict is not Method.state_dict:
+        elif _has_state(type(method)):
             say(
                 f"warning: {method.label}: its state of stage {entry['stage']} was deleted by "
                 "`perdure compact`, so it begins without it"

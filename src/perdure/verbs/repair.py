@@ -15,12 +15,7 @@ from perdure.lineage.schema import check_ledger
 from perdure.models.hashing import file_hash, hash_again
 from perdure.models.layout import ADAPTER_WEIGHTS, CARD
 from perdure.say import Say
-from perdure.verbs.again import (
-    learn_again,
-    open_again,
-    parent_learned_from,
-    remove_unfinished,
-)
+from perdure.verbs.again import learn_again, open_again, remove_unfinished, sources_of
 from perdure.verbs.verify import base_problems, not_in_the_ledger
 from perdure.writing import sync
 
@@ -118,8 +113,8 @@ def _learn_what_is_missing(
 ) -> tuple[list[str], list[str]]:
     """Learn stages again, oldest first; return what was restored, and what was not.
 
-    A stage that began with the weights of another one needs them, so that dropped ones are learned
-    again as well.
+    A stage that began with the weights or the state of another one needs them, so that dropped ones
+    are learned again as well.
 
     Args:
         lineage: the lineage.
@@ -129,11 +124,7 @@ def _learn_what_is_missing(
         say: called with each line of a training.
     """
     damaged = {e["folder"]: names for e in present if (names := _damaged(lineage, e))}
-    wanted_folders = _needed_weights(
-        lineage,
-        asked=wanted,
-        begun=[parent_learned_from(lineage, e) for e in present if e["folder"] in damaged],
-    )
+    wanted_folders = _needed(lineage, wanted, [e for e in present if e["folder"] in damaged])
     restored, lost, lost_folders = [], [], set()
     for entry in present:
         dropped = lineage.dropped_files(entry) if entry["folder"] in wanted_folders else []
@@ -141,10 +132,10 @@ def _learn_what_is_missing(
         if not names:
             continue
         line = f"{lineage.path / entry['folder']}: {', '.join(names)}"
-        source = parent_learned_from(lineage, entry)
         try:
-            if source and source["folder"] in lost_folders:
-                raise PerdureError(f"stage {source['stage']}, from which it was learned, is lost")
+            for source in sources_of(lineage, entry):
+                if source.entry["folder"] in lost_folders:
+                    raise PerdureError(f"{source.words}, from which it was learned, is lost")
             again = open_again(lineage.path, lineage.ledger.index(entry), data)
             learn_again(again, names, data, say)
             if dropped:
@@ -175,24 +166,26 @@ def _moved_back(lineage: Lineage, entry: dict[str, Any]) -> list[str]:
     return []
 
 
-def _needed_weights(
-    lineage: Lineage,
-    asked: Iterable[dict[str, Any]],
-    begun: Iterable[dict[str, Any] | None],
+def _needed(
+    lineage: Lineage, asked: Iterable[dict[str, Any]], damaged: Iterable[dict[str, Any]]
 ) -> set[str]:
-    """Return the folders of the stages whose dropped weights have to be learned again.
+    """Return the folders of the stages whose dropped files have to be learned again.
 
     Args:
         lineage: the lineage.
         asked: the stages that the user asks for.
-        begun: the stages with whose weights another one begins that is learned again.
+        damaged: the stages that are learned again because a file of theirs is damaged.
     """
     folders = set()
-    for entry in [*asked, *begun]:
-        source = entry
-        while source and lineage.is_gone(source):
-            folders.add(source["folder"])
-            source = parent_learned_from(lineage, source)
+    waiting = [entry for entry in asked if lineage.is_gone(entry)]
+    begun = [source for entry in damaged for source in sources_of(lineage, entry)]
+    waiting += [source.entry for source in begun if source.is_dropped(lineage)]
+    while waiting:
+        entry = waiting.pop()
+        if entry["folder"] not in folders:
+            folders.add(entry["folder"])
+            sources = sources_of(lineage, entry)
+            waiting += [source.entry for source in sources if source.is_dropped(lineage)]
     return folders
 
 
