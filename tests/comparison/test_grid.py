@@ -222,6 +222,25 @@ def test_replay_is_matched_with_the_rows_of_the_outer_steps():
     assert matched(free) == free
 
 
+@pytest.mark.parametrize(
+    ("key", "values", "refused"),
+    [
+        ("method.recurrent_kif.inner_steps", [4, 8], True),
+        ("training.per_device_train_batch_size", [2, 4], True),
+        ("training.learning_rate", [1e-3, 1e-2], False),
+    ],
+)
+def test_what_decides_the_ratio_is_not_chosen_after_replay_was_matched(key, values, refused):
+    choose = {"key": "training.learning_rate", "values": [1e-3, 1e-2]}
+    choose["methods"] = {"recurrent_kif": {"key": key, "values": values}}
+    grid = read(grid={"method": ["replay", KIF]}, compute_matched=True, choose=choose)
+    if not refused:
+        assert matched(grid).lines[0].settings["method"]["replay"]["ratio"] > 0
+        return
+    with pytest.raises(PerdureError, match=f"compute_matched: {key} decides how many remembered"):
+        matched(grid)
+
+
 def test_replay_is_matched_under_the_same_other_values():
     axes = {"method": ["replay", KIF], "training.per_device_train_batch_size": [2, 4]}
     lines = matched(read(grid=axes, compute_matched=True)).lines

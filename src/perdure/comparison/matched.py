@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from perdure.comparison.grid import Grid, Line
+from perdure.comparison.grid import Grid, Line, with_overrides
 from perdure.config import load_config
 from perdure.errors import PerdureError
 from perdure.methods.recurrent_kif.method import RecurrentKIF
@@ -16,10 +16,13 @@ def matched(grid: Grid) -> Grid:
     Each such line is matched with Recurrent-KIF at the same values of the grid's other keys.
 
     Raises:
-        PerdureError: the grid has no replay, no Recurrent-KIF, or several with different ratios.
+        PerdureError: the grid has no replay, no Recurrent-KIF, or several with different ratios; or
+            trials choose what decides a ratio, after replay was matched.
     """
     if not grid.compute_matched:
         return grid
+    for line in grid.lines:
+        _check_choice(line, grid)
     lines = [_matched(line, grid) for line in grid.lines]
     if lines == grid.lines:
         raise PerdureError(
@@ -42,6 +45,27 @@ def ratio(line: Line) -> float | None:
             rows = method.outer_steps * method.outer_rows(batch)
             return rows / (method.inner_steps * batch)
     return None
+
+
+def _check_choice(line: Line, grid: Grid) -> None:
+    """Check that no value that may be chosen for a line decides a ratio.
+
+    Raises:
+        PerdureError: one does.
+    """
+    if grid.choose is None or line.constant:
+        return
+    key, values = grid.choose.trials(line.method)
+    settings = [with_overrides(line.settings, {key: value}) for value in values]
+    if key != "method.replay.ratio":
+        own = ratio(line)
+        if own is None or all(ratio(replace(line, settings=s)) == own for s in settings):
+            return
+    raise PerdureError(
+        f"compute_matched: {key} decides how many remembered rows {line.name} processes, and "
+        "replay is matched before trials choose it; choose another key, or leave compute_matched "
+        "out"
+    )
 
 
 def _matched(line: Line, grid: Grid) -> Line:
