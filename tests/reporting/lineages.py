@@ -9,6 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from perdure.config import load_config
+from perdure.data.generated import TASKS as GENERATED
 from perdure.data.task import Split
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.sources import describe_split
@@ -77,8 +78,10 @@ def cell(score: Cell, mode: str) -> dict[str, Any]:
 
 
 def entry(config: Any, head: int, number: int, task: str) -> dict[str, Any]:
-    split = {"rows": 40, "sha256": f"{number:064x}", "source": None}
-    test = {**split, "sha256": digest("test rows", task)}
+    source = {"stream": "generated", "task": task, "split": "train", "limit": 40, "seed": 0}
+    source = source if task in GENERATED else None
+    split = {"rows": 40, "sha256": f"{number:064x}", "source": source}
+    test = {**split, "sha256": digest("test rows", task), "source": None}
     described = {"id": task, "name": task, "metric": "exact_match", "options": None}
     return {
         "stage": number,

@@ -258,7 +258,8 @@ def test_a_lineage_of_a_release_that_kept_no_counts_says_so(place):
 
 
 def test_the_page_says_how_to_run_a_lineage_again(place):
-    stored = lineage(place / "runs/a", ROWS, method="replay", seed=4, memory={"ratio": 0.1})
+    settings = {"method": "replay", "seed": 4, "memory": {"ratio": 0.1}}
+    stored = lineage(place / "runs/a", ROWS, tasks=("topic", "mood", "amount"), **settings)
     ((run,), files) = package.report("runs/a", out="mine.html")
     assert [path.name for path in files] == ["mine.html", "mine.md", "mine.csv"]
     again = load_config(yaml.safe_load(run.rerun.settings))
@@ -282,6 +283,43 @@ def test_a_lineage_of_single_tasks_is_made_again_by_init_and_learn(place):
         "perdure learn again blue blue.jsonl",
         "# green: its rows were passed in Python; pass them to perdure.learn",
     )
+
+
+def test_tasks_that_are_not_the_streams_are_learned_one_by_one(place):
+    stored = lineage(place / "runs/a", ROWS, tasks=("topic", "own", "amount"))
+    assert rerun(stored).commands == (
+        "perdure init again --config again.yaml",
+        "# topic: its rows are those of stream generated, which only `perdure run` reads",
+        "# own: its rows were passed in Python; pass them to perdure.learn",
+        "# amount: its rows are those of stream generated, which only `perdure run` reads",
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "as_run"),
+    [
+        ({}, True),
+        ({"train": "rows/blue.jsonl"}, True),  # relative to where it was run
+        ({"train": {"path": "rows/blue.jsonl"}}, True),
+        ({"train": "blue.jsonl", "metric": "exact_match"}, True),
+        ({"train": "other/blue.jsonl"}, False),
+        ({"train": {"path": "rows/blue.jsonl", "prompt": "{a}"}}, False),
+        ({"name": "red"}, False),
+        ({"test": "rows/blue-test.jsonl"}, False),
+        ({"metric": "rouge_l"}, False),
+        ({"training": {"learning_rate": 0.1}}, False),
+        ({"hold_out": 0.1}, False),
+        ({"train": "hub:me/blue"}, False),
+    ],
+)
+def test_a_stream_is_run_again_if_its_tasks_were_learned_from_its_rows(place, change, as_run):
+    stored = lineage(place / "runs/a", ((0.1,), (0.9,)), tasks=("blue",))
+    blue = stored.ledger[1]["task"]
+    blue["train"]["source"] = {"path": "../../rows/blue.jsonl", "limit": None, "seed": 0}
+    del blue["test"]
+    stored.config.tasks = [{"name": "blue", "train": str(place / "rows/blue.jsonl")} | change]
+    command = rerun(stored).commands[0]
+    assert command.startswith("perdure run" if as_run else "perdure init")
 
 
 def test_a_report_may_be_made_again_and_is_the_same_bytes(place):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,10 @@ from typing import Any
 import yaml
 
 from perdure.config import DEFAULT_TRAINING, TOGETHER, Config, filled_adapter
-from perdure.data.stream import task_count
+from perdure.data.benchmarks import ORDERS
+from perdure.data.generated import TASKS as GENERATED_TASKS
+from perdure.data.hub import HUB, SPLITS, address
+from perdure.data.stream import GENERATED, task_count
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.settings import FREE, command, loaded, moved
 from perdure.lineage.sources import source_of
@@ -26,7 +30,8 @@ RANDOM_ORDER = {"train_sampling_strategy": "random"}
 class Rerun:
     """The settings to write to FILE, and the commands to run.
 
-    For a task whose rows were passed in Python, there is a comment instead of a command.
+    For a task whose rows were passed in Python, or are read by `run` alone, there is a comment
+    instead of a command.
     """
 
     settings: str
@@ -37,11 +42,14 @@ def rerun(lineage: Lineage) -> Rerun:
     """Return how to reproduce a lineage: `run` or `init`, and the later verbs in their order.
 
     A stream that was run is one `run`, and what was added to it follows. If settings were changed,
-    it is `init` and one `learn` for each task, with each `set` in its place.
+    or the stages have learned other tasks than the stream's first ones, it is `init` and one
+    `learn` for each task, with each `set` in its place.
     """
     changed = [entry for entry in lineage.ledger if "changed" in entry]
     tasks, mode = lineage.config.tasks, lineage.config.mode
-    as_run = tasks is not None and (mode in TOGETHER or not changed)
+    as_run = tasks is not None and (
+        mode in TOGETHER or (not changed and _has_followed(lineage, tasks))
+    )
     first = lineage.settings_at(1)
     config = loaded(first, lineage.pin, lineage.path) if first and not as_run else lineage.config
     kept = _settings(config) if as_run else {**_settings(config), **_chosen_by_init(config)}
@@ -61,6 +69,102 @@ def rerun(lineage: Lineage) -> Rerun:
             else:
                 commands.append(_from_elsewhere(lineage, entry))
     return Rerun(settings, tuple(commands))
+
+
+def _has_followed(lineage: Lineage, tasks: list[Any] | str) -> bool:
+    """Return whether the active stages have learned the first tasks of a stream, in its order.
+
+    No rows are read: names and sources are compared.
+    """
+    if isinstance(tasks, list):
+        stream = tasks
+    elif tasks == GENERATED:
+        stream = [{"name": name, "stream": GENERATED} for name in GENERATED_TASKS]
+    else:
+        stream = [{"benchmark": name} for name in ORDERS[tasks]]
+    return all(
+        _is_of(lineage, entry, task) for entry, task in zip(lineage.stages, stream, strict=False)
+    )
+
+
+def _is_of(lineage: Lineage, entry: dict[str, Any], task: dict[str, Any]) -> bool:
+    """Return whether a stage has learned a task of a stream.
+
+    Args:
+        lineage: the lineage.
+        entry: the ledger's line of the stage.
+        task: the task: an entry of the list of tasks, or one with `name` and `stream`.
+    """
+    described, config = entry["task"], lineage.config
+    name = task.get("name") or task.get("benchmark")
+    if name is not None and str(name) != described["name"]:
+        return False
+    if config.merge is not None:  # its experts have learned the rows
+        return entry["verb"] == "merge"
+    if entry["verb"] != "learn" or (task.get("training") or {}) != described.get("training", {}):
+        return False
+    sources = {s: described[s].get("source") or {} for s in SPLITS if s in described}
+    for kind in ("stream", "benchmark"):
+        if kind in task:
+            return sources["train"].get(kind) == task[kind]
+    if described["metric"] != (task.get("metric") or "exact_match"):
+        return False
+    is_held_out = task.get("hold_out") is not None
+    for split in ("train", "test"):
+        location = task["train"] if is_held_out else task.get(split)
+        source = sources.get(split)
+        if not location or source is None:
+            if location or source is not None:
+                return False
+            continue
+        limit = config.rows.get("train" if is_held_out else split)
+        share = (source.get("held_out") or {}).get("share")
+        if source.get("limit") != limit or share != task.get("hold_out"):
+            return False
+        if not _is_at(location, source, lineage.path, split):
+            return False
+    return True
+
+
+def _is_at(location: Any, source: dict[str, Any], folder: Path, split: str) -> bool:
+    """Return whether the rows of a source are those of a location in the list of tasks.
+
+    Args:
+        location: a path, `hub:...`, or a mapping with one of them.
+        source: the source in the ledger, whose path is relative to the lineage.
+        folder: the lineage's folder.
+        split: the name of the split.
+    """
+    keys = dict(location) if isinstance(location, dict) else {}
+    place = str(keys.pop("hub", None) or keys.pop("path", None) or location)
+    if place.startswith(HUB) or "hub" in (location if isinstance(location, dict) else ()):
+        keys = {**address(place, split), **keys}
+    elif "path" not in source or not _is_same(place, source["path"], folder):
+        return False
+    return all(source.get(key) == value for key, value in keys.items() if value is not None)
+
+
+def _is_same(place: str, path: str, folder: Path) -> bool:
+    """Return whether a path in the settings is that of a source.
+
+    A relative one is relative to the working directory of the run, which is not known, and an
+    absolute one may be from before the lineage and its rows were moved together. So the ends of the
+    paths are compared.
+
+    Args:
+        place: the path in the settings.
+        path: the source's path, relative to the lineage or absolute.
+        folder: the lineage's folder.
+    """
+    here, there = os.path.abspath(place), os.path.abspath(folder / path)
+    if os.path.isabs(place):
+        return here == there or _ends_with(here, path)
+    return _ends_with(there, place)
+
+
+def _ends_with(whole: str, end: str) -> bool:
+    parts = [part for part in Path(os.path.normpath(end)).parts if part != ".."]
+    return list(Path(whole).parts[-len(parts) :]) == parts
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -95,6 +199,10 @@ def _learn(lineage: Lineage, task: dict[str, Any]) -> str:
     splits = _splits(lineage, task)
     if splits is None or "train" not in splits:
         name = " ".join(task["name"].split())
+        source = task.get("train", {}).get("source") or {}
+        if "benchmark" in source or "stream" in source:
+            where = source.get("benchmark") or f"stream {source['stream']}"
+            return f"# {name}: its rows are those of {where}, which only `perdure run` reads"
         return f"# {name}: its rows were passed in Python; pass them to perdure.learn"
     words = ["perdure", "learn", FOLDER, task["name"], splits.pop("train")]
     words += [f"training.{key}={json.dumps(v)}" for key, v in task.get("training", {}).items()]
