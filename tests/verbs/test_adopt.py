@@ -75,6 +75,11 @@ def test_a_checkpoint_of_peft_is_scored_judged_and_learned_on(place):
         "# more: adopted; perdure adopt again CHECKPOINT more --test colour-test.jsonl",
     )
     assert "already adopted" in perdure("adopt", "lineage", checkpoint, "more").err
+    again = ("adopt", "lineage", checkpoint, "more", "--test")
+    assert "already adopted" in perdure(*again, "colour-test.jsonl").err
+    refused(place, *again, "animal-test.jsonl", names=("with other test rows", "--to 2"))
+    metric = ("colour-test.jsonl", "--metric", "rouge_l")
+    refused(place, *again, *metric, names=("with another metric", "adopt again"))
     assert len(Lineage("lineage").stages) == 3
     assert perdure("show", "lineage").status == 0
     assert learn("lineage", "next", **ROWS)["parent"] == 3

@@ -13,6 +13,7 @@ from perdure.prepare import prepare_adopt
 from perdure.say import Say
 from perdure.verbs.advance import Adopted, AdoptedWeights, advance
 from perdure.verbs.init import check_tokenizer
+from perdure.verbs.inputs import check_same_rows
 
 
 def adopt(
@@ -33,6 +34,7 @@ def adopt(
         last = lineage.stages[-1] if lineage.stages else {}
         same = last.get("checkpoint") == hashes(folder, whole) and last["verb"] == "adopt"
         if same and last["task"]["name"] == task.name:
+            check_same_rows(lineage, last, task, "adopt")
             say(f"{task.name}: already adopted, as stage {lineage.head}")
             return last
         base = plan.loader.at(lineage, last or None)

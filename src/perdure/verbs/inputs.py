@@ -7,6 +7,7 @@ from typing import Any
 from perdure.config import Config
 from perdure.data.rows import Row
 from perdure.data.task import Task
+from perdure.errors import PerdureError
 from perdure.lineage.history import History
 from perdure.lineage.lineage import Lineage
 from perdure.lineage.sources import remembered
@@ -95,3 +96,30 @@ def states_of(lineage: Lineage, methods: Sequence[Method], say: Say) -> dict[str
                 "`perdure compact`, so it begins without it"
             )
     return folders
+
+
+def check_same_rows(lineage: Lineage, last: dict[str, Any], task: Task, verb: str) -> None:
+    """Check that a stage that was made already has the rows that are given.
+
+    Args:
+        lineage: the lineage.
+        last: the stage's line of the ledger.
+        task: the task with the rows that are given, of which there may be none.
+        verb: the verb that made the stage, `adopt` or `merge`.
+
+    Raises:
+        PerdureError: it was scored on other rows or by another metric, or remembers other rows.
+    """
+    other = None
+    for split, given in (("train", task.train), ("dev", task.dev), ("test", task.test)):
+        has = last["task"].get(split, {}).get("sha256")
+        if given is not None and given.rows and given.sha256 != has:
+            other = other or f"with other {split} rows"
+    if other is None and task.test is not None and task.metric != last["task"]["metric"]:
+        other = "with another metric"
+    if other is not None:
+        done = {"adopt": "adopted", "merge": "merged"}[verb]
+        raise PerdureError(
+            f"{lineage.path}: stage {last['stage']} has {done} it {other}; for what you give now, "
+            f"`perdure revert {lineage.path} --to {last['parent']}`, and {verb} again"
+        )

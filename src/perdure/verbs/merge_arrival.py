@@ -31,6 +31,7 @@ from perdure.prepare import prepare_adopt
 from perdure.say import Say
 from perdure.verbs.advance import Adopted, AdoptedWeights, advance
 from perdure.verbs.init import check_tokenizer
+from perdure.verbs.inputs import check_same_rows
 from perdure.verbs.learned_weights import Asked, check_rows
 from perdure.verbs.merge import (
     After,
@@ -129,7 +130,7 @@ def merge_arrival(
         last = lineage.stages[-1] if lineage.stages else {}
         if _is_done(last, line) and last["task"]["name"] == task.name:
             _check_same_rank(lineage, last, rank)
-            _check_same_rows(lineage, last, task)
+            check_same_rows(lineage, last, task, "merge")
             say(f"{task.name}: already merged, as stage {lineage.head}")
             return last
         so_far = so_far_of(lineage, rule, line["rule"])
@@ -214,21 +215,6 @@ def _check_same_rank(lineage: Lineage, last: dict[str, Any], rank: int | None) -
             f"{lineage.path}: stage {last['stage']} has merged it at rank {settings['r']}; for "
             f"another rank, `perdure revert {lineage.path} --to {last['parent']}`, and merge again"
         )
-
-
-def _check_same_rows(lineage: Lineage, last: dict[str, Any], task: Task) -> None:
-    """Check that a stage that is merged already has the rows that are given.
-
-    Raises:
-        PerdureError: it was scored on other rows, or remembers others.
-    """
-    for split, given in (("train", task.train), ("dev", task.dev), ("test", task.test)):
-        has = last["task"].get(split, {}).get("sha256")
-        if given is not None and given.rows and given.sha256 != has:
-            raise PerdureError(
-                f"{lineage.path}: stage {last['stage']} has merged it with other {split} rows; for "
-                f"these, `perdure revert {lineage.path} --to {last['parent']}`, and merge again"
-            )
 
 
 def _job(
