@@ -4,12 +4,15 @@ Not every library raises OSError: safetensors has an error of its own, and PyTor
 """
 
 import errno
+import io
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from perdure.disk import check_file, open_file, remove, usual_modes
 from perdure.errors import PerdureError
@@ -84,11 +87,15 @@ def writing(path: Path, unfinished: Path | None = None) -> Iterator[None]:
         raise PerdureError(line) from error
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes | BinaryIO) -> None:
     """Write a file atomically: a reader sees the old file or the new one, never a part.
 
     It is on the disk when the function returns. Nothing is written through a symbolic link: one at
     `path` is replaced by the file.
+
+    Args:
+        path: the file.
+        content: its bytes, or an open file with them.
 
     Raises:
         PerdureError: the file cannot be written, or a folder has its name. The old one is still
@@ -102,7 +109,7 @@ def write_file(path: Path, content: bytes) -> None:
     new_file.unlink(missing_ok=True)  # of a process that was stopped
     with writing(path, unfinished=new_file):
         with open_file(new_file, "xb") as file:
-            file.write(content)
+            shutil.copyfileobj(io.BytesIO(content) if isinstance(content, bytes) else content, file)
             file.flush()
             os.fsync(file.fileno())
         new_file.replace(path)

@@ -1,5 +1,6 @@
 """`repair` restores what can be restored, and says what cannot."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from command import perdure
-from perdure import PerdureError
+from perdure import PerdureError, writing
 from perdure.api import learn as learn_rows
 from perdure.api import log, repair, revert, verify
 from perdure.lineage.files import hash_folder
@@ -118,6 +119,25 @@ def test_a_folder_that_was_renamed_and_a_file_that_became_a_link(place):
     STAGE.rename("lineage/stages/0007-other")
     assert "renamed back" in repair("lineage")["restored"][0]
     assert contents() == before
+
+
+@causal
+def test_a_link_stays_until_the_copy_of_its_target_is_complete(place, monkeypatch):
+    (STAGE / "memory.jsonl").rename("elsewhere.jsonl")
+    (STAGE / "memory.jsonl").symlink_to(Path("elsewhere.jsonl").absolute())
+    with monkeypatch.context() as full:
+        full.setattr(writing.shutil, "copyfileobj", disk_is_full)
+        with pytest.raises(PerdureError, match="no space is left on the disk"):
+            repair("lineage")
+    assert (STAGE / "memory.jsonl").is_symlink()
+    assert len(repair("lineage")["restored"]) == 1
+    assert (STAGE / "memory.jsonl").read_bytes() == Path("elsewhere.jsonl").read_bytes()
+    assert not (STAGE / "memory.jsonl").is_symlink()
+    assert verify("lineage") == []
+
+
+def disk_is_full(*files: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @causal

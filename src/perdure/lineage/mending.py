@@ -1,13 +1,11 @@
 """Mending the files of a lineage from what is there: ledger, settings, times, and single bits."""
 
 import hashlib
-import shutil
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perdure.disk import open_file
 from perdure.errors import PerdureError
 from perdure.lineage.ledger import (
     differences_from_newest,
@@ -149,10 +147,8 @@ def replace_links(path: Path, entries: Iterable[Mapping[str, Any]]) -> list[str]
             if not file.is_symlink() or any(folder.is_symlink() for folder in folders[:-1]):
                 continue  # a file behind a linked folder is not in the lineage
             if file.exists() and stat.S_ISREG(file.stat().st_mode) and file_hash(file) == sha256:
-                target = file.resolve()
-                file.unlink()
-                with target.open("rb") as source, open_file(file, "xb") as copy:
-                    shutil.copyfileobj(source, copy)
+                with file.open("rb") as content:
+                    write_file(file, content)  # the link is there until the copy is complete
                 done.append(f"{file}: its content in place of the link to it")
     return done
 
