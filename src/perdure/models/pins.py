@@ -87,7 +87,8 @@ def meant(name: str) -> str:
     close = difflib.get_close_matches(name.lower(), BUILT_IN, n=1)
     parent = folder.parent
     if not close and parent.is_dir():
-        folders = [one.parent.name for one in parent.glob("*/config.json") if one.parent != folder]
+        files = [*parent.glob("*/config.json"), *parent.glob("*/adapter_config.json")]
+        folders = [file.parent.name for file in files if file.parent != folder]
         close = [
             str(parent / one) for one in difflib.get_close_matches(Path(name).name, folders, n=1)
         ]
