@@ -22,7 +22,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
@@ -77,7 +77,7 @@ def suffix_of(name: str) -> str | None:
     return next((s for s in SUFFIXES if name.lower().endswith(s)), None)
 
 
-def without_nulls(record: dict[str, Any]) -> dict[str, Any]:
+def without_nulls(record: Mapping[Any, Any]) -> dict[str, Any]:
     """Remove the keys within a table's cells that are there only because of the column's type.
 
     In a column of lists of messages, each message has the keys of all the messages, and those that

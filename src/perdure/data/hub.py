@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from perdure.data.files import without_nulls
 from perdure.data.forms import Notes, as_row, mapping
@@ -80,7 +80,7 @@ def hub_split(source: Mapping[str, Any]) -> Split:
     chosen = limit_rows(range(len(dataset)), source.get("limit"), source.get("seed", 0))
     rows = []
     for i, raw in zip(chosen, dataset.select(chosen), strict=True):
-        at, record = f"{where}, row {i + 1}", without_nulls(raw)
+        at, record = f"{where}, row {i + 1}", without_nulls(cast(dict, raw))
         if templates:
             rows.append(templates.row(raw, at))
         else:

@@ -54,12 +54,12 @@ def _has_system(row: Row) -> bool:
 
 def describe_split(lineage: Lineage, rows: Split) -> dict[str, Any]:
     """Return the description of a split in the ledger."""
-    source = dict(rows.source) if rows.source else None
-    for key in _places(source or {}):  # relative, so that a lineage and its data can move together
+    source = dict(rows.source or {})
+    for key in _places(source):  # relative, so that a lineage and its data can move together
         source[key] = relative(source[key], lineage.path)
         if key == "hub" and not source[key].startswith("."):
             source[key] = f"./{source[key]}"
-    return {"source": source, "rows": len(rows.rows), "sha256": rows.sha256}
+    return {"source": source or None, "rows": len(rows.rows), "sha256": rows.sha256}
 
 
 def source_of(lineage: Lineage, described: dict[str, Any]) -> dict[str, Any]:
