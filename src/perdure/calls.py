@@ -20,8 +20,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from perdure.data.files import without_nulls
 from perdure.errors import PerdureError
+from perdure.parsing import without_nulls
 from perdure.writing import in_one_line
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +260,18 @@ def _check_texts(value: Any) -> None:
         except UnicodeEncodeError:
             problem = "a text has half of a character (of a surrogate pair)"
             raise UnreadableError(problem) from None
+
+
+def without_nulls(record: Mapping[Any, Any]) -> dict[str, Any]:
+    """Remove the keys within a table's cells that are there only because of the column's type.
+
+    In a column of lists of messages, each message has the keys of all the messages, and those that
+    it does not set itself are null. An empty cell stays null.
+    """
+    return {column: _set_keys(cell) for column, cell in record.items()}
+
+
+def _set_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _set_keys(inner) for key, inner in value.items() if inner is not None}
+    return [_set_keys(inner) for inner in value] if isinstance(value, list) else value

@@ -15,6 +15,7 @@ from perdure.data.forms import MOST_COLUMNS, as_row
 from perdure.data.generated import MOST_ROWS, generated_rows
 from perdure.data.rows import hash_rows, read_rows
 from perdure.errors import PerdureError
+from perdure.parsing import without_nulls
 
 
 pytestmark = pytest.mark.own
@@ -129,7 +130,7 @@ def test_a_parquet_file_holds_what_it_held(tmp_path):
     pyarrow.parquet.write_table(table, file)
     read = list(read_records(file))
     assert [number for number, _ in read] == list(range(1, 2501))
-    assert [record for _, record in read] == [files.without_nulls(r) for r in table.to_pylist()]
+    assert [record for _, record in read] == [without_nulls(r) for r in table.to_pylist()]
 
 
 def test_a_date_that_python_does_not_have_is_one_line(tmp_path):

@@ -200,7 +200,7 @@ def test_either_form_can_be_asked_for(here, asked):
     assert (result.status, result.err) == (0, f"{AS_TEXT}\n")
     result = perdure("try", "plain", "red", "--chat")
     assert (result.status, result.err) == (0, f"{IN_TEMPLATE}\n")
-    assert asked[0] == {"prompt": "red", "completion": "?"}
+    assert asked[0] == {"prompt": "red", "completion": " ?"}
     assert asked[1]["messages"][:-1] == [user("red")]
 
 

@@ -22,14 +22,21 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 from perdure.data.parquet_sizes import unpacked_size
 from perdure.errors import PerdureError, nearest
-from perdure.parsing import MIB, check_nesting, in_pieces, why_unreadable, without_duplicates
+from perdure.parsing import (
+    MIB,
+    check_nesting,
+    in_pieces,
+    why_unreadable,
+    without_duplicates,
+    without_nulls,
+)
 
 
 PLAIN = (".jsonl", ".json", ".csv", ".tsv")
@@ -75,21 +82,6 @@ def read_records(path: Path) -> Iterator[tuple[int, Any]]:
 def suffix_of(name: str) -> str | None:
     """Return the suffix that tells a file's format, or None if the format is not supported."""
     return next((s for s in SUFFIXES if name.lower().endswith(s)), None)
-
-
-def without_nulls(record: Mapping[Any, Any]) -> dict[str, Any]:
-    """Remove the keys within a table's cells that are there only because of the column's type.
-
-    In a column of lists of messages, each message has the keys of all the messages, and those that
-    it does not set itself are null. An empty cell stays null.
-    """
-    return {column: _set_keys(cell) for column, cell in record.items()}
-
-
-def _set_keys(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _set_keys(inner) for key, inner in value.items() if inner is not None}
-    return [_set_keys(inner) for inner in value] if isinstance(value, list) else value
 
 
 @contextmanager

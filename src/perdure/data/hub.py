@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from perdure.data.files import without_nulls
 from perdure.data.forms import Notes, as_row, mapping
 from perdure.data.task import Split, limit_rows
 from perdure.data.templates import check_columns, make_templates
 from perdure.errors import PerdureError, nearest
+from perdure.parsing import without_nulls
 
 
 if TYPE_CHECKING:
