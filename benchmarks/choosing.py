@@ -263,10 +263,13 @@ def encoder_lines() -> list[dict[str, Any]]:
             ENCODER,
             "old rows, and many tasks (fifteen)",
             "replay",
-            f"OP {long.op('replay')}; recurrent_kif {long.op('recurrent_kif_paper')}",
+            f"OP {long.op('replay')}; recurrent_kif {long.op('recurrent_kif_paper')} (paper) and "
+            f"{long.op('recurrent_kif_release')} (release)",
             f"three orders: OP {long.op('replay')}; recurrent_kif "
-            f"{long.op('recurrent_kif_paper')}, ewc {long.op('ewc')}, olora {long.op('olora')}, "
-            f"plain fine-tuning {long.op('sequential')}",
+            f"{long.op('recurrent_kif_paper')} with the preset paper and "
+            f"{long.op('recurrent_kif_release')} with release (minus replay: "
+            f"{long.against('recurrent_kif_release', 'replay')}), ewc {long.op('ewc')}, olora "
+            f"{long.op('olora')}, plain fine-tuning {long.op('sequential')}",
             long,
         ),
         line(

@@ -190,15 +190,11 @@ def trials_table(trials: Records) -> str:
     trials = [r for r in trials if r["learning_rate"]]  # `constant` has no rate to choose
     rates = sorted({r["learning_rate"] for r in trials})
     trial_by_rate = {(r["method"], r["learning_rate"]): r for r in trials}
-    forms = {"overall": ".3f", "backward_transfer": "+.3f"}
     lines = []
     for method in dict.fromkeys(r["method"] for r in trials):
         method_trials = [trial_by_rate.get((method, rate), {}) for rate in rates]
-        lines.append(
-            [method, *(_number(r.get(k), f) for r in method_trials for k, f in forms.items())]
-        )
-    heads = [f"{name} at {rate:g}" for rate in rates for name in ("OP", "BWT")]
-    return markdown(("method", *heads), lines)
+        lines.append([method, *(_number(r.get("overall"), ".3f") for r in method_trials)])
+    return markdown(("method", *(f"OP at {rate:g}" for rate in rates)), lines)
 
 
 def _number(value: float | None, form: str) -> str:
