@@ -410,8 +410,8 @@ IDENTIFIED = (
         [
             ("recurrent_kif_paper", "replay", "mask_free"),
             ("recurrent_kif_release", "replay", "mask_free"),
-            ("full", None, "no_masks"),
-            ("soft_weights", None, "no_masks"),
+            ("full", None, "one_pair"),
+            ("soft_weights", None, "one_pair"),
         ],
     ),
     (
