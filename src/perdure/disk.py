@@ -57,6 +57,8 @@ def check_can_make(path: Path) -> None:
     Raises:
         PerdureError: what is there is no folder, or nothing can be made in it.
     """
+    if path.is_symlink():
+        raise PerdureError(f"{path}: is a link to what is not there; give another place")
     above = path.absolute().parent
     while not os.path.lexists(above):
         above = above.parent

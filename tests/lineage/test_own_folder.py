@@ -121,3 +121,13 @@ def test_a_relative_path_leads_where_it_should(tmp_path):
         assert (tmp_path / "link" / written).samefile(tmp_path / path)
     assert relative(tmp_path / "named.jsonl", tmp_path) == "named.jsonl"
     assert relative(tmp_path / "a" / "..", tmp_path / "a") == ".."
+
+
+def test_no_lineage_is_made_in_place_of_a_link_to_nothing(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    made = perdure("init", tmp_path / "link", "--base", "default")
+    assert made.status == 2
+    assert (
+        made.err
+        == f"perdure: error: {tmp_path}/link: is a link to what is not there; give another place\n"
+    )

@@ -188,3 +188,9 @@ def test_an_adapter_that_changes_its_base_is_compared_with_the_base_itself(here,
     assert alone["reference"] == f"the base {here / 'base'}"
     assert [flip["before"] for flip in alone["flips"]] == [f["before"] for f in other["flips"]]
     assert alone["kl"] == other["kl"]
+
+
+def test_what_is_no_model_is_told(here):
+    (here / "notes").mkdir()
+    for more in ((), ("--against", "base")):
+        refused(here, "check", "notes", *more, names=("notes: no model is there",))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from command import perdure
-from perdure.api import learn, show, verify
+from perdure.api import evaluate, learn, show, verify
 from perdure.data.opening import file_split, hold_out, open_split
 from perdure.data.task import Split
 from perdure.errors import PerdureError
@@ -84,3 +84,15 @@ def test_a_task_with_test_rows_holds_nothing_out(tmp_path):
         learned({**setting, "tasks": [task]}, tmp_path / "first")
     with pytest.raises(PerdureError, match=r"hold_out takes a share such as 0\.1, got 'x'"):
         learned({**setting, "tasks": [{**task, "hold_out": "x"}]}, tmp_path / "first")
+
+
+def test_a_run_with_a_limit_of_the_rows_held_out_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    setting = setting_for("causal", tmp_path, n=24)
+    (first, _) = setting["tasks"]
+    tasks = [{"name": "colour", "train": first["train"], "hold_out": 0.5}]
+    lineage = learned({**setting, "tasks": tasks, "rows": {"test": 3}}, "lineage")
+    assert lineage.stages[0]["task"]["test"]["rows"] == 3
+    assert perdure("show", "lineage").status == 0
+    assert evaluate("lineage")["colour"]["rows"] == 3
+    assert verify("lineage") == []

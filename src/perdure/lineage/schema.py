@@ -56,11 +56,15 @@ class Pin(TypedDict):
 
 
 class HeldOut(TypedDict):
-    """The part of some rows that was held out of them, or that was left."""
+    """The part of some rows that was held out of them, or that was left.
+
+    With a limit, so many of the rows that were held out were drawn.
+    """
 
     share: float
     seed: int
     part: Literal["train", "test"]
+    limit: NotRequired[int]
 
 
 class Drawn(TypedDict):

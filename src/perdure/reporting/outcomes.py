@@ -201,7 +201,7 @@ def _stage_verdict(
         old += [_checks(judged["general"]), *_lm_eval(judged["general"].get("lm_eval", {}))]
     old.sort(key=lambda outcome: ORDER.index(outcome.status))
     unmeasured = [
-        Outcome("unmeasured", NOT_MEASURED, name, evidence="there are no test rows")
+        Outcome("unmeasured", NOT_MEASURED, name, evidence="no test rows, or they have changed")
         for name in judged["unmeasured"]
         if name != judged["task"]
     ]

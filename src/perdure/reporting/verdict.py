@@ -64,7 +64,8 @@ def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tu
     lines += [(f"  {line}", is_loss) for line, is_loss in _general(judged["general"])]
     if judged["unmeasured"]:
         names = ", ".join(judged["unmeasured"])
-        lines.append((f"  not measured, because there are no test rows: {names}", False))
+        reason = "there are no test rows, or they have changed"
+        lines.append((f"  not measured, because {reason}: {names}", False))
     if judged["suggestion"]:
         lines.append((f"  next: {judged['suggestion'].replace('FOLDER', folder)}", False))
     return lines

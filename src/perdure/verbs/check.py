@@ -112,6 +112,11 @@ def _models(name: str, against: str | None, say: Say) -> tuple[Subject, Subject]
     """Return a model and the one to compare it with; an adapter's is its base by default."""
     folder = str(stage_folder(name))
     base_name = base_of_adapter(folder)[0] if is_adapter(folder) else None
+    if base_name is None and Path(name).is_dir() and not (Path(folder) / "config.json").is_file():
+        raise PerdureError(
+            f"{name}: no model is there (no config.json or adapter_config.json); give the folder "
+            "of a model, of an adapter or of a lineage"
+        )
     if against is None and base_name is None:
         if not Path(name).is_dir():
             raise PerdureError(
