@@ -13,6 +13,7 @@ import perdure as package
 from command import perdure, tree, workplace
 from perdure.api import run_config
 from perdure.cli import VERBS
+from perdure.cli.output import PACKAGE, warning_text
 from perdure.train.stage import learn_stage
 from perdure.verbs import advance
 
@@ -244,3 +245,10 @@ def test_settings_are_laid_over_a_config_and_leave_the_callers_own_alone(place, 
     lineage = package.init(tmp_path / "made", config=config, **{"training.num_train_epochs": 3})
     assert lineage.config.training["num_train_epochs"] == 3
     assert config.to_dict() == before
+
+
+def test_a_warning_of_the_package_is_one_line():
+    file = str(PACKAGE / "methods" / "ewc.py")
+    assert warning_text("lost\nby rank", UserWarning, file, 3) == "warning: lost by rank\n"
+    elsewhere = warning_text("theirs", UserWarning, "/somewhere/else.py", 3, "")
+    assert elsewhere.startswith("/somewhere/else.py:3: UserWarning: theirs")

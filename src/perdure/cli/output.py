@@ -21,6 +21,8 @@ from perdure.processes import is_main
 from perdure.reporting.verdict import words
 
 
+PACKAGE = Path(__file__).parent.parent
+FORMAT = warnings.formatwarning
 WIDE = 200  # the width of tables if stdout is not a terminal, in characters
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -149,6 +151,19 @@ def complain(line: str) -> None:
         typer.echo(f"perdure: {text}", err=True)
 
 
+def warning_text(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: Any = None
+) -> str:
+    """Return how a warning of Python is printed: one of this package is one line, from one process.
+
+    The arguments are those of `warnings.formatwarning`.
+    """
+    if category is not UserWarning or not Path(filename).is_relative_to(PACKAGE):
+        return FORMAT(message, category, filename, lineno, line)
+    text = " ".join(str(message).split())
+    return f"warning: {printable(text, lines=False)}\n" if is_main() else ""
+
+
 def quiet() -> None:
     """Hide messages of transformers and PEFT that do not help a user of the command line."""
     from transformers.utils import logging
@@ -160,6 +175,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
     # The task is stopped for such a gradient, with an error line.
     warnings.filterwarnings("ignore", "recurrent_kif: skipped a gradient that is not finite")
+    warnings.formatwarning = warning_text
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -108,9 +108,9 @@ def _check_media(dataset: "Dataset", where: str) -> None:
 def _named(record: Any, names: Mapping[str, list[str]]) -> dict[str, Any]:
     """Replace the numbers of a record's labels by their names; -1 stands for no label."""
     labels = {
-        column: label_names[record[column]]
+        column: label_names[number]
         for column, label_names in names.items()
-        if (record[column] if record.get(column) is not None else -1) >= 0
+        if (number := record.get(column)) is not None and number >= 0
     }
     return record | labels
 

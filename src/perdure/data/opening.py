@@ -53,8 +53,8 @@ def open_split(source: Mapping[str, Any], data: str | Path | None = None) -> Spl
         PerdureError: the file or folder no longer exists, or the source is of an unknown kind.
     """
     if "held_out" in source:
-        part, settings = source["held_out"]["part"], dict(source["held_out"])
-        del settings["part"]
+        settings = dict(source["held_out"])
+        part = settings.pop("part")
         whole = open_split({k: v for k, v in source.items() if k != "held_out"}, data)
         train, test = hold_out(whole, **settings)
         return train if part == "train" else test

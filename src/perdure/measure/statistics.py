@@ -144,8 +144,8 @@ def could_show_a_loss(change: Mapping[str, Any]) -> bool:
     return can_show_a_loss(change["fell"] if change["after"] == 0 else change["rows"])
 
 
-def could_show_a_loss_since(first: float, change: Mapping[str, Any]) -> bool:
-    """Whether the fall of a score since an earlier one could have been beyond noise.
+def fell_unseen(first: float, change: Mapping[str, Any]) -> bool:
+    """Whether a score is below an earlier one, on too few rows for a fall beyond noise.
 
     If the score is 0 now, no more rows can have fallen than were right then.
 
@@ -153,8 +153,9 @@ def could_show_a_loss_since(first: float, change: Mapping[str, Any]) -> bool:
         first: the earlier score of the rows.
         change: `rows` and `after`, as in a stored verdict (`measure.verdict`).
     """
-    rows = change["rows"]
-    return can_show_a_loss(math.ceil(first * rows - ROUNDING) if change["after"] == 0 else rows)
+    rows, after = change["rows"], change["after"]
+    most = math.ceil(first * rows - ROUNDING) if after == 0 else rows
+    return after < first and not can_show_a_loss(most)
 
 
 def sign_test(worse: int, better: int) -> float:

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from perdure.measure.predictions import Predictions, on_common_rows
-from perdure.measure.statistics import SIGNIFICANCE, could_show_a_loss_since, holm, sign_test
+from perdure.measure.statistics import SIGNIFICANCE, fell_unseen, holm, sign_test
 
 
 # Answers have collapsed if this share of them is equal, or empty or another task's.
@@ -212,7 +212,9 @@ def verdict(
     learned = changes.pop(new, None)
     since_learned = {name: compare((first or {}).get(name), after[name]) for name in changes}
     for name, since in since_learned.items():
-        if since is not None and _fell_unseen(since):
+        if since is None or since.before is None:
+            continue
+        if fell_unseen(since.before, {"rows": since.rows, "after": since.after}):
             changes[name] = replace(changes[name], first=since.before)
     is_sampled = any(change.of is not None for change in changes.values())
     pooled = together(changes.values()) if is_sampled else None
@@ -269,14 +271,6 @@ def _fallen(changes: Mapping[str, Change | None]) -> list[str]:
 
 def _fell(change: Change) -> bool:
     return change.before is not None and not change.after >= change.before
-
-
-def _fell_unseen(change: Change) -> bool:
-    """Return whether a score fell on too few rows for a fall beyond noise."""
-    before, after = change.before, change.after
-    if before is None or not after < before:
-        return False
-    return not could_show_a_loss_since(before, {"rows": change.rows, "after": after})
 
 
 def lost_now(general: Mapping[str, Any]) -> bool:

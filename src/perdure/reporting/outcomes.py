@@ -9,7 +9,7 @@ from perdure.measure.statistics import (
     SIGNIFICANCE,
     can_show_a_loss,
     could_show_a_loss,
-    could_show_a_loss_since,
+    fell_unseen,
 )
 from perdure.measure.verdict import TOGETHER
 
@@ -114,7 +114,7 @@ def stage_verdicts(judged_stages: Sequence[tuple[int, Mapping[str, Any]]]) -> Ve
             if change["after"] >= first:
                 lost.pop(name, None)
             few.pop(name, None)
-            if _fell_unseen(change, first):
+            if fell_unseen(first, change):
                 few[name] = None
         for name in (*judged["lost"], *judged["lost_before"]):
             lost.setdefault(name)
@@ -135,16 +135,6 @@ def stage_verdicts(judged_stages: Sequence[tuple[int, Mapping[str, Any]]]) -> Ve
     lost_parts = [name for name, outcome in parts.items() if outcome.status == "lost"]
     verdict = _lineage_verdict(verdicts, list(lost), lost_parts, len(measured), list(few))
     return verdict, tuple(verdicts)
-
-
-def _fell_unseen(change: Mapping[str, Any], first: float) -> bool:
-    """Return whether a score is below its first one on too few rows for a fall beyond noise.
-
-    Args:
-        change: what a stage did to the answers to the task.
-        first: the score right after the task was learned, of the same rows.
-    """
-    return change["after"] < first and not could_show_a_loss_since(first, change)
 
 
 def _lineage_verdict(
@@ -278,7 +268,7 @@ def _old(
         return _outcome("unmeasured", "first measured", name, change)
     if after < before:
         return _outcome("noise", WITHIN_NOISE, name, change)
-    if _fell_unseen(change, right_after):
+    if fell_unseen(right_after, change):
         outcome = _outcome("noise", BELOW, name, change, right_after)
         return replace(outcome, evidence=f"{outcome.evidence}: so few rows cannot show a loss")
     return _outcome("kept", "kept", name, change)

@@ -9,7 +9,7 @@ from perdure.measure.statistics import (
     SIGNIFICANCE,
     can_show_a_loss,
     could_show_a_loss,
-    could_show_a_loss_since,
+    fell_unseen,
 )
 from perdure.measure.verdict import TOGETHER, lost_now
 
@@ -51,7 +51,7 @@ def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tu
             label = "scored" if change["before"] is None else "kept"
             if change["before"] is not None and change["after"] < change["before"]:
                 label = "unclear"
-            elif _is_below_unseen(change):
+            elif "first" in change and fell_unseen(change["first"], change):
                 label = f"below its first score, {change['first']:.3f}, on too few rows to judge"
             elif change["before"] == change["after"] == 0:
                 label = "nothing to lose"
@@ -69,14 +69,6 @@ def words(judged: dict[str, Any], stage: int, folder: str = "FOLDER") -> list[tu
     if judged["suggestion"]:
         lines.append((f"  next: {judged['suggestion'].replace('FOLDER', folder)}", False))
     return lines
-
-
-def _is_below_unseen(change: dict[str, Any]) -> bool:
-    """Return whether a score is known to be below its first one, on too few rows for a loss."""
-    first = change.get("first")
-    return (
-        first is not None and change["after"] < first and not could_show_a_loss_since(first, change)
-    )
 
 
 def _general(general: dict[str, Any]) -> list[tuple[str, bool]]:
