@@ -124,7 +124,7 @@ def functions(n: int) -> dict[str, Any]:
         "mask": rounds.end_inner_steps,
         "fuse": rounds.fuse,
     }
-    for buffer in (*rounds.inner, *rounds.outer, rounds.inner_mask):
+    for buffer in (*rounds.inner, *rounds.outer, *rounds.inner_masks):
         if buffer is not None:
             buffer.zero_()  # touches its memory
     reset()

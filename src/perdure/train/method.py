@@ -46,7 +46,7 @@ class Steps(Protocol):
         rows: list[dict[str, Any]],
         optimizer: Optimizer,
         seed: int,
-        inspect: Callable[[], Any] = ...,
+        inspect: Callable[[], Tensor | None] = ...,
     ) -> None: ...
 
 
@@ -268,11 +268,14 @@ class Method(TrainerCallback):
         that the term holds there, too. In the Trainer's own steps `edit_gradients` adds it.
         """
 
-    def edit_gradients(self, model: nn.Module) -> None:
+    def edit_gradients(self, model: nn.Module) -> Tensor | None:
         """Called once for each optimizer step, to read or change `.grad` in place.
 
         The gradients are complete: accumulated over the micro-batches and averaged over the
         processes, but not clipped yet. The weights are those before the step.
+
+        Returns:
+            The norm of the gradients, if the method has computed it, so that clipping need not.
         """
 
     def end_task(self, model: nn.Module) -> None:

@@ -99,13 +99,26 @@ def clip_and_step(
     optimizer: Optimizer,
     max_norm: float | None,
     clip: Callable[..., Any] = nn.utils.clip_grad_norm_,
+    norm: Tensor | None = None,
 ) -> Any:
     """Finish a step: clip the gradients, update the parameters, and delete the gradients.
+
+    Args:
+        parameters: those that the optimizer updates.
+        optimizer: takes the step.
+        max_norm: the largest norm of the gradients; None and 0 do not clip them.
+        clip: clips them and returns the norm that they had.
+        norm: that norm, if it is known, so that `clip` need not compute it.
 
     Returns:
         The norm of the gradients before they were clipped, None if they are not clipped.
     """
-    norm = clip(parameters, max_norm) if max_norm and max_norm > 0 else None
+    if not max_norm or max_norm <= 0:
+        norm = None
+    elif norm is None:
+        norm = clip(parameters, max_norm)
+    else:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     optimizer.step()
     for p in parameters:
         p.grad = None

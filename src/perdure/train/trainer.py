@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_
 from torch.optim import Optimizer
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -129,6 +130,7 @@ class ContinualTrainer(Trainer):
         self.collate = Collator(base.tokenizer, base.kind, padding_free)
         self.padded = Collator(base.tokenizer, base.kind)
         self.rehearsal = RehearsalCollator(self.collate, methods, args, self.rehearsals)
+        self.gradient_norm: Tensor | None = None  # of the gradients, if a method has computed it
         self.finite = FiniteCheck(task, lambda: self.parameters, self.of_all_processes, say)
         super().__init__(
             model=base.model,
@@ -270,9 +272,18 @@ class ContinualTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.finite.add_loss(loss)
         if self.accelerator.sync_gradients:
+            self.gradient_norm = None
             for method in sorted(self.methods, key=lambda method: not method.pulls):
-                method.edit_gradients(self.base.model)
+                edit: Any = method.edit_gradients
+                if getattr(edit, "__func__", None) is not Method.edit_gradients:
+                    self.gradient_norm = edit(self.base.model)
         return loss
+
+    def _clip_grad_norm(self, model):
+        if self.gradient_norm is None:
+            return super()._clip_grad_norm(model)
+        clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, self.gradient_norm)
+        return self.gradient_norm
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm: Any = super()._get_grad_norm(model, grad_norm)
@@ -346,7 +357,7 @@ class ContinualTrainer(Trainer):
         rows: list[dict[str, Any]],
         optimizer: Optimizer,
         seed: int,
-        inspect: Callable[[], Any] = lambda: None,
+        inspect: Callable[[], Tensor | None] = lambda: None,
     ) -> None:
         """A full step on other rows with another optimizer: backward, `inspect`, clip, step.
 
@@ -357,12 +368,12 @@ class ContinualTrainer(Trainer):
         self._backward(rows, seed, extra=True)
         for method in self.methods:
             method.add_penalty(self.base.model)
-        inspect()
+        norm = inspect()
         parameters, max_norm = self.parameters, self.args.max_grad_norm
         if not max_norm:  # otherwise clipping computes the norm
             self.finite.add_gradient(p.grad for p in parameters)
         clip = self.accelerator.clip_grad_norm_
-        norm = clip_and_step(parameters, optimizer, max_norm=max_norm, clip=clip)
+        norm = clip_and_step(parameters, optimizer, max_norm=max_norm, clip=clip, norm=norm)
         if norm is not None:
             self.finite.add_norm(norm)
 

@@ -16,6 +16,7 @@ from perdure.methods.recurrent_kif.method import RecurrentKIF
 from perdure.methods.shared import importance
 from perdure.methods.shared.importance import flatten
 from perdure.methods.shared.written_rows import Writer
+from perdure.train.method import Method
 from train.engine import STRICT, engine, learned, same, tiny_base, tokenized, weights
 
 
@@ -393,3 +394,48 @@ def test_a_callback_can_have_the_keywords_of_a_preset():
     assert different == {"memory_rows"}
     with pytest.raises(PerdureError, match="unknown preset 'lastin'; did you mean 'lasting'"):
         RecurrentKIF.from_preset("lastin")
+
+
+class Doubling(Method):
+    """Changes the gradients after another method has seen them."""
+
+    family = "regularisation"
+
+    def edit_gradients(self, model):
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= 2
+
+
+@pytest.mark.parametrize("follows", [False, True])
+def test_clipping_uses_the_norm_that_was_computed_unless_a_later_method_changes_it(
+    follows, tmp_path
+):
+    base = tiny_base("causal")
+    settings = STRICT | {"max_grad_norm": 0.05}
+    trainer = engine(base, {"recurrent_kif": {"inner_steps": 4}}, tmp_path, **settings)
+    if follows:
+        trainer.methods = [*trainer.methods, Doubling()]
+    observed, clipped = [], []
+    observe, clip = RecurrentKIF._observe, trainer._clip_grad_norm
+
+    def recorded_observe(self, maps, beta):
+        observed.append(observe(self, maps, beta))
+        return observed[-1]
+
+    def recorded_clip(model):
+        expected = nn.utils.get_total_norm([p.grad for p in trainer.parameters])
+        norm = clip(model)
+        after = nn.utils.get_total_norm([p.grad for p in trainer.parameters])
+        clipped.append((trainer.gradient_norm, norm, expected, after))
+        return norm
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RecurrentKIF, "_observe", recorded_observe)
+        patch.setattr(trainer, "_clip_grad_norm", recorded_clip)
+        trainer.learn()
+    assert clipped
+    for known, norm, expected, after in clipped:
+        assert (known is None) == follows
+        assert torch.equal(torch.as_tensor(norm), expected)
+        assert after <= 0.0501 < expected

@@ -1,5 +1,7 @@
 """The tensor functions of Recurrent-KIF against sorted references, slow loops and exact bits."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,10 +14,13 @@ from perdure.methods.recurrent_kif.fusion import (
     counts,
     fuse,
     fuse_softly,
+    where,
 )
 from perdure.methods.shared.importance import (
     CHUNK,
     Importance,
+    above,
+    bits_of,
     flatten,
     flatten_gradients,
     important,
@@ -227,9 +232,19 @@ def test_the_mask_on_random_scores_is_that_of_torch_quantile(seed: int):
     assert torch.equal(important(scores, 0.8), scores > torch.quantile(scores, 0.8))
 
 
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.tuples(values, values), min_size=1, max_size=40))
+def test_a_mask_of_bits_is_that_of_a_comparison(pairs: list[tuple[float, float]]):
+    scores, thresholds = torch.tensor([*pairs, (math.inf, 0.0), (math.inf, math.inf)]).unbind(1)
+    mask = above(scores, thresholds)
+    assert torch.equal(mask, bits_of(scores > thresholds))
+    assert torch.equal(above(scores, thresholds[0]), bits_of(scores > thresholds[0]))
+    assert torch.equal(where(mask, scores, thresholds), torch.maximum(scores, thresholds))
+
+
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 1000, 1001])
 def test_a_packed_mask_has_an_eighth_of_the_bytes_and_comes_back(n: int):
-    mask = draw(n) > 0.8
+    mask = bits_of(draw(n) > 0.8)
     packed = pack(mask)
     assert packed.dtype == torch.uint8
     assert len(packed) == (n + 7) // 8

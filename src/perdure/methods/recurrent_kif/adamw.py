@@ -49,7 +49,7 @@ class PiecewiseAdamW(torch.optim.AdamW):
             for parameter in parameters:
                 if not self.state[parameter]:
                     self._begin(parameter)
-            for piece in _pieces(parameters):
+            for piece in self._pieces(parameters):
                 self._step_piece(piece, group)
             for parameter in parameters:
                 self.state[parameter]["step"] += 1
@@ -63,6 +63,26 @@ class PiecewiseAdamW(torch.optim.AdamW):
 
         moments = {"exp_avg": zeros(self.first_moment), "exp_avg_sq": zeros(None)}
         self.state[parameter] = {"step": torch.zeros(()), **moments}
+
+    def _pieces(self, parameters: Sequence[nn.Parameter]) -> list[list[tuple[nn.Parameter, Place]]]:
+        """The pieces of parameters with gradients; one that cannot be flattened is a piece alone.
+
+        They are cut apart, as kernels round the last few values of a part, which do not fill a
+        register, differently. There is one piece if no step makes a temporary tensor.
+        """
+        flat: list[nn.Parameter] = []
+        other: list[nn.Parameter] = []
+        for p in parameters:
+            is_flat = p.grad is not None and all(local(t).is_contiguous() for t in (p, p.grad))
+            (flat if is_flat else other).append(p)
+        placed: list[list[tuple[nn.Parameter, Place]]] = [[(p, None)] for p in other]
+        own = [local(parameter) for parameter in flat]
+        if own and own[0].is_cpu and self.first_moment is None:
+            return [*placed, [(p, slice(None)) for p in flat]]
+        pieces = pieces_of(own, chunk_size(own[0].device), apart=True) if own else []
+        for piece in pieces:
+            placed.append([(flat[number], place) for number, place, _ in piece.parts])
+        return placed
 
     def _step_piece(
         self, piece: Sequence[tuple[nn.Parameter, Place]], group: dict[str, Any]
@@ -99,25 +119,6 @@ class PiecewiseAdamW(torch.optim.AdamW):
         )
         for old, new in zip(stored[0] + stored[1], first + second, strict=True):
             put(new, old)
-
-
-def _pieces(parameters: Sequence[nn.Parameter]) -> list[list[tuple[nn.Parameter, Place]]]:
-    """The pieces of parameters with gradients; one that cannot be flattened is a piece alone.
-
-    They are cut apart, as kernels round the last few values of a part, which do not fill a
-    register, differently.
-    """
-    flat: list[nn.Parameter] = []
-    other: list[nn.Parameter] = []
-    for p in parameters:
-        is_flat = p.grad is not None and all(local(t).is_contiguous() for t in (p, p.grad))
-        (flat if is_flat else other).append(p)
-    own = [local(parameter) for parameter in flat]
-    pieces = pieces_of(own, chunk_size(own[0].device), apart=True) if own else []
-    placed: list[list[tuple[nn.Parameter, Place]]] = [[(parameter, None)] for parameter in other]
-    for piece in pieces:
-        placed.append([(flat[number], place) for number, place, _ in piece.parts])
-    return placed
 
 
 def _at(tensor: Tensor, place: Place) -> Tensor:

@@ -119,12 +119,12 @@ class CallbackSteps:
         rows: list[dict[str, Any]],
         optimizer: Optimizer,
         seed: int,
-        inspect: Callable[[], Any] = lambda: None,
+        inspect: Callable[[], Tensor | None] = lambda: None,
     ) -> None:
         """As `ContinualTrainer.fit_step`: backward, `inspect`, clip, step."""
         self._backward(rows, seed)
-        inspect()
-        clip_and_step(self.parameters, optimizer, self.args.max_grad_norm)
+        norm = inspect()
+        clip_and_step(self.parameters, optimizer, self.args.max_grad_norm, norm=norm)
 
     def _backward(self, rows: list[dict[str, Any]], seed: int) -> None:
         self.model.train()

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from perdure.methods.shared.importance import scaled
+from perdure.methods.shared.importance import bits_of, scaled
 from perdure.models.sharded import Shards, local
 
 
@@ -47,16 +47,23 @@ def fuse(
     `start` are the weights at the start of a round, `inner` those after the steps on the new task,
     and `outer` those after the steps on memory. The result is always a new tensor. (1, 1) gives
     exactly `outer`, (1, 0) exactly `inner` and (0, 0) exactly `start`.
+
+    The masks are of bool, or of int32 as `importance.above` makes them.
     """
     updated = {
         (w_inner, w_outer): _updated(start, inner, outer, w_inner, w_outer)
         for w_inner, w_outer in set(table)
     }
     both, only_inner, only_outer, neither = (updated[pair].view(torch.int32) for pair in table)
-    inner_bits, outer_bits = (mask.to(torch.int32).neg_() for mask in (inner_mask, outer_mask))
+    inner_bits, outer_bits = bits_of(inner_mask), bits_of(outer_mask)
     fused_if_inner = _where(outer_bits, both, only_inner)
     fused = _where(outer_bits, only_outer, neither)
     return _where(inner_bits, fused_if_inner, fused).view(torch.float32)
+
+
+def where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """A new fp32 tensor: `a` where the mask is set, and `b` where it is not."""
+    return _where(bits_of(mask), a.view(torch.int32), b.view(torch.int32)).view(torch.float32)
 
 
 def _where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -114,8 +121,10 @@ def fuse_softly(
 
 def counts(inner_mask: Tensor, outer_mask: Tensor) -> Tensor:
     """How many weights are important to (inner, outer, both)."""
-    masks = (inner_mask, outer_mask, inner_mask & outer_mask)
-    return torch.stack([mask.count_nonzero() for mask in masks])
+    inner_bits, outer_bits = bits_of(inner_mask), bits_of(outer_mask)
+    masks = (inner_bits, outer_bits, inner_bits & outer_bits)
+    # A sum of another type than the values is several times slower.
+    return torch.stack([mask.sum(dtype=torch.int32) for mask in masks]).neg_()
 
 
 def case_shares(num_inner: Tensor, num_outer: Tensor, num_both: Tensor, n: int) -> Tensor:

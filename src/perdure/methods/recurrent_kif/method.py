@@ -349,9 +349,8 @@ class RecurrentKIF(StandaloneMethod):
         self.learner.memory = Memory({**memory.tasks, WRITTEN: written}, memory.seed)
         self.running = bool(self.learner.memory)
 
-    def edit_gradients(self, model: nn.Module) -> None:
-        if self.running:
-            self._observe(self.rounds.inner, self.beta_inner)
+    def edit_gradients(self, model: nn.Module) -> Tensor | None:
+        return self._observe(self.rounds.inner, self.beta_inner) if self.running else None
 
     def on_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         if self.running:
@@ -369,8 +368,8 @@ class RecurrentKIF(StandaloneMethod):
             for name, count in zip(self.names, counts, strict=True):
                 self.important[name] = self.important.get(name, 0) + count
 
-    def _observe(self, maps: Importance, beta: float) -> None:
-        self.rounds.observe(maps, beta)
+    def _observe(self, maps: Importance, beta: float) -> Tensor | None:
+        return self.rounds.observe(maps, beta)
 
     def _outer_steps(self, inner_rates: list[float]) -> None:
         """Take the outer steps on memory, from tQ to tS; their gradients update the outer map.

@@ -70,7 +70,9 @@ class OuterLearner:
                 weight_decay=0,
             )
 
-    def learn(self, number: int, inner: Sequence[float], inspect: Callable[[], Any]) -> None:
+    def learn(
+        self, number: int, inner: Sequence[float], inspect: Callable[[], Tensor | None]
+    ) -> None:
         """Take the steps of round `number`, counted from 0.
 
         `inner` are the mean rates of the round's steps on the new task, one for each parameter

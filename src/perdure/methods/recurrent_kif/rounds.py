@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from perdure.errors import PerdureError
 from perdure.methods.recurrent_kif import fusion
@@ -17,6 +18,8 @@ from perdure.methods.shared.importance import (
     Importance,
     Piece,
     ScoreKind,
+    above,
+    bits_of,
     chunk_size,
     pack,
     pieces_of,
@@ -24,6 +27,10 @@ from perdure.methods.shared.importance import (
 )
 from perdure.models.sharded import Shards, local
 
+
+# The norm of the weights is measured once a round, in which it may grow by this factor. It only
+# tells finite sensitivities from others.
+GROWTH = 2.0**20
 
 Extent = Literal["all", "parameter"]
 Restore = Literal["round", "stage"]
@@ -105,9 +112,11 @@ class Rounds:
         self.device = local(parameters[0]).device
         self.shards = Shards(parameters)
         n = sum(part.numel() for part in self._own())
-        # The sums of a kept share are the same for all pieces of this size.
+        # The sums of a kept share are the same for all pieces of this size, and the last values of
+        # a piece of soft weights, which do not fill a register, are rounded differently.
+        is_exact = momentum != "scale" and not isinstance(table, Soft)
         size = CHUNK if momentum == "scale" else chunk_size(self.device)
-        self.pieces = pieces_of(self._own(), size)
+        self.pieces = pieces_of(self._own(), size, apart=is_exact)
         self.buffer = torch.empty(min(size, n), device=self.device)
         pinned = offload and self.device.type == "cuda"
 
@@ -119,13 +128,20 @@ class Rounds:
             is_uncertain = kind == "sensitivity_uncertainty"
             return Importance(zeros(states), zeros(states) if is_uncertain else None)
 
-        self.start, self.inner_mask = zeros(torch.float32), zeros(torch.uint8, -(-n // 8))
+        self.start = zeros(torch.float32)
+        # By piece, each weight in a bit.
+        self.inner_masks = [zeros(torch.uint8, -(-_length(piece) // 8)) for piece in self.pieces]
         self.inner, self.outer = importance_of(score), importance_of(score)
         self.reached = zeros(states) if isinstance(table, Soft) else self.inner.sensitivity
         for piece in self.pieces:
             self.start[piece.place] = self._weights(piece)
+        self.most = self._most()
         self.stage = self.start.clone() if restore == "stage" else None
         self.order = None if shuffle is None else self._shuffled(shuffle)
+
+    def _most(self) -> Tensor:
+        """What the norm of the weights does not exceed in a round, which measures it once."""
+        return GROWTH * get_total_norm([part.detach() for part in self._own()]).float()
 
     def _own(self) -> list[Tensor]:
         """The parameters; of sharded ones, the parts of this process."""
@@ -156,8 +172,14 @@ class Rounds:
     def _weights(self, piece: Piece) -> Tensor:
         return importance.read(self._own(), piece, self.buffer)
 
-    def observe(self, maps: Importance, beta: float) -> None:
-        """Update the inner or the outer map with the current gradients and weights."""
+    def observe(self, maps: Importance, beta: float) -> Tensor | None:
+        """Update the inner or the outer map with the current gradients and weights.
+
+        Returns:
+            The norm of the gradients; None if other processes have some of them.
+        """
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = None if self.shards.are_many else get_total_norm(gradients)
         is_finite = importance.update(
             maps,
             self.parameters,
@@ -165,28 +187,29 @@ class Rounds:
             beta_sensitivity=beta,
             beta_uncertainty=self.beta_uncertainty,
             shards=self.shards,
+            bound=None if norm is None else importance.bound_of(self.most, norm),
         )
         if not is_finite:
             warnings.warn("recurrent_kif: skipped a gradient that is not finite", stacklevel=2)
+        return norm
 
     @torch.no_grad()
     def end_inner_steps(self) -> None:
         """Compute the inner mask, and store what the inner steps reached."""
         thresholds = self._thresholds(self.inner)
         if self.order is not None:  # any score may be needed until all masks are made
-            for piece in self.pieces:
-                self._mask_inner(piece, thresholds)
-        for piece in self.pieces:
+            for number, piece in enumerate(self.pieces):
+                self._mask_inner(number, piece, thresholds)
+        for number, piece in enumerate(self.pieces):
             if self.order is None:
-                self._mask_inner(piece, thresholds)
+                self._mask_inner(number, piece, thresholds)
             reached = self._weights(piece)
             if self.reached.dtype != torch.float32:
                 reached = reached - self.start[piece.place].to(self.device)
             self.reached[piece.place] = reached
 
-    def _mask_inner(self, piece: Piece, thresholds: Tensor) -> None:
-        mask = self._is_important(self.inner, piece, thresholds)
-        self.inner_mask[_bytes(piece)] = pack(mask)
+    def _mask_inner(self, number: int, piece: Piece, thresholds: Tensor) -> None:
+        self.inner_masks[number].copy_(pack(self._important(self.inner, piece, thresholds)))
 
     @torch.no_grad()
     def fuse(self) -> tuple[KeptShare, Tensor, Tensor]:
@@ -204,12 +227,11 @@ class Rounds:
         sizes = torch.tensor([parameter.numel() for parameter in self.parameters])  # of all shards
         counts = torch.zeros(len(sizes), 3, dtype=torch.int64, device=self.device)
         kept = KeptShare(self.device)
-        for piece in self.pieces:
-            packed = self.inner_mask[_bytes(piece)].to(self.device)
-            inner_mask = unpack(packed, piece.place.stop - piece.place.start)
-            outer_mask = self._is_important(self.outer, piece, thresholds)
+        for packed, piece in zip(self.inner_masks, self.pieces, strict=True):
+            inner_mask = unpack(packed.to(self.device), _length(piece))
+            outer_mask = self._important(self.outer, piece, thresholds)
             if self.agree:
-                inner_mask &= ~(outer_mask & self._disagree(piece))
+                inner_mask &= ~(outer_mask & bits_of(self._disagree(piece)))
             start, reached, fused = self._fused(piece, inner_mask, outer_mask, ranges)
             if self.momentum == "scale":
                 kept.add(start, reached, fused)
@@ -220,6 +242,7 @@ class Rounds:
         for buffer in self.inner:
             if buffer is not None:
                 buffer.zero_()
+        self.most = self._most()
         counts = self.shards.sum(counts)
         kept.add_up(self.shards)
         shares = fusion.case_shares(*counts.sum(0), n=int(sizes.sum()))
@@ -234,15 +257,15 @@ class Rounds:
             maps, self.quantile, self.device, sizes=sizes, shards=self.shards
         )
 
-    def _is_important(self, maps: Importance, piece: Piece, thresholds: Tensor) -> Tensor:
+    def _important(self, maps: Importance, piece: Piece, thresholds: Tensor) -> Tensor:
         """The mask of the scores of a piece that are above the threshold, or their parameter's."""
         scores = self._scores(maps, piece)
         if self.quantile_over == "all":
-            return scores > thresholds
+            return above(scores, thresholds)
         numbers = torch.tensor([number for number, *_ in piece.parts], device=self.device)
         counts = [place.stop - place.start for _, place, _ in piece.parts]
         of_each = torch.tensor(counts, device=self.device)
-        return scores > thresholds[numbers].repeat_interleave(of_each)
+        return above(scores, thresholds[numbers].repeat_interleave(of_each))
 
     def _points(self, piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
         """The values of a piece at the start, after the inner steps and after the outer steps."""
@@ -293,7 +316,7 @@ class Rounds:
                 w_inner, w_outer = self.table.outer
                 stage = self.stage[piece.place].to(self.device)
                 restored = stage + w_inner * (reached - start) + w_outer * (outer - reached)
-                fused = torch.where(outer_mask & ~inner_mask, restored, fused)
+                fused = fusion.where(outer_mask & ~inner_mask, restored, fused)
         return start, reached, fused
 
     def _ranges(self) -> list[tuple[Tensor, Tensor]]:
@@ -320,8 +343,8 @@ class Rounds:
     def load(self, state: dict[str, Tensor]) -> None:
         for name, buffer in self.tensors().items():
             buffer.copy_(state[name])
+        self.most = self._most()
 
 
-def _bytes(piece: Piece) -> slice:
-    """Where the packed mask of a piece is; pieces begin at multiples of 8."""
-    return slice(piece.place.start // 8, -(-piece.place.stop // 8))
+def _length(piece: Piece) -> int:
+    return piece.place.stop - piece.place.start

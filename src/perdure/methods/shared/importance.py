@@ -31,7 +31,7 @@ LARGEST = torch.finfo(torch.float32).max
 HALF = 16  # the bits of a 32-bit float that one histogram counts
 LOWER_HALF, WITHOUT_SIGN = 0xFFFF, 0x7FFF
 INFINITY = 0x7F80  # the upper half of its bits
-ROWS = 32  # in which `_near` looks at the values of a piece
+ROWS = 32  # in which `_members` looks at the values of a piece
 
 
 # --- between parameters and the flat buffer
@@ -159,6 +159,7 @@ def update(
     beta_sensitivity: float,
     beta_uncertainty: float,
     shards: Shards = ALONE,
+    bound: Tensor | None = None,
 ) -> bool:
     """Smooth the sensitivity of one more gradient into the maps, in place.
 
@@ -180,10 +181,11 @@ def update(
         beta_sensitivity: b1.
         beta_uncertainty: b2.
         shards: if the weights are spread over several processes, all of them update, or none does.
+        bound: no sensitivity is larger; by default, the product of both norms.
     """
     device = weights[0].device
     size = min(chunk_size(device), state.sensitivity.numel())
-    weights = [local(weight) for weight in weights]
+    weights = [local(weight.detach()) for weight in weights]
     pieces = pieces_of(weights, size, apart=True)
     given = [gradient if gradient is None else local(gradient) for gradient in gradients]
     dense = [_zeros(w) if g is None else g for w, g in zip(weights, given, strict=True)]
@@ -193,11 +195,11 @@ def update(
         w, g = read(weights, piece, w_piece), read(dense, piece, g_piece)
         return torch.mul(w, g, out=sensitivity_piece[: len(w)]).abs_()
 
-    # |w g| <= |w| |g|, the norms: if that is finite, so are all products, which are then computed
-    # only once. The norms are rounded, hence the factor.
-    weight_norm = get_total_norm(weights).to(device, torch.float32)
-    gradient_norm = get_total_norm([g for g in given if g is not None]).to(device, torch.float32)
-    is_finite = (2 * weight_norm * gradient_norm).isfinite()
+    # If the bound is finite, so are all products, which are then computed only once.
+    if bound is None:
+        gradient_norm = get_total_norm([g for g in given if g is not None])
+        bound = bound_of(get_total_norm(weights), gradient_norm)
+    is_finite = bound.to(device).isfinite()
     if not is_finite:
         largest = [sensitivity_of(piece).amax() for piece in pieces]
         is_finite = torch.stack(largest).isfinite().all()
@@ -207,6 +209,11 @@ def update(
         sensitivity = sensitivity_of(piece)
         _smooth(state, piece.place, sensitivity, beta_sensitivity, beta_uncertainty)
     return True
+
+
+def bound_of(weight_norm: Tensor, gradient_norm: Tensor) -> Tensor:
+    """A bound of |w g|, the product of the norms; these are rounded, hence the factor."""
+    return 2 * weight_norm.float() * gradient_norm.to(weight_norm.device, torch.float32)
 
 
 def _smooth(
@@ -381,18 +388,44 @@ def _bin_of(index: int, counts: Tensor) -> tuple[int, int]:
     return number, index - (int(below[number - 1]) if number else 0)
 
 
+def above(scores: Tensor, threshold: Tensor) -> Tensor:
+    """The mask of the scores above the threshold, or each above its own: -1 there and 0 elsewhere.
+
+    In -1 all bits are set, so that masks are combined, and choose between floats, by operations on
+    bits. On a CPU these are several times faster than those of bool. The bits of floats >= 0, read
+    as integers, have the same order as the floats, so the sign of a difference tells which is
+    larger.
+
+    Args:
+        scores: fp32 values >= 0, not NaN and not -0.0.
+        threshold: fp32, one value or as many as scores.
+    """
+    return (threshold.view(torch.int32) - scores.view(torch.int32)).bitwise_right_shift_(31)
+
+
+def bits_of(mask: Tensor) -> Tensor:
+    """A mask of bool as `above` makes masks; one that it made is returned as it is."""
+    return mask if mask.dtype == torch.int32 else mask.to(torch.int32).neg_()
+
+
 def pack(mask: Tensor) -> Tensor:
-    """A mask of n values as ceil(n / 8) bytes; the rows of [8, n / 8] are the bits."""
-    rows = nn.functional.pad(mask.to(torch.uint8), (0, -len(mask) % 8)).view(8, -1)
-    return (rows << torch.arange(8, dtype=torch.uint8, device=mask.device)[:, None]).sum(
-        0, dtype=torch.uint8
-    )
+    """A mask of n values (`above`) as ceil(n / 8) bytes; the rows of [8, n / 8] are the bits."""
+    bits = torch.ones(8, 1, dtype=torch.int32, device=mask.device) << _eight(mask.device)
+    rows = nn.functional.pad(mask, (0, -len(mask) % 8)).view(8, -1) & bits
+    for half in (4, 2, 1):
+        rows = rows[:half] | rows[half:]
+    return rows[0].to(torch.uint8)
 
 
 def unpack(packed: Tensor, n: int) -> Tensor:
     """The inverse of `pack`: a mask of n values."""
-    rows = packed >> torch.arange(8, dtype=torch.uint8, device=packed.device)[:, None]
-    return rows.bitwise_and_(1).view(-1)[:n].bool()
+    rows = packed.to(torch.int32) << (31 - _eight(packed.device))  # the bit becomes the sign
+    return rows.bitwise_right_shift_(31).view(-1)[:n]
+
+
+def _eight(device: torch.device) -> Tensor:
+    """0 to 7, as a column."""
+    return torch.arange(8, dtype=torch.int32, device=device)[:, None]
 
 
 def important(scores: Tensor, q: float) -> Tensor:
