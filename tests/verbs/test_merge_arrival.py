@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from command import perdure, refused
 from perdure.api import init, learn, log, merge, report, revert, show, verify
+from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
 from perdure.merging.heads import head_of
 from perdure.reporting.rerun import rerun
@@ -261,6 +262,22 @@ def test_what_cannot_arrive_is_refused(place):
     config["base_model_name_or_path"] = "other-base"
     (adapter / "adapter_config.json").write_text(json.dumps(config))
     bad("trained on another base, 'other-base'")
+
+
+@pytest.mark.parametrize("kind", ["encoder"])
+def test_the_head_of_an_encoder_takes_no_weight_below_zero(place):
+    """Its row would be a mean with weights that cancel, from which nothing can be taken out."""
+    init("one", base="base", adapter={"r": 4, "target_modules": ["query", "value"]})
+    learn("one", "colour", train="colour-train.jsonl", test="colour-test.jsonl")
+    init("merged", base="base", adapter={"r": 4, "target_modules": ["query", "value"]})
+    merge(["merged", "one"], rule="task_arithmetic", test="colour-test.jsonl", name="first")
+    negated = {"rule": "task_arithmetic", "weights": [-1]}
+    with pytest.raises(PerdureError, match=r"one: weight -1: .* takes no weight below 0"):
+        merge(["one"], into="out", base="base", **negated)
+    with pytest.raises(PerdureError, match=r"one: weight -1: .* takes no weight below 0"):
+        merge(["merged", "one"], name="second", **negated)
+    assert len(Lineage("merged").stages) == 1
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("kind", ["encoder"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from perdure.errors import PerdureError
 from perdure.models.layout import HEAD_WEIGHTS
 from perdure.models.stage_files import read_head, write_head
 
@@ -57,6 +58,21 @@ class Heads:
         """Write them as `head.safetensors`; `width` is that of a head without labels."""
         rows = torch.stack([*self.rows.values()]) if self.rows else torch.zeros(0, width + 1)
         write_head([*self.rows], rows[:, :-1], rows[:, -1], folder)
+
+
+def check_weight(folder: Path, weight: float | None, name: str) -> None:
+    """Check that a checkpoint's head can be merged with its weight.
+
+    Means of rows with weights that cancel say nothing of the rows, so that none can be taken out.
+
+    Raises:
+        PerdureError: the checkpoint has a head, and its weight is below 0.
+    """
+    if weight is not None and weight < 0 and (folder / HEAD_WEIGHTS).is_file():
+        raise PerdureError(
+            f"{name}: weight {weight:g}: the rows of heads are averaged by label, which takes no "
+            "weight below 0; give it one of at least 0, or leave it out"
+        )
 
 
 def factor_of(weight: float | None) -> float:

@@ -26,7 +26,7 @@ from perdure.merging.factors import (
     settings_of,
     sums,
 )
-from perdure.merging.heads import Heads, factor_of, head_of
+from perdure.merging.heads import Heads, check_weight, factor_of, head_of
 from perdure.merging.model import Checkpoint, Model, hashing, open_checkpoint
 from perdure.merging.preflight import check, check_statistics
 from perdure.merging.presets import Preset, independence, lines_about, preset
@@ -238,6 +238,8 @@ def open_rule_and_checkpoints(
         replace(open_model(name, weight), statistics=one)
         for name, weight, one in zip(names, all_weights, measured, strict=True)
     ]
+    for checkpoint in checkpoints:
+        check_weight(checkpoint.folder, checkpoint.weight, checkpoint.name)
     return rule, checkpoints
 
 

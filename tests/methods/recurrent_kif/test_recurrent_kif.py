@@ -11,13 +11,23 @@ from marks import at_least
 from methods.recurrent_kif.reference import SEQUENTIAL, Reference
 from perdure.errors import PerdureError
 from perdure.methods import keywords, make
+from perdure.methods.recurrent_kif import method as method_module
 from perdure.methods.recurrent_kif import presets
 from perdure.methods.recurrent_kif.method import RecurrentKIF
 from perdure.methods.shared import importance
 from perdure.methods.shared.importance import flatten
 from perdure.methods.shared.written_rows import Writer
 from perdure.train.method import Method
-from train.engine import STRICT, engine, learned, same, tiny_base, tokenized, weights
+from train.engine import (
+    STRICT,
+    engine,
+    learned,
+    same,
+    stopped_and_resumed,
+    tiny_base,
+    tokenized,
+    weights,
+)
 
 
 pytestmark = pytest.mark.own
@@ -107,6 +117,15 @@ def test_a_resumed_run_takes_its_outer_steps_on_the_rows_that_were_written(tmp_p
     resumed, trainer = learned("causal", method, tmp_path, resume=checkpoint, **settings)
     assert same(expected, resumed)
     assert len(trainer.methods[0].shares) == 3
+
+
+@pytest.mark.filterwarnings("ignore:recurrent_kif. none of the 4 rows")
+def test_a_run_whose_base_wrote_no_rows_is_resumed_without_rounds(tmp_path, monkeypatch):
+    monkeypatch.setattr(method_module, "write_rows", lambda *args, **more: [])
+    method = {"recurrent_kif": {"inner_steps": 3, "outer_steps": 2, "written": 4}}
+    expected, _ = learned("causal", method, tmp_path / "whole", memory=0)
+    resumed, _ = stopped_and_resumed("causal", method, tmp_path / "cut", 4, 2, memory=0)
+    assert same(expected, resumed)
 
 
 class Recorder(RecurrentKIF):

@@ -264,6 +264,23 @@ def test_a_weight_and_a_gradient_whose_product_would_not_be_finite_may_be_of_two
     assert same_bits(rounds.inner.sensitivity, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_to_the_type_of_the_weights_is_no_movement_that_disagrees(dtype):
+    """No weight moves in the inner steps of the second round, so none can be moved back."""
+    parameter = nn.Parameter(draw(4000, seed=0).to(dtype))
+    table = table_of({"both": [0, 1], "inner": [1, 0], "outer": [0, 1], "neither": [0, 1]})
+    rounds = Rounds([parameter], table, "sensitivity", 0.0, BETA_UNCERTAINTY, agree=True)
+    for inner, outer in ((0.3, 0.013), (0.0, 0.05)):
+        for maps, change in ((rounds.inner, inner), (rounds.outer, outer)):
+            parameter.grad = torch.ones_like(parameter)
+            rounds.observe(maps, BETA)
+            parameter.data += change
+            if maps is rounds.inner:
+                rounds.end_inner_steps()
+        _, shares, _ = rounds.fuse()
+    assert shares[0] > 0.99
+
+
 class Largest(TorchDispatchMode):
     """The most values that a new tensor has; a view of another tensor is not new."""
 

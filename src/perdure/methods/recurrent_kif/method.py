@@ -403,6 +403,7 @@ class RecurrentKIF(StandaloneMethod):
             for name, tensor in state.items()
             if name.startswith(IMPORTANT)
         }
+        self.running = self.running and "start" in state  # the base may have written no rows
         if self.running:
             self.inner_rates.load_state_dict(state)
             self.rounds.load(state)

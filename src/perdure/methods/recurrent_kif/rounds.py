@@ -277,9 +277,12 @@ class Rounds:
     def _disagree(self, piece: Piece) -> Tensor:
         """The mask of the weights that the inner and the outer steps move in opposite directions.
 
-        The signs are multiplied, as the product of two small updates could be zero.
+        The signs are multiplied, as the product of two small updates could be zero. Weights of a
+        lower precision than fp32 started from the start of the round as they hold it.
         """
         start, reached, outer = self._points(piece)
+        types = [(place, self.parameters[number].dtype) for number, _, place in piece.parts]
+        start = torch.cat([start[place].to(dtype).float() for place, dtype in types])
         return (reached - start).sign_() * (outer - reached).sign_() < 0
 
     def _fused(
