@@ -67,10 +67,11 @@ class InfLoRA(Method):
     scaled by its lora_alpha / r. If fewer than r directions are left, the other rows of A are zero.
     An encoder's head is trained as usual.
 
-    State: a basis for each layer, at most half of [inputs, inputs]; the adapter grows, O(tasks).
-    Old rows: none. Cost: `rows` forward passes before and after each task, one row at a time; a
-    matrix [inputs, inputs] and its eigenvectors for each layer. The first task is not plain
-    fine-tuning, because its A is chosen too, so there are no neutral keywords.
+    State: a basis for each layer, at most half of [inputs, inputs], which each stage stores whole
+    (each task turns all columns of a complement, so none of them stands in an earlier stage); the
+    adapter grows, O(tasks). Old rows: none. Cost: `rows` forward passes before and after each task,
+    one row at a time; a matrix [inputs, inputs] and its eigenvectors for each layer. The first task
+    is not plain fine-tuning, because its A is chosen too, so there are no neutral keywords.
 
     Args:
         threshold: the share of C's squared norm that the span must hold, between 0 and 1.
