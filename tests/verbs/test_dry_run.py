@@ -14,6 +14,7 @@ from perdure.api import dry_run, run
 from perdure.data.rows import read_rows
 from perdure.data.tokens import features
 from perdure.models.base import load_base
+from perdure.models.layout import ADAPTER_WEIGHTS
 from perdure.train.trainer import RehearsalCollator
 from perdure.verbs import costs
 from perdure.verbs.costs import TriedTask
@@ -84,6 +85,22 @@ def test_a_lineage_goes_on_from_its_newest_stage(setting, tmp_path):
     assert [task["task"] for task in estimate["tasks"]] == ["animal"]
     assert estimate["tasks"][0]["old_tasks"] == 1
     assert tree(tmp_path) == before
+
+
+@shown_on_causal("setting")
+@pytest.mark.parametrize("method", ["olora", "inflora"])
+def test_the_disk_of_adapters_that_grow_is_that_of_the_newest_two_files(method, setting, tmp_path):
+    config = load_config({**setting, "method": method, "lineage": str(tmp_path / "run")})
+    estimates = [dry_run(config)]
+    with pytest.raises(KeyboardInterrupt):
+        run(config, callbacks=[StopsAt("animal")])
+    estimates.append(dry_run(config))
+    lineage = run(config)
+    sizes = [len(lineage.file(e, ADAPTER_WEIGHTS).read_bytes()) for e in lineage.stages]
+    assert [len(estimate["tasks"]) for estimate in estimates] == [2, 1]
+    for estimate in estimates:
+        assert estimate["stage_bytes"] == pytest.approx(sizes[1] - sizes[0], rel=0.05)
+        assert estimate["disk_bytes"] == pytest.approx(sum(sizes), rel=0.25)
 
 
 @shown_on_causal("setting")

@@ -16,6 +16,7 @@ from perdure.config import Config
 from perdure.data.task import Split
 from perdure.errors import PerdureError
 from perdure.lineage.history import KEPT
+from perdure.methods.shared import adapter_bank
 from perdure.models.base import Base
 from perdure.prepare import Plan
 from perdure.verbs.counting import Count
@@ -81,10 +82,17 @@ class TriedTask(TrainerCallback):
         return self.steps * plain + rounds * max(0.0, last - plain) + measuring
 
 
-def costs(plan: Plan, base: Base, trials: Sequence[TriedTask], scored: int) -> dict[str, Any]:
+def costs(
+    plan: Plan, base: Base, trials: Sequence[TriedTask], scored: int, learned: int
+) -> dict[str, Any]:
     """Estimate the seconds of learning and scoring, and the bytes, of all tasks.
 
-    `scored` is the number of test rows of the tasks learned so far.
+    Args:
+        plan: the settings.
+        base: the base with its adapter, after the trials.
+        trials: the tasks to learn.
+        scored: the number of test rows of the tasks learned so far.
+        learned: the number of these tasks.
     """
     config, period = plan.config, max(method.period for method in plan.methods)
     learning = [trial.learning(period) for trial in trials]
@@ -93,6 +101,11 @@ def costs(plan: Plan, base: Base, trials: Sequence[TriedTask], scored: int) -> d
     trained = sum(n for n, _, grad in weights if grad)
     stage = sum(n * size for n, size, grad in weights if grad or base.whole)
     stages = min(KEPT + 1, len(trials)) if base.whole else len(trials)
+    if any(method.reshapes for method in plan.methods):
+        # A task adds its ranks to the adapter, which the newest stage has alone: that of the stage
+        # before is there until the new one is complete.
+        stage = round(stage * adapter_bank.rank_of_task(config) / adapter_bank.rank(base.model))
+        stages = 2 * (learned + len(trials)) - 1
     has_checkpoints = bool(config.checkpoint_every) and any(
         trial.steps > config.checkpoint_every for trial in trials
     )

@@ -141,7 +141,7 @@ def _report(start: Start, plan: Plan, done: int, say: Say) -> dict[str, Any]:
                 options=task.options,
                 per_answer=config.memory.per_answer,
             )
-    total = costs(plan, base, trials, start.scored)
+    total = costs(plan, base, trials, scored=start.scored, learned=len(start.memory))
     check_disk(start.path, total)
     return {
         "lineage": str(start.path),
