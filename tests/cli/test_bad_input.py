@@ -291,7 +291,13 @@ def test_an_unknown_option_is_status_2(place):
     assert tree(place) == before
 
 
-@pytest.mark.parametrize("key", ["fp16", "deepspeed", "dataloader_num_workers"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("fp16", "deepspeed", "dataloader_num_workers", "dataloader_persistent_workers"),
+        *("ignore_data_skip", "bf16_full_eval", "batch_eval_metrics"),
+    ],
+)
 def test_a_training_key_under_which_methods_could_not_work(place, key):
     refused(
         place,

@@ -61,6 +61,7 @@ def test_a_task_may_have_training_settings_of_its_own(place):
         ({"name": "x"}, "needs its train rows or the name of a benchmark"),
         ("reviews.jsonl", "needs its train rows"),
         ({"train": "reviews.jsonl", "trian": 1}, "task reviews: unknown key 'trian'; did you"),
+        ({"name": "x", "trian": "r.jsonl"}, "task x: unknown key 'trian'; did you mean 'train'"),
         ({"benchmark": "dbpeda"}, "no benchmark has 'dbpeda'; did you mean 'dbpedia'"),
         ({"benchmark": "superni_1"}, "is an order of benchmark tasks; write tasks: superni_1"),
         ({"benchmark": "cb", "test": "reviews.jsonl"}, "a benchmark has its own rows"),

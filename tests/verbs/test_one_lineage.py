@@ -1,10 +1,13 @@
 """What may change between two calls on one lineage, and what may not."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
-from perdure import PerdureError
-from perdure.api import answer, evaluate, revert, verify
+from command import perdure
+from perdure import PerdureError, load_config
+from perdure.api import answer, evaluate, revert, run, verify
 from place import learned, setting_for
 
 
@@ -21,6 +24,37 @@ def test_a_tracker_can_be_switched_on_later_and_a_learning_rate_cannot_be_change
     assert learned({**setting, "training": training}, tmp_path / "run").head == 2
     with pytest.raises(PerdureError, match=r"training.learning_rate 0.01, not 0.001"):
         learned({**setting, "training": {**training, "learning_rate": 1e-3}}, tmp_path / "run")
+
+
+def test_a_finished_run_tells_of_changed_test_rows_and_of_the_task_that_was_edited(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    setting = setting_for("causal", tmp_path, n=16)
+    settings = load_config({**setting, "lineage": "lineage"})
+    run(settings)
+    lines: list[str] = []
+    run(settings, say=lines.append)
+    assert not [line for line in lines if line.startswith("warning")]
+    edited = [setting["tasks"][0], {**setting["tasks"][1], "metric": "rouge_l"}]
+    with pytest.raises(PerdureError, match=r"\(tasks.animal.metric not set, not rouge_l\); tasks "):
+        run(load_config({**setting, "tasks": edited, "lineage": "lineage"}))
+    test = Path(setting["tasks"][1]["test"])
+    test.write_text(test.read_text() * 2)
+    run(settings, say=lines.append)
+    (warning,) = [line for line in lines if line.startswith("warning: animal: stage 2 was scored")]
+    assert "`perdure revert lineage --to 1` and run it again" in warning
+
+
+def test_a_dry_run_of_what_is_learned_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    setting = setting_for("causal", tmp_path, n=16)
+    Path("run.yaml").write_text(yaml.safe_dump({**setting, "lineage": "lineage"}))
+    assert perdure("run", "run.yaml").status == 0
+    for command in (("run", "run.yaml"), ("learn", "lineage", "animal", "animal-train.jsonl")):
+        dry = perdure(*command, "--dry-run")
+        assert dry.status == 0
+        assert dry.out.strip().startswith("every task is learned already")
 
 
 @causal

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command
-from perdure.cli.output import Json, grid, print_json, quiet, shortened, stderr, stdout
+from perdure.cli.output import Json, grid, print_json, quiet, shortened, stderr_line, stdout
 from perdure.errors import LOST
 
 
@@ -29,7 +29,7 @@ def check(arguments: Arguments, as_json: Json = False) -> None:
     Example: perdure check my-adapter
     """
     quiet()
-    result = api.check(**arguments, say=stderr().print)
+    result = api.check(**arguments, say=stderr_line)
     if as_json:
         print_json(result)
     else:

@@ -18,6 +18,9 @@ MUCH_PADDING = 0.3  # from this share on, the setting that saves more than half 
 
 def planned(plan: dict[str, Any]) -> Iterator[RenderableType]:
     """A table of the tasks, and the total cost."""
+    if not plan["tasks"]:
+        yield Text("every task is learned already; without --dry-run, the results are printed")
+        return
     table = grid("task", *COLUMNS, right=COLUMNS)
     seconds = zip(plan["seconds_learning"], plan["seconds_scoring"], strict=True)
     for task, (learning, scoring) in zip(plan["tasks"], seconds, strict=True):

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from perdure import api
 from perdure.cli.from_api import Arguments, command
-from perdure.cli.output import Json, counted, grid, print_json, quiet, score, stderr, stdout
+from perdure.cli.output import Json, counted, grid, print_json, quiet, score, stderr_line, stdout
 from perdure.errors import PerdureError
 
 
@@ -20,7 +20,7 @@ def probe(arguments: Arguments, as_json: Json = False) -> None:
     if "stages" in arguments:
         arguments["stages"] = _numbers(arguments["stages"])
     quiet()
-    probed = api.probe(**arguments, say=stderr().print)
+    probed = api.probe(**arguments, say=stderr_line)
     if as_json:
         print_json(probed)
         return

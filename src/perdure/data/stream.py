@@ -99,15 +99,17 @@ def _check_task(entry: Any) -> str:
     Raises:
         PerdureError: the entry has no rows, an unknown key, or a value of the wrong type.
     """
-    if not isinstance(entry, dict) or not (entry.get("train") or entry.get("benchmark")):
+    has_rows = isinstance(entry, dict) and bool(entry.get("train") or entry.get("benchmark"))
+    unknown = [key for key in entry if key not in KEYS] if isinstance(entry, dict) else []
+    if not has_rows and not unknown:
         raise PerdureError(
             f"tasks: a task needs its train rows or the name of a benchmark, got {entry!r}"
         )
-    name = str(entry.get("name") or entry.get("benchmark") or _default_name(entry["train"]))
-    for key in entry:
-        if key not in KEYS:
-            hint = where_it_goes(str(key), "tasks", KEYS)
-            raise PerdureError(f"task {name}: unknown key {key!r}; {hint}")
+    named = entry.get("name") or entry.get("benchmark")
+    name = str(named or (_default_name(entry["train"]) if has_rows else "without a name"))
+    for key in unknown:
+        hint = where_it_goes(str(key), "tasks", KEYS)
+        raise PerdureError(f"task {name}: unknown key {key!r}; {hint}")
     training = entry.get("training") or {}
     if not isinstance(training, dict):
         raise PerdureError(f"task {name}: training takes a mapping, got {training!r}")

@@ -143,11 +143,23 @@ def in_words(changes: Mapping[str, Sequence[Any]], middle: str = " -> ") -> str:
     """Return changes as text: `seed 0 -> 1; max_length 64 -> 32`; long values are left out."""
     parts = []
     for key, values in changes.items():
+        if key == "tasks" and (inner := _of_tasks(*values)):
+            parts.append(in_words(inner, middle))
+            continue
         absent = "not set" if "." in key else "null"
         old, new = (absent if value is None else text(value) for value in values)
         short = max(len(old), len(new)) <= LONGEST
         parts.append(f"{key} {old}{middle}{new}" if short else key)
     return "; ".join(parts)
+
+
+def _of_tasks(old: Any, new: Any) -> Changes:
+    """Return the changes of the first task of a stream that differs; none if tasks were added."""
+    for before, after in zip(old or (), new or (), strict=False):
+        if before != after and isinstance(before, dict) and isinstance(after, dict):
+            changes = differences(before, after)
+            return {f"tasks.{before['name']}.{key}": values for key, values in changes.items()}
+    return {}
 
 
 def _check_tasks_outside(harness: LmEvalSettings | None, path: Path) -> None:

@@ -39,6 +39,7 @@ from perdure.train.stage import StagePlan, learn_stage
 from perdure.verbs.costs import STEPS, TriedTask, check_disk, costs
 from perdure.verbs.counting import count, padding, sample, steps_an_epoch, steps_of
 from perdure.verbs.init import try_base
+from perdure.verbs.learn import has_learned
 
 
 @dataclass
@@ -104,7 +105,10 @@ def dry_run_of_learn(path: str | Path, task: Task, say: Say) -> dict[str, Any]:
     with _offline():
         lineage = Lineage(path)
         plan = prepare_learn(lineage, task)
-        return _report(_at_the_head(lineage, plan), plan, 0, say)
+        is_done = bool(lineage.stages) and has_learned(lineage.stages[-1]["task"], plan.tasks[0])
+        if is_done:
+            say(f"{plan.tasks[0].name}: already learned, as stage {lineage.head}")
+        return _report(_at_the_head(lineage, plan), plan, int(is_done), say)
 
 
 def _at_the_head(lineage: Lineage, plan: Plan) -> Start:

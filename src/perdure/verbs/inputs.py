@@ -98,6 +98,22 @@ def states_of(lineage: Lineage, methods: Sequence[Method], say: Say) -> dict[str
     return folders
 
 
+def has_tested(described: dict[str, Any], task: Task) -> bool:
+    """Return whether a stage was scored on the test rows that the task has now, if it has any."""
+    if task.test is None:
+        return True
+    rows = described.get("test", {}).get("sha256")
+    return (rows, described["metric"]) == (task.test.sha256, task.metric)
+
+
+def scored_otherwise(name: str, stage: int) -> str:
+    """Return the warning of a stage that `has_tested` other rows, without what to do."""
+    return (
+        f"warning: {name}: stage {stage} was scored on other test rows, or by another metric, and "
+        "keeps its scores"
+    )
+
+
 def check_same_rows(lineage: Lineage, last: dict[str, Any], task: Task, verb: str) -> None:
     """Check that a stage that was made already has the rows that are given.
 

@@ -16,6 +16,7 @@ from perdure.say import Say
 from perdure.train.tracking import Tracked
 from perdure.verbs.advance import advance
 from perdure.verbs.follow import follow
+from perdure.verbs.inputs import has_tested, scored_otherwise
 
 
 def learn(
@@ -52,12 +53,11 @@ def learn(
             raise PerdureError(f"{path}: its settings have just changed; repeat the command")
         lineage.tidy()
         (task,) = plan.tasks
-        if lineage.stages and _has_learned(lineage.stages[-1]["task"], task):
+        if lineage.stages and has_learned(lineage.stages[-1]["task"], task):
             say(f"{task.name}: already learned, as stage {lineage.head}")
-            if not _has_tested(lineage.stages[-1]["task"], task):
+            if not has_tested(lineage.stages[-1]["task"], task):
                 say(
-                    f"warning: {task.name}: stage {lineage.head} was scored on other test rows, or "
-                    "by another metric, and keeps its scores; to change them, go back with "
+                    f"{scored_otherwise(task.name, lineage.head)}; to change them, go back with "
                     f"`perdure revert {path}` and learn the task again"
                 )
             return lineage.stages[-1]
@@ -67,15 +67,7 @@ def learn(
         return advance(lineage, plan, [task], data=data, callbacks=callbacks, say=say, full=full)
 
 
-def _has_tested(described: dict[str, Any], task: Task) -> bool:
-    """Return whether a stage was scored on the test rows that the task has now, if it has any."""
-    if task.test is None:
-        return True
-    rows = described.get("test", {}).get("sha256")
-    return (rows, described["metric"]) == (task.test.sha256, task.metric)
-
-
-def _has_learned(described: dict[str, Any], task: Task) -> bool:
+def has_learned(described: dict[str, Any], task: Task) -> bool:
     """Return whether a stage has learned the task as it is now; `described` is in the ledger."""
     dev = described.get("dev", {}).get("sha256")
     return (

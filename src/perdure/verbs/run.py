@@ -19,6 +19,7 @@ from perdure.train.tracking import Tracked
 from perdure.verbs.advance import advance
 from perdure.verbs.follow import follow
 from perdure.verbs.init import begin
+from perdure.verbs.inputs import has_tested, scored_otherwise
 
 
 AfterStage = Callable[[int, Lineage, dict[str, Any], Task], None]
@@ -65,6 +66,12 @@ def run(
         for line in plan.notes:
             say(line)
         done = lineage.stages
+        for entry, task in zip(done, new_tasks, strict=False):
+            if not has_tested(entry["task"], task):
+                say(
+                    f"{scored_otherwise(task.name, entry['stage'])}; to change them, go back with "
+                    f"`perdure revert {path} --to {entry['parent']}` and run it again"
+                )
         open_tasks = {
             entry["task"]["id"]: task for entry, task in zip(done, new_tasks, strict=False)
         }
