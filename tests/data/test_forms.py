@@ -639,3 +639,15 @@ def test_a_dataset_in_memory_has_the_rows_that_its_file_has(tmp_path):
 
 def _rows_of(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
     return list(rows)
+
+
+@pytest.mark.parametrize(
+    ("record", "line"),
+    [
+        ({"promt": "a", "completion": "c"}, "prompt is missing; is 'promt' meant? rename it"),
+        ({"prompt": "a", "completon": "c"}, "completion is missing; is 'completon' meant?"),
+        ({"prompt": "a", "index": "c"}, "completion is missing; every row needs one"),
+    ],
+)
+def test_a_key_that_is_nearly_right_is_named(record, line):
+    assert line in refused(record)

@@ -4,6 +4,7 @@ No column is dropped silently. It becomes a part of the row, or it is refused wi
 says what to write instead, or it is listed among the columns that were left out.
 """
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -218,6 +219,10 @@ def _alpaca(record: Mapping[str, Any], where: str) -> Row:
 
 
 def _prompt_completion(record: Mapping[str, Any], where: str) -> Row:
+    for key in ("prompt", "completion"):
+        near = difflib.get_close_matches(key, map(str, record), n=1)
+        if key not in record and near:
+            raise PerdureError(f"{where}: {key} is missing; is {near[0]!r} meant? rename it")
     prompt, (completion, others) = record.get("prompt"), (record.get("completion"), {})
     if isinstance(completion, list) and (not completion or isinstance(completion[0], str)):
         completion, others = _completion(completion, f"{where}: completion")
