@@ -8,6 +8,7 @@ import yaml
 from command import perdure
 from perdure import PerdureError, load_config
 from perdure.api import answer, evaluate, revert, run, verify
+from perdure.lineage.lineage import Lineage
 from place import learned, setting_for
 
 
@@ -80,3 +81,15 @@ def test_a_prompt_that_is_cut_is_told(place):
     lines: list[str] = []
     answer("lineage", ["the cat " * 80], say=lines.append)
     assert lines == ["warning: prompts longer than max_length 64, which were cut in the middle: 1"]
+
+
+@causal
+def test_a_lineage_is_found_after_the_working_directory_has_changed(place, monkeypatch):
+    lineage = Lineage("lineage")
+    scores = lineage.matrix().rows
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert lineage.path == Path("../lineage")
+    assert lineage.matrix().rows == scores
+    monkeypatch.chdir(place)
+    assert lineage.path == Path("lineage")

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -79,7 +80,7 @@ class Lineage(History):
     """
 
     def __init__(self, path: str | Path, edited: bool = False):
-        self.path = Path(path)
+        self._given, self._from = Path(path), Path.cwd()
         self._checked: set[Path] = set()
         check_own_names(self.path)
         settings = self.path / "lineage.yaml"
@@ -116,6 +117,13 @@ class Lineage(History):
         self.config: Config = loaded(self.settings, self.pin, self.path)
         if not edited:
             self._check_written()
+
+    @property
+    def path(self) -> Path:
+        """The folder as it was given, also if the working directory has changed since."""
+        if self._given.is_absolute() or Path.cwd() == self._from:
+            return self._given
+        return Path(os.path.relpath(self._from / self._given))
 
     @classmethod
     def create(
