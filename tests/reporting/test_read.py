@@ -12,6 +12,7 @@ from rich.console import Console
 
 from perdure.api import log
 from perdure.cli.run import summary as shown
+from perdure.config import DEFAULT_TRAINING, filled_adapter
 from perdure.data.task import Split
 from perdure.errors import PerdureError
 from perdure.lineage.lineage import Lineage
@@ -129,6 +130,16 @@ def test_other_keywords_are_another_method_and_its_label_says_so(tmp_path):
     ((key, values),) = one.differing
     assert key == "memory.ratio"
     assert sorted(value for _, value in values) == [0.02, 0.1, 0.2]
+
+
+def test_a_default_that_is_written_out_is_no_other_setting(tmp_path):
+    defaults = {"adapter": filled_adapter({}), "training": DEFAULT_TRAINING}
+    lineage(tmp_path / "a", ROWS, seed=0, adapter={}, training={})
+    lineage(tmp_path / "b", ROWS, seed=1, **defaults)
+    lineage(tmp_path / "c", ROWS, seed=0, **defaults | {"adapter": {"r": 4}})
+    (one,) = sets(read([tmp_path]))
+    labels = {method.label: len(method.runs) for method in one.methods}
+    assert labels == {"sequential (adapter.r 8)": 2, "sequential (adapter.r 4)": 1}
 
 
 def test_modes_tasks_and_bases_are_never_mixed(tmp_path):

@@ -162,7 +162,7 @@ def _methods(runs: Sequence[Run]) -> tuple[MethodRuns, ...]:
     """Group lineages by their settings; labels show how methods of the same name differ."""
     by_settings: dict[str, list[Run]] = {}
     for run in runs:
-        settings = {key: value for key, value in run.settings.items() if key not in REPEATED}
+        settings = {k: v for k, v in run.whole_settings.items() if k not in REPEATED}
         by_settings.setdefault(digest(settings), []).append(run)
     groups = list(by_settings.values())
 
@@ -195,7 +195,7 @@ def _label(run: Run, others: Iterable[Run]) -> str:
 
 def _flat(run: Run) -> dict[str, Any]:
     """Return the settings that repetitions share, with `{"a": {"b": 1}}` as `{"a.b": 1}`."""
-    settings = {k: v for k, v in run.settings.items() if k not in REPEATED}
+    settings = {k: v for k, v in run.whole_settings.items() if k not in REPEATED}
     methods = settings.pop("method")
     for method in methods if isinstance(methods, list) else [methods]:
         for keywords in method.values() if isinstance(method, dict) else ():

@@ -176,13 +176,18 @@ class Run:
         return next((outcome for outcome in outcomes if outcome.task == task), None)
 
     @property
-    def filled_settings(self) -> dict[str, Any]:
-        """The settings by dotted key, with Perdure's defaults for training and adapter."""
-        settings = {
+    def whole_settings(self) -> dict[str, Any]:
+        """The settings, with Perdure's defaults for training and adapter."""
+        return {
             **self.settings,
             "training": {**DEFAULT_TRAINING, **self.settings["training"]},
             "adapter": filled_adapter(self.settings["adapter"]),
         }
+
+    @property
+    def filled_settings(self) -> dict[str, Any]:
+        """The settings by dotted key, with Perdure's defaults for training and adapter."""
+        settings = self.whole_settings
         for name in NOT_SHOWN:
             settings.pop(name, None)
         return {key: value for key, value in leaves(settings) if value is not None}
