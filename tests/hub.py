@@ -19,7 +19,7 @@ class Hub:
         self.messages: list[str] = []
         self.url = ""
 
-    def answer(self, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
+    def answer(self, path: str, body: bytes) -> tuple[int, Any]:
         self.asked.append(path)
         if self.status != 200:
             return self.status, {"error": "Refused."}
@@ -40,12 +40,17 @@ class Hub:
             name, oid = path.removeprefix("/api/models/").partition("/commit/")[0], "0" * 40
             url = f"{self.url}/{name}/commit/{oid}"
             return 200, {"success": True, "commitOid": oid, "commitUrl": url}
+        if "/tree/" in path:
+            files = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in self.files]
+            return 200, files
         return 404, {"error": f"no {path} here"}
 
     def _take(self, line: dict[str, Any]) -> None:
         value = line["value"]
         if line["key"] == "header":
             self.messages.append(value["summary"])
+        elif line["key"] == "deletedFile":
+            del self.files[value["path"]]
         else:
             self.files[value["path"]] = base64.b64decode(value["content"])
 

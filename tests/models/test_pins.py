@@ -107,3 +107,14 @@ def test_a_folder_that_is_no_model_is_told_what_it_is(tmp_path, monkeypatch, fil
     (tmp_path / "there" / "config.json").touch()
     with pytest.raises(PerdureError, match=re.escape(hint)):
         load_config_and_tokenizer("here")
+
+
+def test_a_template_that_was_added_to_a_folder_is_a_difference(tmp_path):
+    save_tiny("causal", tmp_path)
+    pinned = pin(str(tmp_path))
+    (tmp_path / "notes.txt").write_text("of the user")
+    assert differing(pinned, pin(str(tmp_path))) == []
+    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
+    assert differing(pinned, pin(str(tmp_path))) == ["chat_template.jinja"]
+    # In the hub's cache, a file of the same commit may have been fetched since.
+    assert differing(pinned, {**pin(str(tmp_path)), "revision": "0" * 40}) == []

@@ -99,7 +99,7 @@ def test_the_disk_of_adapters_that_grow_is_that_of_the_newest_two_files(method, 
     sizes = [len(lineage.file(e, ADAPTER_WEIGHTS).read_bytes()) for e in lineage.stages]
     assert [len(estimate["tasks"]) for estimate in estimates] == [2, 1]
     for estimate in estimates:
-        assert estimate["stage_bytes"] == pytest.approx(sizes[1] - sizes[0], rel=0.05)
+        assert estimate["stage_bytes"] == pytest.approx(sizes[1] - sizes[0], rel=0.15)
         assert estimate["disk_bytes"] == pytest.approx(sum(sizes), rel=0.25)
 
 

@@ -8,6 +8,7 @@ import yaml
 from command import perdure
 from perdure import PerdureError, load_config
 from perdure.api import answer, evaluate, revert, run, verify
+from perdure.lineage.files import locked
 from perdure.lineage.lineage import Lineage
 from place import learned, setting_for
 
@@ -93,3 +94,60 @@ def test_a_lineage_is_found_after_the_working_directory_has_changed(place, monke
     assert lineage.matrix().rows == scores
     monkeypatch.chdir(place)
     assert lineage.path == Path("lineage")
+
+
+@causal
+def test_no_thread_count_is_the_one_that_there_was(place):
+    settings = Lineage("lineage").config.threads
+    perdure("set", "lineage", "threads=null")
+    assert Lineage("lineage").config.threads == settings
+    assert perdure("show", "lineage").status == 0
+
+
+@causal
+def test_predictions_do_not_replace_rows_to_which_the_lineage_can_go_back(place):
+    revert("lineage", 1)
+    rows = Path("animal-train.jsonl").read_bytes()
+    with pytest.raises(PerdureError, match="has the train rows of animal"):
+        evaluate("lineage", predictions="animal-train.jsonl")
+    assert Path("animal-train.jsonl").read_bytes() == rows
+    revert("lineage", 2)
+    Path("general.jsonl").write_bytes(rows)
+    assert perdure("set", "lineage", "method=replay", "general.file=general.jsonl").status == 0
+    with pytest.raises(PerdureError, match=r"has the rows of general\.file"):
+        evaluate("lineage", predictions="general.jsonl")
+
+
+def test_every_stage_of_per_task_keeps_its_whole_weights(tmp_path):
+    setting = setting_for("causal", tmp_path, n=8)
+    third = {**setting["tasks"][0], "name": "third"}
+    tasks = [*setting["tasks"], third]
+    whole = {"mode": "per_task", "adapter": None, "memory": {"ratio": 0}}
+    lineage = learned({**setting, "tasks": tasks}, tmp_path / "run", **whole)
+    for entry in lineage.stages:
+        assert (lineage.folder(entry) / "model.safetensors").exists()
+    assert len(evaluate(lineage.path)) == 3
+
+
+@causal
+def test_a_process_that_comes_second_leaves_the_first_one_its_folder(tmp_path, place, monkeypatch):
+    """It made the folder between the look at it and the lock."""
+    lineage, path = Lineage("lineage"), tmp_path / "raced"
+    check, held = Lineage.check_vacant, []
+
+    def outrun(path):
+        check(path)
+        if not held:
+            Path(path).mkdir()
+            held.append(locked(Path(path)))
+            held[0].__enter__()
+
+    monkeypatch.setattr(Lineage, "check_vacant", staticmethod(outrun))
+    with pytest.raises(PerdureError, match="another process is writing"):
+        Lineage.create(path, lineage.config, lineage.pin)
+    assert (path / "lock").exists()
+    held[0].__exit__(None, None, None)
+    (path / "notes.txt").write_text("of the first process")
+    monkeypatch.setattr(Lineage, "check_vacant", check)
+    with pytest.raises(PerdureError, match="exists and is not empty"):
+        Lineage.create(path, lineage.config, lineage.pin)

@@ -67,6 +67,20 @@ def test_an_adapter_with_its_card(place, kind, hub):
     assert tree(place) == before
 
 
+@causal
+def test_a_second_push_leaves_nothing_of_the_first_that_would_be_loaded(place, hub):
+    """Transformers would apply an adapter that is there to the merged weights as well."""
+    push("lineage", "me/mine", 1)
+    hub.files["notes.md"] = b"of the user"
+    push("lineage", "me/mine", 2, merged=True)
+    assert not [name for name in hub.files if name.startswith("adapter_")]
+    assert {"model.safetensors", "config.json", "README.md", "notes.md"} <= set(hub.files)
+    push("lineage", "me/mine", 2)
+    assert set(hub.files) == {
+        *("adapter_config.json", "adapter_model.safetensors", "README.md", "notes.md")
+    }
+
+
 def test_merged_into_one_plain_model(place, kind, hub):
     before = tree(place)
     push("lineage", "me/mine", merged=True)

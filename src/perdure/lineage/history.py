@@ -146,10 +146,13 @@ class History:
         changes = (e for e in reversed(self.ledger) if e["verb"] not in (COMPACT, REPAIR))
         return next(changes)
 
-    def to_drop(self, entry: dict[str, Any]) -> list[str]:
-        """Return the folders whose whole weights are deleted when `entry` is the newest stage."""
+    def to_drop(self, entry: dict[str, Any], mode: str = "sequential") -> list[str]:
+        """Return the folders whose whole weights are deleted when `entry` is the newest stage.
+
+        In the mode `per_task` each active stage answers its own task, and all are kept.
+        """
         active = [line for line in [*self.stages, entry] if line.get("kind") == "weights"]
-        kept = {line["folder"] for line in active[-KEPT:]}
+        kept = {line["folder"] for line in (active if mode == "per_task" else active[-KEPT:])}
         whole = {line["folder"] for line in self.ledger if line.get("kind") == "weights"}
         return sorted(whole - kept - self.dropped.keys())
 

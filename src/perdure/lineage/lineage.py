@@ -146,32 +146,40 @@ class Lineage(History):
         """
         path = Path(path)
         cls.check_vacant(path)
-        with writing(path, unfinished=None if path.exists() else path):
-            path.mkdir(parents=True, exist_ok=True)
-            cls._create(path, config, base, adapter)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            is_new = not path.exists()
+            if is_new:
+                try:
+                    path.mkdir()
+                except FileExistsError:  # another process has just made it
+                    is_new = False
+            with locked(path):
+                cls.check_vacant(path)  # again, for the same reason
+                with writing(path, unfinished=path if is_new else None):
+                    cls._create(path, config, base, adapter)
         return cls(path)
 
     @staticmethod
     def _create(
         path: Path, config: Config, base: dict[str, Any], adapter: dict[str, bytes] | None
     ) -> None:
-        with locked(path):
-            (path / NEWEST).unlink(missing_ok=True)  # first, because it may have the only line
-            (path / "ledger.jsonl").unlink(missing_ok=True)
-            fresh_folder(path / "stages")
-            settings = stored(config, path)
-            entry = {"stage": 0, "verb": "init", "parent": None, "base": base, "settings": settings}
-            if adapter:
-                (path / STARTING_ADAPTER).mkdir()
-                for name, content in adapter.items():
-                    (path / STARTING_ADAPTER / name).write_bytes(content)
-                    sync(path / STARTING_ADAPTER / name)
-                sync(path / STARTING_ADAPTER)
-                sync(path / "stages")
-                files = hash_folder(path / STARTING_ADAPTER)
-                entry |= {"kind": "adapter", "folder": STARTING_ADAPTER, "files": files}
-            append(path / "ledger.jsonl", entry)
-            write_settings(path, settings, base)
+        (path / NEWEST).unlink(missing_ok=True)  # first, because it may have the only line
+        (path / "ledger.jsonl").unlink(missing_ok=True)
+        fresh_folder(path / "stages")
+        settings = stored(config, path)
+        entry = {"stage": 0, "verb": "init", "parent": None, "base": base, "settings": settings}
+        if adapter:
+            (path / STARTING_ADAPTER).mkdir()
+            for name, content in adapter.items():
+                (path / STARTING_ADAPTER / name).write_bytes(content)
+                sync(path / STARTING_ADAPTER / name)
+            sync(path / STARTING_ADAPTER)
+            sync(path / "stages")
+            files = hash_folder(path / STARTING_ADAPTER)
+            entry |= {"kind": "adapter", "folder": STARTING_ADAPTER, "files": files}
+        append(path / "ledger.jsonl", entry)
+        write_settings(path, settings, base)
 
     @staticmethod
     def check_vacant(path: str | Path) -> None:
@@ -483,7 +491,7 @@ class Lineage(History):
                 sync(path)
             remove(folder)  # renamed by a run that stopped before it wrote the ledger
             entry = {**entry, "files": hash_folder(built)}
-            if dropped := self.to_drop(entry):
+            if dropped := self.to_drop(entry, self.config.mode):
                 entry["dropped"] = dropped
             if contained := self._to_contain(built, entry):
                 entry["contains"] = contained

@@ -16,6 +16,11 @@ DEFAULT = Path(__file__).parent.parent / "default_model"
 BUILT_IN = ("default", "smollm2")
 # The suffixes of weights, config, tokenizer and chat template. Other files are not part of a base.
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# Files that transformers prefers to others, or adds to them, once they are there.
+ADDED = {
+    *("chat_template.jinja", "tokenizer.json", "added_tokens.json"),
+    *("special_tokens_map.json", "adapter_config.json"),
+}
 KEPT = (".safetensors", ".json", ".txt", ".model", ".jinja")
 
 
@@ -116,10 +121,15 @@ def check_pin(pinned: dict[str, Any]) -> None:
 
 
 def differing(pinned: dict[str, Any], present: dict[str, Any]) -> list[str]:
-    """Return the files of `pinned` that are missing or different in `present`, sorted."""
-    return sorted(
-        name for name, sha in pinned["files"].items() if present["files"].get(name) != sha
-    )
+    """Return the files of `pinned` that are missing or different in `present`, sorted.
+
+    In a folder, a new file that changes the prompts or the model is different, too. In the hub's
+    cache it is one that has been fetched since.
+    """
+    changed = {name for name, sha in pinned["files"].items() if present["files"].get(name) != sha}
+    if "revision" not in present:
+        changed |= (ADDED & present["files"].keys()) - pinned["files"].keys()
+    return sorted(changed)
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -113,7 +113,9 @@ def _changed(
         current = lineage.config.to_dict()
         for key in FREE:
             current.pop(key)
-        return load_config(current, settings)
+        changed = load_config(current, settings)
+        changed.threads = changed.threads or lineage.config.threads
+        return changed
     values = read_settings(config.to_dict() if isinstance(config, Config) else config, settings)
     for key in BASE:
         if values.get(key) not in (None, place[key]):

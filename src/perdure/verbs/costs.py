@@ -100,7 +100,8 @@ def costs(
     weights = [(p.numel(), p.element_size(), p.requires_grad) for p in base.model.parameters()]
     trained = sum(n for n, _, grad in weights if grad)
     stage = sum(n * size for n, size, grad in weights if grad or base.whole)
-    stages = min(KEPT + 1, len(trials)) if base.whole else len(trials)
+    drops = base.whole and config.mode != "per_task"
+    stages = min(KEPT + 1, len(trials)) if drops else len(trials)
     if any(method.reshapes for method in plan.methods):
         # A task adds its ranks to the adapter, which the newest stage has alone: that of the stage
         # before is there until the new one is complete.

@@ -77,14 +77,22 @@ def _check_place(file: Path, lineage: Lineage) -> None:
         raise PerdureError(
             f"{file}: is in the lineage, which evaluate does not change; give another"
         )
-    for entry in lineage.stages:
-        for described in learned_by(entry):
+    for entry in lineage.ledger:  # a stage that was left may be gone back to
+        for described in learned_by(entry) if "task" in entry else ():
             for split in ("train", "dev", "test"):
                 source = (described.get(split) or {}).get("source") or {}
                 if "path" in source and (lineage.path / source["path"]).resolve() == place:
                     raise PerdureError(
                         f"{file}: has the {split} rows of {described['id']}; give another file"
                     )
+    guard = lineage.config.guard
+    for name, rows in (
+        ("general.file", lineage.config.general.file),
+        ("guard.rows", guard.rows if guard else None),
+    ):
+        source = rows.get("path") if isinstance(rows, dict) else rows
+        if isinstance(source, str | Path) and Path(source).resolve() == place:
+            raise PerdureError(f"{file}: has the rows of {name}; give another file")
     if not folder.is_dir():
         raise PerdureError(f"{file}: there is no folder {folder}; create it or give another file")
     if file.is_dir() or not os.access(folder, os.W_OK):

@@ -26,6 +26,14 @@ FAILURES: tuple[type[Exception], ...] = (
 )
 
 
+# The files of a stage, of whatever kind: what an earlier push left of them would be loaded as well.
+PUSHED = [
+    *("adapter_*", "model*.safetensors*", "head.safetensors", "config.json"),
+    *("generation_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.*", "merges.txt", "spiece.model", "chat_template*", "additional_chat_templates/*"),
+]
+
+
 def push(path: str | Path, repository: str, stage: int | None, merged: bool, private: bool) -> str:
     """Upload a stage and return the repository's address. See `perdure.api.push`."""
     try:
@@ -63,6 +71,7 @@ def push(path: str | Path, repository: str, stage: int | None, merged: bool, pri
             hub.upload_folder(
                 repo_id=repository,
                 folder_path=upload,
+                delete_patterns=PUSHED,
                 commit_message=f"Stage {entry['stage']}: {entry['task']['name']}",
             )
         except FAILURES as error:
