@@ -1,5 +1,6 @@
 """What may change between two calls on one lineage, and what may not."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,29 @@ def test_a_process_that_comes_second_leaves_the_first_one_its_folder(tmp_path, p
     monkeypatch.setattr(Lineage, "check_vacant", check)
     with pytest.raises(PerdureError, match="exists and is not empty"):
         Lineage.create(path, lineage.config, lineage.pin)
+
+
+@causal
+def test_the_command_that_an_error_names_works_in_the_working_directory(place):
+    settings = setting_for("causal", place)
+    for name in ("g1", "g2"):
+        Path(f"{name}.jsonl").write_bytes(Path("colour-train.jsonl").read_bytes())
+    values = {**settings, "lineage": "sub/run", "method": "replay", "guard": None}
+    run(load_config({**values, "general": {"file": "g1.jsonl"}}))
+    with pytest.raises(PerdureError, match=r"general.file g1.jsonl, not g2.jsonl") as error:
+        run(load_config({**values, "general": {"file": "g2.jsonl"}}))
+    (words,) = re.findall(r"type `perdure (set .*?)`", str(error.value))
+    assert perdure(*words.split()).status == 0
+    run(load_config({**values, "general": {"file": "g2.jsonl"}}))
+
+
+@causal
+@pytest.mark.parametrize("damage", ["missing", "broken"])
+def test_settings_that_are_gone_are_written_again_by_the_command_that_is_named(place, damage):
+    file = place / "lineage" / "lineage.yaml"
+    whole = file.read_bytes()
+    file.unlink() if damage == "missing" else file.write_text("- a list")
+    with pytest.raises(PerdureError, match="`perdure repair lineage` writes it again"):
+        run(load_config({**setting_for("causal", place), "lineage": "lineage"}))
+    assert perdure("repair", "lineage").status == 0
+    assert file.read_bytes() == whole

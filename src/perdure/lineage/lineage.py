@@ -31,6 +31,7 @@ from perdure.lineage.records import read_scores, read_verdict
 from perdure.lineage.schema import MAKES_A_STAGE, check_ledger
 from perdure.lineage.settings import (
     Changes,
+    as_typed,
     command,
     differences,
     in_words,
@@ -63,6 +64,10 @@ REMAINS = ("lock", "stages", "ledger.jsonl", NEWEST, f".{NEWEST}.new", ".lineage
 LONGEST_COMMAND = 300  # the longest `perdure set` that an error line shows, in characters
 
 
+def _without_settings(path: Path) -> str:
+    return f"{path}: its lineage.yaml is missing; `perdure repair {path}` writes it again"
+
+
 class Lineage(History):
     """A lineage on disk: `lineage.yaml`, `ledger.jsonl` and `newest.json`, `stages/`, `refused/`,
     `timings.json` and `lock`.
@@ -86,10 +91,7 @@ class Lineage(History):
         settings = self.path / "lineage.yaml"
         if not settings.is_file():
             if (self.path / "ledger.jsonl").is_file():
-                raise PerdureError(
-                    f"{self.path}: its lineage.yaml is missing; `perdure repair {self.path}` "
-                    "writes it again"
-                )
+                raise PerdureError(_without_settings(self.path))
             raise PerdureError(
                 f"{self.path}: not a lineage (no lineage.yaml in it); {self._hint()}"
             )
@@ -99,7 +101,8 @@ class Lineage(History):
             self.written_pin = values.pop("base")
         except (UnreadableError, AttributeError, KeyError, TypeError) as error:
             raise PerdureError(
-                f"{settings}: not a lineage's settings; restore it from a copy"
+                f"{settings}: not a lineage's settings; `perdure repair {self.path}` writes it "
+                "again"
             ) from error
         if file_format != FORMAT:
             raise PerdureError(
@@ -198,6 +201,8 @@ class Lineage(History):
         check_own_names(path)
         remains = path.is_dir() and {p.name for p in path.iterdir()} <= set(REMAINS)
         if not remains or any(p != path / STARTING_ADAPTER for p in path.glob("stages/*")):
+            if (path / "ledger.jsonl").is_file() and not (path / "lineage.yaml").exists():
+                raise PerdureError(_without_settings(path))
             raise PerdureError(f"{path}: exists and is not empty; give a new folder")
 
     def _hint(self) -> str:
@@ -216,9 +221,11 @@ class Lineage(History):
         edits = differences(self.settings, self.written)
         if not edits or self.written == self.settings_at(len(self.ledger) - 1):
             return
-        undo = command(self.path, self.settings, edits)
         fixed = self.why_fixed(edits, self.written)
-        redo = f"type `{command(self.path, self.written, edits)}` to use the new values"
+        old, new = (as_typed(settings, self.path) for settings in (self.settings, self.written))
+        edits = differences(old, new)
+        undo = command(self.path, old, edits)
+        redo = f"type `{command(self.path, new, edits)}` to use the new values"
         if fixed:
             redo = f"{next(iter(fixed))} cannot change any more"
         raise PerdureError(
@@ -276,15 +283,18 @@ class Lineage(History):
         changes = differences(old, planned)
         if not changes:
             return
-        if fixed := self.why_fixed(changes, new):
+        fixed = self.why_fixed(changes, new)
+        changes = differences(as_typed(old, self.path), as_typed(planned, self.path))
+        if fixed:
             key, reason = next(iter(fixed.items()))
             raise PerdureError(
                 f"{self.path}: has other settings ({in_words(changes, ', not ')}); {key} cannot "
                 f"change any more, because {reason}; restore it or {elsewhere}"
             )
+        words = self._set(as_typed(new, self.path), changes)
         raise PerdureError(
             f"{self.path}: has other settings ({in_words(changes, ', not ')}); restore them, type "
-            f"`{self._set(new, changes)}` to change them for the next stage, or {elsewhere}"
+            f"`{words}` to change them for the next stage, or {elsewhere}"
         )
 
     def _set(self, new: dict[str, Any], changes: Changes) -> str:

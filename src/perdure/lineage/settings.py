@@ -131,6 +131,19 @@ def command(path: Path, new: Mapping[str, Any], changes: Changes) -> str:
     return shlex.join(["perdure", "set", str(path), *dict.fromkeys(words)])
 
 
+def as_typed(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return stored settings with paths as they are typed in the working directory."""
+    typed, here = {**settings}, Path.cwd()
+    if isinstance(typed.get("general"), dict):
+        typed["general"] = {
+            **typed["general"],
+            "file": moved(typed["general"].get("file"), path, here),
+        }
+    if isinstance(typed.get("guard"), dict):
+        typed["guard"] = {**typed["guard"], "rows": moved(typed["guard"].get("rows"), path, here)}
+    return typed
+
+
 def text(value: Any) -> str:
     """Return a value as it is written after `key=`."""
     is_plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value)

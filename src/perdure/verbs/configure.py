@@ -8,7 +8,7 @@ from perdure.config import Config, load_config, read_settings
 from perdure.errors import PerdureError
 from perdure.lineage.files import locked
 from perdure.lineage.lineage import Lineage
-from perdure.lineage.settings import BASE, FREE, command, differences, stored
+from perdure.lineage.settings import BASE, FREE, as_typed, command, differences, stored
 from perdure.models.pins import check_pin
 from perdure.prepare import check_general, prepare
 from perdure.verbs.init import try_base
@@ -142,8 +142,9 @@ def _check_edits(lineage: Lineage, new: dict[str, Any], settings: dict[str, Any]
         if not pending and key not in settings and key.partition(".")[0] not in settings
     }
     if lost:
+        words = command(lineage.path, as_typed(new, lineage.path), lost)
         raise PerdureError(
             f"{lineage.path / 'lineage.yaml'}: was edited, and {next(iter(lost))} is not among the "
-            f"settings to set; set it too, or first type `{command(lineage.path, new, lost)}`, "
+            f"settings to set; set it too, or first type `{words}`, "
             "which restores the file"
         )
