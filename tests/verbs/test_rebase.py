@@ -56,6 +56,21 @@ def test_a_base_that_moved_is_found_again(place):
 
 
 @causal
+@pytest.mark.parametrize("lost", ["stage", "card"])
+def test_a_stage_from_before_is_learned_again_to_its_bytes(place, lost):
+    """Its card and its adapter's settings have the name that the base had then."""
+    before = tree(place / "lineage" / "stages")
+    Path("base").rename("moved")
+    rebase("lineage", "moved")
+    folder = Path("lineage/stages/0002-animal")
+    shutil.rmtree(folder) if lost == "stage" else (folder / "README.md").unlink()
+    result = perdure("repair", "lineage")
+    assert result.status == 0, result.out + result.err
+    assert tree(place / "lineage" / "stages") == before
+    assert verify("lineage") == []
+
+
+@causal
 def test_other_weights_are_refused_by_the_name_of_their_files(place):
     shutil.copytree("base", "other")
     weights = Path("other/model.safetensors")

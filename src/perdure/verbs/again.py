@@ -25,7 +25,7 @@ from perdure.lineage.work import WorkFolders
 from perdure.measure.custom_metric import is_custom
 from perdure.measure.known_metrics import is_known
 from perdure.models.base import BaseInfo
-from perdure.models.layout import COMPACTED, METHOD_STATE
+from perdure.models.layout import ADAPTER_SETTINGS, CARD, COMPACTED, METHOD_STATE
 from perdure.models.pins import check_pin
 from perdure.prepare import Plan, prepare
 from perdure.say import Say
@@ -45,6 +45,7 @@ class Earlier(Lineage):
         super().__init__(path, edited=True)
         self.present_pin, self.contained_now = super().pin, super().contained
         self.ledger = self.ledger[:lines]
+        self.base_then = next(e["base"]["name"] for e in reversed(self.ledger) if "base" in e)
         self.settings = self.settings_at(lines) or self.settings
         self.config = loaded(self.settings, self.pin, self.path)
         self.again = self.path / WORK / REPAIR
@@ -144,6 +145,7 @@ def learn_again(again: Again, wanted: list[str], data: str | Path | None, say: S
             full="sampled" not in entry,
         )
         built = earlier.again / "stage"
+        _name_base_as_then(built, earlier)
         files = hash_folder(built)
         other = [name for name in wanted if files.get(name) != entry["files"][name]]
         if other:
@@ -153,6 +155,16 @@ def learn_again(again: Again, wanted: list[str], data: str | Path | None, say: S
         _put_back(built, earlier.path / entry["folder"], wanted)
     finally:
         remove_unfinished(earlier.path)
+
+
+def _name_base_as_then(built: Path, earlier: Earlier) -> None:
+    """Write the place of the base that it had then, if `rebase` has moved it since."""
+    now, then = earlier.pin["name"], earlier.base_then
+    for name in (CARD, ADAPTER_SETTINGS) if now != then else ():
+        file = built / name
+        if file.is_file():
+            text = file.read_text(encoding="utf-8")
+            file.write_text(text.replace(now, then), encoding="utf-8")
 
 
 def remove_unfinished(path: Path) -> None:
