@@ -136,3 +136,15 @@ def test_a_base_of_the_hub_is_loaded_at_its_commit(here):
     card = model_card("causal", pinned, entry, "adapter", place="me/mine", facts=StageFacts())
     assert f'AutoModelForCausalLM.from_pretrained(base, revision="{"c" * 40}")' in card
     assert f'AutoTokenizer.from_pretrained(base, revision="{"c" * 40}")' in card
+
+
+def test_a_base_may_lie_in_a_folder_of_any_name(here):
+    name = 'bases/the "best" \\ one'
+    entry = Lineage("lineage").stages[0]
+    card = model_card(
+        "causal", {"name": name, "files": {}}, entry, "adapter", place=".", facts=StageFacts()
+    )
+    (line,) = [line for line in card.splitlines() if line.startswith("base = ")]
+    values: dict[str, str] = {}
+    exec(line, values)
+    assert values["base"] == name

@@ -3,6 +3,7 @@
 A card goes wherever the stage goes, also to the hub, so it has no text of a row and no answer.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -253,7 +254,8 @@ def _loading(base_kind: Kind, pinned: dict[str, Any], kind: Form, place: str) ->
     elif "revision" in pinned:
         lines += [f'base = "{name}"']
     else:
-        lines += [f'base = "{name}"  # the folder of the base, as it was named to Perdure']
+        named = json.dumps(name, ensure_ascii=False)  # a folder may have any name
+        lines += [f"base = {named}  # the folder of the base, as it was named to Perdure"]
     pin = f', revision="{revision}"' if revision else ""
     return [
         *lines,
