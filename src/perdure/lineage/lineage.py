@@ -151,12 +151,11 @@ class Lineage(History):
         cls.check_vacant(path)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            is_new = not path.exists()
-            if is_new:
-                try:
-                    path.mkdir()
-                except FileExistsError:  # another process has just made it
-                    is_new = False
+            try:
+                path.mkdir()
+                is_new = True
+            except FileExistsError:  # perhaps another process has just made it
+                is_new = False
             with locked(path):
                 cls.check_vacant(path)  # again, for the same reason
                 with writing(path, unfinished=path if is_new else None):

@@ -113,9 +113,7 @@ def _changed(
         current = lineage.config.to_dict()
         for key in FREE:
             current.pop(key)
-        changed = load_config(current, settings)
-        changed.threads = changed.threads or lineage.config.threads
-        return changed
+        return _with_threads(load_config(current, settings), lineage)
     values = read_settings(config.to_dict() if isinstance(config, Config) else config, settings)
     for key in BASE:
         if values.get(key) not in (None, place[key]):
@@ -123,9 +121,13 @@ def _changed(
                 f"{key}: {values[key]!r} is not that of {lineage.path}; {ELSEWHERE[key]}"
             )
     kept = {key: value for key, value in values.items() if key not in FREE}
-    changed = load_config({**kept, **place})
-    changed.threads = changed.threads or lineage.config.threads
-    return changed
+    return _with_threads(load_config({**kept, **place}), lineage)
+
+
+def _with_threads(config: Config, lineage: Lineage) -> Config:
+    """Give settings without a number of threads that of the lineage."""
+    config.threads = config.threads or lineage.config.threads
+    return config
 
 
 def _check_edits(lineage: Lineage, new: dict[str, Any], settings: dict[str, Any]) -> None:

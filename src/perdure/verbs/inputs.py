@@ -107,7 +107,7 @@ def has_tested(described: dict[str, Any], task: Task) -> bool:
 
 
 def scored_otherwise(name: str, stage: int) -> str:
-    """Return the warning of a stage that `has_tested` other rows, without what to do."""
+    """Return the beginning of the warning that a stage was scored on other test rows."""
     return (
         f"warning: {name}: stage {stage} was scored on other test rows, or by another metric, and "
         "keeps its scores"
